@@ -1,0 +1,47 @@
+# make demo   set everything up and segment a clip that the project generates itself
+# make test   set everything up and run every test
+# make lint   ruff, mypy and clang-format, as CI runs them
+# make bench  the CPU tables of the README, into bench/results/
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/vosengine demo --out out/demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
+	@# kernels/ is installed as vosengine.kernels; mypy is shown it where the import looks for it.
+	rm -rf build/types && mkdir -p build/types/vosengine
+	ln -s $(CURDIR)/vosengine/* $(CURDIR)/kernels build/types/vosengine/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p vosengine
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu
+
+bench: $(VENV)/ready
+	$(BIN)/python bench/kernels.py
+	$(BIN)/python bench/models.py
+
+# The extension is rebuilt when its sources change; nvcc is used where it is on the PATH.
+$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt "torch==2.13.0" setuptools pybind11 wheel
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out *.egg-info vosengine/*.so

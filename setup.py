@@ -1,0 +1,142 @@
+"""Builds the extension `vosengine._C`: C++ where there is a compiler, CUDA too where there is nvcc.
+
+    VOSENGINE_CUDA_ARCHS  unset   CUDA for the default architectures if nvcc is found
+                          "80;90a" CUDA for these; no nvcc, or a failing build, is an error
+                          "none"  no CUDA
+    VOSENGINE_NO_EXTENSION=1      no extension at all (the reference and Triton still work)
+
+Without a C++ compiler or Python's headers the package installs without the extension, and
+`vosengine doctor` says so; a compiler that is there and fails is an error.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+DEFAULT_ARCHS = ("80", "86", "89", "90a", "100a", "120")
+CPP_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=fast", "-Wno-psabi"]
+OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
+
+
+def missing_compiler() -> str | None:
+    """Why no C++ can be compiled here, or None."""
+    command = (os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++").split()[0]
+    if shutil.which(command) is None and shutil.which("c++") is None:
+        return f"no C++ compiler ({command}); install g++ or clang++"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "no Python.h; install Python's development headers (python3-dev)"
+    return None
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    candidate = Path(home, "bin", "nvcc") if home else None
+    return str(candidate) if candidate and candidate.exists() else shutil.which("nvcc")
+
+
+def chosen_archs(nvcc: str | None) -> list[str]:
+    """The architectures to compile for: none means no CUDA."""
+    asked = os.environ.get("VOSENGINE_CUDA_ARCHS")
+    if asked is not None and asked.strip().lower() == "none":
+        return []
+    if asked:
+        if nvcc is None:
+            sys.exit(
+                f"VOSENGINE_CUDA_ARCHS={asked} asks for CUDA, but nvcc is neither on the PATH nor "
+                "in CUDA_HOME/bin. Install the CUDA toolkit, or set VOSENGINE_CUDA_ARCHS=none."
+            )
+        return asked.replace(",", ";").split(";")
+    if nvcc is None:
+        return []
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = set(listed.stdout.split())
+    return [arch for arch in DEFAULT_ARCHS if f"compute_{arch.rstrip('a')}" in known]
+
+
+def gencode(archs: list[str]) -> list[str]:
+    """nvcc's flags: machine code for every architecture, PTX for the last as a way forward."""
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    newest = archs[-1]
+    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+
+
+def cudart_folder(nvcc: str) -> str:
+    root = Path(nvcc).resolve().parent.parent
+    for folder in (root / "lib64", root / "lib", root / "targets" / "x86_64-linux" / "lib"):
+        if (folder / "libcudart_static.a").exists():
+            return str(folder)
+    dry = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True, check=False)
+    for word in dry.stderr.replace('"', " ").split():
+        if word.startswith("-L") and Path(word[2:], "libcudart_static.a").exists():
+            return word[2:]
+    sys.exit(f"{nvcc} is there, but libcudart_static.a is not; set VOSENGINE_CUDA_ARCHS=none")
+
+
+class BuildExtension(build_ext):
+    """build_ext that also knows .cu files, compiled by nvcc and linked against a static cudart."""
+
+    def build_extension(self, ext: Extension) -> None:
+        nvcc = find_nvcc()
+        archs = chosen_archs(nvcc)
+        if nvcc and archs:
+            temporary = Path(self.build_temp, "cuda")
+            temporary.mkdir(parents=True, exist_ok=True)
+            for source in sorted(Path("csrc").glob("*.cu")):
+                target = temporary / f"{source.stem}.o"
+                command = [nvcc, "-O3", "-std=c++17", "--threads=0", *gencode(archs), "-Icsrc"]
+                command += ["-Xcompiler=-fPIC", "-c", str(source), "-o", str(target)]
+                self.spawn(command)
+                ext.extra_objects.append(str(target))
+            ext.define_macros.append(("VOSENGINE_CUDA", f'"{";".join(archs)}"'))
+            ext.library_dirs.append(cudart_folder(nvcc))
+            ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
+        super().build_extension(ext)
+
+
+def extensions() -> list[Extension]:
+    if os.environ.get("VOSENGINE_NO_EXTENSION") == "1":
+        return []
+    reason = missing_compiler()
+    if reason is not None:
+        if os.environ.get("VOSENGINE_CUDA_ARCHS", "none").lower() != "none":
+            sys.exit(f"VOSENGINE_CUDA_ARCHS asks for CUDA, but there is {reason}.")
+        print(f"vosengine: installing without compiled kernels: {reason}.", file=sys.stderr)
+        return []
+    import pybind11
+
+    return [
+        Extension(
+            "vosengine._C",
+            sources=sorted(str(path) for path in Path("csrc").glob("*.cpp")),
+            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+            include_dirs=[pybind11.get_include()],
+            extra_compile_args=[*CPP_FLAGS, *OPENMP],
+            extra_link_args=OPENMP,
+            language="c++",
+        )
+    ]
+
+
+def kernel_packages() -> list[str]:
+    """kernels/ is installed as vosengine.kernels: the bare name is taken on PyPI."""
+    folders = [path.parent for path in sorted(Path("kernels").rglob("__init__.py"))]
+    return [".".join(("vosengine", *folder.parts)) for folder in folders]
+
+
+def engine_packages() -> list[str]:
+    return [".".join(path.parent.parts) for path in sorted(Path("vosengine").rglob("__init__.py"))]
+
+
+setup(
+    packages=[*engine_packages(), *kernel_packages(), "vosengine.shipped"],
+    package_dir={"vosengine.kernels": "kernels", "vosengine.shipped": "weights"},
+    package_data={"vosengine": ["py.typed"], "vosengine.shipped": ["*.toml", "demo/*"]},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtension},
+)

@@ -1,0 +1,33 @@
+"""The vocabulary: every op of the engine, each one function with one contract and several backends.
+
+Letters, used in every docstring and every shape pattern:
+
+    B  batch            O  objects           G  groups (one memory each)   T  memory frames
+    H  W  pixels        h  w  cells          C  channels (Ck key, Cv value)
+    P = h * w           query positions      N = T * P                     memory positions
+
+An op is called like a function. `op.explain(...)` says which backend would run and why each of the
+others would not; `with use_backend("reference"):` asks for one by name.
+"""
+
+from .correlate_frames import correlate_frames
+from .dispatch import BACKENDS, Op, UnsupportedBackend, use_backend
+from .finish_masks import finish_masks
+from .prepare_frame import prepare_frame
+from .read_memory import read_memory
+from .shapes import ShapeError
+
+OPS: tuple[Op, ...] = (prepare_frame, correlate_frames, read_memory, finish_masks)
+
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "Op",
+    "ShapeError",
+    "UnsupportedBackend",
+    "correlate_frames",
+    "finish_masks",
+    "prepare_frame",
+    "read_memory",
+    "use_backend",
+]

@@ -1,0 +1,39 @@
+"""What a test case of an op is: a name and a recipe for its arguments.
+
+Every `kernels/<op>/cases.py` lists CASES; the parity test, the benchmark and the self-test of
+`vosengine doctor` all read that list, so a case written once is checked and timed everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Make = Callable[[torch.Generator], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op. `make` draws the arguments on the CPU, floats in float32.
+
+    bench  True for a shape of real use (480p), timed and not part of the quick parity test.
+    """
+
+    name: str
+    make: Make
+    bench: bool = False
+
+    def arguments(
+        self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> dict[str, Any]:
+        """Arguments on a device, every floating tensor cast to dtype; strides are kept."""
+        made = self.make(torch.Generator().manual_seed(seed))
+        return {
+            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in made.items()
+        }

@@ -1,0 +1,84 @@
+"""Which backend of an op runs: the first that has no objection, or the one that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+_asked: ContextVar[str] = ContextVar("vosengine_backend", default="auto")
+
+
+class UnsupportedBackend(RuntimeError):
+    """The backend that was asked for by name cannot take this call; the message says why."""
+
+
+class Backend(Protocol):
+    """A backend module: two functions with the reference's own signature."""
+
+    def objection(self, *args: Any, **kwargs: Any) -> str | None: ...
+
+    def run(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Ask for one backend by name (or "auto") inside a `with` block, in this thread or task."""
+    if name not in (*BACKENDS, "auto"):
+        raise ValueError(f"backend {name!r}: wanted one of {', '.join((*BACKENDS, 'auto'))}")
+    token = _asked.set(name)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+class Op:
+    """One function with one contract and several backends.
+
+    `reference` defines what is right and takes every valid call; `contract` has its signature and
+    raises for every invalid one, before any backend is asked.
+    """
+
+    def __init__(
+        self,
+        reference: Callable[..., Any],
+        contract: Callable[..., Any],
+        **backends: Backend,
+    ) -> None:
+        self.name = reference.__name__
+        self.__doc__ = reference.__doc__
+        self.reference = reference
+        self.contract = contract
+        self.backends = {name: backends[name] for name in BACKENDS if name in backends}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.contract(*args, **kwargs)
+        asked = _asked.get()
+        if asked == "reference":
+            return self.reference(*args, **kwargs)
+        for name, backend in self.backends.items():
+            if asked in ("auto", name) and backend.objection(*args, **kwargs) is None:
+                return backend.run(*args, **kwargs)
+        if asked == "auto":
+            return self.reference(*args, **kwargs)
+        reasons = self.explain(*args, **kwargs)
+        raise UnsupportedBackend(
+            f"{self.name}: backend {asked!r} cannot take this call: {reasons[asked]}. "
+            f"These can: {', '.join(n for n, reason in reasons.items() if reason is None)}."
+        )
+
+    def explain(self, *args: Any, **kwargs: Any) -> dict[str, str | None]:
+        """For every backend, None if it can take this call, else the reason why it cannot."""
+        self.contract(*args, **kwargs)
+        reasons: dict[str, str | None] = dict.fromkeys(BACKENDS, f"{self.name} has none")
+        reasons["reference"] = None
+        for name, backend in self.backends.items():
+            reasons[name] = backend.objection(*args, **kwargs)
+        return reasons
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {', '.join((*self.backends, 'reference'))}>"

@@ -1,0 +1,37 @@
+"""The compiled extension, or the reason why there is none: absence is a fact, not a crash."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+_C: ModuleType | None
+try:
+    from vosengine import _C  # type: ignore[no-redef]
+
+    missing: str | None = None
+except ImportError as error:
+    _C = None
+    missing = f"the extension vosengine._C is not built ({error})"
+
+
+def load() -> ModuleType:
+    """The extension; raises RuntimeError where it is missing."""
+    if _C is None:
+        raise RuntimeError(f"{missing}; `vosengine doctor` says how to get it")
+    return _C
+
+
+def cpu_objection(*tensors: torch.Tensor | None) -> str | None:
+    """Why the C++ backend cannot take these tensors, as far as every op shares the reason."""
+    if missing is not None:
+        return missing
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"wants tensors on the CPU, given one on {tensor.device}"
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return "has no gradient, and an argument requires one"
+    return None

@@ -1,0 +1,94 @@
+"""`finish_masks` in plain torch: the definition that every backend is held against."""
+
+from __future__ import annotations
+
+import torch
+
+from ..shapes import check, check_dtype
+
+PROBABILITY_FLOOR = 1e-7  # STM's released soft aggregation clamps to [1e-7, 1 - 1e-7]
+
+
+def contract(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    size: tuple[int, int],
+    region: tuple[float, float, float, float],
+    probabilities: bool = False,
+) -> None:
+    sizes = check({"logits": (logits, "O h w"), "ids": (ids, "O")})
+    check_dtype("logits", logits, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_dtype("ids", ids, torch.uint8)
+    if min(sizes["h"], sizes["w"]) < 1:
+        raise ValueError(f"logits: wanted at least one cell, given {list(logits.shape)}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: wanted (height, width) of at least 1, given {size}")
+    if len(region) != 4 or min(region[2:]) <= 0:
+        raise ValueError(f"region: wanted (top, left, height, width) in cells, given {region}")
+
+
+def finish_masks(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    size: tuple[int, int],
+    region: tuple[float, float, float, float],
+    probabilities: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Coarse logits of every object to labels: upsampled, softly aggregated, cropped, argmax.
+
+        p_o  = sigmoid(bilinear(logits_o)),  p_0 = product over o of (1 - p_o)
+        q    = odds(p) / sum of odds(p),     odds(p) = p / (1 - p), p clamped to [1e-7, 1 - 1e-7]
+        labels = id of the row of greatest q (the first where several are equal), 0 for row 0
+
+    logits   [O, h, w]   foreground minus background, on the network's coarse grid
+    ids      [O] uint8   object id of every row
+    size     (H, W) of the result
+    region   (top, left, height, width) of the part of the grid that the result covers, in cells:
+             pixel (y, x) is read at ((y + 0.5) * height / H + top - 0.5, likewise x), clamped to
+             the grid. A crop of a x4 upsampling (align_corners=False) is (pad / 4, ..., H / 4, ...)
+    probabilities  whether q is wanted too
+    returns  labels [H, W] uint8, and q [1 + O, H, W] float32 (row 0 the background) or None;
+             new, contiguous
+
+    Dtype   float16, bfloat16 or float32 in (float64 in the reference alone, q then float64);
+            computed in float32.
+    Device  one for both; no synchronisation with the host.
+    Empty   O = 0 returns labels 0 and q = 1.
+    Error   q at most twice that of this function in the same dtype, against itself in float64, or
+            1e-5; labels equal wherever the two greatest q differ by more than that.
+    Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for an option.
+    Source  STM, section 3.4 and its released code (sum of odds = softmax of the logits ln odds).
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    rows = _taps(size[0], region[0], region[2], logits.shape[1], logits.device, wide)
+    columns = _taps(size[1], region[1], region[3], logits.shape[2], logits.device, wide)
+    fine = _lerp(_lerp(logits.to(wide), rows, dim=1), columns, dim=2)  # [O, H, W]
+    objects = torch.sigmoid(fine)
+    background = torch.prod(1 - objects, dim=0, keepdim=True)
+    stacked = torch.cat((background, objects)).clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    odds = stacked / (1 - stacked)
+    aggregated = odds / odds.sum(dim=0, keepdim=True)
+    table = torch.cat((ids.new_zeros(1), ids))
+    labels = table[aggregated.argmax(dim=0)]
+    return labels, aggregated if probabilities else None
+
+
+Taps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _taps(
+    count: int, start: float, extent: float, cells: int, device: torch.device, dtype: torch.dtype
+) -> Taps:
+    """For every output index the two cells it lies between and the weight of the second."""
+    position = (torch.arange(count, device=device, dtype=torch.float64) + 0.5) * extent / count
+    position = (position + start - 0.5).clamp(0, cells - 1)
+    low = position.floor().long()
+    return low, (low + 1).clamp(max=cells - 1), (position - low).to(dtype)
+
+
+def _lerp(grid: torch.Tensor, taps: Taps, dim: int) -> torch.Tensor:
+    low, high, weight = taps
+    weight = weight[:, None] if dim == 1 else weight
+    return torch.lerp(grid.index_select(dim, low), grid.index_select(dim, high), weight)

@@ -1,0 +1,114 @@
+"""The one rule of nearness: how far a backend may be from the reference.
+
+    error of the backend <= 2 * error of the reference in the same dtype + floor
+
+Both errors are the greatest absolute difference from the reference in float64; the floor is
+FLOOR_ULPS units of the dtype's precision at the greatest magnitude (at least 1). Integer outputs
+are equal, but where the op's `cases.undecided` says that rounding may decide. A NaN fails. The
+tests, the benchmark and `vosengine doctor` hold every backend against this rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from .cases import Case
+from .dispatch import Op, use_backend
+
+FLOOR_ULPS = 16
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The verdict on one call: `fault` is None if all is well, else what is wrong."""
+
+    fault: str | None
+    error: float
+    allowed: float
+
+
+def cases_of(op: Op) -> tuple[Case, ...]:
+    """The cases of an op, from kernels/<op>/cases.py."""
+    found: tuple[Case, ...] = import_module(f"{__package__}.{op.name}.cases").CASES
+    return found
+
+
+def check_parity(
+    op: Op,
+    case: Case,
+    backend: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Parity:
+    """Run one case on one backend and hold it against the reference.
+
+    Raises  UnsupportedBackend where the backend objects to the case.
+    """
+    given = case.arguments(device, dtype)
+    with use_backend(backend):
+        outputs = _as_tuple(op(**given))
+    plain = _as_tuple(op.reference(**given))
+    exact = _as_tuple(op.reference(**widened(given)))
+    undecided = getattr(import_module(f"{__package__}.{op.name}.cases"), "undecided", None)
+    worst = Parity(None, 0.0, 0.0)
+    for index, (got, near, truth) in enumerate(zip(outputs, plain, exact, strict=True)):
+        where = f"output {index}: " if len(outputs) > 1 else ""
+        if (got is None) != (near is None):
+            return Parity(f"{where}is None on one side only", 0.0, 0.0)
+        if got is None:
+            continue
+        if got.shape != near.shape or got.dtype != near.dtype:
+            given_form = f"{tuple(got.shape)} {got.dtype}"
+            return Parity(f"{where}{given_form}, wanted {tuple(near.shape)} {near.dtype}", 0.0, 0.0)
+        verdict = (
+            _check_floats(got, near, truth)
+            if got.is_floating_point()
+            else _check_integers(got, truth, undecided and undecided(given, exact))
+        )
+        if verdict.fault is not None:
+            return Parity(where + verdict.fault, verdict.error, verdict.allowed)
+        worst = max(worst, verdict, key=lambda parity: parity.error)
+    return worst
+
+
+def widened(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same call in float64: floating tensors cast, and a `dtype` asked for replaced."""
+    wide: dict[str, Any] = {
+        name: value.double() if _is_float(value) else value for name, value in arguments.items()
+    }
+    return {name: torch.float64 if name == "dtype" else value for name, value in wide.items()}
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _as_tuple(outputs: Any) -> tuple[Any, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _check_floats(got: torch.Tensor, near: torch.Tensor, truth: torch.Tensor) -> Parity:
+    if got.numel() == 0:
+        return Parity(None, 0.0, 0.0)
+    magnitude = max(1.0, float(truth.abs().max()))
+    floor = FLOOR_ULPS * torch.finfo(got.dtype).eps * magnitude
+    error = float((got.double() - truth).abs().max())
+    allowed = 2 * float((near.double() - truth).abs().max()) + floor
+    if error <= allowed:
+        return Parity(None, error, allowed)
+    return Parity(f"error {error:.3g}, allowed {allowed:.3g}", error, allowed)  # a NaN comes here
+
+
+def _check_integers(
+    got: torch.Tensor, truth: torch.Tensor, undecided: torch.Tensor | None
+) -> Parity:
+    wrong = got != truth
+    if undecided is not None:
+        wrong &= ~undecided
+    count = int(wrong.sum())
+    return Parity(f"{count} of {got.numel()} integers differ" if count else None, 0.0, 0.0)

@@ -1,0 +1,45 @@
+"""vosengine: streaming video object segmentation.
+
+The names below are imported when they are first used, so that `import vosengine` and the command
+line's --help stay fast: torch takes seconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import MemoryConfig, MUNetConfig, STMConfig
+    from .errors import VosError
+    from .registry import list_models
+    from .segmenter import Segmenter
+    from .types import Result
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "MemoryConfig": "config",
+    "MUNetConfig": "config",
+    "Result": "types",
+    "STMConfig": "config",
+    "Segmenter": "segmenter",
+    "VosError": "errors",
+    "list_models": "registry",
+}
+
+__all__ = [
+    "MUNetConfig",
+    "MemoryConfig",
+    "Result",
+    "STMConfig",
+    "Segmenter",
+    "VosError",
+    "list_models",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vosengine' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,38 @@
+"""Every error the engine raises on purpose: one base class, one class per kind of trouble.
+
+A message says what was wrong, what was wanted and what to do.
+"""
+
+from __future__ import annotations
+
+
+class VosError(Exception):
+    """Base of all errors raised on purpose; the command line prints it without a traceback."""
+
+
+class InputError(VosError, ValueError):
+    """A frame, mask, object id or argument is not what the call wants; no state has changed."""
+
+
+class ConfigError(VosError, ValueError):
+    """A configuration holds a value outside its range, or two values that exclude each other."""
+
+
+class SourceError(VosError):
+    """A video, image folder or camera cannot be opened, or broke off before its end."""
+
+
+class OutputError(VosError):
+    """A result cannot be written where it was asked for."""
+
+
+class WeightsError(VosError):
+    """A weights file is missing, corrupt, of another model, or does not match its hash."""
+
+
+class DeviceError(VosError):
+    """The device that was asked for does not exist, or cannot do what was asked of it."""
+
+
+class StateError(VosError):
+    """A saved stream cannot be resumed here: another model, other weights, or a broken file."""

@@ -1,0 +1,1 @@
+"""The networks: one file per family, each a `Method` with four verbs."""

@@ -1,0 +1,131 @@
+"""ResNet-18/34/50/101 up to stride 16, with torchvision's state-dict names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+# Blocks of layer1..layer3, and whether they are bottlenecks (He et al., CVPR 2016, table 1).
+DEPTHS = {
+    "resnet18": ((2, 2, 2), False),
+    "resnet34": ((3, 4, 6), False),
+    "resnet50": ((3, 4, 6), True),
+    "resnet101": ((3, 4, 23), True),
+}
+
+
+class Pyramid(NamedTuple):
+    """Feature maps at strides 4, 8 and 16 (the papers' res2, res3, res4)."""
+
+    r2: torch.Tensor
+    r3: torch.Tensor
+    r4: torch.Tensor
+
+
+def _downsample(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and channels_in == channels_out:
+        return None
+    conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around the identity."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _downsample(channels_in, width, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        branch = functional.relu(self.bn1(self.conv1(x)))
+        branch = self.bn2(self.conv2(branch))
+        return functional.relu(branch + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride, as torchvision and STM have it), 1x1 around the identity."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample = _downsample(channels_in, 4 * width, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        branch = functional.relu(self.bn1(self.conv1(x)))
+        branch = functional.relu(self.bn2(self.conv2(branch)))
+        branch = self.bn3(self.conv3(branch))
+        return functional.relu(branch + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """A ResNet's stem and layer1..layer3, optionally with mask channels beside the image.
+
+    mask_channels  further input planes, through a 7x7 convolution of their own, summed with the
+                   image's before the first norm (STM's released code: conv1_m, conv1_o)
+    channels       of r2, r3 and r4
+    """
+
+    def __init__(self, depth: str, width: int = 64, mask_channels: int = 0) -> None:
+        super().__init__()
+        blocks, bottleneck = DEPTHS[depth]
+        kind: type[BasicBlock | Bottleneck] = Bottleneck if bottleneck else BasicBlock
+        self.channels = tuple(width * kind.expansion * scale for scale in (1, 2, 4))
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.mask_conv = (
+            nn.Conv2d(mask_channels, width, 7, 2, 3, bias=False) if mask_channels else None
+        )
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _layer(kind, width, width, blocks[0], 1)
+        self.layer2 = _layer(kind, self.channels[0], 2 * width, blocks[1], 2)
+        self.layer3 = _layer(kind, self.channels[1], 4 * width, blocks[2], 2)
+
+    def forward(self, frame: torch.Tensor, masks: torch.Tensor | None = None) -> Pyramid:
+        """frame [B, 3, H, W]; masks [O, M, H, W] with mask channels: B = 1 is shared by all O."""
+        x = self.conv1(frame)
+        if self.mask_conv is not None:
+            x = x + self.mask_conv(masks)
+        x = functional.relu(self.bn1(x))
+        x = functional.max_pool2d(x, 3, 2, 1)
+        r2 = self.layer1(x)
+        r3 = self.layer2(r2)
+        return Pyramid(r2, r3, self.layer3(r3))
+
+
+def _layer(
+    kind: type[BasicBlock | Bottleneck], channels_in: int, width: int, blocks: int, stride: int
+) -> nn.Sequential:
+    first = kind(channels_in, width, stride)
+    rest = [kind(width * kind.expansion, width, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)
+
+
+def initialise(module: nn.Module) -> None:
+    """Seedable random weights whose activations neither vanish nor explode, layer by layer.
+
+    He's rule for convolutions; the last norm of each residual block starts at 0.5, so that the
+    variance grows by a quarter per block and not by two.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, (BasicBlock, Bottleneck)):
+            last = layer.bn3 if isinstance(layer, Bottleneck) else layer.bn2
+            nn.init.constant_(last.weight, 0.5)

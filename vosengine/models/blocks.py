@@ -1,0 +1,169 @@
+"""Blocks that several families share: STM's key and value heads, its reading and its decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..config import ModelConfig
+from ..kernels import read_memory
+from ..memory import Memory, make_memory
+from ..types import Size
+from .backbone import Pyramid
+from .method import State
+
+
+def upsample(x: torch.Tensor, scale: int) -> torch.Tensor:
+    return functional.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+class ResBlock(nn.Module):
+    """x + conv3(relu(conv3(relu x))), without norms; a 3x3 convolution on x if channels change."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        same = channels_in == channels
+        self.downsample = None if same else nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        branch = self.conv2(functional.relu(self.conv1(functional.relu(x))))
+        return branch + (x if self.downsample is None else self.downsample(x))
+
+
+class KeyValue(nn.Module):
+    """Key and value of every cell: two 3x3 convolutions without activation."""
+
+    def __init__(self, channels: int, key_channels: int, value_channels: int) -> None:
+        super().__init__()
+        self.key = nn.Conv2d(channels, key_channels, 3, padding=1)
+        self.value = nn.Conv2d(channels, value_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.key(x), self.value(x)
+
+
+class Skip(nn.Module):
+    """The part of a refinement that does not depend on the object: conv3, then a ResBlock."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.block = ResBlock(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.conv(x))
+
+
+class Decoder(nn.Module):
+    """STM's decoder, cut in two: `skips` once per frame, `forward` once per object.
+
+    channels_in  of the readout joined with the query's value
+    pyramid      channels of r2 and r3
+    channels     its own width ("mdim")
+    """
+
+    def __init__(self, channels_in: int, pyramid: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.block4 = ResBlock(channels, channels)
+        self.skip3 = Skip(pyramid[1], channels)
+        self.block3 = ResBlock(channels, channels)
+        self.skip2 = Skip(pyramid[0], channels)
+        self.block2 = ResBlock(channels, channels)
+        self.predict = nn.Conv2d(channels, 2, 3, padding=1)
+
+    def skips(self, pyramid: Pyramid) -> tuple[torch.Tensor, torch.Tensor]:
+        """The skip branches at strides 8 and 4: 122.3 of 210.5 GFLOP at 480p, for all objects."""
+        return self.skip3(pyramid.r3), self.skip2(pyramid.r2)
+
+    def forward(self, x: torch.Tensor, skip3: torch.Tensor, skip2: torch.Tensor) -> torch.Tensor:
+        """x [O, C, h, w] at stride 16, skips [1, ...] -> logits [O, 4h, 4w] at stride 4.
+
+        Foreground minus background: the softmax over STM's two channels is its sigmoid.
+        """
+        x = self.block4(self.conv(x))
+        x = self.block3(skip3 + upsample(x, 2))
+        x = self.block2(skip2 + upsample(x, 2))
+        background, foreground = self.predict(functional.relu(x)).unbind(dim=1)
+        return foreground - background
+
+
+def to_positions(x: torch.Tensor) -> torch.Tensor:
+    """[B, C, h, w] -> [B, h * w, C]: cells in reading order, channels last."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def read_objects(
+    key: torch.Tensor, value: torch.Tensor, memory: Memory, object_count: int
+) -> torch.Tensor:
+    """Every object's memory read with one query, joined with the query's own value.
+
+    key [1, Ck, h, w], value [1, Cv, h, w] -> [O, 2 * Cv, h, w]   (STM section 3.3; the released
+    code's scale 1 / sqrt(Ck))
+    """
+    height, width = key.shape[2:]
+    stored = memory.read(object_count)
+    query_key = to_positions(key)[0].contiguous()
+    scale = key.shape[1] ** -0.5
+    readout = read_memory(query_key, stored.keys, stored.values, scale=scale, length=stored.length)
+    readout = readout.transpose(1, 2).unflatten(2, (height, width))
+    return torch.cat((readout, value.expand(object_count, -1, -1, -1)), dim=1)
+
+
+class MatchingState(State):
+    """The state of a method that matches with a memory: the memory, and how many frames it saw."""
+
+    def __init__(self, memory: Memory, every: int, device: torch.device) -> None:
+        self.memory = memory
+        self.every = every
+        self.frame_count = 0
+        self.device = device
+
+    @classmethod
+    def allocate(
+        cls, config: ModelConfig, cells: Size, max_objects: int, like: torch.Tensor
+    ) -> MatchingState:
+        """Room for `max_objects` on a grid of `cells`, with the device and dtype of `like`."""
+        memory = make_memory(
+            config.memory,
+            groups=max_objects,
+            positions=cells[0] * cells[1],
+            key_channels=config.key_channels,
+            value_channels=config.value_channels,
+            device=like.device,
+            dtype=like.dtype,
+        )
+        return cls(memory, config.memory.every, like.device)
+
+    def write(self, key: torch.Tensor, value: torch.Tensor, prompted: tuple[int, ...]) -> None:
+        """Store one frame: for good if its turn has come or, per object, if its mask was given."""
+        count = key.shape[0]
+        due = self.frame_count % self.every == 0
+        keep = [due or slot in prompted or slot >= self.object_count for slot in range(count)]
+        self.memory.write(
+            to_positions(key), to_positions(value), torch.tensor(keep, device=self.device)
+        )
+        self.object_count = count
+        self.frame_count += 1
+
+    def skip(self) -> None:
+        """A frame without objects: time passes, nothing is stored."""
+        self.frame_count += 1
+
+    def forget(self, slot: int) -> None:
+        self.memory.forget(slot, self.object_count)
+        self.object_count -= 1
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "frame_count": torch.tensor(self.frame_count),
+            **self.memory.tensors(self.object_count),
+        }
+
+    def restore(self, tensors: dict[str, torch.Tensor], object_count: int) -> None:
+        self.frame_count = int(tensors["frame_count"])
+        self.memory.restore(tensors)
+        self.object_count = object_count

@@ -1,0 +1,73 @@
+"""What a method is: a network with four verbs, and the state it reads and writes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from ..config import ModelConfig
+from ..types import Geometry, Masks, Scores
+
+
+class State(ABC):
+    """Everything a method remembers of one stream. `object_count` slots are in use: 0, 1, 2..."""
+
+    object_count: int = 0
+
+    @abstractmethod
+    def forget(self, slot: int) -> None:
+        """Drop an object; the object of the last slot moves into its place."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a stream needs to go on elsewhere."""
+
+    @abstractmethod
+    def restore(self, tensors: dict[str, torch.Tensor], object_count: int) -> None:
+        """Take over what `tensors` gave, for that many objects."""
+
+
+F = TypeVar("F")  # a method's features of one frame: a NamedTuple of tensors [B, ...]
+S = TypeVar("S", bound=State)
+
+
+class Method(nn.Module, ABC, Generic[F, S]):
+    """A network behind four verbs: start, encode, segment, remember.
+
+    sees        the frames it looks at, relative to the one it answers for; latency is max(sees)
+    needs_mask  whether the first frame must come with a mask
+    stride      the network's input must be a multiple of it
+    features    the NamedTuple that `encode` returns
+    """
+
+    sees: ClassVar[tuple[int, ...]] = (0,)
+    needs_mask: ClassVar[bool] = True
+    stride: ClassVar[int] = 16
+    features: ClassVar[Any]
+
+    config: ModelConfig
+
+    @abstractmethod
+    def start(self, geometry: Geometry, max_objects: int) -> S:
+        """Allocate everything the method will ever hold for one stream of this geometry."""
+
+    @abstractmethod
+    def encode(self, frames: torch.Tensor) -> F:
+        """Features of prepared frames [B, 3, H, W]: once a frame, pure, batchable over streams."""
+
+    @abstractmethod
+    def segment(self, seen: Sequence[F], state: S) -> Scores:
+        """Scores of every object for the frame answered for; reads the state, never writes it.
+
+        seen  features of the frames in `sees`, in that order, B = 1; beyond either end of the
+              stream the nearest frame stands in
+        """
+
+    @abstractmethod
+    def remember(self, seen: Sequence[F], masks: Masks, state: S) -> None:
+        """The only writer: takes in the masks of the frame answered for. A row past
+        `state.object_count` is an object that starts with this frame."""

@@ -1,0 +1,123 @@
+"""MUNet: STM's matching, the query weighted by how the frame moved and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..config import MUNetConfig
+from ..kernels import correlate_frames
+from ..types import Geometry, Masks, Scores
+from .backbone import ResNet, initialise
+from .blocks import Decoder, KeyValue, MatchingState, read_objects
+from .method import Method
+
+# Channels in and out and kernel size of the motion network (section 3.2, table 1), all stride 1.
+# The table names neither norm nor activation: bias, "same" padding, ReLU after all but the last.
+MOTION_LAYERS = (
+    (3, 3, 7),
+    (3, 16, 1),
+    (16, 16, 3),
+    (16, 32, 1),
+    (32, 32, 3),
+    (32, 32, 1),
+    (32, 64, 3),
+)
+
+
+class MUNetFeatures(NamedTuple):
+    """What MUNet knows of a frame before it looks at the one before it, or for objects."""
+
+    frame: torch.Tensor  # [B, 3, H, W] prepared; the reference encoder sees it again with a mask
+    semantic: torch.Tensor  # [B, D, h, w], the paper's F^s
+    reduced: torch.Tensor  # [B, D / 4, h, w], what neighbouring frames are correlated on
+    skip3: torch.Tensor  # [B, 256, 2h, 2w]
+    skip2: torch.Tensor  # [B, 256, 4h, 4w]
+
+
+class MotionAttention(nn.Module):
+    """Motion (d_x, d_y, confidence) to a feature, and the feature into the semantic one.
+
+    attention  F^s * sigmoid(conv1x1 F^m) + F^s   (equation 3)
+    add        F^s + F^m                          (table 4, row f)
+    """
+
+    def __init__(self, channels: int, fusion: str) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(i, o, k, padding=k // 2) for i, o, k in MOTION_LAYERS]
+        self.layers = nn.ModuleList(convs)
+        self.expand = nn.Conv2d(MOTION_LAYERS[-1][1], channels, 1)  # the table's layer 8
+        self.attention = nn.Conv2d(channels, 1, 1) if fusion == "attention" else None
+
+    def forward(self, motion: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
+        x = motion
+        for layer in self.layers:
+            x = functional.relu(layer(x))
+        if self.attention is None:
+            return semantic + self.expand(x)
+        # expand and attention are both linear and 1x1: their product is one convolution to 1
+        # channel, the same function without the wide feature between them.
+        rows = self.attention.weight.flatten(1)  # [1, D]
+        weight = rows @ self.expand.weight.flatten(1)
+        bias = self.attention.bias
+        if bias is not None and self.expand.bias is not None:
+            bias = bias + rows @ self.expand.bias
+        score = functional.conv2d(x, weight[:, :, None, None], bias)
+        return semantic * torch.sigmoid(score) + semantic
+
+
+class MUNet(Method[MUNetFeatures, MatchingState]):
+    """Looks one frame back: the query's key and value depend on how the frame moved."""
+
+    sees = (-1, 0)
+    features = MUNetFeatures
+
+    def __init__(self, config: MUNetConfig) -> None:
+        super().__init__()
+        self.config: MUNetConfig = config
+        channels = config.key_channels, config.value_channels
+        self.query_encoder = ResNet(config.backbone, config.width)
+        self.reference_encoder = ResNet(config.backbone, config.width, mask_channels=1)
+        pyramid = self.query_encoder.channels
+        self.reduce = nn.Conv2d(pyramid[2], pyramid[2] // 4, 1)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.motion = MotionAttention(pyramid[2], config.fusion)
+        self.query_head = KeyValue(pyramid[2], *channels)
+        self.reference_head = KeyValue(pyramid[2], *channels)
+        self.decoder = Decoder(2 * config.value_channels, pyramid, config.decoder_channels)
+        initialise(self)
+
+    def start(self, geometry: Geometry, max_objects: int) -> MatchingState:
+        weight = self.query_head.key.weight
+        return MatchingState.allocate(self.config, geometry.cells(self.stride), max_objects, weight)
+
+    def encode(self, frames: torch.Tensor) -> MUNetFeatures:
+        pyramid = self.query_encoder(frames)
+        reduced = self.reduce(pyramid.r4)
+        return MUNetFeatures(frames, pyramid.r4, reduced, *self.decoder.skips(pyramid))
+
+    def segment(self, seen: Sequence[MUNetFeatures], state: MatchingState) -> Scores:
+        before, now = seen
+        motion = correlate_frames(
+            now.reduced,
+            before.reduced,
+            radius=self.config.radius,
+            temperature=self.temperature,
+            outside=self.config.outside,
+        )
+        key, value = self.query_head(self.motion(motion, now.semantic))
+        joined = read_objects(key, value, state.memory, state.object_count)
+        return Scores(self.decoder(joined, now.skip3, now.skip2), stride=4)
+
+    def remember(self, seen: Sequence[MUNetFeatures], masks: Masks, state: MatchingState) -> None:
+        if masks.object_count == 0:
+            state.skip()
+            return
+        planes = masks.probabilities[1:, None].to(seen[-1].frame.dtype)
+        pyramid = self.reference_encoder(seen[-1].frame, planes)
+        key, value = self.reference_head(pyramid.r4)
+        state.write(key, value, masks.prompted)

@@ -1,0 +1,67 @@
+"""STM (Oh et al., ICCV 2019), the baseline: segments by reading a memory of frames and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..config import STMConfig
+from ..types import Geometry, Masks, Scores
+from .backbone import ResNet, initialise
+from .blocks import Decoder, KeyValue, MatchingState, read_objects
+from .method import Method
+
+
+class STMFeatures(NamedTuple):
+    """What STM knows of a frame before it looks for objects."""
+
+    frame: torch.Tensor  # [B, 3, H, W] prepared; the memory encoder sees it again with the masks
+    key: torch.Tensor  # [B, Ck, h, w]
+    value: torch.Tensor  # [B, Cv, h, w]
+    skip3: torch.Tensor  # [B, D, 2h, 2w]
+    skip2: torch.Tensor  # [B, D, 4h, 4w]
+
+
+class STM(Method[STMFeatures, MatchingState]):
+    """Two ResNets: one sees the frame, the other also an object's mask and all the others'."""
+
+    features = STMFeatures
+
+    def __init__(self, config: STMConfig) -> None:
+        super().__init__()
+        self.config: STMConfig = config
+        channels = config.key_channels, config.value_channels
+        self.query_encoder = ResNet(config.backbone, config.width)
+        self.memory_encoder = ResNet(config.backbone, config.width, mask_channels=2)
+        pyramid = self.query_encoder.channels
+        self.query_head = KeyValue(pyramid[2], *channels)
+        self.memory_head = KeyValue(pyramid[2], *channels)
+        self.decoder = Decoder(2 * config.value_channels, pyramid, config.decoder_channels)
+        initialise(self)
+
+    def start(self, geometry: Geometry, max_objects: int) -> MatchingState:
+        weight = self.query_head.key.weight
+        return MatchingState.allocate(self.config, geometry.cells(self.stride), max_objects, weight)
+
+    def encode(self, frames: torch.Tensor) -> STMFeatures:
+        pyramid = self.query_encoder(frames)
+        key, value = self.query_head(pyramid.r4)
+        skip3, skip2 = self.decoder.skips(pyramid)
+        return STMFeatures(frames, key, value, skip3, skip2)
+
+    def segment(self, seen: Sequence[STMFeatures], state: MatchingState) -> Scores:
+        (now,) = seen
+        joined = read_objects(now.key, now.value, state.memory, state.object_count)
+        return Scores(self.decoder(joined, now.skip3, now.skip2), stride=4)
+
+    def remember(self, seen: Sequence[STMFeatures], masks: Masks, state: MatchingState) -> None:
+        if masks.object_count == 0:
+            state.skip()
+            return
+        own = masks.probabilities[1:]
+        others = (own.sum(dim=0, keepdim=True) - own).clamp(0, 1)
+        planes = torch.stack((own, others), dim=1).to(seen[0].frame.dtype)
+        key, value = self.memory_head(self.memory_encoder(seen[0].frame, planes).r4)
+        state.write(key, value, masks.prompted)

@@ -1,0 +1,75 @@
+"""Every model by name: its class, its configuration, and how to get one with weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from .config import MemoryConfig, ModelConfig, MUNetConfig, STMConfig
+from .errors import ConfigError
+from .models.method import Method
+from .models.munet import MUNet
+from .models.stm import STM
+
+
+class Entry(NamedTuple):
+    """How a model is made."""
+
+    build: Callable[[Any], Method[Any, Any]]
+    config: Callable[..., ModelConfig]
+    summary: str
+
+
+MODELS: dict[str, Entry] = {
+    "stm": Entry(STM, STMConfig, "space-time memory, the baseline (ICCV 2019)"),
+    "munet": Entry(MUNet, MUNetConfig, "motion-uncertainty-aware matching"),
+}
+
+
+def list_models() -> tuple[str, ...]:
+    """The names of all models."""
+    return tuple(MODELS)
+
+
+def entry(name: str) -> Entry:
+    """The entry of a model; raises ConfigError, listing the names, for an unknown one."""
+    if name not in MODELS:
+        raise ConfigError(f"model: wanted one of {', '.join(MODELS)}, given {name!r}")
+    return MODELS[name]
+
+
+def build(name: str, config: ModelConfig, seed: int = 0) -> Method[Any, Any]:
+    """A model in evaluation mode with seeded random weights, on torch's current default device.
+
+    The same seed gives the same numbers on every machine with the same torch; the caller's random
+    state is left as it was.
+    """
+    chosen = entry(name)
+    if not isinstance(config, chosen.config):  # type: ignore[arg-type]
+        raise ConfigError(f"config: {name} wants another class, given {type(config).__name__}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return chosen.build(config).eval().requires_grad_(False)
+
+
+def config_to_json(config: ModelConfig) -> str:
+    """A configuration as text, the way a weights file carries it."""
+    return json.dumps(dataclasses.asdict(config), sort_keys=True)
+
+
+def config_from_json(name: str, text: str) -> ModelConfig:
+    """The inverse; raises ConfigError for a field that this version does not know."""
+    fields = json.loads(text)
+    known = {field.name for field in dataclasses.fields(entry(name).config)}  # type: ignore[arg-type]
+    if unknown := sorted(set(fields) - known):
+        raise ConfigError(f"config of {name}: unknown fields {', '.join(unknown)}")
+    if "memory" in fields:
+        fields["memory"] = MemoryConfig(**fields["memory"])
+    for key in ("mean", "std"):
+        if key in fields:
+            fields[key] = tuple(fields[key])
+    return entry(name).config(**fields)

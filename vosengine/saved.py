@@ -1,0 +1,105 @@
+"""A stream on disk: everything needed to go on with it elsewhere, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .errors import OutputError, StateError
+from .types import Geometry
+
+FORMAT = "vosengine-stream-1"
+
+
+@dataclass(frozen=True)
+class SavedStream:
+    """What a Segmenter holds of its stream.
+
+    identity  model, weights, configuration...: what must agree where the stream goes on
+    ids       the objects in order of slot
+    ring      (frame index, features by name, prompt or None) of every frame still held
+    """
+
+    identity: dict[str, Any]
+    geometry: Geometry | None
+    ids: tuple[int, ...]
+    frame_count: int
+    flushed: bool
+    state: dict[str, torch.Tensor]
+    ring: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]]
+
+
+def write_stream(path: Path, stream: SavedStream) -> None:
+    """Write a stream; the file appears whole or not at all. Raises OutputError."""
+    tensors = {f"state/{name}": tensor for name, tensor in stream.state.items()}
+    for index, features, prompt in stream.ring:
+        tensors |= {f"ring/{index}/{name}": tensor for name, tensor in features.items()}
+        if prompt is not None:
+            tensors[f"prompt/{index}"] = prompt
+    geometry = stream.geometry
+    described = {
+        "format": FORMAT,
+        "identity": stream.identity,
+        "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],
+        "ids": stream.ids,
+        "frame_count": stream.frame_count,
+        "flushed": stream.flushed,
+        "ring": [index for index, _, _ in stream.ring],
+    }
+    # Cloned: safetensors refuses tensors that share storage, as views of one bank do.
+    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    partial = path.with_name(path.name + ".part")
+    try:
+        save_file(whole, partial, {"stream": json.dumps(described)})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: the stream cannot be saved there ({error})") from error
+
+
+def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> SavedStream:
+    """Read a stream that goes on under `identity`, onto a device.
+
+    Raises  StateError: no such file, corrupt, no stream, or a stream of another identity.
+    """
+    if not path.is_file():
+        raise StateError(f"{path}: no such file; wanted one that save_state wrote")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            text = (file.metadata() or {}).get("stream")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise StateError(f"{path}: corrupt, or no saved stream ({error})") from error
+    described = json.loads(text) if text else {}
+    if described.get("format") != FORMAT:
+        raise StateError(f"{path}: not a stream that this version saved (wanted {FORMAT})")
+    _check_identity(path, described["identity"], json.loads(json.dumps(identity)))
+    geometry = described["geometry"]
+    return SavedStream(
+        identity=identity,
+        geometry=Geometry(*(tuple(part) for part in geometry)) if geometry else None,
+        ids=tuple(described["ids"]),
+        frame_count=described["frame_count"],
+        flushed=described["flushed"],
+        state=_under("state/", tensors),
+        ring=[
+            (index, _under(f"ring/{index}/", tensors), tensors.get(f"prompt/{index}"))
+            for index in described["ring"]
+        ],
+    )
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def _check_identity(path: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
+    different = [name for name in here if saved.get(name) != here[name]]
+    if different:
+        details = "; ".join(f"{n}: saved {saved.get(n)}, here {here[n]}" for n in different)
+        raise StateError(f"{path}: the stream was saved under other settings: {details}")

@@ -1,0 +1,257 @@
+"""The engine: one frame in, one answer out, whatever the method behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import MemoryConfig, ModelConfig
+from .errors import ConfigError, DeviceError, InputError
+from .finishing import finish
+from .frames import Array, check_frame, check_mask, prepare
+from .objects import ObjectSlots, named_ids
+from .registry import entry
+from .saved import SavedStream, read_stream, write_stream
+from .types import Geometry, Result
+from .weights import load
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_SHORT_SIDE = 32
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A frame in the ring: its number, its features, and the prompt that came with it."""
+
+    index: int
+    features: Any
+    prompt: torch.Tensor | None
+
+
+class Segmenter:
+    """Streaming video object segmentation: one `step` a frame, memory that never grows.
+
+        segmenter = Segmenter("munet")
+        result = segmenter.step(frame, mask)      # first frame, with object ids 1..255
+        result = segmenter.step(frame)            # every further one
+
+    model        a name from `list_models()`
+    weights      None for the best set that ships, a tag, or the path of a .safetensors file
+    device       "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"...
+    precision    "auto" (fp32), "fp32", "bf16", "fp16"; softmax, norms and odds are fp32 always
+    max_objects  room for that many objects at a time; memory is allocated for all of them
+    size         short side of the network's input in pixels; None works at the frame's own size
+    memory       what the memory keeps; None takes the model's own setting
+    config       the network's configuration; only with random weights
+
+    Raises  ConfigError, DeviceError or WeightsError. Whatever `step` raises on bad input is an
+            InputError, and leaves the stream as it was.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        weights: str | Path | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        max_objects: int = 10,
+        size: int | None = None,
+        memory: MemoryConfig | None = None,
+        config: ModelConfig | None = None,
+    ) -> None:
+        if not 1 <= max_objects <= 255:
+            raise ConfigError(f"max_objects: wanted 1..255, given {max_objects}")
+        if size is not None and size < SMALLEST_SHORT_SIDE:
+            raise ConfigError(f"size: wanted {SMALLEST_SHORT_SIDE} or more pixels, given {size}")
+        if precision not in (*PRECISIONS, "auto"):
+            wanted = ", ".join((*PRECISIONS, "auto"))
+            raise ConfigError(f"precision: wanted one of {wanted}, given {precision!r}")
+        entry(model)
+        self.device = choose_device(device)
+        self.dtype = PRECISIONS.get(precision, torch.float32)
+        self.model = model
+        self.size = size
+        self.max_objects = max_objects
+        method, self.card = load(model, weights, config)
+        if memory is not None:
+            method.config = replace(method.config, memory=memory)
+        self.method = method.to(self.device, self.dtype)
+        self.reset()
+
+    @property
+    def latency(self) -> int:
+        """How many frames `step` must see beyond the one it answers for."""
+        return max(0, *self.method.sees)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The objects alive, ascending; those of a prompt still in the ring not among them."""
+        return self._slots.ascending
+
+    def reset(self) -> None:
+        """Forget the stream: the next frame is the first of a new one, of any size."""
+        self.geometry: Geometry | None = None
+        self._state: Any = None
+        self._slots = ObjectSlots(self.max_objects)
+        self._ring: list[Pending] = []
+        self.frame_count = 0
+        self._flushed = False
+
+    @torch.no_grad()
+    def step(self, frame: Array, mask: Array | None = None) -> Result | None:
+        """Take one frame and answer for the one that lies `latency` frames back.
+
+        frame  [H, W, 3] RGB, uint8 or float32 in 0..1, numpy or torch, on any device
+        mask   [H, W] object ids in 1..255, 0 where it says nothing: starts the objects it names, or
+               corrects those that exist
+        returns  the Result, or None for the first `latency` frames of a stream
+
+        Raises  InputError, before anything has changed.
+        """
+        image = check_frame(frame)
+        height, width = image.shape[:2]
+        prompt = None if mask is None else check_mask(mask, (height, width)).to(self.device)
+        self._check_stream((height, width), prompt)
+        geometry = self.geometry or Geometry.fit(
+            (height, width), short_side=self.size, multiple=self.method.stride
+        )
+        config = self.method.config
+        prepared = prepare(image.to(self.device), geometry, config.mean, config.std, self.dtype)
+        pending = Pending(self.frame_count, self.method.encode(prepared[None]), prompt)
+        state = self._state or self.method.start(geometry, self.max_objects)
+        ring = [*self._ring, pending]
+        target = self.frame_count - self.latency
+        result = self._answer(ring, target, state, geometry) if target >= 0 else None
+        oldest_needed = target + 1 + min(0, *self.method.sees)
+        self._ring = [held for held in ring if held.index >= oldest_needed]
+        self._state, self.geometry = state, geometry
+        self.frame_count += 1
+        return result
+
+    @torch.no_grad()
+    def flush(self) -> list[Result]:
+        """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
+        if self.geometry is None or self.latency == 0 or self._flushed:
+            return []
+        waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
+        results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
+        self._flushed = True
+        return results
+
+    @torch.no_grad()
+    def remove(self, object_id: int) -> None:
+        """Forget an object, from the next answer on; its id may be used anew.
+
+        Raises  InputError if no such object is alive.
+        """
+        if object_id not in self._slots:
+            alive = ", ".join(map(str, self.ids)) or "none"
+            raise InputError(f"remove: no object {object_id}; alive: {alive}")
+        self._state.forget(self._slots.remove(object_id))
+
+    def save_state(self, path: str | Path) -> None:
+        """Write the stream to a file: resumed elsewhere, it goes on as if it had never stopped."""
+        stream = SavedStream(
+            identity=self._identity(),
+            geometry=self.geometry,
+            ids=self._slots.in_slot_order,
+            frame_count=self.frame_count,
+            flushed=self._flushed,
+            state={} if self._state is None else self._state.tensors(),
+            ring=[(p.index, p.features._asdict(), p.prompt) for p in self._ring],
+        )
+        write_stream(Path(path), stream)
+
+    @torch.no_grad()
+    def load_state(self, path: str | Path) -> None:
+        """Go on with a saved stream, in place of this one.
+
+        Raises  StateError, before anything has changed: no such file, corrupt, or a stream of
+                another model, weights, precision, size or memory.
+        """
+        stream = read_stream(Path(path), self._identity(), self.device)
+        state = None
+        if stream.geometry is not None:
+            state = self.method.start(stream.geometry, self.max_objects)
+            state.restore(stream.state, len(stream.ids))
+        self.reset()
+        self.geometry, self._state = stream.geometry, state
+        self._slots.assign(stream.ids)
+        self._ring = [
+            Pending(index, self.method.features(**features), prompt)
+            for index, features, prompt in stream.ring
+        ]
+        self.frame_count, self._flushed = stream.frame_count, stream.flushed
+
+    def _identity(self) -> dict[str, Any]:
+        """What a saved stream must agree with to go on here."""
+        return {
+            "model": self.model,
+            "weights": self.card.sha256 or f"{self.card.name} seed {self.card.seed}",
+            "config": asdict(self.method.config),
+            "precision": str(self.dtype),
+            "size": self.size,
+            "max_objects": self.max_objects,
+        }
+
+    def _check_stream(self, size: tuple[int, int], prompt: torch.Tensor | None) -> None:
+        if self._flushed:
+            raise InputError("step: the stream was flushed; call reset() to begin another")
+        if self.geometry is not None and size != self.geometry.frame:
+            raise InputError(
+                f"frame: the stream is {self.geometry.frame[0]} x {self.geometry.frame[1]}, given "
+                f"{size[0]} x {size[1]}; resize the frame, or call reset() to begin another stream"
+            )
+        if prompt is None:
+            if self.frame_count == 0 and self.method.needs_mask:
+                raise InputError(
+                    f"mask: {self.model} needs one with the first frame; it says what to follow"
+                )
+            return
+        waiting = [held.prompt for held in self._ring if held.prompt is not None]
+        self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
+
+    def _answer(
+        self, ring: Sequence[Pending], target: int, state: Any, geometry: Geometry
+    ) -> Result:
+        """Segment, finish, remember: for the frame with that index."""
+        first, last = ring[0].index, ring[-1].index
+        seen = [
+            ring[min(max(target + offset, first), last) - first].features
+            for offset in self.method.sees
+        ]
+        prompt = ring[target - first].prompt
+        looks = len(self._slots) > 0 or not self.method.needs_mask
+        scores = self.method.segment(seen, state) if looks else None
+        result, masks, by_slot = finish(scores, prompt, self._slots, geometry, target)
+        self.method.remember(seen, masks, state)
+        self._slots.assign(by_slot)
+        return result
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first GPU, or the CPU where there is none.
+
+    Raises  DeviceError for a name torch does not know and for a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device {name!r}: wanted auto, cpu, cuda or cuda:N ({error})") from error
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r}: wanted auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                f"device {name!r}: torch {torch.__version__} finds {count} CUDA devices; "
+                "`vosengine doctor` says more, device='cpu' works everywhere"
+            )
+    return device

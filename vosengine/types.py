@@ -1,0 +1,104 @@
+"""The nouns that pass between the parts of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the caller's frame lies in the network's input: resized, then padded with black.
+
+    frame    (H, W) of the caller's frames
+    resized  (height, width) of the frame inside the network's input; equal to `frame` when native
+    padding  (left, right, top, bottom) black pixels around it
+    """
+
+    frame: Size
+    resized: Size
+    padding: tuple[int, int, int, int]
+
+    @classmethod
+    def fit(cls, frame: Size, *, short_side: int | None, multiple: int) -> Geometry:
+        """Shrink or enlarge to `short_side` (None: native), pad symmetrically to a `multiple`.
+
+        An odd rest goes to the right and to the bottom, as in STM's released evaluation.
+        """
+        resized = frame
+        if short_side is not None and short_side != min(frame):
+            scale = short_side / min(frame)
+            resized = (max(1, round(frame[0] * scale)), max(1, round(frame[1] * scale)))
+        rest_y, rest_x = (-side % multiple for side in resized)
+        left, top = rest_x // 2, rest_y // 2
+        return cls(frame, resized, (left, rest_x - left, top, rest_y - top))
+
+    @property
+    def network(self) -> Size:
+        """(height, width) of the network's input."""
+        left, right, top, bottom = self.padding
+        return self.resized[0] + top + bottom, self.resized[1] + left + right
+
+    def cells(self, stride: int) -> Size:
+        """(h, w) of the network's grid at a stride that divides the padded size."""
+        return self.network[0] // stride, self.network[1] // stride
+
+    def region(self, stride: int) -> tuple[float, float, float, float]:
+        """(top, left, height, width) of the frame on the grid at that stride, in cells."""
+        left, _, top, _ = self.padding
+        return top / stride, left / stride, self.resized[0] / stride, self.resized[1] / stride
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `segment` says: logits [O, h, w] (foreground minus background), one row per slot, on the
+    network's grid at `stride` pixels a cell."""
+
+    logits: torch.Tensor
+    stride: int
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What `remember` is given: the masks of one frame as the memory is to see them.
+
+    probabilities  [1 + O, H, W] at the network's padded size, row 0 the background, then one row
+                   per slot; 0 in the padding
+    prompted       the slots whose mask was given by the caller in this frame
+    """
+
+    probabilities: torch.Tensor
+    prompted: tuple[int, ...] = ()
+
+    @property
+    def object_count(self) -> int:
+        return self.probabilities.shape[0] - 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer for one frame.
+
+    labels       [H, W] uint8, object id of every pixel, 0 for background; on the engine's device
+    ids          the objects alive after this frame, ascending
+    frame_index  the frame answered for, counted from 0; it lags behind `step` by the latency
+    """
+
+    labels: torch.Tensor
+    ids: tuple[int, ...]
+    frame_index: int
+    _probabilities: Callable[[], torch.Tensor] = field(repr=False)
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """[1 + O, H, W] float32 at frame size, row 0 the background, then the objects by id."""
+        return self._probabilities()
+
+    def numpy(self) -> np.ndarray:
+        """The labels as a numpy array [H, W] uint8; waits for the device."""
+        return self.labels.cpu().numpy()

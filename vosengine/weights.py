@@ -1,0 +1,231 @@
+"""Weights: cards that say what a set is, and safetensors files, checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .config import ModelConfig
+from .errors import OutputError, WeightsError
+from .models.method import Method
+from .registry import build, config_from_json, config_to_json, entry
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMAT = "vosengine-weights-1"
+RANDOM_TAG = "random"
+
+
+@dataclass(frozen=True)
+class WeightCard:
+    """What a weights set is: `munet.demo` is the architecture, a dot and the tag.
+
+    file      name inside weights/, empty for a random set
+    sha256    of that file; checked before the file is opened
+    bytes     its size
+    seed      of a random set
+    trained   False: the masks are noise, and every output says RANDOM
+    """
+
+    model: str
+    tag: str
+    trained: bool
+    description: str
+    licence: str
+    file: str = ""
+    sha256: str = ""
+    bytes: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{self.tag}"
+
+    @property
+    def caption(self) -> str:
+        """What an output says of its weights."""
+        return self.name if self.trained else f"RANDOM weights ({self.name}): the masks are noise"
+
+
+def cards() -> dict[str, WeightCard]:
+    """Every card of the manifest, by name; a duplicate name is an error."""
+    text = (resources.files("vosengine.shipped") / "manifest.toml").read_text(encoding="utf-8")
+    found: dict[str, WeightCard] = {}
+    for fields in tomllib.loads(text)["card"]:
+        card = WeightCard(**fields)
+        if card.name in found:
+            raise WeightsError(f"manifest.toml: two cards are named {card.name}")
+        found[card.name] = card
+    return found
+
+
+def load(
+    model: str, weights: str | Path | None, config: ModelConfig | None = None
+) -> tuple[Method[Any, Any], WeightCard]:
+    """A model with its weights, on the CPU in float32.
+
+    weights  None: the best set that ships for this model; a tag ("random") or a full name
+             ("munet.random"); or the path of a .safetensors file
+    config   only with random weights; a file brings its own
+
+    Raises  WeightsError: no such set or file; corrupt; of another model; failing its hash.
+    """
+    entry(model)
+    if weights is not None and (str(weights).endswith(".safetensors") or "/" in str(weights)):
+        if config is not None:
+            raise WeightsError("config: a weights file brings its own; leave one of the two out")
+        return load_file(model, Path(weights))
+    card = _choose_card(model, weights)
+    if card.file:
+        if config is not None:
+            raise WeightsError(f"config: {card.name} brings its own; leave one of the two out")
+        path = Path(str(resources.files("vosengine.shipped") / card.file))
+        _check_file_hash(path, card)
+        return load_file(model, path)[0], card
+    return build(model, config or entry(model).config(), card.seed), card
+
+
+def _choose_card(model: str, weights: str | Path | None) -> WeightCard:
+    known = {name: card for name, card in cards().items() if card.model == model}
+    if weights is None:
+        return max(known.values(), key=lambda card: card.trained)
+    name = str(weights) if "." in str(weights) else f"{model}.{weights}"
+    if name not in known:
+        raise WeightsError(
+            f"weights: no set named {name!r} for {model}; wanted one of {', '.join(known)}, "
+            "or the path of a .safetensors file"
+        )
+    return known[name]
+
+
+def _check_file_hash(path: Path, card: WeightCard) -> None:
+    if not path.is_file():
+        raise WeightsError(f"{card.name}: the file {card.file} did not ship with this installation")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != card.sha256:
+        raise WeightsError(
+            f"{card.name}: {card.file} fails its hash (sha256 {digest[:12]}, the card says "
+            f"{card.sha256[:12]}); the file is damaged or not the one that shipped: reinstall it"
+        )
+
+
+def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over the metadata (less the hash itself), then over names, dtypes, shapes and bytes of
+    all tensors, in order of name."""
+    stated = {name: metadata[name] for name in metadata if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def state_of(method: Method[Any, Any]) -> dict[str, torch.Tensor]:
+    """What a weights file holds: all parameters and buffers but the norms' batch counters."""
+    state = method.state_dict()
+    return {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
+
+
+def save(
+    path: Path,
+    model: str,
+    config: ModelConfig,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    trained: bool,
+    description: str,
+    licence: str,
+) -> None:
+    """Write a weights file that carries its model, its configuration and a hash of it all.
+
+    Raises  OutputError if it cannot be written there.
+    """
+    metadata = {
+        "format": FORMAT,
+        "model": model,
+        "config": config_to_json(config),
+        "trained": str(trained).lower(),
+        "description": description,
+        "licence": licence,
+    }
+    metadata["sha256"] = digest_of(metadata, tensors)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, path, metadata)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: the weights cannot be saved there ({error})") from error
+
+
+def load_file(model: str, path: Path) -> tuple[Method[Any, Any], WeightCard]:
+    """A model from a file that `save` or weights/convert.py wrote, every tensor accounted for."""
+    metadata, tensors = read_file(path)
+    if metadata["model"] != model:
+        raise WeightsError(f"{path}: holds weights of {metadata['model']}, wanted {model}")
+    config = config_from_json(model, metadata["config"])
+    method = build(model, config)
+    check_tensors(str(path), tensors, {k: tuple(t.shape) for k, t in state_of(method).items()})
+    method.load_state_dict(tensors, strict=False)
+    card = WeightCard(
+        model=model,
+        tag=path.stem,
+        trained=metadata["trained"] == "true",
+        description=metadata["description"],
+        licence=metadata["licence"],
+        file=path.name,
+        sha256=metadata["sha256"],
+        bytes=path.stat().st_size,
+    )
+    return method, card
+
+
+def read_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a weights file, its hash checked."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; wanted a .safetensors weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: corrupt, or no safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path}: a safetensors file, but not one of vosengine's (format {FORMAT}); "
+            "convert foreign weights with weights/convert.py"
+        )
+    if digest_of(metadata, tensors) != metadata.get("sha256"):
+        raise WeightsError(
+            f"{path}: fails its hash; the file is damaged: fetch or convert it again"
+        )
+    return metadata, tensors
+
+
+def check_tensors(
+    source: str, given: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise WeightsError listing every missing, extra and misshapen tensor, if there is any."""
+    faults = [
+        f"missing: {name} {list(wanted[name])}" for name in sorted(wanted.keys() - given.keys())
+    ]
+    faults += [f"extra: {name}" for name in sorted(given.keys() - wanted.keys())]
+    faults += [
+        f"misshapen: {name}: wanted {list(wanted[name])}, given {list(given[name].shape)}"
+        for name in sorted(wanted.keys() & given.keys())
+        if tuple(given[name].shape) != tuple(wanted[name])
+    ]
+    if faults:
+        raise WeightsError(f"{source}: {len(faults)} tensors do not fit:\n  " + "\n  ".join(faults))

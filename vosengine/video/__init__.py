@@ -1,0 +1,17 @@
+"""Reading frames from anywhere, and writing label images, overlays and videos."""
+
+from .palette import DAVIS_PALETTE
+from .sources import FrameSource, SourceFrame, open_source
+from .writers import VideoWriter, overlay, prepare_output_folder, read_labels, write_labels
+
+__all__ = [
+    "DAVIS_PALETTE",
+    "FrameSource",
+    "SourceFrame",
+    "VideoWriter",
+    "open_source",
+    "overlay",
+    "prepare_output_folder",
+    "read_labels",
+    "write_labels",
+]

@@ -1,0 +1,153 @@
+"""What a synthetic clip may hold: the configuration, its checks and its presets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+from ...errors import ConfigError
+from .shapes import CONTOURS
+from .textures import PATTERNS
+
+MAX_OBJECTS = 16
+MIN_SIDE = 32
+MIN_PIXELS_PER_OBJECT = 256  # below this, 30 visible pixels for each object cannot be promised
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What lens, light, sensor and codec add. Each clip draws its own level up to these limits."""
+
+    shadow: float = 0.5  # darkness of soft shadows, 0..1
+    blur: float = 0.5  # shutter time of motion blur, in frame intervals, 0..1
+    light: float = 0.4  # contrast of an uneven light that objects move through, 0..1
+    drift: float = 0.15  # exposure and colour change over time, 0..1
+    noise: float = 5.0  # sensor noise, standard deviation in grey levels, 0..64
+    jpeg: tuple[int, int] | None = (50, 95)  # quality range, or None for no JPEG artefacts
+
+    def __post_init__(self) -> None:
+        for name in ("shadow", "blur", "light", "drift"):
+            _check_number(f"effects.{name}", getattr(self, name), 0.0, 1.0)
+        _check_number("effects.noise", self.noise, 0.0, 64.0)
+        if self.jpeg is not None:
+            _check_range("effects.jpeg", self.jpeg, 1, 100, whole=True)
+
+    @classmethod
+    def none(cls) -> Effects:
+        return cls(shadow=0.0, blur=0.0, light=0.0, drift=0.0, noise=0.0, jpeg=None)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Everything but the seed. Ranges are (least, most), both included.
+
+    `motion`, `deformation`, `articulation`, `turning` and `camera` scale typical amounts: 0 is
+    still or rigid, 1 is usual, 2 is a lot. Chances are per object.
+    """
+
+    frames: int = 24
+    height: int = 240
+    width: int = 432
+    objects: tuple[int, int] = (1, 3)
+    parts: tuple[int, int] = (1, 5)  # jointed parts of one object
+    size: tuple[float, float] = (0.02, 0.2)  # area of an object over that of the frame
+    holes: float = 0.15  # chance that a part has a hole
+    motion: float = 1.0
+    deformation: float = 1.0
+    articulation: float = 1.0
+    turning: float = 0.5  # texture slides around the shape, as when an object turns
+    camera: float = 1.0
+    clutter: tuple[int, int] = (0, 6)  # shapes that belong to the background
+    distractors: tuple[int, int] = (0, 2)  # moving objects without an id
+    look_alikes: float = 0.5  # chance that a distractor copies an object
+    camouflage: float = 0.1  # chance that an object wears the background's colours
+    occluders: tuple[int, int] = (0, 1)  # bars in front of everything
+    leaving: float = 0.1  # chance that an object leaves the frame and returns
+    shading: float = 0.5  # light on the rims of parts, 0..1
+    textures: tuple[str, ...] = tuple(name for name in PATTERNS if name != "flat")
+    shapes: tuple[str, ...] = tuple(CONTOURS)
+    effects: Effects = field(default_factory=Effects)
+
+    def __post_init__(self) -> None:
+        _check_range("frames", (self.frames, self.frames), 1, 1_000_000, whole=True)
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            _check_range(name, (side, side), MIN_SIDE, 8192, whole=True)
+        _check_range("objects", self.objects, 1, MAX_OBJECTS, whole=True)
+        _check_range("parts", self.parts, 1, 8, whole=True)
+        _check_range("size", self.size, 0.005, 0.6)
+        for name in ("clutter", "distractors", "occluders"):
+            _check_range(name, getattr(self, name), 0, 32, whole=True)
+        for name in ("motion", "deformation", "articulation", "turning", "camera"):
+            _check_number(name, getattr(self, name), 0.0, 8.0)
+        for name in ("holes", "look_alikes", "camouflage", "leaving", "shading"):
+            _check_number(name, getattr(self, name), 0.0, 1.0)
+        _check_names("textures", self.textures, PATTERNS)
+        _check_names("shapes", self.shapes, CONTOURS)
+        if not isinstance(self.effects, Effects):
+            raise ConfigError(f"effects: wanted an Effects, got {self.effects!r}")
+        if self.height * self.width < MIN_PIXELS_PER_OBJECT * self.objects[1]:
+            raise ConfigError(
+                f"objects: {self.objects[1]} need {MIN_PIXELS_PER_OBJECT} pixels each, but the"
+                f" frame is {self.height}x{self.width}; enlarge it or ask for fewer objects"
+            )
+
+    @classmethod
+    def plain(cls, frames: int = 24, height: int = 240, width: int = 432) -> ClipConfig:
+        """Objects of one rigid part over a background; nothing else, no effects."""
+        return cls(
+            frames, height, width, parts=(1, 1), holes=0.0, deformation=0.0, turning=0.0,
+            camera=0.5, clutter=(0, 0), distractors=(0, 0), camouflage=0.0, occluders=(0, 0),
+            leaving=0.0, effects=Effects.none(),
+        )  # fmt: skip
+
+    @classmethod
+    def demo(cls, frames: int = 96, height: int = 240, width: int = 432) -> ClipConfig:
+        """Two or three clearly visible objects that cross each other; pleasant to look at."""
+        return cls(
+            frames, height, width, objects=(2, 3), parts=(2, 5), size=(0.04, 0.1), holes=0.05,
+            motion=0.8, turning=0.3, camera=0.7, distractors=(0, 1), look_alikes=0.0,
+            camouflage=0.0, occluders=(0, 0),
+            leaving=0.0, effects=Effects(light=0.25, drift=0.06, noise=2.0, jpeg=None),
+        )  # fmt: skip
+
+    @classmethod
+    def hard(cls, frames: int = 24, height: int = 240, width: int = 432) -> ClipConfig:
+        """Fast, small to large, camouflaged, hidden, leaving, among look-alikes."""
+        return cls(
+            frames, height, width, objects=(1, 4), size=(0.008, 0.25), holes=0.25, motion=1.5,
+            deformation=1.5, articulation=1.5, turning=1.5, camera=2.0, clutter=(0, 12),
+            distractors=(1, 4), look_alikes=0.6, camouflage=0.25, occluders=(0, 3), leaving=0.35,
+            effects=Effects(0.7, 0.9, 0.6, 0.3, 10.0, (25, 95)),
+        )  # fmt: skip
+
+    def with_frames(self, frames: int) -> ClipConfig:
+        """The same clip, cut shorter or carried on longer."""
+        return replace(self, frames=frames)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_number(name: str, value: float, low: float, high: float) -> None:
+    if not _is_number(value) or not low <= value <= high:
+        raise ConfigError(f"{name}: wanted a number from {low:g} to {high:g}, got {value!r}")
+
+
+def _check_range(
+    name: str, pair: tuple[float, float], low: float, high: float, *, whole: bool = False
+) -> None:
+    kind = "whole number" if whole else "number"
+    numbers = isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))
+    if not numbers or (whole and not all(isinstance(value, int) for value in pair)):
+        raise ConfigError(f"{name}: wanted one {kind} for each end, got {pair!r}")
+    if not low <= pair[0] <= pair[1] <= high:
+        given = pair[0] if pair[0] == pair[1] else pair
+        raise ConfigError(f"{name}: wanted {kind}s in order from {low:g} to {high:g}, got {given}")
+
+
+def _check_names(name: str, chosen: tuple[str, ...], known: Collection[str]) -> None:
+    if not isinstance(chosen, tuple) or not chosen or not set(chosen) <= set(known):
+        raise ConfigError(f"{name}: wanted a tuple of some of {', '.join(known)}, got {chosen!r}")

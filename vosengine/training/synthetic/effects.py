@@ -1,0 +1,118 @@
+"""What happens to the light on its way into the file: shadow, blur, drift, noise, JPEG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .actors import Layer, three
+from .config import Effects
+from .geometry import Window
+from .motion import Wander, draw_wander
+
+MAX_BLUR = 41  # pixels; longer streaks would only cost time
+Image = NDArray[np.float32]  # [H, W, 3], 0..255
+
+
+@dataclass(frozen=True)
+class Look:
+    """The effects of one clip, at the levels that were drawn for it."""
+
+    shadow: float
+    shadow_offset: tuple[int, int]
+    shadow_radius: int
+    shutter: float
+    light: NDArray[np.float32] | None  # [H, W, 3] gain
+    drift: Wander | None  # 4: log exposure, log gain of each colour
+    noise: float
+    quality: int | None
+
+    def darken(self, image: Image, layer: Layer) -> None:
+        """Lay the layer's soft shadow on what is behind it, in place."""
+        if self.shadow == 0:
+            return
+        radius = self.shadow_radius
+        shade = np.pad(layer.alpha, 2 * radius)
+        for _ in range(2):  # two box blurs: a triangle, soft enough
+            shade = smear_evenly(shade, radius)
+        whole = layer.window.grow(2 * radius).shift(*self.shadow_offset)
+        seen = whole.clip(_screen(image))
+        if not seen.empty:
+            image[seen.slices()] *= three(1 - self.shadow * shade[seen.slices(whole)])
+
+    def streak(self, velocity: NDArray[np.float64]) -> NDArray[np.float32] | None:
+        """[k, k] motion-blur kernel for a speed in pixels per frame; None where it is too short."""
+        step = velocity * self.shutter
+        length = float(np.hypot(*step))
+        if length < 1.2:
+            return None
+        step = step * min(1.0, MAX_BLUR / length)
+        radius = int(np.ceil(np.abs(step).max() / 2)) + 1
+        points = np.linspace(-0.5, 0.5, 4 * radius + 1)[:, None] * step + radius
+        kernel = np.zeros((2 * radius + 1, 2 * radius + 1), np.float32)
+        whole = np.floor(points).astype(int)
+        for dx in (0, 1):
+            for dy in (0, 1):
+                near = 1 - np.abs(points - whole - (dx, dy))
+                np.add.at(kernel, (whole[:, 1] + dy, whole[:, 0] + dx), near.prod(axis=1))
+        return np.asarray(kernel / kernel.sum(), np.float32)
+
+    def develop(self, image: Image, time: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """From composed light to the stored frame [H, W, 3] uint8; `rng` is this frame's own."""
+        if self.light is not None:
+            image = image * self.light
+        if self.drift is not None:
+            exposure, *gains = self.drift.at(time)
+            image = np.asarray(cv2.transform(image, np.diag(np.exp(exposure + np.array(gains)))))
+        if self.noise > 0:
+            # Grey noise: cameras smooth the colour noise away, and it costs a third.
+            image = image + three(self.noise * rng.standard_normal(image.shape[:2], np.float32))
+        frame = np.asarray(cv2.convertScaleAbs(np.clip(image, 0, 255)), np.uint8)
+        if self.quality is not None:
+            _, code = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
+            frame = np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), np.uint8)
+        return frame
+
+
+def smear(image: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    blurred = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(blurred, np.float32)
+
+
+def smear_evenly(plane: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
+    return np.asarray(cv2.blur(plane, (2 * radius + 1, 2 * radius + 1)), np.float32)
+
+
+def draw_look(rng: np.random.Generator, frame: tuple[int, int], limits: Effects) -> Look:
+    """Levels for one clip; `frame` is (height, width)."""
+    height, width = frame
+    unit = float(np.sqrt(height * width))
+    offset = rng.normal(0, 0.02 * unit, 2)
+    grid = rng.uniform(-1, 1, (4, 5)).astype(np.float32)
+    contrast = limits.light * rng.random()
+    light = None
+    if contrast > 0:
+        field = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+        light = three(np.exp(contrast * field))
+    quality = int(rng.integers(limits.jpeg[0], limits.jpeg[1] + 1)) if limits.jpeg else None
+    look = Look(
+        shadow=limits.shadow * rng.uniform(0.2, 1) * (rng.random() < 0.7),
+        shadow_offset=(int(offset[0]), int(abs(offset[1]))),
+        shadow_radius=max(1, int(unit * rng.uniform(0.008, 0.03))),
+        shutter=limits.blur * rng.random(),
+        light=light,
+        drift=None,
+        noise=limits.noise * rng.random() ** 2,
+        quality=quality,
+    )
+    if limits.drift == 0:
+        return look
+    spread = limits.drift * rng.random() * np.array([1, 0.3, 0.3, 0.3])
+    return replace(look, drift=draw_wander(rng, spread, 0.15 * spread, 4))
+
+
+def _screen(image: Image) -> Window:
+    return Window(0, 0, image.shape[1], image.shape[0])

@@ -1,0 +1,157 @@
+"""A scene: background, camera and cast of one clip, and how they make a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .actors import Actor, three
+from .camera import BACKGROUND, Camera, draw_camera
+from .casting import draw_cast, paint_background
+from .config import ClipConfig
+from .effects import Look, draw_look, smear
+from .geometry import Matrix, Window, invert, translate
+
+PLACEMENTS = 12  # random placements tried before objects are set out in a grid
+_MIN_AREA, _MIN_SHARE = 30, 0.005  # visible pixels of each object in frame 0, and of the frame
+_MIN_SEEN = 0.3  # ... and share of the object itself, which only the grid may go below
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything about a clip that does not change with time."""
+
+    screen: Window
+    backdrop: NDArray[np.uint8]  # [h, w, 3], larger than the screen, mirrored beyond its border
+    camera: Camera
+    cast: tuple[Actor, ...]  # from back to front
+    look: Look
+
+    def frame(
+        self, time: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The frame [H, W, 3] RGB and its mask [H, W] of ids; `rng` serves sensor noise only."""
+        image = self._background(time)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        for actor in self.cast:
+            view = self.camera.matrix(time, actor.nearness)
+            kernel = None
+            if self.look.shutter > 0:
+                around = self._around(time, actor.nearness)
+                kernel = self.look.streak(actor.velocity(around, time))
+            margin = 0 if kernel is None else kernel.shape[0] // 2
+            layer = actor.render(view, time, self.screen, margin)
+            if layer is None:
+                continue
+            place = layer.window.slices()
+            # The mask takes the sharp outline: the middle of a streak, where the shutter is half
+            # open.
+            mask[place][layer.alpha >= 0.5] = actor.label
+            if kernel is not None:
+                layer = replace(
+                    layer, colour=smear(layer.colour, kernel), alpha=smear(layer.alpha, kernel)
+                )
+            self.look.darken(image, layer)
+            image[place] *= three(1 - layer.alpha)
+            image[place] += layer.colour
+        return self.look.develop(image, time, rng), mask
+
+    def _background(self, time: int) -> NDArray[np.float32]:
+        height, width = self.backdrop.shape[:2]
+        spare = ((width - self.screen.width) / 2, (height - self.screen.height) / 2)
+        source = translate(spare) @ invert(self.camera.matrix(time, BACKGROUND))
+        # The mirrored plane repeats every two sheets, which keeps OpenCV's short integers short.
+        source[:2, 2] %= (2 * width, 2 * height)
+        image = cv2.warpAffine(
+            self.backdrop, source[:2], (self.screen.width, self.screen.height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT,
+        )  # fmt: skip
+        before, after = self._around(time, BACKGROUND)
+        middle = np.append(self.camera.centre, 1)
+        kernel = self.look.streak(((after - before) @ middle)[:2])
+        floating = np.asarray(image, np.float32)
+        return floating if kernel is None else smear(floating, kernel)
+
+    def _around(self, time: int, nearness: float) -> tuple[Matrix, Matrix]:
+        """The camera half a frame before and after."""
+        return (
+            self.camera.matrix(time - 0.5, nearness),
+            self.camera.matrix(time + 0.5, nearness),
+        )
+
+
+def draw_scene(rng: np.random.Generator, config: ClipConfig) -> Scene:
+    """A scene in whose first frame every object can be seen."""
+    frame = (config.height, config.width)
+    screen = Window(0, 0, config.width, config.height)
+    camera = draw_camera(rng, frame, config.camera)
+    backdrop, palettes = paint_background(rng, config)
+    cast = draw_cast(rng, config, palettes)
+    placed = place_cast(rng, cast, screen)
+    # Drawn last: switching an effect changes nothing else.
+    look = draw_look(rng, frame, config.effects)
+    return Scene(screen, backdrop, camera, placed, look)
+
+
+def place_cast(
+    rng: np.random.Generator, cast: Sequence[Actor], screen: Window
+) -> tuple[Actor, ...]:
+    """The cast at its places and in depth order, every object visible in frame 0.
+
+    Random placements come first. Where they fail (a crowded or tiny frame), objects go into the
+    cells of a grid, stretched to fill them, and unlabelled actors leave the scene: a figure
+    covers a quarter of its box and a cell holds over 200 pixels, so that this cannot fail.
+    """
+    for _ in range(PLACEMENTS):
+        placed = _scatter(rng, cast, screen)
+        if all_visible(placed, screen):
+            return placed
+    return _line_up([actor for actor in cast if actor.label], screen)
+
+
+def all_visible(cast: Sequence[Actor], screen: Window) -> bool:
+    """Whether frame 0 shows enough of each object; `cast` runs from back to front."""
+    mask = np.zeros((screen.height, screen.width), np.uint8)
+    least = max(_MIN_AREA, _MIN_SHARE * mask.size)
+    wanted = {actor.label: least for actor in cast if actor.label}
+    for actor in cast:
+        layer = actor.render(np.eye(3), 0, screen)
+        if layer is None:
+            continue
+        solid = layer.alpha >= 0.5
+        mask[layer.window.slices()][solid] = actor.label
+        if actor.label:
+            wanted[actor.label] = max(least, _MIN_SEEN * float(np.count_nonzero(solid)))
+    areas = np.bincount(mask.ravel(), minlength=256)
+    return all(areas[label] >= area for label, area in wanted.items())
+
+
+def _scatter(rng: np.random.Generator, cast: Sequence[Actor], screen: Window) -> tuple[Actor, ...]:
+    extent = np.array([screen.width, screen.height])
+    placed = []
+    for actor in cast:
+        home = extent * rng.uniform(0.12, 0.88, 2)
+        path = actor.trajectory.moved(home, rng.uniform(-np.pi, np.pi))
+        placed.append(replace(actor, trajectory=path))
+    order = rng.permutation(len(placed))
+    # A stable sort by nearness: shuffled within a layer, occluders still in front.
+    return tuple(sorted((placed[i] for i in order), key=lambda actor: actor.nearness))
+
+
+def _line_up(objects: Sequence[Actor], screen: Window) -> tuple[Actor, ...]:
+    count = len(objects)
+    columns = min(count, max(1, round(float(np.sqrt(count * screen.width / screen.height)))))
+    rows = -(-count // columns)
+    cell = np.array([screen.width / columns, screen.height / rows])
+    placed = []
+    for index, actor in enumerate(objects):
+        home = cell * (index % columns + 0.5, index // columns + 0.5)
+        low, high = actor.extent()
+        size = 0.9 * cell / (high - low)
+        path = actor.trajectory.moved(home - size * (low + high) / 2, 0.0, size)
+        placed.append(replace(actor, trajectory=path))
+    return tuple(placed)

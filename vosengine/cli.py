@@ -1,0 +1,243 @@
+"""The command line: parsing and printing; torch is imported after the arguments are understood."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import __version__
+from .errors import VosError
+
+if TYPE_CHECKING:
+    from .commands.run import RunOptions
+
+app = typer.Typer(
+    help="Streaming video object segmentation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+Model = Annotated[str, typer.Option("--model", help="Which model; `vosengine models` lists them.")]
+
+
+def main() -> None:
+    """Run the command line; a deliberate error is one message and exit code 1, no traceback."""
+    # Waiting OpenMP threads that spin slow a step 20-fold where another process wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except VosError as error:
+        errors.print(f"[bold red]error:[/] {type(error).__name__}:", end=" ")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"vosengine {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    source: Annotated[
+        str, typer.Argument(help="Video file, image folder, glob, camera number, or address.")
+    ],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for masks, overlay.mp4 and summary.json.")],
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Object ids of the first frame (PNG), or a folder with PNGs by frame."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A tag (`vosengine models`) or a .safetensors file.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    max_objects: Annotated[int, typer.Option(help="Room for that many objects at a time.")] = 10,
+    size: Annotated[
+        int | None, typer.Option(help="Short side the network works at; native without.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What is remembered: every-N, all or afb.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Of the overlay; the source's without.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after that many frames.")] = None,
+    checkpoint: Annotated[
+        int, typer.Option(min=0, help="Save the stream every N frames, so a killed run can resume.")
+    ] = 0,
+    overlay: Annotated[bool, typer.Option(help="Write overlay.mp4 too.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
+) -> None:
+    """Segment a video: masks as indexed PNGs, an overlay video, and a summary."""
+    from .commands.run import RunOptions
+
+    options = RunOptions(
+        source=source,
+        model=model,
+        out=out,
+        mask=mask,
+        weights=weights,
+        device=device,
+        precision=precision,
+        max_objects=max_objects,
+        size=size,
+        memory=memory,
+        fps=fps,
+        limit=limit,
+        checkpoint=checkpoint,
+        overlay=overlay,
+        resume=resume,
+    )
+    _run(options)
+
+
+def _run(options: RunOptions) -> None:
+    from .commands.run import run as work
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} frames"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with _asked_to_stop() as stop, Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(options.model, total=None, rate="")
+        summary = work(
+            options,
+            report=lambda p: bar.update(
+                task, completed=p.done, total=p.total, rate=f"{1e3 / p.last_ms:.1f} frames/s"
+            ),
+            should_stop=lambda: bool(stop),
+        )
+    note = summary["weights"]["note"]
+    console.print(f"weights: {note}", style=None if summary["weights"]["trained"] else "yellow")
+    speed = (
+        f", p50 {summary['p50_ms']} ms, p95 {summary['p95_ms']} ms" if "p50_ms" in summary else ""
+    )
+    console.print(f"{summary['frame_count']} frames on {summary['device_name']}{speed}")
+    console.print(f"wrote {options.out}", highlight=False, soft_wrap=True)
+    if not summary["complete"]:
+        console.print("stopped before the end; --resume goes on from here")
+        raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """A list that fills when Ctrl-C or SIGTERM comes; the second one ends the process at once."""
+    received: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        for kind in kinds:
+            signal.signal(kind, before[kind])
+
+    for kind in kinds:
+        signal.signal(kind, note)
+    try:
+        yield received
+    finally:
+        for kind in kinds:
+            signal.signal(kind, before[kind])
+
+
+@app.command()
+def models() -> None:
+    """List the models and the weights that ship."""
+    from .registry import MODELS
+    from .weights import cards
+
+    table = Table("model", "what it is", "weights", "trained")
+    for name, entry in MODELS.items():
+        for card in (card for card in cards().values() if card.model == name):
+            table.add_row(name, entry.summary, card.tag, "yes" if card.trained else "no: RANDOM")
+    console.print(table)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="Which model; `vosengine models` lists them.")],
+    size: Annotated[str, typer.Option(help="Frame size as HEIGHTxWIDTH.")] = "480x854",
+    objects: Annotated[int, typer.Option(min=1, help="Objects in the frame.")] = 3,
+    memory_frames: Annotated[int, typer.Option(min=1, help="Frames in the memory.")] = 5,
+    max_objects: Annotated[int, typer.Option(min=1, help="Room for that many objects.")] = 10,
+) -> None:
+    """Parameters, GFLOP and memory of a model at a frame size and object count."""
+    height, _, width = size.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise typer.BadParameter(f"wanted HEIGHTxWIDTH such as 480x854, given {size!r}")
+    from .commands.info import cost
+
+    found = cost(
+        model,
+        (int(height), int(width)),
+        objects,
+        memory_frames=memory_frames,
+        max_objects=max_objects,
+    )
+    title = f"{model}: {size}, {objects} objects, {memory_frames} memory frames, fp32"
+    table = Table("what", "how much", title=title)
+    table.add_row("parameters", f"{found.parameters / 1e6:.1f} M")
+    table.add_row("network input", "x".join(map(str, found.network_size)))
+    for verb, gflop in found.gflop.items():
+        table.add_row(f"{verb}, a frame", f"{gflop:.1f} GFLOP")
+    table.add_row("together, a frame", f"{sum(found.gflop.values()):.1f} GFLOP")
+    for name in ("weights", "features", "memory"):
+        table.add_row(f"{name} held", f"{getattr(found, f'{name}_bytes') / 2**20:.0f} MiB")
+    console.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which backends each op has here and why, and test them."""
+    from .commands.doctor import machine, self_test, versions
+
+    table = Table("what", "found", show_header=False)
+    for facts in (versions(), machine()):
+        for name, value in facts.items():
+            table.add_row(name, value)
+    console.print(table)
+    ops = Table("op", "device", "backend", "self-test against the reference")
+    failed = False
+    for report in self_test():
+        failed = failed or report.fault is not None
+        outcome = f"[green]{report.tested} cases agree[/]"
+        if report.fault is not None:
+            outcome = f"[bold red]FAILS[/] {report.fault}"
+        elif report.reason is not None:
+            outcome = f"not used: {report.reason}"
+        ops.add_row(report.op, report.device, report.backend, outcome)
+    console.print(ops)
+    if failed:
+        errors.print("[bold red]error:[/] a backend disagrees with its reference; do not trust it")
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

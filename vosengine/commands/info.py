@@ -1,0 +1,84 @@
+"""`vosengine info`: what a model costs at a size and an object count, without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..config import ModelConfig
+from ..kernels import use_backend
+from ..registry import build, entry
+from ..types import Geometry, Masks
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds count as two operations; convolutions and matrix products only.
+
+    gflop  by verb: encode (once a frame), segment and remember (for all objects)
+    bytes  of the weights, of one frame's features, and of the memory for `max_objects`
+    """
+
+    parameters: int
+    gflop: dict[str, float]
+    weights_bytes: int
+    features_bytes: int
+    memory_bytes: int
+    network_size: tuple[int, int]
+
+
+def cost(
+    model: str,
+    size: tuple[int, int],
+    objects: int,
+    *,
+    memory_frames: int = 5,
+    max_objects: int = 10,
+    config: ModelConfig | None = None,
+    bytes_per_number: int = 4,
+) -> Cost:
+    """The cost of one step on frames of `size` (H, W) with that many objects and memory frames.
+
+    Counted on torch's meta device, by running the real network on tensors without numbers.
+    """
+    config = config or entry(model).config()
+    full = config.memory.max_frames
+    config = dataclasses.replace(
+        config, memory=dataclasses.replace(config.memory, max_frames=max(2, memory_frames))
+    )
+    with torch.device("meta"):
+        method = build(model, config)
+        geometry = Geometry.fit(size, short_side=None, multiple=method.stride)
+        height, width = geometry.network
+        gflop = {}
+        with torch.no_grad(), use_backend("reference"):
+            with FlopCounterMode(display=False) as counter:
+                features = method.encode(torch.empty(1, 3, height, width))
+            gflop["encode"] = counter.get_total_flops() / 1e9
+            state = method.start(geometry, objects)
+            seen = [features] * len(method.sees)
+            masks = Masks(torch.empty(1 + objects, height, width))
+            with FlopCounterMode(display=False) as counter:
+                method.remember(seen, masks, state)
+            gflop["remember"] = counter.get_total_flops() / 1e9
+            with FlopCounterMode(display=False) as counter:
+                method.segment(seen, state)
+            gflop["segment"] = counter.get_total_flops() / 1e9
+    parameters = sum(parameter.numel() for parameter in method.parameters())
+    cells = geometry.cells(method.stride)
+    channels = config.key_channels + config.value_channels
+    per_frame = cells[0] * cells[1] * channels
+    positions = max_objects * full * per_frame
+    if config.memory.policy == "afb":
+        positions = config.memory.budget * channels
+    return Cost(
+        parameters=parameters,
+        gflop=gflop,
+        weights_bytes=parameters * bytes_per_number,
+        features_bytes=sum(tensor.numel() for tensor in features) * bytes_per_number,
+        memory_bytes=positions * bytes_per_number,
+        network_size=geometry.network,
+    )

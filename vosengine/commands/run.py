@@ -1,0 +1,312 @@
+"""`vosengine run`: a video in; masks, an overlay video and a summary out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..config import MemoryConfig
+from ..errors import InputError, OutputError, SourceError, VosError
+from ..segmenter import Segmenter
+from ..timing import device_name, summarise, timed
+from ..types import Result
+from ..video import (
+    FrameSource,
+    SourceFrame,
+    VideoWriter,
+    open_source,
+    overlay,
+    prepare_output_folder,
+    read_labels,
+    write_labels,
+)
+
+SUMMARY = "summary.json"
+STATE = "state.safetensors"
+OVERLAY = "overlay.mp4"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `run` is asked for.
+
+    source      a video file, a folder of images, a glob, a camera number, or an address
+    mask        the first frame's object ids as a PNG, or a folder of PNGs: a frame is prompted with
+                the one of its name; None for methods that find objects themselves
+    out         the folder to write to; an earlier run's files there are replaced
+    limit       stop after that many frames; None goes to the end
+    checkpoint  save the stream every that many frames too, so that even a killed run can be resumed
+    resume      go on where the run that wrote `out` stopped
+    """
+
+    source: str
+    model: str
+    out: Path
+    mask: Path | None = None
+    weights: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    max_objects: int = 10
+    size: int | None = None
+    memory: str | None = None
+    fps: float | None = None
+    limit: int | None = None
+    checkpoint: int = 0
+    overlay: bool = True
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: frames answered, of how many (None if unknown), and the last frame's time."""
+
+    done: int
+    total: int | None
+    last_ms: float
+
+
+class Outputs:
+    """The files of a run: masks and overlay frames as they come, the summary at the end."""
+
+    def __init__(self, options: RunOptions, segmenter: Segmenter, fps: float) -> None:
+        self.folder = options.out
+        self.card = segmenter.card
+        self.names: list[str] = []
+        self._video = VideoWriter(self.folder / OVERLAY, fps) if options.overlay else None
+
+    def write(self, frame: SourceFrame, labels: np.ndarray) -> None:
+        note = None if self.card.trained else self.card.caption
+        write_labels(self.folder / f"{frame.name}.png", labels, note)
+        self.replay(frame, labels)
+
+    def replay(self, frame: SourceFrame, labels: np.ndarray) -> None:
+        """A frame whose mask is on disk already: only the overlay needs it again."""
+        self.names.append(frame.name)
+        if self._video is not None:
+            caption = None if self.card.trained else "RANDOM WEIGHTS"
+            self._video.write(overlay(frame.image, labels, caption=caption))
+
+    def close(self) -> None:
+        if self._video is not None:
+            self._video.close()
+
+
+def run(
+    options: RunOptions,
+    *,
+    report: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Segment a whole source and write DIR/<frame>.png, DIR/overlay.mp4 and DIR/summary.json.
+
+    report       is called after every frame
+    should_stop  is asked before every frame; True ends the run cleanly, to be resumed later
+    returns      the summary, as written
+
+    Raises  a VosError. What was answered before a fault is on disk; the summary names the fault.
+    """
+    folder = prepare_output_folder(options.out)
+    prompts = Prompts(options.mask)
+    earlier = _read_summary(folder)
+    segmenter = make_segmenter(options)
+    source = open_source(options.source)
+    with ExitStack() as stack:
+        stack.callback(source.close)
+        if options.resume:
+            _check_resumable(folder, earlier, source)
+            segmenter.load_state(folder / STATE)
+        else:
+            _remove(folder, earlier)
+            earlier = {}
+        outputs = Outputs(options, segmenter, options.fps or source.fps)
+        stack.callback(outputs.close)
+        answered = max(0, segmenter.frame_count - segmenter.latency)
+        times: list[float] = list(earlier.get("per_frame_ms", []))[:answered]
+        fault: VosError | None = None
+        stopped = False
+        try:
+            stopped = _drive(
+                options, segmenter, source, prompts, outputs, times, report, should_stop
+            )
+        except VosError as error:
+            fault = error
+    complete = fault is None and not stopped
+    if complete:
+        (folder / STATE).unlink(missing_ok=True)
+    elif segmenter.frame_count:
+        segmenter.save_state(folder / STATE)
+    summary = _summary(options, segmenter, outputs.names, times, complete, fault)
+    _write_summary(folder, summary)
+    if fault is not None:
+        raise fault
+    return summary
+
+
+def make_segmenter(options: RunOptions) -> Segmenter:
+    """The engine that the options describe."""
+    return Segmenter(
+        options.model,
+        weights=options.weights,
+        device=options.device,
+        precision=options.precision,
+        max_objects=options.max_objects,
+        size=options.size,
+        memory=None if options.memory is None else MemoryConfig(policy=options.memory),
+    )
+
+
+class Prompts:
+    """The masks a caller gave: one file for the first frame, or a folder with one by frame name."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._folder = path if path is not None and path.is_dir() else None
+        # Read at once, so that a broken mask is an error before anything has been written.
+        self._first = read_labels(path) if path is not None and self._folder is None else None
+        if self._folder is not None and not any(self._folder.glob("*.png")):
+            raise InputError(
+                f"mask: the folder {path} holds no .png; wanted one per prompted frame"
+            )
+
+    def of(self, frame: SourceFrame) -> np.ndarray | None:
+        if self._folder is not None:
+            path = self._folder / f"{frame.name}.png"
+            return read_labels(path) if path.exists() else None
+        return self._first if frame.index == 0 else None
+
+
+def _drive(
+    options: RunOptions,
+    segmenter: Segmenter,
+    source: FrameSource,
+    prompts: Prompts,
+    outputs: Outputs,
+    times: list[float],
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Frame by frame to the end of the source; True if it was stopped before that."""
+    total = source.length if options.limit is None else min(options.limit, source.length or 1 << 62)
+    done_before = segmenter.frame_count
+    waiting: dict[int, SourceFrame] = {}
+
+    def answer(result: Result | None, milliseconds: float) -> None:
+        if result is None:
+            return
+        outputs.write(waiting.pop(result.frame_index), result.numpy())
+        times.append(round(milliseconds, 3))
+        report(Progress(len(outputs.names), total, milliseconds))
+
+    for frame in _limited(source, options.limit):
+        if frame.index < done_before:
+            _replay(frame, outputs, options.out, waiting, done_before - segmenter.latency)
+            continue
+        if should_stop():
+            return True
+        waiting[frame.index] = frame
+        prompt = prompts.of(frame)
+        answer(*timed(partial(segmenter.step, frame.image, prompt), segmenter.device))
+        if options.checkpoint and segmenter.frame_count % options.checkpoint == 0:
+            segmenter.save_state(options.out / STATE)
+    if segmenter.frame_count < done_before or segmenter.frame_count == 0:
+        raise SourceError(f"{options.source}: holds {segmenter.frame_count} frames")
+    results, milliseconds = timed(segmenter.flush, segmenter.device)
+    for result in results:
+        answer(result, milliseconds / len(results))
+    return False
+
+
+def _replay(
+    frame: SourceFrame,
+    outputs: Outputs,
+    folder: Path,
+    waiting: dict[int, SourceFrame],
+    answered: int,
+) -> None:
+    """A frame that the stopped run has seen: its mask is on disk, or its answer is to come."""
+    if frame.index < answered:
+        outputs.replay(frame, read_labels(folder / f"{frame.name}.png"))
+    else:
+        waiting[frame.index] = frame
+
+
+def _limited(source: FrameSource, limit: int | None) -> Iterator[SourceFrame]:
+    for frame in source:
+        if limit is not None and frame.index >= limit:
+            return
+        yield frame
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of an earlier run in that folder; empty if there is none."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return {}
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise OutputError(f"{path}: not a summary that a run wrote ({error}); remove it") from error
+    return summary
+
+
+def _check_resumable(folder: Path, earlier: dict[str, Any], source: FrameSource) -> None:
+    if earlier.get("complete"):
+        raise OutputError(f"{folder}: the run there is complete; there is nothing to resume")
+    if not (folder / STATE).is_file():
+        raise OutputError(f"{folder}: holds no {STATE}, so no run to resume; start one without")
+    if source.live:
+        raise InputError(f"{source.description}: a live source cannot be resumed; start a new run")
+
+
+def _remove(folder: Path, earlier: dict[str, Any]) -> None:
+    """Delete what an earlier run's summary lists, and nothing else."""
+    for name in earlier.get("frames", []):
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    for name in (SUMMARY, STATE, OVERLAY):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _summary(
+    options: RunOptions,
+    segmenter: Segmenter,
+    names: list[str],
+    times: list[float],
+    complete: bool,
+    fault: VosError | None,
+) -> dict[str, Any]:
+    card = segmenter.card
+    return {
+        "vosengine": __version__,
+        "source": options.source,
+        "model": options.model,
+        "weights": {"name": card.name, "trained": card.trained, "note": card.caption},
+        "device": str(segmenter.device),
+        "device_name": device_name(segmenter.device),
+        "torch": torch.__version__,
+        "precision": str(segmenter.dtype).removeprefix("torch."),
+        "frame_size": list(segmenter.geometry.frame) if segmenter.geometry else None,
+        "network_size": list(segmenter.geometry.network) if segmenter.geometry else None,
+        "objects": list(segmenter.ids),
+        "complete": complete,
+        "fault": str(fault) if fault else None,
+        "frame_count": len(names),
+        "first_frame_ms": times[0] if times else None,
+        **summarise(times[1:]),  # the first frame is cold; it stands by itself
+        "frames": names,
+        "per_frame_ms": times,
+    }
+
+
+def _write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    try:
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{folder / SUMMARY}: cannot be written ({error})") from error

@@ -115,6 +115,31 @@ def run(
     _run(options)
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the clip, masks and overlay.")],
+    model: Annotated[str, typer.Option(help="Which model.")] = "munet",
+    frames: Annotated[int, typer.Option(min=2, help="Length of the clip.")] = 24,
+    size: Annotated[str, typer.Option(help="Frame size as HEIGHTxWIDTH.")] = "240x432",
+    seed: Annotated[int, typer.Option(min=0, help="Of the clip; another seed, another clip.")] = 3,
+) -> None:
+    """Draw a short clip with moving objects, then segment it."""
+    height, width = _parse_size(size)
+    from dataclasses import replace
+
+    from .commands.demo import make_demo_clip
+
+    options = make_demo_clip(out, frames=frames, height=height, width=width, seed=seed)
+    _run(replace(options, model=model))
+
+
+def _parse_size(size: str) -> tuple[int, int]:
+    height, _, width = size.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise typer.BadParameter(f"wanted HEIGHTxWIDTH such as 480x854, given {size!r}")
+    return int(height), int(width)
+
+
 def _run(options: RunOptions) -> None:
     from .commands.run import run as work
 
@@ -189,14 +214,12 @@ def info(
     max_objects: Annotated[int, typer.Option(min=1, help="Room for that many objects.")] = 10,
 ) -> None:
     """Parameters, GFLOP and memory of a model at a frame size and object count."""
-    height, _, width = size.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise typer.BadParameter(f"wanted HEIGHTxWIDTH such as 480x854, given {size!r}")
+    frame_size = _parse_size(size)
     from .commands.info import cost
 
     found = cost(
         model,
-        (int(height), int(width)),
+        frame_size,
         objects,
         memory_frames=memory_frames,
         max_objects=max_objects,

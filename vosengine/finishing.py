@@ -19,7 +19,8 @@ class Canvas:
 
     logits  [O, h, w] in ascending order of object id
     region  of the grid that the frame covers, in cells
-    before  the ids of the logits' rows; `ids` those together with the prompt's, both ascending
+    before  the ids of the logits' rows, none of them the prompt's; `ids` those together with the
+            prompt's, both ascending
     prompt  uint8 [H, W] object ids, or None
     """
 
@@ -71,12 +72,15 @@ def finish(
     prompt  uint8 [H, W] object ids at frame size, or None
     """
     named = () if prompt is None else named_ids(prompt)
-    before = slots.ascending if scores is not None else ()
-    ids = tuple(sorted({*before, *named}))
+    alive = slots.ascending if scores is not None else ()
+    ids = tuple(sorted({*alive, *named}))
     if scores is None:
         device = torch.device("cpu") if prompt is None else prompt.device
-        canvas = Canvas(torch.empty(0, 1, 1, device=device), (0, 0, 1, 1), before, ids, prompt)
+        canvas = Canvas(torch.empty(0, 1, 1, device=device), (0, 0, 1, 1), (), ids, prompt)
     else:
+        # A corrected object's scores count nowhere, not even against the background: where it was
+        # sure and wrong, the background is as likely as the other objects' scores say.
+        before = tuple(object_id for object_id in alive if object_id not in named)
         logits = scores.logits
         if before != slots.in_slot_order:
             logits = logits[[slots.slot(object_id) for object_id in before]]

@@ -64,8 +64,9 @@ def config_to_json(config: ModelConfig) -> str:
 def config_from_json(name: str, text: str) -> ModelConfig:
     """The inverse; raises ConfigError for a field that this version does not know."""
     fields = json.loads(text)
-    known = {field.name for field in dataclasses.fields(entry(name).config)}  # type: ignore[arg-type]
-    if unknown := sorted(set(fields) - known):
+    unknown = _unknown(fields, entry(name).config)
+    unknown += [f"memory.{key}" for key in _unknown(fields.get("memory", {}), MemoryConfig)]
+    if unknown:
         raise ConfigError(f"config of {name}: unknown fields {', '.join(unknown)}")
     if "memory" in fields:
         fields["memory"] = MemoryConfig(**fields["memory"])
@@ -73,3 +74,8 @@ def config_from_json(name: str, text: str) -> ModelConfig:
         if key in fields:
             fields[key] = tuple(fields[key])
     return entry(name).config(**fields)
+
+
+def _unknown(fields: dict[str, Any], config: Any) -> list[str]:
+    """The names in `fields` that a configuration class has not."""
+    return sorted(set(fields) - {field.name for field in dataclasses.fields(config)})

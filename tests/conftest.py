@@ -1,0 +1,76 @@
+"""What many tests share: tiny models, a small clip, and memory that is poisoned, not zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vosengine.config import MemoryConfig, ModelConfig
+from vosengine.registry import build, entry
+from vosengine.training.synthetic import Clip, ClipConfig, make_clip
+from vosengine.weights import save, state_of
+
+DAVIS = Path(__file__).resolve().parents[2] / "shared" / "data" / "davis"
+
+
+def tiny_config(model: str, **changes: Any) -> ModelConfig:
+    """A configuration of the real network, narrow enough for a test."""
+    narrow = {
+        "backbone": "resnet18",
+        "width": 8,
+        "key_channels": 8,
+        "value_channels": 16,
+        "decoder_channels": 8,
+        "memory": MemoryConfig(max_frames=4),
+    }
+    return entry(model).config(**{**narrow, **changes})
+
+
+@pytest.fixture(scope="session")
+def clip() -> Clip:
+    """Ten frames of 65 x 99 with two objects."""
+    return make_clip(ClipConfig(frames=10, height=65, width=99, objects=(2, 2)), seed=1)
+
+
+@pytest.fixture
+def tiny_weights(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a weights file of a tiny model and returns its path."""
+
+    def write(model: str) -> Path:
+        path = tmp_path / f"tiny-{model}.safetensors"
+        config = tiny_config(model)
+        tensors = state_of(build(model, config, seed=3))
+        save(path, model, config, tensors, trained=True, description="tiny", licence="MIT")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty gives NaN (255 for bytes): whoever reads what nobody wrote is found out."""
+    real = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = real(*args, **kwargs)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else 255)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(scope="session")
+def davis() -> Path:
+    """The folder of real clips; a test that wants it is skipped where it is absent."""
+    if not DAVIS.is_dir():
+        pytest.skip("the real clips are not on this machine")
+    return DAVIS
+
+
+def object_ids(labels: np.ndarray) -> set[int]:
+    """The ids in a label image, without the background."""
+    return set(np.unique(labels).tolist()) - {0}

@@ -1,0 +1,175 @@
+"""The walls of the house: who may import whom, and what an import may not do."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# module -> what it may import of vosengine, by first name below the package. A name that ends in a
+# dot stands for everything beneath it.
+KERNELS = {"kernels."}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "types": set(),
+    "config": {"errors"},
+    "memory": {"types", "errors", "config"} | KERNELS,
+    "frames": {"types", "errors"} | KERNELS,
+    "objects": {"types", "errors"} | KERNELS,
+    "finishing": {"types", "errors", "frames", "objects"} | KERNELS,
+    "timing": set(),
+    "video": {"errors", "video."},
+    "models": {"config", "types", "memory", "models."} | KERNELS,
+    "registry": {"config", "errors", "models."},
+    "weights": {"config", "errors", "models.method", "registry"},
+    "saved": {"types", "errors"},
+    "training": {"errors", "training."},
+}
+BLOCKS = {"method", "backbone", "blocks"}
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[0] == "kernels":
+        parts.insert(0, "vosengine")
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of everything a file imports, those inside functions too."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            known = {module_name(p) for p in (*sources("vosengine"), *sources("kernels"))}
+            for alias in node.names:
+                whole = f"{stem}.{alias.name}"
+                found.add(whole if whole in known or whole == "vosengine._C" else stem)
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    """What a file imports of vosengine, without the package's name."""
+    return {
+        name.removeprefix("vosengine.") for name in imports(path) if name.startswith("vosengine.")
+    }
+
+
+def fits(name: str, allowed: set[str]) -> bool:
+    return any(
+        name == rule.rstrip(".") or (rule.endswith(".") and name.startswith(rule))
+        for rule in allowed
+    )
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_go_downwards(part: str) -> None:
+    files = [p for p in sources("vosengine") if module_name(p).split(".")[1:2] == [part]]
+    assert files, f"no file belongs to {part}"
+    for path in files:
+        wrong = {name for name in ours(path) if not fits(name, ALLOWED[part])}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_kernels_stand_alone() -> None:
+    for path in sources("kernels"):
+        wrong = {name for name in ours(path) if not name.startswith("kernels") and name != "_C"}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+        outside = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
+        assert outside <= {"torch", "triton", "vosengine"}, f"{path}: {sorted(outside)}"
+
+
+def test_references_know_torch_and_shapes_only() -> None:
+    for path in (ROOT / "kernels").glob("*/reference.py"):
+        assert ours(path) <= {"kernels.shapes"}, path
+        names = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
+        assert names <= {"torch", "vosengine"}, path
+
+
+def test_families_do_not_know_each_other() -> None:
+    for path in (ROOT / "vosengine" / "models").glob("*.py"):
+        wanted = {f"models.{name}" for name in BLOCKS}
+        others = {n for n in ours(path) if n.startswith("models.")} - wanted
+        assert not others, f"{path.name} imports {sorted(others)}"
+
+
+def test_segmenter_knows_no_family() -> None:
+    path = ROOT / "vosengine" / "segmenter.py"
+    assert not {name for name in ours(path) if name.startswith("models")}
+
+
+def test_every_part_has_a_rule_or_stands_at_the_top() -> None:
+    top = {"__init__", "segmenter", "commands", "cli"}
+    parts = {
+        p.name.removesuffix(".py") for p in (ROOT / "vosengine").iterdir() if p.suffix == ".py"
+    }
+    folders = {p.parent.name for p in (ROOT / "vosengine").glob("*/__init__.py")}
+    assert parts | folders == set(ALLOWED) | top
+
+
+def test_nobody_imports_bench_tests_or_convert() -> None:
+    for path in (*sources("vosengine"), *sources("kernels")):
+        names = {name.split(".")[0] for name in imports(path)}
+        assert not names & {"bench", "tests", "weights"}, path
+
+
+def test_device_code_never_sees_torch_or_python() -> None:
+    for path in (ROOT / "csrc").iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert "torch/" not in text, path
+        if path.name != "bindings.cpp":
+            assert "pybind11" not in text, path
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT / "docs"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_command_line_parses_without_torch() -> None:
+    code = "import sys, vosengine, vosengine.cli; print('torch' in sys.modules)"
+    assert python(code) == "False"
+
+
+def test_imports_have_no_effects() -> None:
+    code = (
+        "import os, av, cv2, torch; e = dict(os.environ); s = torch.random.get_rng_state();"
+        "f = torch.backends.cudnn.benchmark, torch.get_num_threads(), torch.is_grad_enabled();"
+        "import vosengine.segmenter, vosengine.kernels, vosengine.commands.run, vosengine.video;"
+        "assert e == dict(os.environ); assert torch.equal(s, torch.random.get_rng_state());"
+        "assert f == (torch.backends.cudnn.benchmark, torch.get_num_threads(),"
+        " torch.is_grad_enabled())"
+    )
+    assert python(code) == ""
+
+
+def test_the_map_names_what_exists() -> None:
+    """Every path that docs/architecture.md puts in backticks with a slash is there."""
+    import re
+
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`([\w./]+/[\w./]*)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_file_says_what_it_is() -> None:
+    for path in (*sources("vosengine"), *sources("kernels"), *sources("tests"), *sources("bench")):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

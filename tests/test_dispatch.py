@@ -1,0 +1,109 @@
+"""Dispatch: who runs, who is asked, and what is said when the one asked for cannot."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from vosengine.kernels import Op, ShapeError, UnsupportedBackend, use_backend
+from vosengine.kernels.shapes import check, check_dtype
+
+
+class Fake:
+    """A backend that takes x below its limit and says who ran."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name, self.limit = name, limit
+
+    def objection(self, x: int) -> str | None:
+        return None if x < self.limit else f"{self.name} wants x < {self.limit}"
+
+    def run(self, x: int) -> str:
+        return self.name
+
+
+def contract(x: int) -> None:
+    if x < 0:
+        raise ShapeError("x: wanted 0 or more")
+
+
+def double(x: int) -> str:
+    """Doubles."""
+    return "reference"
+
+
+OP = Op(double, contract, cpu=Fake("cpu", 10), cuda=Fake("cuda", 5))
+
+
+@pytest.mark.parametrize(("x", "runs"), [(1, "cuda"), (7, "cpu"), (20, "reference")])
+def test_auto_takes_the_first_without_objection(x: int, runs: str) -> None:
+    assert OP(x) == runs
+
+
+def test_a_backend_asked_for_by_name_runs_or_says_why_not() -> None:
+    with use_backend("cpu"):
+        assert OP(1) == "cpu"
+        with pytest.raises(UnsupportedBackend, match=r"cpu wants x < 10.*These can: reference"):
+            OP(20)
+    with use_backend("triton"), pytest.raises(UnsupportedBackend, match="double has none"):
+        OP(1)
+    with use_backend("reference"):
+        assert OP(1) == "reference"
+
+
+def test_the_contract_comes_before_every_backend() -> None:
+    for backend in ("auto", "cpu", "reference"):
+        with use_backend(backend), pytest.raises(ShapeError):
+            OP(-1)
+
+
+def test_explain_gives_every_reason() -> None:
+    assert OP.explain(7) == {
+        "cuda": "cuda wants x < 5",
+        "triton": "double has none",
+        "cpu": None,
+        "reference": None,
+    }
+
+
+def test_the_choice_ends_with_its_block_even_on_an_error() -> None:
+    with pytest.raises(ShapeError), use_backend("reference"):
+        OP(-1)
+    assert OP(1) == "cuda"
+
+
+def test_the_choice_stays_in_its_thread() -> None:
+    seen: list[Any] = []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(OP(1)))
+        thread.start()
+        thread.join()
+    assert seen == ["cuda"]
+
+
+def test_an_unknown_backend_is_an_error() -> None:
+    with pytest.raises(ValueError, match="wanted one of cuda"), use_backend("gpu"):
+        pass
+
+
+def test_check_binds_letters_and_names_the_culprit() -> None:
+    sizes = check({"a": (torch.empty(2, 3), "P C"), "b": (torch.empty(5, 3), "N C")})
+    assert sizes == {"P": 2, "C": 3, "N": 5}
+    with pytest.raises(
+        ShapeError, match=r"b: wanted \[N, C\] with C = 3 \(from a\), given \[5, 4\]"
+    ):
+        check({"a": (torch.empty(2, 3), "P C"), "b": (torch.empty(5, 4), "N C")})
+    with pytest.raises(ShapeError, match=r"a: wanted \[P, C\], given \[2\]"):
+        check({"a": (torch.empty(2), "P C")})
+    with pytest.raises(ShapeError, match=r"a: wanted \[P, 3\], given \[2, 4\]"):
+        check({"a": (torch.empty(2, 4), "P 3")})
+    with pytest.raises(ShapeError, match="wanted one device"):
+        check({"a": (torch.empty(2), "P"), "b": (torch.empty(2, device="meta"), "P")})
+
+
+def test_check_dtype() -> None:
+    check_dtype("a", torch.empty(1), torch.float16, torch.float32)
+    with pytest.raises(ShapeError, match="a: wanted uint8 or int32, given float32"):
+        check_dtype("a", torch.empty(1), torch.uint8, torch.int32)

@@ -1,0 +1,115 @@
+"""Every op on every backend, case, dtype and instruction set, held against its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from vosengine.kernels import OPS, Op
+from vosengine.kernels.cases import Case
+from vosengine.kernels.extension import load, missing
+from vosengine.kernels.parity import cases_of, check_parity
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
+ISAS = ("baseline", "avx2", "avx512")
+
+needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
+
+
+def all_calls() -> Iterator[object]:
+    for op in OPS:
+        for backend in op.backends:
+            for case in cases_of(op):
+                if not case.bench:
+                    for dtype in DTYPES:
+                        name = str(dtype).removeprefix("torch.")
+                        yield pytest.param(
+                            op, backend, case, dtype, id=f"{op.name}-{backend}-{case.name}-{name}"
+                        )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("op", "backend", "case", "dtype"), all_calls())
+@pytest.mark.usefixtures("poisoned_memory")
+def test_backend_agrees_with_reference(
+    op: Op, backend: str, case: Case, dtype: torch.dtype, device: str
+) -> None:
+    reason = op.explain(**case.arguments(device, dtype))[backend]
+    if reason is not None:
+        pytest.skip(reason)
+    verdict = check_parity(op, case, backend, device=device, dtype=dtype)
+    assert verdict.fault is None, verdict
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_instruction_set_agrees(op: Op, isa: str) -> None:
+    try:
+        load().choose_isa(isa)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        for case in cases_of(op):
+            if not case.bench and op.explain(**case.arguments())["cpu"] is None:
+                verdict = check_parity(op, case, "cpu")
+                assert verdict.fault is None, (case.name, verdict)
+    finally:
+        load().choose_isa("auto")
+
+
+@needs_extension
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_thread_count_does_not_matter(op: Op) -> None:
+    """One thread, and more threads than there is work for."""
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 7):
+            torch.set_num_threads(threads)
+            for case in cases_of(op):
+                if not case.bench and op.explain(**case.arguments())["cpu"] is None:
+                    verdict = check_parity(op, case, "cpu")
+                    assert verdict.fault is None, (case.name, verdict)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_extension
+def test_support_matrix() -> None:
+    """What each compiled backend takes on the CPU; a wrong 'unsupported' cannot hide in a skip."""
+    matrix = {
+        (op.name, str(dtype).removeprefix("torch.")): sum(
+            op.explain(**case.arguments(dtype=dtype))["cpu"] is None
+            for case in cases_of(op)
+            if not case.bench
+        )
+        for op in OPS
+        for dtype in DTYPES
+    }
+    whole = {op.name: sum(not case.bench for case in cases_of(op)) for op in OPS}
+    for op in OPS:
+        assert matrix[op.name, "float32"] == whole[op.name], op.name
+    for name in ("correlate_frames", "read_memory"):
+        assert matrix[name, "float16"] == matrix[name, "bfloat16"] == 0
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_inputs_stay_as_they_were(op: Op) -> None:
+    for case in cases_of(op):
+        if case.bench:
+            continue
+        given = case.arguments()
+        before = {k: v.clone() for k, v in given.items() if isinstance(v, torch.Tensor)}
+        op(**given)
+        for name, tensor in before.items():
+            torch.testing.assert_close(given[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_every_op_documents_its_contract(op: Op) -> None:
+    text = op.__doc__ or ""
+    for section in ("returns", "Dtype", "Device", "Error", "Raises", "Source"):
+        assert section in text, f"{op.name} does not say: {section}"

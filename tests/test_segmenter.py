@@ -1,0 +1,500 @@
+"""The engine's promises: streaming, stable ids, bad input without effect, streams that resume."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import object_ids, tiny_config
+
+from vosengine import Segmenter, list_models
+from vosengine.config import MemoryConfig
+from vosengine.errors import ConfigError, DeviceError, InputError, OutputError, StateError
+from vosengine.models.method import Method, State
+from vosengine.training.synthetic import Clip
+from vosengine.types import Geometry, Masks, Result, Scores
+
+MODELS = list_models()
+
+
+def make(model: str, **options: Any) -> Segmenter:
+    changes = options.pop("changes", {})
+    return Segmenter(model, device="cpu", config=tiny_config(model, **changes), **options)
+
+
+def follow(segmenter: Segmenter, frames: Sequence[np.ndarray], mask: np.ndarray) -> list[Result]:
+    results = [segmenter.step(frame, None if i else mask) for i, frame in enumerate(frames)]
+    assert all(result is not None for result in results)
+    return [result for result in results if result is not None]
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_first_frame_answers_with_the_mask_itself(model: str, clip: Clip) -> None:
+    result = make(model).step(clip.frames[0], clip.masks[0])
+    assert result is not None
+    assert result.labels.dtype == torch.uint8
+    np.testing.assert_array_equal(result.numpy(), clip.masks[0])
+    assert (result.ids, result.frame_index) == ((1, 2), 0)
+
+
+def test_every_frame_is_answered_at_once(model: str, clip: Clip) -> None:
+    results = follow(make(model), clip.frames, clip.masks[0])
+    assert [result.frame_index for result in results] == list(range(10))
+    for result in results:
+        assert result.labels.shape == (65, 99)
+        assert object_ids(result.numpy()) <= {1, 2}
+        rows = result.probabilities
+        assert rows.shape == (3, 65, 99)
+        assert rows.dtype == torch.float32
+        torch.testing.assert_close(rows.sum(dim=0), torch.ones(65, 99))
+        np.testing.assert_array_equal(rows.argmax(dim=0), result.labels)
+
+
+def test_ids_are_the_callers_with_any_gaps(model: str, clip: Clip) -> None:
+    """Relabelled 1 -> 200 and 2 -> 9, the answer is the same under the new names and row order."""
+    renamed = np.array([0, 200, 9], np.uint8)
+    plain = follow(make(model), clip.frames[:4], clip.masks[0])
+    named = follow(make(model), clip.frames[:4], renamed[clip.masks[0]])
+    assert named[-1].ids == (9, 200)
+    for a, b in zip(plain, named, strict=True):
+        torch.testing.assert_close(a.probabilities[[0, 2, 1]], b.probabilities, atol=1e-3, rtol=0)
+        first, second = a.probabilities.topk(2, dim=0).values
+        decided = (first - second > 1e-4).numpy()
+        np.testing.assert_array_equal(renamed[a.numpy()][decided], b.numpy()[decided])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 32), (45, 120)])
+def test_any_frame_size(model: str, size: tuple[int, int]) -> None:
+    segmenter = make(model)
+    random = np.random.default_rng(0)
+    mask = np.zeros(size, np.uint8)
+    mask[5:20, 5:20] = 1
+    for index in range(3):
+        frame = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+        result = segmenter.step(frame, None if index else mask)
+        assert result is not None
+        assert result.labels.shape == size
+        assert torch.isfinite(result.probabilities).all()
+
+
+def test_frames_may_be_numpy_torch_float_or_strided(clip: Clip) -> None:
+    frame, mask = clip.frames[1], clip.masks[0]
+    wide = np.zeros((65, 2 * 99, 3), np.uint8)
+    wide[:, ::2] = frame
+    bgr = np.ascontiguousarray(frame[..., ::-1])
+    forms = [
+        frame,
+        torch.from_numpy(frame),
+        frame.astype(np.float32) / 255,
+        wide[:, ::2],
+        bgr[..., ::-1],
+    ]
+    answers = []
+    for form in forms:
+        segmenter = make("stm")
+        segmenter.step(clip.frames[0], torch.from_numpy(mask.astype(np.int32)))
+        result = segmenter.step(form)
+        assert result is not None
+        answers.append(result.probabilities)
+    for answer in answers[1:]:
+        torch.testing.assert_close(answer, answers[0], atol=1e-4, rtol=0)
+
+
+def test_working_at_another_size(model: str, clip: Clip) -> None:
+    segmenter = make(model, size=48)
+    results = follow(segmenter, clip.frames[:3], clip.masks[0])
+    assert segmenter.geometry is not None
+    assert min(segmenter.geometry.resized) == 48
+    np.testing.assert_array_equal(results[0].numpy(), clip.masks[0])
+    for result in results:
+        assert result.labels.shape == (65, 99)
+        np.testing.assert_array_equal(result.probabilities.argmax(dim=0), result.labels)
+
+
+def test_an_object_added_in_mid_stream(model: str, clip: Clip) -> None:
+    """The given mask is the answer; the others go on; the new one is there from then on."""
+    segmenter = make(model)
+    only_first = np.where(clip.masks[0] == 1, 1, 0).astype(np.uint8)
+    follow(segmenter, clip.frames[:4], only_first)
+    late = np.where(clip.masks[4] == 2, 77, 0).astype(np.uint8)
+    result = segmenter.step(clip.frames[4], late)
+    assert result is not None
+    assert result.ids == (1, 77)
+    np.testing.assert_array_equal(result.numpy() == 77, late == 77)
+    after = segmenter.step(clip.frames[5])
+    assert after is not None
+    assert after.ids == (1, 77)
+    assert after.probabilities.shape[0] == 3
+
+
+def test_an_added_object_leaves_the_memories_of_others_alone(model: str, clip: Clip) -> None:
+    """The state of the first object after the addition is what its own masks alone make it."""
+    segmenter = make(model)
+    only_first = np.where(clip.masks[0] == 1, 1, 0).astype(np.uint8)
+    follow(segmenter, clip.frames[:4], only_first)
+    before = segmenter._state.memory.read(1).keys[:, :1].clone()
+    segmenter.step(clip.frames[4], np.where(clip.masks[4] == 2, 2, 0).astype(np.uint8))
+    torch.testing.assert_close(segmenter._state.memory.read(1).keys[:, :1], before, atol=0, rtol=0)
+    lengths = segmenter._state.memory.read(2).length.tolist()
+    assert lengths[0] > lengths[1] > 0
+
+
+def test_a_removed_object_is_gone_and_the_others_keep_their_masks(model: str, clip: Clip) -> None:
+    """Whichever object goes, the one left gives what a stream of its own would have given."""
+    for gone, left in ((1, 2), (2, 1)):
+        segmenter = make(model)
+        segmenter.step(clip.frames[0], clip.masks[0])
+        segmenter.remove(gone)
+        assert segmenter.ids == (left,)
+        result = segmenter.step(clip.frames[1])
+        assert result is not None
+        assert result.ids == (left,)
+        assert object_ids(result.numpy()) <= {left}
+        assert segmenter._state.object_count == 1
+        segmenter.remove(left)
+        empty = segmenter.step(clip.frames[2])
+        assert empty is not None
+        assert (empty.ids, int(empty.labels.max())) == ((), 0)
+        again = segmenter.step(clip.frames[3], clip.masks[3])
+        assert again is not None
+        np.testing.assert_array_equal(again.numpy(), clip.masks[3])
+
+
+def test_removal_keeps_the_right_memory(model: str, clip: Clip) -> None:
+    segmenter = make(model)
+    follow(segmenter, clip.frames[:3], clip.masks[0])
+    second = segmenter._state.memory.read(2).keys[
+        1, : int(segmenter._state.memory.read(2).length[1])
+    ]
+    wanted = second.clone()
+    segmenter.remove(1)
+    stored = segmenter._state.memory.read(1)
+    torch.testing.assert_close(stored.keys[0, : int(stored.length[0])], wanted, atol=0, rtol=0)
+
+
+def test_a_correction_overrides_an_object(model: str, clip: Clip) -> None:
+    segmenter = make(model)
+    follow(segmenter, clip.frames[:3], clip.masks[0])
+    correction = np.where(clip.masks[3] == 2, 2, 0).astype(np.uint8)
+    result = segmenter.step(clip.frames[3], correction)
+    assert result is not None
+    assert result.ids == (1, 2)
+    np.testing.assert_array_equal(result.numpy() == 2, correction == 2)
+
+
+@pytest.mark.parametrize("policy", ["every-5", "every-1", "all", "afb"])
+def test_every_memory_policy_works_and_is_bounded(model: str, policy: str, clip: Clip) -> None:
+    segmenter = make(model, memory=MemoryConfig(policy=policy, max_frames=3, budget=400))
+    sizes = set()
+    for result in follow(segmenter, clip.frames, clip.masks[0]):
+        assert torch.isfinite(result.probabilities).all()
+        memory = segmenter._state.memory
+        sizes.add((memory.keys.data_ptr(), tuple(memory.keys.shape), memory.values.data_ptr()))
+        stored = memory.read(2)
+        assert int(stored.length.max()) <= stored.keys.shape[1]
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_is_close(model: str, precision: str, clip: Clip) -> None:
+    exact = follow(make(model), clip.frames[:3], clip.masks[0])[-1]
+    rough = follow(make(model, precision=precision), clip.frames[:3], clip.masks[0])[-1]
+    assert rough.probabilities.dtype == torch.float32
+    assert float((exact.probabilities - rough.probabilities).abs().mean()) < 0.05
+
+
+def bad_frames(clip: Clip) -> dict[str, tuple[Any, str]]:
+    frame = clip.frames[0]
+    nan = frame.astype(np.float32) / 255
+    nan[3, 4, 1] = np.nan
+    return {
+        "dtype": (frame.astype(np.int64), "wanted dtype uint8 or float32"),
+        "rank": (frame[..., 0], "wanted rank 3"),
+        "channels": (frame[..., :2], "wanted 3 channels"),
+        "channels first": (frame.transpose(2, 0, 1), "channels go last"),
+        "type": ([[1]], "wanted a numpy array or a torch tensor"),
+        "tiny": (frame[:20], "at least 32 x 32"),
+        "other size": (frame[:64], "the stream is 65 x 99, given 64 x 99"),
+        "nan": (nan, "NaN"),
+        "range": (frame.astype(np.float32), "divide by 255"),
+    }
+
+
+def bad_masks(clip: Clip) -> dict[str, tuple[Any, str]]:
+    mask = clip.masks[0]
+    many = mask.copy()
+    many[0, :5] = [11, 12, 13, 14, 15]
+    return {
+        "size": (mask[:-1], "wanted the frame's size"),
+        "only 0": (np.zeros_like(mask), "only id 0"),
+        "256": (mask.astype(np.int32) * 200, "1..255"),
+        "negative": (mask.astype(np.int32) - 1, "1..255"),
+        "float": (mask.astype(np.float32), "integer dtype"),
+        "too many": (many, "more than max_objects = 3"),
+        "type": ("mask.png", "wanted a numpy array or a torch tensor"),
+    }
+
+
+def test_bad_input_says_what_is_wrong_and_changes_nothing(model: str, clip: Clip) -> None:
+    """After every refused call the stream goes on as if it had never been made."""
+    disturbed, calm = make(model, max_objects=3), make(model, max_objects=3)
+    for segmenter in (disturbed, calm):
+        follow(segmenter, clip.frames[:2], clip.masks[0])
+    for frame, message in bad_frames(clip).values():
+        with pytest.raises(InputError, match=message):
+            disturbed.step(frame)
+    for mask, message in bad_masks(clip).values():
+        with pytest.raises(InputError, match=message):
+            disturbed.step(clip.frames[2], mask)
+    with pytest.raises(InputError, match="no object 3; alive: 1, 2"):
+        disturbed.remove(3)
+    assert disturbed.frame_count == 2
+    for a, b in zip(clip.frames[2:5], clip.frames[2:5], strict=True):
+        one, other = disturbed.step(a), calm.step(b)
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.probabilities, other.probabilities, atol=0, rtol=0)
+
+
+def test_bad_first_frame_starts_no_stream(model: str, clip: Clip) -> None:
+    segmenter = make(model)
+    with pytest.raises(InputError, match="needs one with the first frame"):
+        segmenter.step(clip.frames[0])
+    for mask, message in bad_masks(clip).values():
+        if "max_objects" not in message:
+            with pytest.raises(InputError, match=message):
+                segmenter.step(clip.frames[0], mask)
+    small = segmenter.step(clip.frames[0][:40, :50], clip.masks[0][:40, :50])
+    assert small is not None
+    assert small.labels.shape == (40, 50)
+
+
+def test_a_fault_inside_the_network_leaves_the_stream_as_it_was(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disturbed, calm = make("munet"), make("munet")
+    for segmenter in (disturbed, calm):
+        follow(segmenter, clip.frames[:2], clip.masks[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(disturbed.method, "remember", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            disturbed.step(clip.frames[2], np.where(clip.masks[2] == 1, 5, 0).astype(np.uint8))
+    assert (disturbed.ids, disturbed.frame_count) == (calm.ids, calm.frame_count)
+    one, other = disturbed.step(clip.frames[2]), calm.step(clip.frames[2])
+    assert one is not None
+    assert other is not None
+    torch.testing.assert_close(one.probabilities, other.probabilities, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_objects": 0}, ConfigError, "max_objects: wanted 1..255"),
+        ({"precision": "int8"}, ConfigError, "precision: wanted one of"),
+        ({"size": 8}, ConfigError, "size: wanted 32"),
+        ({"device": "cuda:99"}, DeviceError, "finds"),
+        ({"device": "abacus"}, DeviceError, "wanted auto, cpu, cuda"),
+        ({"device": "meta"}, DeviceError, "wanted auto, cpu, cuda"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Segmenter("stm", **options)
+    with pytest.raises(ConfigError, match="wanted one of stm, munet"):
+        Segmenter("sam")
+
+
+def test_reset_begins_another_stream(model: str, clip: Clip) -> None:
+    segmenter = make(model)
+    first = follow(segmenter, clip.frames[:3], clip.masks[0])
+    segmenter.reset()
+    assert (segmenter.ids, segmenter.frame_count, segmenter.geometry) == ((), 0, None)
+    for a, b in zip(first, follow(segmenter, clip.frames[:3], clip.masks[0]), strict=True):
+        torch.testing.assert_close(a.probabilities, b.probabilities, atol=0, rtol=0)
+
+
+RESUME = """
+import sys
+import numpy as np
+from conftest import tiny_config
+from vosengine import Segmenter
+model, state, frames, out, size, policy = sys.argv[1:]
+from vosengine.config import MemoryConfig
+segmenter = Segmenter(model, device="cpu", config=tiny_config(model), max_objects=4,
+                      size=int(size) or None, memory=MemoryConfig(policy=policy, max_frames=4))
+segmenter.load_state(state)
+results = [segmenter.step(frame) for frame in np.load(frames)]
+np.savez(out, labels=[r.numpy() for r in results],
+         probabilities=[r.probabilities.numpy() for r in results],
+         indices=[r.frame_index for r in results])
+"""
+
+
+@pytest.mark.parametrize(("size", "policy"), [(0, "every-5"), (48, "every-2"), (0, "afb")])
+def test_a_stream_resumes_in_a_new_process_bit_by_bit(
+    model: str, size: int, policy: str, clip: Clip, tmp_path: Path
+) -> None:
+    memory = MemoryConfig(policy=policy, max_frames=4)
+    segmenter = make(model, max_objects=4, size=size or None, memory=memory)
+    follow(segmenter, clip.frames[:6], np.array([0, 8, 3], np.uint8)[clip.masks[0]])
+    segmenter.save_state(tmp_path / "stream.safetensors")
+    np.save(tmp_path / "frames.npy", clip.frames[6:])
+    wanted = [segmenter.step(frame) for frame in clip.frames[6:]]
+    arguments = [model, tmp_path / "stream.safetensors", tmp_path / "frames.npy", tmp_path / "out"]
+    command = [sys.executable, "-c", RESUME, *map(str, arguments), str(size), policy]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "out.npz")
+    for index, result in enumerate(wanted):
+        assert result is not None
+        assert found["indices"][index] == result.frame_index
+        np.testing.assert_array_equal(found["labels"][index], result.numpy())
+        np.testing.assert_array_equal(found["probabilities"][index], result.probabilities.numpy())
+
+
+def test_a_stream_that_does_not_fit_is_refused(clip: Clip, tmp_path: Path) -> None:
+    path = tmp_path / "stream.safetensors"
+    segmenter = make("stm")
+    follow(segmenter, clip.frames[:2], clip.masks[0])
+    segmenter.save_state(path)
+    with pytest.raises(StateError, match="model: saved stm, here munet"):
+        make("munet").load_state(path)
+    with pytest.raises(StateError, match="max_objects: saved 10, here 2"):
+        make("stm", max_objects=2).load_state(path)
+    with pytest.raises(StateError, match="no such file"):
+        segmenter.load_state(tmp_path / "nothing")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(StateError, match="corrupt"):
+        segmenter.load_state(path)
+    with pytest.raises(OutputError, match="cannot be saved"):
+        segmenter.save_state(tmp_path / "no" / "folder")
+    assert segmenter.step(clip.frames[2]) is not None
+
+
+class EchoState(State):
+    """Nothing to remember but how often it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def forget(self, slot: int) -> None:
+        self.object_count -= 1
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, tensors: dict[str, torch.Tensor], object_count: int) -> None:
+        self.object_count = object_count
+
+
+class EchoFeatures(NamedTuple):
+    number: torch.Tensor
+
+
+class Echo(Method[EchoFeatures, EchoState]):
+    """Looks two frames back and three ahead, and notes which frames it was shown."""
+
+    sees = (-2, 0, 3)
+    features = EchoFeatures
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = tiny_config("stm")
+        self.encoded = 0
+
+    def start(self, geometry: Geometry, max_objects: int) -> EchoState:
+        return EchoState()
+
+    def encode(self, frames: torch.Tensor) -> EchoFeatures:
+        self.encoded += 1
+        return EchoFeatures(frames.mean()[None] * 0 + self.encoded - 1)
+
+    def segment(self, seen: Sequence[EchoFeatures], state: EchoState) -> Scores:
+        return Scores(torch.zeros(state.object_count, 16, 16), stride=4)
+
+    def remember(self, seen: Sequence[EchoFeatures], masks: Masks, state: EchoState) -> None:
+        state.seen.append(tuple(int(features.number) for features in seen))
+        state.object_count = masks.object_count
+
+
+def test_a_method_that_looks_ahead_answers_late_and_flush_gives_the_rest() -> None:
+    segmenter = make("stm")
+    echo = Echo()
+    segmenter.method = echo
+    segmenter.reset()
+    frame = np.zeros((64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:9, :9] = 4
+    late = np.zeros((64, 64), np.uint8)
+    late[40:, 40:] = 6
+    assert segmenter.latency == 3
+    answers = [segmenter.step(frame, {0: mask, 2: late}.get(i)) for i in range(6)]
+    assert [a and a.frame_index for a in answers] == [None, None, None, 0, 1, 2]
+    assert answers[3] is not None
+    assert answers[5] is not None
+    assert answers[3].ids == (4,)  # the prompt of frame 2 waits for its own frame
+    assert answers[5].ids == (4, 6)
+    np.testing.assert_array_equal(answers[5].numpy() == 6, late == 6)
+    assert [result.frame_index for result in segmenter.flush()] == [3, 4, 5]
+    shown = segmenter._state.seen
+    assert shown == [(0, 0, 3), (0, 1, 4), (0, 2, 5), (1, 3, 5), (2, 4, 5), (3, 5, 5)]
+    assert echo.encoded == 6  # once per frame
+    assert segmenter.flush() == []
+    with pytest.raises(InputError, match="flushed"):
+        segmenter.step(frame)
+
+
+def test_a_prompt_in_the_ring_counts_against_the_capacity() -> None:
+    segmenter = make("stm", max_objects=2)
+    segmenter.method = Echo()
+    segmenter.reset()
+    frame = np.zeros((64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    for object_id in (1, 2):
+        mask[:] = 0
+        mask[object_id] = object_id
+        segmenter.step(frame, mask)
+    mask[:] = 3
+    with pytest.raises(InputError, match=r"3 objects \[1, 2, 3\] are more than max_objects = 2"):
+        segmenter.step(frame, mask)
+
+
+def test_memory_of_the_process_stays_flat() -> None:
+    """400 frames past warm-up add nothing: neither the bank nor anything around it grows."""
+    code = """
+import numpy as np, resource
+from conftest import tiny_config
+from vosengine import Segmenter
+from vosengine.training.synthetic import ClipConfig, iterate_clip
+def resident():
+    with open("/proc/self/statm") as f: return int(f.read().split()[1]) * resource.getpagesize()
+segmenter = Segmenter("munet", device="cpu", config=tiny_config("munet"), max_objects=3)
+clip = iterate_clip(ClipConfig(frames=451, height=64, width=96, objects=(2, 2)), seed=2)
+for index, (frame, mask) in enumerate(clip):
+    segmenter.step(frame, None if index else mask)
+    if index == 50: start = resident()
+print((resident() - start) / 2**20)
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 6  # MiB; one frame's features of this clip are 0.5 MiB

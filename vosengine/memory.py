@@ -131,10 +131,11 @@ class AdaptiveBank:
     """AFB-URR's adaptive feature bank: near duplicates are merged, the least used are forgotten.
 
     A new feature whose best cosine similarity to a stored key is at least `merge_similarity` moves
-    that key and value towards itself by `merge_rate`, in direction, the stored length kept; any
-    other is appended. When a group's share of the budget is full, the features with the fewest
-    merges per frame of age make room. The use count is of merges, not of readings: reading never
-    forms the attention weights that AFB-URR counts. [O]
+    that key and value towards itself by `merge_rate`: both directions are mixed, and the mix takes
+    the stored length (it is not normalised anew, as there). Any other is appended. When a group's
+    share of the budget is full, the features with the fewest merges per frame of age make room. The
+    use count is of merges, not of readings: reading never forms the attention weights that AFB-URR
+    counts. [O]
 
     It decides by content, so a write waits for the device; every other policy does not.
     """

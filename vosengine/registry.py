@@ -52,7 +52,7 @@ def build(name: str, config: ModelConfig, seed: int = 0) -> Method[Any, Any]:
     if not isinstance(config, chosen.config):  # type: ignore[arg-type]
         raise ConfigError(f"config: {name} wants another class, given {type(config).__name__}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return chosen.build(config).eval().requires_grad_(False)
 
 

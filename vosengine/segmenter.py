@@ -17,7 +17,7 @@ from .objects import ObjectSlots, named_ids
 from .registry import entry
 from .saved import SavedStream, read_stream, write_stream
 from .types import Geometry, Result
-from .weights import load
+from .weights import digest_of, load, state_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_SHORT_SIDE = 32
@@ -192,7 +192,7 @@ class Segmenter:
         """What a saved stream must agree with to go on here."""
         return {
             "model": self.model,
-            "weights": self.card.sha256 or f"{self.card.name} seed {self.card.seed}",
+            "weights": digest_of({}, state_of(self.method)),
             "config": asdict(self.method.config),
             "precision": str(self.dtype),
             "size": self.size,

@@ -165,7 +165,8 @@ def save(
     metadata["sha256"] = digest_of(metadata, tensors)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(whole, path, metadata)
+        # One key, so that equal weights are equal files: safetensors writes several in any order.
+        save_file(whole, path, {"vosengine": json.dumps(metadata, sort_keys=True)})
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{path}: the weights cannot be saved there ({error})") from error
 
@@ -198,10 +199,14 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         raise WeightsError(f"{path}: no such file; wanted a .safetensors weights file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            text = (file.metadata() or {}).get("vosengine", "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(f"{path}: corrupt, or no safetensors file ({error})") from error
+    try:
+        metadata: dict[str, str] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{path}: corrupt: its header cannot be read ({error})") from error
     if metadata.get("format") != FORMAT:
         raise WeightsError(
             f"{path}: a safetensors file, but not one of vosengine's (format {FORMAT}); "

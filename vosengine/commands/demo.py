@@ -26,6 +26,4 @@ def make_demo_clip(folder: Path, *, frames: int, height: int, width: int, seed: 
             video.write(frame)
             if index == 0:
                 write_labels(given / FIRST_MASK, mask)
-    return RunOptions(
-        source=str(given / CLIP), model="munet", out=folder, mask=given / FIRST_MASK
-    )
+    return RunOptions(source=str(given / CLIP), model="munet", out=folder, mask=given / FIRST_MASK)

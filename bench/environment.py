@@ -1,0 +1,43 @@
+"""What a measurement needs beside its numbers: where, when, with what, and by which command."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vosengine import __version__
+from vosengine.kernels.extension import load, missing
+from vosengine.timing import cpu_name, device_name
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Date, command, device and versions; nothing that names the machine."""
+    facts: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "command": " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "device": device_name(device),
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "isa": load().isa() if missing is None else "no extension",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vosengine": __version__,
+    }
+    return facts
+
+
+def write_json(found: dict[str, Any], path: Path | None, stem: str, device: torch.device) -> None:
+    """Write to the path, or to bench/results/<date>-<stem>-<device>.json."""
+    path = path or RESULTS / f"{found['date']}-{stem}-{device.type}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")

@@ -1,0 +1,159 @@
+"""The command line as a person meets it: what it prints, and with which code it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vosengine.commands.doctor as doctor
+from vosengine.commands.info import cost
+from vosengine.kernels import BACKENDS, OPS
+from vosengine.registry import list_models
+from vosengine.training.synthetic import Clip
+from vosengine.video import VideoWriter, write_labels
+
+Weights = Callable[[str], Path]
+
+
+def vosengine(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vosengine.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_help_and_version_answer_at_once() -> None:
+    done = vosengine("--help")
+    assert done.returncode == 0
+    for command in ("run", "demo", "models", "info", "doctor"):
+        assert command in done.stdout
+    assert vosengine("--version").stdout.startswith("vosengine 0.")
+
+
+def test_models_lists_every_model_and_says_random() -> None:
+    done = vosengine("models")
+    assert done.returncode == 0
+    for name in list_models():
+        assert name in done.stdout
+    assert "RANDOM" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "objects", "wanted"),
+    [
+        # methods.md's table by hand: R50 54.2 + KV 19.1 + skips 122.3; per object 54.8 + 19.1 to
+        # remember, 88.2 + 3.36 a memory frame to segment.
+        ("stm", 1, {"encode": 195.6, "remember": 74.6, "segment": 88.2 + 5 * 3.36}),
+        ("stm", 3, {"encode": 195.6, "remember": 3 * 74.4, "segment": 3 * (88.2 + 5 * 3.36)}),
+        ("munet", 3, {"encode": 177.3, "remember": 3 * 73.9, "segment": 3 * 105 + 19.1 + 1.34}),
+    ],
+)
+def test_info_counts_what_the_layers_add_up_to(
+    model: str, objects: int, wanted: dict[str, float]
+) -> None:
+    found = cost(model, (480, 854), objects, memory_frames=5)
+    assert found.network_size == (480, 864)
+    for verb, gflop in wanted.items():
+        assert found.gflop[verb] == pytest.approx(gflop, rel=0.03), verb
+    assert found.memory_bytes == 10 * 20 * 1620 * (128 + 512) * 4
+    assert 38e6 < found.parameters < 40e6
+
+
+def test_info_prints_a_table_and_refuses_a_bad_size() -> None:
+    done = vosengine("info", "munet", "--size", "64x96", "--objects", 2)
+    assert done.returncode == 0
+    assert "GFLOP" in done.stdout
+    done = vosengine("info", "munet", "--size", "big")
+    assert done.returncode == 2
+    assert "HEIGHTxWIDTH" in done.stderr
+
+
+def test_doctor_passes_here_and_names_every_op_and_backend() -> None:
+    done = vosengine("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for op in OPS:
+        assert op.name in done.stdout
+    for backend in BACKENDS[:-1]:
+        assert backend in done.stdout
+    assert "FAILS" not in done.stdout
+
+
+def test_doctor_fails_when_a_backend_computes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = next(op for op in OPS if op.name == "read_memory")
+
+    class Wrong:
+        """A backend that is off by one."""
+
+        objection = staticmethod(lambda *a, **k: None)
+        run = staticmethod(lambda *a, **k: op.reference(*a, **k) + 1)
+
+    monkeypatch.setitem(op.backends, "cpu", Wrong)
+    faults = [r.fault for r in doctor.self_test() if (r.op, r.backend) == ("read_memory", "cpu")]
+    assert faults
+    assert "error 1" in str(faults[0])
+
+
+def test_errors_are_one_message_and_exit_code_one(tmp_path: Path) -> None:
+    cases = [
+        (["run", tmp_path / "none.mp4", "--model", "stm", "--out", tmp_path], "no such file"),
+        (["run", "x.mp4", "--model", "sam", "--out", tmp_path], "wanted one of stm, munet"),
+        (
+            ["run", "x.mp4", "--model", "stm", "--out", tmp_path, "--device", "cuda:9"],
+            "CUDA devices",
+        ),
+        (["info", "sam"], "wanted one of stm, munet"),
+    ]
+    for arguments, message in cases:
+        done = vosengine(*arguments)
+        assert done.returncode == 1, done.stderr
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert vosengine("run", "x.mp4").returncode == 2
+
+
+def test_a_truncated_video_keeps_its_frames_and_ends_with_an_error(
+    clip: Clip, tmp_path: Path, tiny_weights: Weights
+) -> None:
+    whole = tmp_path / "whole.mp4"
+    noise = np.random.default_rng(0)
+    with VideoWriter(whole, 25) as writer:
+        for frame in np.repeat(clip.frames, 4, axis=0):
+            grain = noise.integers(0, 60, frame.shape, dtype=np.uint8)
+            writer.write((frame // 2 + grain)[:64, :98])
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.6)])
+    write_labels(tmp_path / "first.png", clip.masks[0][:64, :98])
+    arguments = ["--model", "stm", "--weights", tiny_weights("stm"), "--out", tmp_path / "o"]
+    done = vosengine("run", cut, "--mask", tmp_path / "first.png", *arguments)
+    assert done.returncode == 1
+    assert "cut.mp4" in done.stderr
+    assert 5 < len(list((tmp_path / "o").glob("*.png"))) < 40
+
+
+def test_demo_draws_and_segments_a_clip(tmp_path: Path) -> None:
+    done = vosengine("demo", "--out", tmp_path / "d", "--frames", 3, "--size", "64x96")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "d") in done.stdout.replace("\n", "")
+    assert "RANDOM" in done.stdout
+    assert len(list((tmp_path / "d").glob("0*.png"))) == 3
+    with Image.open(tmp_path / "d" / "input" / "first_mask.png") as image:
+        assert image.getextrema()[1] >= 1
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_a_real_clip(model: str, davis: Path, tmp_path: Path, tiny_weights: Weights) -> None:
+    done = vosengine(
+        "run",
+        davis / "JPEGImages/480p/horsejump-high",
+        *("--model", model, "--weights", tiny_weights(model), "--limit", 3),
+        *("--mask", davis / "FirstFrameIds/480p/horsejump-high.png", "--out", tmp_path / "o"),
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("00000", "00001", "00002"):
+        with Image.open(tmp_path / "o" / f"{name}.png") as image:
+            assert image.size == (854, 480)
+            assert set(np.unique(np.asarray(image)).tolist()) <= {0, 1, 2}

@@ -1,0 +1,172 @@
+"""Turns the PyTorch weights of a model's official release into a file of ours, strictly.
+
+    python weights/convert.py stm STM_weights.pth stm.safetensors
+
+Every tensor is accounted for: one that is missing, extra or misshapen stops the conversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from vosengine.config import ModelConfig, STMConfig
+from vosengine.errors import ConfigError, VosError, WeightsError
+from vosengine.models.stm import STM
+from vosengine.weights import check_tensors, save, state_of
+
+Tensors = dict[str, torch.Tensor]
+
+# All that torch.load raised for thousands of truncated and damaged files, in both of its formats.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
+
+# Our prefix -> that of STM's release; the first that fits counts.
+STM_NAMES = {
+    "query_encoder.layer1.": "Encoder_Q.res2.",
+    "query_encoder.layer2.": "Encoder_Q.res3.",
+    "query_encoder.layer3.": "Encoder_Q.res4.",
+    "query_encoder.": "Encoder_Q.",
+    "memory_encoder.layer1.": "Encoder_M.res2.",
+    "memory_encoder.layer2.": "Encoder_M.res3.",
+    "memory_encoder.layer3.": "Encoder_M.res4.",
+    "memory_encoder.": "Encoder_M.",
+    "query_head.key.": "KV_Q_r4.Key.",
+    "query_head.value.": "KV_Q_r4.Value.",
+    "memory_head.key.": "KV_M_r4.Key.",
+    "memory_head.value.": "KV_M_r4.Value.",
+    "decoder.conv.": "Decoder.convFM.",
+    "decoder.block4.": "Decoder.ResMM.",
+    "decoder.skip3.conv.": "Decoder.RF3.convFS.",
+    "decoder.skip3.block.": "Decoder.RF3.ResFS.",
+    "decoder.block3.": "Decoder.RF3.ResMM.",
+    "decoder.skip2.conv.": "Decoder.RF2.convFS.",
+    "decoder.skip2.block.": "Decoder.RF2.ResFS.",
+    "decoder.block2.": "Decoder.RF2.ResMM.",
+    "decoder.predict.": "Decoder.pred2.",
+}
+
+
+def stm_sources(name: str) -> tuple[str, ...]:
+    """The tensors of STM's release that make up ours of that name, joined along dimension 1."""
+    if name == "memory_encoder.mask_conv.weight":
+        return "Encoder_M.conv1_m.weight", "Encoder_M.conv1_o.weight"
+    prefix = next(prefix for prefix in STM_NAMES if name.startswith(prefix))
+    return (STM_NAMES[prefix] + name.removeprefix(prefix),)
+
+
+def convert_stm(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
+    """STM's configuration and tensors from those of its release; `source` is for messages."""
+    with torch.device("meta"):
+        ours = state_of(STM(STMConfig()))
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, tensor in ours.items():
+        parts = stm_sources(name)
+        shape = tuple(tensor.shape)
+        if len(parts) > 1:
+            shape = (shape[0], shape[1] // len(parts), *shape[2:])
+        wanted |= dict.fromkeys(parts, shape)
+    for part in ("mean", "std"):
+        wanted |= {f"{encoder}.{part}": (1, 3, 1, 1) for encoder in ("Encoder_M", "Encoder_Q")}
+    check_tensors(source, released, wanted)
+    mean, std = _shared(source, released, "mean"), _shared(source, released, "std")
+    try:
+        config = STMConfig(mean=mean, std=std)
+    except ConfigError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    # cat copies even a single tensor: safetensors refuses those that share storage.
+    tensors = {
+        name: torch.cat([released[part] for part in stm_sources(name)], min(1, tensor.ndim - 1))
+        for name, tensor in ours.items()
+    }
+    return config, {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _shared(source: str, released: Tensors, part: str) -> tuple[float, float, float]:
+    """The mean or std of the input, which our two encoders share."""
+    memory, query = (released[f"{encoder}.{part}"] for encoder in ("Encoder_M", "Encoder_Q"))
+    if not torch.equal(memory, query):
+        raise WeightsError(
+            f"{source}: Encoder_M.{part} {memory.flatten().tolist()} and Encoder_Q.{part} "
+            f"{query.flatten().tolist()} disagree; wanted one {part} for both encoders"
+        )
+    red, green, blue = query.flatten().tolist()
+    return red, green, blue
+
+
+CONVERTERS: dict[str, Callable[[str, Tensors], tuple[ModelConfig, Tensors]]] = {"stm": convert_stm}
+
+
+def read_state_dict(path: Path) -> Tensors:
+    """A released state dict, without `module.` in front of its names and without batch counters."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; wanted the release's state dict")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise WeightsError(
+            f"{path}: no file that torch.load can read with weights_only ({type(error).__name__}); "
+            "damaged, cut short, or something else than a state dict"
+        ) from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: wanted a dict of tensors, given {type(found).__name__}")
+    others = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise WeightsError(f"{path}: wanted only tensors, holds also {', '.join(others)}")
+    if all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return {name: found[name] for name in found if not name.endswith("num_batches_tracked")}
+
+
+def convert(model: str, source: Path, target: Path) -> str:
+    """Convert one file and say what was written. Raises a VosError."""
+    if target.suffix != ".safetensors":
+        raise WeightsError(f"{target}: wanted a name that ends in .safetensors")
+    config, tensors = CONVERTERS[model](str(source), read_state_dict(source))
+    save(
+        target,
+        model,
+        config,
+        tensors,
+        trained=True,
+        description=f"converted from {source.name} of {model}'s official release",
+        licence="see the source of the weights",
+    )
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    return f"{target}: {len(tensors)} tensors, sha256 {digest}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Convert a model's official PyTorch weights.")
+    parser.add_argument("model", choices=CONVERTERS)
+    parser.add_argument("source", type=Path, help="the release's state dict, .pth")
+    parser.add_argument("target", type=Path, help="the .safetensors file to write, or to replace")
+    given = parser.parse_args(arguments)
+    try:
+        print(convert(given.model, given.source, given.target))
+    except VosError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,9 @@
 #include "checks.h"
 #include "correlate_frames.h"
 #include "device.h"
+#include "finish_masks.h"
 #include "isa.h"
+#include "prepare_frame.h"
 
 namespace py = pybind11;
 using Strides = std::array<int64_t, 4>;
@@ -45,6 +47,55 @@ void correlate_frames_cpu(uintptr_t query, Strides query_stride, uintptr_t previ
   vosengine::correlate_frames_cpu(call);
 }
 
+void finish_masks_cpu(uintptr_t logits, std::array<int64_t, 3> stride, std::array<int64_t, 3> shape,
+                      uintptr_t ids, std::array<int64_t, 2> size, std::array<double, 4> region,
+                      uintptr_t labels, uintptr_t probabilities, int threads) {
+  check_threads(threads);
+  vosengine::FinishMasks call{};
+  call.logits = pointer<const float>(logits);
+  for (int i = 0; i < 3; ++i) call.stride[i] = stride[i];
+  call.ids = pointer<const uint8_t>(ids);
+  call.objects = shape[0];
+  call.cells_y = shape[1];
+  call.cells_x = shape[2];
+  call.height = size[0];
+  call.width = size[1];
+  call.top = region[0];
+  call.left = region[1];
+  call.region_height = region[2];
+  call.region_width = region[3];
+  call.labels = pointer<uint8_t>(labels);
+  call.probabilities = pointer<float>(probabilities);
+  call.threads = threads;
+  vosengine::finish_masks_cpu(call);
+}
+
+void prepare_frame_cpu(uintptr_t frame, bool bytes, int64_t row_stride,
+                       std::array<int64_t, 2> shape, std::array<int64_t, 2> size,
+                       std::array<int64_t, 4> padding, std::array<double, 3> mean,
+                       std::array<double, 3> std, uintptr_t out, int threads) {
+  check_threads(threads);
+  vosengine::PrepareFrame call{};
+  call.frame = pointer<const void>(frame);
+  call.bytes = bytes;
+  call.row_stride = row_stride;
+  call.height = shape[0];
+  call.width = shape[1];
+  call.resized_height = size[0];
+  call.resized_width = size[1];
+  call.left = padding[0];
+  call.right = padding[1];
+  call.top = padding[2];
+  call.bottom = padding[3];
+  for (int c = 0; c < 3; ++c) {
+    call.scale[c] = static_cast<float>(1 / (std[c] * (bytes ? 255 : 1)));
+    call.shift[c] = static_cast<float>(-mean[c] / std[c]);
+  }
+  call.out = pointer<float>(out);
+  call.threads = threads;
+  vosengine::prepare_frame_cpu(call);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -54,4 +105,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("isa", &vosengine::isa_name);
   module.def("choose_isa", &vosengine::choose_isa);
   module.def("correlate_frames_cpu", &correlate_frames_cpu, Release());
+  module.def("finish_masks_cpu", &finish_masks_cpu, Release());
+  module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());
 }

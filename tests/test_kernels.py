@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from vosengine.kernels import OPS, Op
 from vosengine.kernels.cases import Case
 from vosengine.kernels.extension import load, missing
@@ -31,7 +32,7 @@ def all_calls() -> Iterator[object]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("op", "backend", "case", "dtype"), all_calls())
+@pytest.mark.parametrize(("op", "backend", "case", "dtype"), list(all_calls()))
 @pytest.mark.usefixtures("poisoned_memory")
 def test_backend_agrees_with_reference(
     op: Op, backend: str, case: Case, dtype: torch.dtype, device: str

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from ..shapes import check, check_dtype
 
 PROBABILITY_FLOOR = 1e-7  # STM's released soft aggregation clamps to [1e-7, 1 - 1e-7]
+LOWEST_ODDS = PROBABILITY_FLOOR / (1 - PROBABILITY_FLOOR)
 
 
 def contract(
@@ -65,10 +67,11 @@ def finish_masks(
     rows = _taps(size[0], region[0], region[2], logits.shape[1], logits.device, wide)
     columns = _taps(size[1], region[1], region[3], logits.shape[2], logits.device, wide)
     fine = _lerp(_lerp(logits.to(wide), rows, dim=1), columns, dim=2)  # [O, H, W]
-    objects = torch.sigmoid(fine)
-    background = torch.prod(1 - objects, dim=0, keepdim=True)
-    stacked = torch.cat((background, objects)).clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
-    odds = stacked / (1 - stacked)
+    # odds(p_o) = e^logit and odds(p_0) = 1 / (product of (1 + e^logit) - 1). By way of p instead,
+    # float32 has only 4 values between logits of 15 and 16, and labels come out wrong.
+    objects = fine.exp()
+    background = 1 / torch.expm1(functional.softplus(fine).sum(dim=0, keepdim=True))
+    odds = torch.cat((background, objects)).clamp(LOWEST_ODDS, 1 / LOWEST_ODDS)
     aggregated = odds / odds.sum(dim=0, keepdim=True)
     table = torch.cat((ids.new_zeros(1), ids))
     labels = table[aggregated.argmax(dim=0)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from ..shapes import check, check_dtype
+from ..shapes import ShapeError, check
 
 
 def contract(
@@ -20,7 +20,8 @@ def contract(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     sizes = check({"frame": (frame, "H W 3")})
-    check_dtype("frame", frame, torch.uint8, torch.float32)
+    if frame.dtype != torch.uint8 and not frame.dtype.is_floating_point:
+        raise ShapeError(f"frame: wanted uint8 or a floating dtype, given {frame.dtype}")
     if min(sizes["H"], sizes["W"]) < 1:
         raise ValueError(f"frame: wanted at least one pixel, given {list(frame.shape)}")
     if len(size) != 2 or min(size) < 1:
@@ -46,7 +47,7 @@ def prepare_frame(
 
         out[c] = (pad(resize(frame / 255))[c] - mean[c]) / std[c]
 
-    frame    [H, W, 3]   uint8 0..255, or float32 0..1 (then not divided); RGB, any strides
+    frame    [H, W, 3]   uint8 0..255, or floating 0..1 (then not divided); RGB, any strides
     size     (height, width) after resizing: bilinear, half-pixel centres, and where it shrinks
              antialiased by a triangle filter as wide as the step; (H, W) leaves pixels as they are
     padding  (left, right, top, bottom) pixels of black around the resized image
@@ -54,7 +55,7 @@ def prepare_frame(
     std      three numbers > 0, of RGB in 0..1
     returns  [3, top + height + bottom, left + width + right]   new, contiguous, of `dtype`
 
-    Dtype   computed in float32, rounded once to `dtype`.
+    Dtype   computed in float32 (float64 for a float64 result), rounded once to `dtype`.
     Device  the frame's; no synchronisation with the host.
     Error   at most twice that of this function in the same dtype, against itself in float64.
     Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for an option.
@@ -63,7 +64,7 @@ def prepare_frame(
     image = frame.permute(2, 0, 1)
     wide = torch.promote_types(dtype, torch.float32)
     image = image.to(wide) / 255 if frame.dtype == torch.uint8 else image.to(wide)
-    if size != tuple(frame.shape[:2]):
+    if tuple(size) != tuple(frame.shape[:2]):
         image = functional.interpolate(
             image[None], size, mode="bilinear", align_corners=False, antialias=True
         )[0]

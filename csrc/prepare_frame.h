@@ -1,0 +1,45 @@
+// Resize, pad and normalise one image; the contract is in kernels/prepare_frame/reference.py.
+#pragma once
+
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace vosengine {
+
+struct PrepareFrame {
+  const void* frame;   // element (y, x, c) at frame + y*row_stride + 3*x + c, counted in elements
+  bool bytes;          // uint8 elements, else float
+  int64_t row_stride;  // of any sign and size: rows may lie apart, pixels may not
+  int64_t height, width;
+  int64_t resized_height, resized_width;
+  int64_t left, right, top, bottom;
+  float scale[3], shift[3];  // out[c] = value * scale[c] + shift[c], so black is shift[c]
+  float* out;                // [3, top + resized_height + bottom, left + resized_width + right]
+  int threads;
+};
+
+void prepare_frame_cpu(const PrepareFrame& call);
+
+// Which of `cells` cells the output `index` is an average of: a triangle around its centre, as wide
+// as `step` cells (and at least one) on both sides. The rounding is torch's for antialias=True.
+VOS_HOST_DEVICE inline void triangle_range(int64_t index, double step, int64_t cells,
+                                           int64_t* first, int64_t* end) {
+  const double centre = (static_cast<double>(index) + 0.5) * step;
+  const double support = step > 1 ? step : 1;
+  *first = static_cast<int64_t>(centre - support + 0.5);
+  *end = static_cast<int64_t>(centre + support + 0.5);
+  if (*first < 0) *first = 0;
+  if (*end > cells) *end = cells;
+}
+
+// The weight of one of these cells, before they are divided by their sum.
+VOS_HOST_DEVICE inline double triangle_weight(int64_t index, double step, int64_t cell) {
+  const double centre = (static_cast<double>(index) + 0.5) * step;
+  const double support = step > 1 ? step : 1;
+  const double distance = (static_cast<double>(cell) + 0.5 - centre) / support;
+  const double weight = 1 - (distance < 0 ? -distance : distance);
+  return weight > 0 ? weight : 0;
+}
+
+}  // namespace vosengine

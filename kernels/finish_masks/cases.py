@@ -1,0 +1,129 @@
+"""The calls of `finish_masks` that every backend is tested, self-tested and timed on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..cases import Case, Make
+from .reference import finish_masks
+
+UNDECIDED = 1e-5  # the error that the contract grants q
+
+
+def undecided(
+    arguments: dict[str, Any], output64: tuple[torch.Tensor, torch.Tensor | None]
+) -> torch.Tensor:
+    """[H, W] bool: the pixels whose two greatest q in float64 are as good as equal, where rounding
+    may choose either label.
+
+    arguments  of the call, in any dtype
+    output64   what the reference returned for it in float64; q is computed here where it has none
+    """
+    q = output64[1]
+    if q is None:
+        exact = {**arguments, "logits": arguments["logits"].double(), "probabilities": True}
+        _, q = finish_masks(**exact)
+    assert q is not None
+    if len(q) == 1:
+        return torch.zeros(q.shape[1:], dtype=torch.bool, device=q.device)
+    greatest = q.topk(2, dim=0).values
+    return greatest[0] - greatest[1] < UNDECIDED
+
+
+def _whole(height: int, width: int) -> tuple[float, float, float, float]:
+    return (0.0, 0.0, float(height), float(width))
+
+
+def _masks(
+    objects: int,
+    height: int,
+    width: int,
+    size: tuple[int, int],
+    region: tuple[float, float, float, float] | None = None,
+    scale: float = 4.0,
+    **options: Any,
+) -> Make:
+    """Logits of noise, with ids that have gaps and do not rise; `region` None is the whole grid."""
+
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        ids = torch.randperm(255, generator=generator)[:objects] + 1
+        return {
+            "logits": scale * torch.randn(objects, height, width, generator=generator),
+            "ids": ids.to(torch.uint8),
+            "size": size,
+            "region": region or _whole(height, width),
+            "probabilities": True,
+            **options,
+        }
+
+    return make
+
+
+def _strided(generator: torch.Generator) -> dict[str, Any]:
+    arguments = _masks(3, 6, 9, (24, 36))(generator)
+    planes = torch.randn(6, 18, 10, generator=generator).permute(2, 0, 1)
+    arguments["logits"] = planes[1:7:2, :, ::2]
+    arguments["ids"] = arguments["ids"].repeat_interleave(2)[::2]
+    return arguments
+
+
+def _expanded(generator: torch.Generator) -> dict[str, Any]:
+    """One mask seen as four equal ones: a tie everywhere that the objects win."""
+    arguments = _masks(4, 6, 9, (24, 36))(generator)
+    arguments["logits"] = arguments["logits"][:1].expand(4, -1, -1)
+    return arguments
+
+
+def _extreme(generator: torch.Generator) -> dict[str, Any]:
+    """Steps between -100 and 100, where e^logit overflows, is clamped or vanishes."""
+    arguments = _masks(4, 7, 11, (28, 44))(generator)
+    arguments["logits"] = 100 * arguments["logits"].sign()
+    return arguments
+
+
+def _constant(objects: int, value: float) -> Make:
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        arguments = _masks(objects, 5, 7, (20, 28))(generator)
+        arguments["logits"].fill_(value)
+        return arguments
+
+    return make
+
+
+def _at_480p(objects: int, probabilities: bool) -> Make:
+    region = (0.0, 1.25, 120.0, 213.5)  # 854 pixels with 5 of padding on both sides
+    return _masks(objects, 120, 216, (480, 854), region, probabilities=probabilities)
+
+
+CASES = (
+    Case("one cell", _masks(1, 1, 1, (1, 1))),
+    Case("one cell enlarged", _masks(2, 1, 1, (5, 3))),
+    Case("one object", _masks(1, 5, 7, (20, 28))),
+    Case("no object", _masks(0, 5, 7, (20, 28))),
+    Case("no object, labels alone", _masks(0, 5, 7, (20, 28), probabilities=False)),
+    Case("many objects", _masks(12, 6, 9, (24, 36))),
+    Case("many objects, labels alone", _masks(12, 6, 9, (24, 36), probabilities=False)),
+    Case("odd sizes", _masks(3, 5, 31, (19, 123))),
+    Case("not four times", _masks(3, 9, 13, (31, 40), (0.5, 0.25, 8.0, 12.5))),
+    Case("padding cropped", _masks(3, 8, 12, (30, 41), (0.25, 0.75, 7.5, 10.25))),
+    Case("region beyond the grid", _masks(2, 6, 6, (40, 40), (-2.0, -1.5, 10.0, 9.5))),
+    Case("smaller than the grid", _masks(3, 20, 30, (7, 11))),
+    Case("same size", _masks(3, 9, 17, (9, 17))),
+    Case("small logits", _masks(5, 6, 9, (24, 36), scale=0.01)),
+    Case("large logits", _masks(5, 6, 9, (24, 36), scale=20.0)),
+    Case("steps of 200", _extreme),
+    Case("all at 100", _constant(12, 100.0)),
+    Case("all at -100", _constant(12, -100.0)),
+    Case("all at -15", _constant(3, -15.0)),
+    Case("one undecided", _constant(1, 0.0)),
+    Case("equal objects", _expanded),
+    Case("strided", _strided),
+    Case("480p, 3 objects", _at_480p(3, probabilities=False), bench=True),
+    Case("480p, 3 objects, probabilities", _at_480p(3, probabilities=True), bench=True),
+    Case("480p, 1 object", _at_480p(1, probabilities=False), bench=True),
+    Case("480p, 1 object, probabilities", _at_480p(1, probabilities=True), bench=True),
+    Case("480p, 10 objects", _at_480p(10, probabilities=False), bench=True),
+    Case("480p, 10 objects, probabilities", _at_480p(10, probabilities=True), bench=True),
+)

@@ -1,0 +1,51 @@
+"""`finish_masks` in C++: one exponential per object and pixel, no full-size logits.
+
+Each coarse row is widened to the result's width once and serves the output rows beside it. The
+aggregation works on odds, which are e^logit, so that labels need neither the sigmoid nor the sum.
+Takes logits on the CPU with any strides and computes in float32: float16 and bfloat16 logits are
+converted on the coarse grid, float64 is objected to.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..extension import cpu_objection, load
+
+
+def objection(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    size: tuple[int, int],
+    region: tuple[float, float, float, float],
+    probabilities: bool = False,
+) -> str | None:
+    if logits.dtype == torch.float64:
+        return "computes in float32, and the logits are float64"
+    return cpu_objection(logits, ids)
+
+
+def run(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    size: tuple[int, int],
+    region: tuple[float, float, float, float],
+    probabilities: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    logits, ids = logits.float(), ids.contiguous()
+    labels = torch.empty(size, dtype=torch.uint8)
+    stacked = torch.empty(1 + len(ids), *size) if probabilities else None
+    load().finish_masks_cpu(
+        logits.data_ptr(),
+        logits.stride(),
+        tuple(logits.shape),
+        ids.data_ptr(),
+        size,
+        region,
+        labels.data_ptr(),
+        0 if stacked is None else stacked.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return labels, stacked

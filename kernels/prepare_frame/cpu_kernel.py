@@ -1,0 +1,61 @@
+"""`prepare_frame` in C++: each output row in one go, no image is stored on the way.
+
+The frame's rows are averaged first (interleaved colours, wide vectors), then the pixels of that one
+row; the division by 255 and the normalisation are one multiply-add. Takes frames on the CPU and
+computes in float32, so it objects to a float64 result; float16 and bfloat16 are rounded from the
+float32 result. A frame whose pixels are not packed (a permuted view), or that is neither uint8 nor
+float32, is copied first; one whose rows lie apart is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..extension import cpu_objection, load
+
+
+def objection(
+    frame: torch.Tensor,
+    *,
+    size: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> str | None:
+    if dtype == torch.float64:
+        return "computes in float32, and float64 is asked for"
+    return cpu_objection(frame)
+
+
+def run(
+    frame: torch.Tensor,
+    *,
+    size: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    height, width, _ = frame.shape
+    if frame.dtype != torch.uint8:
+        frame = frame.float()
+    if frame.stride(1) != 3 or frame.stride(2) != 1:
+        frame = frame.contiguous()
+    left, right, top, bottom = padding
+    out = torch.empty(3, top + size[0] + bottom, left + size[1] + right)
+    load().prepare_frame_cpu(
+        frame.data_ptr(),
+        frame.dtype == torch.uint8,
+        frame.stride(0),
+        (height, width),
+        size,
+        padding,
+        mean,
+        std,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out.to(dtype)

@@ -11,6 +11,7 @@
 #include "finish_masks.h"
 #include "isa.h"
 #include "prepare_frame.h"
+#include "read_memory.h"
 
 namespace py = pybind11;
 using Strides = std::array<int64_t, 4>;
@@ -96,6 +97,33 @@ void prepare_frame_cpu(uintptr_t frame, bool bytes, int64_t row_stride,
   vosengine::prepare_frame_cpu(call);
 }
 
+void read_memory_cpu(uintptr_t query, int64_t query_row, uintptr_t key,
+                     std::array<int64_t, 2> key_stride, uintptr_t value,
+                     std::array<int64_t, 2> value_stride, uintptr_t bias, uintptr_t length,
+                     uintptr_t out, std::array<int64_t, 5> sizes, float scale, int threads) {
+  check_threads(threads);
+  vosengine::ReadMemory call{};
+  call.query = pointer<const float>(query);
+  call.query_row = query_row;
+  call.key = pointer<const float>(key);
+  call.key_group = key_stride[0];
+  call.key_row = key_stride[1];
+  call.value = pointer<const float>(value);
+  call.value_group = value_stride[0];
+  call.value_row = value_stride[1];
+  call.bias = pointer<const float>(bias);
+  call.length = pointer<const int32_t>(length);
+  call.out = pointer<float>(out);
+  call.groups = sizes[0];
+  call.queries = sizes[1];
+  call.positions = sizes[2];
+  call.key_channels = sizes[3];
+  call.value_channels = sizes[4];
+  call.scale = scale;
+  call.threads = threads;
+  vosengine::read_memory_cpu(call);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -107,4 +135,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("correlate_frames_cpu", &correlate_frames_cpu, Release());
   module.def("finish_masks_cpu", &finish_masks_cpu, Release());
   module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());
+  module.def("read_memory_cpu", &read_memory_cpu, Release());
 }

@@ -151,9 +151,10 @@ static void finish_query(const CorrelateFrames& call, const Plan& plan, const fl
     }
   const int64_t plane = call.height * call.width;
   const float scale = 1.0f / sum_of(total);
+  const bool clean = scale == scale;  // a NaN among the scores is sure to show in the sum alone
   out[y * call.width + x] = sum_of(sum_x) * scale;
   out[plane + y * call.width + x] = sum_of(sum_y) * scale;
-  out[2 * plane + y * call.width + x] = highest;
+  out[2 * plane + y * call.width + x] = clean ? highest : scale;
 }
 
 static void correlate_image(const CorrelateFrames& call, const Plan& plan, const float* queries,

@@ -27,10 +27,11 @@ VOS_INLINE float maximum_of(vfloat value) {
   return best;
 }
 
-// e^x to about 2 ulp, on [-87, 88]; smaller x give e^-87 (1.6e-38), larger ones e^88 (1.7e38).
-// Cody-Waite reduction by ln 2 in two parts, then the degree-6 polynomial of Cephes' expf.
+// e^x to about 2 ulp, on [-87, 88]; smaller x give e^-87 (1.6e-38), larger ones e^88 (1.7e38). A
+// NaN stays one: minimum and maximum return their second argument where either is NaN. Cody-Waite
+// reduction by ln 2 in two parts, then the degree-6 polynomial of Cephes' expf.
 VOS_INLINE vfloat exponential(vfloat x) {
-  x = minimum(maximum(x, splat(-87.0f)), splat(88.0f));
+  x = minimum(splat(88.0f), maximum(splat(-87.0f), x));
   const vfloat shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const vfloat n = (x * 1.44269504088896341f + shifter) - shifter;
   const vfloat r = (x - n * 0.693359375f) - n * -2.12194440e-4f;

@@ -1,4 +1,4 @@
-"""The backends an op's tests run on without a GPU: the reference, and C++ per instruction set."""
+"""The backends an op's tests run on without a GPU, and the one rule of nearness to a witness."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from vosengine.kernels import extension
 from vosengine.kernels.dispatch import use_backend
+from vosengine.kernels.parity import FLOOR_ULPS
 
+# The reference, and C++ per instruction set.
 NAMES = ("reference", "cpu baseline", "cpu avx2", "cpu avx512")
 
 
@@ -33,3 +36,18 @@ def running_on(name: str) -> Iterator[None]:
             yield
     finally:
         compiled.choose_isa("auto")
+
+
+def assert_near(got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor) -> None:
+    """The rule of kernels/parity.py, with a witness's float64 numbers as the truth.
+
+    got    what a backend returned       plain  what the reference returned in the same dtype
+    """
+    assert got.shape == truth.shape
+    assert got.dtype == plain.dtype
+    if got.numel() == 0:
+        return
+    floor = FLOOR_ULPS * torch.finfo(got.dtype).eps * max(1.0, float(truth.abs().max()))
+    allowed = 2 * float((plain.double() - truth).abs().max()) + floor
+    assert torch.isfinite(got).all()
+    assert float((got.double() - truth).abs().max()) <= allowed

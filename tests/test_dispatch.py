@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from vosengine.kernels import Op, ShapeError, UnsupportedBackend, use_backend
 from vosengine.kernels.shapes import check, check_dtype
 

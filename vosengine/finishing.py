@@ -65,17 +65,18 @@ def finish(
     slots: ObjectSlots,
     geometry: Geometry,
     frame_index: int,
+    device: torch.device,
 ) -> tuple[Result, Masks, tuple[int, ...]]:
     """The answer for a frame, the masks for the memory, and the ids in order of slot after it.
 
     scores  logits in order of slot; None where there is no object yet
     prompt  uint8 [H, W] object ids at frame size, or None
+    device  the engine's, where the answer is to be
     """
     named = () if prompt is None else named_ids(prompt)
     alive = slots.ascending if scores is not None else ()
     ids = tuple(sorted({*alive, *named}))
     if scores is None:
-        device = torch.device("cpu") if prompt is None else prompt.device
         canvas = Canvas(torch.empty(0, 1, 1, device=device), (0, 0, 1, 1), (), ids, prompt)
     else:
         # A corrected object's scores count nowhere, not even against the background: where it was

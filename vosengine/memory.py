@@ -132,10 +132,10 @@ class AdaptiveBank:
 
     A new feature whose best cosine similarity to a stored key is at least `merge_similarity` moves
     that key and value towards itself by `merge_rate`: both directions are mixed, and the mix takes
-    the stored length (it is not normalised anew, as there). Any other is appended. When a group's
-    share of the budget is full, the features with the fewest merges per frame of age make room. The
-    use count is of merges, not of readings: reading never forms the attention weights that AFB-URR
-    counts. [O]
+    the stored length (as there, it is not normalised anew). Any other is appended. When a group's
+    share of the budget is full, the features with the fewest merges per frame of age make room,
+    but never those of its first annotated frame, which stand first. [O] The use count is of merges,
+    not of readings: reading never forms the attention weights that AFB-URR counts. [O]
 
     It decides by content, so a write waits for the device; every other policy does not.
     """
@@ -151,6 +151,7 @@ class AdaptiveBank:
         dtype: torch.dtype,
     ) -> None:
         self.config = config
+        self.positions = positions
         self.capacity = max(2 * positions, config.budget // groups)  # room for two frames at least
         self.keys = torch.empty(groups, self.capacity, channels[0], device=device, dtype=dtype)
         self.values = torch.empty(groups, self.capacity, channels[1], device=device, dtype=dtype)
@@ -198,7 +199,8 @@ class AdaptiveBank:
         excess = used + key.shape[0] - self.capacity
         if excess > 0:
             rate = self.merges[group, :used] / self.age[group, :used]
-            kept = rate.argsort(descending=True, stable=True)[: used - excess].sort().values
+            rate[: self.positions] = torch.inf
+            kept = rate.argsort(stable=True)[excess:].sort().values  # of equals the oldest goes
             for bank in (self.keys, self.values, self.merges, self.age):
                 bank[group, : kept.shape[0]] = bank[group, kept]
             used = kept.shape[0]

@@ -73,25 +73,18 @@ def merge_prompt(
 ) -> torch.Tensor:
     """Predicted probabilities with the caller's mask put over them.
 
-    Where the prompt names an object, that object has probability 1; elsewhere the objects that it
-    names have 0, and the others share what is left as before. (AFB-URR's evaluation forces the
-    other logits to -1000 under a given mask.)
+    Where the prompt names an object, that object has probability 1 and all others 0; elsewhere the
+    objects that it names have 0, and the others what was predicted. (AFB-URR's evaluation forces
+    the other logits to -1000 under a given mask.)
 
-    probabilities  [1 + O, H, W], rows of the ids `before`, ascending
+    probabilities  [1 + O, H, W], rows of the ids `before`, ascending, none of them in the prompt
     prompt         [H, W] uint8
     returns        [1 + O', H, W], rows of `ids`: those before and the prompt's, ascending
     """
-    named = named_ids(prompt)
     merged = probabilities.new_zeros(1 + len(ids), *probabilities.shape[1:])
-    merged[0] = probabilities[0]
-    for row, object_id in enumerate(before, start=1):
-        if object_id not in named:
-            merged[1 + ids.index(object_id)] = probabilities[row]
-    # An object may have had all of a pixel that the prompt now takes from it: background, then.
-    merged[0].masked_fill_(merged.sum(dim=0) == 0, 1)
-    merged /= merged.sum(dim=0, keepdim=True)
+    merged[[0, *(1 + ids.index(object_id) for object_id in before)]] = probabilities
     merged.masked_fill_(prompt > 0, 0)
-    for object_id in named:
+    for object_id in set(ids) - set(before):
         merged[1 + ids.index(object_id)].masked_fill_(prompt == object_id, 1)
     return merged
 

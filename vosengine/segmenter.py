@@ -228,7 +228,7 @@ class Segmenter:
         prompt = ring[target - first].prompt
         looks = len(self._slots) > 0 or not self.method.needs_mask
         scores = self.method.segment(seen, state) if looks else None
-        result, masks, by_slot = finish(scores, prompt, self._slots, geometry, target)
+        result, masks, by_slot = finish(scores, prompt, self._slots, geometry, target, self.device)
         self.method.remember(seen, masks, state)
         self._slots.assign(by_slot)
         return result

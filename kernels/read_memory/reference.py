@@ -65,7 +65,7 @@ def read_memory(
     Source  STM, section 3.3.
     """
     wide = torch.promote_types(query_key.dtype, torch.float32)
-    scores = scale * torch.einsum("gnc,pc->gpn", memory_key, query_key).to(wide)
+    scores = scale * torch.einsum("gnc,pc->gpn", memory_key.to(wide), query_key.to(wide))
     if bias is not None:
         scores = scores + bias.to(wide)[:, None, :]
     if length is None:

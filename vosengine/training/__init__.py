@@ -1,0 +1,1 @@
+"""Training: for now the synthetic video that it will be fed with."""

@@ -1,0 +1,63 @@
+"""`read_memory` in C++: a softmax that runs over blocks of memory, with products in registers.
+
+Takes float32 on the CPU (a bias of any float dtype). The matrix of all scores is never stored:
+besides its output the call needs 1024 packed memory positions and, per thread, their scores for at
+most 96 queries and 256 positions.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..extension import cpu_objection, load
+
+
+def objection(
+    query_key: torch.Tensor,
+    memory_key: torch.Tensor,
+    memory_value: torch.Tensor,
+    *,
+    scale: float,
+    bias: torch.Tensor | None = None,
+    length: torch.Tensor | None = None,
+) -> str | None:
+    if query_key.dtype != torch.float32:
+        return f"wants float32, given {query_key.dtype}"
+    rows = {"query_key": query_key, "memory_key": memory_key, "memory_value": memory_value}
+    for name, tensor in rows.items():
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            return f"wants the last axis of {name} contiguous, given stride {tensor.stride(-1)}"
+    return cpu_objection(query_key, memory_key, memory_value, bias, length)
+
+
+def run(
+    query_key: torch.Tensor,
+    memory_key: torch.Tensor,
+    memory_value: torch.Tensor,
+    *,
+    scale: float,
+    bias: torch.Tensor | None = None,
+    length: torch.Tensor | None = None,
+) -> torch.Tensor:
+    groups, positions, key_channels = memory_key.shape
+    queries, value_channels = query_key.shape[0], memory_value.shape[2]
+    if bias is not None:
+        bias = bias.to(torch.float32).contiguous()
+    if length is not None:
+        length = length.contiguous()
+    out = torch.empty(groups, queries, value_channels)
+    load().read_memory_cpu(
+        query_key.data_ptr(),
+        query_key.stride(0),
+        memory_key.data_ptr(),
+        memory_key.stride()[:2],
+        memory_value.data_ptr(),
+        memory_value.stride()[:2],
+        0 if bias is None else bias.data_ptr(),
+        0 if length is None else length.data_ptr(),
+        out.data_ptr(),
+        (groups, queries, positions, key_channels, value_channels),
+        scale,
+        torch.get_num_threads(),
+    )
+    return out

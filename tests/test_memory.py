@@ -1,0 +1,326 @@
+"""Memory: what is kept, what is dropped, and that nothing dead is ever read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vosengine.config import MemoryConfig
+from vosengine.kernels import read_memory
+from vosengine.memory import Memory, MemoryBank, make_memory
+from vosengine.models.blocks import MatchingState
+
+CPU = torch.device("cpu")
+CELLS = 3  # positions of one frame, as a 1 x 3 grid
+KEY, VALUE = 4, 5
+EVERY_THIRD_WRITE = [True, False, False]
+
+
+def ring(groups: int = 1, frames: int = 4) -> MemoryBank:
+    """A bank whose every position is poisoned until it is written."""
+    bank = MemoryBank(groups, frames, CELLS, (KEY, VALUE), device=CPU, dtype=torch.float32)
+    bank.keys.fill_(math.nan)
+    bank.values.fill_(math.nan)
+    return bank
+
+
+def write(bank: Memory, tags: list[float], keep: list[bool] | bool) -> None:
+    """One frame for len(tags) groups; every number in a group's key and value is its tag."""
+    keep = [keep] * len(tags) if isinstance(keep, bool) else keep
+    row = torch.tensor(tags, dtype=torch.float32)[:, None, None]
+    key, value = row.expand(-1, CELLS, KEY), row.expand(-1, CELLS, VALUE)
+    bank.write(key, value, torch.tensor(keep))
+
+
+def held(bank: MemoryBank, group: int = 0) -> list[int]:
+    """Tags of the frames within a group's length, in order of slot."""
+    used = int(bank.length[group])
+    assert used % CELLS == 0
+    keys = bank.read(group + 1).keys[group, :used].unflatten(0, (-1, CELLS))
+    values = bank.read(group + 1).values[group, :used].unflatten(0, (-1, CELLS))
+    tags = keys[:, 0, 0]
+    assert (keys == tags[:, None, None]).all()
+    assert (values == tags[:, None, None]).all()
+    return [int(tag) for tag in tags]
+
+
+def tensors_in(bank: Memory) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in vars(bank).items() if isinstance(t, torch.Tensor)}
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_frame_not_kept_is_replaced_by_the_next_and_a_kept_one_stays() -> None:
+    bank = ring()
+    write(bank, [10], keep=True)
+    write(bank, [11], keep=False)
+    assert held(bank) == [10, 11]
+    write(bank, [12], keep=False)
+    assert held(bank) == [10, 12]
+    write(bank, [13], keep=True)
+    assert held(bank) == [10, 13]
+    write(bank, [14], keep=False)
+    assert held(bank) == [10, 13, 14]
+
+
+def test_the_ring_drops_the_oldest_frame_but_never_the_first() -> None:
+    bank = ring(frames=4)
+    for tag in range(10, 15):
+        write(bank, [tag], keep=True)
+    assert held(bank) == [10, 14, 12, 13]
+    for tag in range(15, 40):
+        write(bank, [tag], keep=True)
+    assert held(bank)[0] == 10
+    assert sorted(held(bank)) == [10, 37, 38, 39]
+
+
+def test_groups_of_different_age_have_their_own_length() -> None:
+    bank = ring(groups=3, frames=12)
+    for frame in range(7):
+        write(bank, [100 + frame], keep=True)
+    for frame in range(7, 10):
+        write(bank, [100 + frame, 200 + frame], keep=True)
+    assert bank.length.tolist() == [10 * CELLS, 3 * CELLS, 0]
+    assert held(bank, 0) == list(range(100, 110))
+    assert held(bank, 1) == [207, 208, 209]
+
+
+def test_groups_keep_independently() -> None:
+    bank = ring(groups=2)
+    write(bank, [10, 20], keep=True)
+    write(bank, [11, 21], keep=[True, False])
+    write(bank, [12, 22], keep=[False, True])
+    assert (held(bank, 0), held(bank, 1)) == ([10, 11, 12], [20, 22])
+
+
+def test_dead_positions_are_never_read() -> None:
+    bank = ring(groups=2, frames=5)
+    keys, values = noise(2, 3, CELLS, KEY), noise(2, 3, CELLS, VALUE, seed=1)
+    for frame in range(3):
+        count = 2 if frame == 2 else 1  # the second object is younger
+        bank.write(keys[:count, frame], values[:count, frame], torch.ones(count, dtype=torch.bool))
+    query = noise(7, KEY, seed=2)
+    stored = bank.read(2)
+    assert stored.keys.isnan().any()
+    read = read_memory(query, stored.keys, stored.values, scale=0.5, length=stored.length)
+    for group, first in ((0, 0), (1, 2)):
+        alive = keys[group, first:].flatten(0, 1), values[group, first:].flatten(0, 1)
+        wanted = (0.5 * query @ alive[0].T).softmax(dim=1) @ alive[1]
+        torch.testing.assert_close(read[group], wanted)
+
+
+def test_read_gives_views() -> None:
+    bank = ring(groups=3)
+    write(bank, [10, 20], keep=True)
+    stored = bank.read(2)
+    assert stored.keys.shape == (2, 4 * CELLS, KEY)
+    assert stored.values.shape == (2, 4 * CELLS, VALUE)
+    for view, whole in zip(stored, (bank.keys, bank.values, bank.length), strict=True):
+        assert view.data_ptr() == whole.data_ptr()
+        assert view.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+def test_forget_moves_the_last_group_into_the_place() -> None:
+    bank = ring(groups=4)
+    for frame in range(3):
+        write(bank, [100 + frame, 200 + frame, 300 + frame][: frame + 1], keep=True)
+    bank.forget(0, 3)
+    assert held(bank, 0) == [302]
+    assert held(bank, 1) == [201, 202]
+    assert bank.length.tolist() == [CELLS, 2 * CELLS, 0, 0]
+    write(bank, [303, 203, 403], keep=True)  # the freed slot starts from nothing
+    assert [held(bank, group) for group in range(3)] == [[302, 303], [201, 202, 203], [403]]
+
+
+def test_forget_of_the_last_group_leaves_the_others() -> None:
+    bank = ring(groups=2)
+    write(bank, [10, 20], keep=True)
+    bank.forget(1, 2)
+    assert (held(bank, 0), bank.length.tolist(), bank.cursor.tolist()) == ([10], [CELLS, 0], [1, 0])
+
+
+@pytest.mark.parametrize("before", [1, 2, 4, 9])
+def test_a_ring_goes_on_identically_after_a_round_trip(before: int) -> None:
+    one, other = ring(groups=3, frames=4), ring(groups=3, frames=4)
+    for frame in range(before):
+        write(one, [100 + frame, 200 + frame], keep=EVERY_THIRD_WRITE[frame % 3])
+    saved = {name: tensor.clone() for name, tensor in one.tensors(2).items()}
+    assert not any(t.isnan().any() for t in saved.values())
+    write(other, [1, 2, 3], keep=True)  # of an earlier stream
+    other.restore(saved)
+    for frame in range(before, before + 9):
+        assert other.length.tolist() == one.length.tolist()
+        for group in range(2):
+            assert held(other, group) == held(one, group)
+        for bank in (one, other):
+            write(bank, [100 + frame, 200 + frame], keep=EVERY_THIRD_WRITE[frame % 3])
+
+
+def test_an_empty_ring_survives_a_round_trip() -> None:
+    bank = ring()
+    bank.restore(ring().tensors(0))
+    assert bank.length.tolist() == [0]
+
+
+GROUPS = 3
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.tuples(*[st.booleans()] * GROUPS)),
+        st.tuples(st.just("join"), st.tuples(*[st.booleans()] * GROUPS)),
+        st.tuples(st.just("forget"), st.integers(0, GROUPS - 1)),
+        st.tuples(st.just("resume"), st.none()),
+    ),
+    max_size=25,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(frames=st.integers(2, 6), steps=STEPS)
+def test_a_ring_is_a_list_of_frames(frames: int, steps: list[tuple[str, Any]]) -> None:
+    """The model: per group a list of tags, and whether the last of them is to be replaced."""
+    bank = ring(groups=GROUPS, frames=frames)
+    model: list[list[int]] = []
+    replaced: list[bool] = []
+    for number, (kind, argument) in enumerate(steps):
+        if kind == "forget" and argument < len(model):
+            bank.forget(argument, len(model))
+            last = model.pop(), replaced.pop()
+            if argument < len(model):
+                model[argument], replaced[argument] = last
+        elif kind == "resume":
+            fresh = ring(groups=GROUPS, frames=frames)
+            fresh.restore(bank.tensors(len(model)))
+            bank = fresh
+        elif kind in ("write", "join"):
+            if kind == "join" and len(model) < GROUPS:
+                model.append([])
+                replaced.append(False)
+            tags = [100 * number + group for group in range(len(model))]
+            for group, tag in enumerate(tags):
+                if replaced[group]:
+                    model[group].pop()
+                model[group].append(tag)
+                if len(model[group]) > frames:
+                    del model[group][1]
+                replaced[group] = not argument[group]
+            if tags:
+                write(bank, tags, list(argument[: len(model)]))
+        for group, tags in enumerate(model):
+            assert sorted(held(bank, group)) == tags
+            assert held(bank, group)[0] == tags[0]
+        assert bank.length[len(model) :].sum() == 0
+
+
+@pytest.mark.parametrize("policy", ["every-5", "all", "afb"])
+def test_nothing_is_allocated_after_the_start(policy: str) -> None:
+    config = MemoryConfig(policy=policy, max_frames=6, budget=1)
+    memory = make_memory(
+        config,
+        groups=2,
+        positions=CELLS,
+        key_channels=KEY,
+        value_channels=VALUE,
+        device=CPU,
+        dtype=torch.float32,
+    )
+    before = {name: (t.data_ptr(), t.shape) for name, t in tensors_in(memory).items()}
+    assert {"keys", "values", "length"} <= before.keys()
+    for frame in range(100):
+        key, value = noise(2, CELLS, KEY, seed=frame), noise(2, CELLS, VALUE, seed=frame)
+        memory.write(key, value, torch.tensor([frame % 5 == 0, True]))
+        stored = memory.read(2)
+        assert stored.keys.data_ptr() == before["keys"][0]
+        assert stored.length.max() <= stored.keys.shape[1]
+    assert {name: (t.data_ptr(), t.shape) for name, t in tensors_in(memory).items()} == before
+
+
+# The schedule
+
+
+def schedule(policy: str, max_frames: int = 50) -> MatchingState:
+    bank = ring(groups=3, frames=max_frames)
+    return MatchingState(bank, MemoryConfig(policy=policy).every, CPU)
+
+
+def show(state: MatchingState, count: int, prompted: tuple[int, ...] = ()) -> None:
+    """The next frame, its number in every key and value, for `count` objects."""
+    number = torch.full((count, 1, 1, CELLS), float(state.frame_count))
+    key, value = number.expand(-1, KEY, -1, -1), number.expand(-1, VALUE, -1, -1)
+    state.write(key, value, prompted)
+
+
+def test_every_fifth_frame_and_the_previous_one_are_kept() -> None:
+    state = schedule("every-5")
+    for frame in range(23):
+        show(state, 1, prompted=(0,) if frame == 0 else ())
+        assert held(state.memory) == sorted({*range(0, frame + 1, 5), frame})
+
+
+def test_an_object_that_starts_later_keeps_its_first_frame_and_the_common_schedule() -> None:
+    state = schedule("every-5")
+    for frame in range(18):
+        joined = frame >= 7
+        show(state, 2 if joined else 1, prompted=(1,) if frame == 7 else ())
+        assert held(state.memory, 0) == sorted({*range(0, frame + 1, 5), frame})
+        if joined:
+            assert held(state.memory, 1) == sorted({7, *range(10, frame + 1, 5), frame})
+
+
+def test_a_corrected_frame_is_kept_for_the_corrected_object_alone() -> None:
+    state = schedule("every-5")
+    for frame in range(9):
+        show(state, 2, prompted={0: (0, 1), 3: (1,)}.get(frame, ()))
+    assert held(state.memory, 0) == [0, 5, 8]
+    assert held(state.memory, 1) == [0, 3, 5, 8]
+
+
+def test_an_object_discovered_without_a_prompt_keeps_its_first_frame() -> None:
+    state = schedule("every-5")
+    for frame in range(5):
+        show(state, 2 if frame >= 2 else 1)
+    assert held(state.memory, 1) == [2, 4]
+
+
+def test_frames_without_objects_count_in_the_schedule() -> None:
+    state = schedule("every-5")
+    for _ in range(3):
+        state.skip()
+    for frame in range(3, 13):
+        show(state, 1, prompted=(0,) if frame == 3 else ())
+    assert held(state.memory) == [3, 5, 10, 12]
+
+
+def test_policy_all_keeps_every_frame_up_to_the_bound() -> None:
+    state = schedule("all", max_frames=6)
+    for frame in range(20):
+        show(state, 1)
+        assert sorted(held(state.memory)) == [0, *range(max(1, frame - 4), frame + 1)][: frame + 1]
+
+
+def test_a_matching_state_goes_on_identically_after_a_round_trip() -> None:
+    one, other = schedule("every-5", max_frames=4), schedule("every-5", max_frames=4)
+    for frame in range(13):
+        show(one, 2 if frame >= 4 else 1)
+    other.restore(one.tensors(), 2)
+    for _ in range(9):
+        for state in (one, other):
+            show(state, 2)
+        assert [held(one.memory, g) for g in (0, 1)] == [held(other.memory, g) for g in (0, 1)]
+
+
+def test_a_forgotten_object_leaves_its_slot_to_the_last() -> None:
+    state = schedule("every-5")
+    for frame in range(3):
+        show(state, min(frame + 1, 2))
+    state.forget(0)
+    assert state.object_count == 1
+    assert held(state.memory) == [1, 2]
+    show(state, 2, prompted=(1,))  # a newcomer in the freed slot
+    assert (held(state.memory, 0), held(state.memory, 1)) == ([1, 3], [3])

@@ -1,0 +1,228 @@
+"""`read_memory` on every backend and instruction set, against witnesses of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import op_backends
+import pytest
+import torch
+from torch.nn import functional
+
+from vosengine.kernels import ShapeError, UnsupportedBackend, read_memory, use_backend
+from vosengine.kernels.extension import missing
+from vosengine.kernels.parity import widened
+from vosengine.kernels.read_memory.cases import CASES
+
+Arguments = dict[str, Any]
+
+needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
+
+
+@pytest.fixture(params=op_backends.NAMES)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with op_backends.running_on(request.param):
+        yield request.param
+
+
+def draw(
+    queries: int = 13, groups: int = 2, positions: int = 300, key: int = 16, value: int = 40
+) -> Arguments:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "query_key": torch.randn(queries, key, generator=generator),
+        "memory_key": torch.randn(groups, positions, key, generator=generator),
+        "memory_value": torch.randn(groups, positions, value, generator=generator),
+        "scale": key**-0.5,
+    }
+
+
+def lengths(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def formula(arguments: Arguments) -> torch.Tensor:
+    """The docstring's two lines in numpy, float64, query by query."""
+    given = {
+        name: value.numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in widened(arguments).items()
+    }
+    query, key, value = given["query_key"], given["memory_key"], given["memory_value"]
+    out = np.zeros((len(key), len(query), value.shape[2]))
+    for g in range(len(key)):
+        end = len(key[g]) if given.get("length") is None else given["length"][g]
+        for p in range(len(query) if end else 0):
+            scores = given["scale"] * (key[g, :end] @ query[p])
+            if given.get("bias") is not None:
+                scores += given["bias"][g, :end]
+            weights = np.exp(scores - scores.max())
+            out[g, p] = weights / weights.sum() @ value[g, :end]
+    return torch.from_numpy(out)
+
+
+def attention(arguments: Arguments) -> torch.Tensor:
+    """torch's own attention in float64; groups of length 0 are not its business."""
+    given = widened(arguments)
+    key, value = given["memory_key"], given["memory_value"]
+    mask = torch.zeros(key.shape[:2], dtype=torch.float64)
+    if given.get("bias") is not None:
+        mask = mask + given["bias"]
+    if given.get("length") is not None:
+        dead = torch.arange(key.shape[1]) >= given["length"][:, None]
+        mask = mask.masked_fill(dead, -torch.inf)
+        key, value = (x.masked_fill(dead[..., None], 0) for x in (key, value))
+    query = given["query_key"].expand(len(key), -1, -1)
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask[:, None], scale=given["scale"]
+    )
+
+
+def assert_matches(arguments: Arguments, truth: torch.Tensor) -> None:
+    plain = read_memory.reference(**arguments)
+    op_backends.assert_near(read_memory(**arguments), plain, truth)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.bench], ids=lambda case: case.name)
+def test_follows_the_formula(backend: str, case: Any) -> None:
+    arguments = case.arguments()
+    assert_matches(arguments, formula(arguments))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("length", [None, (700, 513), (256, 1)], ids=str)
+def test_is_what_torch_calls_attention(
+    backend: str, bias: bool, length: tuple[int, ...] | None
+) -> None:
+    arguments = draw(positions=700, key=24, value=56)
+    if bias:
+        arguments["bias"] = torch.randn(2, 700, generator=torch.Generator().manual_seed(2))
+    if length is not None:
+        arguments["length"] = lengths(*length)
+    assert_matches(arguments, attention(arguments))
+
+
+def test_dead_positions_have_no_influence_at_all(backend: str) -> None:
+    arguments = draw(groups=3) | {"length": lengths(300, 130, 1), "bias": torch.zeros(3, 300)}
+    clean = read_memory(**arguments)
+    for poison in (torch.nan, torch.inf, 1e30):
+        for name in ("memory_key", "memory_value", "bias"):
+            arguments[name] = arguments[name].clone()
+            arguments[name][1, 130:] = arguments[name][2, 1:] = poison
+        assert torch.equal(read_memory(**arguments), clean)
+
+
+def test_a_length_is_the_same_as_a_shorter_memory(backend: str) -> None:
+    arguments = draw(groups=1)
+    shorter = {n: x[:, :77] if n.startswith("memory") else x for n, x in arguments.items()}
+    long = read_memory(**arguments, length=lengths(77))
+    torch.testing.assert_close(long, read_memory(**shorter), rtol=0, atol=1e-6)
+    full = read_memory(**arguments, length=lengths(300))
+    torch.testing.assert_close(full, read_memory(**arguments), rtol=0, atol=1e-6)
+
+
+def test_a_group_of_length_zero_is_zeros(backend: str) -> None:
+    arguments = draw(groups=3)
+    for name in ("memory_key", "memory_value"):
+        arguments[name][1] = torch.nan
+    out = read_memory(**arguments, length=lengths(300, 0, 5))
+    assert torch.equal(out[1], torch.zeros(13, 40))
+    assert (out[[0, 2]] != 0).all()
+
+
+def test_the_order_of_memory_does_not_matter(backend: str) -> None:
+    arguments = draw(positions=900) | {"bias": torch.linspace(-3, 3, 900).expand(2, -1)}
+    order = torch.randperm(900, generator=torch.Generator().manual_seed(3))
+    shuffled = {
+        name: value[:, order] if name.startswith(("memory", "bias")) else value
+        for name, value in arguments.items()
+    }
+    assert_matches(shuffled, formula(arguments))
+
+
+def test_one_position_returns_its_value(backend: str) -> None:
+    arguments = draw(positions=1)
+    out = read_memory(**arguments)
+    assert torch.equal(out, arguments["memory_value"].expand(-1, 13, -1))
+
+
+def test_a_bias_shared_by_all_positions_cancels(backend: str) -> None:
+    arguments = draw()
+    shifted = arguments | {"bias": torch.full((2, 300), 8.0)}
+    assert_matches(shifted, formula(arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_bias_may_have_another_float_dtype(backend: str, dtype: torch.dtype) -> None:
+    arguments = draw() | {"bias": torch.linspace(-2, 2, 300).expand(2, -1).to(dtype)}
+    assert_matches(arguments, formula(arguments))
+
+
+def test_a_prefix_view_reads_as_its_copy(backend: str) -> None:
+    arguments = draw(groups=3, positions=500)
+    for name in ("memory_key", "memory_value"):
+        arguments[name] = arguments[name][:, :270]
+        assert not arguments[name].is_contiguous()
+    copied = {n: x.contiguous() if n.startswith("memory") else x for n, x in arguments.items()}
+    assert torch.equal(read_memory(**arguments), read_memory(**copied))
+
+
+def test_a_nan_in_living_memory_is_not_hidden(backend: str) -> None:
+    for name in ("memory_key", "memory_value", "bias"):
+        arguments = draw() | {"bias": torch.zeros(2, 300)}
+        arguments[name][1, 17] = torch.nan
+        out = read_memory(**arguments)
+        assert torch.isfinite(out[0]).all()
+        assert out[1].isnan().all()
+
+
+def test_half_precision_scores_do_not_overflow() -> None:
+    """Scores of 1e5 before the scale: past float16, well within the contract's float32."""
+    arguments = draw(key=64)
+    arguments = {n: x.half() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+    arguments["query_key"][:, 0] = arguments["memory_key"][:, :, 0] = 320.0
+    out = read_memory.reference(**arguments)
+    torch.testing.assert_close(out.double(), formula(arguments), rtol=0, atol=4e-3)
+
+
+@needs_extension
+def test_the_compiled_backend_says_what_it_does_not_take() -> None:
+    arguments = draw()
+    assert read_memory.explain(**arguments)["cpu"] is None
+    assert "wants float32, given torch.float64" in str(
+        read_memory.explain(**widened(arguments))["cpu"]
+    )
+    strided = arguments | {"memory_key": arguments["memory_key"].mT.contiguous().mT}
+    reason = read_memory.explain(**strided)["cpu"]
+    assert reason == "wants the last axis of memory_key contiguous, given stride 300"
+    with use_backend("cpu"), pytest.raises(UnsupportedBackend, match="memory_key contiguous"):
+        read_memory(**strided)
+    torch.testing.assert_close(read_memory(**strided), read_memory(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("query_key", torch.zeros(13, 15), r"memory_key: wanted \[G, N, Ck\] with Ck = 15"),
+        ("query_key", torch.zeros(1, 13, 16), r"query_key: wanted \[P, Ck\], given \[1, 13, 16\]"),
+        ("memory_key", torch.zeros(300, 16), r"memory_key: wanted \[G, N, Ck\], given \[300, 16\]"),
+        ("memory_value", torch.zeros(2, 299, 40), "memory_value: wanted .* with N = 300"),
+        ("memory_value", torch.zeros(3, 300, 40), "memory_value: wanted .* with G = 2"),
+        ("memory_value", torch.zeros(2, 300, 40).half(), "memory_value: wanted float32"),
+        ("memory_value", torch.zeros(2, 300, 40, device="meta"), "memory_value: on meta"),
+        ("bias", torch.zeros(300), r"bias: wanted \[G, N\], given \[300\]"),
+        ("bias", torch.zeros(2, 1), "bias: wanted .* with N = 300"),
+        ("length", lengths(300), "length: wanted .* with G = 2"),
+        ("length", torch.tensor([300, 300]), "length: wanted int32, given int64"),
+        ("query_key", torch.zeros(13, 16, dtype=torch.int32), "query_key: wanted float16"),
+    ],
+)
+def test_wrong_arguments_are_named(name: str, value: torch.Tensor, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        read_memory(**draw() | {name: value})
+
+
+def test_a_memory_without_positions_is_an_error() -> None:
+    with pytest.raises(ShapeError, match="memory_key: wanted at least one memory position"):
+        read_memory(**draw(positions=0))

@@ -22,7 +22,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Date, command, device and versions; nothing that names the machine."""
     facts: dict[str, Any] = {
         "date": date.today().isoformat(),
-        "command": " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *_arguments()]),
         "device": device_name(device),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
@@ -33,6 +33,15 @@ def describe(device: torch.device) -> dict[str, Any]:
         "vosengine": __version__,
     }
     return facts
+
+
+def _arguments() -> list[str]:
+    """What was asked for, less where to write it: that would be a path of this machine."""
+    words = list(sys.argv[1:])
+    if "--output" in words:
+        at = words.index("--output")
+        del words[at : at + 2]
+    return words
 
 
 def write_json(found: dict[str, Any], path: Path | None, stem: str, device: torch.device) -> None:

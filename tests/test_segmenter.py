@@ -205,6 +205,22 @@ def test_every_memory_policy_works_and_is_bounded(model: str, policy: str, clip:
     assert len(sizes) == 1
 
 
+def test_a_memory_policy_by_name() -> None:
+    assert make("stm", memory="every-3").method.config.memory == MemoryConfig("every-3", 4)
+    with pytest.raises(ConfigError, match=r"memory\.policy: wanted every-N, all or afb"):
+        make("stm", memory="often")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_a_gpu_gives_what_the_cpu_gives(model: str, clip: Clip) -> None:
+    near = follow(make(model), clip.frames[:5], clip.masks[0])
+    segmenter = Segmenter(model, device="cuda", config=tiny_config(model))
+    for wanted, found in zip(near, follow(segmenter, clip.frames[:5], clip.masks[0]), strict=True):
+        assert found.labels.is_cuda
+        difference = (wanted.probabilities - found.probabilities.cpu()).abs()
+        assert float(difference.mean()) < 1e-2  # convolutions may use TF32 there
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_is_close(model: str, precision: str, clip: Clip) -> None:
     exact = follow(make(model), clip.frames[:3], clip.masks[0])[-1]

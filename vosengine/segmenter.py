@@ -45,7 +45,8 @@ class Segmenter:
     precision    "auto" (fp32), "fp32", "bf16", "fp16"; softmax, norms and odds are fp32 always
     max_objects  room for that many objects at a time; memory is allocated for all of them
     size         short side of the network's input in pixels; None works at the frame's own size
-    memory       what the memory keeps; None takes the model's own setting
+    memory       what the memory keeps: a MemoryConfig, or its policy alone ("every-5", "all",
+                 "afb"); None takes the model's own setting
     config       the network's configuration; only with random weights
 
     Raises  ConfigError, DeviceError or WeightsError. Whatever `step` raises on bad input is an
@@ -61,7 +62,7 @@ class Segmenter:
         precision: str = "auto",
         max_objects: int = 10,
         size: int | None = None,
-        memory: MemoryConfig | None = None,
+        memory: MemoryConfig | str | None = None,
         config: ModelConfig | None = None,
     ) -> None:
         if not 1 <= max_objects <= 255:
@@ -78,6 +79,8 @@ class Segmenter:
         self.size = size
         self.max_objects = max_objects
         method, self.card = load(model, weights, config)
+        if isinstance(memory, str):
+            memory = replace(method.config.memory, policy=memory)
         if memory is not None:
             method.config = replace(method.config, memory=memory)
         self.method = method.to(self.device, self.dtype)

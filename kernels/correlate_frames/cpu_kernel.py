@@ -34,7 +34,7 @@ def run(
     outside: str = "zero",
 ) -> torch.Tensor:
     batch, _, height, width = query.shape
-    out = torch.empty(batch, 3, height, width)
+    out = torch.empty(batch, 3, height, width, dtype=torch.float32)
     load().correlate_frames_cpu(
         query.data_ptr(),
         query.stride(),

@@ -36,7 +36,8 @@ def run(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     logits, ids = logits.float(), ids.contiguous()
     labels = torch.empty(size, dtype=torch.uint8)
-    stacked = torch.empty(1 + len(ids), *size) if probabilities else None
+    planes = (1 + len(ids), *size)
+    stacked = torch.empty(planes, dtype=torch.float32) if probabilities else None
     load().finish_masks_cpu(
         logits.data_ptr(),
         logits.stride(),

@@ -45,7 +45,8 @@ def run(
     if frame.stride(1) != 3 or frame.stride(2) != 1:
         frame = frame.contiguous()
     left, right, top, bottom = padding
-    out = torch.empty(3, top + size[0] + bottom, left + size[1] + right)
+    padded = (3, top + size[0] + bottom, left + size[1] + right)
+    out = torch.empty(padded, dtype=torch.float32)
     load().prepare_frame_cpu(
         frame.data_ptr(),
         frame.dtype == torch.uint8,

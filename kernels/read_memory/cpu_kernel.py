@@ -45,7 +45,7 @@ def run(
         bias = bias.to(torch.float32).contiguous()
     if length is not None:
         length = length.contiguous()
-    out = torch.empty(groups, queries, value_channels)
+    out = torch.empty(groups, queries, value_channels, dtype=torch.float32)
     load().read_memory_cpu(
         query_key.data_ptr(),
         query_key.stride(0),

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..config import MemoryConfig
 from ..errors import InputError, OutputError, SourceError, VosError
 from ..segmenter import Segmenter
 from ..timing import device_name, summarise, timed
@@ -160,7 +159,7 @@ def make_segmenter(options: RunOptions) -> Segmenter:
         precision=options.precision,
         max_objects=options.max_objects,
         size=options.size,
-        memory=None if options.memory is None else MemoryConfig(policy=options.memory),
+        memory=options.memory,
     )
 
 

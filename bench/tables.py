@@ -1,0 +1,93 @@
+"""Prints the README's tables from the newest CPU results in bench/results/.
+
+python bench/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def newest(stem: str) -> dict[str, Any]:
+    """The newest result of that kind; the file names begin with the date."""
+    path = max(RESULTS.glob(f"*-{stem}-cpu.json"))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {**found, "file": f"bench/results/{path.name}"}
+
+
+def where(found: dict[str, Any]) -> str:
+    return f"{found['device']}, {found['isa']}; `{found['command']}`, {found['date']}"
+
+
+def row(*cells: object) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def kernels(found: dict[str, Any]) -> list[str]:
+    """One row per op and shape: ours, the reference, and how many times as fast ours is."""
+    lines = [
+        f"**Ops** ({where(found)}). The last column: against the reference, and against other ways",
+        "to write it in torch.",
+        "",
+        row("op", "shape", "C++ p50 (p95) ms", "reference p50 ms", "times as fast"),
+        row("---", "---", "---:", "---:", "---"),
+    ]
+    for case in found["cases"]:
+        ours, reference = case["results"]["cpu"], case["results"]["reference"]
+        ratios = ", ".join(f"{r:.1f} {n}" for n, r in ours["times_as_fast_as"].items())
+        time = f"{ours['p50_ms']:.1f} ({ours['p95_ms']:.1f})"
+        lines.append(row(case["op"], case["case"], time, f"{reference['p50_ms']:.1f}", ratios))
+    return lines
+
+
+def models(found: dict[str, Any]) -> list[str]:
+    """One row per object count, and a line about the long clip."""
+    lines = [
+        f"**A whole step** of `{found['model']}` at 480x854, five frames in memory",
+        f"({where(found)}). The decoder's skip branches are computed once for all objects; the",
+        "published form computes them for each.",
+        "",
+        row(
+            "objects",
+            "step p50 (p95) ms",
+            "step, over 1 object",
+            "decoder, over 1 object",
+            "published decoder, over ours",
+        ),
+        row("---:", "---:", "---:", "---:", "---:"),
+    ]
+    for entry in found["sweep"]:
+        step = entry["step"]
+        lines.append(
+            row(
+                entry["objects"],
+                f"{step['p50_ms']:.0f} ({step['p95_ms']:.0f})",
+                f"{entry['step_over_one_object']:.2f}",
+                f"{entry['decode_over_one_object']:.2f}",
+                f"{entry['published_over_ours_decode']:.2f}",
+            )
+        )
+    endless = found["endless"]
+    resident = endless["resident_mib"]
+    first, last = "50", max(resident, key=int)
+    lines += [
+        "",
+        f"**Memory** over a clip of {endless['frames']} frames with a bank of "
+        f"{endless['max_frames']} frames per object: the process holds {resident[first]:.0f} MiB "
+        f"at frame {first} and {resident[last]:.0f} MiB at frame {last}; a step takes "
+        f"{endless['frames_50_to_100']['p50_ms']:.0f} ms (p50) after 50 frames and "
+        f"{endless['last_50_frames']['p50_ms']:.0f} ms over the last 50.",
+    ]
+    return lines
+
+
+def main() -> None:
+    print("\n".join([*kernels(newest("kernels")), "", *models(newest("models-stm"))]))
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,12 @@ MEMORY = [
     ("merge_rate", -0.1),
     ("merge_rate", 1.1),
 ]
-MOTION = [("radius", 0), ("outside", "clamp"), ("fusion", "concat")]
+MOTION = [
+    ("radius", 0),
+    ("temperature", float("nan")),
+    ("outside", "clamp"),
+    ("fusion", "concat"),
+]
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,7 @@ def test_bad_input_is_refused_before_anything_is_removed(
         (options(folder, tmp_path, weights, mask=tmp_path / "none.png"), InputError),
         (options(folder, tmp_path, weights, mask=rgb), InputError),
         (options(folder, tmp_path, weights, mask=empty), InputError),
+        (options(folder, tmp_path, weights, mask=None), InputError),
         (options(folder, tmp_path, broken), WeightsError),
         (options(folder, tmp_path, weights, model="munet"), WeightsError),
         (options(folder, tmp_path, weights, out=file / "below"), OutputError),

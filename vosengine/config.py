@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import isfinite
 
 from .errors import ConfigError
 
@@ -116,6 +117,7 @@ class MUNetConfig:
 
     def __post_init__(self) -> None:
         _check_network(self)
+        _check(isfinite(self.temperature), "temperature", "a finite number", self.temperature)
         _check(self.radius >= 1, "radius", "1 or more", self.radius)
         _check(self.outside in ("zero", "exclude"), "outside", "zero or exclude", self.outside)
         _check(self.fusion in ("attention", "add"), "fusion", "attention or add", self.fusion)

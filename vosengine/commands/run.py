@@ -117,6 +117,11 @@ def run(
     prompts = Prompts(options.mask)
     earlier = _read_summary(folder)
     segmenter = make_segmenter(options)
+    if options.mask is None and segmenter.method.needs_mask:
+        raise InputError(
+            f"mask: {options.model} follows what it is shown; wanted --mask with the object ids of "
+            "the first frame, as an indexed PNG"
+        )
     source = open_source(options.source)
     with ExitStack() as stack:
         stack.callback(source.close)

@@ -38,15 +38,13 @@ def describe(device: torch.device) -> dict[str, Any]:
 def _arguments() -> list[str]:
     """What was asked for, less where to write it: that would be a path of this machine."""
     words = list(sys.argv[1:])
-    if "--output" in words:
-        at = words.index("--output")
+    if "--folder" in words:
+        at = words.index("--folder")
         del words[at : at + 2]
     return words
 
 
-def write_json(found: dict[str, Any], path: Path | None, stem: str, device: torch.device) -> None:
-    """Write to the path, or to bench/results/<date>-<stem>-<device>.json."""
-    path = path or RESULTS / f"{found['date']}-{stem}-{device.type}.json"
+def write_json(found: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")

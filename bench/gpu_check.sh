@@ -23,10 +23,9 @@ export PYTHONPATH="$site:$PWD/tests"
 python3 -m vosengine.cli doctor
 python3 -m pytest -q -p no:cacheprovider tests/test_kernels.py
 
-day="$(date +%F)"
-python3 bench/kernels.py --device cuda --dtype float32 --output "$results/$day-kernels-cuda-float32.json"
-python3 bench/kernels.py --device cuda --dtype float16 --output "$results/$day-kernels-cuda-float16.json"
+for dtype in float32 float16; do
+  python3 bench/kernels.py --device cuda --dtype "$dtype" --folder "$results"
+done
 for model in stm munet; do
-  python3 bench/models.py --model "$model" --device cuda --rounds 20 \
-    --output "$results/$day-models-$model-cuda.json"
+  python3 bench/models.py --model "$model" --device cuda --rounds 20 --folder "$results"
 done

@@ -1,7 +1,9 @@
 """Times every op at the sizes of real use, on every backend that takes them and beside baselines.
 
     python bench/kernels.py [op ...] [--device auto] [--dtype float32] [--repeat 50]
-                            [--output bench/results/<date>-kernels-<device>.json]
+                            [--folder bench/results]
+
+Writes <date>-kernels-<dtype>-<device>.json.
 
 Nothing is timed that does not first agree with the reference in float64 (kernels/parity.py). The
 candidates of a case take turns, so that noise hits all alike; a ratio is the median over rounds of
@@ -22,7 +24,7 @@ from typing import Any
 
 import torch
 from baselines import BASELINES
-from environment import describe, write_json
+from environment import RESULTS, describe, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -162,7 +164,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--repeat", default=50, type=int, help="rounds (default 50)")
-    parser.add_argument("--output", type=Path, help="where to write the JSON file")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     unknown = sorted(set(options.op) - set(names))
     if unknown:
@@ -191,7 +193,8 @@ def main() -> None:
                     dtype = getattr(torch, options.dtype)
                     report["cases"].append(measure(op, case, device, dtype, options.repeat))
                 show(console, report["cases"][-1])
-    write_json(report, options.output, "kernels", device)
+    name = f"{report['date']}-kernels-{options.dtype}-{device.type}.json"
+    write_json(report, options.folder / name)
     reasons = [reason for case in report["cases"] for reason in case["not_timed"].values()]
     if any(reason.startswith(WRONG) for reason in reasons):
         sys.exit("some candidates are wrong and were not timed")

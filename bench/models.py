@@ -1,10 +1,11 @@
 """Whole models: the cost of a step against the number of objects, and memory against time.
 
-    python bench/models.py [--model stm] [--output bench/results/<date>-models-<device>.json]
+    python bench/models.py [endless] [sweep] [--model stm] [--device auto] [--folder bench/results]
 
-`sweep` times one step at 480p for 1, 2, 3, 5 and 10 objects, split by verb, beside the published
-form of the decoder, which computes its skip branches once per object. `endless` follows a clip of
-500 frames and notes the process's resident memory and the latency.
+`endless` follows a clip of 500 frames and notes the process's resident memory and the latency; it
+goes first, because freed memory of another measurement would hide its own. `sweep` times one step
+at 480p for 1, 2, 3, 5 and 10 objects, split by verb, beside the published form of the decoder,
+which computes its skip branches once per object. Each writes <date>-<part>-<model>-<device>.json.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import describe, write_json
+from environment import RESULTS, describe, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -138,8 +139,7 @@ def _resident_bytes() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """The sweep and the long clip as tables."""
+def show_sweep(found: dict[str, Any], console: Console) -> None:
     table = Table(
         "objects",
         "step p50 ms",
@@ -161,27 +161,35 @@ def show(found: dict[str, Any], console: Console) -> None:
             f"{row['published_over_ours_decode']:.2f}",
         )
     console.print(table)
-    console.print_json(json.dumps(found["endless"]))
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", nargs="*", help="endless, sweep; both if none is given")
     parser.add_argument("--model", default="stm")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=501)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rounds", type=int, default=3, help="of the sweep")
+    parser.add_argument("--frames", type=int, default=501, help="of the endless clip")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args()
+    parts = given.part or ["endless", "sweep"]
+    if unknown := set(parts) - {"endless", "sweep"}:
+        parser.error(f"part: wanted endless or sweep, given {', '.join(sorted(unknown))}")
     device = choose_device(given.device)
-    found = {
-        **describe(device),
-        "model": given.model,
-        "sweep": sweep(given.model, device, given.rounds),
-        "endless": endless(given.model, device, given.frames),
-    }
-    show(found, Console())
-    write_json(found, given.output, f"models-{given.model}", device)
+    console = Console()
+    for part in ("endless", "sweep"):
+        if part not in parts:
+            continue
+        found = {**describe(device), "model": given.model}
+        if part == "endless":
+            found["endless"] = endless(given.model, device, given.frames)
+            console.print_json(json.dumps(found["endless"]))
+        else:
+            found["sweep"] = sweep(given.model, device, given.rounds)
+            show_sweep(found, console)
+        name = f"{found['date']}-{part}-{given.model}-{device.type}.json"
+        write_json(found, given.folder / name)
 
 
 if __name__ == "__main__":

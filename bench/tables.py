@@ -45,7 +45,7 @@ def kernels(found: dict[str, Any]) -> list[str]:
 
 
 def models(found: dict[str, Any]) -> list[str]:
-    """One row per object count, and a line about the long clip."""
+    """One row per object count."""
     lines = [
         f"**A whole step** of `{found['model']}` at 480x854, five frames in memory",
         f"({where(found)}). The decoder's skip branches are computed once for all objects; the",
@@ -71,22 +71,30 @@ def models(found: dict[str, Any]) -> list[str]:
                 f"{entry['published_over_ours_decode']:.2f}",
             )
         )
-    endless = found["endless"]
-    resident = endless["resident_mib"]
-    first, last = "50", max(resident, key=int)
-    lines += [
-        "",
-        f"**Memory** over a clip of {endless['frames']} frames with a bank of "
-        f"{endless['max_frames']} frames per object: the process holds {resident[first]:.0f} MiB "
-        f"at frame {first} and {resident[last]:.0f} MiB at frame {last}; a step takes "
-        f"{endless['frames_50_to_100']['p50_ms']:.0f} ms (p50) after 50 frames and "
-        f"{endless['last_50_frames']['p50_ms']:.0f} ms over the last 50.",
-    ]
     return lines
 
 
+def endless_memory(found: dict[str, Any]) -> list[str]:
+    """A line about the long clip."""
+    endless = found["endless"]
+    resident = endless["resident_mib"]
+    first, last = "50", max(resident, key=int)
+    return [
+        f"**Memory** of `{found['model']}` over a clip of {endless['frames']} frames with a bank "
+        f"of {endless['max_frames']} frames per object: the process holds {resident[first]:.0f} MiB "
+        f"at frame {first} and {resident[last]:.0f} MiB at frame {last}; a step takes "
+        f"{endless['frames_50_to_100']['p50_ms']:.0f} ms (p50) after 50 frames and "
+        f"{endless['last_50_frames']['p50_ms']:.0f} ms over the last 50 ({where(found)}).",
+    ]
+
+
 def main() -> None:
-    print("\n".join([*kernels(newest("kernels")), "", *models(newest("models-stm"))]))
+    parts = (
+        kernels(newest("kernels-float32")),
+        models(newest("sweep-stm")),
+        endless_memory(newest("endless-stm")),
+    )
+    print("\n\n".join("\n".join(part) for part in parts))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""What the README promises, done: its Python, its commands, its make targets, its tables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from stm_transcription import random_state_dict
+
+from vosengine.training.synthetic import ClipConfig, make_clip
+from vosengine.video import VideoWriter, write_labels
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the files that the README speaks of."""
+    path = tmp_path_factory.mktemp("readme")
+    clip = make_clip(ClipConfig(frames=3, height=64, width=96), seed=0)
+    with VideoWriter(path / "clip.mp4", 24) as video:
+        for frame in clip.frames:
+            video.write(frame)
+    write_labels(path / "first.png", clip.masks[0])
+    torch.save(random_state_dict(0), path / "STM_weights.pth")
+    return path
+
+
+def test_the_python_runs_as_printed(folder: Path) -> None:
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+
+
+def test_the_commands_run_as_printed(folder: Path) -> None:
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith(("vosengine ", "python "))]
+    assert len(lines) >= 7
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        if program == "vosengine":
+            command = [sys.executable, "-m", "vosengine.cli", *arguments]
+        else:
+            command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert len(list((folder / "out" / "clip").glob("*.png"))) == 3
+
+
+def test_the_make_targets_exist() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for target in re.findall(r"`?make ([a-z]+)`?", README):
+        assert target in targets
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "tables.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    printed = README.split("checked by the tests -->\n")[1].split("<!-- end of tables")[0]
+    assert printed.strip() == done.stdout.strip()
+    assert "|" in printed
+
+
+def test_links_and_paths_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target

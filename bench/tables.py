@@ -81,8 +81,9 @@ def endless_memory(found: dict[str, Any]) -> list[str]:
     first, last = "50", max(resident, key=int)
     return [
         f"**Memory** of `{found['model']}` over a clip of {endless['frames']} frames with a bank "
-        f"of {endless['max_frames']} frames per object: the process holds {resident[first]:.0f} MiB "
-        f"at frame {first} and {resident[last]:.0f} MiB at frame {last}; a step takes "
+        f"of {endless['max_frames']} frames per object: the process holds "
+        f"{resident[first]:.0f} MiB at frame {first} and {resident[last]:.0f} MiB at frame {last}; "
+        f"a step takes "
         f"{endless['frames_50_to_100']['p50_ms']:.0f} ms (p50) after 50 frames and "
         f"{endless['last_50_frames']['p50_ms']:.0f} ms over the last 50 ({where(found)}).",
     ]

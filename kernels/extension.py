@@ -13,7 +13,9 @@ try:
     missing: str | None = None
 except ImportError as error:
     _C = None
-    missing = f"the extension vosengine._C is not built ({error})"
+    # Absent, or there and broken (a library that it needs is missing): the two have other cures.
+    absent = "cannot import name" in str(error)
+    missing = "vosengine._C is not built" if absent else f"vosengine._C does not load: {error}"
 
 
 def load() -> ModuleType:

@@ -1,7 +1,8 @@
 """Reading frames from anywhere, and writing label images, overlays and videos."""
 
+from .frame_source import FrameSource, SourceFrame
 from .palette import DAVIS_PALETTE
-from .sources import FrameSource, SourceFrame, open_source
+from .sources import open_source
 from .writers import VideoWriter, overlay, prepare_output_folder, read_labels, write_labels
 
 __all__ = [

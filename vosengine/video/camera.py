@@ -1,0 +1,70 @@
+"""Frames from a camera."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import cv2
+
+from ..errors import SourceError
+from .frame_source import DEFAULT_FPS, FrameSource, SourceFrame
+
+
+class Camera(FrameSource):
+    """A camera by its number; it has no end of its own."""
+
+    live = True
+
+    def __init__(self, number: int) -> None:
+        self.description = f"camera {number}"
+        self._lock = threading.Lock()
+        capture = _connect(number)
+        if capture is None:
+            raise SourceError(
+                f"{self.description} cannot be opened; check that it is plugged in, not in use "
+                "elsewhere, and that its number is right (the first camera is 0)"
+            )
+        self._capture = capture
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        self.fps = float(fps) if fps > 0 else DEFAULT_FPS
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        index = 0
+        while True:
+            with self._lock:
+                if self._closed:
+                    return
+                ok, image = self._capture.read()
+            if not ok:
+                raise SourceError(
+                    f"{self.description} gave no picture after {index} frames; check its cable "
+                    "and that no other program has taken it"
+                )
+            yield SourceFrame(f"{index:05d}", index, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+            index += 1
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._capture.release()
+
+
+def _connect(number: int) -> cv2.VideoCapture | None:
+    """The camera from the first of OpenCV's backends that has it.
+
+    Not by FFmpeg: its device code clashes with the FFmpeg that PyAV has loaded, and crashes.
+    """
+    log = cv2.utils.logging
+    level = log.getLogLevel()
+    log.setLogLevel(log.LOG_LEVEL_SILENT)  # else each backend that fails fills the terminal
+    try:
+        for backend in cv2.videoio_registry.getCameraBackends() if number >= 0 else ():
+            if backend != cv2.CAP_FFMPEG:
+                capture = cv2.VideoCapture(number, backend)
+                if capture.isOpened():
+                    return capture
+                capture.release()
+    finally:
+        log.setLogLevel(level)
+    return None

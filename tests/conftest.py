@@ -8,7 +8,7 @@ import os
 # another process wants the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from vosengine.config import MemoryConfig, ModelConfig
-from vosengine.registry import build, entry
+from vosengine.registry import build, entry, list_models
+from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
+from vosengine.types import Result
 from vosengine.weights import save, state_of
 
 DAVIS = Path(__file__).resolve().parents[2] / "shared" / "data" / "davis"
@@ -35,6 +37,25 @@ def tiny_config(model: str, **changes: Any) -> ModelConfig:
         "memory": MemoryConfig(max_frames=4),
     }
     return entry(model).config(**{**narrow, **changes})
+
+
+def make(model: str, **options: Any) -> Segmenter:
+    """A Segmenter with tiny random weights on the CPU; `changes` go into the model's config."""
+    changes = options.pop("changes", {})
+    return Segmenter(model, device="cpu", config=tiny_config(model, **changes), **options)
+
+
+def follow(segmenter: Segmenter, frames: Sequence[np.ndarray], mask: np.ndarray) -> list[Result]:
+    """Step through the frames, the first one with the mask."""
+    results = [segmenter.step(frame, None if i else mask) for i, frame in enumerate(frames)]
+    assert all(result is not None for result in results)
+    return [result for result in results if result is not None]
+
+
+@pytest.fixture(params=list_models())
+def model(request: pytest.FixtureRequest) -> str:
+    """A test that takes this runs once for every model."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

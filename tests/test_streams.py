@@ -1,0 +1,196 @@
+"""Streams over time: resumed elsewhere bit by bit, answered late, and never growing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import follow, make, tiny_config
+
+from vosengine.config import MemoryConfig
+from vosengine.errors import InputError, OutputError, StateError
+from vosengine.models.method import Method, State
+from vosengine.training.synthetic import Clip
+from vosengine.types import Geometry, Masks, Scores
+
+RESUME = """
+import sys
+import numpy as np
+from conftest import follow, make, tiny_config
+from vosengine import Segmenter
+model, state, frames, out, size, policy = sys.argv[1:]
+from vosengine.config import MemoryConfig
+segmenter = Segmenter(model, device="cpu", config=tiny_config(model), max_objects=4,
+                      size=int(size) or None, memory=MemoryConfig(policy=policy, max_frames=4))
+segmenter.load_state(state)
+results = [segmenter.step(frame) for frame in np.load(frames)]
+np.savez(out, labels=[r.numpy() for r in results],
+         probabilities=[r.probabilities.numpy() for r in results],
+         indices=[r.frame_index for r in results])
+"""
+
+
+@pytest.mark.parametrize(("size", "policy"), [(0, "every-5"), (48, "every-2"), (0, "afb")])
+def test_a_stream_resumes_in_a_new_process_bit_by_bit(
+    model: str, size: int, policy: str, clip: Clip, tmp_path: Path
+) -> None:
+    memory = MemoryConfig(policy=policy, max_frames=4)
+    segmenter = make(model, max_objects=4, size=size or None, memory=memory)
+    follow(segmenter, clip.frames[:6], np.array([0, 8, 3], np.uint8)[clip.masks[0]])
+    segmenter.save_state(tmp_path / "stream.safetensors")
+    np.save(tmp_path / "frames.npy", clip.frames[6:])
+    wanted = [segmenter.step(frame) for frame in clip.frames[6:]]
+    arguments = [model, tmp_path / "stream.safetensors", tmp_path / "frames.npy", tmp_path / "out"]
+    command = [sys.executable, "-c", RESUME, *map(str, arguments), str(size), policy]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "out.npz")
+    for index, result in enumerate(wanted):
+        assert result is not None
+        assert found["indices"][index] == result.frame_index
+        np.testing.assert_array_equal(found["labels"][index], result.numpy())
+        np.testing.assert_array_equal(found["probabilities"][index], result.probabilities.numpy())
+
+
+def test_a_stream_that_does_not_fit_is_refused(clip: Clip, tmp_path: Path) -> None:
+    path = tmp_path / "stream.safetensors"
+    segmenter = make("stm")
+    follow(segmenter, clip.frames[:2], clip.masks[0])
+    segmenter.save_state(path)
+    with pytest.raises(StateError, match="model: saved stm, here munet"):
+        make("munet").load_state(path)
+    with pytest.raises(StateError, match="max_objects: saved 10, here 2"):
+        make("stm", max_objects=2).load_state(path)
+    with pytest.raises(StateError, match="no such file"):
+        segmenter.load_state(tmp_path / "nothing")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(StateError, match="corrupt"):
+        segmenter.load_state(path)
+    with pytest.raises(OutputError, match="cannot be saved"):
+        segmenter.save_state(tmp_path / "no" / "folder")
+    assert segmenter.step(clip.frames[2]) is not None
+
+
+class EchoState(State):
+    """Nothing to remember but how often it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def forget(self, slot: int) -> None:
+        self.object_count -= 1
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, tensors: dict[str, torch.Tensor], object_count: int) -> None:
+        self.object_count = object_count
+
+
+class EchoFeatures(NamedTuple):
+    number: torch.Tensor
+
+
+class Echo(Method[EchoFeatures, EchoState]):
+    """Looks two frames back and three ahead, and notes which frames it was shown."""
+
+    sees = (-2, 0, 3)
+    features = EchoFeatures
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = tiny_config("stm")
+        self.encoded = 0
+
+    def start(self, geometry: Geometry, max_objects: int) -> EchoState:
+        return EchoState()
+
+    def encode(self, frames: torch.Tensor) -> EchoFeatures:
+        self.encoded += 1
+        return EchoFeatures(frames.mean()[None] * 0 + self.encoded - 1)
+
+    def segment(self, seen: Sequence[EchoFeatures], state: EchoState) -> Scores:
+        return Scores(torch.zeros(state.object_count, 16, 16), stride=4)
+
+    def remember(self, seen: Sequence[EchoFeatures], masks: Masks, state: EchoState) -> None:
+        state.seen.append(tuple(int(features.number) for features in seen))
+        state.object_count = masks.object_count
+
+
+def test_a_method_that_looks_ahead_answers_late_and_flush_gives_the_rest() -> None:
+    segmenter = make("stm")
+    echo = Echo()
+    segmenter.method = echo
+    segmenter.reset()
+    frame = np.zeros((64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:9, :9] = 4
+    late = np.zeros((64, 64), np.uint8)
+    late[40:, 40:] = 6
+    assert segmenter.latency == 3
+    answers = [segmenter.step(frame, {0: mask, 2: late}.get(i)) for i in range(6)]
+    assert [a and a.frame_index for a in answers] == [None, None, None, 0, 1, 2]
+    assert answers[3] is not None
+    assert answers[5] is not None
+    assert answers[3].ids == (4,)  # the prompt of frame 2 waits for its own frame
+    assert answers[5].ids == (4, 6)
+    np.testing.assert_array_equal(answers[5].numpy() == 6, late == 6)
+    assert [result.frame_index for result in segmenter.flush()] == [3, 4, 5]
+    shown = segmenter._state.seen
+    assert shown == [(0, 0, 3), (0, 1, 4), (0, 2, 5), (1, 3, 5), (2, 4, 5), (3, 5, 5)]
+    assert echo.encoded == 6  # once per frame
+    assert segmenter.flush() == []
+    with pytest.raises(InputError, match="flushed"):
+        segmenter.step(frame)
+
+
+def test_a_prompt_in_the_ring_counts_against_the_capacity() -> None:
+    segmenter = make("stm", max_objects=2)
+    segmenter.method = Echo()
+    segmenter.reset()
+    frame = np.zeros((64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    for object_id in (1, 2):
+        mask[:] = 0
+        mask[object_id] = object_id
+        segmenter.step(frame, mask)
+    mask[:] = 3
+    with pytest.raises(InputError, match=r"3 objects \[1, 2, 3\] are more than max_objects = 2"):
+        segmenter.step(frame, mask)
+
+
+def test_memory_of_the_process_stays_flat() -> None:
+    """400 frames past warm-up add nothing: neither the bank nor anything around it grows."""
+    code = """
+import numpy as np, resource
+from conftest import follow, make, tiny_config
+from vosengine import Segmenter
+from vosengine.training.synthetic import ClipConfig, iterate_clip
+def resident():
+    with open("/proc/self/statm") as f: return int(f.read().split()[1]) * resource.getpagesize()
+segmenter = Segmenter("munet", device="cpu", config=tiny_config("munet"), max_objects=3)
+clip = iterate_clip(ClipConfig(frames=451, height=64, width=96, objects=(2, 2)), seed=2)
+for index, (frame, mask) in enumerate(clip):
+    segmenter.step(frame, None if index else mask)
+    if index == 50: start = resident()
+print((resident() - start) / 2**20)
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 6  # MiB; one frame's features of this clip are 0.5 MiB

@@ -117,14 +117,10 @@ def run(
     prompts = Prompts(options.mask)
     earlier = _read_summary(folder)
     segmenter = make_segmenter(options)
-    if options.mask is None and segmenter.method.needs_mask:
-        raise InputError(
-            f"mask: {options.model} follows what it is shown; wanted --mask with the object ids of "
-            "the first frame, as an indexed PNG"
-        )
     source = open_source(options.source)
     with ExitStack() as stack:
         stack.callback(source.close)
+        _check_prompted(options, segmenter)
         if options.resume:
             _check_resumable(folder, earlier, source)
             segmenter.load_state(folder / STATE)
@@ -153,6 +149,14 @@ def run(
     if fault is not None:
         raise fault
     return summary
+
+
+def _check_prompted(options: RunOptions, segmenter: Segmenter) -> None:
+    if options.mask is None and segmenter.method.needs_mask:
+        raise InputError(
+            f"mask: {options.model} follows what it is shown; wanted --mask with the object ids of "
+            "the first frame, as an indexed PNG"
+        )
 
 
 def make_segmenter(options: RunOptions) -> Segmenter:

@@ -8,42 +8,24 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from clips import (
+    HEIGHT,
+    WIDTH,
+    cut_at,
+    noise,
+    read_all,
+)
 from PIL import Image
 
 from vosengine.errors import InputError, OutputError
 from vosengine.video import (
     DAVIS_PALETTE,
-    SourceFrame,
     VideoWriter,
-    open_source,
     overlay,
     prepare_output_folder,
     read_labels,
     write_labels,
 )
-
-HEIGHT, WIDTH = 48, 64
-
-
-def noise(count: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """uint8 RGB [count, height, width, 3]; noise, so that every frame needs many bytes."""
-    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-
-
-def cut(path: Path, size: int) -> Path:
-    short = path.with_name(f"cut_{path.name}")
-    short.write_bytes(path.read_bytes()[:size])
-    return short
-
-
-def cut_at(path: Path, share: float) -> Path:
-    return cut(path, int(path.stat().st_size * share))
-
-
-def read_all(source: str | Path | int) -> list[SourceFrame]:
-    with open_source(source) as opened:
-        return list(opened)
-
 
 # Label images
 

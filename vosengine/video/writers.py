@@ -79,9 +79,8 @@ def write_labels(path: StrPath, labels: np.ndarray, note: str | None = None) -> 
         try:
             scratch.write_bytes(data.getbuffer())
             os.replace(scratch, path)
-        except BaseException:
+        finally:
             scratch.unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror}); check the folder and the free space"

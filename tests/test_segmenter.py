@@ -43,7 +43,9 @@ def test_ids_are_the_callers_with_any_gaps(model: str, clip: Clip) -> None:
     named = follow(make(model), clip.frames[:4], renamed[clip.masks[0]])
     assert named[-1].ids == (9, 200)
     for a, b in zip(plain, named, strict=True):
-        torch.testing.assert_close(a.probabilities[[0, 2, 1]], b.probabilities, atol=1e-3, rtol=0)
+        # The rows of a batch round differently in another order, and a random network carries
+        # that on from frame to frame: 8e-5 seen after four.
+        torch.testing.assert_close(a.probabilities[[0, 2, 1]], b.probabilities, atol=3e-4, rtol=0)
         first, second = a.probabilities.topk(2, dim=0).values
         decided = (first - second > 1e-4).numpy()
         np.testing.assert_array_equal(renamed[a.numpy()][decided], b.numpy()[decided])

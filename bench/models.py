@@ -46,7 +46,7 @@ def sweep(model: str, device: torch.device, rounds: int) -> list[dict[str, Any]]
     """One row per object count; every round times every count, so that noise meets all alike."""
     config = entry(model).config(memory=MemoryConfig(max_frames=MEMORY_FRAMES))
     method = build(model, config).to(device)
-    geometry = Geometry.fit(SIZE, short_side=None, multiple=method.stride)
+    geometry = Geometry.fit(SIZE, size=None, multiple=method.stride)
     height, width = geometry.network
     frame = torch.rand(1, 3, height, width, device=device)
     channels = 2 * config.value_channels

@@ -11,6 +11,7 @@ others would not; `with use_backend("reference"):` asks for one by name.
 """
 
 from .correlate_frames import correlate_frames
+from .deform_conv import deform_conv
 from .dispatch import BACKENDS, Op, UnsupportedBackend, use_backend
 from .finish_masks import finish_masks
 from .prepare_frame import prepare_frame
@@ -26,6 +27,7 @@ __all__ = [
     "ShapeError",
     "UnsupportedBackend",
     "correlate_frames",
+    "deform_conv",
     "finish_masks",
     "prepare_frame",
     "read_memory",

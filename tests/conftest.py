@@ -26,16 +26,25 @@ from vosengine.weights import save, state_of
 DAVIS = Path(__file__).resolve().parents[2] / "shared" / "data" / "davis"
 
 
+MATCHING = {
+    "key_channels": 8,
+    "value_channels": 16,
+    "decoder_channels": 8,
+    "memory": MemoryConfig(max_frames=4),
+}
+NARROW: dict[str, dict[str, Any]] = {
+    "stm": MATCHING,
+    "munet": MATCHING,
+    "imcnet": {"channels": 16, "size": None},
+}
+# The models that follow what a mask shows them, and nothing else.
+FOLLOWERS = tuple(name for name in list_models() if entry(name).build.needs_mask)
+SELF_FINDERS = tuple(name for name in list_models() if name not in FOLLOWERS)
+
+
 def tiny_config(model: str, **changes: Any) -> ModelConfig:
-    """A configuration of the real network, narrow enough for a test."""
-    narrow = {
-        "backbone": "resnet18",
-        "width": 8,
-        "key_channels": 8,
-        "value_channels": 16,
-        "decoder_channels": 8,
-        "memory": MemoryConfig(max_frames=4),
-    }
+    """A configuration of the real network, narrow enough for a test, at the frame's own size."""
+    narrow = {"backbone": "resnet18", "width": 8, **NARROW[model]}
     return entry(model).config(**{**narrow, **changes})
 
 
@@ -52,8 +61,20 @@ def follow(segmenter: Segmenter, frames: Sequence[np.ndarray], mask: np.ndarray)
     return [result for result in results if result is not None]
 
 
-@pytest.fixture(params=list_models())
+def to_the_end(segmenter: Segmenter, frames: Sequence[np.ndarray]) -> list[Result]:
+    """Step through the frames without a mask, then flush; every answer that came."""
+    results = [segmenter.step(frame) for frame in frames]
+    return [result for result in results if result is not None] + segmenter.flush()
+
+
+@pytest.fixture(params=FOLLOWERS)
 def model(request: pytest.FixtureRequest) -> str:
+    """A test that takes this runs once for every model that follows a mask."""
+    return str(request.param)
+
+
+@pytest.fixture(params=list_models())
+def any_model(request: pytest.FixtureRequest) -> str:
     """A test that takes this runs once for every model."""
     return str(request.param)
 

@@ -19,18 +19,19 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "config": {"errors"},
     "memory": {"types", "errors", "config"} | KERNELS,
-    "frames": {"types", "errors"} | KERNELS,
+    "frames": {"types", "errors", "config"} | KERNELS,
     "objects": {"types", "errors"} | KERNELS,
     "finishing": {"types", "errors", "frames", "objects"} | KERNELS,
+    "proposals": {"types", "errors"},
     "timing": set(),
     "video": {"errors", "video."},
-    "models": {"config", "types", "memory", "models."} | KERNELS,
+    "models": {"config", "errors", "types", "proposals", "memory", "models."} | KERNELS,
     "registry": {"config", "errors", "models."},
     "weights": {"config", "errors", "models.method", "registry"},
     "saved": {"types", "errors"},
     "training": {"errors", "training."},
 }
-BLOCKS = {"method", "backbone", "blocks"}
+BLOCKS = {"method", "backbone", "blocks", "dnet", "reid", "appearance", "augment", "refiner"}
 
 
 def sources(folder: str) -> list[Path]:

@@ -168,7 +168,7 @@ def test_a_mask_of_another_type_is_refused(given_mask: object, kind: str) -> Non
 
 
 def test_a_480p_frame_is_padded_by_five_columns_on_either_side() -> None:
-    geometry = Geometry.fit((480, 854), short_side=None, multiple=16)
+    geometry = Geometry.fit((480, 854), size=None, multiple=16)
     assert geometry == Geometry((480, 854), (480, 854), (5, 5, 0, 0))
     assert geometry.network == (480, 864)
     assert geometry.cells(16) == (30, 54)
@@ -177,7 +177,7 @@ def test_a_480p_frame_is_padded_by_five_columns_on_either_side() -> None:
 
 
 def test_the_odd_rest_of_the_padding_goes_right_and_to_the_bottom() -> None:
-    geometry = Geometry.fit((45, 61), short_side=None, multiple=16)
+    geometry = Geometry.fit((45, 61), size=None, multiple=16)
     assert geometry.padding == (1, 2, 1, 2)
     assert geometry.network == (48, 64)
     assert geometry.region(16) == (1 / 16, 1 / 16, 45 / 16, 61 / 16)
@@ -196,7 +196,7 @@ def test_the_odd_rest_of_the_padding_goes_right_and_to_the_bottom() -> None:
 def test_the_short_side_is_met_and_the_shape_kept(
     frame: tuple[int, int], short_side: int, resized: tuple[int, int]
 ) -> None:
-    geometry = Geometry.fit(frame, short_side=short_side, multiple=16)
+    geometry = Geometry.fit(frame, size=short_side, multiple=16)
     assert (geometry.frame, geometry.resized) == (frame, resized)
     assert all(side % 16 == 0 for side in geometry.network)
     assert 0 <= geometry.network[0] - resized[0] < 16
@@ -211,7 +211,7 @@ def test_the_short_side_is_met_and_the_shape_kept(
 )
 def test_what_was_prepared_is_restored_exactly(height: int, width: int, seed: int) -> None:
     frame = torch.from_numpy(image(height, width, seed))
-    geometry = Geometry.fit((height, width), short_side=None, multiple=16)
+    geometry = Geometry.fit((height, width), size=None, multiple=16)
     prepared = prepare(frame, geometry, IMAGENET_MEAN, IMAGENET_STD, torch.float32)
     assert prepared.shape == (3, *geometry.network)
     assert torch.equal(restore(prepared, geometry, IMAGENET_MEAN, IMAGENET_STD), frame)
@@ -220,7 +220,7 @@ def test_what_was_prepared_is_restored_exactly(height: int, width: int, seed: in
 def test_a_resized_frame_is_restored_at_its_own_size() -> None:
     y, x = np.mgrid[:90, :121]
     frame = torch.from_numpy(np.stack((y, x, 255 - x), axis=2).astype(np.uint8))
-    geometry = Geometry.fit((90, 121), short_side=45, multiple=16)
+    geometry = Geometry.fit((90, 121), size=45, multiple=16)
     prepared = prepare(frame, geometry, IMAGENET_MEAN, IMAGENET_STD, torch.float32)
     assert prepared.shape == (3, 48, 64)
     again = restore(prepared, geometry, IMAGENET_MEAN, IMAGENET_STD)
@@ -229,7 +229,7 @@ def test_a_resized_frame_is_restored_at_its_own_size() -> None:
 
 
 def test_the_padding_is_black_before_the_normalisation() -> None:
-    geometry = Geometry.fit((45, 61), short_side=None, multiple=16)
+    geometry = Geometry.fit((45, 61), size=None, multiple=16)
     frame = torch.full((45, 61, 3), 255, dtype=torch.uint8)
     prepared = prepare(frame, geometry, IMAGENET_MEAN, IMAGENET_STD, torch.float32)
     for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
@@ -242,7 +242,7 @@ def test_the_padding_is_black_before_the_normalisation() -> None:
 @settings(deadline=None, max_examples=40)
 @given(height=st.integers(32, 80), width=st.integers(32, 80))
 def test_crop_undoes_pad(height: int, width: int) -> None:
-    geometry = Geometry.fit((height, width), short_side=None, multiple=16)
+    geometry = Geometry.fit((height, width), size=None, multiple=16)
     planes = torch.rand(2, height, width) + 1
     padded = pad(planes, geometry)
     assert padded.shape == (2, *geometry.network)

@@ -153,8 +153,8 @@ def test_a_tie_goes_to_the_background_and_then_to_the_lower_id() -> None:
 # Finishing
 
 CPU = torch.device("cpu")
-NATIVE = Geometry.fit((40, 58), short_side=None, multiple=16)  # padded to 48 x 64
-RESIZED = Geometry.fit((60, 87), short_side=40, multiple=16)  # 40 x 58, padded to 48 x 64
+NATIVE = Geometry.fit((40, 58), size=None, multiple=16)  # padded to 48 x 64
+RESIZED = Geometry.fit((60, 87), size=40, multiple=16)  # 40 x 58, padded to 48 x 64
 
 
 def halves(order: tuple[str, ...]) -> Scores:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import follow, make, tiny_config
+from conftest import FOLLOWERS, SELF_FINDERS, follow, make, tiny_config, to_the_end
 
 from vosengine.config import MemoryConfig
 from vosengine.errors import InputError, OutputError, StateError
@@ -19,33 +19,42 @@ from vosengine.models.method import Method, State
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks, Scores
 
+SETTINGS = [(0, "every-5"), (48, "every-2"), (0, "afb")]
 RESUME = """
 import sys
 import numpy as np
-from conftest import follow, make, tiny_config
-from vosengine import Segmenter
-model, state, frames, out, size, policy = sys.argv[1:]
+from conftest import make, to_the_end
 from vosengine.config import MemoryConfig
-segmenter = Segmenter(model, device="cpu", config=tiny_config(model), max_objects=4,
-                      size=int(size) or None, memory=MemoryConfig(policy=policy, max_frames=4))
+model, state, frames, out, size, policy = sys.argv[1:]
+memory = MemoryConfig(policy=policy, max_frames=4) if policy else None
+segmenter = make(model, max_objects=4, size=int(size) or None, memory=memory)
 segmenter.load_state(state)
-results = [segmenter.step(frame) for frame in np.load(frames)]
+results = to_the_end(segmenter, np.load(frames))
 np.savez(out, labels=[r.numpy() for r in results],
          probabilities=[r.probabilities.numpy() for r in results],
          indices=[r.frame_index for r in results])
 """
 
 
-@pytest.mark.parametrize(("size", "policy"), [(0, "every-5"), (48, "every-2"), (0, "afb")])
+RESUMED = [
+    *((model, size, policy) for model in FOLLOWERS for size, policy in SETTINGS),
+    *((model, size, "") for model in SELF_FINDERS for size in (0, 48)),
+]
+
+
+@pytest.mark.parametrize(("model", "size", "policy"), RESUMED)
 def test_a_stream_resumes_in_a_new_process_bit_by_bit(
     model: str, size: int, policy: str, clip: Clip, tmp_path: Path
 ) -> None:
-    memory = MemoryConfig(policy=policy, max_frames=4)
+    memory = MemoryConfig(policy=policy, max_frames=4) if policy else None
     segmenter = make(model, max_objects=4, size=size or None, memory=memory)
-    follow(segmenter, clip.frames[:6], np.array([0, 8, 3], np.uint8)[clip.masks[0]])
+    prompt = np.array([0, 8, 3], np.uint8)[clip.masks[0]]
+    for index, frame in enumerate(clip.frames[:6]):
+        segmenter.step(frame, prompt if index == 0 and model in FOLLOWERS else None)
     segmenter.save_state(tmp_path / "stream.safetensors")
     np.save(tmp_path / "frames.npy", clip.frames[6:])
-    wanted = [segmenter.step(frame) for frame in clip.frames[6:]]
+    wanted = to_the_end(segmenter, clip.frames[6:])
+    assert len(wanted) == 4 + segmenter.latency
     arguments = [model, tmp_path / "stream.safetensors", tmp_path / "frames.npy", tmp_path / "out"]
     command = [sys.executable, "-c", RESUME, *map(str, arguments), str(size), policy]
     done = subprocess.run(
@@ -54,7 +63,6 @@ def test_a_stream_resumes_in_a_new_process_bit_by_bit(
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "out.npz")
     for index, result in enumerate(wanted):
-        assert result is not None
         assert found["indices"][index] == result.frame_index
         np.testing.assert_array_equal(found["labels"][index], result.numpy())
         np.testing.assert_array_equal(found["probabilities"][index], result.probabilities.numpy())

@@ -77,13 +77,19 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    max_objects: Annotated[int, typer.Option(help="Room for that many objects at a time.")] = 10,
+    max_objects: Annotated[
+        int | None, typer.Option(help="Room for that many objects at a time; the model's own.")
+    ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Short side the network works at; native without.")
+        str | None,
+        typer.Option(help="What the network works at: short side, HEIGHTxWIDTH, or native."),
     ] = None,
     memory: Annotated[
         str | None, typer.Option(help="What is remembered: every-N, all or afb.")
     ] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Answer at once, without looking ahead.")
+    ] = False,
     fps: Annotated[float | None, typer.Option(help="Of the overlay; the source's without.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after that many frames.")] = None,
     checkpoint: Annotated[
@@ -93,6 +99,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
 ) -> None:
     """Segment a video: masks as indexed PNGs, an overlay video, and a summary."""
+    working_size = size if size is None or size == "native" else _parse_working_size(size)
     from .commands.run import RunOptions
 
     options = RunOptions(
@@ -104,8 +111,9 @@ def run(
         device=device,
         precision=precision,
         max_objects=max_objects,
-        size=size,
+        size=working_size,
         memory=memory,
+        online=online,
         fps=fps,
         limit=limit,
         checkpoint=checkpoint,
@@ -138,6 +146,14 @@ def _parse_size(size: str) -> tuple[int, int]:
     if not (height.isdigit() and width.isdigit()):
         raise typer.BadParameter(f"wanted HEIGHTxWIDTH such as 480x854, given {size!r}")
     return int(height), int(width)
+
+
+def _parse_working_size(size: str) -> int | tuple[int, int]:
+    if size.isdigit():
+        return int(size)
+    if "x" not in size:
+        raise typer.BadParameter(f"wanted 480, 480x854 or native, given {size!r}")
+    return _parse_size(size)
 
 
 def _run(options: RunOptions) -> None:
@@ -211,7 +227,9 @@ def info(
     size: Annotated[str, typer.Option(help="Frame size as HEIGHTxWIDTH.")] = "480x854",
     objects: Annotated[int, typer.Option(min=1, help="Objects in the frame.")] = 3,
     memory_frames: Annotated[int, typer.Option(min=1, help="Frames in the memory.")] = 5,
-    max_objects: Annotated[int, typer.Option(min=1, help="Room for that many objects.")] = 10,
+    max_objects: Annotated[
+        int | None, typer.Option(min=1, help="Room for that many objects; the model's own.")
+    ] = None,
 ) -> None:
     """Parameters, GFLOP and memory of a model at a frame size and object count."""
     frame_size = _parse_size(size)

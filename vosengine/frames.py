@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from .config import SMALLEST_SIDE
 from .errors import InputError
 from .kernels import prepare_frame
 from .types import Geometry, Size
-
-SMALLEST_SIDE = 32
 
 Array = np.ndarray | torch.Tensor
 

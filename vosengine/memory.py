@@ -21,6 +21,9 @@ class Stored(NamedTuple):
 class Memory(Protocol):
     """What the methods know of a memory, whatever its policy."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def write(self, key: torch.Tensor, value: torch.Tensor, keep: torch.Tensor) -> None: ...
 
     def read(self, count: int) -> Stored: ...

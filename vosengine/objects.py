@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
 
@@ -14,6 +15,7 @@ class ObjectSlots:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.ever: set[int] = set()  # every id that had a slot in this stream
         self._ids: list[int] = []  # the id in every slot
 
     @property
@@ -46,9 +48,17 @@ class ObjectSlots:
         """The ids in order of slot once these have slots too: new ones last, ascending."""
         return (*self._ids, *sorted(set(object_ids) - set(self._ids)))
 
+    def unused(self, count: int, named: Iterable[int]) -> tuple[int, ...]:
+        """Ids for up to `count` discovered objects: the smallest that this stream never had and the
+        caller has not `named`, as many as there is room for beside those."""
+        together = {*self._ids, *named}
+        free = (i for i in range(1, 256) if i not in self.ever | together)
+        return tuple(islice(free, max(0, min(count, self.capacity - len(together)))))
+
     def assign(self, ids_by_slot: Iterable[int]) -> None:
         """Take these ids, one per slot."""
         self._ids = list(ids_by_slot)
+        self.ever |= set(self._ids)
 
     def remove(self, object_id: int) -> int:
         """Free the slot of an id and return it; the object of the last slot moves there."""

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .config import MemoryConfig, ModelConfig, MUNetConfig, STMConfig
+from .config import IMCNetConfig, MemoryConfig, ModelConfig, MUNetConfig, STMConfig
 from .errors import ConfigError
+from .models.imcnet import IMCNet
 from .models.method import Method
 from .models.munet import MUNet
 from .models.stm import STM
@@ -19,7 +20,7 @@ from .models.stm import STM
 class Entry(NamedTuple):
     """How a model is made."""
 
-    build: Callable[[Any], Method[Any, Any]]
+    build: type[Method[Any, Any]]
     config: Callable[..., ModelConfig]
     summary: str
 
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
 MODELS: dict[str, Entry] = {
     "stm": Entry(STM, STMConfig, "space-time memory, the baseline (ICCV 2019)"),
     "munet": Entry(MUNet, MUNetConfig, "motion-uncertainty-aware matching"),
+    "imcnet": Entry(IMCNet, IMCNetConfig, "the foreground, without a mask, from three frames"),
 }
 
 
@@ -70,9 +72,7 @@ def config_from_json(name: str, text: str) -> ModelConfig:
         raise ConfigError(f"config of {name}: unknown fields {', '.join(unknown)}")
     if "memory" in fields:
         fields["memory"] = MemoryConfig(**fields["memory"])
-    for key in ("mean", "std"):
-        if key in fields:
-            fields[key] = tuple(fields[key])
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
     return entry(name).config(**fields)
 
 

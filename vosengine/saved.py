@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from .errors import OutputError, StateError
 from .types import Geometry
 
-FORMAT = "vosengine-stream-1"
+FORMAT = "vosengine-stream-2"
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class SavedStream:
 
     identity  model, weights, configuration...: what must agree where the stream goes on
     ids       the objects in order of slot
+    ever      every id that the stream has had
     ring      (frame index, features by name, prompt or None) of every frame still held
     """
 
     identity: dict[str, Any]
     geometry: Geometry | None
     ids: tuple[int, ...]
+    ever: tuple[int, ...]
     frame_count: int
     flushed: bool
     state: dict[str, torch.Tensor]
@@ -48,6 +50,7 @@ def write_stream(path: Path, stream: SavedStream) -> None:
         "identity": stream.identity,
         "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],
         "ids": stream.ids,
+        "ever": stream.ever,
         "frame_count": stream.frame_count,
         "flushed": stream.flushed,
         "ring": [index for index, _, _ in stream.ring],
@@ -84,6 +87,7 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
         identity=identity,
         geometry=Geometry(*(tuple(part) for part in geometry)) if geometry else None,
         ids=tuple(described["ids"]),
+        ever=tuple(described["ever"]),
         frame_count=described["frame_count"],
         flushed=described["flushed"],
         state=_under("state/", tensors),

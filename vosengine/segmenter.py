@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 
-from .config import MemoryConfig, ModelConfig
+from .config import MatchingConfig, MemoryConfig, ModelConfig, check_size
 from .errors import ConfigError, DeviceError, InputError
 from .finishing import finish
 from .frames import Array, check_frame, check_mask, prepare
 from .objects import ObjectSlots, named_ids
+from .proposals import ProposalSource, check_proposals, to_network
 from .registry import entry
 from .saved import SavedStream, read_stream, write_stream
-from .types import Geometry, Result
+from .types import Geometry, Result, Size
 from .weights import digest_of, load, state_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SMALLEST_SHORT_SIDE = 32
+NATIVE = "native"
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,22 @@ class Segmenter:
         result = segmenter.step(frame, mask)      # first frame, with object ids 1..255
         result = segmenter.step(frame)            # every further one
 
+    Models that need no mask ("imcnet", "target_aware") find their objects themselves and give them
+    the smallest ids that the stream has not had.
+
     model        a name from `list_models()`
     weights      None for the best set that ships, a tag, or the path of a .safetensors file
     device       "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"...
     precision    "auto" (fp32), "fp32", "bf16", "fp16"; softmax, norms and odds are fp32 always
-    max_objects  room for that many objects at a time; memory is allocated for all of them
-    size         short side of the network's input in pixels; None works at the frame's own size
+    max_objects  room for that many objects at a time; memory is allocated for all of them; None
+                 takes the model's own number
+    size         what the network works at, in pixels: the short side, or (height, width), to which
+                 the frame is stretched, or "native", the frame's own; None takes the model's own
     memory       what the memory keeps: a MemoryConfig, or its policy alone ("every-5", "all",
                  "afb"); None takes the model's own setting
+    online       a model that looks ahead answers at once, the newest frame standing in for those
+                 that have not come; latency is 0
+    proposals    where object proposals come from, instead of the model's own detector
     config       the network's configuration; only with random weights
 
     Raises  ConfigError, DeviceError or WeightsError. Whatever `step` raises on bad input is an
@@ -60,15 +69,22 @@ class Segmenter:
         weights: str | Path | None = None,
         device: str = "auto",
         precision: str = "auto",
-        max_objects: int = 10,
-        size: int | None = None,
+        max_objects: int | None = None,
+        size: int | Size | str | None = None,
         memory: MemoryConfig | str | None = None,
+        online: bool = False,
+        proposals: ProposalSource | None = None,
         config: ModelConfig | None = None,
     ) -> None:
-        if not 1 <= max_objects <= 255:
+        if max_objects is not None and not 1 <= max_objects <= 255:
             raise ConfigError(f"max_objects: wanted 1..255, given {max_objects}")
-        if size is not None and size < SMALLEST_SHORT_SIDE:
-            raise ConfigError(f"size: wanted {SMALLEST_SHORT_SIDE} or more pixels, given {size}")
+        if isinstance(size, str):
+            if size != NATIVE:
+                raise ConfigError(
+                    f'size: wanted pixels, (height, width) or "native", given {size!r}'
+                )
+        else:
+            check_size(size)
         if precision not in (*PRECISIONS, "auto"):
             wanted = ", ".join((*PRECISIONS, "auto"))
             raise ConfigError(f"precision: wanted one of {wanted}, given {precision!r}")
@@ -76,20 +92,22 @@ class Segmenter:
         self.device = choose_device(device)
         self.dtype = PRECISIONS.get(precision, torch.float32)
         self.model = model
-        self.size = size
-        self.max_objects = max_objects
         method, self.card = load(model, weights, config)
-        if isinstance(memory, str):
-            memory = replace(method.config.memory, policy=memory)
         if memory is not None:
-            method.config = replace(method.config, memory=memory)
+            method.config = _with_memory(model, method.config, memory)
+        if proposals is not None and not method.takes_proposals:
+            raise ConfigError(f"proposals: {model} takes none; leave them out")
+        self.max_objects = max_objects or method.max_objects
+        self.size = method.size if size is None else None if isinstance(size, str) else size
+        self.online = online
+        self.proposals = proposals
         self.method = method.to(self.device, self.dtype)
         self.reset()
 
     @property
     def latency(self) -> int:
         """How many frames `step` must see beyond the one it answers for."""
-        return max(0, *self.method.sees)
+        return 0 if self.online else max(0, *self.method.sees)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -111,7 +129,7 @@ class Segmenter:
 
         frame  [H, W, 3] RGB, uint8 or float32 in 0..1, numpy or torch, on any device
         mask   [H, W] object ids in 1..255, 0 where it says nothing: starts the objects it names, or
-               corrects those that exist
+               corrects those that exist; an error for a model that takes none
         returns  the Result, or None for the first `latency` frames of a stream
 
         Raises  InputError, before anything has changed.
@@ -121,11 +139,10 @@ class Segmenter:
         prompt = None if mask is None else check_mask(mask, (height, width)).to(self.device)
         self._check_stream((height, width), prompt)
         geometry = self.geometry or Geometry.fit(
-            (height, width), short_side=self.size, multiple=self.method.stride
+            (height, width), size=self.size, multiple=self.method.stride
         )
-        config = self.method.config
-        prepared = prepare(image.to(self.device), geometry, config.mean, config.std, self.dtype)
-        pending = Pending(self.frame_count, self.method.encode(prepared[None]), prompt)
+        features = self._encode(image.to(self.device), geometry)
+        pending = Pending(self.frame_count, features, prompt)
         state = self._state or self.method.start(geometry, self.max_objects)
         ring = [*self._ring, pending]
         target = self.frame_count - self.latency
@@ -155,7 +172,8 @@ class Segmenter:
         if object_id not in self._slots:
             alive = ", ".join(map(str, self.ids)) or "none"
             raise InputError(f"remove: no object {object_id}; alive: {alive}")
-        self._state.forget(self._slots.remove(object_id))
+        self._state.forget(self._slots.slot(object_id))
+        self._slots.remove(object_id)
 
     def save_state(self, path: str | Path) -> None:
         """Write the stream to a file: resumed elsewhere, it goes on as if it had never stopped."""
@@ -163,6 +181,7 @@ class Segmenter:
             identity=self._identity(),
             geometry=self.geometry,
             ids=self._slots.in_slot_order,
+            ever=tuple(sorted(self._slots.ever)),
             frame_count=self.frame_count,
             flushed=self._flushed,
             state={} if self._state is None else self._state.tensors(),
@@ -185,6 +204,7 @@ class Segmenter:
         self.reset()
         self.geometry, self._state = stream.geometry, state
         self._slots.assign(stream.ids)
+        self._slots.ever |= set(stream.ever)
         self._ring = [
             Pending(index, self.method.features(**features), prompt)
             for index, features, prompt in stream.ring
@@ -200,6 +220,7 @@ class Segmenter:
             "precision": str(self.dtype),
             "size": self.size,
             "max_objects": self.max_objects,
+            "online": self.online,
         }
 
     def _check_stream(self, size: tuple[int, int], prompt: torch.Tensor | None) -> None:
@@ -210,6 +231,10 @@ class Segmenter:
                 f"frame: the stream is {self.geometry.frame[0]} x {self.geometry.frame[1]}, given "
                 f"{size[0]} x {size[1]}; resize the frame, or call reset() to begin another stream"
             )
+        if prompt is not None and not self.method.takes_mask:
+            raise InputError(
+                f"mask: {self.model} finds the foreground by itself and takes none; leave it out"
+            )
         if prompt is None:
             if self.frame_count == 0 and self.method.needs_mask:
                 raise InputError(
@@ -218,6 +243,16 @@ class Segmenter:
             return
         waiting = [held.prompt for held in self._ring if held.prompt is not None]
         self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
+
+    def _encode(self, image: torch.Tensor, geometry: Geometry) -> Any:
+        """The method's features of a frame, with the caller's proposals for it if there are any."""
+        config = self.method.config
+        prepared = prepare(image, geometry, config.mean, config.std, self.dtype)[None]
+        if self.proposals is None:
+            return self.method.encode(prepared)
+        given = self.proposals(image, self.frame_count)
+        check_proposals(given, geometry.frame)
+        return self.method.encode(prepared, [to_network(given, geometry, self.device)])
 
     def _answer(
         self, ring: Sequence[Pending], target: int, state: Any, geometry: Geometry
@@ -229,12 +264,24 @@ class Segmenter:
             for offset in self.method.sees
         ]
         prompt = ring[target - first].prompt
+        later = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
+        reserved = tuple(i for mask in later for i in named_ids(mask))
         looks = len(self._slots) > 0 or not self.method.needs_mask
         scores = self.method.segment(seen, state) if looks else None
-        result, masks, by_slot = finish(scores, prompt, self._slots, geometry, target, self.device)
+        result, masks, by_slot = finish(
+            scores, prompt, self._slots, geometry, target, self.device, reserved
+        )
         self.method.remember(seen, masks, state)
         self._slots.assign(by_slot)
         return result
+
+
+def _with_memory(model: str, config: ModelConfig, memory: MemoryConfig | str) -> MatchingConfig:
+    if not isinstance(config, MatchingConfig):
+        raise ConfigError(f"memory: {model} has no memory to set; leave it out")
+    if isinstance(memory, str):
+        memory = replace(config.memory, policy=memory)
+    return replace(config, memory=memory)
 
 
 def choose_device(name: str) -> torch.device:

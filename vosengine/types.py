@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +26,19 @@ class Geometry:
     padding: tuple[int, int, int, int]
 
     @classmethod
-    def fit(cls, frame: Size, *, short_side: int | None, multiple: int) -> Geometry:
-        """Shrink or enlarge to `short_side` (None: native), pad symmetrically to a `multiple`.
+    def fit(cls, frame: Size, *, size: Size | int | None, multiple: int) -> Geometry:
+        """Resize, then pad symmetrically to a `multiple`.
+
+        size  an int is the short side, the aspect kept; a (height, width) stretches the frame to
+              it; None is the frame's own size
 
         An odd rest goes to the right and to the bottom, as in STM's released evaluation.
         """
         resized = frame
-        if short_side is not None and short_side != min(frame):
-            scale = short_side / min(frame)
+        if isinstance(size, tuple):
+            resized = size
+        elif size is not None and size != min(frame):
+            scale = size / min(frame)
             resized = (max(1, round(frame[0] * scale)), max(1, round(frame[1] * scale)))
         rest_y, rest_x = (-side % multiple for side in resized)
         left, top = rest_x // 2, rest_y // 2
@@ -56,11 +62,16 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Scores:
-    """What `segment` says: logits [O, h, w] (foreground minus background), one row per slot, on the
-    network's grid at `stride` pixels a cell."""
+    """What `segment` says of a frame.
+
+    logits    [O, h, w] foreground minus background, on the network's grid, `stride` pixels a cell:
+              one row per slot, then one per object that was discovered in this frame, best first
+    evidence  what else `remember` will want to know of this frame; the engine passes it on unseen
+    """
 
     logits: torch.Tensor
     stride: int
+    evidence: Any = None
 
 
 @dataclass(frozen=True)
@@ -70,10 +81,12 @@ class Masks:
     probabilities  [1 + O, H, W] at the network's padded size, row 0 the background, then one row
                    per slot; 0 in the padding
     prompted       the slots whose mask was given by the caller in this frame
+    evidence       what `segment` noted of this frame; None where it was not asked
     """
 
     probabilities: torch.Tensor
     prompted: tuple[int, ...] = ()
+    evidence: Any = None
 
     @property
     def object_count(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import ModelConfig
+from ..config import MatchingConfig, ModelConfig
 from ..kernels import use_backend
 from ..registry import build, entry
 from ..types import Geometry, Masks
@@ -36,22 +36,25 @@ def cost(
     objects: int,
     *,
     memory_frames: int = 5,
-    max_objects: int = 10,
+    max_objects: int | None = None,
     config: ModelConfig | None = None,
     bytes_per_number: int = 4,
 ) -> Cost:
     """The cost of one step on frames of `size` (H, W) with that many objects and memory frames.
 
+    memory_frames  for the methods that have a memory of frames
+    max_objects    None takes the model's own number
+
     Counted on torch's meta device, by running the real network on tensors without numbers.
     """
     config = config or entry(model).config()
-    full = config.memory.max_frames
-    config = dataclasses.replace(
-        config, memory=dataclasses.replace(config.memory, max_frames=max(2, memory_frames))
-    )
     with torch.device("meta"):
         method = build(model, config)
-        geometry = Geometry.fit(size, short_side=None, multiple=method.stride)
+        geometry = Geometry.fit(size, size=method.size, multiple=method.stride)
+        memory_bytes = method.start(geometry, max_objects or method.max_objects).nbytes
+        if isinstance(config, MatchingConfig):
+            memory = dataclasses.replace(config.memory, max_frames=max(2, memory_frames))
+            method.config = dataclasses.replace(config, memory=memory)
         height, width = geometry.network
         gflop = {}
         with torch.no_grad(), use_backend("reference"):
@@ -68,17 +71,11 @@ def cost(
                 method.segment(seen, state)
             gflop["segment"] = counter.get_total_flops() / 1e9
     parameters = sum(parameter.numel() for parameter in method.parameters())
-    cells = geometry.cells(method.stride)
-    channels = config.key_channels + config.value_channels
-    per_frame = cells[0] * cells[1] * channels
-    positions = max_objects * full * per_frame
-    if config.memory.policy == "afb":
-        positions = config.memory.budget * channels
     return Cost(
         parameters=parameters,
         gflop=gflop,
         weights_bytes=parameters * bytes_per_number,
         features_bytes=sum(tensor.numel() for tensor in features) * bytes_per_number,
-        memory_bytes=positions * bytes_per_number,
+        memory_bytes=memory_bytes * bytes_per_number // 4,
         network_size=geometry.network,
     )

@@ -54,9 +54,10 @@ class RunOptions:
     weights: str | None = None
     device: str = "auto"
     precision: str = "auto"
-    max_objects: int = 10
-    size: int | None = None
+    max_objects: int | None = None
+    size: int | tuple[int, int] | str | None = None
     memory: str | None = None
+    online: bool = False
     fps: float | None = None
     limit: int | None = None
     checkpoint: int = 0
@@ -157,6 +158,10 @@ def _check_prompted(options: RunOptions, segmenter: Segmenter) -> None:
             f"mask: {options.model} follows what it is shown; wanted --mask with the object ids of "
             "the first frame, as an indexed PNG"
         )
+    if options.mask is not None and not segmenter.method.takes_mask:
+        raise InputError(
+            f"mask: {options.model} finds the foreground by itself and takes none; leave out --mask"
+        )
 
 
 def make_segmenter(options: RunOptions) -> Segmenter:
@@ -169,6 +174,7 @@ def make_segmenter(options: RunOptions) -> Segmenter:
         max_objects=options.max_objects,
         size=options.size,
         memory=options.memory,
+        online=options.online,
     )
 
 

@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101 up to stride 16, with torchvision's state-dict names."""
+"""ResNet-18/34/50/101 without the classifier, with torchvision's state-dict names."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-# Blocks of layer1..layer3, and whether they are bottlenecks (He et al., CVPR 2016, table 1).
+# Blocks of layer1..layer4, and whether they are bottlenecks (He et al., CVPR 2016, table 1).
 DEPTHS = {
-    "resnet18": ((2, 2, 2), False),
-    "resnet34": ((3, 4, 6), False),
-    "resnet50": ((3, 4, 6), True),
-    "resnet101": ((3, 4, 23), True),
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
 }
 
 
 class Pyramid(NamedTuple):
-    """Feature maps at strides 4, 8 and 16 (the papers' res2, res3, res4)."""
+    """Feature maps at strides 4, 8 and 16 (the papers' res2, res3, res4), and of layer4 if it is
+    there: at stride 32, or at 16 where it is dilated."""
 
     r2: torch.Tensor
     r3: torch.Tensor
     r4: torch.Tensor
+    r5: torch.Tensor | None = None
 
 
 def _downsample(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
@@ -37,11 +39,12 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+    def __init__(self, channels_in: int, width: int, stride: int, dilation: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, width, 3, stride, 1, bias=False)
+        reach = dilation, dilation
+        self.conv1 = nn.Conv2d(channels_in, width, 3, stride, *reach, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, *reach, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = _downsample(channels_in, width, stride)
 
@@ -56,11 +59,12 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+    def __init__(self, channels_in: int, width: int, stride: int, dilation: int = 1) -> None:
         super().__init__()
+        reach = dilation, dilation
         self.conv1 = nn.Conv2d(channels_in, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, *reach, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
@@ -74,18 +78,23 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet's stem and layer1..layer3, optionally with mask channels beside the image.
+    """A ResNet's stem and layers, optionally with mask channels beside the image.
 
     mask_channels  further input planes, through a 7x7 convolution of their own, summed with the
                    image's before the first norm (STM's released code: conv1_m, conv1_o)
-    channels       of r2, r3 and r4
+    layer4         None leaves it out; "strided" goes on to stride 32; "dilated" stays at 16, with
+                   dilation 2 from its second block on, as torchvision has it
+    channels       of every map in the pyramid
     """
 
-    def __init__(self, depth: str, width: int = 64, mask_channels: int = 0) -> None:
+    def __init__(
+        self, depth: str, width: int = 64, mask_channels: int = 0, layer4: str | None = None
+    ) -> None:
         super().__init__()
         blocks, bottleneck = DEPTHS[depth]
         kind: type[BasicBlock | Bottleneck] = Bottleneck if bottleneck else BasicBlock
-        self.channels = tuple(width * kind.expansion * scale for scale in (1, 2, 4))
+        scales = (1, 2, 4) if layer4 is None else (1, 2, 4, 8)
+        self.channels = tuple(width * kind.expansion * scale for scale in scales)
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.mask_conv = (
             nn.Conv2d(mask_channels, width, 7, 2, 3, bias=False) if mask_channels else None
@@ -94,6 +103,10 @@ class ResNet(nn.Module):
         self.layer1 = _layer(kind, width, width, blocks[0], 1)
         self.layer2 = _layer(kind, self.channels[0], 2 * width, blocks[1], 2)
         self.layer3 = _layer(kind, self.channels[1], 4 * width, blocks[2], 2)
+        self.layer4: nn.Sequential | None = None
+        if layer4 is not None:
+            stride, dilation = {"strided": (2, 1), "dilated": (1, 2)}[layer4]
+            self.layer4 = _layer(kind, self.channels[2], 8 * width, blocks[3], stride, dilation)
 
     def forward(self, frame: torch.Tensor, masks: torch.Tensor | None = None) -> Pyramid:
         """frame [B, 3, H, W]; masks [O, M, H, W] with mask channels: B = 1 is shared by all O."""
@@ -104,28 +117,36 @@ class ResNet(nn.Module):
         x = functional.max_pool2d(x, 3, 2, 1)
         r2 = self.layer1(x)
         r3 = self.layer2(r2)
-        return Pyramid(r2, r3, self.layer3(r3))
+        r4 = self.layer3(r3)
+        return Pyramid(r2, r3, r4, None if self.layer4 is None else self.layer4(r4))
 
 
 def _layer(
-    kind: type[BasicBlock | Bottleneck], channels_in: int, width: int, blocks: int, stride: int
+    kind: type[BasicBlock | Bottleneck],
+    channels_in: int,
+    width: int,
+    blocks: int,
+    stride: int,
+    dilation: int = 1,
 ) -> nn.Sequential:
     first = kind(channels_in, width, stride)
-    rest = [kind(width * kind.expansion, width, 1) for _ in range(blocks - 1)]
+    rest = [kind(width * kind.expansion, width, 1, dilation) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)
 
 
 def initialise(module: nn.Module) -> None:
     """Seedable random weights whose activations neither vanish nor explode, layer by layer.
 
-    He's rule for convolutions; the last norm of each residual block starts at 0.5, so that the
-    variance grows by a quarter per block and not by two.
+    He's rule for convolutions; the last norm of a residual block starts at 1 / sqrt(blocks in its
+    layer), so that a layer multiplies the variance by at most e, however deep it is.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        elif isinstance(layer, (BasicBlock, Bottleneck)):
-            last = layer.bn3 if isinstance(layer, Bottleneck) else layer.bn2
-            nn.init.constant_(last.weight, 0.5)
+        elif isinstance(layer, nn.Sequential):
+            blocks = [block for block in layer if isinstance(block, (BasicBlock, Bottleneck))]
+            for block in blocks:
+                last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+                nn.init.constant_(last.weight, len(blocks) ** -0.5)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..config import ModelConfig
+from ..config import MatchingConfig
 from ..kernels import read_memory
 from ..memory import Memory, make_memory
 from ..types import Size
@@ -124,7 +124,7 @@ class MatchingState(State):
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, cells: Size, max_objects: int, like: torch.Tensor
+        cls, config: MatchingConfig, cells: Size, max_objects: int, like: torch.Tensor
     ) -> MatchingState:
         """Room for `max_objects` on a grid of `cells`, with the device and dtype of `like`."""
         memory = make_memory(
@@ -137,6 +137,10 @@ class MatchingState(State):
             dtype=like.dtype,
         )
         return cls(memory, config.memory.every, like.device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.memory.keys.nbytes + self.memory.values.nbytes
 
     def write(self, key: torch.Tensor, value: torch.Tensor, prompted: tuple[int, ...]) -> None:
         """Store one frame: for good if its turn has come or, per object, if its mask was given."""

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..config import ModelConfig
-from ..types import Geometry, Masks, Scores
+from ..proposals import Proposals
+from ..types import Geometry, Masks, Scores, Size
 
 
 class State(ABC):
@@ -18,9 +19,17 @@ class State(ABC):
 
     object_count: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that `start` has allocated; they do not grow."""
+        return 0
+
     @abstractmethod
     def forget(self, slot: int) -> None:
-        """Drop an object; the object of the last slot moves into its place."""
+        """Drop an object; the object of the last slot moves into its place.
+
+        Raises  InputError, before anything has changed, where the method cannot do without it.
+        """
 
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -38,14 +47,22 @@ S = TypeVar("S", bound=State)
 class Method(nn.Module, ABC, Generic[F, S]):
     """A network behind four verbs: start, encode, segment, remember.
 
-    sees        the frames it looks at, relative to the one it answers for; latency is max(sees)
-    needs_mask  whether the first frame must come with a mask
-    stride      the network's input must be a multiple of it
-    features    the NamedTuple that `encode` returns
+    sees             the frames it looks at, relative to the one answered for; latency is max(sees)
+    size             what the frame is resized to (see Geometry.fit); None: its own size
+    needs_mask       whether the first frame must come with a mask
+    takes_mask       whether any frame may
+    takes_proposals  whether `encode` may be given another detector's proposals
+    max_objects      room for that many where the caller does not say
+    stride           the network's input must be a multiple of it
+    features         the NamedTuple that `encode` returns
     """
 
-    sees: ClassVar[tuple[int, ...]] = (0,)
+    sees: tuple[int, ...] = (0,)
+    size: Size | int | None = None
     needs_mask: ClassVar[bool] = True
+    takes_mask: ClassVar[bool] = True
+    takes_proposals: ClassVar[bool] = False
+    max_objects: ClassVar[int] = 10
     stride: ClassVar[int] = 16
     features: ClassVar[Any]
 
@@ -56,12 +73,16 @@ class Method(nn.Module, ABC, Generic[F, S]):
         """Allocate everything the method will ever hold for one stream of this geometry."""
 
     @abstractmethod
-    def encode(self, frames: torch.Tensor) -> F:
-        """Features of prepared frames [B, 3, H, W]: once a frame, pure, batchable over streams."""
+    def encode(self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None) -> F:
+        """Features of prepared frames [B, 3, H, W]: once a frame, pure, batchable over streams.
+
+        proposals  for each of the frames, at the network's size, where the method takes them
+        """
 
     @abstractmethod
     def segment(self, seen: Sequence[F], state: S) -> Scores:
-        """Scores of every object for the frame answered for; reads the state, never writes it.
+        """Scores for the frame answered for: of every object, and of those that it discovers in it;
+        reads the state, never writes it.
 
         seen  features of the frames in `sees`, in that order, B = 1; beyond either end of the
               stream the nearest frame stands in

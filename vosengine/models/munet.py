@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ..config import MUNetConfig
 from ..kernels import correlate_frames
+from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise
 from .blocks import Decoder, KeyValue, MatchingState, read_objects
@@ -95,7 +96,9 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         weight = self.query_head.key.weight
         return MatchingState.allocate(self.config, geometry.cells(self.stride), max_objects, weight)
 
-    def encode(self, frames: torch.Tensor) -> MUNetFeatures:
+    def encode(
+        self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
+    ) -> MUNetFeatures:
         pyramid = self.query_encoder(frames)
         reduced = self.reduce(pyramid.r4)
         return MUNetFeatures(frames, pyramid.r4, reduced, *self.decoder.skips(pyramid))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..config import STMConfig
+from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise
 from .blocks import Decoder, KeyValue, MatchingState, read_objects
@@ -45,7 +46,9 @@ class STM(Method[STMFeatures, MatchingState]):
         weight = self.query_head.key.weight
         return MatchingState.allocate(self.config, geometry.cells(self.stride), max_objects, weight)
 
-    def encode(self, frames: torch.Tensor) -> STMFeatures:
+    def encode(
+        self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
+    ) -> STMFeatures:
         pyramid = self.query_encoder(frames)
         key, value = self.query_head(pyramid.r4)
         skip3, skip2 = self.decoder.skips(pyramid)

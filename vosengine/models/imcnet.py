@@ -1,0 +1,281 @@
+"""IMCNet: the foreground of a frame from itself and its neighbours in time, without any mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..config import IMCNetConfig
+from ..errors import InputError
+from ..kernels import deform_conv, read_memory
+from ..proposals import Proposals
+from ..types import Geometry, Masks, Scores
+from .backbone import ResNet, initialise
+from .blocks import ResBlock, to_positions
+from .method import Method, State
+
+PROBABILITY_LIMIT = 1e-7
+
+
+def upsample(x: torch.Tensor) -> torch.Tensor:
+    """Twice the size; corners on corners everywhere in this method, as in its released code."""
+    return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+def conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, padding=1)
+
+
+class IMCNetFeatures(NamedTuple):
+    """What IMCNet knows of a frame alone; the rest depends on its neighbours."""
+
+    r2: torch.Tensor  # [B, C2, H / 4, W / 4]
+    r3: torch.Tensor  # [B, C3, H / 8, W / 8]
+    r4: torch.Tensor  # [B, C4, H / 16, W / 16]
+    r5: torch.Tensor  # [B, C5, H / 32, W / 32]
+    key: torch.Tensor  # [B, 64, H / 32, W / 32]
+
+
+class ForegroundState(State):
+    """Nothing to remember: what the method needs is in the frames that it sees."""
+
+    def forget(self, slot: int) -> None:
+        raise InputError("remove: imcnet answers with one foreground mask, which always exists")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, tensors: dict[str, torch.Tensor], object_count: int) -> None:
+        self.object_count = object_count
+
+
+class Affinity(nn.Module):
+    """The affinity computing module: what the positions of all frames together attend to.
+
+    S = L^T R for the keys of all frames stacked; each frame's attention is its own feature map,
+    weighted by the softmax of S over L's positions (section II-B).
+    """
+
+    def __init__(self, frames: int, channels: int) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(frames * channels, frames * channels, 1)
+        self.right = nn.Conv2d(frames * channels, frames * channels, 1)
+
+    def forward(self, keys: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """keys [T, Ck, h, w], maps [T, C, h, w] -> attention [T, C, h, w]."""
+        stacked = keys.flatten(0, 1)[None]
+        left, right = to_positions(self.left(stacked)), to_positions(self.right(stacked))
+        values = to_positions(maps.flatten(0, 1)[None])
+        read = read_memory(right[0].contiguous(), left.contiguous(), values.contiguous(), scale=1.0)
+        return read[0].T.reshape(maps.shape)
+
+
+class Level(nn.Module):
+    """One step of the decoder, from stride 2s to s; `predict` gives the attention of the next."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3(channels_in, channels)
+        self.block = ResBlock(channels, channels)
+        self.merge = ResBlock(channels, channels)
+        self.predict = nn.Sequential(ResBlock(channels, channels), nn.Conv2d(channels, 1, 1))
+
+    def forward(
+        self, skip: torch.Tensor, above: torch.Tensor, attention: torch.Tensor
+    ) -> torch.Tensor:
+        gated = self.block(self.conv(skip * upsample(attention)))
+        return self.merge(upsample(above) + gated)
+
+
+class Propagation(nn.Module):
+    """The attention propagation module: every frame decoded top-down, gated by what is above."""
+
+    def __init__(self, pyramid: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.conv = conv3(pyramid[3], channels)
+        self.block = ResBlock(channels, channels)
+        # From coarse to fine. The finest level's prediction is a side output of the training.
+        self.levels = nn.ModuleList(Level(pyramid[i], channels) for i in (2, 1, 0))
+
+    def forward(
+        self, maps: Sequence[torch.Tensor], attention: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """maps r2..r5 [T, ...], attention [T, C5, h, w] -> features [T, 64, H / 4, W / 4], and the
+        side maps in 0..1, coarse to fine."""
+        weighted = maps[3] * attention * attention.mean(dim=(2, 3), keepdim=True)
+        gates = [activation_map(weighted)]
+        x = self.block(self.conv(weighted))
+        for level, skip in zip(self.levels, reversed(maps[:3]), strict=True):
+            x = level(skip, x, gates[-1])
+            if self.training or len(gates) < len(self.levels):
+                gates.append(torch.sigmoid(level.predict(x)))
+        return x, gates
+
+
+def activation_map(weighted: torch.Tensor) -> torch.Tensor:
+    """[T, C, h, w] -> [T, 1, h, w]: the mean channel without its negative part, each frame's
+    minimum moved to 0 and maximum to 1."""
+    mean = functional.relu(weighted.mean(dim=1, keepdim=True))
+    low, high = mean.amin(dim=(2, 3), keepdim=True), mean.amax(dim=(2, 3), keepdim=True)
+    return (mean - low) / (high - low + 1e-6)
+
+
+class Alignment(nn.Module):
+    """One layer of the cascade: a neighbour's features moved towards the centre's."""
+
+    def __init__(self, channels: int, offset_groups: int) -> None:
+        super().__init__()
+        self.join = conv3(2 * channels, channels)
+        self.offset = conv3(channels, 2 * 9 * offset_groups)
+        self.deform = conv3(channels, channels)
+
+    def forward(self, centre: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat((centre.expand_as(neighbours), neighbours), dim=1)
+        offset = self.offset(self.join(joined))
+        weight, bias = self.deform.weight, self.deform.bias
+        return deform_conv(neighbours, offset, weight, bias=bias, padding=1)
+
+
+class Fusion(nn.Module):
+    """Temporal-spatial consistency: frames weighted by their likeness to the centre, then a
+    spatial attention over two coarser grids (the shape of EDVR's fusion)."""
+
+    def __init__(self, frames: int, channels: int) -> None:
+        super().__init__()
+        c, joined = channels, frames * channels
+        self.centre = conv3(c, c)
+        self.frame = conv3(c, c)
+        self.fuse = nn.Conv2d(joined, c, 1)
+        self.spatial1 = nn.Conv2d(joined, c, 1)
+        self.spatial2 = nn.Conv2d(2 * c, c, 1)
+        self.coarse1 = nn.Conv2d(c, c, 1)
+        self.coarse2 = conv3(2 * c, c)
+        self.coarse3 = conv3(c, c)
+        self.spatial3 = conv3(c, c)
+        self.spatial4 = nn.Conv2d(c, c, 1)
+        self.spatial5 = conv3(c, c)
+        self.add1 = nn.Conv2d(c, c, 1)
+        self.add2 = nn.Conv2d(c, c, 1)
+
+    def forward(self, aligned: torch.Tensor) -> torch.Tensor:
+        """[T, C, h, w], the centre in the middle -> [1, C, h, w]."""
+        middle = len(aligned) // 2
+        query = self.centre(aligned[middle : middle + 1])
+        likeness = torch.sigmoid((query * self.frame(aligned)).sum(dim=1, keepdim=True))
+        joined = (likeness * aligned).flatten(0, 1)[None]
+        fused = functional.relu(self.fuse(joined))
+        attention = self._attention(joined)
+        added = self.add2(functional.relu(self.add1(attention)))
+        return fused * torch.sigmoid(attention) * 2 + added
+
+    def _attention(self, joined: torch.Tensor) -> torch.Tensor:
+        relu = functional.relu
+        fine = relu(self.spatial2(_pooled(relu(self.spatial1(joined)))))
+        coarse = relu(self.coarse2(_pooled(relu(self.coarse1(fine)))))
+        coarse = upsample(relu(self.coarse3(coarse)))
+        fine = relu(self.spatial4(relu(self.spatial3(fine)) + coarse))
+        return self.spatial5(upsample(fine))
+
+
+def _pooled(x: torch.Tensor) -> torch.Tensor:
+    """Half the size: maximum and mean of 3 x 3, side by side."""
+    highest = functional.max_pool2d(x, 3, 2, 1)
+    return torch.cat((highest, functional.avg_pool2d(x, 3, 2, 1)), dim=1)
+
+
+class Bridge(nn.Module):
+    """The ablation without temporal-spatial consistency: one convolution over all frames."""
+
+    def __init__(self, frames: int, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3(frames * channels, channels)
+
+    def forward(self, aligned: torch.Tensor) -> torch.Tensor:
+        return self.conv(aligned.flatten(0, 1)[None])
+
+
+class IMCNet(Method[IMCNetFeatures, ForegroundState]):
+    """Looks `step` frames back and ahead, for a frame's foreground: object 1, in every frame."""
+
+    needs_mask = False
+    takes_mask = False
+    stride = 32
+    max_objects = 1
+    features = IMCNetFeatures
+
+    def __init__(self, config: IMCNetConfig) -> None:
+        super().__init__()
+        self.config: IMCNetConfig = config
+        self.sees = config.sees
+        self.size = config.size
+        frames, channels = len(config.sees), config.channels
+        self.backbone = ResNet(config.backbone, config.width, layer4="strided")
+        self.key = conv3(self.backbone.channels[3], channels)
+        self.affinity = Affinity(frames, channels)
+        self.propagation = Propagation(self.backbone.channels, channels)
+        self.alignments = nn.ModuleList(
+            Alignment(channels, config.offset_groups) for _ in range(config.alignments)
+        )
+        self.fusion = {"tsc": Fusion, "conv3": Bridge}[config.fusion](frames, channels)
+        self.block = ResBlock(channels, channels)
+        self.predict = nn.Conv2d(channels, 1, 1)
+        initialise(self)
+        # Products of features would explode: random affinities of about 1, gated features of about
+        # the size of the others, offsets of about a cell, scores that do not saturate.
+        with torch.no_grad():
+            for conv, scale in (
+                (self.affinity.left, 0.02),
+                (self.affinity.right, 0.02),
+                (self.propagation.conv, 0.001),
+                (self.predict, 0.005),
+                *((alignment.offset, 0.01) for alignment in self.alignments),
+            ):
+                conv.weight *= scale
+
+    def start(self, geometry: Geometry, max_objects: int) -> ForegroundState:
+        return ForegroundState()
+
+    def encode(
+        self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
+    ) -> IMCNetFeatures:
+        r2, r3, r4, r5 = self.backbone(frames)
+        return IMCNetFeatures(r2, r3, r4, r5, self.key(r5))
+
+    def segment(self, seen: Sequence[IMCNetFeatures], state: ForegroundState) -> Scores:
+        """One row, the foreground, at the network's full size.
+
+        Its logit is halved, since the soft aggregation of one object with the background squares
+        its odds: the probability that comes out is the network's own.
+        """
+        probability = self.foreground(seen)
+        limited = probability.float().clamp(PROBABILITY_LIMIT, 1 - PROBABILITY_LIMIT)
+        return Scores(limited[0].logit() / 2, stride=1)
+
+    def foreground(self, seen: Sequence[IMCNetFeatures]) -> torch.Tensor:
+        """Probability [1, 1, H, W] of the foreground in the frame in the middle."""
+        *maps, keys = (torch.cat(each) for each in zip(*seen, strict=True))
+        features, _ = self.propagation(maps, self.affinity(keys, maps[3]))
+        probability = torch.sigmoid(self.predict(self.block(self.fusion(self.align(features)))))
+        return functional.interpolate(
+            probability, scale_factor=4, mode="bilinear", align_corners=True
+        )
+
+    def align(self, features: torch.Tensor) -> torch.Tensor:
+        """[T, C, h, w] with every neighbour aligned to the frame in the middle."""
+        middle = len(features) // 2
+        centre = features[middle : middle + 1]
+        neighbours = torch.cat((features[:middle], features[middle + 1 :]))
+        if len(neighbours) == 0:
+            return features
+        for alignment in self.alignments:
+            neighbours = alignment(centre, neighbours)
+        return torch.cat((neighbours[:middle], centre, neighbours[middle:]))
+
+    def remember(
+        self, seen: Sequence[IMCNetFeatures], masks: Masks, state: ForegroundState
+    ) -> None:
+        state.object_count = masks.object_count

@@ -7,7 +7,7 @@ against the same reference before it times it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -154,8 +154,72 @@ def interpolate(
     return labels, stacked / stacked.sum(dim=0)
 
 
+def _find_centres(
+    heatmap: torch.Tensor, threshold: float, window: int, limit: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[H, W] -> (y, x) [K, 2] and heat [K] of the highest cells that max-pooling leaves alone, so
+    that every cell of a plateau is a centre."""
+    heat = functional.threshold(heatmap, threshold, -1)
+    highest = functional.max_pool2d(heat[None], window, stride=1, padding=window // 2)[0]
+    heat = heat.masked_fill(heat != highest, -1).flatten()
+    heat, cells = heat.topk(min(limit, len(heat)))
+    heat, cells = heat[heat > threshold], cells[heat > threshold]
+    return torch.stack((cells // heatmap.shape[1], cells % heatmap.shape[1]), dim=1), heat
+
+
+def _targets(offset: torch.Tensor) -> torch.Tensor:
+    """[2, H, W]: the (y, x) that every pixel points to."""
+    y, x = (torch.arange(size, device=offset.device).float() for size in offset.shape[1:])
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")) + offset
+
+
+def distance_matrix(offset: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """[H, W] index of the nearest centre, as Panoptic-DeepLab's post-processing finds it."""
+    targets = _targets(offset).flatten(1).T  # [H * W, 2]
+    distances = torch.norm(centres[:, None] - targets, dim=-1)  # [K, H * W]
+    return distances.argmin(dim=0).view(offset.shape[1:])
+
+
+def running_minimum(offset: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """[H, W] index of the nearest centre, one centre after the other and nothing else stored."""
+    targets = _targets(offset)
+    least = torch.full_like(targets[0], torch.inf)
+    nearest = torch.zeros_like(targets[0], dtype=torch.int64)
+    for index, centre in enumerate(centres):
+        distance = (targets - centre[:, None, None]).square_().sum(dim=0)
+        nearest.masked_fill_(distance < least, index)
+        torch.minimum(least, distance, out=least)
+    return nearest
+
+
+def max_pooling(
+    heatmap: torch.Tensor,
+    offset: torch.Tensor,
+    foreground: torch.Tensor,
+    *,
+    nearest: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    threshold: float = 0.1,
+    window: int = 7,
+    limit: int = 20,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """group_centres by torch's max_pool2d and topk, then `nearest`."""
+    labels = foreground.to(torch.uint8)
+    centres = torch.full((len(heatmap), limit, 2), -1, dtype=torch.int32, device=heatmap.device)
+    scores = heatmap.new_zeros(len(heatmap), limit)
+    for b, image in enumerate(heatmap):
+        found, heat = _find_centres(image, threshold, window, limit)
+        if len(found):
+            labels[b] *= nearest(offset[b], found).add_(1).to(torch.uint8)
+            centres[b, : len(found)], scores[b, : len(found)] = found.int(), heat
+    return labels, centres, scores
+
+
 BASELINES: dict[str, dict[str, Baseline]] = {
     "correlate_frames": {"unfold": unfold, "dense": dense},
     "read_memory": {"sdpa": sdpa, "matmul": matmul},
     "finish_masks": {"interpolate": interpolate},
+    "group_centres": {
+        "panoptic_deeplab": partial(max_pooling, nearest=distance_matrix),
+        "running_minimum": partial(max_pooling, nearest=running_minimum),
+    },
 }

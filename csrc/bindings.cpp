@@ -9,6 +9,7 @@
 #include "correlate_frames.h"
 #include "device.h"
 #include "finish_masks.h"
+#include "group_centres.h"
 #include "isa.h"
 #include "prepare_frame.h"
 #include "read_memory.h"
@@ -69,6 +70,32 @@ void finish_masks_cpu(uintptr_t logits, std::array<int64_t, 3> stride, std::arra
   call.probabilities = pointer<float>(probabilities);
   call.threads = threads;
   vosengine::finish_masks_cpu(call);
+}
+
+void group_centres_cpu(uintptr_t heatmap, std::array<int64_t, 2> heatmap_stride, uintptr_t offset,
+                       std::array<int64_t, 3> offset_stride, uintptr_t foreground,
+                       std::array<int64_t, 2> foreground_stride, std::array<int64_t, 3> shape,
+                       double threshold, int64_t window, int64_t limit, uintptr_t labels,
+                       uintptr_t centres, uintptr_t scores, int threads) {
+  check_threads(threads);
+  vosengine::GroupCentres call{};
+  call.heatmap = pointer<const float>(heatmap);
+  call.offset = pointer<const float>(offset);
+  call.foreground = pointer<const uint8_t>(foreground);
+  for (int i = 0; i < 2; ++i) call.heatmap_stride[i] = heatmap_stride[i];
+  for (int i = 0; i < 3; ++i) call.offset_stride[i] = offset_stride[i];
+  for (int i = 0; i < 2; ++i) call.foreground_stride[i] = foreground_stride[i];
+  call.batch = shape[0];
+  call.height = shape[1];
+  call.width = shape[2];
+  call.threshold = threshold;
+  call.window = window;
+  call.limit = limit;
+  call.labels = pointer<uint8_t>(labels);
+  call.centres = pointer<int32_t>(centres);
+  call.scores = pointer<float>(scores);
+  call.threads = threads;
+  vosengine::group_centres_cpu(call);
 }
 
 void prepare_frame_cpu(uintptr_t frame, bool bytes, int64_t row_stride,
@@ -134,6 +161,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("choose_isa", &vosengine::choose_isa);
   module.def("correlate_frames_cpu", &correlate_frames_cpu, Release());
   module.def("finish_masks_cpu", &finish_masks_cpu, Release());
+  module.def("group_centres_cpu", &group_centres_cpu, Release());
   module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());
   module.def("read_memory_cpu", &read_memory_cpu, Release());
 }

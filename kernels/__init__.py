@@ -14,11 +14,21 @@ from .correlate_frames import correlate_frames
 from .deform_conv import deform_conv
 from .dispatch import BACKENDS, Op, UnsupportedBackend, use_backend
 from .finish_masks import finish_masks
+from .fit_target import fit_target
+from .group_centres import group_centres
 from .prepare_frame import prepare_frame
 from .read_memory import read_memory
 from .shapes import ShapeError
 
-OPS: tuple[Op, ...] = (prepare_frame, correlate_frames, read_memory, finish_masks)
+OPS: tuple[Op, ...] = (
+    prepare_frame,
+    correlate_frames,
+    read_memory,
+    deform_conv,
+    group_centres,
+    fit_target,
+    finish_masks,
+)
 
 __all__ = [
     "BACKENDS",
@@ -29,6 +39,8 @@ __all__ = [
     "correlate_frames",
     "deform_conv",
     "finish_masks",
+    "fit_target",
+    "group_centres",
     "prepare_frame",
     "read_memory",
     "use_backend",

@@ -4,8 +4,10 @@
 
 Both errors are the greatest absolute difference from the reference in float64; the floor is
 FLOOR_ULPS units of the dtype's precision at the greatest magnitude (at least 1). Integer outputs
-are equal, but where the op's `cases.undecided` says that rounding may decide. A NaN fails. The
-tests, the benchmark and `vosengine doctor` hold every backend against this rule.
+are equal, but where the op's `cases.undecided` says that rounding may decide: it is given the
+arguments and the float64 outputs and returns one mask for all integer outputs, or a tuple with a
+mask or None for every output. A NaN fails. The tests, the benchmark and `vosengine doctor` hold
+every backend against this rule.
 """
 
 from __future__ import annotations
@@ -54,9 +56,10 @@ def check_parity(
         outputs = _as_tuple(op(**given))
     plain = _as_tuple(op.reference(**given))
     exact = _as_tuple(op.reference(**widened(given)))
-    undecided = getattr(import_module(f"{__package__}.{op.name}.cases"), "undecided", None)
+    open_masks = _undecided(op, given, exact)
     worst = Parity(None, 0.0, 0.0)
-    for index, (got, near, truth) in enumerate(zip(outputs, plain, exact, strict=True)):
+    compared = enumerate(zip(outputs, plain, exact, open_masks, strict=True))
+    for index, (got, near, truth, open_mask) in compared:
         where = f"output {index}: " if len(outputs) > 1 else ""
         if (got is None) != (near is None):
             return Parity(f"{where}is None on one side only", 0.0, 0.0)
@@ -68,7 +71,7 @@ def check_parity(
         verdict = (
             _check_floats(got, near, truth)
             if got.is_floating_point()
-            else _check_integers(got, truth, undecided and undecided(given, exact))
+            else _check_integers(got, truth, open_mask)
         )
         if verdict.fault is not None:
             return Parity(where + verdict.fault, verdict.error, verdict.allowed)
@@ -82,6 +85,15 @@ def widened(arguments: dict[str, Any]) -> dict[str, Any]:
         name: value.double() if _is_float(value) else value for name, value in arguments.items()
     }
     return {name: torch.float64 if name == "dtype" else value for name, value in wide.items()}
+
+
+def _undecided(
+    op: Op, given: dict[str, Any], exact: tuple[Any, ...]
+) -> tuple[torch.Tensor | None, ...]:
+    """For every output the mask of what rounding may decide, or None."""
+    undecided = getattr(import_module(f"{__package__}.{op.name}.cases"), "undecided", None)
+    masks = None if undecided is None else undecided(given, exact)
+    return masks if isinstance(masks, tuple) else (masks,) * len(exact)
 
 
 def _is_float(value: Any) -> bool:

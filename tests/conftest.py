@@ -36,6 +36,26 @@ NARROW: dict[str, dict[str, Any]] = {
     "stm": MATCHING,
     "munet": MATCHING,
     "imcnet": {"channels": 16, "size": None},
+    "target_aware": {
+        "size": None,
+        "aspp_channels": 16,
+        "aspp_rates": (1, 2, 3),
+        "saliency_channels": 16,
+        "instance_channels": 16,
+        "saliency_skips": (8, 8),
+        "instance_skips": (8, 8),
+        "smallest_proposal": 40,
+        "tracker_backbone": "resnet18",
+        "tracker_width": 8,
+        "tracker_size": 96,
+        "target_channels": 8,
+        "samples": 10,
+        "refiner_channels": 8,
+        "reid_backbone": "resnet18",
+        "reid_width": 8,
+        "reid_channels": 16,
+        "reid_crop": 32,
+    },
 }
 # The models that follow what a mask shows them, and nothing else.
 FOLLOWERS = tuple(name for name in list_models() if entry(name).build.needs_mask)

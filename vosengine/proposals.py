@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -11,7 +12,8 @@ from .errors import InputError
 from .types import Geometry, Size
 
 
-class Proposals(NamedTuple):
+@dataclass(frozen=True)
+class Proposals:
     """P objects that a detector sees in one frame, best first; they may overlap.
 
     boxes       [P, 4] float32: left, top, right, bottom in pixels, the last two exclusive
@@ -26,7 +28,7 @@ class Proposals(NamedTuple):
     scores: torch.Tensor
     embeddings: torch.Tensor | None = None
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(self.masks)
 
 

@@ -9,12 +9,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .config import IMCNetConfig, MemoryConfig, ModelConfig, MUNetConfig, STMConfig
+from .config import (
+    IMCNetConfig,
+    MemoryConfig,
+    ModelConfig,
+    MUNetConfig,
+    STMConfig,
+    TargetAwareConfig,
+)
 from .errors import ConfigError
 from .models.imcnet import IMCNet
 from .models.method import Method
 from .models.munet import MUNet
 from .models.stm import STM
+from .models.target_aware import TargetAware
 
 
 class Entry(NamedTuple):
@@ -28,6 +36,9 @@ class Entry(NamedTuple):
 MODELS: dict[str, Entry] = {
     "stm": Entry(STM, STMConfig, "space-time memory, the baseline (ICCV 2019)"),
     "munet": Entry(MUNet, MUNetConfig, "motion-uncertainty-aware matching"),
+    "target_aware": Entry(
+        TargetAware, TargetAwareConfig, "discovers objects and follows each, without a mask"
+    ),
     "imcnet": Entry(IMCNet, IMCNetConfig, "the foreground, without a mask, from three frames"),
 }
 

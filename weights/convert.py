@@ -1,6 +1,7 @@
 """Turns the PyTorch weights of a model's official release into a file of ours, strictly.
 
     python weights/convert.py stm STM_weights.pth stm.safetensors
+    python weights/convert.py imcnet checkpoint.pth imcnet.safetensors
 
 Every tensor is accounted for: one that is missing, extra or misshapen stops the conversion.
 """
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from vosengine.config import ModelConfig, STMConfig
+from vosengine.config import BACKBONES, IMCNetConfig, ModelConfig, STMConfig
 from vosengine.errors import ConfigError, VosError, WeightsError
+from vosengine.models.imcnet import IMCNet
 from vosengine.models.stm import STM
 from vosengine.weights import check_tensors, save, state_of
 
@@ -111,11 +113,81 @@ def _shared(source: str, released: Tensors, part: str) -> tuple[float, float, fl
     return red, green, blue
 
 
-CONVERTERS: dict[str, Callable[[str, Tensors], tuple[ModelConfig, Tensors]]] = {"stm": convert_stm}
+# The same for IMCNet; the finest level comes last with us and is number 0 there.
+IMCNET_NAMES = {
+    "backbone.": "feature_extractor.backbone.",
+    "key.": "K_r3.Key.",
+    "affinity.left.": "co_att_x3.left_transform.",
+    "affinity.right.": "co_att_x3.right_transform.",
+    "propagation.conv.": "decoder.head.",
+    "propagation.block.": "decoder.l3.",
+    **{
+        f"propagation.levels.{2 - level}.{ours}.": f"decoder.{theirs.format(level)}."
+        for level in (2, 1, 0)
+        for ours, theirs in {
+            "conv": "l{}_head",
+            "block": "l{}",
+            "merge": "e{}",
+            "predict": "pd{}",
+        }.items()
+    },
+    **{
+        f"alignments.{layer}.{ours}.": f"align.{theirs}."
+        for layer, names in enumerate(
+            (
+                *((f"cr{i}", f"off2d_{i}", f"dconv_{i}") for i in range(3)),
+                ("cr", "off2d", "dconv"),
+            )
+        )
+        for ours, theirs in zip(("join", "offset", "deform"), names, strict=True)
+    },
+    "fusion.centre.": "fusion.temporal_attn1.",
+    "fusion.frame.": "fusion.temporal_attn2.",
+    "fusion.fuse.": "fusion.feat_fusion.",
+    "fusion.spatial": "fusion.spatial_attn",
+    "fusion.coarse": "fusion.spatial_attn_l",
+    "fusion.add": "fusion.spatial_attn_add",
+    "block.": "segmentation.reslayer.",
+    "predict.": "segmentation.predlayer.",
+}
+
+
+def imcnet_source(name: str) -> str:
+    """The tensor of IMCNet's release that is ours of that name."""
+    prefix = next(prefix for prefix in IMCNET_NAMES if name.startswith(prefix))
+    return IMCNET_NAMES[prefix] + name.removeprefix(prefix)
+
+
+def convert_imcnet(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
+    """IMCNet's configuration and tensors from those of its release; `source` is for messages.
+
+    The backbone is the ResNet whose tensors are there by name and shape; what lacks, or is more,
+    is then said for the one of the paper.
+    """
+    layouts = {}
+    for backbone in ("resnet101", *BACKBONES):
+        config = IMCNetConfig(backbone=backbone)
+        with torch.device("meta"):
+            ours = state_of(IMCNet(config))
+        wanted = {imcnet_source(name): tuple(tensor.shape) for name, tensor in ours.items()}
+        layouts[backbone] = config, ours, wanted
+        if wanted == {name: tuple(tensor.shape) for name, tensor in released.items()}:
+            break
+    else:
+        config, ours, wanted = layouts["resnet101"]
+    check_tensors(source, released, wanted)
+    return config, {name: released[imcnet_source(name)].float().clone() for name in ours}
+
+
+CONVERTERS: dict[str, Callable[[str, Tensors], tuple[ModelConfig, Tensors]]] = {
+    "stm": convert_stm,
+    "imcnet": convert_imcnet,
+}
 
 
 def read_state_dict(path: Path) -> Tensors:
-    """A released state dict, without `module.` in front of its names and without batch counters."""
+    """A released state dict, or that under `model` in a checkpoint, without `module.` in front of
+    its names and without batch counters."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; wanted the release's state dict")
     try:
@@ -127,6 +199,8 @@ def read_state_dict(path: Path) -> Tensors:
         ) from error
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: wanted a dict of tensors, given {type(found).__name__}")
+    if isinstance(found.get("model"), dict):
+        found = found["model"]
     others = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise WeightsError(f"{path}: wanted only tensors, holds also {', '.join(others)}")

@@ -62,7 +62,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     needs_mask: ClassVar[bool] = True
     takes_mask: ClassVar[bool] = True
     takes_proposals: ClassVar[bool] = False
-    max_objects: ClassVar[int] = 10
+    max_objects: int = 10
     stride: ClassVar[int] = 16
     features: ClassVar[Any]
 

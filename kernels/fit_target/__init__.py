@@ -1,0 +1,10 @@
+"""`fit_target`: see the docstring of its reference. Beside it, what its callers need around it."""
+
+from ..dispatch import Op
+from . import reference
+from .labels import reduce_labels
+from .reference import objective
+
+fit_target = Op(reference.fit_target, reference.contract)
+
+__all__ = ["fit_target", "objective", "reduce_labels"]

@@ -1,0 +1,162 @@
+"""The calls of `group_centres` that every backend is tested, self-tested and timed on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..cases import Case, Make
+from .reference import Groups
+
+UNDECIDED = 2.0**-20  # the relative difference of squared distances that the contract leaves open
+
+
+def undecided(
+    arguments: dict[str, Any], output64: Groups
+) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+    """For labels [B, H, W] bool: the pixels whose two smallest squared distances are as good as
+    equal in float64. Centres are always decided.
+
+    arguments  of the call, in any dtype
+    output64   what the reference returned for it in float64
+    """
+    _, centres, _ = output64
+    offset = arguments["offset"].double()
+    height, width = offset.shape[2:]
+    y = torch.arange(height, device=offset.device)[:, None]
+    x = torch.arange(width, device=offset.device)
+    from_y = (y - centres[:, :, 0, None, None]) + offset[:, 0, None]
+    from_x = (x - centres[:, :, 1, None, None]) + offset[:, 1, None]
+    absent = centres[:, :, 0, None, None] < 0
+    distances = (from_y.square() + from_x.square()).masked_fill(absent, torch.inf)
+    if distances.shape[1] == 1:
+        return torch.zeros_like(distances[:, 0], dtype=torch.bool), None, None
+    least, second = distances.topk(2, dim=1, largest=False).values.unbind(dim=1)
+    return second - least < UNDECIDED * second, None, None
+
+
+def _noise(batch: int, height: int, width: int, **options: Any) -> Make:
+    """Heat without a plan, offsets of a few pixels, half of it foreground."""
+
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        return {
+            "heatmap": torch.rand(batch, height, width, generator=generator),
+            "offset": 5 * torch.randn(batch, 2, height, width, generator=generator),
+            "foreground": torch.rand(batch, height, width, generator=generator) < 0.5,
+            **options,
+        }
+
+    return make
+
+
+def _steps(levels: int, **options: Any) -> Make:
+    """Heat in few levels and whole offsets, exact in float16: plateaus and ties everywhere."""
+
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        heat = torch.randint(levels, (2, 13, 21), generator=generator)
+        offset = torch.randint(-4, 5, (2, 2, 13, 21), generator=generator)
+        return {
+            "heatmap": heat / 8,
+            "offset": offset.float(),
+            "foreground": torch.rand(2, 13, 21, generator=generator) < 0.8,
+            **options,
+        }
+
+    return make
+
+
+def _blobs(instances: int, height: int, width: int, **options: Any) -> Make:
+    """As a network draws it: a hill of sigma 10 for each instance, and a disc of foreground around
+    it whose offsets point roughly to its top."""
+
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        rows = max(1, round((instances * height / width) ** 0.5))
+        columns = -(-instances // rows)
+        cell = torch.arange(instances)
+        size = torch.tensor([height / rows, width / columns])
+        place = torch.stack((cell // columns, cell % columns), dim=1) + 0.5
+        tops = (place + 0.3 * (torch.rand(instances, 2, generator=generator) - 0.5)) * size
+        peaks = 0.3 + 0.7 * torch.rand(instances, generator=generator)
+        y = torch.arange(height, dtype=torch.float32)[:, None]
+        x = torch.arange(width, dtype=torch.float32)
+        from_top = torch.stack(
+            ((tops[:, 0, None, None] - y).expand(-1, -1, width),
+             (tops[:, 1, None, None] - x).expand(-1, height, -1)), dim=1,
+        )  # fmt: skip
+        squares = from_top.square().sum(dim=1)
+        hills = peaks[:, None, None] * torch.exp(-squares / 200)
+        owner = squares.argmin(dim=0).expand(1, 2, height, width)
+        noise = 3 * torch.randn(2, height, width, generator=generator)
+        disc = 0.3 * height * width / instances / torch.pi  # squared radius: 30 % is foreground
+        return {
+            "heatmap": hills.amax(dim=0)[None],
+            "offset": (from_top.gather(0, owner)[0] + noise)[None],
+            "foreground": (squares.amin(dim=0) < disc)[None],
+            **options,
+        }
+
+    return make
+
+
+def _strided(generator: torch.Generator) -> dict[str, Any]:
+    """Crops of larger maps, the offsets channels last."""
+    arguments = _noise(2, 20, 40)(generator)
+    offset = arguments["offset"].contiguous(memory_format=torch.channels_last)
+    return {
+        "heatmap": arguments["heatmap"][:, 3:17, 4:31],
+        "offset": offset[:, :, 3:17, 4:31],
+        "foreground": arguments["foreground"][:, 3:17, 4:31],
+    }
+
+
+def _transposed(generator: torch.Generator) -> dict[str, Any]:
+    arguments = _noise(1, 19, 14)(generator)
+    return {name: tensor.mT for name, tensor in arguments.items()}
+
+
+def _not_finite(generator: torch.Generator) -> dict[str, Any]:
+    arguments = _noise(1, 12, 20)(generator)
+    for value in (torch.nan, torch.inf, -torch.inf, 1e30):
+        for name in ("heatmap", "offset"):
+            tensor = arguments[name]
+            chosen = torch.rand(tensor.shape, generator=generator) < 0.05
+            arguments[name] = tensor.masked_fill(chosen, value)
+    return arguments
+
+
+def _constant(value: float, **options: Any) -> Make:
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        arguments = _noise(2, 9, 14, **options)(generator)
+        arguments["heatmap"].fill_(value)
+        return arguments
+
+    return make
+
+
+CASES = (
+    Case("one pixel", _noise(1, 1, 1)),
+    Case("one row", _noise(1, 1, 37)),
+    Case("one column", _noise(1, 41, 1)),
+    Case("odd sizes", _noise(1, 23, 35)),
+    Case("several images", _noise(3, 11, 18)),
+    Case("no images", _noise(0, 11, 18)),
+    Case("smaller than the window", _noise(1, 3, 5, window=31)),
+    Case("window 1", _noise(1, 9, 14, window=1, limit=255)),
+    Case("window 3", _noise(1, 23, 35, window=3)),
+    Case("limit 1", _noise(2, 23, 35, limit=1)),
+    Case("limit 255", _noise(1, 40, 67, window=3, limit=255)),
+    Case("limit beyond the pixels", _noise(1, 4, 6, limit=255)),
+    Case("few levels", _steps(4)),
+    Case("many levels", _steps(9, window=3)),
+    Case("two levels, every cell", _steps(2, window=1, limit=30, threshold=-1.0)),
+    Case("one plateau", _constant(0.5)),
+    Case("heat at the threshold", _constant(0.1)),
+    Case("negative heat", _constant(-0.5)),
+    Case("negative threshold", _constant(-0.5, threshold=-1.0)),
+    Case("not finite", _not_finite),
+    Case("blobs", _blobs(5, 45, 70)),
+    Case("crops", _strided),
+    Case("transposed", _transposed),
+    Case("480p, 20 centres", _blobs(25, 480, 854), bench=True),
+)

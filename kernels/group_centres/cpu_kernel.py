@@ -1,0 +1,60 @@
+"""`group_centres` in C++: one scan for the peaks, a bounded list of the best, one pass of labels.
+
+Takes float32 on the CPU. Rows are read where they lie; only a map whose neighbouring pixels are
+apart in memory is copied. A vector of pixels without foreground costs its mask alone.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..extension import cpu_objection, load
+from .reference import Groups
+
+
+def objection(
+    heatmap: torch.Tensor,
+    offset: torch.Tensor,
+    foreground: torch.Tensor,
+    *,
+    threshold: float = 0.1,
+    window: int = 7,
+    limit: int = 20,
+) -> str | None:
+    if heatmap.dtype != torch.float32:
+        return f"wants float32, given {heatmap.dtype}"
+    return cpu_objection(heatmap, offset, foreground)
+
+
+def run(
+    heatmap: torch.Tensor,
+    offset: torch.Tensor,
+    foreground: torch.Tensor,
+    *,
+    threshold: float = 0.1,
+    window: int = 7,
+    limit: int = 20,
+) -> Groups:
+    heatmap, offset, foreground = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (heatmap, offset, foreground)
+    )
+    labels = torch.empty(heatmap.shape, dtype=torch.uint8)
+    centres = torch.empty(len(heatmap), limit, 2, dtype=torch.int32)
+    scores = torch.empty(len(heatmap), limit, dtype=torch.float32)
+    load().group_centres_cpu(
+        heatmap.data_ptr(),
+        heatmap.stride()[:2],
+        offset.data_ptr(),
+        offset.stride()[:3],
+        foreground.data_ptr(),
+        foreground.stride()[:2],
+        tuple(heatmap.shape),
+        threshold,
+        window,
+        limit,
+        labels.data_ptr(),
+        centres.data_ptr(),
+        scores.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return labels, centres, scores

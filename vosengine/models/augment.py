@@ -1,0 +1,119 @@
+"""More first frames from one: the object is cut out, the hole is filled, the object is put back
+elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional
+
+FLIP_CHANCE = 1 / 3
+ROTATION = 60.0  # degrees, either way
+SCALE = 0.7, 1.5
+SHIFT = 0.2  # of the frame's side, either way
+BLUR_CHANCE = 2 / 5
+BLUR = 0.001, 0.006  # standard deviation, of the frame's side: 0.5 to 3 pixels of 473
+HOLE_MARGIN = 0.01  # of the frame's side: what is filled is so much wider than the object
+LEAST_KEPT = 0.1  # of the object's pixels; a placement that keeps fewer is dropped
+
+
+def augment(
+    frame: torch.Tensor, label: torch.Tensor, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A frame in which one object has moved, turned and changed its size, `count` times.
+
+    frame      [1, 3, H, W]      prepared (normalised), any floating dtype
+    label      [H, W] bool       the object
+    generator  on the CPU; the same state gives the same frames
+    returns    [count, 3, H, W]  frames, of the dtype and on the device of `frame`
+               [count, H, W]     bool, the object in them
+
+    Each is mirrored (one in three), turned by up to 60 degrees, scaled by 0.7 to 1.5, shifted by up
+    to a fifth of the frame's sides; two in five are blurred. Where less than a tenth of the object
+    would stay in the frame, or nothing, the given frame itself stands in. No wait for the device.
+
+    Source  after FRTM (Robinson et al., CVPR 2020, section 3.4), whose object goes to the middle of
+            the frame and whose hole is filled by Telea's method
+    """
+    mask = label[None, None].to(torch.float32)
+    picture = frame.to(torch.float32)
+    background = fill(picture, 1 - _dilate(mask, round(HOLE_MARGIN * max(label.shape))))
+    cut = torch.cat((picture * mask, mask), dim=1).expand(count, -1, -1, -1)
+
+    draws = torch.rand(count, 7, generator=generator).tolist()
+    placements = torch.tensor([_placement(draw[:5]) for draw in draws]).reshape(count, 2, 3)
+    grid = _sampling_grid(placements.to(frame.device), label)
+    moved = functional.grid_sample(cut, grid, mode="bilinear", align_corners=False)
+    labels = moved[:, 3] > 0.5
+    for index, (*_, chance, amount) in enumerate(draws):
+        if chance < BLUR_CHANCE:
+            moved[index] = _blur(moved[index], amount)
+    frames = moved[:, :3] + (1 - moved[:, 3:]) * background
+
+    pixels = labels.sum(dim=(1, 2))
+    kept = ((pixels > 0) & (pixels >= LEAST_KEPT * label.sum()))[:, None, None]
+    frames = torch.where(kept[:, None], frames, picture)
+    return frames.to(frame.dtype), torch.where(kept, labels, label)
+
+
+def fill(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """The image with its unknown pixels made from the known ones around them, near before far.
+
+    Pull-push: known pixels are averaged into images of half the size, down to one pixel; on the
+    way back, what is unknown is taken from the smaller image. 0 if nothing is known.
+
+    image [B, C, H, W], known [B, 1, H, W] 1 or 0 -> [B, C, H, W]
+    """
+    height, width = image.shape[2:]
+    if (height, width) == (1, 1):
+        return image * known
+    share = functional.avg_pool2d(known, 2, ceil_mode=True)
+    mean = functional.avg_pool2d(image * known, 2, ceil_mode=True) / share.clamp(min=1e-6)
+    smaller = fill(mean, (share > 0).to(image.dtype))
+    guess = functional.interpolate(smaller, (height, width), mode="bilinear", align_corners=False)
+    return torch.where(known > 0, image, guess)
+
+
+def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    return functional.max_pool2d(mask, 2 * radius + 1, 1, radius)
+
+
+def _placement(draw: list[float]) -> list[list[float]]:
+    """[2, 3] from five numbers in 0..1: the matrix that undoes turning, scaling and mirroring, and
+    the shift as a share of the sides."""
+    flip, turn, size, down, right = draw
+    angle = math.radians(ROTATION) * (2 * turn - 1)
+    scale = SCALE[0] * (SCALE[1] / SCALE[0]) ** size
+    mirror = -1.0 if flip < FLIP_CHANCE else 1.0
+    cosine, sine = math.cos(angle) / scale, math.sin(angle) / scale
+    shift_x, shift_y = (SHIFT * (2 * value - 1) for value in (right, down))
+    return [[mirror * cosine, mirror * sine, shift_x], [-sine, cosine, shift_y]]
+
+
+def _sampling_grid(placements: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """[count, H, W, 2] for grid_sample: where each pixel x' of the new frame comes from.
+
+    x = B (x' - c - t) + c, with B and t of the placement [2, 3] and c the object's centre
+    """
+    height, width = label.shape
+    sides = placements.new_tensor([width, height])
+    weight = label.to(placements.dtype)
+    x = torch.arange(width, device=label.device) + 0.5
+    y = torch.arange(height, device=label.device) + 0.5
+    pixels = weight.sum().clamp(min=1)
+    centre = torch.stack(((weight.sum(dim=0) * x).sum(), (weight.sum(dim=1) * y).sum())) / pixels
+    new = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)  # [H, W, 2]
+    shifted = new - (centre + placements[:, None, None, :, 2] * sides)
+    old = torch.einsum("nij,nyxj->nyxi", placements[:, :, :2], shifted) + centre
+    return 2 * old / sides - 1
+
+
+def _blur(planes: torch.Tensor, amount: float) -> torch.Tensor:
+    """Gaussian blur of [C, H, W], its width from a number in 0..1."""
+    sigma = max(planes.shape[1:]) * (BLUR[0] + (BLUR[1] - BLUR[0]) * amount)
+    radius = math.ceil(3 * sigma)
+    offsets = torch.arange(-radius, radius + 1, device=planes.device, dtype=planes.dtype)
+    weights = torch.softmax(-0.5 * (offsets / sigma).square(), dim=0)
+    x = functional.conv2d(planes[:, None], weights[None, None, :, None], padding=(radius, 0))
+    return functional.conv2d(x, weights[None, None, None, :], padding=(0, radius))[:, 0]

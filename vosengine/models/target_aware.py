@@ -1,0 +1,329 @@
+"""Target-aware U-VOS: objects that D-Net discovers, each followed by a model of its own (T-Net)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from ..config import TargetAwareConfig
+from ..kernels import finish_masks
+from ..proposals import Proposals, boxes_of, overlaps
+from ..types import Geometry, Masks, Scores, Size
+from .appearance import Tracks
+from .augment import augment
+from .backbone import ResNet, initialise
+from .dnet import DNet, DNetFeatures, Padding
+from .method import Method, State
+from .refiner import make_refiner
+from .reid import ReID
+
+# Logit of a proposal's pixels where it takes the place of a tracked mask: sure, and so above
+# whatever the other tracks say. [O]
+CERTAIN = 10.0
+
+
+class TargetAwareFeatures(NamedTuple):
+    """What the two networks know of a frame before they look at tracks or at the frame before."""
+
+    frame: torch.Tensor  # [B, 3, H, W] prepared
+    appearance: torch.Tensor  # [B, C, h, w], X of equation 8: layer3 of the stretched frame
+    reduced: tuple[torch.Tensor, ...]  # what the refiner takes of the backbone, [B, ...]
+    discovery: DNetFeatures | None  # None where proposals were given
+    given: Sequence[Proposals] | None  # for every frame of the batch
+
+
+class Evidence(NamedTuple):
+    """What `segment` noted of a frame.
+
+    verified  per track, whether a proposal confirmed it (equation 10 above match_score)
+    saliency  D-Net's foreground [1, 1, h, w] in 0..1; None where proposals were given
+    """
+
+    verified: tuple[bool, ...]
+    saliency: torch.Tensor | None
+
+
+class TrackState(State):
+    """The tracks, one per slot, and what D-Net is told of the frame before.
+
+    first_embedding  [K, E]  e(y0), of each track's first mask
+    born             per track, the frame that it began with
+    guidance         [1, C, h, w]  X^SGM; not valid before `guided`
+    padding          around the frame in the network's input
+    capacity         no more tracks are begun by discovery
+    """
+
+    def __init__(
+        self,
+        tracks: Tracks,
+        embedding: torch.Tensor,
+        guidance: torch.Tensor,
+        padding: Padding,
+        capacity: int,
+    ) -> None:
+        self.tracks = tracks
+        self.first_embedding = embedding
+        self.guidance = guidance
+        self.padding = padding
+        self.capacity = capacity
+        self.guided = False
+        self.frame_count = 0
+        self.born: list[int] = []
+
+    @property
+    def nbytes(self) -> int:
+        return self.tracks.nbytes + self.first_embedding.nbytes + self.guidance.nbytes
+
+    def forget(self, slot: int) -> None:
+        last = self.object_count - 1
+        self.tracks.forget(slot, last)
+        self.first_embedding[slot] = self.first_embedding[last]
+        self.born[slot] = self.born[last]
+        self.born.pop()
+        self.object_count = last
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        count = self.object_count
+        return {
+            "frame_count": torch.tensor(self.frame_count),
+            "born": torch.tensor(self.born, dtype=torch.int64),
+            "guided": torch.tensor(self.guided),
+            "guidance": self.guidance,
+            "first_embedding": self.first_embedding[:count],
+            **{f"tracks.{name}": x for name, x in self.tracks.tensors(count).items()},
+        }
+
+    def restore(self, tensors: dict[str, torch.Tensor], object_count: int) -> None:
+        self.frame_count = int(tensors["frame_count"])
+        self.born = tensors["born"].tolist()
+        self.guided = bool(tensors["guided"])
+        self.guidance.copy_(tensors["guidance"])
+        self.first_embedding[:object_count] = tensors["first_embedding"]
+        prefix = "tracks."
+        models = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        self.tracks.restore(models, object_count)
+        self.object_count = object_count
+
+
+class TargetAware(Method[TargetAwareFeatures, TrackState]):
+    """Discovers objects, follows each by what it looks like, and verifies that by proposals.
+
+    A mask from the caller starts a track of its id, or corrects one and counts as verified.
+    """
+
+    needs_mask = False
+    takes_proposals = True
+    stride = 16
+    features = TargetAwareFeatures
+
+    def __init__(self, config: TargetAwareConfig) -> None:
+        super().__init__()
+        self.config: TargetAwareConfig = config
+        self.size = config.size
+        self.max_objects = config.max_tracks
+        self.dnet = DNet(config)
+        self.reid = ReID(config)
+        self.backbone = ResNet(config.tracker_backbone, config.tracker_width, layer4="strided")
+        self.refiner = make_refiner(config, self.backbone.channels)
+        initialise(self)
+
+    def start(self, geometry: Geometry, max_objects: int) -> TrackState:
+        config, like = self.config, self.backbone.conv1.weight
+        cells = (-(-config.tracker_size // 16),) * 2  # a ResNet rounds up
+        tracks = Tracks(config, max_objects, self.backbone.channels[2], cells, like)
+        embedding = torch.zeros(max_objects, config.reid_channels, device=like.device)
+        guidance = like.new_zeros(1, config.aspp_channels, *geometry.cells(16))
+        capacity = min(max_objects, config.max_tracks)
+        return TrackState(tracks, embedding, guidance, geometry.padding, capacity)
+
+    def encode(
+        self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
+    ) -> TargetAwareFeatures:
+        pyramid = self.backbone(self._stretched(frames))
+        reduced = tuple(self.refiner.reduce(pyramid))
+        discovery = self.dnet.encode(frames) if proposals is None else None
+        return TargetAwareFeatures(frames, pyramid.r4, reduced, discovery, proposals)
+
+    def segment(self, seen: Sequence[TargetAwareFeatures], state: TrackState) -> Scores:
+        (now,) = seen
+        height, width = now.frame.shape[2:]
+        proposals, saliency = self._discover(now, state)
+        logits = self._track(now, state)
+        masks = _exclusive(logits, (height, width))
+        matched, unseen = self._associate(now.frame, masks, proposals, state)
+        for track, proposal in enumerate(matched):
+            if proposal is not None:
+                logits[track] = _sure(proposals.masks[proposal])
+        born = unseen[: state.capacity - state.object_count]
+        rows = torch.cat((logits, _sure(proposals.masks[born])))
+        verified = tuple(proposal is not None for proposal in matched)
+        return Scores(rows, stride=1, evidence=Evidence(verified, saliency))
+
+    def _discover(
+        self, now: TargetAwareFeatures, state: TrackState
+    ) -> tuple[Proposals, torch.Tensor | None]:
+        """The proposals for a frame, and D-Net's foreground if they are its own."""
+        if now.given is not None:
+            return now.given[0], None
+        assert now.discovery is not None
+        maps = self.dnet(now.discovery, state.guidance if state.guided else None)
+        found = self.dnet.proposals(maps, state.padding)
+        return found, torch.sigmoid(maps.saliency.float())
+
+    def _track(self, now: TargetAwareFeatures, state: TrackState) -> torch.Tensor:
+        """Logits [K, H, W] of every track by its own model (equation 8), refined."""
+        height, width = now.frame.shape[2:]
+        if state.object_count == 0:
+            return now.frame.new_zeros(0, height, width, dtype=torch.float32)
+        tracks = state.tracks
+        coarse = tracks.scores(tracks.project(now.appearance)).to(now.frame.dtype)
+        square = (self.config.tracker_size,) * 2
+        refined = self.refiner(coarse, list(now.reduced), square).float()
+        return _resized(refined, (height, width))
+
+    def _associate(
+        self, frame: torch.Tensor, masks: torch.Tensor, proposals: Proposals, state: TrackState
+    ) -> tuple[list[int | None], list[int]]:
+        """Per track the proposal that verifies it, and the proposals that nothing tracked explains.
+
+        s(p, Y) = (cos(e_p, e(y_k)) + cos(e_p, e(y_k0))) [IoU(p, y_k) > 0.5]   (equation 10)
+
+        One to one, the greatest s first [O]; a proposal is new if its s is 0 for all tracks and it
+        overlaps none of them by birth_overlap.
+        """
+        config = self.config
+        matched: list[int | None] = [None] * len(masks)
+        if len(masks) == 0 or len(proposals) == 0:
+            return matched, list(range(len(proposals)))
+        overlap = overlaps(masks, proposals.masks)  # [K, P]
+        candidate = overlap > config.match_overlap
+        scores = self._compare(frame, masks, proposals, state, candidate)
+        pairs = (scores * candidate > config.match_score).nonzero().tolist()
+        ranked = scores.tolist()
+        for track, proposal in sorted(pairs, key=lambda pair: -ranked[pair[0]][pair[1]]):
+            if matched[track] is None and proposal not in matched:
+                matched[track] = proposal
+        is_new = ~candidate.any(dim=0) & (overlap.amax(dim=0) < config.birth_overlap)
+        return matched, is_new.nonzero().flatten().tolist()
+
+    def _compare(
+        self,
+        frame: torch.Tensor,
+        masks: torch.Tensor,
+        proposals: Proposals,
+        state: TrackState,
+        candidate: torch.Tensor,
+    ) -> torch.Tensor:
+        """[K, P]: both cosines of every candidate pair; only what is in one is embedded."""
+        scores = candidate.new_zeros(candidate.shape, dtype=torch.float32)
+        rows, columns = (candidate.any(dim=d).nonzero().flatten() for d in (1, 0))
+        if len(rows) == 0:
+            return scores
+        boxes = boxes_of(masks[rows])
+        if proposals.embeddings is None:
+            boxes = torch.cat((boxes, proposals.boxes[columns]))
+            now, theirs = self.reid(frame, boxes).split((len(rows), len(columns)))
+        else:
+            now, theirs = self.reid(frame, boxes), proposals.embeddings[columns].float()
+        first = state.first_embedding[rows]
+        scores[rows[:, None], columns] = now @ theirs.T + first @ theirs.T
+        return scores
+
+    def remember(
+        self, seen: Sequence[TargetAwareFeatures], masks: Masks, state: TrackState
+    ) -> None:
+        (now,) = seen
+        labels = masks.probabilities.argmax(dim=0)
+        owned = (
+            labels == torch.arange(1, 1 + masks.object_count, device=labels.device)[:, None, None]
+        )
+        square = (self.config.tracker_size,) * 2
+        targets = _resized(owned.float(), square)
+        self._learn(now, masks, targets, owned.sum(dim=(1, 2)).tolist(), state)
+        fresh = range(state.object_count, masks.object_count)
+        for slot in fresh:
+            self._begin(slot, now, targets[slot], state)
+        corrected = [slot for slot in masks.prompted if slot < state.object_count]
+        named = [*corrected, *fresh]
+        if named:
+            state.first_embedding[named] = self.reid(now.frame, boxes_of(owned[named]))
+        state.object_count = masks.object_count
+        self._guide(now, masks, owned, state)
+        state.frame_count += 1
+
+    def _learn(
+        self,
+        now: TargetAwareFeatures,
+        masks: Masks,
+        targets: torch.Tensor,
+        areas: list[int],
+        state: TrackState,
+    ) -> None:
+        """Store the frame for every track that is in it, refit those whose turn it is."""
+        config, tracks, due = self.config, state.tracks, []
+        maps = tracks.project(now.appearance)
+        for slot in range(state.object_count):
+            if areas[slot] < config.smallest_sample:
+                continue
+            verified = masks.evidence.verified[slot] or slot in masks.prompted
+            tracks.push(slot, maps[slot], targets[slot], verified=verified)
+            age = state.frame_count - state.born[slot]
+            if verified or age % config.update_every == 0:
+                due.append(slot)
+        tracks.update(due)
+
+    def _begin(
+        self, slot: int, now: TargetAwareFeatures, target: torch.Tensor, state: TrackState
+    ) -> None:
+        """Fit a new track to its first frame and to its augmentations, seeded by frame and slot."""
+        config = self.config
+        features, labels = now.appearance, target[None]
+        if config.augmentations:
+            generator = torch.Generator().manual_seed(256 * state.frame_count + slot)
+            square = self._stretched(now.frame)
+            frames, moved = augment(square, target > 0.5, config.augmentations, generator)
+            features = torch.cat((features, self.backbone(frames).r4))
+            labels = torch.cat((labels, moved.float()))
+        state.tracks.begin(slot, features, labels)
+        state.born.append(state.frame_count)
+
+    def _guide(
+        self, now: TargetAwareFeatures, masks: Masks, owned: torch.Tensor, state: TrackState
+    ) -> None:
+        """Tell D-Net's next frame what this one showed: S_{t-1} and I_{t-1}."""
+        if now.discovery is None:
+            return
+        saliency = masks.evidence.saliency
+        if self.config.guidance == "tracks":
+            saliency = owned.any(dim=0, keepdim=True)[None].float()
+        state.guidance.copy_(self.dnet.guide(now.frame, saliency))
+        state.guided = True
+
+    def _stretched(self, frames: torch.Tensor) -> torch.Tensor:
+        """What T-Net sees: the network's whole input, stretched to a square."""
+        square = (self.config.tracker_size,) * 2
+        return functional.interpolate(frames, square, mode="bilinear", align_corners=False)
+
+
+def _resized(planes: torch.Tensor, size: Size) -> torch.Tensor:
+    """[K, H, W] at another size, bilinear."""
+    if len(planes) == 0:
+        return planes.new_zeros(0, *size)
+    return functional.interpolate(planes[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _sure(masks: torch.Tensor) -> torch.Tensor:
+    """Logits of masks that are taken as they are."""
+    return torch.where(masks, CERTAIN, -CERTAIN)
+
+
+def _exclusive(logits: torch.Tensor, size: Size) -> torch.Tensor:
+    """bool [K, H, W]: where each track wins after the soft aggregation of all of them."""
+    count = len(logits)
+    ids = torch.arange(1, 1 + count, device=logits.device)
+    region = (0.0, 0.0, float(size[0]), float(size[1]))
+    labels, _ = finish_masks(logits, ids.to(torch.uint8), size=size, region=region)
+    return labels == ids[:, None, None]

@@ -82,7 +82,8 @@ def test_no_foreground_no_proposals() -> None:
     maps = maps_of(labels, (0.9,))
     low = maps._replace(saliency=torch.zeros_like(maps.saliency))  # exactly at the threshold
     none = net_with().proposals(low)
-    assert [tuple(each.shape) for each in none[:3]] == [(0, 4), (0, *SIZE), (0,)]
+    fields = (none.boxes, none.masks, none.scores)
+    assert [tuple(each.shape) for each in fields] == [(0, 4), (0, *SIZE), (0,)]
     assert none.scores.dtype == none.boxes.dtype == torch.float32
     assert len(net_with(saliency_threshold=0.49).proposals(low)) == 1
 
@@ -141,3 +142,16 @@ def test_maps_of_two_frames_are_refused() -> None:
     maps = DNetMaps(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8), torch.zeros(2, 2, 8, 8))
     with pytest.raises(InputError, match="one frame, given 2"):
         net_with().proposals(maps)
+
+
+def test_nothing_is_foreground_in_the_padding() -> None:
+    labels = np.zeros(SIZE, np.uint8)
+    labels[16:48, 0:40] = 1  # its left half lies in the padding
+    labels[56:88, 100:140] = 2
+    maps = maps_of(labels, (0.9, 0.8))
+    whole = net_with().proposals(maps).masks
+    inside = net_with().proposals(maps, padding=(20, 0, 0, 0)).masks
+    assert len(whole) == len(inside) == 2
+    assert not inside[:, :, :20].any()
+    assert torch.equal(inside[:, :, 24:], whole[:, :, 24:])
+    assert len(net_with().proposals(maps, padding=(40, 40, 52, 0))) == 1  # only the second is left

@@ -19,7 +19,7 @@ from vosengine.frames import prepare
 from vosengine.kernels import use_backend
 from vosengine.models.backbone import Pyramid
 from vosengine.models.blocks import Decoder, MatchingState
-from vosengine.models.method import Method
+from vosengine.models.method import Method, tensors_in
 from vosengine.models.munet import MotionAttention
 from vosengine.registry import build, list_models
 from vosengine.segmenter import Segmenter
@@ -161,9 +161,9 @@ def test_frames_are_encoded_in_a_batch_as_one_by_one(model: str) -> None:
     geometry = Geometry.fit(SIZE, size=None, multiple=method.stride)
     frames = prepared(0, geometry), prepared(1, geometry)
     together = method.encode(torch.cat(frames))
-    for name, batch in together._asdict().items():
-        alone = torch.cat([getattr(method.encode(frame), name) for frame in frames])
-        assert (batch - alone).abs().max() <= 1e-5 * alone.abs().max(), name
+    one_by_one = zip(*(tensors_in(method.encode(frame)) for frame in frames), strict=True)
+    for batch, alone in zip(tensors_in(together), map(torch.cat, one_by_one), strict=True):
+        assert (batch - alone).abs().max() <= 1e-5 * alone.abs().max()
 
 
 @MODELS

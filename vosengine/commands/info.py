@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import MatchingConfig, ModelConfig
 from ..kernels import use_backend
+from ..models.method import tensors_in
 from ..registry import build, entry
 from ..types import Geometry, Masks
 
@@ -64,18 +65,20 @@ def cost(
             state = method.start(geometry, objects)
             seen = [features] * len(method.sees)
             masks = Masks(torch.empty(1 + objects, height, width))
+            method.remember(seen, masks, state)  # the objects' first frame
+            with FlopCounterMode(display=False) as counter:
+                scores = method.segment(seen, state)
+            gflop["segment"] = counter.get_total_flops() / 1e9
+            masks = dataclasses.replace(masks, evidence=scores.evidence)
             with FlopCounterMode(display=False) as counter:
                 method.remember(seen, masks, state)
             gflop["remember"] = counter.get_total_flops() / 1e9
-            with FlopCounterMode(display=False) as counter:
-                method.segment(seen, state)
-            gflop["segment"] = counter.get_total_flops() / 1e9
     parameters = sum(parameter.numel() for parameter in method.parameters())
     return Cost(
         parameters=parameters,
         gflop=gflop,
         weights_bytes=parameters * bytes_per_number,
-        features_bytes=sum(tensor.numel() for tensor in features) * bytes_per_number,
+        features_bytes=sum(tensor.numel() for tensor in tensors_in(features)) * bytes_per_number,
         memory_bytes=memory_bytes * bytes_per_number // 4,
         network_size=geometry.network,
     )

@@ -304,9 +304,9 @@ def first_weights(
     the usual initialisation; on clips of DAVIS under random features that fit ends higher, and
     overlaps the target less on later frames (0.60 against 0.65).
     """
-    generator = torch.Generator().manual_seed(0)
-    projection = 0.01 * torch.randn(channels, features, generator=generator) * features**-0.5
-    kernel = torch.randn(channels, 3, 3, generator=generator) * (9 * channels) ** -0.5
+    generator = torch.Generator("cpu").manual_seed(0)
+    projection = 0.01 * torch.randn(channels, features, generator=generator, device="cpu") * features**-0.5
+    kernel = torch.randn(channels, 3, 3, generator=generator, device="cpu") * (9 * channels) ** -0.5
     return projection.to(device), kernel.to(device)
 
 

@@ -41,7 +41,7 @@ def augment(
     background = fill(picture, 1 - _dilate(mask, round(HOLE_MARGIN * max(label.shape))))
     cut = torch.cat((picture * mask, mask), dim=1).expand(count, -1, -1, -1)
 
-    draws = torch.rand(count, 7, generator=generator).tolist()
+    draws = torch.rand(count, 7, generator=generator, device="cpu").tolist()
     placements = torch.tensor([_placement(draw[:5]) for draw in draws]).reshape(count, 2, 3)
     grid = _sampling_grid(placements.to(frame.device), label)
     moved = functional.grid_sample(cut, grid, mode="bilinear", align_corners=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -41,6 +41,17 @@ class State(ABC):
 
 
 F = TypeVar("F")  # a method's features of one frame: a NamedTuple of tensors [B, ...]
+
+
+def tensors_in(features: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in a method's features, those in nested tuples too."""
+    if isinstance(features, torch.Tensor):
+        yield features
+    elif isinstance(features, tuple):
+        for each in features:
+            yield from tensors_in(each)
+
+
 S = TypeVar("S", bound=State)
 
 

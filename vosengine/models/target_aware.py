@@ -170,8 +170,11 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
             return now.given[0], None
         assert now.discovery is not None
         maps = self.dnet(now.discovery, state.guidance if state.guided else None)
-        found = self.dnet.proposals(maps, state.padding)
-        return found, torch.sigmoid(maps.saliency.float())
+        saliency = torch.sigmoid(maps.saliency.float())
+        if saliency.is_meta:  # no numbers to look at: only the cost is counted
+            masks = now.frame.new_zeros(0, *now.frame.shape[2:], dtype=torch.bool)
+            return Proposals(boxes_of(masks), masks, masks.new_zeros(0)), saliency
+        return self.dnet.proposals(maps, state.padding), saliency
 
     def _track(self, now: TargetAwareFeatures, state: TrackState) -> torch.Tensor:
         """Logits [K, H, W] of every track by its own model (equation 8), refined."""
@@ -242,7 +245,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         )
         square = (self.config.tracker_size,) * 2
         targets = _resized(owned.float(), square)
-        self._learn(now, masks, targets, owned.sum(dim=(1, 2)).tolist(), state)
+        self._learn(now, masks, targets, _areas(owned), state)
         fresh = range(state.object_count, masks.object_count)
         for slot in fresh:
             self._begin(slot, now, targets[slot], state)
@@ -268,7 +271,8 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         for slot in range(state.object_count):
             if areas[slot] < config.smallest_sample:
                 continue
-            verified = masks.evidence.verified[slot] or slot in masks.prompted
+            noted = masks.evidence
+            verified = slot in masks.prompted or (noted is not None and noted.verified[slot])
             tracks.push(slot, maps[slot], targets[slot], verified=verified)
             age = state.frame_count - state.born[slot]
             if verified or age % config.update_every == 0:
@@ -282,7 +286,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         config = self.config
         features, labels = now.appearance, target[None]
         if config.augmentations:
-            generator = torch.Generator().manual_seed(256 * state.frame_count + slot)
+            generator = torch.Generator("cpu").manual_seed(256 * state.frame_count + slot)
             square = self._stretched(now.frame)
             frames, moved = augment(square, target > 0.5, config.augmentations, generator)
             features = torch.cat((features, self.backbone(frames).r4))
@@ -296,9 +300,10 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         """Tell D-Net's next frame what this one showed: S_{t-1} and I_{t-1}."""
         if now.discovery is None:
             return
-        saliency = masks.evidence.saliency
-        if self.config.guidance == "tracks":
+        if self.config.guidance == "tracks" or masks.evidence is None:
             saliency = owned.any(dim=0, keepdim=True)[None].float()
+        else:
+            saliency = masks.evidence.saliency
         state.guidance.copy_(self.dnet.guide(now.frame, saliency))
         state.guided = True
 
@@ -313,6 +318,14 @@ def _resized(planes: torch.Tensor, size: Size) -> torch.Tensor:
     if len(planes) == 0:
         return planes.new_zeros(0, *size)
     return functional.interpolate(planes[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _areas(masks: torch.Tensor) -> list[int]:
+    """Pixels of every mask [K, H, W]; all there are where tensors hold no numbers (is_meta)."""
+    if masks.is_meta:
+        return [masks[0].numel()] * len(masks)
+    areas: list[int] = masks.sum(dim=(1, 2)).tolist()
+    return areas
 
 
 def _sure(masks: torch.Tensor) -> torch.Tensor:

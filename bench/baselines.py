@@ -74,6 +74,36 @@ def _windows(
     return index.reshape(height * width, -1), ~inside.reshape(height * width, -1)
 
 
+def columns(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    padding: int = 0,
+) -> torch.Tensor:
+    """deform_conv (v1, stride 1, one group) by one grid_sample of all taps, then one product."""
+    (batch, channels, height, width), (taps_y, taps_x) = x.shape, weight.shape[2:]
+    out_height, out_width = offset.shape[2:]
+    taps = taps_y * taps_x
+    offset_groups = offset.shape[1] // (2 * taps)
+    shift = offset.view(batch * offset_groups, taps, 2, out_height, out_width)
+    steps = [torch.arange(n, dtype=x.dtype, device=x.device) for n in (out_height, out_width)]
+    tap = torch.arange(taps, device=x.device)
+    rows = steps[0] - padding + (tap // taps_x)[:, None]
+    lines = steps[1] - padding + (tap % taps_x)[:, None]
+    y, lines = shift[:, :, 0] + rows[:, :, None], shift[:, :, 1] + lines[:, None]
+    grid = torch.stack(((2 * lines + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+    sampled = functional.grid_sample(
+        x.reshape(batch * offset_groups, channels // offset_groups, height, width),
+        grid.view(batch * offset_groups, taps * out_height, out_width, 2),
+        align_corners=False,
+    )
+    out = weight.flatten(1) @ sampled.view(batch, channels * taps, out_height * out_width)
+    out = out.view(batch, -1, out_height, out_width)
+    return out if bias is None else out.add_(bias[:, None, None])
+
+
 def _by_length(
     attend: Baseline,
     query_key: torch.Tensor,
@@ -216,6 +246,7 @@ def max_pooling(
 
 BASELINES: dict[str, dict[str, Baseline]] = {
     "correlate_frames": {"unfold": unfold, "dense": dense},
+    "deform_conv": {"columns": columns},
     "read_memory": {"sdpa": sdpa, "matmul": matmul},
     "finish_masks": {"interpolate": interpolate},
     "group_centres": {

@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "correlate_frames.h"
+#include "deform_conv.h"
 #include "device.h"
 #include "finish_masks.h"
 #include "group_centres.h"
@@ -16,6 +17,7 @@
 
 namespace py = pybind11;
 using Strides = std::array<int64_t, 4>;
+using Pair = std::array<int64_t, 2>;
 
 namespace {
 
@@ -47,6 +49,39 @@ void correlate_frames_cpu(uintptr_t query, Strides query_stride, uintptr_t previ
   call.exclude_outside = exclude_outside;
   call.threads = threads;
   vosengine::correlate_frames_cpu(call);
+}
+
+void deform_conv_cpu(uintptr_t x, Strides x_stride, std::array<int64_t, 4> x_shape,
+                     uintptr_t offset, uintptr_t mask, uintptr_t weight, uintptr_t bias,
+                     uintptr_t out, std::array<int64_t, 3> out_shape, Pair kernel, Pair stride,
+                     Pair padding, Pair dilation, int64_t groups, int64_t offset_groups,
+                     int threads) {
+  check_threads(threads);
+  vosengine::DeformConv call{};
+  call.x = pointer<const float>(x);
+  for (int i = 0; i < 4; ++i) call.x_stride[i] = x_stride[i];
+  call.offset = pointer<const float>(offset);
+  call.mask = pointer<const float>(mask);
+  call.weight = pointer<const float>(weight);
+  call.bias = pointer<const float>(bias);
+  call.out = pointer<float>(out);
+  call.batch = x_shape[0];
+  call.channels = x_shape[1];
+  call.height = x_shape[2];
+  call.width = x_shape[3];
+  call.outputs = out_shape[0];
+  call.out_height = out_shape[1];
+  call.out_width = out_shape[2];
+  for (int i = 0; i < 2; ++i) {
+    call.kernel[i] = kernel[i];
+    call.stride[i] = stride[i];
+    call.padding[i] = padding[i];
+    call.dilation[i] = dilation[i];
+  }
+  call.groups = groups;
+  call.offset_groups = offset_groups;
+  call.threads = threads;
+  vosengine::deform_conv_cpu(call);
 }
 
 void finish_masks_cpu(uintptr_t logits, std::array<int64_t, 3> stride, std::array<int64_t, 3> shape,
@@ -160,6 +195,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("isa", &vosengine::isa_name);
   module.def("choose_isa", &vosengine::choose_isa);
   module.def("correlate_frames_cpu", &correlate_frames_cpu, Release());
+  module.def("deform_conv_cpu", &deform_conv_cpu, Release());
   module.def("finish_masks_cpu", &finish_masks_cpu, Release());
   module.def("group_centres_cpu", &group_centres_cpu, Release());
   module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());

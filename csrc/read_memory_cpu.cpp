@@ -18,12 +18,7 @@ void vosengine::read_memory_cpu(const ReadMemory& call) { VOS_DISPATCH(read, cal
 
 #else
 
-// A tile of ROWS queries by VECTORS vectors is what the registers hold, beside one row of the
-// packed operand and one query's number (16 registers with AVX2, 32 with AVX-512). More rows would
-// need more pointers than there are.
-constexpr int ROWS = VOS_WIDTH == 4 ? 4 : 6;
-constexpr int VECTORS = VOS_WIDTH == 16 ? 4 : 2;
-constexpr int SPAN = VECTORS * VOS_WIDTH;
+#include "multiply.h"
 
 // BLOCK memory positions at a time: one panel of values (BLOCK * SPAN floats, 16 or 32 KiB) stays
 // in the first-level cache while all queries of a task go over it.
@@ -67,38 +62,6 @@ struct Scratch {
   float* scores;  // [tiles * ROWS, PITCH], then the weights in place
   float* keep;    // [tiles * ROWS]: what the weights of the blocks before are worth now
 };
-
-// c = keep * c + a b, or c = a b without keep, for `rows` rows of a and one panel b of `depth`
-// rows. Inlined with `rows` known, so that the sums are registers. They start at zero in every
-// block: one sum over all of a long memory would have several times the rounding error.
-VOS_INLINE void multiply_rows(const int rows, const float* a, int64_t a_pitch, const float* b,
-                              int64_t depth, float* c, int64_t c_pitch, const float* keep) {
-  vfloat sum[ROWS][VECTORS] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    vfloat row[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) row[v] = load(b + k * SPAN + v * VOS_WIDTH);
-    for (int r = 0; r < rows; ++r) {
-      const vfloat number = splat(a[r * a_pitch + k]);
-      for (int v = 0; v < VECTORS; ++v) sum[r][v] += number * row[v];
-    }
-  }
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < VECTORS; ++v) {
-      float* to = c + r * c_pitch + v * VOS_WIDTH;
-      store(to, keep ? load(to) * keep[r] + sum[r][v] : sum[r][v]);
-    }
-}
-
-static void multiply_tile(int64_t rows, const float* a, int64_t a_pitch, const float* b,
-                          int64_t depth, float* c, int64_t c_pitch, const float* keep) {
-  if (rows == ROWS) {
-    multiply_rows(ROWS, a, a_pitch, b, depth, c, c_pitch, keep);
-  } else {
-    for (int64_t r = 0; r < rows; ++r)
-      multiply_rows(1, a + r * a_pitch, a_pitch, b, depth, c + r * c_pitch, c_pitch,
-                    keep ? keep + r : nullptr);
-  }
-}
 
 // Keys of SPAN positions from `first` on, transposed; zero behind the last one.
 static void pack_keys(const ReadMemory& call, const float* key, int64_t first, int64_t count,

@@ -40,11 +40,12 @@ def contract(
     for name, option, least in (("stride", stride, 1), ("padding", padding, 0)):
         _check_pair(name, option, least)
     _check_pair("dilation", dilation, 1)
-    for letter, name in (("C", "x"), ("H", "x"), ("W", "x"), ("O", "weight")):
-        if sizes[letter] == 0:
-            raise ShapeError(f"{name}: wanted {letter} of at least 1, given 0")
-    _check_channels(sizes, groups)
+    for name, letters in (("x", ("C", "H", "W")), ("weight", ("O", "kh", "kw"))):
+        for letter in letters:
+            if sizes[letter] == 0:
+                raise ShapeError(f"{name}: wanted {letter} of at least 1, given 0")
     wanted = output_size(x, weight, stride, padding, dilation)
+    _check_channels(sizes, groups)
     given = sizes["Ho"], sizes["Wo"]
     if wanted != given:
         raise ShapeError(f"offset: wanted [Ho, Wo] = {list(wanted)}, given {list(given)}")
@@ -71,10 +72,7 @@ def _check_channels(sizes: dict[str, int], groups: int) -> None:
             f"weight: wanted C/groups = {channels // groups} with C = {channels} (from x) and "
             f"groups = {groups}, given {per_group}"
         )
-    taps = sizes["kh"] * sizes["kw"]
-    if taps == 0:
-        raise ShapeError(f"weight: wanted a kernel, given {sizes['kh']} x {sizes['kw']}")
-    shifts = sizes["2*G*kh*kw"]
+    taps, shifts = sizes["kh"] * sizes["kw"], sizes["2*G*kh*kw"]
     offset_groups, rest = divmod(shifts, 2 * taps)
     if rest or offset_groups < 1 or channels % offset_groups:
         raise ShapeError(
@@ -152,23 +150,24 @@ def deform_conv(
             rule of ONNX's DeformConv-19.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    (batch, channels), (outputs, per_group) = x.shape[:2], weight.shape[:2]
-    height, width = offset.shape[2:]
-    (step_y, step_x), (top, left), (spread_y, spread_x) = map(as_pair, (stride, padding, dilation))
-    taps = weight.shape[2] * weight.shape[3]
+    (batch, channels), (height, width) = x.shape[:2], offset.shape[2:]
+    outputs, per_group, _, taps_x = weight.shape
+    taps = weight.shape[2] * taps_x
     offset_groups = offset.shape[1] // (2 * taps)
-    image = x.to(wide).unflatten(1, (offset_groups, -1)).flatten(0, 1)  # [B * G, C / G, H, W]
-    shift = offset.to(wide).unflatten(1, (offset_groups, taps, 2)).flatten(0, 1)
+    split = batch * offset_groups  # every offset group as an image of its own
+    image = x.to(wide).reshape(split, channels // offset_groups, *x.shape[2:])
+    shift = offset.to(wide).reshape(split, taps, 2, height, width)
+    (step_y, step_x), (top, left), (spread_y, spread_x) = map(as_pair, (stride, padding, dilation))
     rows = torch.arange(height, device=x.device, dtype=wide)[:, None] * step_y - top
     columns = torch.arange(width, device=x.device, dtype=wide)[None, :] * step_x - left
     samples = []
     for tap in range(taps):
-        i, j = divmod(tap, weight.shape[3])
+        i, j = divmod(tap, taps_x)
         y = rows + i * spread_y + shift[:, tap, 0]
         samples.append(_sample(image, y, columns + j * spread_x + shift[:, tap, 1]))
     sampled = torch.stack(samples, dim=2)  # [B * G, C / G, taps, Ho, Wo]
     if mask is not None:
-        sampled = sampled * mask.to(wide).unflatten(1, (offset_groups, taps)).flatten(0, 1)[:, None]
+        sampled = sampled * mask.to(wide).reshape(split, 1, taps, height, width)
     sampled = sampled.reshape(batch, groups, per_group, taps, height, width)
     kernels = weight.to(wide).reshape(groups, outputs // groups, per_group, taps)
     out = torch.einsum("bnckyx,nock->bnoyx", sampled, kernels).flatten(1, 2)

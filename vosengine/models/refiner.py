@@ -21,34 +21,38 @@ def resize(x: torch.Tensor, size: Size) -> torch.Tensor:
     return functional.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
-class SegmentationEncoder(nn.Module):
-    """TSE: what a level of the backbone says of a target, given its score.
-
-    `reduce` looks at the frame alone, `forward` at every target:
-
-        relu(conv3(relu(conv3(relu(conv3 [reduced, score])))))
-    """
+class Reduction(nn.Module):
+    """The part of an encoder that looks at the frame alone: conv1(relu(conv1 x))."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
-        joined = channels + 1
-        self.reduce1 = nn.Conv2d(channels_in, channels, 1)
-        self.reduce2 = nn.Conv2d(channels, channels, 1)
-        self.transform1 = conv3(joined, joined)
-        self.transform2 = conv3(joined, joined)
-        self.transform3 = conv3(joined, channels)
+        self.conv1 = nn.Conv2d(channels_in, channels, 1)
+        self.conv2 = nn.Conv2d(channels, channels, 1)
 
-    def reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """[1, C, h, w] -> [1, channels, h, w]"""
-        return self.reduce2(functional.relu(self.reduce1(x)))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv2(functional.relu(self.conv1(x)))
+
+
+class SegmentationEncoder(nn.Module):
+    """TSE past its reduction: what a level of the backbone says of a target, given its score.
+
+    relu(conv3(relu(conv3(relu(conv3 [reduced, score])))))
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        joined = channels + 1
+        self.conv1 = conv3(joined, joined)
+        self.conv2 = conv3(joined, joined)
+        self.conv3 = conv3(joined, channels)
 
     def forward(self, reduced: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
         """reduced [1, channels, h, w], score [K, 1, h, w] -> [K, channels, h, w]"""
         # The first convolution is linear: its part on the frame is computed once for all targets.
-        frame_weight, score_weight = self.transform1.weight.split((reduced.shape[1], 1), dim=1)
-        x = functional.conv2d(reduced, frame_weight, self.transform1.bias, padding=1)
-        x = functional.relu(x + functional.conv2d(score, score_weight, padding=1))
-        return functional.relu(self.transform3(functional.relu(self.transform2(x))))
+        weight, bias = self.conv1.weight, self.conv1.bias
+        x = functional.conv2d(reduced, weight[:, :-1], bias, padding=1)
+        x = functional.relu(x + functional.conv2d(score, weight[:, -1:], padding=1))
+        return functional.relu(self.conv3(functional.relu(self.conv2(x))))
 
 
 class ResidualBlock(nn.Module):
@@ -89,9 +93,9 @@ def _pool(x: torch.Tensor) -> torch.Tensor:
 class Level(nn.Module):
     """One level of the pyramid: encoder, block, attention to the deeper level, block."""
 
-    def __init__(self, channels_in: int, channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.encoder = SegmentationEncoder(channels_in, channels)
+        self.encoder = SegmentationEncoder(channels)
         self.block1 = ResidualBlock(channels)
         self.attention = ChannelAttention(channels)
         self.block2 = ResidualBlock(channels)
@@ -115,16 +119,15 @@ class Refiner(nn.Module):
 
     def __init__(self, pyramid: tuple[int, ...], channels: int) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(Level(width, channels) for width in reversed(pyramid))
+        self.reductions = nn.ModuleList(Reduction(width, channels) for width in reversed(pyramid))
+        self.levels = nn.ModuleList(Level(channels) for _ in pyramid)
         self.upsample1 = conv3(channels, channels // 2)
         self.upsample2 = conv3(channels // 2, 1)
 
     def reduce(self, pyramid: Pyramid) -> list[torch.Tensor]:
-        """The part that no track is needed for: [1, channels, h, w] of every level, layer4 first."""
-        maps = [x for x in pyramid if x is not None]
-        return [
-            level.encoder.reduce(x) for level, x in zip(self.levels, reversed(maps), strict=True)
-        ]
+        """What no track is needed for: [1, channels, h, w] of every level, layer4 first."""
+        maps = reversed([x for x in pyramid if x is not None])
+        return [reduce(x) for reduce, x in zip(self.reductions, maps, strict=True)]
 
     def forward(
         self, coarse: torch.Tensor, reduced: list[torch.Tensor], size: Size

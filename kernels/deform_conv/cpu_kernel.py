@@ -1,0 +1,74 @@
+"""`deform_conv` in C++: samples of a few dozen pixels, then a register-blocked product with them.
+
+Takes float32 on the CPU. The image is packed once with the channels of an offset group side by
+side and zeros around it; the sampled columns of all pixels are never stored, only those of the
+block that a thread works on.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..extension import cpu_objection, load
+from .reference import Pair, as_pair
+
+LARGEST_SIDE = 1 << 15  # so that pixels are counted in int32 and positions are exact in float32
+
+
+def objection(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> str | None:
+    if x.dtype != torch.float32:
+        return f"wants float32, given {x.dtype}"
+    sides = [size + 2 * margin for size, margin in zip(x.shape[2:], as_pair(padding), strict=True)]
+    if max(sides) >= LARGEST_SIDE:
+        return f"wants sides below {LARGEST_SIDE}, padding included, given {sides[0]} x {sides[1]}"
+    return cpu_objection(x, offset, weight, bias, mask)
+
+
+def run(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> torch.Tensor:
+    taps = weight.shape[2] * weight.shape[3]
+    out = torch.empty(x.shape[0], weight.shape[0], *offset.shape[2:], dtype=torch.float32)
+    # Held by name until the call is over: the compiled side sees addresses alone.
+    offset, weight = offset.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    mask = None if mask is None else mask.contiguous()
+    load().deform_conv_cpu(
+        x.data_ptr(),
+        x.stride(),
+        tuple(x.shape),
+        offset.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        tuple(out.shape[1:]),
+        tuple(weight.shape[2:]),
+        as_pair(stride),
+        as_pair(padding),
+        as_pair(dilation),
+        groups,
+        offset.shape[1] // (2 * taps),
+        torch.get_num_threads(),
+    )
+    return out

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
+from conftest import FOLLOWERS
 
-from vosengine.config import BACKBONES, MemoryConfig, MUNetConfig, STMConfig
+from vosengine.config import (
+    BACKBONES,
+    IMCNetConfig,
+    MatchingConfig,
+    MemoryConfig,
+    MUNetConfig,
+    STMConfig,
+    TargetAwareConfig,
+)
 from vosengine.errors import ConfigError
 from vosengine.registry import build, config_from_json, config_to_json, entry, list_models
 
@@ -39,6 +49,50 @@ MOTION = [
     ("outside", "clamp"),
     ("fusion", "concat"),
 ]
+INPUT = [case for case in NETWORK if case[0] in ("backbone", "width", "mean", "std")]
+SIZES = [("size", 31), ("size", 0), ("size", (480, 16)), ("size", (32, 32, 32))]
+NEIGHBOURS = [
+    ("channels", 0),
+    ("neighbours", 0),
+    ("step", 0),
+    ("alignments", -1),
+    ("alignments", 7),
+    ("offset_groups", 0),
+    ("offset_groups", 7),  # 64 channels
+    ("fusion", "sum"),
+]
+TARGETS = [
+    ("tracker_backbone", "vgg16"),
+    ("reid_backbone", "resnet152"),
+    ("aspp_rates", (6, 0, 18)),
+    ("squeeze", "both"),
+    ("heads", "wide"),
+    ("guidance", "none"),
+    ("refiner", "crf"),
+    ("saliency_threshold", 1.0),
+    ("centre_window", 6),
+    ("centre_limit", 0),
+    ("centre_limit", 256),
+    ("smallest_proposal", 0),
+    ("tracker_size", 31),
+    ("target_channels", 0),
+    ("ridge", (0.0, 1e-2)),
+    ("ridge", (1e-2,)),
+    ("first_iterations", (5, 0)),
+    ("later_iterations", ()),
+    ("augmentations", -1),
+    ("samples", 4),  # as many as augmentations
+    ("learning_rate", 0.0),
+    ("learning_rate", 1.0),
+    ("target_influence", -0.1),
+    ("update_every", 0),
+    ("reid_context", 0.9),
+    ("match_overlap", 1.0),
+    ("verified_weight", 0.5),
+    ("birth_overlap", -0.1),
+    ("max_tracks", 0),
+    ("max_tracks", 256),
+]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +100,8 @@ MOTION = [
     [
         *[(kind, *case) for kind in (STMConfig, MUNetConfig) for case in NETWORK],
         *[(MUNetConfig, *case) for case in MOTION],
+        *[(IMCNetConfig, *case) for case in (*INPUT, *SIZES, *NEIGHBOURS)],
+        *[(TargetAwareConfig, *case) for case in (*INPUT, *SIZES, *TARGETS)],
     ],
 )
 def test_a_bad_value_is_refused_by_name(kind: type, field: str, value: object) -> None:
@@ -85,18 +141,37 @@ def test_settings_do_not_change(config: object) -> None:
     assert hash(config) == hash(type(config)())
 
 
-def other_than(config: object) -> dict[str, object]:
+OTHER = {
+    "backbone": "resnet18",
+    "tracker_backbone": "resnet34",
+    "reid_backbone": "resnet34",
+    "memory": MemoryConfig("afb", 7, 1234, 0.9, 0.25),
+    "outside": "exclude",
+    "squeeze": "literal",
+    "heads": "dense",
+    "guidance": "tracks",
+    "refiner": "none",
+    "offset_groups": 11,  # of 66 channels
+}
+
+
+def other(name: str, value: Any) -> Any:
+    """A valid value that is not this default."""
+    if name == "fusion":
+        return {"attention": "add", "tsc": "conv3"}[value]
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(value, tuple):
+        return tuple(other("", each) for each in value)
+    if isinstance(value, bool):
+        return not value
+    return value + 2 if isinstance(value, int) else 0.9 * value
+
+
+def other_than(config: Any) -> dict[str, Any]:
     """For every field, a valid value that is not the default."""
-    values: dict[str, object] = {
-        "backbone": "resnet18",
-        "mean": (0.1, 0.2, 0.3),
-        "std": (0.4, 0.5, 0.6),
-        "memory": MemoryConfig("afb", 7, 1234, 0.9, 0.25),
-        "outside": "exclude",
-        "fusion": "add",
-    }
     names = [field.name for field in dataclasses.fields(config)]
-    return {n: values[n] if n in values else getattr(config, n) + 1 for n in names}
+    return {name: other(name, getattr(config, name)) for name in names}
 
 
 @pytest.mark.parametrize("model", list_models())
@@ -110,7 +185,8 @@ def test_a_configuration_survives_its_file(model: str) -> None:
     )
     text = config_to_json(changed)
     assert config_from_json(model, text) == changed
-    assert json.loads(text)["memory"]["max_frames"] == 7
+    if isinstance(default, MatchingConfig):
+        assert json.loads(text)["memory"]["max_frames"] == 7
     assert list(json.loads(text)) == sorted(json.loads(text))
 
 
@@ -122,8 +198,13 @@ def test_what_a_file_leaves_out_is_the_default(model: str) -> None:
 @pytest.mark.parametrize("model", list_models())
 def test_a_field_that_is_not_known_is_an_error(model: str) -> None:
     fields = json.loads(config_to_json(entry(model).config()))
-    with pytest.raises(ConfigError, match=f"{model}: unknown fields dilation, heads"):
-        config_from_json(model, json.dumps({**fields, "heads": 8, "dilation": 2}))
+    with pytest.raises(ConfigError, match=f"{model}: unknown fields dilation, temper"):
+        config_from_json(model, json.dumps({**fields, "temper": 8, "dilation": 2}))
+
+
+@pytest.mark.parametrize("model", FOLLOWERS)
+def test_a_memory_field_that_is_not_known_is_an_error(model: str) -> None:
+    fields = json.loads(config_to_json(entry(model).config()))
     fields["memory"]["halflife"] = 3
     with pytest.raises(ConfigError, match=r"unknown fields memory\.halflife"):
         config_from_json(model, json.dumps(fields))
@@ -133,6 +214,10 @@ def test_a_field_that_is_not_known_is_an_error(model: str) -> None:
 def test_a_bad_value_in_a_file_is_refused_by_name(model: str) -> None:
     with pytest.raises(ConfigError, match=r"^width: "):
         config_from_json(model, '{"width": 0}')
+
+
+@pytest.mark.parametrize("model", FOLLOWERS)
+def test_a_bad_memory_value_in_a_file_is_refused_by_name(model: str) -> None:
     with pytest.raises(ConfigError, match=r"^memory\.max_frames: "):
         config_from_json(model, '{"memory": {"max_frames": 1}}')
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_config
 from safetensors.torch import save_file
 
 from vosengine import weights
@@ -37,6 +38,8 @@ CONFIGS: dict[str, ModelConfig] = {
         fusion="add",
         memory=MemoryConfig("afb", budget=50),
     ),
+    "imcnet": tiny_config("imcnet", step=2, alignments=1, size=(64, 96), std=(0.3, 0.2, 1 / 3)),
+    "target_aware": tiny_config("target_aware", ridge=(1 / 3, 0.1), size=None, samples=7),
 }
 
 

@@ -294,9 +294,9 @@ class TargetAwareConfig:
             if field_.type == "int":
                 least = 0 if field_.name == "augmentations" else 1
                 _check(given >= least, field_.name, f"{least} or more", given)
-            elif str(field_.type).startswith("tuple[int"):
-                sides = given if isinstance(given, tuple) else ()
-                _check(all(n >= 1 for n in sides), field_.name, "numbers of 1 or more", given)
+            elif str(field_.type).startswith("tuple[int") and field_.name != "size":
+                fits = len(given) > 0 and min(given) >= 1
+                _check(fits, field_.name, "numbers of 1 or more", given)
         for name in ("saliency_threshold", "target_influence", "match_overlap", "birth_overlap"):
             _check(0 <= getattr(self, name) < 1, name, "0..1", getattr(self, name))
         _check(0 < self.learning_rate < 1, "learning_rate", "0..1", self.learning_rate)

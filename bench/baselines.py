@@ -6,7 +6,7 @@ against the same reference before it times it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -244,6 +244,100 @@ def max_pooling(
     return labels, centres, scores
 
 
+def autograd(
+    features: torch.Tensor,
+    bands: torch.Tensor,
+    targets: torch.Tensor,
+    sample_weight: torch.Tensor,
+    kernel: torch.Tensor,
+    projection: torch.Tensor | None = None,
+    *,
+    iterations: Sequence[int] = (10,),
+    ridge: tuple[float, float] = (1e-4, 1e-2),
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """fit_target by torch's convolutions, the products with J' by autograd and those with J by
+    differentiating them once more, as general Gauss-Newton optimisers do.
+
+    Autograd cannot keep what inference mode made: there the arguments are copied first.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        given = (features, bands, targets, sample_weight, kernel, projection)
+        copies = [x.clone() if x is not None and x.is_inference() else x for x in given]
+        problem = _TargetByAutograd(*copies[:4])
+        weights = [x.detach() for x in copies[4:] if x is not None]
+        for count in iterations:
+            weights = problem.step(weights, count, ridge[::-1])
+    return weights[0], weights[1] if projection is not None else None
+
+
+Weights = list[torch.Tensor]
+
+
+class _TargetByAutograd:
+    def __init__(
+        self,
+        features: torch.Tensor,
+        bands: torch.Tensor,
+        targets: torch.Tensor,
+        sample_weight: torch.Tensor,
+    ) -> None:
+        self.tracks, self.samples = features.shape[:2]
+        self.features = features.transpose(0, 1).flatten(1, 2)  # tracks as groups of channels
+        self.bands, self.targets = bands, targets
+        self.sample_weight = sample_weight[:, :, None, None]
+
+    def scores(self, weights: Weights) -> torch.Tensor:
+        maps = self.features
+        if len(weights) > 1:
+            maps = functional.conv2d(
+                maps, weights[1].flatten(0, 1)[..., None, None], groups=self.tracks
+            )
+        scores = functional.conv2d(maps, weights[0], padding=1, groups=self.tracks)
+        return scores.transpose(0, 1)
+
+    def weigh(self, scores: torch.Tensor) -> torch.Tensor:
+        windows = functional.unfold(scores.flatten(0, 1)[:, None], 3, padding=1)
+        return (self.bands.flatten(3) * windows.view_as(self.bands.flatten(3))).sum(2)
+
+    def step(self, weights: Weights, iterations: int, ridge: tuple[float, float]) -> Weights:
+        weights = [x.requires_grad_() for x in weights]
+        scores = self.scores(weights)
+        change = torch.zeros_like(scores, requires_grad=True)
+        adjoint = torch.autograd.grad(scores, weights, change, create_graph=True)
+
+        def normal(error: torch.Tensor, step: Weights) -> Weights:
+            error = (error.view_as(scores) * self.sample_weight).detach()
+            data = torch.autograd.grad(scores, weights, error, retain_graph=True)
+            return [g + r * d for g, r, d in zip(data, ridge, step, strict=False)]
+
+        error = self.weigh(scores.detach()).view_as(scores) - self.targets
+        residual = [-x for x in normal(error, [x.detach() for x in weights])]
+        direction, solution, before, rho_before = None, None, residual, None
+        for _ in range(iterations):
+            scaled = [x / r for x, r in zip(residual, ridge, strict=False)]
+            rho = _dot(residual, scaled)
+            if direction is None:
+                direction = scaled
+            else:
+                beta = ((rho - _dot(before, scaled)) / rho_before).clamp(min=0)
+                direction = _add(scaled, beta, direction)
+            moved = torch.autograd.grad(adjoint, change, direction, retain_graph=True)[0]
+            curved = normal(self.weigh(moved), direction)
+            alpha = rho / _dot(direction, curved)
+            solution = _add(solution or [torch.zeros_like(x) for x in direction], alpha, direction)
+            before, residual, rho_before = residual, _add(residual, -alpha, curved), rho
+        return [(x + d).detach() for x, d in zip(weights, solution or [], strict=True)]
+
+
+def _dot(a: Weights, b: Weights) -> torch.Tensor:
+    """[K]"""
+    return torch.stack([(x * y).flatten(1).sum(1) for x, y in zip(a, b, strict=True)]).sum(0)
+
+
+def _add(a: Weights, factor: torch.Tensor, b: Weights) -> Weights:
+    return [x + factor.view(-1, *(1,) * (y.ndim - 1)) * y for x, y in zip(a, b, strict=True)]
+
+
 BASELINES: dict[str, dict[str, Baseline]] = {
     "correlate_frames": {"unfold": unfold, "dense": dense},
     "deform_conv": {"columns": columns},
@@ -253,4 +347,5 @@ BASELINES: dict[str, dict[str, Baseline]] = {
         "panoptic_deeplab": partial(max_pooling, nearest=distance_matrix),
         "running_minimum": partial(max_pooling, nearest=running_minimum),
     },
+    "fit_target": {"autograd": autograd},
 }

@@ -4,12 +4,14 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <vector>
 
 #include "checks.h"
 #include "correlate_frames.h"
 #include "deform_conv.h"
 #include "device.h"
 #include "finish_masks.h"
+#include "fit_target.h"
 #include "group_centres.h"
 #include "isa.h"
 #include "prepare_frame.h"
@@ -107,6 +109,42 @@ void finish_masks_cpu(uintptr_t logits, std::array<int64_t, 3> stride, std::arra
   vosengine::finish_masks_cpu(call);
 }
 
+void fit_target_cpu(uintptr_t features, std::array<int64_t, 3> feature_stride, uintptr_t bands,
+                    std::array<int64_t, 3> band_stride, uintptr_t targets,
+                    std::array<int64_t, 2> target_stride, uintptr_t sample_weight,
+                    std::array<int64_t, 2> weight_stride, uintptr_t kernel, uintptr_t projection,
+                    std::array<int64_t, 6> shape, const std::vector<int64_t>& iterations,
+                    std::array<float, 2> ridge, int threads) {
+  check_threads(threads);
+  vosengine::FitTarget call{};
+  call.features = pointer<const float>(features);
+  call.bands = pointer<const float>(bands);
+  call.targets = pointer<const float>(targets);
+  call.sample_weight = pointer<const float>(sample_weight);
+  for (int i = 0; i < 3; ++i) {
+    call.feature_stride[i] = feature_stride[i];
+    call.band_stride[i] = band_stride[i];
+  }
+  for (int i = 0; i < 2; ++i) {
+    call.target_stride[i] = target_stride[i];
+    call.weight_stride[i] = weight_stride[i];
+  }
+  call.kernel = pointer<float>(kernel);
+  call.projection = pointer<float>(projection);
+  call.tracks = shape[0];
+  call.samples = shape[1];
+  call.channels = shape[2];
+  call.height = shape[3];
+  call.width = shape[4];
+  call.maps = shape[5];
+  call.iterations = iterations.data();
+  call.steps = static_cast<int64_t>(iterations.size());
+  call.projection_ridge = ridge[0];
+  call.kernel_ridge = ridge[1];
+  call.threads = threads;
+  vosengine::fit_target_cpu(call);
+}
+
 void group_centres_cpu(uintptr_t heatmap, std::array<int64_t, 2> heatmap_stride, uintptr_t offset,
                        std::array<int64_t, 3> offset_stride, uintptr_t foreground,
                        std::array<int64_t, 2> foreground_stride, std::array<int64_t, 3> shape,
@@ -197,6 +235,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("correlate_frames_cpu", &correlate_frames_cpu, Release());
   module.def("deform_conv_cpu", &deform_conv_cpu, Release());
   module.def("finish_masks_cpu", &finish_masks_cpu, Release());
+  module.def("fit_target_cpu", &fit_target_cpu, Release());
   module.def("group_centres_cpu", &group_centres_cpu, Release());
   module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());
   module.def("read_memory_cpu", &read_memory_cpu, Release());

@@ -1,10 +1,10 @@
 """`fit_target`: see the docstring of its reference. Beside it, what its callers need around it."""
 
 from ..dispatch import Op
-from . import reference
+from . import cpu_kernel, reference
 from .labels import reduce_labels
 from .reference import objective
 
-fit_target = Op(reference.fit_target, reference.contract)
+fit_target = Op(reference.fit_target, reference.contract, cpu=cpu_kernel)
 
 __all__ = ["fit_target", "objective", "reduce_labels"]

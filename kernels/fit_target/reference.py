@@ -107,12 +107,12 @@ def fit_target(
         diagonal = model.diagonal(ridge)
         error = _quadratic(forms, model.scores()) - aims
         gradient = model.adjoint(_weigh(weight, error)) + diagonal * model.weights()
-
         product = partial(_normal_product, model, forms, weight, diagonal)
         step = _conjugate_gradients(product, -gradient, diagonal, count)
         kernel_now, projection_now = model.split(model.weights() + step)
-    fitted = None if projection_now is None else projection_now.to(features.dtype)
-    return kernel_now.to(features.dtype), fitted
+    if projection_now is not None:
+        projection_now = projection_now.to(features.dtype).contiguous()
+    return kernel_now.to(features.dtype).contiguous(), projection_now
 
 
 def objective(
@@ -173,8 +173,8 @@ class _Linearised:
         if self.projection is None:
             return kernel
         spread = _convolve_to_maps(change, self.kernel)
-        projection = torch.einsum("kjdhw,kjchw->kdc", spread, self.features).flatten(1)
-        return torch.cat((kernel, projection), dim=1)
+        projection = (spread.flatten(3) @ self.features.flatten(3).mT).sum(dim=1)
+        return torch.cat((kernel, projection.flatten(1)), dim=1)
 
     def weights(self) -> torch.Tensor:
         """[K, n]"""
@@ -198,12 +198,14 @@ class _Linearised:
 
 
 def _project(features: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("kdc,kjchw->kjdhw", projection, features)
+    """[K, J, C, h, w], [K, D, C] -> [K, J, D, h, w]"""
+    product = projection[:, None] @ features.flatten(3)
+    return product.reshape(*product.shape[:3], *features.shape[3:])
 
 
-def _shifted(grid: torch.Tensor) -> list[torch.Tensor]:
-    """Nine views of a [.., h, w] grid: entry (dy + 1) * 3 + (dx + 1) at (y, x) is (y + dy, x + dx),
-    and 0 where that is off the grid.
+def _views(grid: torch.Tensor) -> list[torch.Tensor]:
+    """Nine views of a grid [.., h, w]: number (dy + 1) * 3 + (dx + 1) is at (y, x) the grid at
+    (y + dy, x + dx), and 0 where that is off the grid.
     """
     height, width = grid.shape[-2:]
     padded = functional.pad(grid, (1, 1, 1, 1))
@@ -211,27 +213,30 @@ def _shifted(grid: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _convolve(maps: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """[K, J, D, h, w], [K, D, 3, 3] -> [K, J, h, w], a convolution as networks have it."""
-    taps = kernel.flatten(2).unbind(dim=2)
-    pairs = zip(taps, _shifted(maps), strict=True)
-    return torch.stack([torch.einsum("kd,kjdhw->kjhw", tap, view) for tap, view in pairs]).sum(0)
+    """[K, J, D, h, w], [K, D, 3, 3] -> [K, J, h, w], as networks convolve: the sum over taps of
+    their products with the maps, each looked up where the tap lies.
+    """
+    products = kernel.flatten(2).mT[:, None] @ maps.flatten(3)  # [K, J, 9, h * w]
+    views = _views(products.reshape(*products.shape[:3], *maps.shape[3:]))
+    return torch.stack([view[:, :, tap] for tap, view in enumerate(views)]).sum(dim=0)
 
 
 def _convolve_to_kernel(change: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
     """The transpose of `_convolve` in the kernel: [K, D, 9]"""
-    views = _shifted(maps)
-    return torch.stack([torch.einsum("kjhw,kjdhw->kd", change, view) for view in views], dim=2)
+    moved = torch.stack(_views(change)[::-1], dim=2).flatten(3)  # [K, J, 9, h * w]
+    return (maps.flatten(3) @ moved.mT).sum(dim=1)
 
 
 def _convolve_to_maps(change: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     """The transpose of `_convolve` in the maps: [K, J, D, h, w]"""
-    views = torch.stack(_shifted(change)[::-1], dim=4)  # what goes up in one goes down in the other
-    return torch.einsum("kjhwt,kdt->kjdhw", views.movedim(4, -1), kernel.flatten(2))
+    moved = torch.stack(_views(change)[::-1], dim=2).flatten(3)
+    product = kernel.flatten(2)[:, None] @ moved
+    return product.reshape(*product.shape[:3], *change.shape[2:])
 
 
 def _quadratic(bands: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """N s: [K, J, 9, h, w], [K, J, h, w] -> [K, J, h, w]"""
-    return (bands * torch.stack(_shifted(scores), dim=2)).sum(dim=2)
+    return (bands * torch.stack(_views(scores), dim=2)).sum(dim=2)
 
 
 def _weigh(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,14 @@
 """Whole models: the cost of a step against the number of objects, and memory against time.
 
-    python bench/models.py [endless] [sweep] [--model stm] [--device auto] [--folder bench/results]
+    python bench/models.py [endless] [sweep] [cache] [--model stm] [--device auto]
+                           [--folder bench/results]
 
 `endless` follows a clip of 500 frames and notes the process's resident memory and the latency; it
 goes first, because freed memory of another measurement would hide its own. `sweep` times one step
 at 480p for 1, 2, 3, 5 and 10 objects, split by verb, beside the published form of the decoder,
-which computes its skip branches once per object. Each writes <date>-<part>-<model>-<device>.json.
+which computes its skip branches once per object. `cache` times a streamed frame of imcnet, whose
+neighbours' backbone features are held, beside the clip of three frames computed from nothing.
+Each writes <date>-<part>-<model>-<device>.json.
 """
 
 from __future__ import annotations
@@ -22,15 +25,18 @@ import torch
 from environment import RESULTS, describe, write_json
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from vosengine import Segmenter
-from vosengine.config import MemoryConfig
+from vosengine.config import IMCNetConfig, MemoryConfig
+from vosengine.kernels import use_backend
 from vosengine.registry import build, entry
 from vosengine.segmenter import choose_device
 from vosengine.timing import summarise, timed
 from vosengine.training.synthetic import ClipConfig, iterate_clip
 from vosengine.types import Geometry, Masks
 
+PARTS = ("endless", "sweep", "cache")
 OBJECTS = (1, 2, 3, 5, 10)
 MEMORY_FRAMES = 5
 SIZE = (480, 854)
@@ -134,6 +140,43 @@ def endless(model: str, device: torch.device, frames: int) -> dict[str, Any]:
     }
 
 
+def cache(device: torch.device, rounds: int) -> dict[str, Any]:
+    """IMCNet at its published size: a frame of a stream against its clip from nothing."""
+    config = IMCNetConfig()
+    method = build("imcnet", config).to(device)
+    state = method.start(Geometry.fit(SIZE, size=config.size, multiple=method.stride), 1)
+    frames = torch.rand(len(config.sees), 3, *config.size, device=device)
+    held = [method.encode(frame[None]) for frame in frames]
+
+    def streamed() -> torch.Tensor:
+        newest = method.encode(frames[-1:])
+        return method.segment([*held[:-1], newest], state).logits
+
+    def from_nothing() -> torch.Tensor:
+        whole = method.encode(frames)
+        parts = [type(whole)(*(x[i : i + 1] for x in whole)) for i in range(len(frames))]
+        return method.segment(parts, state).logits
+
+    _check_same(streamed(), from_nothing())
+    times = {"streamed": [], "from nothing": [], "encode": []}
+    for _ in range(rounds):
+        times["streamed"].append(timed(streamed, device)[1])
+        times["from nothing"].append(timed(from_nothing, device)[1])
+        times["encode"].append(timed(lambda: method.encode(frames[-1:]), device)[1])
+    return {
+        "size": list(config.size),
+        "streamed_over_clip": _median_ratio(times["streamed"], times["from nothing"]),
+        "flop_ratio": _flop(streamed) / _flop(from_nothing),
+        **{name: summarise(values) for name, values in times.items()},
+    }
+
+
+def _flop(call: Callable[[], Any]) -> float:
+    with use_backend("reference"), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
 def _resident_bytes() -> int:
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
@@ -166,29 +209,32 @@ def show_sweep(found: dict[str, Any], console: Console) -> None:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", nargs="*", help="endless, sweep; both if none is given")
+    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all if none is given")
     parser.add_argument("--model", default="stm")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=3, help="of the sweep")
     parser.add_argument("--frames", type=int, default=501, help="of the endless clip")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args()
-    parts = given.part or ["endless", "sweep"]
-    if unknown := set(parts) - {"endless", "sweep"}:
-        parser.error(f"part: wanted endless or sweep, given {', '.join(sorted(unknown))}")
+    parts = given.part or PARTS
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"part: wanted some of {', '.join(PARTS)}, given {', '.join(sorted(unknown))}")
     device = choose_device(given.device)
     console = Console()
-    for part in ("endless", "sweep"):
+    for part in PARTS:
         if part not in parts:
             continue
-        found = {**describe(device), "model": given.model}
+        found = {**describe(device), "model": "imcnet" if part == "cache" else given.model}
         if part == "endless":
             found["endless"] = endless(given.model, device, given.frames)
             console.print_json(json.dumps(found["endless"]))
+        elif part == "cache":
+            found["cache"] = cache(device, given.rounds)
+            console.print_json(json.dumps(found["cache"]))
         else:
             found["sweep"] = sweep(given.model, device, given.rounds)
             show_sweep(found, console)
-        name = f"{found['date']}-{part}-{given.model}-{device.type}.json"
+        name = f"{found['date']}-{part}-{found['model']}-{device.type}.json"
         write_json(found, given.folder / name)
 
 

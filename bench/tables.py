@@ -89,11 +89,24 @@ def endless_memory(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def cache(found: dict[str, Any]) -> list[str]:
+    """A line about what a held backbone saves."""
+    cache = found["cache"]
+    return [
+        f"**Streaming** `{found['model']}`: a frame whose neighbours' features are held costs "
+        f"{cache['streamed_over_clip']:.2f} of its three-frame clip computed from nothing "
+        f"({cache['flop_ratio']:.2f} by FLOP; p50 {cache['streamed']['p50_ms']:.0f} against "
+        f"{cache['from nothing']['p50_ms']:.0f} ms at {cache['size'][0]}x{cache['size'][1]}; "
+        f"{where(found)}).",
+    ]
+
+
 def main() -> None:
     parts = (
         kernels(newest("kernels-float32")),
         models(newest("sweep-stm")),
         endless_memory(newest("endless-stm")),
+        cache(newest("cache-imcnet")),
     )
     print("\n\n".join("\n".join(part) for part in parts))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from imcnet_transcription import random_state
 from stm_transcription import random_state_dict
 
 from vosengine.training.synthetic import ClipConfig, make_clip
@@ -33,16 +34,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             video.write(frame)
     write_labels(path / "first.png", clip.masks[0])
     torch.save(random_state_dict(0), path / "STM_weights.pth")
+    torch.save({"model": random_state("resnet18", 0)}, path / "checkpoint.pth")
     return path
 
 
 def test_the_python_runs_as_printed(folder: Path) -> None:
-    (code,) = blocks("python")
+    code = "\n".join(blocks("python"))
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3
+    indices = [line.split()[0] for line in done.stdout.splitlines()]
+    assert indices == ["0", "1", "2", "0", "1", "2"]
 
 
 def test_the_commands_run_as_printed(folder: Path) -> None:

@@ -10,8 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import MemoryConfig, MUNetConfig, STMConfig
+    from .config import (
+        IMCNetConfig,
+        MemoryConfig,
+        MUNetConfig,
+        STMConfig,
+        TargetAwareConfig,
+    )
+    from .discovery import DNetSource
     from .errors import VosError
+    from .proposals import Proposals, ProposalSource
     from .registry import list_models
     from .segmenter import Segmenter
     from .types import Result
@@ -19,21 +27,31 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "MemoryConfig": "config",
+    "DNetSource": "discovery",
+    "IMCNetConfig": "config",
     "MUNetConfig": "config",
+    "MemoryConfig": "config",
+    "ProposalSource": "proposals",
+    "Proposals": "proposals",
     "Result": "types",
     "STMConfig": "config",
     "Segmenter": "segmenter",
+    "TargetAwareConfig": "config",
     "VosError": "errors",
     "list_models": "registry",
 }
 
 __all__ = [
+    "DNetSource",
+    "IMCNetConfig",
     "MUNetConfig",
     "MemoryConfig",
+    "ProposalSource",
+    "Proposals",
     "Result",
     "STMConfig",
     "Segmenter",
+    "TargetAwareConfig",
     "VosError",
     "list_models",
 ]

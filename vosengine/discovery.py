@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.nn import functional
 
 from .config import TargetAwareConfig
 from .frames import Array, check_frame, crop, prepare
+from .models.target_aware import TargetAware
 from .proposals import Proposals, boxes_of
 from .segmenter import choose_device
 from .types import Geometry
@@ -40,8 +42,8 @@ class DNetSource:
         method, self.card = load("target_aware", weights, config)
         self.config = method.config
         self.size = method.size
-        self.dnet = method.dnet.to(self.device)
-        self.reid = method.reid.to(self.device)
+        network = cast(TargetAware, method).to(self.device)
+        self.dnet, self.reid = network.dnet, network.reid
         self._guidance: torch.Tensor | None = None
         self._next = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -90,6 +90,10 @@ class Level(nn.Module):
         gated = self.block(self.conv(skip * upsample(attention)))
         return self.merge(upsample(above) + gated)
 
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """The attention in 0..1 that this level hands to the next finer one."""
+        return torch.sigmoid(self.predict(x))
+
 
 class Propagation(nn.Module):
     """The attention propagation module: every frame decoded top-down, gated by what is above."""
@@ -109,10 +113,11 @@ class Propagation(nn.Module):
         weighted = maps[3] * attention * attention.mean(dim=(2, 3), keepdim=True)
         gates = [activation_map(weighted)]
         x = self.block(self.conv(weighted))
-        for level, skip in zip(self.levels, reversed(maps[:3]), strict=True):
+        for each, skip in zip(self.levels, reversed(maps[:3]), strict=True):
+            level = cast(Level, each)
             x = level(skip, x, gates[-1])
             if self.training or len(gates) < len(self.levels):
-                gates.append(torch.sigmoid(level.predict(x)))
+                gates.append(level.gate(x))
         return x, gates
 
 
@@ -226,13 +231,14 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         initialise(self)
         # Products of features would explode: random affinities of about 1, gated features of about
         # the size of the others, offsets of about a cell, scores that do not saturate.
+        offsets = [cast(Alignment, alignment).offset for alignment in self.alignments]
         with torch.no_grad():
             for conv, scale in (
                 (self.affinity.left, 0.02),
                 (self.affinity.right, 0.02),
                 (self.propagation.conv, 0.001),
                 (self.predict, 0.005),
-                *((alignment.offset, 0.01) for alignment in self.alignments),
+                *((offset, 0.01) for offset in offsets),
             ):
                 conv.weight *= scale
 

@@ -18,7 +18,7 @@ python3 -c 'import torch; assert torch.cuda.is_available(), "this torch finds no
 site="$(mktemp -d)"
 trap 'rm -rf "$site"' EXIT
 python3 -m pip install -q --no-deps --no-build-isolation --target "$site" .
-export PYTHONPATH="$site:$PWD/tests"
+export PYTHONPATH="$site:$PWD/tests:$PWD/bench"
 
 python3 -m vosengine.cli doctor
 python3 -m pytest -q -p no:cacheprovider tests/test_kernels.py
@@ -27,5 +27,6 @@ for dtype in float32 float16; do
   python3 bench/kernels.py --device cuda --dtype "$dtype" --folder "$results"
 done
 for model in stm munet; do
-  python3 bench/models.py --model "$model" --device cuda --rounds 20 --folder "$results"
+  python3 bench/models.py endless sweep --model "$model" --device cuda --rounds 20 --folder "$results"
 done
+python3 bench/models.py cache --device cuda --rounds 20 --folder "$results"

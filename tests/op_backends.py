@@ -15,6 +15,8 @@ from vosengine.kernels.parity import FLOOR_ULPS
 # The reference, and C++ per instruction set.
 NAMES = ("reference", "cpu baseline", "cpu avx2", "cpu avx512")
 
+REFERENCE_ULPS = 1000  # of a reference's own rounding, against a witness in float64
+
 
 @contextmanager
 def running_on(name: str) -> Iterator[None]:
@@ -47,7 +49,9 @@ def assert_near(got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor) -> 
     assert got.dtype == plain.dtype
     if got.numel() == 0:
         return
-    floor = FLOOR_ULPS * torch.finfo(got.dtype).eps * max(1.0, float(truth.abs().max()))
-    allowed = 2 * float((plain.double() - truth).abs().max()) + floor
+    eps, magnitude = torch.finfo(got.dtype).eps, max(1.0, float(truth.abs().max()))
+    own = float((plain.double() - truth).abs().max())
+    assert own <= REFERENCE_ULPS * eps * magnitude  # else a wrong reference would excuse anything
+    allowed = 2 * own + FLOOR_ULPS * eps * magnitude
     assert torch.isfinite(got).all()
     assert float((got.double() - truth).abs().max()) <= allowed

@@ -1,4 +1,4 @@
-"""ResNet up to layer3: torchvision's names, its number of parameters, channels and strides."""
+"""ResNet: torchvision's names, its number of parameters, channels, strides and dilation."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from vosengine.models.backbone import ResNet
+from vosengine.models.backbone import ResNet, initialise
 
 BLOCKS = {
-    "resnet18": (2, 2, 2),
-    "resnet34": (3, 4, 6),
-    "resnet50": (3, 4, 6),
-    "resnet101": (3, 4, 23),
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
 }
 DEPTHS = pytest.mark.parametrize("depth", list(BLOCKS))
 
 
-def torchvision_shapes(depth: str, width: int = 64) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of torchvision's state dict up to layer3."""
+def torchvision_shapes(depth: str, width: int = 64, layers: int = 3) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of torchvision's state dict up to that layer."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def conv_and_norm(conv: str, norm: str, c_in: int, c_out: int, size: int) -> None:
@@ -30,7 +30,7 @@ def torchvision_shapes(depth: str, width: int = 64) -> dict[str, tuple[int, ...]
     bottleneck = depth in ("resnet50", "resnet101")
     conv_and_norm("conv1", "bn1", 3, width, 7)
     c_in = width
-    for stage, blocks in enumerate(BLOCKS[depth], start=1):
+    for stage, blocks in enumerate(BLOCKS[depth][:layers], start=1):
         inner = width * 2 ** (stage - 1)
         c_out = 4 * inner if bottleneck else inner
         for block in range(blocks):
@@ -53,6 +53,9 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def test_resnet_has_torchvisions_names_and_shapes(depth: str) -> None:
     with torch.device("meta"):
         assert shapes_of(ResNet(depth)) == torchvision_shapes(depth)
+        for kind in ("strided", "dilated"):
+            whole = shapes_of(ResNet(depth, layer4=kind))
+            assert whole == torchvision_shapes(depth, layers=4)
         with_masks = shapes_of(ResNet(depth, mask_channels=2))
     assert with_masks.pop("mask_conv.weight") == (64, 2, 7, 7)
     assert with_masks == torchvision_shapes(depth)
@@ -79,8 +82,38 @@ def test_resnet_channels_and_strides(depth: str) -> None:
     with torch.no_grad():
         pyramid = net(torch.rand(2, 3, 64, 96))
     assert net.channels == (4 * expansion, 8 * expansion, 16 * expansion)
-    for level, channels, stride in zip(pyramid, net.channels, (4, 8, 16), strict=True):
+    assert pyramid.r5 is None
+    for level, channels, stride in zip(pyramid[:3], net.channels, (4, 8, 16), strict=True):
         assert level.shape == (2, channels, 64 // stride, 96 // stride)
+
+
+@DEPTHS
+@pytest.mark.parametrize(("kind", "stride"), [("strided", 32), ("dilated", 16)])
+def test_layer4_strides_or_is_dilated(depth: str, kind: str, stride: int) -> None:
+    net = ResNet(depth, width=4, layer4=kind).eval()
+    with torch.no_grad():
+        pyramid = net(torch.rand(2, 3, 64, 96))
+    assert len(net.channels) == 4
+    assert pyramid.r5.shape == (2, net.channels[3], 64 // stride, 96 // stride)
+    assert pyramid.r4.shape[2:] == (4, 6)
+    assert net.layer4 is not None
+    spread = [conv.dilation[0] for conv in net.layer4.modules() if isinstance(conv, nn.Conv2d)]
+    wide = {"strided": 1, "dilated": 2}[kind]
+    # torchvision: the first block of a dilated layer has the dilation of the layer before.
+    later = [conv.dilation for block in net.layer4[1:] for conv in (block.conv2,)]
+    assert net.layer4[0].conv2.dilation == (1, 1)
+    assert later == [(wide, wide)] * (BLOCKS[depth][3] - 1)
+    assert max(spread) == wide
+
+
+@DEPTHS
+def test_random_weights_neither_vanish_nor_explode(depth: str) -> None:
+    torch.manual_seed(0)
+    net = ResNet(depth, width=16, layer4="strided").eval()
+    initialise(net)
+    with torch.no_grad():
+        levels = net(torch.randn(1, 3, 64, 64))
+    assert all(0.3 < float(level.std()) < 30 for level in levels)
 
 
 def test_a_bottlenecks_stride_is_on_its_3x3() -> None:

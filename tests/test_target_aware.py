@@ -255,6 +255,34 @@ def scored(
         return method._associate(torch.zeros(1, 3, 8, 8), masks, given, state)
 
 
+def test_the_scores_are_equation_10_in_float64() -> None:
+    random = np.random.default_rng(0)
+    now, first, theirs = (
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in (random.normal(size=(n, 5)) for n in (3, 3, 4))
+    )
+    candidate = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0]], bool)
+    wanted = np.zeros((3, 4))
+    for track, proposal in np.argwhere(candidate):
+        with_now = sum(theirs[proposal, i] * now[track, i] for i in range(5))
+        with_first = sum(theirs[proposal, i] * first[track, i] for i in range(5))
+        wanted[track, proposal] = with_now + with_first
+    method = build("target_aware", tiny_config("target_aware", reid_channels=5))
+    state = method.start(Geometry.fit((64, 64), size=None, multiple=16), 4)
+    state.first_embedding[:3] = torch.from_numpy(first)
+    tall = torch.arange(1, 8)[:, None, None] > torch.arange(8)[:, None]  # a height for each mask
+    masks, others = (tall.expand(7, 8, 8)[part] for part in (slice(0, 3), slice(3, 7)))
+    rows = torch.from_numpy(np.concatenate((now, theirs))).float()
+    method.reid.forward = lambda frame, boxes: rows[boxes[:, 3].long() - 1]
+    frame = torch.zeros(1, 3, 8, 8)
+    given = Proposals(boxes_of(others), others, torch.ones(4))
+    found = method._compare(frame, masks, given, state, torch.from_numpy(candidate))
+    np.testing.assert_allclose(found.numpy() * candidate, wanted, atol=1e-6)
+    told = Proposals(given.boxes, others, torch.ones(4), torch.from_numpy(theirs).float())
+    again = method._compare(frame, masks, told, state, torch.from_numpy(candidate))
+    torch.testing.assert_close(again, found)
+
+
 def unit(degrees: float) -> list[float]:
     return [float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))]
 

@@ -22,6 +22,7 @@ from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry
 
+NOTHING = Proposals(torch.zeros(0, 4), torch.zeros(0, 96, 96, dtype=torch.bool), torch.zeros(0))
 SEEING = {"refiner": "none", "tracker_size": 128, "tracker_width": 16, "target_channels": 16}
 
 
@@ -104,8 +105,7 @@ def test_while_it_is_away_a_track_learns_nothing() -> None:
 
 def test_a_mask_below_ten_pixels_is_not_learnt_from() -> None:
     frame = squares(1, red=lambda t: (30, 30))[0][0]
-    nothing = Proposals(torch.zeros(0, 4), torch.zeros(0, 96, 96, dtype=torch.bool), torch.zeros(0))
-    segmenter = make("target_aware", changes=SEEING, proposals=lambda image, index: nothing)
+    segmenter = make("target_aware", changes=SEEING, proposals=lambda image, index: NOTHING)
     counts = []
     for pixels in (576, 10, 9, 1, 11):
         mask = np.zeros((96, 96), np.uint8)
@@ -143,6 +143,25 @@ def test_a_removed_tracks_id_is_never_given_again() -> None:
     assert result.ids == (3 - red, 3)  # discovered anew
     np.testing.assert_array_equal(result.numpy() == 3, masks[2] == 1)
     assert len(segmenter._state.born) == 2
+
+
+def test_the_last_track_takes_the_place_of_a_forgotten_one() -> None:
+    frames, masks = squares(
+        4,
+        red=lambda t: (8, 8),
+        green=lambda t: (60, 50) if t >= 1 else None,
+        blue=lambda t: (60, 8) if t >= 3 else None,
+    )
+    segmenter = following(masks)
+    for frame in frames:
+        segmenter.step(frame)
+    state: TrackState = segmenter._state
+    assert state.born == [0, 1, 3]
+    last = state.first_embedding[2].clone(), state.tracks.kernel[2].clone()
+    segmenter.remove(1)
+    assert (state.born, state.object_count, state.tracks.count) == ([3, 1], 2, 2)
+    assert torch.equal(state.first_embedding[0], last[0])
+    assert torch.equal(state.tracks.kernel[0], last[1])
 
 
 def grid_of(count: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -225,6 +244,7 @@ def test_a_correction_is_learnt_as_verified_and_becomes_the_first_mask() -> None
     before = state.first_embedding.clone()
     corrected = np.zeros((96, 96), np.uint8)
     corrected[8:40, 8:20] = red
+    segmenter.proposals = lambda image, index: NOTHING  # nothing else verifies it
     result = segmenter.step(frames[3], corrected)
     assert result is not None
     np.testing.assert_array_equal(result.numpy() == red, corrected > 0)

@@ -15,7 +15,7 @@ from conftest import make, tiny_config
 from vosengine.errors import InputError
 from vosengine.models.method import Method, State
 from vosengine.objects import ObjectSlots
-from vosengine.proposals import Proposals
+from vosengine.proposals import Proposals, boxes_of, to_network
 from vosengine.segmenter import Segmenter
 from vosengine.types import Geometry, Masks, Scores
 
@@ -216,6 +216,14 @@ def test_a_source_is_asked_once_a_frame_and_its_proposals_are_fitted_to_the_netw
         left, top, right, bottom = box
         assert mask[top:bottom, left:right].all()
         assert int(mask.sum()) == (right - left) * (bottom - top)
+
+
+def test_proposals_are_stretched_with_the_frame() -> None:
+    geometry = Geometry.fit((64, 80), size=(32, 120), multiple=16)  # 4 columns of padding
+    given = to_network(proposals(2, (64, 80)), geometry, torch.device("cpu"))
+    assert given.boxes.tolist() == [[28, 0, 52, 4], [28, 4, 52, 8]]
+    assert given.masks.shape == (2, 32, 128)
+    assert torch.equal(boxes_of(given.masks), given.boxes)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Target-aware U-VOS's discovery network by itself, its guidance, and the paper's other readings."""
+"""Target-aware U-VOS's discovery by itself, its guidance, and the other readings of the paper."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ Letters, used in every docstring and every shape pattern:
 
     B  batch            O  objects           G  groups (one memory each)   T  memory frames
     H  W  pixels        h  w  cells          C  channels (Ck key, Cv value)
+    K  tracks           J  samples of one    D  channels between two layers
     P = h * w           query positions      N = T * P                     memory positions
 
 An op is called like a function. `op.explain(...)` says which backend would run and why each of the

@@ -149,8 +149,10 @@ def test_a_truncated_video_keeps_its_frames_and_ends_with_an_error(
     assert 5 < len(list((tmp_path / "o").glob("*.png"))) < 40
 
 
-def test_demo_draws_and_segments_a_clip(tmp_path: Path) -> None:
-    done = vosengine("demo", "--out", tmp_path / "d", "--frames", 3, "--size", "64x96")
+@pytest.mark.parametrize("model", ["munet", "imcnet"])
+def test_demo_draws_and_segments_a_clip(model: str, tmp_path: Path) -> None:
+    size = ("--frames", 3, "--size", "64x96", "--model", model)
+    done = vosengine("demo", "--out", tmp_path / "d", *size)
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "d") in done.stdout.replace("\n", "")
     assert "RANDOM" in done.stdout

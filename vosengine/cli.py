@@ -133,12 +133,9 @@ def demo(
 ) -> None:
     """Draw a short clip with moving objects, then segment it."""
     height, width = _parse_size(size)
-    from dataclasses import replace
-
     from .commands.demo import make_demo_clip
 
-    options = make_demo_clip(out, frames=frames, height=height, width=width, seed=seed)
-    _run(replace(options, model=model))
+    _run(make_demo_clip(out, model=model, frames=frames, height=height, width=width, seed=seed))
 
 
 def _parse_size(size: str) -> tuple[int, int]:
@@ -242,7 +239,8 @@ def info(
         memory_frames=memory_frames,
         max_objects=max_objects,
     )
-    title = f"{model}: {size}, {objects} objects, {memory_frames} memory frames, fp32"
+    memory = f", {memory_frames} memory frames" if found.memory_frames else ""
+    title = f"{model}: {size}, {objects} objects{memory}, fp32"
     table = Table("what", "how much", title=title)
     table.add_row("parameters", f"{found.parameters / 1e6:.1f} M")
     table.add_row("network input", "x".join(map(str, found.network_size)))

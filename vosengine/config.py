@@ -184,6 +184,9 @@ class IMCNetConfig:
 class TargetAwareConfig:
     """Target-aware U-VOS: objects discovered by D-Net, each followed by a model of its own (T-Net).
 
+    size                 what the frame is resized to, as in IMCNetConfig [P section 4.1: 480 x 854,
+                         which a short side of 480 is at DAVIS's aspect]
+
     D-Net: discovery
     backbone, width      ResNet with a dilated layer4, stride 16 [P section 3.1: ResNet-50]
     aspp_channels        of every branch of the ASPPs and of their result [P: 256]

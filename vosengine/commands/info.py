@@ -17,7 +17,8 @@ from ..types import Geometry, Masks
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds count as two operations; convolutions and matrix products only.
+    """Multiply-adds count as two operations; convolutions and matrix products only. What depends on
+    what a frame shows is not counted: target_aware's proposals, new objects and updates.
 
     gflop  by verb: encode (once a frame), segment and remember (for all objects)
     bytes  of the weights, of one frame's features, and of the memory for `max_objects`
@@ -28,6 +29,7 @@ class Cost:
     weights_bytes: int
     features_bytes: int
     memory_bytes: int
+    memory_frames: int  # those counted; 0 for a method without a memory of frames
     network_size: tuple[int, int]
 
 
@@ -80,5 +82,6 @@ def cost(
         weights_bytes=parameters * bytes_per_number,
         features_bytes=sum(tensor.numel() for tensor in tensors_in(features)) * bytes_per_number,
         memory_bytes=memory_bytes * bytes_per_number // 4,
+        memory_frames=memory_frames if isinstance(config, MatchingConfig) else 0,
         network_size=geometry.network,
     )

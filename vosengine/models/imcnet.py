@@ -255,7 +255,8 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         """One row, the foreground, at the network's full size.
 
         Its logit is halved, since the soft aggregation of one object with the background squares
-        its odds: the probability that comes out is the network's own.
+        its odds: the probability that comes out is the network's own. A frame of another size is
+        reached by interpolating logits; the released code takes the nearest pixel. [O]
         """
         probability = self.foreground(seen)
         limited = probability.float().clamp(PROBABILITY_LIMIT, 1 - PROBABILITY_LIMIT)

@@ -25,7 +25,8 @@ class DNetSource:
         proposals = source(frame, 0)      # boxes, masks, scores, embeddings, in the frame's pixels
 
     Ask it for the frames of one stream, in order: an index that does not follow the last one starts
-    without guidance, as a first frame does. Give every stream a source of its own.
+    without guidance, as a first frame does. Give every stream a source of its own; what it knows of
+    the frame before is not part of a saved stream.
 
     weights, config  of target_aware, as in Segmenter
     device           "auto", "cpu", "cuda"...

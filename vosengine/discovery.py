@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch.nn import functional
 
 from .config import TargetAwareConfig
 from .frames import Array, check_frame, crop, prepare
 from .models.target_aware import TargetAware
-from .proposals import Proposals, boxes_of
+from .proposals import Proposals, boxes_of, resize_masks
 from .segmenter import choose_device
 from .types import Geometry
 from .weights import load
@@ -63,11 +62,5 @@ class DNetSource:
         found = self.dnet.proposals(maps, geometry.padding)
         self._guidance = self.dnet.guide(prepared, torch.sigmoid(maps.saliency))
         self._next = frame_index + 1
-        masks = crop(found.masks, geometry)
-        if geometry.resized != geometry.frame and len(masks):
-            planes = masks[:, None].to(torch.uint8)
-            planes = functional.interpolate(planes, geometry.frame, mode="nearest-exact")
-            masks = planes[:, 0].bool()
-        elif geometry.resized != geometry.frame:
-            masks = masks.new_zeros(0, *geometry.frame)
+        masks = resize_masks(crop(found.masks, geometry), geometry.frame)
         return Proposals(boxes_of(masks), masks, found.scores, self.reid(prepared, found.boxes))

@@ -61,14 +61,9 @@ def check_proposals(proposals: Proposals, size: Size) -> None:
 
 def to_network(proposals: Proposals, geometry: Geometry, device: torch.device) -> Proposals:
     """Proposals for the caller's frame as proposals for the network's padded input."""
-    masks = proposals.masks.to(device)
+    masks = resize_masks(proposals.masks.to(device), geometry.resized)
     left, _, top, _ = geometry.padding
     (height, width), (new_height, new_width) = geometry.frame, geometry.resized
-    if geometry.frame != geometry.resized and len(masks):
-        planes = masks[:, None].to(torch.uint8)
-        masks = functional.interpolate(planes, geometry.resized, mode="nearest-exact")[:, 0].bool()
-    elif geometry.frame != geometry.resized:
-        masks = masks.new_zeros(0, *geometry.resized)
     scale = proposals.boxes.new_tensor([new_width / width, new_height / height] * 2)
     boxes = proposals.boxes * scale + proposals.boxes.new_tensor([left, top] * 2)
     vectors = proposals.embeddings
@@ -78,6 +73,16 @@ def to_network(proposals: Proposals, geometry: Geometry, device: torch.device) -
         proposals.scores.to(device),
         None if vectors is None else vectors.to(device),
     )
+
+
+def resize_masks(masks: torch.Tensor, size: Size) -> torch.Tensor:
+    """Masks [N, H, W] bool at another size, each pixel that of the nearest centre."""
+    if tuple(masks.shape[1:]) == size:
+        return masks
+    if len(masks) == 0:
+        return masks.new_zeros(0, *size)
+    planes = masks[:, None].to(torch.uint8)
+    return functional.interpolate(planes, size, mode="nearest-exact")[:, 0].bool()
 
 
 def boxes_of(masks: torch.Tensor) -> torch.Tensor:

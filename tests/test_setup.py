@@ -106,7 +106,8 @@ def test_a_cuda_build_that_fails_is_an_error(tree: Path) -> None:
 
 
 def test_broken_cpp_is_an_error(tree: Path) -> None:
-    (tree / "csrc" / "isa.cpp").write_text("this is no C++\n", encoding="utf-8")
+    # The first to be compiled: the others would only take their time.
+    (tree / "csrc" / "bindings.cpp").write_text("this is no C++\n", encoding="utf-8")
     done = setup(tree, *BUILD, PATH=os.environ["PATH"], VOSENGINE_CUDA_ARCHS="none")
     assert done.returncode != 0
     assert not built(tree)

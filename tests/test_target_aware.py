@@ -195,6 +195,13 @@ def test_fifty_objects_where_twenty_are_allowed() -> None:
     assert result.ids == (1, 2, 3)
     for object_id in result.ids:  # the best come first
         np.testing.assert_array_equal(result.numpy() == object_id, mask == object_id)
+    # The caller may start more than discovery does; then nothing is discovered.
+    prompt = np.where((mask > 30) & (mask <= 34), mask, 0).astype(np.uint8)
+    asked = few.step(frame, prompt)
+    later = few.step(frame)
+    assert asked is not None
+    assert later is not None
+    assert asked.ids == later.ids == (1, 2, 3, 31, 32, 33, 34)
 
 
 def test_frames_without_any_foreground() -> None:

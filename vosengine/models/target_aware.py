@@ -157,7 +157,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         for track, proposal in enumerate(matched):
             if proposal is not None:
                 logits[track] = _sure(proposals.masks[proposal])
-        born = unseen[: state.capacity - state.object_count]
+        born = unseen[: max(0, state.capacity - state.object_count)]
         rows = torch.cat((logits, _sure(proposals.masks[born])))
         verified = tuple(proposal is not None for proposal in matched)
         return Scores(rows, stride=1, evidence=Evidence(verified, saliency))

@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all if none is given")
     parser.add_argument("--model", default="stm")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--rounds", type=int, default=3, help="of the sweep")
+    parser.add_argument("--rounds", type=int, default=3, help="of sweep and cache")
     parser.add_argument("--frames", type=int, default=501, help="of the endless clip")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args()

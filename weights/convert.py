@@ -164,19 +164,20 @@ def convert_imcnet(source: str, released: Tensors) -> tuple[ModelConfig, Tensors
     The backbone is the ResNet whose tensors are there by name and shape; what lacks, or is more,
     is then said for the one of the paper.
     """
-    layouts = {}
-    for backbone in ("resnet101", *BACKBONES):
-        config = IMCNetConfig(backbone=backbone)
-        with torch.device("meta"):
-            ours = state_of(IMCNet(config))
-        wanted = {imcnet_source(name): tuple(tensor.shape) for name, tensor in ours.items()}
-        layouts[backbone] = config, ours, wanted
-        if wanted == {name: tuple(tensor.shape) for name, tensor in released.items()}:
-            break
-    else:
-        config, ours, wanted = layouts["resnet101"]
-    check_tensors(source, released, wanted)
+    given = {name: tuple(tensor.shape) for name, tensor in released.items()}
+    fits = (backbone for backbone in BACKBONES if imcnet_layout(backbone) == given)
+    config = IMCNetConfig(backbone=next(fits, "resnet101"))
+    check_tensors(source, released, imcnet_layout(config.backbone))
+    with torch.device("meta"):
+        ours = state_of(IMCNet(config))
     return config, {name: released[imcnet_source(name)].float().clone() for name in ours}
+
+
+def imcnet_layout(backbone: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of IMCNet's release over that ResNet."""
+    with torch.device("meta"):
+        ours = state_of(IMCNet(IMCNetConfig(backbone=backbone)))
+    return {imcnet_source(name): tuple(tensor.shape) for name, tensor in ours.items()}
 
 
 CONVERTERS: dict[str, Callable[[str, Tensors], tuple[ModelConfig, Tensors]]] = {

@@ -391,13 +391,3 @@ def test_threads_change_no_bit(joint: bool) -> None:
         torch.set_num_threads(threads)
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
-    arguments = problem(noise(1, 3), 2, iterations=(3,))
-    half = {n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
-    single = {n: v.float() if isinstance(v, torch.Tensor) else v for n, v in half.items()}
-    for got, wanted in zip(fit_target(**half), fit_target.reference(**single), strict=True):
-        assert got.dtype == dtype
-        assert torch.equal(got, wanted.to(dtype))

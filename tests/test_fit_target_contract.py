@@ -84,3 +84,13 @@ def test_wrong_options_are_named() -> None:
     for ridge in ((0.0, 1.0), (1.0, -1.0), (1.0,), (float("inf"), 1.0), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="ridge: wanted two finite numbers above 0, given"):
             fit_target(**arguments, ridge=ridge)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    arguments = problem(noise(1, 3), 2, iterations=(3,))
+    half = {n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+    single = {n: v.float() if isinstance(v, torch.Tensor) else v for n, v in half.items()}
+    for got, wanted in zip(fit_target(**half), fit_target.reference(**single), strict=True):
+        assert got.dtype == dtype
+        assert torch.equal(got, wanted.to(dtype))

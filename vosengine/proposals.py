@@ -79,8 +79,6 @@ def resize_masks(masks: torch.Tensor, size: Size) -> torch.Tensor:
     """Masks [N, H, W] bool at another size, each pixel that of the nearest centre."""
     if tuple(masks.shape[1:]) == size:
         return masks
-    if len(masks) == 0:
-        return masks.new_zeros(0, *size)
     planes = masks[:, None].to(torch.uint8)
     return functional.interpolate(planes, size, mode="nearest-exact")[:, 0].bool()
 

@@ -15,7 +15,7 @@ from ..kernels import deform_conv, read_memory
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise
-from .blocks import ResBlock, to_positions
+from .blocks import ResBlock, conv3, to_positions
 from .method import Method, State
 
 PROBABILITY_LIMIT = 1e-7
@@ -24,10 +24,6 @@ PROBABILITY_LIMIT = 1e-7
 def upsample(x: torch.Tensor) -> torch.Tensor:
     """Twice the size; corners on corners everywhere in this method, as in its released code."""
     return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-
-
-def conv3(channels_in: int, channels_out: int) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, 3, padding=1)
 
 
 class IMCNetFeatures(NamedTuple):

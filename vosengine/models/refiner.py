@@ -9,10 +9,7 @@ from torch.nn import functional
 from ..config import TargetAwareConfig
 from ..types import Size
 from .backbone import Pyramid
-
-
-def conv3(channels_in: int, channels_out: int, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
+from .blocks import conv3
 
 
 def resize(x: torch.Tensor, size: Size) -> torch.Tensor:

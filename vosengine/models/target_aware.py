@@ -39,10 +39,12 @@ class Evidence(NamedTuple):
     """What `segment` noted of a frame.
 
     verified  per track, whether a proposal confirmed it (equation 10 above match_score)
+    maps      [K, D, h, w] W1 * X of every track
     saliency  D-Net's foreground [1, 1, h, w] in 0..1; None where proposals were given
     """
 
     verified: tuple[bool, ...]
+    maps: torch.Tensor
     saliency: torch.Tensor | None
 
 
@@ -151,7 +153,8 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         (now,) = seen
         height, width = now.frame.shape[2:]
         proposals, saliency = self._discover(now, state)
-        logits = self._track(now, state)
+        maps = state.tracks.project(now.appearance)
+        logits = self._track(now, maps, state)
         masks = _exclusive(logits, (height, width))
         matched, unseen = self._associate(now.frame, masks, proposals, state)
         for track, proposal in enumerate(matched):
@@ -160,7 +163,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         born = unseen[: max(0, state.capacity - state.object_count)]
         rows = torch.cat((logits, _sure(proposals.masks[born])))
         verified = tuple(proposal is not None for proposal in matched)
-        return Scores(rows, stride=1, evidence=Evidence(verified, saliency))
+        return Scores(rows, stride=1, evidence=Evidence(verified, maps, saliency))
 
     def _discover(
         self, now: TargetAwareFeatures, state: TrackState
@@ -176,13 +179,14 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
             return Proposals(boxes_of(masks), masks, masks.new_zeros(0)), saliency
         return self.dnet.proposals(maps, state.padding), saliency
 
-    def _track(self, now: TargetAwareFeatures, state: TrackState) -> torch.Tensor:
+    def _track(
+        self, now: TargetAwareFeatures, maps: torch.Tensor, state: TrackState
+    ) -> torch.Tensor:
         """Logits [K, H, W] of every track by its own model (equation 8), refined."""
         height, width = now.frame.shape[2:]
         if state.object_count == 0:
             return now.frame.new_zeros(0, height, width, dtype=torch.float32)
-        tracks = state.tracks
-        coarse = tracks.scores(tracks.project(now.appearance)).to(now.frame.dtype)
+        coarse = state.tracks.scores(maps).to(now.frame.dtype)
         square = (self.config.tracker_size,) * 2
         refined = self.refiner(coarse, list(now.reduced), square).float()
         return _resized(refined, (height, width))
@@ -245,7 +249,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         )
         square = (self.config.tracker_size,) * 2
         targets = _resized(owned.float(), square)
-        self._learn(now, masks, targets, _areas(owned), state)
+        self._learn(masks, targets, _areas(owned), state)
         fresh = range(state.object_count, masks.object_count)
         for slot in fresh:
             self._begin(slot, now, targets[slot], state)
@@ -258,22 +262,15 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         state.frame_count += 1
 
     def _learn(
-        self,
-        now: TargetAwareFeatures,
-        masks: Masks,
-        targets: torch.Tensor,
-        areas: list[int],
-        state: TrackState,
+        self, masks: Masks, targets: torch.Tensor, areas: list[int], state: TrackState
     ) -> None:
         """Store the frame for every track that is in it, refit those whose turn it is."""
-        config, tracks, due = self.config, state.tracks, []
-        maps = tracks.project(now.appearance)
+        config, tracks, noted, due = self.config, state.tracks, masks.evidence, []
         for slot in range(state.object_count):
             if areas[slot] < config.smallest_sample:
                 continue
-            noted = masks.evidence
-            verified = slot in masks.prompted or (noted is not None and noted.verified[slot])
-            tracks.push(slot, maps[slot], targets[slot], verified=verified)
+            verified = slot in masks.prompted or noted.verified[slot]
+            tracks.push(slot, noted.maps[slot], targets[slot], verified=verified)
             age = state.frame_count - state.born[slot]
             if verified or age % config.update_every == 0:
                 due.append(slot)
@@ -315,9 +312,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
 
 def _resized(planes: torch.Tensor, size: Size) -> torch.Tensor:
     """[K, H, W] at another size, bilinear."""
-    if len(planes) == 0:
-        return planes.new_zeros(0, *size)
-    return functional.interpolate(planes[None], size, mode="bilinear", align_corners=False)[0]
+    return functional.interpolate(planes[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _areas(masks: torch.Tensor) -> list[int]:

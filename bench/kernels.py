@@ -132,6 +132,8 @@ def measure(
 def described(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, tuple):
+        return [described(each) for each in value]
     return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
 
 

@@ -30,10 +30,19 @@ class Case:
         self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> dict[str, Any]:
         """Arguments on a device, every floating tensor cast to dtype; strides are kept."""
-        made = self.make(torch.Generator().manual_seed(seed))
-        return {
-            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-            if isinstance(value, torch.Tensor)
-            else value
-            for name, value in made.items()
-        }
+
+        def cast(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+        return map_tensors(cast, self.make(torch.Generator().manual_seed(seed)))
+
+
+def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], arguments: Any) -> Any:
+    """Arguments with every tensor changed, those in dicts and tuples too."""
+    if isinstance(arguments, torch.Tensor):
+        return change(arguments)
+    if isinstance(arguments, dict):
+        return {name: map_tensors(change, value) for name, value in arguments.items()}
+    if isinstance(arguments, tuple):
+        return tuple(map_tensors(change, value) for value in arguments)
+    return arguments

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .cases import Case
+from .cases import Case, map_tensors
 from .dispatch import Op, use_backend
 
 FLOOR_ULPS = 16
@@ -81,9 +81,9 @@ def check_parity(
 
 def widened(arguments: dict[str, Any]) -> dict[str, Any]:
     """The same call in float64: floating tensors cast, and a `dtype` asked for replaced."""
-    wide: dict[str, Any] = {
-        name: value.double() if _is_float(value) else value for name, value in arguments.items()
-    }
+    wide: dict[str, Any] = map_tensors(
+        lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, arguments
+    )
     return {name: torch.float64 if name == "dtype" else value for name, value in wide.items()}
 
 
@@ -94,10 +94,6 @@ def _undecided(
     undecided = getattr(import_module(f"{__package__}.{op.name}.cases"), "undecided", None)
     masks = None if undecided is None else undecided(given, exact)
     return masks if isinstance(masks, tuple) else (masks,) * len(exact)
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _as_tuple(outputs: Any) -> tuple[Any, ...]:

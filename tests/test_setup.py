@@ -36,7 +36,8 @@ def setup(
         if found is None:
             pytest.skip(f"no {name} on this machine")
         (programs / name).symlink_to(found)
-    kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "CUDA_HOME")}
+    cleared = ("CXX", "CUDA_HOME", "VOSENGINE_CUDA_ARCHS")
+    kept = {k: v for k, v in os.environ.items() if k not in cleared}
     return subprocess.run(
         [sys.executable, "setup.py", "-q", *command],
         cwd=tree,

@@ -17,7 +17,7 @@ KERNELS = {"kernels."}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
-    "config": {"errors"},
+    "config": {"errors", "config."},
     "memory": {"types", "errors", "config"} | KERNELS,
     "frames": {"types", "errors", "config"} | KERNELS,
     "objects": {"types", "errors"} | KERNELS,

@@ -1,0 +1,57 @@
+"""What every configuration checks, and the constants that they share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..errors import ConfigError
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALLEST_SIDE = 32  # pixels of a frame, and of what a network works at
+
+
+class InputConfig(Protocol):
+    """What every configuration says of its backbone and of the frames that it takes."""
+
+    @property
+    def backbone(self) -> str: ...
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+
+    @property
+    def std(self) -> tuple[float, float, float]: ...
+
+
+def check(condition: bool, name: str, wanted: str, given: object) -> None:
+    if not condition:
+        raise ConfigError(f"{name}: wanted {wanted}, given {given!r}")
+
+
+def check_size(size: tuple[int, int] | int | None) -> None:
+    """Raise ConfigError unless this is a size that a network can work at."""
+    if size is not None:
+        sides = size if isinstance(size, tuple) else (size,)
+        fits = len(sides) <= 2 and min(sides, default=0) >= SMALLEST_SIDE
+        check(fits, "size", f"{SMALLEST_SIDE} or more pixels", size)
+
+
+def check_input(config: InputConfig) -> None:
+    names = ", ".join(BACKBONES)
+    check(config.backbone in BACKBONES, "backbone", f"one of {names}", config.backbone)
+    check(len(config.mean) == 3, "mean", "three numbers", config.mean)
+    check(len(config.std) == 3 and min(config.std) > 0, "std", "three numbers > 0", config.std)
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raise ConfigError unless these fields are 1 or more."""
+    for name in names:
+        check(getattr(config, name) > 0, name, "1 or more", getattr(config, name))
+
+
+def check_choice(config: object, **choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless these fields are one of their choices."""
+    for name, kinds in choices.items():
+        check(getattr(config, name) in kinds, name, " or ".join(kinds), getattr(config, name))

@@ -1,0 +1,102 @@
+"""Settings of the memory, and of STM and MUNet, which match with it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from math import isfinite
+
+from .checks import IMAGENET_MEAN, IMAGENET_STD, check, check_choice, check_input, check_positive
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What a memory keeps.
+
+    policy            "every-N": the first annotated frame, every N-th frame and the previous one
+                      ([C] STM: N = 5); "all": every frame ([P] MUNet, read literally);
+                      "afb": features merged and forgotten one by one ([C] AFB-URR)
+    max_frames        slots per object; past them the oldest unpinned frame goes [O]
+    budget            afb: features of all objects together [C]
+    merge_similarity  afb: a feature at least this close (cosine) to a stored one is merged [C]
+    merge_rate        afb: weight of the new feature in a merge [C]
+    """
+
+    policy: str = "every-5"
+    max_frames: int = 20
+    budget: int = 300_000
+    merge_similarity: float = 0.95
+    merge_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        known = self.policy in ("all", "afb") or re.fullmatch(r"every-[1-9]\d*", self.policy)
+        check(bool(known), "memory.policy", "every-N, all or afb", self.policy)
+        check(self.max_frames >= 2, "memory.max_frames", "2 or more", self.max_frames)
+        check(self.budget > 0, "memory.budget", "1 or more", self.budget)
+        check(
+            0 < self.merge_similarity <= 1, "memory.merge_similarity", "0..1", self.merge_similarity
+        )
+        check(0 <= self.merge_rate <= 1, "memory.merge_rate", "0..1", self.merge_rate)
+
+    @property
+    def every(self) -> int:
+        """A frame whose index is a multiple of this is kept for good."""
+        return int(self.policy.removeprefix("every-")) if self.policy.startswith("every-") else 1
+
+
+@dataclass(frozen=True)
+class STMConfig:
+    """STM, the baseline [C].
+
+    backbone          ResNet up to layer3, stride 16
+    width             channels of its stem; 64 is the published network
+    key_channels      Ck of the memory; value_channels: Cv
+    decoder_channels  width of the decoder ("mdim")
+    """
+
+    backbone: str = "resnet50"
+    width: int = 64
+    key_channels: int = 128
+    value_channels: int = 512
+    decoder_channels: int = 256
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+
+    def __post_init__(self) -> None:
+        check_input(self)
+        check_positive(self, "width", "key_channels", "value_channels", "decoder_channels")
+
+
+@dataclass(frozen=True)
+class MUNetConfig:
+    """MUNet: STM's memory matching with a motion-uncertainty layer in the query branch.
+
+    radius       cells each way: 12 is the 25 x 25 window at stride 16 [P section 3.2]
+    temperature  initial value of the learnable factor of the cost in the soft-argmax; the paper's
+                 soft-argmin read literally is -1, under which the displacement is almost constant,
+                 so +20 [O]
+    outside      a candidate beyond the frame counts as cost 0 ("zero", as correlation samplers do)
+                 or not at all ("exclude") [O]
+    fusion       "attention" [P equation 3] or "add" [P table 4, row f]
+    """
+
+    backbone: str = "resnet50"
+    width: int = 64
+    key_channels: int = 128
+    value_channels: int = 512
+    decoder_channels: int = 256
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    radius: int = 12
+    temperature: float = 20.0
+    outside: str = "zero"
+    fusion: str = "attention"
+
+    def __post_init__(self) -> None:
+        check_input(self)
+        check_positive(self, "width", "key_channels", "value_channels", "decoder_channels")
+        check(isfinite(self.temperature), "temperature", "a finite number", self.temperature)
+        check(self.radius >= 1, "radius", "1 or more", self.radius)
+        check_choice(self, outside=("zero", "exclude"), fusion=("attention", "add"))

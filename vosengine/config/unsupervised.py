@@ -1,0 +1,199 @@
+"""Settings of the models that find their objects themselves: IMCNet and target-aware U-VOS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from .checks import (
+    BACKBONES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SMALLEST_SIDE,
+    check,
+    check_choice,
+    check_input,
+    check_positive,
+    check_size,
+)
+
+
+@dataclass(frozen=True)
+class IMCNetConfig:
+    """IMCNet: the foreground from a frame and its neighbours.
+
+    backbone       ResNet with layer4, stride 32 [P section III-A: ResNet-101]
+    width          of its stem; 64 is the published network
+    channels       of keys and decoder [C: 64]
+    neighbours     frames looked at on each side, "N" [P table II: 1]
+    step           frames between them, "delta t" [P table II: 4]
+    alignments     layers of the cascade, "l" [P table I: 4]
+    offset_groups  of the deformable convolutions [C: 8]
+    fusion         "tsc", or "conv3", the bridge of the ablation [P table I]
+    size           (height, width) the network works at, the frame stretched to it [C: 480 x 480];
+                   an int is the short side with the aspect kept, None the frame's own size
+    """
+
+    backbone: str = "resnet101"
+    width: int = 64
+    channels: int = 64
+    neighbours: int = 1
+    step: int = 4
+    alignments: int = 4
+    offset_groups: int = 8
+    fusion: str = "tsc"
+    size: tuple[int, int] | int | None = (480, 480)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        check_input(self)
+        check_positive(self, "width", "channels", "neighbours", "step", "offset_groups")
+        check(0 <= self.alignments <= 6, "alignments", "0..6", self.alignments)
+        divides = self.channels % self.offset_groups == 0
+        wanted = f"a divisor of channels = {self.channels}"
+        check(divides, "offset_groups", wanted, self.offset_groups)
+        check_choice(self, fusion=("tsc", "conv3"))
+        check_size(self.size)
+
+    @property
+    def sees(self) -> tuple[int, ...]:
+        """The frames it looks at, relative to the one it answers for."""
+        return tuple(self.step * n for n in range(-self.neighbours, self.neighbours + 1))
+
+
+@dataclass(frozen=True)
+class TargetAwareConfig:
+    """Target-aware U-VOS: objects discovered by D-Net, each followed by a model of its own (T-Net).
+
+    size                 what the frame is resized to, as in IMCNetConfig [P section 4.1: 480 x 854,
+                         which a short side of 480 is at DAVIS's aspect]
+
+    D-Net: discovery
+    backbone, width      ResNet with a dilated layer4, stride 16 [P section 3.1: ResNet-50]
+    aspp_channels        of every branch of the ASPPs and of their result [P: 256]
+    aspp_rates           dilations of their 3x3 convolutions [P]
+    squeeze              what the guidance module weighs: "pair", the feature and the guidance, as
+                         equations 1 and 2 pass them; or "literal", the two task features of
+                         equations 3 and 4 [O]
+    squeeze_reduction    of its hidden layer [O: 16, as in SE networks]
+    heads                "separable" 5x5 convolutions [C: Panoptic-DeepLab] or "dense" [P literally]
+    saliency_channels, instance_channels  width of the heads [C: Panoptic-DeepLab]
+    saliency_skips, instance_skips        of res3 and res2 after projection [C: Panoptic-DeepLab]
+    saliency_threshold   a pixel is foreground above this probability [O]
+    centre_threshold, centre_window       of the heat map's peaks [C: Panoptic-DeepLab]
+    centre_limit         peaks kept [O: 20; DAVIS allows 20 objects]
+    smallest_proposal    pixels at the network's size; smaller ones are dropped [O]
+    guidance             the mask that guides the next frame: "saliency", D-Net's own, or "tracks",
+                         the union of all of them [O]
+
+    T-Net: one appearance model per object
+    tracker_backbone, tracker_width  ResNet [P section 4.1: ResNet-101]
+    tracker_size         side of the square that the frame is stretched to [P: 473]
+    target_channels      between the model's two layers [P: 96]
+    ridge                lambda of the 1x1 and of the 3x3 layer [C: FRTM]
+    first_iterations     CG iterations per Gauss-Newton step on the first frame [C: FRTM]
+    later_iterations     the same for every update, of the second layer only [C: FRTM]
+    augmentations        of the first frame, beside the frame itself [C: FRTM]
+    samples              kept per object; the lightest is replaced [C: FRTM]
+    learning_rate        gamma: how fast the weight of samples decays [C: FRTM]
+    target_influence     least share of the target's pixels in a sample's loss [C: FRTM]
+    smallest_sample      pixels; a smaller mask is not learnt from [C: FRTM]
+    update_every         frames between updates of an object that is not verified [P: 8]
+    refiner              "frtm", FRTM's network, or "none": the coarse score, upsampled [O]
+    refiner_channels     its width [C: FRTM]
+
+    Verification and birth
+    reid_backbone, reid_width, reid_channels  of the embedding [O: ResNet-50; C: 128, PReMVOS]
+    reid_crop, reid_context, reid_smallest_box  crop in pixels, context around the box, least side
+                         of a box [C: PReMVOS, UnOVOST]
+    match_overlap        a proposal must overlap the tracked mask more than this [P equation 10]
+    match_score          a match above this verifies the track [P: 0.6]
+    verified_weight      factor of a verified sample's weight [P: 2]
+    verified_feeds       whether that factor enters the recursion of the weights too [O: no]
+    birth_overlap        a proposal that overlaps every track less than this is new [P: 0.1]
+    max_tracks           objects at a time [C: DAVIS's unsupervised track]
+    """
+
+    backbone: str = "resnet50"
+    width: int = 64
+    aspp_channels: int = 256
+    aspp_rates: tuple[int, int, int] = (6, 12, 18)
+    squeeze: str = "pair"
+    squeeze_reduction: int = 16
+    heads: str = "separable"
+    saliency_channels: int = 256
+    instance_channels: int = 128
+    saliency_skips: tuple[int, int] = (64, 32)
+    instance_skips: tuple[int, int] = (32, 16)
+    saliency_threshold: float = 0.5
+    centre_threshold: float = 0.1
+    centre_window: int = 7
+    centre_limit: int = 20
+    smallest_proposal: int = 400
+    guidance: str = "saliency"
+
+    tracker_backbone: str = "resnet101"
+    tracker_width: int = 64
+    tracker_size: int = 473
+    target_channels: int = 96
+    ridge: tuple[float, float] = (1e-4, 1e-2)
+    first_iterations: tuple[int, ...] = (5, 10, 10, 10, 10)
+    later_iterations: tuple[int, ...] = (10,)
+    augmentations: int = 4
+    samples: int = 80
+    learning_rate: float = 0.1
+    target_influence: float = 0.1
+    smallest_sample: int = 10
+    update_every: int = 8
+    refiner: str = "frtm"
+    refiner_channels: int = 64
+
+    reid_backbone: str = "resnet50"
+    reid_width: int = 64
+    reid_channels: int = 128
+    reid_crop: int = 128
+    reid_context: float = 1.2
+    reid_smallest_box: int = 30
+    match_overlap: float = 0.5
+    match_score: float = 0.6
+    verified_weight: float = 2.0
+    verified_feeds: bool = False
+    birth_overlap: float = 0.1
+    max_tracks: int = 20
+
+    size: tuple[int, int] | int | None = 480
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        check_input(self)
+        check_size(self.size)
+        check_choice(
+            self,
+            tracker_backbone=BACKBONES,
+            reid_backbone=BACKBONES,
+            squeeze=("pair", "literal"),
+            heads=("separable", "dense"),
+            guidance=("saliency", "tracks"),
+            refiner=("frtm", "none"),
+        )
+        for field_ in fields(self):
+            given = getattr(self, field_.name)
+            if field_.type == "int":
+                least = 0 if field_.name == "augmentations" else 1
+                check(given >= least, field_.name, f"{least} or more", given)
+            elif str(field_.type).startswith("tuple[int") and field_.name != "size":
+                fits = len(given) > 0 and min(given) >= 1
+                check(fits, field_.name, "numbers of 1 or more", given)
+        for name in ("saliency_threshold", "target_influence", "match_overlap", "birth_overlap"):
+            check(0 <= getattr(self, name) < 1, name, "0..1", getattr(self, name))
+        check(0 < self.learning_rate < 1, "learning_rate", "0..1", self.learning_rate)
+        check(min(self.ridge) > 0 and len(self.ridge) == 2, "ridge", "two above 0", self.ridge)
+        check(self.centre_window % 2 == 1, "centre_window", "an odd number", self.centre_window)
+        check(1 <= self.centre_limit <= 255, "centre_limit", "1..255", self.centre_limit)
+        check(1 <= self.max_tracks <= 255, "max_tracks", "1..255", self.max_tracks)
+        check(self.samples > self.augmentations, "samples", "above augmentations", self.samples)
+        check(self.reid_context >= 1, "reid_context", "1 or more", self.reid_context)
+        check(self.verified_weight >= 1, "verified_weight", "1 or more", self.verified_weight)
+        wanted = f"{SMALLEST_SIDE} or more pixels"
+        check(self.tracker_size >= SMALLEST_SIDE, "tracker_size", wanted, self.tracker_size)

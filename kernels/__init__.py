@@ -11,12 +11,15 @@ An op is called like a function. `op.explain(...)` says which backend would run 
 others would not; `with use_backend("reference"):` asks for one by name.
 """
 
+from .align_object import align_object
 from .correlate_frames import correlate_frames
 from .deform_conv import deform_conv
 from .dispatch import BACKENDS, Op, UnsupportedBackend, use_backend
 from .finish_masks import finish_masks
 from .fit_target import fit_target
 from .group_centres import group_centres
+from .match_proposals import match_proposals
+from .pool_regions import pool_regions
 from .prepare_frame import prepare_frame
 from .read_memory import read_memory
 from .shapes import ShapeError

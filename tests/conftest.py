@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from vosengine.config import MemoryConfig, ModelConfig
+from vosengine.config import MatchingConfig, MemoryConfig, ModelConfig
 from vosengine.registry import build, entry, list_models
 from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
@@ -35,6 +35,23 @@ MATCHING = {
 NARROW: dict[str, dict[str, Any]] = {
     "stm": MATCHING,
     "munet": MATCHING,
+    "giel": {
+        "key_channels": 8,
+        "value_channels": 16,
+        "decoder_channels": 8,
+        "label_channels": 8,
+        "coarse_channels": 8,
+        "stored_frames": 12,
+    },
+    "dmn_aoa": {
+        "base_channels": (8, 8, 16),
+        "norm_groups": 4,
+        "key_channels": 8,
+        "region_size": 7,
+        "projected_channels": 16,
+        "refine_channels": 8,
+        "memory": MemoryConfig(max_frames=4),
+    },
     "imcnet": {"channels": 16, "size": None},
     "target_aware": {
         "size": None,
@@ -57,8 +74,12 @@ NARROW: dict[str, dict[str, Any]] = {
         "reid_crop": 32,
     },
 }
-# The models that follow what a mask shows them, and nothing else.
+# Those that match with a bank of frames per object; those that follow what a mask shows them, and
+# nothing else; and those whose memory sees labels, not soft masks: rounding may flip a pixel there,
+# which a random network carries on, so two streams are compared up to the first such memory.
 FOLLOWERS = tuple(name for name in list_models() if entry(name).build.needs_mask)
+WITH_MEMORY = tuple(n for n in list_models() if isinstance(entry(n).config(), MatchingConfig))
+WITH_HARD_MASKS = ("giel",)
 SELF_FINDERS = tuple(name for name in list_models() if name not in FOLLOWERS)
 
 
@@ -90,6 +111,12 @@ def to_the_end(segmenter: Segmenter, frames: Sequence[np.ndarray]) -> list[Resul
 @pytest.fixture(params=FOLLOWERS)
 def model(request: pytest.FixtureRequest) -> str:
     """A test that takes this runs once for every model that follows a mask."""
+    return str(request.param)
+
+
+@pytest.fixture(params=WITH_MEMORY)
+def matching_model(request: pytest.FixtureRequest) -> str:
+    """A test that takes this runs once for every model with a bank of frames per object."""
     return str(request.param)
 
 

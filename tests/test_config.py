@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import FOLLOWERS
+from conftest import WITH_MEMORY
 
 from vosengine.config import (
     BACKBONES,
@@ -202,7 +202,7 @@ def test_a_field_that_is_not_known_is_an_error(model: str) -> None:
         config_from_json(model, json.dumps({**fields, "temper": 8, "dilation": 2}))
 
 
-@pytest.mark.parametrize("model", FOLLOWERS)
+@pytest.mark.parametrize("model", WITH_MEMORY)
 def test_a_memory_field_that_is_not_known_is_an_error(model: str) -> None:
     fields = json.loads(config_to_json(entry(model).config()))
     fields["memory"]["halflife"] = 3
@@ -216,7 +216,7 @@ def test_a_bad_value_in_a_file_is_refused_by_name(model: str) -> None:
         config_from_json(model, '{"width": 0}')
 
 
-@pytest.mark.parametrize("model", FOLLOWERS)
+@pytest.mark.parametrize("model", WITH_MEMORY)
 def test_a_bad_memory_value_in_a_file_is_refused_by_name(model: str) -> None:
     with pytest.raises(ConfigError, match=r"^memory\.max_frames: "):
         config_from_json(model, '{"memory": {"max_frames": 1}}')

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import FOLLOWERS, SELF_FINDERS, follow, make, tiny_config, to_the_end
+from conftest import FOLLOWERS, WITH_MEMORY, follow, make, tiny_config, to_the_end
 
 from vosengine.config import MemoryConfig
 from vosengine.errors import InputError, OutputError, StateError
 from vosengine.models.method import Method, State
+from vosengine.registry import list_models
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks, Scores
 
@@ -37,8 +38,8 @@ np.savez(out, labels=[r.numpy() for r in results],
 
 
 RESUMED = [
-    *((model, size, policy) for model in FOLLOWERS for size, policy in SETTINGS),
-    *((model, size, "") for model in SELF_FINDERS for size in (0, 48)),
+    *((model, size, policy) for model in WITH_MEMORY for size, policy in SETTINGS),
+    *((model, size, "") for model in list_models() if model not in WITH_MEMORY for size in (0, 48)),
 ]
 
 

@@ -24,7 +24,13 @@ class Memory(Protocol):
     keys: torch.Tensor
     values: torch.Tensor
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, keep: torch.Tensor) -> None: ...
+    def write(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keep: torch.Tensor,
+        shown: torch.Tensor | None = None,
+    ) -> None: ...
 
     def read(self, count: int) -> Stored: ...
 
@@ -80,18 +86,31 @@ class MemoryBank:
         self.cursor = torch.zeros(groups, device=device, dtype=torch.int64)
         self._rows = torch.arange(groups, device=device)
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, keep: torch.Tensor) -> None:
+    def write(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keep: torch.Tensor,
+        shown: torch.Tensor | None = None,
+    ) -> None:
         """Store one frame of the first O groups.
 
         key [O, P, Ck], value [O, P, Cv], keep [O] bool on the device: where it is False, the next
-        write replaces this frame. No host synchronisation.
+        write replaces this frame. shown [O] bool on the device: where it is False, the group stays
+        as it is. No host synchronisation.
         """
         count = key.shape[0]
         frames, positions = self.keys.shape[1:3]
-        cursor = self.cursor[:count]
-        self.keys[self._rows[:count], cursor] = key
-        self.values[self._rows[:count], cursor] = value
+        rows, cursor = self._rows[:count], self.cursor[:count]
         written = ((cursor + 1) * positions).to(torch.int32)
+        if shown is not None:
+            there = shown[:, None, None]
+            key = torch.where(there, key, self.keys[rows, cursor])
+            value = torch.where(there, value, self.values[rows, cursor])
+            written = written.masked_fill(~shown, 0)
+            keep = keep & shown
+        self.keys[rows, cursor] = key
+        self.values[rows, cursor] = value
         self.length[:count] = torch.maximum(self.length[:count], written)
         following = torch.where(cursor + 1 < frames, cursor + 1, 1)  # past slot 0, which is pinned
         self.cursor[:count] = torch.where(keep, following, cursor)
@@ -162,9 +181,17 @@ class AdaptiveBank:
         self.merges = torch.zeros(groups, self.capacity, device=device)
         self.age = torch.zeros(groups, self.capacity, device=device)
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, keep: torch.Tensor) -> None:
-        """Merge or append the features of one frame; `keep` has no meaning here."""
-        for group in range(key.shape[0]):
+    def write(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keep: torch.Tensor,
+        shown: torch.Tensor | None = None,
+    ) -> None:
+        """Merge or append the features of one frame of the groups that are `shown`, or of all;
+        `keep` has no meaning here."""
+        groups = range(key.shape[0]) if shown is None else shown.nonzero().flatten().tolist()
+        for group in groups:
             self._write_group(group, key[group], value[group])
 
     def _write_group(self, group: int, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from .config import (
+    DMNAOAConfig,
+    GIELConfig,
     IMCNetConfig,
     MemoryConfig,
     ModelConfig,
@@ -18,6 +20,8 @@ from .config import (
     TargetAwareConfig,
 )
 from .errors import ConfigError
+from .models.dmn_aoa import DMNAOA
+from .models.giel import GIEL
 from .models.imcnet import IMCNet
 from .models.method import Method
 from .models.munet import MUNet
@@ -36,6 +40,8 @@ class Entry(NamedTuple):
 MODELS: dict[str, Entry] = {
     "stm": Entry(STM, STMConfig, "space-time memory, the baseline (ICCV 2019)"),
     "munet": Entry(MUNet, MUNetConfig, "motion-uncertainty-aware matching"),
+    "giel": Entry(GIEL, GIELConfig, "global and instance embeddings, all objects in one pass"),
+    "dmn_aoa": Entry(DMNAOA, DMNAOAConfig, "object templates matched with aligned proposals"),
     "target_aware": Entry(
         TargetAware, TargetAwareConfig, "discovers objects and follows each, without a mask"
     ),

@@ -16,10 +16,16 @@ def contract(
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
 ) -> None:
+    if query_key.ndim not in (2, 3):
+        given = list(query_key.shape)
+        raise ShapeError(f"query_key: wanted [P, Ck] or [G, P, Ck], given {given}")
+    if memory_value.ndim not in (3, 4):
+        given = list(memory_value.shape)
+        raise ShapeError(f"memory_value: wanted [G, N, Cv] or [G, S, N, Cv], given {given}")
     arguments = {
-        "query_key": (query_key, "P Ck"),
+        "query_key": (query_key, "P Ck" if query_key.ndim == 2 else "G P Ck"),
         "memory_key": (memory_key, "G N Ck"),
-        "memory_value": (memory_value, "G N Cv"),
+        "memory_value": (memory_value, "G N Cv" if memory_value.ndim == 3 else "G S N Cv"),
     }
     if bias is not None:
         arguments["bias"] = (bias, "G N")
@@ -43,36 +49,43 @@ def read_memory(
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """For every query position, the softmax-weighted mean of the memory values, group by group.
+    """For every query position, the softmax-weighted mean of the memory values, group by group and
+    for every set of values on the same scores.
 
-        s[g, n, p] = scale * <memory_key[g, n], query_key[p]> + bias[g, n]
-        out[g, p]  = sum over n of softmax_n(s)[g, n, p] * memory_value[g, n]
+        score[g, n, p] = scale * <memory_key[g, n], query_key[g, p]> + bias[g, n]
+        out[g, s, p]   = sum over n of softmax_n(score)[g, n, p] * memory_value[g, s, n]
 
-    query_key     [P, Ck]
+    query_key     [P, Ck] or [G, P, Ck]   one query for all groups, or one for each
     memory_key    [G, N, Ck]   last axis contiguous; a prefix view of a larger bank is welcome and
                                is not copied
-    memory_value  [G, N, Cv]   as memory_key
+    memory_value  [G, N, Cv] or [G, S, N, Cv]   one set of values, or S of them; any axis but the
+                               last may be a prefix view, as with memory_key
     bias          [G, N]       any float dtype, added to the scores; None means 0
     length        [G] int32 on the device: positions at or past it are never read; None means N
-    returns       [G, P, Cv]   new, contiguous, dtype of query_key
+    returns       [G, P, Cv] or [G, S, P, Cv], as memory_value; new, contiguous, dtype of query_key
 
     Dtype   float16, bfloat16 or float32 (float64 in the reference alone), one for all but bias;
             scores, maximum and sums in float32.
     Device  one for all; no synchronisation with the host; inputs unchanged.
-    Empty   N = 0 is an error; G = 0 returns [0, P, Cv]; a group of length 0 returns zeros.
+    Empty   N = 0 is an error; G = 0 returns [0, P, Cv] or [0, S, P, Cv]; S = 0 returns
+            [G, 0, P, Cv]; a group of length 0 returns zeros.
     Error   at most twice that of this function in the same dtype, against itself in float32.
     Raises  ShapeError, naming argument, wanted shape and given shape.
-    Source  STM, section 3.3.
+    Source  STM, section 3.3; sets: GIEL, equations 4, 5 and 9; a query per group: DMN-AOA,
+            equation 1.
     """
     wide = torch.promote_types(query_key.dtype, torch.float32)
-    scores = scale * torch.einsum("gnc,pc->gpn", memory_key.to(wide), query_key.to(wide))
+    query_key = query_key if query_key.ndim == 3 else query_key.expand(len(memory_key), -1, -1)
+    scores = scale * torch.einsum("gnc,gpc->gpn", memory_key.to(wide), query_key.to(wide))
     if bias is not None:
         scores = scores + bias.to(wide)[:, None, :]
+    sets = memory_value if memory_value.ndim == 4 else memory_value[:, None]
     if length is None:
         weights = torch.softmax(scores, dim=-1)
     else:
         valid = torch.arange(memory_key.shape[1], device=length.device) < length[:, None]
         scores = scores.masked_fill(~valid[:, None, :], -torch.inf)
         weights = torch.softmax(scores, dim=-1).masked_fill(~valid[:, None, :], 0)
-        memory_value = memory_value.masked_fill(~valid[:, :, None], 0)
-    return torch.einsum("gpn,gnv->gpv", weights.to(query_key.dtype), memory_value).contiguous()
+        sets = sets.masked_fill(~valid[:, None, :, None], 0)
+    out = torch.einsum("gpn,gsnv->gspv", weights.to(query_key.dtype), sets).contiguous()
+    return out if memory_value.ndim == 4 else out[:, 0]

@@ -38,12 +38,14 @@ class ResBlock(nn.Module):
 
 
 class KeyValue(nn.Module):
-    """Key and value of every cell: two 3x3 convolutions without activation."""
+    """Key and value of every cell: two convolutions, 3x3 or 1x1, without activation."""
 
-    def __init__(self, channels: int, key_channels: int, value_channels: int) -> None:
+    def __init__(
+        self, channels: int, key_channels: int, value_channels: int, size: int = 3
+    ) -> None:
         super().__init__()
-        self.key = conv3(channels, key_channels)
-        self.value = conv3(channels, value_channels)
+        self.key = nn.Conv2d(channels, key_channels, size, padding=size // 2)
+        self.value = nn.Conv2d(channels, value_channels, size, padding=size // 2)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.key(x), self.value(x)
@@ -67,9 +69,12 @@ class Decoder(nn.Module):
     channels_in  of the readout joined with the query's value
     pyramid      channels of r2 and r3
     channels     its own width ("mdim")
+    classes      2, background and foreground (STM), or 1, the logit itself
     """
 
-    def __init__(self, channels_in: int, pyramid: tuple[int, ...], channels: int) -> None:
+    def __init__(
+        self, channels_in: int, pyramid: tuple[int, ...], channels: int, classes: int = 2
+    ) -> None:
         super().__init__()
         self.conv = conv3(channels_in, channels)
         self.block4 = ResBlock(channels, channels)
@@ -77,7 +82,7 @@ class Decoder(nn.Module):
         self.block3 = ResBlock(channels, channels)
         self.skip2 = Skip(pyramid[0], channels)
         self.block2 = ResBlock(channels, channels)
-        self.predict = conv3(channels, 2)
+        self.predict = conv3(channels, classes)
 
     def skips(self, pyramid: Pyramid) -> tuple[torch.Tensor, torch.Tensor]:
         """The skip branches at strides 8 and 4: 122.3 of 210.5 GFLOP at 480p, for all objects."""
@@ -86,13 +91,13 @@ class Decoder(nn.Module):
     def forward(self, x: torch.Tensor, skip3: torch.Tensor, skip2: torch.Tensor) -> torch.Tensor:
         """x [O, C, h, w] at stride 16, skips [1, ...] -> logits [O, 4h, 4w] at stride 4.
 
-        Foreground minus background: the softmax over STM's two channels is its sigmoid.
+        Of two classes foreground minus background: their softmax is its sigmoid.
         """
         x = self.block4(self.conv(x))
         x = self.block3(skip3 + upsample(x, 2))
         x = self.block2(skip2 + upsample(x, 2))
-        background, foreground = self.predict(functional.relu(x)).unbind(dim=1)
-        return foreground - background
+        classes = self.predict(functional.relu(x))
+        return classes[:, -1] if classes.shape[1] == 1 else classes[:, 1] - classes[:, 0]
 
 
 def to_positions(x: torch.Tensor) -> torch.Tensor:
@@ -146,13 +151,22 @@ class MatchingState(State):
     def nbytes(self) -> int:
         return self.memory.keys.nbytes + self.memory.values.nbytes
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, prompted: tuple[int, ...]) -> None:
-        """Store one frame: for good if its turn has come or, per object, if its mask was given."""
+    def write(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        prompted: tuple[int, ...],
+        shown: torch.Tensor | None = None,
+    ) -> None:
+        """Store one frame: for good if its turn has come or, per object, if its mask was given.
+
+        shown  bool per object, on the device: the others' memory stays as it is; None: all
+        """
         count = key.shape[0]
         due = self.frame_count % self.every == 0
         keep = [due or slot in prompted or slot >= self.object_count for slot in range(count)]
         self.memory.write(
-            to_positions(key), to_positions(value), torch.tensor(keep, device=self.device)
+            to_positions(key), to_positions(value), torch.tensor(keep, device=self.device), shown
         )
         self.object_count = count
         self.frame_count += 1

@@ -1,0 +1,6 @@
+"""`align_object`: see the docstring of its reference."""
+
+from ..dispatch import Op
+from . import reference
+
+align_object = Op(reference.align_object, reference.contract)

@@ -1,0 +1,144 @@
+"""The calls of `pool_regions` that every backend is tested, self-tested and timed on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..cases import Case, Make
+
+Level = tuple[int, int]  # channels and stride
+
+LEVELS = ((5, 4), (3, 8), (9, 16))
+DMN_AOA = ((128, 4), (128, 8), (256, 16))
+
+
+def draw_boxes(
+    generator: torch.Generator, count: int, height: int, width: int, sides: tuple[float, float]
+) -> torch.Tensor:
+    """[count, 4]: sides between two lengths in pixels, short ones more often; centres inside."""
+    least, most = sides
+    lengths = least * (most / least) ** torch.rand(count, 2, generator=generator)
+    centres = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    return torch.cat((centres - lengths / 2, centres + lengths / 2), dim=1)
+
+
+def _regions(
+    count: int,
+    height: int,
+    width: int,
+    *,
+    levels: tuple[Level, ...] = LEVELS,
+    batch: int = 1,
+    sides: tuple[float, float] = (4, 60),
+    planes: int = 0,
+    **options: Any,
+) -> Make:
+    """Boxes on maps of noise; with planes > 0 a plane each, of that many pixels per cell."""
+
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "levels": tuple(
+                torch.randn(batch, c, -(-height // s), -(-width // s), generator=generator)
+                for c, s in levels
+            ),
+            "boxes": draw_boxes(generator, count, height, width, sides),
+            "strides": tuple(s for _, s in levels),
+        }
+        if batch > 1:
+            frame = torch.randint(batch, (count,), generator=generator)
+            arguments["frame"] = frame.to(torch.int32)
+        if planes:
+            shape = (count, -(-height // planes), -(-width // planes))
+            arguments["planes"] = torch.rand(shape, generator=generator)
+            arguments["plane_stride"] = planes
+        return arguments | options
+
+    return make
+
+
+def _boxes(*boxes: tuple[float, float, float, float], **options: Any) -> Make:
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        arguments = _regions(len(boxes), 60, 90, planes=2, **options)(generator)
+        return arguments | {"boxes": torch.tensor(boxes)}
+
+    return make
+
+
+def _strided(generator: torch.Generator) -> dict[str, Any]:
+    """Channels last, a crop, a batch slice with every second channel; planes of one mask."""
+    noise = [torch.randn(3, 8, 20, 30, generator=generator) for _ in range(3)]
+    return {
+        "levels": (
+            noise[0][1:].contiguous(memory_format=torch.channels_last),
+            noise[1][:2, :, 3:17, 4:29],
+            noise[2][::2, ::2],
+        ),
+        "boxes": draw_boxes(generator, 4, 80, 120, (4, 60)),
+        "strides": (4, 5, 4),
+        "frame": torch.tensor([1, 0, 0, 1], dtype=torch.int32),
+        "planes": torch.rand(20, 31, generator=generator).mT.expand(4, -1, -1),
+        "plane_stride": 4,
+    }
+
+
+def _frames_outside(generator: torch.Generator) -> dict[str, Any]:
+    arguments = _regions(5, 40, 56, batch=2)(generator)
+    return arguments | {"frame": torch.tensor([-7, -1, 1, 2, 1 << 30], dtype=torch.int32)}
+
+
+UNUSUAL = (
+    (20.0, 20.0, 20.0, 20.0),  # no area
+    (10.0, 12.0, 30.0, 12.0),
+    (40.0, 30.0, 10.0, 5.0),  # reversed
+    (-30.0, -20.0, 25.0, 15.0),  # partly outside
+    (80.0, 50.0, 200.0, 300.0),
+    (-90.0, -80.0, -20.0, -10.0),  # outside
+    (500.0, 10.0, 600.0, 20.0),
+    (-300.0, -300.0, 400.0, 400.0),  # around the frame
+    (-3e4, -3e4, 6e4, 6e4),
+    (0.0, 0.0, 90.0, 60.0),  # the frame
+    (3.0, 4.0, 3.25, 4.25),
+)
+NOT_FINITE = (
+    (float("nan"), 0.0, 20.0, 20.0),
+    (0.0, 0.0, float("inf"), 20.0),
+    (5.0, 8.0, 20.0, float("-inf")),
+    (5.0, 8.0, 20.0, 30.0),
+    (float("-inf"), float("-inf"), float("inf"), float("inf")),
+)
+
+CASES = (
+    Case("one cell", _regions(1, 1, 1, levels=((2, 1),), sides=(0.5, 2), size=2)),
+    Case("one bin", _regions(3, 40, 56, planes=1, size=1)),
+    Case("three levels", _regions(4, 60, 90)),
+    Case("with planes", _regions(3, 60, 90, planes=1)),
+    Case("coarse planes", _regions(3, 60, 90, planes=4)),
+    Case("several images", _regions(6, 40, 56, batch=3, planes=2)),
+    Case("frames outside of the batch", _frames_outside),
+    Case("size 7, sampling 1", _regions(3, 60, 90, planes=1, size=7, sampling=1)),
+    Case("size 5, sampling 3", _regions(3, 60, 90, size=5, sampling=3)),
+    Case("size 19, sampling 8", _regions(2, 60, 90, levels=((2, 4),), size=19, sampling=8)),
+    Case("not aligned", _regions(4, 60, 90, planes=2, aligned=False)),
+    Case("narrow map", _regions(3, 400, 12, levels=((3, 4), (2, 1)), sides=(4, 300))),
+    Case("wide map", _regions(3, 12, 700, levels=((3, 4), (2, 1)), sides=(4, 600))),
+    Case("many channels", _regions(2, 30, 40, levels=((150, 8), (67, 4)))),
+    Case("unusual boxes", _boxes(*UNUSUAL)),
+    Case("unusual boxes, not aligned", _boxes(*UNUSUAL, aligned=False)),
+    Case("not finite boxes", _boxes(*NOT_FINITE)),
+    Case("not finite boxes, not aligned", _boxes(*NOT_FINITE, aligned=False)),
+    Case("strided", _strided),
+    Case("no regions", _regions(0, 60, 90, planes=2)),
+    Case("480p, 30 proposals", _regions(30, 480, 864, levels=DMN_AOA, sides=(20, 400)), bench=True),
+    Case(
+        "480p, 3 objects with planes",
+        _regions(3, 480, 864, levels=DMN_AOA, sides=(20, 400), planes=1),
+        bench=True,
+    ),
+    Case(
+        "480p, 10 objects with planes",
+        _regions(10, 480, 864, levels=DMN_AOA, sides=(20, 400), planes=1),
+        bench=True,
+    ),
+)

@@ -1,0 +1,298 @@
+"""DMN-AOA: templates of every object from a dynamic memory, matched with aligned proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..config import DMNAOAConfig
+from ..kernels import align_object, match_proposals, pool_regions, read_memory
+from ..proposals import Proposals, best_of, boxes_of, overlaps
+from ..types import Geometry, Masks, Scores
+from .backbone import ResNet, initialise
+from .blocks import KeyValue, MatchingState, conv3, to_positions
+from .method import Method
+from .refinement import Base, References, RefineNet
+
+STRIDES = (4, 8, 16)
+
+
+class Candidates(NamedTuple):
+    """The proposals of one frame that are looked at, best first."""
+
+    masks: torch.Tensor  # [M, H / 4, W / 4] area means
+    projected: torch.Tensor  # [M, P, Cd], P' of section 3.3
+
+
+class DMNAOAFeatures(NamedTuple):
+    """What DMN-AOA knows of a frame before it looks for objects."""
+
+    base: Base
+    pooled: tuple[torch.Tensor, ...]  # what regions are pooled from, finest first
+    candidates: tuple[Candidates, ...]  # for every frame of the batch
+
+
+class Matching(NamedTuple):
+    """What `segment` found before it refined: O objects, M proposals."""
+
+    similarity: torch.Tensor  # [O, M]
+    assignment: torch.Tensor  # [O, M], A of section 3.1
+    coarse: torch.Tensor  # [O, H / 4, W / 4] in 0..1
+
+
+class BaseFeatures(nn.Module):
+    """The backbone, and a bottleneck over each of its last three stages (section 3.1)."""
+
+    def __init__(self, config: DMNAOAConfig) -> None:
+        super().__init__()
+        self.backbone = ResNet(config.backbone, config.width)
+        groups, stages = config.norm_groups, self.backbone.channels
+        self.reduce2, self.reduce3, self.reduce4 = (
+            bottleneck(stage, channels, groups)
+            for stage, channels in zip(stages, config.base_channels, strict=True)
+        )
+        single = config.region_levels == "res4"
+        self.regions = bottleneck(stages[2], config.value_channels, groups) if single else None
+
+    def forward(self, frames: torch.Tensor) -> tuple[Base, tuple[torch.Tensor, ...]]:
+        """[B, 3, H, W] -> the base features, and the maps that regions are pooled from."""
+        pyramid = self.backbone(frames)
+        base = Base(self.reduce2(pyramid.r2), self.reduce3(pyramid.r3), self.reduce4(pyramid.r4))
+        return base, tuple(base) if self.regions is None else (self.regions(pyramid.r4),)
+
+
+def bottleneck(channels_in: int, channels: int, groups: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels_in, channels, 1, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(groups, channels))
+
+
+def projector(channels_in: int, channels: int, groups: int) -> nn.Sequential:
+    """Into the space where templates and proposals are compared (section 3.3)."""
+    norm = nn.GroupNorm(groups, channels)
+    return nn.Sequential(conv3(channels_in, channels), norm, nn.ReLU(), conv3(channels, channels))
+
+
+def positional_embedding(offset: torch.Tensor, channels: int) -> torch.Tensor:
+    """The Transformer's sinusoids of how many frames lie between a frame and an object's first:
+    [O] -> [O, channels] float32 (section 3.2; the width is that of the features [O])."""
+    even = torch.arange(0, channels, 2, device=offset.device, dtype=torch.float64)
+    angle = offset[:, None].double() / 10000 ** (even / channels)
+    waves = torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
+    return waves[:, :channels].float()
+
+
+class ObjectState(MatchingState):
+    """Per object a memory of its regions, where it was last, and the frame that it began with.
+
+    boxes       [O, 4] in the network's pixels, around the last mask that showed the object
+    masks       [O, H / 4, W / 4] soft, of the frame before
+    references  the frames that masks are refined with
+    born        per object
+    """
+
+    boxes: torch.Tensor
+    masks: torch.Tensor
+    references: References
+    born: list[int]
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self.references.nbytes + self.masks.nbytes + self.boxes.nbytes
+
+    def ages(self) -> torch.Tensor:
+        """Frames since each object's first, as of the next frame: [O] on the device."""
+        return self.frame_count - torch.tensor(self.born, device=self.device)
+
+    def forget(self, slot: int) -> None:
+        last = self.object_count - 1
+        super().forget(slot)
+        self.references.forget(slot)
+        for bank in (self.boxes, self.masks):
+            bank[slot] = bank[last]
+        self.born[slot] = self.born[last]
+        self.born.pop()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        references = {f"references.{n}": x for n, x in self.references.tensors().items()}
+        count = self.object_count
+        return {
+            **super().tensors(),
+            **(references if count else {}),
+            "boxes": self.boxes[:count],
+            "masks": self.masks[:count],
+            "born": torch.tensor(self.born, dtype=torch.int64),
+        }
+
+    def restore(self, tensors: dict[str, torch.Tensor], object_count: int) -> None:
+        super().restore(tensors, object_count)
+        self.boxes[:object_count] = tensors["boxes"]
+        self.masks[:object_count] = tensors["masks"]
+        self.born = tensors["born"].tolist()
+        prefix = "references."
+        held = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        if held:
+            self.references.restore(held)
+
+
+class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
+    """One backbone; objects are regions of its features, segmented from a detector's proposals."""
+
+    takes_proposals = True
+    needs_proposals = True
+    features = DMNAOAFeatures
+
+    def __init__(self, config: DMNAOAConfig) -> None:
+        super().__init__()
+        self.config: DMNAOAConfig = config
+        channels, groups = config.value_channels, config.norm_groups
+        self.base = BaseFeatures(config)
+        self.memory_head = KeyValue(channels + 1, config.key_channels, channels)
+        self.query_head = conv3(channels, config.key_channels)
+        self.template_projector = projector(channels, config.projected_channels, groups)
+        self.proposal_projector = projector(channels, config.projected_channels, groups)
+        self.refine = RefineNet(config)
+        initialise(self)
+        self._start_alike()
+
+    @torch.no_grad()
+    def _start_alike(self) -> None:
+        """What is compared starts as one: both keys, both projectors, and values that are the
+        features themselves; so that training begins with matches that mean something. [O]"""
+        nn.init.dirac_(self.memory_head.value.weight)
+        self.memory_head.key.weight[:, :-1] = self.query_head.weight
+        self.proposal_projector.load_state_dict(self.template_projector.state_dict())
+
+    def start(self, geometry: Geometry, max_objects: int) -> ObjectState:
+        like, side = self.query_head.weight, self.config.region_size
+        state = ObjectState.allocate(self.config, (side, side), max_objects, like)
+        channels, cells = self.config.base_channels, geometry.cells(16)
+        state.references = References(channels, cells, max_objects, like)
+        state.boxes = torch.zeros(max_objects, 4, device=like.device)
+        state.masks = torch.zeros(max_objects, *geometry.cells(4), device=like.device)
+        state.born = []
+        return state
+
+    def encode(
+        self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
+    ) -> DMNAOAFeatures:
+        """Features of the frames, and of the proposals in them; None: there are none."""
+        base, pooled = self.base(frames)
+        if proposals is None:
+            masks = frames.new_zeros(0, *frames.shape[2:], dtype=torch.bool)
+            proposals = [Proposals(boxes_of(masks), masks, masks.new_zeros(0))] * len(frames)
+        config = self.config
+        kept = [
+            each
+            if each.masks.is_meta  # no numbers to choose by: only the cost is counted
+            else best_of(each, overlap=config.proposal_overlap, limit=config.max_proposals)
+            for each in proposals
+        ]
+        counts = [len(each) for each in kept]
+        index = [i for i, count in enumerate(counts) for _ in range(count)]
+        frame = torch.tensor(index, dtype=torch.int32, device=frames.device)
+        regions = self._pool(pooled, torch.cat([each.boxes for each in kept]), frame)
+        projected = to_positions(self.proposal_projector(regions)).split(counts)
+        masks4 = (functional.avg_pool2d(each.masks.to(frames.dtype), 4) for each in kept)
+        return DMNAOAFeatures(base, pooled, tuple(map(Candidates, masks4, projected)))
+
+    def _pool(
+        self,
+        maps: tuple[torch.Tensor, ...],
+        boxes: torch.Tensor,
+        frame: torch.Tensor | None = None,
+        planes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Object features [R, C, s, s] of boxes [R, 4], with `planes` [R, H, W] [R, C + 1, s, s].
+
+        "ROI pooling" in the paper; ROIAlign, as in DMM [C]."""
+        return pool_regions(
+            maps,
+            boxes,
+            strides=STRIDES[-len(maps) :],
+            frame=frame,
+            planes=planes,
+            size=self.config.region_size,
+            sampling=self.config.sampling,
+        )
+
+    def segment(self, seen: Sequence[DMNAOAFeatures], state: ObjectState) -> Scores:
+        (now,) = seen
+        matching = self._match(self._templates(now, state), now.candidates[0], state)
+        moved = state.references.move(self.refine.key(now.base)[0], self.config.sharpness)
+        logits = self.refine(now.base, moved, matching.coarse)
+        return Scores(logits, stride=4, evidence=matching)
+
+    def _templates(self, now: DMNAOAFeatures, state: ObjectState) -> torch.Tensor:
+        """T' of every object [O, P, Cd]: its memory read with where it was last (equation 1)."""
+        count, side = state.object_count, self.config.region_size
+        regions = self._pool(now.pooled, state.boxes[:count])
+        query = to_positions(self.query_head(self._embed(regions, state.ages())))
+        stored = state.memory.read(count)
+        template = read_memory(
+            query,
+            stored.keys,
+            stored.values,
+            scale=self.config.key_channels**-0.5,
+            length=stored.length,
+        )
+        maps = template.transpose(1, 2).unflatten(2, (side, side))
+        return to_positions(self.template_projector(maps))
+
+    def _match(
+        self, templates: torch.Tensor, candidates: Candidates, state: ObjectState
+    ) -> Matching:
+        """Which proposals are which object, and the coarse masks that they make (section 3.1)."""
+        config = self.config
+        similarity, _ = align_object(
+            templates, candidates.projected, alpha=config.sharpness, score=config.score
+        )
+        before = state.masks[: state.object_count]
+        if config.overlap_weight:
+            shared = overlaps(before > 0.5, candidates.masks > 0.5).to(similarity.dtype)
+            similarity = torch.lerp(similarity, shared, config.overlap_weight)
+        assignment = match_proposals(
+            similarity,
+            steps=config.matching_steps,
+            inner=config.matching_rounds,
+            rate=config.matching_rate,
+            answer=config.assignment,
+        )
+        if len(candidates.masks) == 0:  # nothing proposed: the frame before says where it is [O]
+            return Matching(similarity, assignment, before)
+        coarse = torch.einsum("om,mhw->ohw", assignment.float(), candidates.masks.float())
+        return Matching(similarity, assignment, coarse.clamp(0, 1))
+
+    def remember(
+        self, seen: Sequence[DMNAOAFeatures], masks: Masks, state: ObjectState
+    ) -> None:
+        (now,) = seen
+        if masks.object_count == 0:
+            state.skip()
+            return
+        soft = masks.probabilities[1:]
+        count, known = masks.object_count, state.object_count
+        boxes = boxes_of(soft > 0.5)
+        shown = boxes[:, 2] > boxes[:, 0]
+        height, width = soft.shape[1:]
+        last = boxes.new_tensor([0, 0, width, height]).repeat(count, 1)  # it may be anywhere
+        last[:known] = state.boxes[:known]
+        boxes = torch.where(shown[:, None], boxes, last)
+        state.born += [state.frame_count] * (count - known)
+        regions = self._pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
+        key, value = self.memory_head(self._embed(regions, state.ages()))
+        small = functional.avg_pool2d(soft, 4)
+        state.references.write(self.refine.key(now.base), now.base, small)
+        state.boxes[:count], state.masks[:count] = boxes, small
+        # An object that is not in the frame keeps the memory of those that showed it. [O]
+        state.write(key, value, masks.prompted, shown)
+
+    def _embed(self, regions: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
+        """Regions [O, C or C + 1, s, s] with the time since the object's first frame in them."""
+        channels = self.config.value_channels
+        waves = positional_embedding(ages, channels).to(regions.dtype)[..., None, None]
+        features = regions[:, :channels] + waves
+        return torch.cat((features, regions[:, channels:]), dim=1)

@@ -1,0 +1,217 @@
+"""GIEL: all objects in one pass, by one affinity, a global branch and a branch per instance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..config import GIELConfig
+from ..kernels import read_memory
+from ..proposals import Proposals
+from ..types import Geometry, Masks, Scores
+from .backbone import ResNet, initialise
+from .blocks import Decoder, KeyValue, to_positions, upsample
+from .method import Method
+from .support import Encoded, Reading, Support
+
+
+class GIELFeatures(NamedTuple):
+    """What GIEL knows of a frame before it looks for objects."""
+
+    frame: torch.Tensor  # [B, 3, H, W] prepared; the support encoder sees it again with a mask
+    key: torch.Tensor  # [B, Ck, h, w], k^Q of equation 3
+    value: torch.Tensor  # [B, Cv, h, w], v^Q
+    global_skips: tuple[torch.Tensor, torch.Tensor]  # of the decoders, at strides 8 and 4
+    instance_skips: tuple[torch.Tensor, ...]  # empty where there is no decoder per instance
+
+
+class LabelEncoder(nn.Module):
+    """f_theta of equation 7: an object's label image to an embedding of every cell.
+
+    Strides 4 and 4 [O]: that the result has the cells' grid is all that the paper says.
+    """
+
+    def __init__(self, channels: int, channels_out: int, output: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels, 7, 4, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels_out, 5, 4, 2, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.output = output
+
+    def forward(self, labels: torch.Tensor) -> torch.Tensor:
+        """[O, 3, H, W] object, all others, background -> [O, Cv, H / 16, W / 16]."""
+        x = functional.relu(self.bn1(self.conv1(labels)))
+        x = self.bn2(self.conv2(x))
+        return torch.sigmoid(x) if self.output == "sigmoid" else x
+
+
+class TemporalAttention(nn.Module):
+    """How much every support frame counts, by what its key, the first one's and the query's have in
+    them (figure 3)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.summarise = nn.Conv2d(channels, channels, 1)
+        self.mix1 = nn.Linear(3 * channels, channels)
+        self.mix2 = nn.Linear(channels, max(1, channels // 2))
+        self.weigh = nn.Linear(max(1, channels // 2), 1)
+
+    def summary(self, key: torch.Tensor) -> torch.Tensor:
+        """A key [B, Ck, h, w] in one vector [B, Ck]: 1x1 convolution, global mean."""
+        return functional.relu(self.summarise(key)).mean(dim=(2, 3))
+
+    def forward(self, summaries: torch.Tensor, first: int, query: torch.Tensor) -> torch.Tensor:
+        """Summaries [T, Ck] of the support and [1, Ck] of the query -> ln w [T] float32."""
+        count = len(summaries)
+        parts = summaries[first].expand(count, -1), summaries, query.expand(count, -1)
+        x = functional.relu(self.mix1(torch.cat(parts, dim=1)))
+        x = self.weigh(functional.relu(self.mix2(x)))
+        return x[:, 0].float().log_softmax(dim=0)
+
+
+class GIEL(Method[GIELFeatures, Support]):
+    """Two ResNets: one sees the frame, the other also the mask of all objects together."""
+
+    features = GIELFeatures
+
+    def __init__(self, config: GIELConfig) -> None:
+        super().__init__()
+        self.config: GIELConfig = config
+        channels = config.key_channels, config.value_channels
+        self.query_encoder = ResNet(config.backbone, config.width)
+        self.support_encoder = ResNet(config.backbone, config.width, mask_channels=1)
+        pyramid = self.query_encoder.channels
+        self.query_head = KeyValue(pyramid[2], *channels, size=1)
+        separate = config.heads == "separate"
+        self.support_head = KeyValue(pyramid[2], *channels, size=1) if separate else None
+        self.label_encoder = LabelEncoder(
+            config.label_channels, config.value_channels, config.label_output
+        )
+        self.attention = TemporalAttention(config.key_channels)
+        joined = 2 * config.value_channels
+        decoder = joined, pyramid, config.decoder_channels, 1
+        self.global_decoder = Decoder(*decoder)
+        self.instance_decoder: Decoder | None = None
+        self.coarse: nn.Sequential | None = None  # f_coarse of equation 10
+        if config.variant == "fast":
+            hidden = config.coarse_channels
+            self.coarse = nn.Sequential(
+                nn.Conv2d(joined, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, 1, 1)
+            )
+        elif config.decoders == "separate":
+            self.instance_decoder = Decoder(*decoder)
+        initialise(self)
+
+    def start(self, geometry: Geometry, max_objects: int) -> Support:
+        return Support(
+            self.config,
+            geometry.cells(self.stride),
+            geometry.network,
+            max_objects,
+            self.query_head.key.weight,
+            self._instance_values,
+        )
+
+    def encode(
+        self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
+    ) -> GIELFeatures:
+        pyramid = self.query_encoder(frames)
+        key, value = self.query_head(pyramid.r4)
+        own = () if self.instance_decoder is None else self.instance_decoder.skips(pyramid)
+        return GIELFeatures(frames, key, value, self.global_decoder.skips(pyramid), own)
+
+    def segment(self, seen: Sequence[GIELFeatures], state: Support) -> Scores:
+        (now,) = seen
+        joined = self._read(now, state.read())
+        saliency = self.global_decoder(joined[:1], *now.global_skips)  # equation 6
+        instances = self._instances(now, joined[1:])
+        if self.config.product or self.config.variant == "fast":
+            instances = product(instances, saliency)
+        return Scores(instances, stride=4, evidence=saliency)
+
+    def _read(self, now: GIELFeatures, reading: Reading) -> torch.Tensor:
+        """Emb of all objects together and of each, [1 + O, 2 Cv, h, w] (equations 5 and 9).
+
+        One affinity for all of them (equation 4): it is computed once, whatever their number.
+        """
+        keys, values, bias = reading.keys, reading.values, None
+        positions = keys.shape[1]
+        if self.config.temporal != "none":
+            query = self.attention.summary(now.key)
+            weight = self.attention(reading.summaries, reading.first, query)
+            if self.config.temporal == "bias":
+                bias = weight.repeat_interleave(positions)[None]
+            elif self.config.temporal == "premul":
+                keys = keys * weight.exp().to(keys.dtype)[:, None, None]
+            else:
+                values = values * weight.exp().to(values.dtype)[:, None, None]
+        readout = read_memory(
+            to_positions(now.key)[0].contiguous(),
+            keys.flatten(0, 1)[None],
+            values.flatten(1, 2)[None],
+            scale=keys.shape[2] ** -0.5 if self.config.scaled else 1.0,
+            bias=bias,
+        )[0]
+        maps = readout.transpose(1, 2).unflatten(2, now.key.shape[2:])
+        return torch.cat((now.value.expand(len(maps), -1, -1, -1), maps), dim=1)
+
+    def _instances(self, now: GIELFeatures, joined: torch.Tensor) -> torch.Tensor:
+        """Logits [O, H / 4, W / 4] of every instance: equation 10, or 12's decoder."""
+        if self.coarse is not None:
+            return upsample(self.coarse(joined), 4)[:, 0]
+        decoder = self.instance_decoder or self.global_decoder
+        skips = now.instance_skips or now.global_skips
+        return torch.cat([decoder(part, *skips) for part in joined.split(self.config.group)])
+
+    def remember(self, seen: Sequence[GIELFeatures], masks: Masks, state: Support) -> None:
+        (now,) = seen
+        if masks.object_count == 0:  # nothing to remember; the next mask begins anew
+            return
+        labels = masks.probabilities.argmax(dim=0)
+        mask = labels > 0
+        if self.config.support_mask == "global" and not masks.prompted:
+            mask = upsample(masks.evidence[:, None], 4)[0, 0] > 0
+        r4 = self.support_encoder(now.frame, mask[None, None].to(now.frame.dtype)).r4
+        key, value = (self.support_head or self.query_head)(r4)
+        encoded = Encoded(
+            to_positions(key)[0],
+            to_positions(value)[0],
+            labels.to(torch.uint8),
+            self.attention.summary(key)[0],
+        )
+        state.write(encoded, masks.object_count, bool(masks.prompted))
+
+    def _instance_values(
+        self, value: torch.Tensor, labels: torch.Tensor, slots: range
+    ) -> torch.Tensor:
+        """V_instance of one frame: its value times the embedding of each object's labels.
+
+        value [P, Cv], labels [H, W] uint8 -> [O, P, Cv] (equations 7 and 8); at most `group`
+        objects at a time.
+        """
+        size = self.config.group
+        parts = [slots[i : i + size] for i in range(0, len(slots), size)]
+        planes = (label_planes(labels, part).to(value.dtype) for part in parts)
+        return torch.cat([value * to_positions(self.label_encoder(each)) for each in planes])
+
+
+def label_planes(labels: torch.Tensor, slots: range) -> torch.Tensor:
+    """Per object three planes: itself, all others, the background. bool [O, 3, H, W] of uint8
+    [H, W], where 0 is the background and 1 + slot an object (section 3.2)."""
+    ids = torch.arange(1 + slots.start, 1 + slots.stop, device=labels.device)[:, None, None]
+    own, background = labels == ids, (labels == 0).expand(len(slots), -1, -1)
+    return torch.stack((own, ~(own | background), background), dim=1)
+
+
+def product(instances: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
+    """The logit of sigmoid(F_instance) * sigmoid(F_global), all [., h, w] (equation 11).
+
+    At a quarter of the frame, where both are: the result is enlarged, as STM enlarges logits [O].
+    """
+    a, b = -instances.float(), -saliency.float()
+    return -torch.logaddexp(torch.logaddexp(a, b), a + b)

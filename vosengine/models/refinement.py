@@ -1,0 +1,250 @@
+"""DMN-AOA's mask refinement: reference frames moved onto the current one, and RefineNet."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..config import DMNAOAConfig
+from ..kernels import read_memory
+from ..types import Size
+from .blocks import conv3, to_positions, upsample
+
+BLOCKS = (4, 2, 1)  # cells at strides 4, 8 and 16 across one cell at stride 16
+MASK_COLUMNS = sum(side * side for side in BLOCKS)  # of one object in one reference cell
+
+
+class Base(NamedTuple):
+    """Base features of frames: res2, res3 and res4 after their bottlenecks."""
+
+    b2: torch.Tensor  # [B, C2, H / 4, W / 4]
+    b3: torch.Tensor  # [B, C3, H / 8, W / 8]
+    b4: torch.Tensor  # [B, C4, H / 16, W / 16]
+
+
+class Moved(NamedTuple):
+    """References as they lie on the current frame, at strides 4, 8 and 16 like Base.
+
+    features  per level [R, C, h, w], the frame before first, then first frames
+    first     per level [O, 1, h, w], every object's mask in its first frame
+    previous  per level [O, 1, h, w], in the frame before
+    rows      per object, which of the R is its first frame
+    """
+
+    features: tuple[torch.Tensor, ...]
+    first: tuple[torch.Tensor, ...]
+    previous: tuple[torch.Tensor, ...]
+    rows: list[int]
+
+
+def to_blocks(x: torch.Tensor, side: int) -> torch.Tensor:
+    """[B, C, side * h, side * w] -> [B, h * w, side * side * C]: what lies in every cell."""
+    x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [B, C, h, side, w, side]
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def from_blocks(x: torch.Tensor, side: int, cells: Size) -> torch.Tensor:
+    """The inverse: [B, h * w, side * side * C] -> [B, C, side * h, side * w]."""
+    x = x.unflatten(2, (side, side, -1)).unflatten(1, cells)  # [B, h, w, side, side, C]
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def mask_levels(masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Soft masks [O, h, w] at stride 4 -> [O, 1, ., .] at strides 4, 8 and 16: area means."""
+    planes = masks[:, None]
+    return planes, functional.avg_pool2d(planes, 2), functional.avg_pool2d(planes, 4)
+
+
+class References:
+    """The frames that masks are refined with: the one before, and every object's first.
+
+    Row 0 is the frame before; the further rows are first frames, shared by the objects that began
+    in one. A row holds, per cell at stride 16, the features of all three levels in it, then for
+    every slot its masks in it.
+
+    keys    [1 + R, P, Ca]   of length 1, what positions are compared by
+    values  [1 + R, P, C4 + 4 C3 + 16 C2 + 21 O]
+    first   per slot, its row
+    """
+
+    def __init__(
+        self, channels: tuple[int, ...], cells: Size, max_objects: int, like: torch.Tensor
+    ) -> None:
+        self.channels = channels
+        self.cells = cells
+        self.width = sum(c * s * s for c, s in zip(channels, BLOCKS, strict=True))
+        positions, rows = cells[0] * cells[1], 1 + max_objects
+        columns = self.width + MASK_COLUMNS * max_objects
+        self.keys = torch.empty(
+            rows, positions, channels[2], device=like.device, dtype=like.dtype
+        )
+        self.values = torch.empty(rows, positions, columns, device=like.device, dtype=like.dtype)
+        self.first: list[int] = []
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    @property
+    def row_count(self) -> int:
+        """Rows in use, the frame before among them."""
+        return 1 + max(self.first, default=0)
+
+    def write(self, key: torch.Tensor, base: Base, masks: torch.Tensor) -> None:
+        """The frame before is now this one; it is the first of the objects that are new.
+
+        key [1, P, Ca], masks [O, h, w] soft, at stride 4; slots past those known are new
+        """
+        parts = [to_blocks(level, side) for level, side in zip(base, BLOCKS, strict=True)]
+        levels = zip(mask_levels(masks.to(key.dtype)), BLOCKS, strict=True)
+        planes = torch.cat([to_blocks(level, side) for level, side in levels], dim=2)
+        row = torch.cat((*parts, planes.transpose(0, 1).flatten(1)[None]), dim=2)[0]
+        targets = [0]
+        if len(masks) > len(self.first):
+            targets.append(self.row_count)
+            self.first += [self.row_count] * (len(masks) - len(self.first))
+        for target in targets:
+            self.keys[target] = key[0]
+            self.values[target, :, : row.shape[1]] = row
+
+    def move(self, query: torch.Tensor, sharpness: float) -> Moved:
+        """Every reference aligned to the frame whose key is `query` [P, Ca], as AOA aligns
+        proposals (equations 2 and 3): cell by cell at stride 16, finer levels in blocks [O]."""
+        rows, count = self.row_count, len(self.first)
+        end = self.width + MASK_COLUMNS * count
+        moved = read_memory(
+            query, self.keys[:rows], self.values[:rows, :, :end], scale=sharpness
+        )  # [R, P, .]
+        widths = [c * s * s for c, s in zip(self.channels, BLOCKS, strict=True)]
+        *levels, columns = moved.split((*widths, MASK_COLUMNS * count), dim=2)
+        features = (from_blocks(x, s, self.cells) for x, s in zip(levels, BLOCKS, strict=True))
+        masks = columns.unflatten(2, (count, MASK_COLUMNS)).transpose(1, 2)  # [R, O, P, 21]
+        slots = torch.arange(count, device=moved.device)
+        first = torch.tensor(self.first, device=moved.device)
+        return Moved(
+            tuple(features),
+            self._planes(masks[first, slots]),
+            self._planes(masks[0]),
+            self.first,
+        )
+
+    def _planes(self, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[O, P, 21] -> per level [O, 1, ., .]."""
+        parts = columns.split([side * side for side in BLOCKS], dim=2)
+        return tuple(from_blocks(x, s, self.cells) for x, s in zip(parts, BLOCKS, strict=True))
+
+    def forget(self, slot: int) -> None:
+        """Drop an object; the last slot's columns move into its place, and a first frame that
+        nobody has any more makes room."""
+        last = len(self.first) - 1
+        if slot != last:
+            into, of = (self.width + MASK_COLUMNS * s for s in (slot, last))
+            columns = self.values[..., of : of + MASK_COLUMNS]
+            self.values[..., into : into + MASK_COLUMNS] = columns
+        freed, end = self.first[slot], self.row_count - 1
+        self.first[slot] = self.first[last]
+        self.first.pop()
+        if freed not in self.first and freed != end:
+            self.keys[freed], self.values[freed] = self.keys[end], self.values[end]
+            self.first = [freed if row == end else row for row in self.first]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        rows, end = self.row_count, self.width + MASK_COLUMNS * len(self.first)
+        first = torch.tensor(self.first, dtype=torch.int64)
+        return {"keys": self.keys[:rows], "values": self.values[:rows, :, :end], "first": first}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        rows, _, end = tensors["values"].shape
+        self.keys[:rows] = tensors["keys"]
+        self.values[:rows, :, :end] = tensors["values"]
+        self.first = tensors["first"].tolist()
+
+
+class NormedResBlock(nn.Module):
+    """x + norm(conv3(relu(norm(conv3(relu x))))); a 3x3 convolution on x if channels change."""
+
+    def __init__(self, channels_in: int, channels: int, groups: int) -> None:
+        super().__init__()
+        same = channels_in == channels
+        self.downsample = None if same else conv3(channels_in, channels)
+        self.conv1 = conv3(channels_in, channels)
+        self.norm1 = nn.GroupNorm(groups, channels)
+        self.conv2 = conv3(channels, channels)
+        self.norm2 = nn.GroupNorm(groups, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        branch = self.norm1(self.conv1(functional.relu(x)))
+        branch = self.norm2(self.conv2(functional.relu(branch)))
+        return branch + (x if self.downsample is None else self.downsample(x))
+
+
+class RefineBlock(nn.Module):
+    """One level of RefineNet.
+
+    Its first convolution goes over the features of the frame, of the first and of the previous
+    reference, and three masks, joined. It is linear, so it is computed in parts: those of the
+    features once for all objects that share them, that of the masks per object.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, channels_out: int, groups: int, merges: bool
+    ) -> None:
+        super().__init__()
+        self.now = conv3(channels_in, channels, bias=False)
+        self.first = conv3(channels_in, channels, bias=False)
+        self.previous = conv3(channels_in, channels, bias=False)
+        self.masks = conv3(3, channels)
+        self.norm = nn.GroupNorm(groups, channels)
+        self.fuse = NormedResBlock(channels, channels_out, groups)
+        self.merge = NormedResBlock(channels_out, channels_out, groups) if merges else None
+
+    def forward(
+        self,
+        now: torch.Tensor,
+        references: torch.Tensor,
+        rows: list[int],
+        masks: torch.Tensor,
+        coarser: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """now [1, C, h, w], references [R, C, h, w], masks [O, 3, h, w] (coarse, first, previous),
+        coarser [O, D, h / 2, w / 2] -> [O, D, h, w]"""
+        first = self.first(references[1:])
+        if len(first) > 1:
+            first = first[torch.tensor(rows, device=first.device) - 1]
+        shared = self.now(now) + self.previous(references[:1])
+        x = self.fuse(self.norm(shared + first + self.masks(masks)))
+        if self.merge is None or coarser is None:
+            return x
+        return self.merge(x + upsample(coarser, 2))
+
+
+class RefineNet(nn.Module):
+    """From a coarse mask to the final one, with the structure of STM's decoder (section 3.1)."""
+
+    def __init__(self, config: DMNAOAConfig) -> None:
+        super().__init__()
+        base, width, groups = config.base_channels, config.refine_channels, config.norm_groups
+        self.align = nn.Conv2d(base[2], base[2], 1)
+        self.block4 = RefineBlock(base[2], base[2], width, groups, merges=False)
+        self.block3 = RefineBlock(base[1], width, width, groups, merges=True)
+        self.block2 = RefineBlock(base[0], width, width, groups, merges=True)
+        self.predict = nn.Conv2d(width, 2, 1)
+
+    def key(self, base: Base) -> torch.Tensor:
+        """What references are aligned by: [B, P, Ca], every position of length 1."""
+        return functional.normalize(to_positions(self.align(base.b4)), dim=2)
+
+    def forward(self, base: Base, moved: Moved, coarse: torch.Tensor) -> torch.Tensor:
+        """Base features of one frame, coarse masks [O, h, w] at stride 4 -> logits [O, h, w]."""
+        levels = zip(mask_levels(coarse), moved.first, moved.previous, strict=True)
+        masks = [torch.cat(planes, dim=1).to(base.b2.dtype) for planes in levels]
+        blocks = (self.block2, self.block3, self.block4)
+        x = None
+        for level in (2, 1, 0):
+            features = moved.features[level]
+            x = blocks[level](base[level], features, moved.rows, masks[level], x)
+        background, foreground = self.predict(functional.relu(x)).unbind(dim=1)
+        return foreground - background

@@ -28,10 +28,10 @@ from environment import RESULTS, describe, write_json
 from rich.console import Console
 from rich.table import Table
 
+from vosengine.device import choose_device
 from vosengine.kernels import BACKENDS, OPS, Op, use_backend
 from vosengine.kernels.cases import Case
 from vosengine.kernels.parity import Parity, cases_of, check_parity
-from vosengine.segmenter import choose_device
 from vosengine.timing import summarise, timed
 
 WARM_UP = 3

@@ -29,9 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vosengine import Segmenter
 from vosengine.config import IMCNetConfig, MemoryConfig
+from vosengine.device import choose_device
 from vosengine.kernels import use_backend
 from vosengine.registry import build, entry
-from vosengine.segmenter import choose_device
 from vosengine.timing import summarise, timed
 from vosengine.training.synthetic import ClipConfig, iterate_clip
 from vosengine.types import Geometry, Masks

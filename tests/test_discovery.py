@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make, tiny_config, to_the_end
 
-from vosengine.discovery import DNetSource
+from vosengine.detectors.dnet import DNetSource
 from vosengine.proposals import boxes_of
 from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
         STMConfig,
         TargetAwareConfig,
     )
-    from .discovery import DNetSource
+    from .detectors import open_proposals
+    from .detectors.dnet import DNetSource
+    from .detectors.file import FileSource, write_proposals
+    from .detectors.torchvision import TorchvisionSource
     from .errors import VosError
     from .proposals import Proposals, ProposalSource
     from .registry import list_models
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DNetSource": "discovery",
+    "DNetSource": "detectors.dnet",
+    "FileSource": "detectors.file",
     "IMCNetConfig": "config",
     "MUNetConfig": "config",
     "MemoryConfig": "config",
@@ -37,12 +41,16 @@ _HOMES = {
     "STMConfig": "config",
     "Segmenter": "segmenter",
     "TargetAwareConfig": "config",
+    "TorchvisionSource": "detectors.torchvision",
     "VosError": "errors",
     "list_models": "registry",
+    "open_proposals": "detectors",
+    "write_proposals": "detectors.file",
 }
 
 __all__ = [
     "DNetSource",
+    "FileSource",
     "IMCNetConfig",
     "MUNetConfig",
     "MemoryConfig",
@@ -52,8 +60,11 @@ __all__ = [
     "STMConfig",
     "Segmenter",
     "TargetAwareConfig",
+    "TorchvisionSource",
     "VosError",
     "list_models",
+    "open_proposals",
+    "write_proposals",
 ]
 
 

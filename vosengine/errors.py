@@ -34,5 +34,9 @@ class DeviceError(VosError):
     """The device that was asked for does not exist, or cannot do what was asked of it."""
 
 
+class DependencyError(VosError):
+    """A package that was left out at installation is needed for what was asked."""
+
+
 class StateError(VosError):
     """A saved stream cannot be resumed here: another model, other weights, or a broken file."""

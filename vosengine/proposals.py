@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional
@@ -40,23 +40,108 @@ class ProposalSource(Protocol):
         ...
 
 
+@runtime_checkable
+class StatefulSource(ProposalSource, Protocol):
+    """A source that remembers earlier frames: what it remembers is saved with the stream."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that the source needs to go on elsewhere."""
+        ...
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what `tensors` gave; StateError, before anything has changed, where it is not
+        this source's."""
+        ...
+
+
 def check_proposals(proposals: Proposals, size: Size) -> None:
-    """Raise InputError unless these are proposals for a frame of that size."""
+    """Raise InputError unless these are proposals for a frame of that size.
+
+    Boxes may reach beyond the frame; nothing is clipped.
+    """
+    if not isinstance(proposals, Proposals):
+        raise InputError(f"proposals: wanted Proposals, given {type(proposals).__name__}")
+    for name in ("boxes", "masks", "scores"):
+        if not isinstance(getattr(proposals, name), torch.Tensor):
+            given = type(getattr(proposals, name)).__name__
+            raise InputError(f"proposals: {name}: wanted a torch tensor, given {given}")
     count = proposals.masks.shape[0] if proposals.masks.ndim else 0
     wanted = {
-        "boxes": [count, 4],
-        "masks": [count, *size],
-        "scores": [count],
+        "boxes": ([count, 4], torch.float32),
+        "masks": ([count, *size], torch.bool),
+        "scores": ([count], torch.float32),
     }
-    for name, shape in wanted.items():
+    for name, (shape, dtype) in wanted.items():
         tensor = getattr(proposals, name)
         if list(tensor.shape) != shape:
             raise InputError(f"proposals: {name}: wanted {shape}, given {list(tensor.shape)}")
-    if proposals.masks.dtype != torch.bool:
-        raise InputError(f"proposals: masks: wanted bool, given {proposals.masks.dtype}")
+        if tensor.dtype != dtype:
+            raise InputError(f"proposals: {name}: wanted {dtype}, given {tensor.dtype}")
     vectors = proposals.embeddings
     if vectors is not None and (vectors.ndim != 2 or len(vectors) != count):
         raise InputError(f"proposals: embeddings: wanted [{count}, E], given {list(vectors.shape)}")
+    boxes, scores = proposals.boxes, proposals.scores
+    # Brought over together: each number that Python reads off a GPU waits for it.
+    good = torch.stack((boxes.isfinite().all(dim=1), _ordered(boxes), scores.isfinite())).cpu()
+    faults = (
+        ("boxes: wanted finite numbers", boxes),
+        ("boxes: wanted left <= right and top <= bottom", boxes),
+        ("scores: wanted finite numbers", scores),
+    )
+    for (what, tensor), row in zip(faults, good, strict=True):
+        if not row.all():
+            worst = int(row.logical_not().nonzero()[0])
+            raise InputError(f"proposals: {what}, given {tensor[worst].tolist()} (number {worst})")
+
+
+def _ordered(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2:] >= boxes[:, :2]).all(dim=1)
+
+
+def best_of(proposals: Proposals, *, overlap: float = 0.4, limit: int = 30) -> Proposals:
+    """The best proposals that do not say the same twice: non-maximum suppression of boxes by
+    falling score, then the first `limit`.
+
+    A box whose intersection over union with a better one that stays is above `overlap` goes; of
+    equal scores the earlier is the better. Left out before all that are proposals with an empty
+    mask, or with a box that has no area inside the frame: detectors give such, and nothing can be
+    matched with them.
+    """
+    height, width = proposals.masks.shape[1:]
+    order = proposals.scores.argsort(descending=True, stable=True)
+    boxes = proposals.boxes[order].double()
+    inside = _sides(boxes, boxes.new_tensor((0, 0)), boxes.new_tensor((width, height)))
+    shown = proposals.masks.flatten(1).any(dim=1)[order]
+    usable = shown & (inside > 0).all(dim=1)
+    areas = _sides(boxes).prod(dim=1)
+    shared = _sides(boxes[:, None], boxes[:, :2], boxes[:, 2:]).prod(dim=2)
+    close = shared > overlap * (areas[:, None] + areas - shared)
+    table = torch.cat((usable[:, None], close), dim=1).cpu().numpy()
+    alive, close_to = table[:, 0], table[:, 1:]
+    kept: list[int] = []
+    for index in range(len(alive)):
+        if len(kept) == limit:
+            break
+        if alive[index]:
+            kept.append(index)
+            alive &= ~close_to[index]
+    chosen = order[torch.tensor(kept, dtype=torch.long, device=order.device)]
+    vectors = proposals.embeddings
+    return Proposals(
+        proposals.boxes[chosen],
+        proposals.masks[chosen],
+        proposals.scores[chosen],
+        None if vectors is None else vectors[chosen],
+    )
+
+
+def _sides(
+    boxes: torch.Tensor, least: torch.Tensor | None = None, most: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Width and height [..., 2] of the part of boxes [..., 4] between two corners."""
+    low = boxes[..., :2] if least is None else boxes[..., :2].maximum(least)
+    high = boxes[..., 2:] if most is None else boxes[..., 2:].minimum(most)
+    return (high - low).clamp(min=0)
 
 
 def to_network(proposals: Proposals, geometry: Geometry, device: torch.device) -> Proposals:

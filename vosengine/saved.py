@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from .errors import OutputError, StateError
 from .types import Geometry
 
-FORMAT = "vosengine-stream-2"
+FORMAT = "vosengine-stream-3"
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class SavedStream:
     ids       the objects in order of slot
     ever      every id that the stream has had
     ring      (frame index, features by name, prompt or None) of every frame still held
+    source    what the source of proposals remembers; None where it is no StatefulSource
     """
 
     identity: dict[str, Any]
@@ -35,11 +36,13 @@ class SavedStream:
     flushed: bool
     state: dict[str, torch.Tensor]
     ring: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]]
+    source: dict[str, torch.Tensor] | None = None
 
 
 def write_stream(path: Path, stream: SavedStream) -> None:
     """Write a stream; the file appears whole or not at all. Raises OutputError."""
     tensors = {f"state/{name}": tensor for name, tensor in stream.state.items()}
+    tensors |= {f"source/{name}": tensor for name, tensor in (stream.source or {}).items()}
     for index, features, prompt in stream.ring:
         tensors |= {f"ring/{index}/{name}": tensor for name, tensor in features.items()}
         if prompt is not None:
@@ -54,6 +57,7 @@ def write_stream(path: Path, stream: SavedStream) -> None:
         "frame_count": stream.frame_count,
         "flushed": stream.flushed,
         "ring": [index for index, _, _ in stream.ring],
+        "source": stream.source is not None,
     }
     # Cloned: safetensors refuses tensors that share storage, as views of one bank do.
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
@@ -95,6 +99,7 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
             (index, _under(f"ring/{index}/", tensors), tensors.get(f"prompt/{index}"))
             for index in described["ring"]
         ],
+        source=_under("source/", tensors) if described["source"] else None,
     )
 
 

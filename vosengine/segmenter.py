@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from .config import MatchingConfig, MemoryConfig, ModelConfig, check_size
-from .errors import ConfigError, DeviceError, InputError
+from .detectors.dnet import DNetSource
+from .device import choose_device
+from .errors import ConfigError, InputError, StateError
 from .finishing import finish
 from .frames import Array, check_frame, check_mask, prepare
 from .objects import ObjectSlots, named_ids
-from .proposals import ProposalSource, check_proposals, to_network
+from .proposals import ProposalSource, StatefulSource, check_proposals, to_network
 from .registry import entry
 from .saved import SavedStream, read_stream, write_stream
 from .types import Geometry, Result, Size
@@ -55,7 +57,8 @@ class Segmenter:
                  "afb"); None takes the model's own setting
     online       a model that looks ahead answers at once, the newest frame standing in for those
                  that have not come; latency is 0
-    proposals    where object proposals come from, instead of the model's own detector
+    proposals    where object proposals come from, instead of the model's own detector; a model
+                 that has none and needs them asks target_aware's D-Net where this is None
     config       the network's configuration; only with random weights
 
     Raises  ConfigError, DeviceError or WeightsError. Whatever `step` raises on bad input is an
@@ -97,6 +100,8 @@ class Segmenter:
             method.config = _with_memory(model, method.config, memory)
         if proposals is not None and not method.takes_proposals:
             raise ConfigError(f"proposals: {model} takes none; leave them out")
+        if proposals is None and method.needs_proposals:
+            proposals = DNetSource(device=device, embed=False)
         self.max_objects = max_objects or method.max_objects
         self.size = method.size if size is None else None if isinstance(size, str) else size
         self.online = online
@@ -177,6 +182,7 @@ class Segmenter:
 
     def save_state(self, path: str | Path) -> None:
         """Write the stream to a file: resumed elsewhere, it goes on as if it had never stopped."""
+        source = self.proposals if isinstance(self.proposals, StatefulSource) else None
         stream = SavedStream(
             identity=self._identity(),
             geometry=self.geometry,
@@ -186,6 +192,7 @@ class Segmenter:
             flushed=self._flushed,
             state={} if self._state is None else self._state.tensors(),
             ring=[(p.index, p.features._asdict(), p.prompt) for p in self._ring],
+            source=None if source is None else source.tensors(),
         )
         write_stream(Path(path), stream)
 
@@ -194,13 +201,18 @@ class Segmenter:
         """Go on with a saved stream, in place of this one.
 
         Raises  StateError, before anything has changed: no such file, corrupt, or a stream of
-                another model, weights, precision, size or memory.
+                another model, weights, precision, size or memory, or with another kind of
+                proposals.
         """
         stream = read_stream(Path(path), self._identity(), self.device)
+        source = self.proposals if isinstance(self.proposals, StatefulSource) else None
+        _check_source(path, stream, source)
         state = None
         if stream.geometry is not None:
             state = self.method.start(stream.geometry, self.max_objects)
             state.restore(stream.state, len(stream.ids))
+        if source is not None and stream.source is not None:
+            source.restore(stream.source)
         self.reset()
         self.geometry, self._state = stream.geometry, state
         self._slots.assign(stream.ids)
@@ -284,24 +296,14 @@ def _with_memory(model: str, config: ModelConfig, memory: MemoryConfig | str) ->
     return replace(config, memory=memory)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU, or the CPU where there is none.
-
-    Raises  DeviceError for a name torch does not know and for a device that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"device {name!r}: wanted auto, cpu, cuda or cuda:N ({error})") from error
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device {name!r}: wanted auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise DeviceError(
-                f"device {name!r}: torch {torch.__version__} finds {count} CUDA devices; "
-                "`vosengine doctor` says more, device='cpu' works everywhere"
-            )
-    return device
+def _check_source(path: str | Path, stream: SavedStream, source: StatefulSource | None) -> None:
+    if stream.source is not None and source is None:
+        raise StateError(
+            f"{path}: the stream was saved with a source of proposals that remembers what it saw; "
+            "give this Segmenter such a source too (proposals=...)"
+        )
+    if stream.source is None and source is not None:
+        raise StateError(
+            f"{path}: the stream was saved without a source of proposals that remembers what it "
+            f"saw, and this Segmenter has one ({type(source).__name__}); leave it out"
+        )

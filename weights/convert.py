@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import pickle
-import struct
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,25 +18,12 @@ import torch
 
 from vosengine.config import BACKBONES, IMCNetConfig, ModelConfig, STMConfig
 from vosengine.errors import ConfigError, VosError, WeightsError
+from vosengine.foreign import read_state_dict
 from vosengine.models.imcnet import IMCNet
 from vosengine.models.stm import STM
 from vosengine.weights import check_tensors, save, state_of
 
 Tensors = dict[str, torch.Tensor]
-
-# All that torch.load raised for thousands of truncated and damaged files, in both of its formats.
-UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-)
 
 # Our prefix -> that of STM's release; the first that fits counts.
 STM_NAMES = {
@@ -184,30 +169,6 @@ CONVERTERS: dict[str, Callable[[str, Tensors], tuple[ModelConfig, Tensors]]] = {
     "stm": convert_stm,
     "imcnet": convert_imcnet,
 }
-
-
-def read_state_dict(path: Path) -> Tensors:
-    """A released state dict, or that under `model` in a checkpoint, without `module.` in front of
-    its names and without batch counters."""
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; wanted the release's state dict")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise WeightsError(
-            f"{path}: no file that torch.load can read with weights_only ({type(error).__name__}); "
-            "damaged, cut short, or something else than a state dict"
-        ) from error
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: wanted a dict of tensors, given {type(found).__name__}")
-    if isinstance(found.get("model"), dict):
-        found = found["model"]
-    others = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise WeightsError(f"{path}: wanted only tensors, holds also {', '.join(others)}")
-    if all(name.startswith("module.") for name in found):
-        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
-    return {name: found[name] for name in found if not name.endswith("num_batches_tracked")}
 
 
 def convert(model: str, source: Path, target: Path) -> str:

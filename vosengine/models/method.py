@@ -63,6 +63,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     needs_mask       whether the first frame must come with a mask
     takes_mask       whether any frame may
     takes_proposals  whether `encode` may be given another detector's proposals
+    needs_proposals  whether it must be, for every frame; then `takes_proposals` is True too
     max_objects      room for that many where the caller does not say
     stride           the network's input must be a multiple of it
     features         the NamedTuple that `encode` returns
@@ -73,6 +74,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     needs_mask: ClassVar[bool] = True
     takes_mask: ClassVar[bool] = True
     takes_proposals: ClassVar[bool] = False
+    needs_proposals: ClassVar[bool] = False
     max_objects: int = 10
     stride: ClassVar[int] = 16
     features: ClassVar[Any]

@@ -1,0 +1,39 @@
+"""Where object proposals come from, by name."""
+
+from __future__ import annotations
+
+from ..errors import ConfigError
+from ..proposals import ProposalSource
+
+# What every form of `open_proposals` is, for messages and the command line.
+FORMS = {
+    "dnet": "target_aware's D-Net with the weights that ship",
+    "dnet:TAG or dnet:FILE": "the same with other weights",
+    "file:FILE.json": "masks of any detector, in COCO's form",
+    "torchvision:FILE.pth": "torchvision's Mask R-CNN with weights of your own",
+}
+
+
+def open_proposals(text: str, device: str = "auto") -> ProposalSource:
+    """The source that a text names: "dnet", "dnet:TAG", "dnet:FILE.safetensors", "file:FILE.json"
+    or "torchvision:FILE.pth".
+
+    Raises  ConfigError for any other text, and what the source itself raises: InputError,
+            WeightsError, DeviceError, DependencyError.
+    """
+    kind, colon, argument = text.partition(":")
+    # Imported when it is asked for: the engine needs the first, few need the others.
+    if kind == "dnet" and (argument or not colon):
+        from .dnet import DNetSource
+
+        return DNetSource(weights=argument or None, device=device)
+    if kind == "file" and argument:
+        from .file import FileSource
+
+        return FileSource(argument)
+    if kind == "torchvision" and argument:
+        from .torchvision import TorchvisionSource
+
+        return TorchvisionSource(argument, device=device)
+    forms = "; ".join(f"{form} ({what})" for form, what in FORMS.items())
+    raise ConfigError(f"proposals: no source is named {text!r}; wanted {forms}")

@@ -1,0 +1,279 @@
+"""Proposals from a file in COCO's form: any detector's output, stored once, read by frame."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco
+
+from ..errors import InputError, OutputError
+from ..frames import Array
+from ..proposals import Proposals, boxes_of, check_proposals
+from ..types import Size
+from .rle import decode, encode
+
+STRUCTURE = 'wanted {"images": [...], "annotations": [...]}, as COCO has them'
+
+
+@dataclass
+class FrameEntry:
+    """What the file says of one frame: an entry of `images`, and its annotations, best first."""
+
+    image_id: int | str
+    name: str | None
+    size: Size
+    annotations: list[Annotation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One proposal, its mask still encoded. `number` is its place in the file."""
+
+    number: int
+    segmentation: Any
+    score: float
+    box: tuple[float, float, float, float] | None
+
+
+class FileSource:
+    """A ProposalSource: what a file in COCO's form says of every frame.
+
+        {"images": [{"id": 7, "height": 480, "width": 854, "file_name": "00000.jpg"}],
+         "annotations": [{"image_id": 7, "score": 0.93, "bbox": [420, 100, 60, 210],
+                          "segmentation": {"size": [480, 854], "counts": "WPi2..."}}]}
+
+    `images` has one entry for each frame, in the order of the video; an optional "frame_index" says
+    otherwise. A frame without annotations has no proposals. A segmentation is run-length encoded,
+    as text or as numbers, or a list of polygons. Without "bbox" (left, top, width, height) the box
+    is the mask's, without "score" the score is 1. What else the file holds is not read.
+
+    The file is read and checked at once, masks are decoded when their frame is asked for.
+
+    Raises  InputError: no such file, no JSON, another structure, two entries for one frame, an
+            annotation of no image, a mask that is not of its image's size, a score or a box that is
+            no number.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._frames = _parse(self.path)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __call__(self, frame: Array, frame_index: int) -> Proposals:
+        """Proposals for a frame [H, W, 3], best first, on the CPU.
+
+        Raises  InputError: the file lacks the frame, has it at another size, or a mask in it is
+                damaged.
+        """
+        height, width = int(frame.shape[0]), int(frame.shape[1])
+        entry = self._frames.get(frame_index)
+        if entry is None:
+            raise InputError(
+                f"{self.path}: has no entry in images for frame {frame_index} (it has "
+                f"{len(self)} frames); wanted one for every frame, also where nothing was seen"
+            )
+        if entry.size != (height, width):
+            raise InputError(
+                f"{self.path}: frame {frame_index}: masks are {entry.size[0]} x {entry.size[1]}, "
+                f"the frame is {height} x {width}; run the detector on the frames as they are"
+            )
+        masks = torch.zeros(len(entry.annotations), height, width, dtype=torch.bool)
+        for row, annotation in enumerate(entry.annotations):
+            try:
+                masks[row] = torch.from_numpy(_decode(annotation.segmentation, entry.size))
+            except ValueError as error:
+                raise InputError(
+                    f"{self.path}: frame {frame_index}: annotations[{annotation.number}]: the mask "
+                    f"cannot be decoded: {error}; write the file anew"
+                ) from error
+        boxes = boxes_of(masks)
+        for row, annotation in enumerate(entry.annotations):
+            if annotation.box is not None:
+                boxes[row] = torch.tensor(annotation.box)
+        scores = torch.tensor([a.score for a in entry.annotations], dtype=torch.float32)
+        return Proposals(boxes, masks, scores)
+
+    def check_name(self, frame_name: str, frame_index: int) -> None:
+        """Raise InputError where the file's "file_name" for that frame has another stem."""
+        entry = self._frames.get(frame_index)
+        if entry is not None and entry.name is not None:
+            stem = PurePath(entry.name).stem
+            if stem != frame_name:
+                raise InputError(
+                    f"{self.path}: frame {frame_index} is {entry.name!r} there and {frame_name!r} "
+                    "in the video; wanted the proposals of this video, its frames in order"
+                )
+
+
+def write_proposals(path: str | Path, frames: Iterable[Proposals]) -> None:
+    """Write what a source said of every frame of a video, in order, so that FileSource says it
+    again. Embeddings are left out.
+
+    Raises  InputError for what are no proposals, OutputError where the file cannot be written.
+    """
+    path = Path(path)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, proposals in enumerate(frames):
+        size = _size_of(proposals)
+        check_proposals(proposals, size)
+        images.append({"id": index, "height": size[0], "width": size[1]})
+        rows = zip(
+            proposals.masks.cpu().numpy(),
+            proposals.boxes.tolist(),
+            proposals.scores.tolist(),
+            strict=True,
+        )
+        annotations += [
+            {
+                "image_id": index,
+                "score": score,
+                "bbox": [left, top, right - left, bottom - top],
+                "segmentation": {"size": list(size), "counts": encode(mask)},
+            }
+            for mask, (left, top, right, bottom), score in rows
+        ]
+    partial = path.with_name(path.name + ".part")
+    try:
+        text = json.dumps({"images": images, "annotations": annotations})
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: the proposals cannot be written there ({error})") from error
+
+
+def _size_of(proposals: Proposals) -> Size:
+    shape = tuple(getattr(getattr(proposals, "masks", None), "shape", ()))
+    return (int(shape[-2]), int(shape[-1])) if len(shape) == 3 else (0, 0)
+
+
+def _parse(path: Path) -> dict[int, FrameEntry]:
+    """Every frame's entry by its index."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); wanted a JSON file of proposals"
+        ) from error
+    except ValueError as error:  # of the encoding, or of the JSON
+        raise InputError(f"{path}: not valid JSON ({error}); write the file anew") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; {STRUCTURE}")
+    for part in ("images", "annotations"):
+        entries = content.get(part)
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise InputError(f"{path}: {part}: no list of objects; {STRUCTURE}")
+    frames: dict[int, FrameEntry] = {}
+    by_id: dict[int | str, FrameEntry] = {}
+    for number, given in enumerate(content["images"]):
+        entry, index = _read_image(f"{path}: images[{number}]", given, number)
+        if index in frames:
+            raise InputError(
+                f"{path}: images[{number}]: a second entry for frame {index}; wanted one per frame"
+            )
+        if entry.image_id in by_id:
+            raise InputError(
+                f"{path}: images[{number}]: a second entry with id {entry.image_id!r}; wanted "
+                "another id for every frame"
+            )
+        frames[index] = by_id[entry.image_id] = entry
+    for number, given in enumerate(content["annotations"]):
+        place = f"{path}: annotations[{number}]"
+        image_id = given.get("image_id")
+        if not isinstance(image_id, int | str) or image_id not in by_id:
+            raise InputError(f"{place}: image_id {image_id!r} is the id of no entry in images")
+        entry = by_id[image_id]
+        entry.annotations.append(_read_annotation(place, given, number, entry.size))
+    for entry in frames.values():
+        entry.annotations.sort(key=lambda annotation: -annotation.score)
+    return frames
+
+
+def _read_image(place: str, given: dict[str, Any], number: int) -> tuple[FrameEntry, int]:
+    """An entry of `images`, and the index of its frame."""
+    image_id, name, index = given.get("id"), given.get("file_name"), given.get("frame_index")
+    if not isinstance(image_id, int | str):
+        raise InputError(f"{place}: id: wanted a number or a text, given {image_id!r}")
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"{place}: file_name: wanted a text, given {name!r}")
+    if index is not None and (type(index) is not int or index < 0):
+        raise InputError(f"{place}: frame_index: wanted 0 or a number above, given {index!r}")
+    size = given.get("height"), given.get("width")
+    height, width = size
+    if type(height) is not int or type(width) is not int or height < 1 or width < 1:
+        raise InputError(f"{place}: height and width: wanted pixels, given {list(size)}")
+    return FrameEntry(image_id, name, (height, width)), number if index is None else index
+
+
+def _read_annotation(place: str, given: dict[str, Any], number: int, size: Size) -> Annotation:
+    segmentation = given.get("segmentation")
+    _check_segmentation(place, segmentation, size)
+    score = given.get("score", 1.0)
+    if not _are_numbers([score]):
+        raise InputError(f"{place}: score: wanted a finite number, given {score!r}")
+    box = given.get("bbox")
+    if box is None:
+        return Annotation(number, segmentation, float(score), None)
+    if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box) or min(box[2:]) < 0:
+        raise InputError(
+            f"{place}: bbox: wanted [left, top, width, height], finite, the last two not below 0, "
+            f"given {box!r}"
+        )
+    left, top, width, height = box
+    return Annotation(number, segmentation, float(score), (left, top, left + width, top + height))
+
+
+def _check_segmentation(place: str, segmentation: Any, size: Size) -> None:
+    """What can be told without decoding: the form, and the size that a mask says it has."""
+    if isinstance(segmentation, dict):
+        if segmentation.get("size") != list(size):
+            raise InputError(
+                f"{place}: the mask is of size {segmentation.get('size')}, its image "
+                f"{list(size)} (height, width); wanted the same"
+            )
+        if isinstance(segmentation.get("counts"), str | list):
+            return
+    elif isinstance(segmentation, list) and all(map(_is_polygon, segmentation)):
+        # A margin of one frame: pycocotools draws what lies outside too, and needs memory for it.
+        height, width = size
+        if all(
+            -limit <= value <= 2 * limit
+            for polygon in segmentation
+            for values, limit in ((polygon[::2], width), (polygon[1::2], height))
+            for value in values
+        ):
+            return
+        raise InputError(f"{place}: a polygon reaches further than one frame beyond its image")
+    raise InputError(
+        f'{place}: segmentation: wanted {{"size": [height, width], "counts": text or numbers}}, or '
+        "a list of polygons [x, y, x, y, x, y, ...]"
+    )
+
+
+def _is_polygon(given: Any) -> bool:
+    return (
+        isinstance(given, list) and len(given) >= 6 and len(given) % 2 == 0 and _are_numbers(given)
+    )
+
+
+def _are_numbers(given: Sequence[Any]) -> bool:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in given)
+
+
+def _decode(segmentation: Any, size: Size) -> np.ndarray:
+    """The mask, bool [H, W]; ValueError where its runs are damaged."""
+    if isinstance(segmentation, dict):
+        return decode(segmentation["counts"], size)
+    mask = np.zeros(size, bool)
+    for encoded in coco.frPyObjects(segmentation, *size) if segmentation else []:
+        mask |= decode(encoded["counts"].decode("ascii"), size)
+    return mask

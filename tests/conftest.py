@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from vosengine.config import MatchingConfig, MemoryConfig, ModelConfig
+from vosengine.config import MatchingConfig, MemoryConfig, ModelConfig, TargetAwareConfig
+from vosengine.detectors.dnet import DNetSource
 from vosengine.registry import build, entry, list_models
 from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
@@ -90,8 +91,13 @@ def tiny_config(model: str, **changes: Any) -> ModelConfig:
 
 
 def make(model: str, **options: Any) -> Segmenter:
-    """A Segmenter with tiny random weights on the CPU; `changes` go into the model's config."""
+    """A Segmenter with tiny random weights on the CPU; `changes` go into the model's config. One
+    that needs proposals has a tiny D-Net's."""
     changes = options.pop("changes", {})
+    if entry(model).build.needs_proposals and "proposals" not in options:
+        config = tiny_config("target_aware")
+        assert isinstance(config, TargetAwareConfig)
+        options["proposals"] = DNetSource(device="cpu", config=config, embed=False)
     return Segmenter(model, device="cpu", config=tiny_config(model, **changes), **options)
 
 

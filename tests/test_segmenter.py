@@ -151,9 +151,7 @@ def test_a_removed_object_is_gone_and_the_others_keep_their_masks(model: str, cl
         np.testing.assert_array_equal(again.numpy(), clip.masks[3])
 
 
-def test_removal_keeps_the_right_memory(
-    matching_model: str, clip: Clip
-) -> None:
+def test_removal_keeps_the_right_memory(matching_model: str, clip: Clip) -> None:
     segmenter = make(matching_model)
     follow(segmenter, clip.frames[:3], clip.masks[0])
     second = segmenter._state.memory.read(2).keys[

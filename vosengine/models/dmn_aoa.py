@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..config import DMNAOAConfig
 from ..kernels import align_object, match_proposals, pool_regions, read_memory
@@ -16,7 +15,7 @@ from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise
 from .blocks import KeyValue, MatchingState, conv3, to_positions
 from .method import Method
-from .refinement import Base, References, RefineNet
+from .refinement import Base, References, RefineNet, shrink
 
 STRIDES = (4, 8, 16)
 
@@ -196,7 +195,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         frame = torch.tensor(index, dtype=torch.int32, device=frames.device)
         regions = self._pool(pooled, torch.cat([each.boxes for each in kept]), frame)
         projected = to_positions(self.proposal_projector(regions)).split(counts)
-        masks4 = (functional.avg_pool2d(each.masks.to(frames.dtype), 4) for each in kept)
+        masks4 = (shrink(each.masks.to(frames.dtype), 4) for each in kept)
         return DMNAOAFeatures(base, pooled, tuple(map(Candidates, masks4, projected)))
 
     def _pool(
@@ -284,7 +283,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         state.born += [state.frame_count] * (count - known)
         regions = self._pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
         key, value = self.memory_head(self._embed(regions, state.ages()))
-        small = functional.avg_pool2d(soft, 4)
+        small = shrink(soft, 4)
         state.references.write(self.refine.key(now.base), now.base, small)
         state.boxes[:count], state.masks[:count] = boxes, small
         # An object that is not in the frame keeps the memory of those that showed it. [O]

@@ -66,12 +66,12 @@ class TemporalAttention(nn.Module):
         return functional.relu(self.summarise(key)).mean(dim=(2, 3))
 
     def forward(self, summaries: torch.Tensor, first: int, query: torch.Tensor) -> torch.Tensor:
-        """Summaries [T, Ck] of the support and [1, Ck] of the query -> ln w [T] float32."""
+        """Summaries [T, Ck] of the support and [1, Ck] of the query -> ln w [T], float32 at least."""
         count = len(summaries)
         parts = summaries[first].expand(count, -1), summaries, query.expand(count, -1)
         x = functional.relu(self.mix1(torch.cat(parts, dim=1)))
         x = self.weigh(functional.relu(self.mix2(x)))
-        return x[:, 0].float().log_softmax(dim=0)
+        return wide(x[:, 0]).log_softmax(dim=0)
 
 
 class GIEL(Method[GIELFeatures, Support]):
@@ -213,5 +213,10 @@ def product(instances: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
 
     At a quarter of the frame, where both are: the result is enlarged, as STM enlarges logits [O].
     """
-    a, b = -instances.float(), -saliency.float()
+    a, b = -wide(instances), -wide(saliency)
     return -torch.logaddexp(torch.logaddexp(a, b), a + b)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -52,10 +52,14 @@ def from_blocks(x: torch.Tensor, side: int, cells: Size) -> torch.Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
+def shrink(masks: torch.Tensor, side: int) -> torch.Tensor:
+    """Masks [O, H, W] a `side`-th of their size: area means."""
+    return functional.avg_pool2d(masks[:, None], side)[:, 0]
+
+
 def mask_levels(masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Soft masks [O, h, w] at stride 4 -> [O, 1, ., .] at strides 4, 8 and 16: area means."""
-    planes = masks[:, None]
-    return planes, functional.avg_pool2d(planes, 2), functional.avg_pool2d(planes, 4)
+    """Soft masks [O, h, w] at stride 4 -> [O, 1, ., .] at strides 4, 8 and 16."""
+    return masks[:, None], shrink(masks, 2)[:, None], shrink(masks, 4)[:, None]
 
 
 class References:

@@ -28,7 +28,7 @@ def tiny(**changes: Any) -> GIEL:
     """A tiny network whose norms are not the identity, and whose temporal attention chooses."""
     method = build("giel", tiny_config("giel", **changes))
     assert isinstance(method, GIEL)
-    method.attention.weigh.weight *= 2000
+    method.attention.weigh.weight *= 10000
     generator = torch.Generator().manual_seed(1)
     for layer in method.modules():
         if isinstance(layer, nn.BatchNorm2d):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from giel_transcription import Parts, Weights, support_set, transcribe
 from numpy.typing import NDArray
+from random_weights import RandomWeights
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,69 +21,20 @@ CELLS = 3 * 4
 Labels = NDArray[np.uint8]
 
 
-class Drawn:
-    """Random weights by name, He scaled, with lively norms."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.weights: Weights = {}
-
-    def draw(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator)
-
-    def conv(self, name: str, c_in: int, c_out: int, size: int, bias: bool = True) -> None:
-        gain = math.sqrt(2.0 / (c_in * size * size))
-        self.weights[f"{name}.weight"] = gain * self.draw(c_out, c_in, size, size)
-        if bias:
-            self.weights[f"{name}.bias"] = 0.1 * self.draw(c_out)
-
-    def linear(self, name: str, c_in: int, c_out: int) -> None:
-        self.weights[f"{name}.weight"] = math.sqrt(2.0 / c_in) * self.draw(c_out, c_in)
-        self.weights[f"{name}.bias"] = 0.1 * self.draw(c_out)
-
-    def norm(self, name: str, channels: int) -> None:
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            drawn = 0.1 * self.draw(channels)
-            self.weights[f"{name}.{part}"] = (
-                drawn if part in ("bias", "running_mean") else 1 + drawn
-            )
-
-    def resnet(self, net: str, bottleneck: bool) -> tuple[int, int, int]:
-        self.conv(f"{net}.conv1", 3, WIDTH, 7, bias=False)
-        self.norm(f"{net}.bn1", WIDTH)
-        c_in, channels = WIDTH, []
-        for layer in (1, 2, 3):
-            width = WIDTH * 2 ** (layer - 1)
-            c_out = 4 * width if bottleneck else width
-            for index in (0, 1):
-                block = f"{net}.layer{layer}.{index}"
-                sizes = [(c_in, width, 3), (width, width, 3)]
-                if bottleneck:
-                    sizes = [(c_in, width, 1), (width, width, 3), (width, c_out, 1)]
-                for i, size in enumerate(sizes, start=1):
-                    self.conv(f"{block}.conv{i}", *size, bias=False)
-                    self.norm(f"{block}.bn{i}", size[1])
-                if c_in != c_out:
-                    self.conv(f"{block}.downsample.0", c_in, c_out, 1, bias=False)
-                    self.norm(f"{block}.downsample.1", c_out)
-                c_in = c_out
-            channels.append(c_out)
-        return channels[0], channels[1], channels[2]
-
-    def decoder(self, name: str, r2: int, r3: int) -> None:
-        self.conv(f"{name}.conv", 2 * VALUE, DECODER, 3)
-        self.conv(f"{name}.skip3.conv", r3, DECODER, 3)
-        self.conv(f"{name}.skip2.conv", r2, DECODER, 3)
-        for block in ("block4", "skip3.block", "block3", "skip2.block", "block2"):
-            self.conv(f"{name}.{block}.conv1", DECODER, DECODER, 3)
-            self.conv(f"{name}.{block}.conv2", DECODER, DECODER, 3)
-        self.conv(f"{name}.predict", DECODER, 1, 3)
+def draw_decoder(d: RandomWeights, name: str, r2: int, r3: int) -> None:
+    d.conv(f"{name}.conv", 2 * VALUE, DECODER, 3)
+    d.conv(f"{name}.skip3.conv", r3, DECODER, 3)
+    d.conv(f"{name}.skip2.conv", r2, DECODER, 3)
+    for block in ("block4", "skip3.block", "block3", "skip2.block", "block2"):
+        d.conv(f"{name}.{block}.conv1", DECODER, DECODER, 3)
+        d.conv(f"{name}.{block}.conv2", DECODER, DECODER, 3)
+    d.conv(f"{name}.predict", DECODER, 1, 3)
 
 
 def draw_weights(bottleneck: bool = False) -> Weights:
-    d = Drawn(0)
-    r2, r3, r4 = d.resnet("query_encoder", bottleneck)
-    d.resnet("support_encoder", bottleneck)
+    d = RandomWeights(0)
+    r2, r3, r4 = d.resnet("query_encoder", WIDTH, bottleneck)
+    d.resnet("support_encoder", WIDTH, bottleneck)
     d.conv("support_encoder.mask_conv", 1, WIDTH, 7, bias=False)
     d.conv("query_head.key", r4, KEY, 1)
     d.conv("query_head.value", r4, VALUE, 1)
@@ -94,11 +46,11 @@ def draw_weights(bottleneck: bool = False) -> Weights:
     d.linear("attention.mix1", 3 * KEY, KEY)
     d.linear("attention.mix2", KEY, KEY // 2)
     d.linear("attention.weigh", KEY // 2, 1)
-    d.decoder("global_decoder", r2, r3)
-    d.decoder("instance_decoder", r2, r3)
+    draw_decoder(d, "global_decoder", r2, r3)
+    draw_decoder(d, "instance_decoder", r2, r3)
     d.conv("coarse.0", 2 * VALUE, COARSE, 1)
     d.conv("coarse.2", COARSE, 1, 1)
-    return d.weights
+    return d.named
 
 
 @pytest.fixture(scope="module")

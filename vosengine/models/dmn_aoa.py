@@ -265,9 +265,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         coarse = torch.einsum("om,mhw->ohw", assignment.float(), candidates.masks.float())
         return Matching(similarity, assignment, coarse.clamp(0, 1))
 
-    def remember(
-        self, seen: Sequence[DMNAOAFeatures], masks: Masks, state: ObjectState
-    ) -> None:
+    def remember(self, seen: Sequence[DMNAOAFeatures], masks: Masks, state: ObjectState) -> None:
         (now,) = seen
         if masks.object_count == 0:
             state.skip()

@@ -82,9 +82,7 @@ class References:
         self.width = sum(c * s * s for c, s in zip(channels, BLOCKS, strict=True))
         positions, rows = cells[0] * cells[1], 1 + max_objects
         columns = self.width + MASK_COLUMNS * max_objects
-        self.keys = torch.empty(
-            rows, positions, channels[2], device=like.device, dtype=like.dtype
-        )
+        self.keys = torch.empty(rows, positions, channels[2], device=like.device, dtype=like.dtype)
         self.values = torch.empty(rows, positions, columns, device=like.device, dtype=like.dtype)
         self.first: list[int] = []
 

@@ -120,6 +120,12 @@ def test_segmenter_knows_no_family() -> None:
     assert not {name for name in ours(path) if name.startswith("models")}
 
 
+def test_of_the_detectors_only_dnet_knows_a_family() -> None:
+    for path in (ROOT / "vosengine" / "detectors").glob("*.py"):
+        families = {name for name in ours(path) if name.startswith("models")}
+        assert families == ({"models.target_aware"} if path.stem == "dnet" else set()), path
+
+
 def test_every_part_has_a_rule_or_stands_at_the_top() -> None:
     top = {"__init__", "segmenter", "commands", "cli"}
     parts = {

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from imcnet_transcription import random_state
 from stm_transcription import random_state_dict
 
+from vosengine.detectors.file import FileSource, write_proposals
+from vosengine.proposals import Proposals, boxes_of
 from vosengine.training.synthetic import ClipConfig, make_clip
 from vosengine.video import VideoWriter, write_labels
 
@@ -33,9 +36,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for frame in clip.frames:
             video.write(frame)
     write_labels(path / "first.png", clip.masks[0])
+    write_proposals(path / "proposals.json", map(everything_in, clip.masks))
     torch.save(random_state_dict(0), path / "STM_weights.pth")
     torch.save({"model": random_state("resnet18", 0)}, path / "checkpoint.pth")
     return path
+
+
+def everything_in(mask: np.ndarray) -> Proposals:
+    there = torch.from_numpy(mask > 0)[None]
+    return Proposals(boxes_of(there), there, torch.ones(1))
+
+
+def test_the_proposals_are_read_as_printed(tmp_path: Path) -> None:
+    (example,) = blocks("json")
+    (tmp_path / "proposals.json").write_text(example)
+    source = FileSource(tmp_path / "proposals.json")
+    frame = np.zeros((4, 6, 3), np.uint8)
+    first, second = source(frame, 0), source(frame, 1)
+    assert torch.equal(first.boxes, boxes_of(first.masks))
+    assert torch.equal(first.masks, second.masks)
+    assert (first.scores.item(), second.scores.item()) == (pytest.approx(0.93), 1)
+    source.check_names(["00000", "00001"])
 
 
 def test_the_python_runs_as_printed(folder: Path) -> None:

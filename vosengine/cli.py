@@ -72,6 +72,10 @@ def run(
         Path | None,
         typer.Option(help="Object ids of the first frame (PNG), or a folder with PNGs by frame."),
     ] = None,
+    proposals: Annotated[
+        str | None,
+        typer.Option(help="Whose objects: dnet[:WEIGHTS], file:FILE.json or torchvision:FILE.pth."),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="A tag (`vosengine models`) or a .safetensors file.")
     ] = None,
@@ -107,6 +111,7 @@ def run(
         model=model,
         out=out,
         mask=mask,
+        proposals=proposals,
         weights=weights,
         device=device,
         precision=precision,
@@ -174,6 +179,15 @@ def _run(options: RunOptions) -> None:
         )
     note = summary["weights"]["note"]
     console.print(f"weights: {note}", style=None if summary["weights"]["trained"] else "yellow")
+    if summary["proposals"] is not None:
+        source, caption = summary["proposals"]["source"], summary["proposals"]["weights"]
+        console.print(
+            f"proposals: {source}" + (f", {caption}" if caption else ""),
+            style="yellow" if caption and "RANDOM" in caption else None,
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     speed = (
         f", p50 {summary['p50_ms']} ms, p95 {summary['p95_ms']} ms" if "p50_ms" in summary else ""
     )

@@ -34,7 +34,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     Raises  WeightsError: no such file, unreadable, or something else than tensors by name.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; wanted the release's state dict")
+        raise WeightsError(f"{path}: no such file; wanted a state dict")
     found = _read(path)
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: wanted a dict of tensors, given {type(found).__name__}")

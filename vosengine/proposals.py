@@ -76,7 +76,8 @@ def check_proposals(proposals: Proposals, size: Size) -> None:
         if list(tensor.shape) != shape:
             raise InputError(f"proposals: {name}: wanted {shape}, given {list(tensor.shape)}")
         if tensor.dtype != dtype:
-            raise InputError(f"proposals: {name}: wanted {dtype}, given {tensor.dtype}")
+            name_of = str(dtype).removeprefix("torch.")
+            raise InputError(f"proposals: {name}: wanted {name_of}, given {tensor.dtype}")
     vectors = proposals.embeddings
     if vectors is not None and (vectors.ndim != 2 or len(vectors) != count):
         raise InputError(f"proposals: embeddings: wanted [{count}, E], given {list(vectors.shape)}")

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..detectors import open_proposals
+from ..detectors.dnet import DNetSource
+from ..detectors.file import FileSource
 from ..errors import InputError, OutputError, SourceError, VosError
 from ..segmenter import Segmenter
 from ..timing import device_name, summarise, timed
@@ -41,6 +44,8 @@ class RunOptions:
     source      a video file, a folder of images, a glob, a camera number, or an address
     mask        the first frame's object ids as a PNG, or a folder of PNGs: a frame is prompted with
                 the one of its name; None for methods that find objects themselves
+    proposals   where object proposals come from, as `open_proposals` takes it; None leaves it to
+                the model
     out         the folder to write to; an earlier run's files there are replaced
     limit       stop after that many frames; None goes to the end
     checkpoint  save the stream every that many frames too, so that even a killed run can be resumed
@@ -51,6 +56,7 @@ class RunOptions:
     model: str
     out: Path
     mask: Path | None = None
+    proposals: str | None = None
     weights: str | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -79,20 +85,19 @@ class Outputs:
 
     def __init__(self, options: RunOptions, segmenter: Segmenter, fps: float) -> None:
         self.folder = options.out
-        self.card = segmenter.card
+        self.note = _note_of(segmenter)
         self.names: list[str] = []
         self._video = VideoWriter(self.folder / OVERLAY, fps) if options.overlay else None
 
     def write(self, frame: SourceFrame, labels: np.ndarray) -> None:
-        note = None if self.card.trained else self.card.caption
-        write_labels(self.folder / f"{frame.name}.png", labels, note)
+        write_labels(self.folder / f"{frame.name}.png", labels, self.note)
         self.replay(frame, labels)
 
     def replay(self, frame: SourceFrame, labels: np.ndarray) -> None:
         """A frame whose mask is on disk already: only the overlay needs it again."""
         self.names.append(frame.name)
         if self._video is not None:
-            caption = None if self.card.trained else "RANDOM WEIGHTS"
+            caption = None if self.note is None else "RANDOM WEIGHTS"
             self._video.write(overlay(frame.image, labels, caption=caption))
 
     def close(self) -> None:
@@ -122,6 +127,8 @@ def run(
     with ExitStack() as stack:
         stack.callback(source.close)
         _check_prompted(options, segmenter)
+        if source.names is not None and isinstance(segmenter.proposals, FileSource):
+            segmenter.proposals.check_names(source.names[: options.limit])
         if options.resume:
             _check_resumable(folder, earlier, source)
             segmenter.load_state(folder / STATE)
@@ -166,6 +173,9 @@ def _check_prompted(options: RunOptions, segmenter: Segmenter) -> None:
 
 def make_segmenter(options: RunOptions) -> Segmenter:
     """The engine that the options describe."""
+    proposals = None
+    if options.proposals is not None:
+        proposals = open_proposals(options.proposals, options.device)
     return Segmenter(
         options.model,
         weights=options.weights,
@@ -175,7 +185,25 @@ def make_segmenter(options: RunOptions) -> Segmenter:
         size=options.size,
         memory=options.memory,
         online=options.online,
+        proposals=proposals,
     )
+
+
+def _note_of(segmenter: Segmenter) -> str | None:
+    """What every output says where weights are random: the model's, or its D-Net's."""
+    notes = [] if segmenter.card.trained else [segmenter.card.caption]
+    source = segmenter.proposals
+    if isinstance(source, DNetSource) and not source.card.trained:
+        notes.append(f"proposals: {source.card.caption}")
+    return "; ".join(notes) or None
+
+
+def _described_proposals(options: RunOptions, segmenter: Segmenter) -> dict[str, str | None] | None:
+    source = segmenter.proposals
+    if source is None:
+        return None
+    caption = source.card.caption if isinstance(source, DNetSource) else None
+    return {"source": options.proposals or "dnet", "weights": caption}
 
 
 class Prompts:
@@ -302,6 +330,7 @@ def _summary(
         "source": options.source,
         "model": options.model,
         "weights": {"name": card.name, "trained": card.trained, "note": card.caption},
+        "proposals": _described_proposals(options, segmenter),
         "device": str(segmenter.device),
         "device_name": device_name(segmenter.device),
         "torch": torch.__version__,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ..errors import ConfigError
 from ..proposals import ProposalSource
+from .dnet import DNetSource
+from .file import FileSource
+from .torchvision import TorchvisionSource
 
 # What every form of `open_proposals` is, for messages and the command line.
 FORMS = {
@@ -16,24 +19,17 @@ FORMS = {
 
 def open_proposals(text: str, device: str = "auto") -> ProposalSource:
     """The source that a text names: "dnet", "dnet:TAG", "dnet:FILE.safetensors", "file:FILE.json"
-    or "torchvision:FILE.pth".
+    or "torchvision:FILE.pth". None of them gives embeddings: a model that wants some has its own.
 
     Raises  ConfigError for any other text, and what the source itself raises: InputError,
             WeightsError, DeviceError, DependencyError.
     """
     kind, colon, argument = text.partition(":")
-    # Imported when it is asked for: the engine needs the first, few need the others.
     if kind == "dnet" and (argument or not colon):
-        from .dnet import DNetSource
-
-        return DNetSource(weights=argument or None, device=device)
+        return DNetSource(weights=argument or None, device=device, embed=False)
     if kind == "file" and argument:
-        from .file import FileSource
-
         return FileSource(argument)
     if kind == "torchvision" and argument:
-        from .torchvision import TorchvisionSource
-
         return TorchvisionSource(argument, device=device)
     forms = "; ".join(f"{form} ({what})" for form, what in FORMS.items())
     raise ConfigError(f"proposals: no source is named {text!r}; wanted {forms}")

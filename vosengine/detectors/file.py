@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -19,6 +18,7 @@ from ..proposals import Proposals, boxes_of, check_proposals
 from ..types import Size
 from .rle import decode, encode
 
+LARGEST = float(np.finfo(np.float32).max)
 STRUCTURE = 'wanted {"images": [...], "annotations": [...]}, as COCO has them'
 
 
@@ -102,15 +102,16 @@ class FileSource:
         scores = torch.tensor([a.score for a in entry.annotations], dtype=torch.float32)
         return Proposals(boxes, masks, scores)
 
-    def check_name(self, frame_name: str, frame_index: int) -> None:
-        """Raise InputError where the file's "file_name" for that frame has another stem."""
-        entry = self._frames.get(frame_index)
-        if entry is not None and entry.name is not None:
-            stem = PurePath(entry.name).stem
-            if stem != frame_name:
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise InputError, naming the frame, where the video's names (of its frames, in order) are
+        not the stems of the file's "file_name", if it has any."""
+        for index, name in enumerate(names):
+            entry = self._frames.get(index)
+            if entry is not None and entry.name is not None and PurePath(entry.name).stem != name:
                 raise InputError(
-                    f"{self.path}: frame {frame_index} is {entry.name!r} there and {frame_name!r} "
-                    "in the video; wanted the proposals of this video, its frames in order"
+                    f"{self.path}: names unknown frames: frame {index} is {entry.name!r} there and "
+                    f"{name!r} in the video; wanted the proposals of this video, one entry in "
+                    "images per frame, in order"
                 )
 
 
@@ -266,7 +267,7 @@ def _is_polygon(given: Any) -> bool:
 
 
 def _are_numbers(given: Sequence[Any]) -> bool:
-    return all(type(value) in (int, float) and math.isfinite(value) for value in given)
+    return all(type(value) in (int, float) and abs(value) <= LARGEST for value in given)
 
 
 def _decode(segmentation: Any, size: Size) -> np.ndarray:

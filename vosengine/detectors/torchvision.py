@@ -80,8 +80,8 @@ class TorchvisionSource:
 def _import_detection() -> Any:
     try:
         return importlib.import_module("torchvision.models.detection")
-    except ModuleNotFoundError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise DependencyError(
-            f"proposals: torchvision is not installed here ({error}); "
+            f"proposals: torchvision is not installed here, or does not work ({error}); "
             'pip install "vosengine[torchvision]", or a torchvision that fits your torch'
         ) from error

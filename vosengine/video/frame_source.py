@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -26,6 +26,7 @@ class FrameSource(ABC):
 
     length: number of frames the source says it has; None when unknown or live.
     fps: frames per second, DEFAULT_FPS where the source does not say.
+    names: of all frames, where they are known before reading; None where frames are only numbered.
     live: frames arrive at their own pace (camera or stream), and do not wait for the reader.
     description: what is being read, for messages; holds no password.
     close() may be called from another thread than the reading one, and twice.
@@ -33,6 +34,7 @@ class FrameSource(ABC):
 
     length: int | None = None
     fps: float = DEFAULT_FPS
+    names: Sequence[str] | None = None
     live: bool = False
     description: str = ""
     _closed: bool = False

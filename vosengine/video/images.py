@@ -37,6 +37,7 @@ class Images(FrameSource):
         self._files = sorted(files, key=lambda p: natural_key(str(p)))
         self.length = len(files)
         self.description = description
+        self.names = [path.stem for path in self._files]
         seen: dict[str, Path] = {}
         for path in self._files:
             if path.stem in seen:

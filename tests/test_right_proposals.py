@@ -13,7 +13,6 @@ from conftest import make
 from torch import Tensor, nn
 
 from vosengine.detectors.file import FileSource, write_proposals
-from vosengine.kernels import match_proposals
 from vosengine.models.dmn_aoa import Matching
 from vosengine.models.refinement import Base
 from vosengine.proposals import Proposals, boxes_of

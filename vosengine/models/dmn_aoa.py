@@ -23,7 +23,7 @@ STRIDES = (4, 8, 16)
 class Candidates(NamedTuple):
     """The proposals of one frame that are looked at, best first."""
 
-    masks: torch.Tensor  # [M, H / 4, W / 4] area means
+    masks: torch.Tensor  # [M, H, W] bool
     projected: torch.Tensor  # [M, P, Cd], P' of section 3.3
 
 
@@ -77,11 +77,11 @@ def projector(channels_in: int, channels: int, groups: int) -> nn.Sequential:
 
 def positional_embedding(offset: torch.Tensor, channels: int) -> torch.Tensor:
     """The Transformer's sinusoids of how many frames lie between a frame and an object's first:
-    [O] -> [O, channels] float32 (section 3.2; the width is that of the features [O])."""
+    [O] -> [O, channels] float64 (section 3.2; the width is that of the features [O])."""
     even = torch.arange(0, channels, 2, device=offset.device, dtype=torch.float64)
     angle = offset[:, None].double() / 10000 ** (even / channels)
     waves = torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
-    return waves[:, :channels].float()
+    return waves[:, :channels]
 
 
 class ObjectState(MatchingState):
@@ -195,8 +195,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         frame = torch.tensor(index, dtype=torch.int32, device=frames.device)
         regions = self._pool(pooled, torch.cat([each.boxes for each in kept]), frame)
         projected = to_positions(self.proposal_projector(regions)).split(counts)
-        masks4 = (shrink(each.masks.to(frames.dtype), 4) for each in kept)
-        return DMNAOAFeatures(base, pooled, tuple(map(Candidates, masks4, projected)))
+        masks = (each.masks for each in kept)
+        return DMNAOAFeatures(base, pooled, tuple(map(Candidates, masks, projected)))
 
     def _pool(
         self,
@@ -251,7 +251,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         )
         before = state.masks[: state.object_count]
         if config.overlap_weight:
-            shared = overlaps(before > 0.5, candidates.masks > 0.5).to(similarity.dtype)
+            small = shrink(candidates.masks.float(), 4) > 0.5
+            shared = overlaps(before > 0.5, small).to(similarity.dtype)
             similarity = torch.lerp(similarity, shared, config.overlap_weight)
         assignment = match_proposals(
             similarity,
@@ -263,7 +264,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         if len(candidates.masks) == 0:  # nothing proposed: the frame before says where it is [O]
             return Matching(similarity, assignment, before)
         coarse = torch.einsum("om,mhw->ohw", assignment.float(), candidates.masks.float())
-        return Matching(similarity, assignment, coarse.clamp(0, 1))
+        return Matching(similarity, assignment, shrink(coarse.clamp(0, 1), 4))
 
     def remember(self, seen: Sequence[DMNAOAFeatures], masks: Masks, state: ObjectState) -> None:
         (now,) = seen

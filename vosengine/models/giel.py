@@ -66,7 +66,7 @@ class TemporalAttention(nn.Module):
         return functional.relu(self.summarise(key)).mean(dim=(2, 3))
 
     def forward(self, summaries: torch.Tensor, first: int, query: torch.Tensor) -> torch.Tensor:
-        """Summaries [T, Ck] of the support and [1, Ck] of the query -> ln w [T], float32 at least."""
+        """Summaries [T, Ck] of the support, [1, Ck] of the query -> ln w [T], float32 at least."""
         count = len(summaries)
         parts = summaries[first].expand(count, -1), summaries, query.expand(count, -1)
         x = functional.relu(self.mix1(torch.cat(parts, dim=1)))

@@ -58,8 +58,8 @@ class Reading(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What is stored of one frame: key [P, Ck], value [P, Cv], labels uint8 [H, W] (0 is background,
-    1 + slot an object), summary [Ck] of the key."""
+    """What is stored of one frame: key [P, Ck], value [P, Cv], labels uint8 [H, W] (0 is the
+    background, 1 + slot an object), summary [Ck] of the key."""
 
     key: torch.Tensor
     value: torch.Tensor

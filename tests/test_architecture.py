@@ -37,7 +37,10 @@ ALLOWED: dict[str, set[str]] = {
     "saved": {"types", "errors"},
     "training": {"errors", "training."},
 }
-BLOCKS = {"method", "backbone", "blocks", "dnet", "reid", "appearance", "augment", "refiner"}
+BLOCKS = {
+    *("method", "backbone", "blocks", "support", "refinement"),
+    *("dnet", "reid", "appearance", "augment", "refiner"),
+}
 
 
 def sources(folder: str) -> list[Path]:

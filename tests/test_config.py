@@ -11,6 +11,8 @@ from conftest import WITH_MEMORY
 
 from vosengine.config import (
     BACKBONES,
+    DMNAOAConfig,
+    GIELConfig,
     IMCNetConfig,
     MatchingConfig,
     MemoryConfig,
@@ -95,11 +97,52 @@ TARGETS = [
 ]
 
 
+EMBEDDINGS = [
+    *[case for case in NETWORK if case[0] != "decoder_channels"],
+    ("label_channels", 0),
+    ("label_output", "tanh"),
+    ("variant", "slow"),
+    ("heads", "none"),
+    ("decoders", "none"),
+    ("decoder_channels", 0),
+    ("coarse_channels", 0),
+    ("temporal", "mul"),
+    ("support", 2),
+    ("sampling", "random"),
+    ("support_mask", "soft"),
+    ("stored_frames", 9),  # of 5 read
+    ("group", 0),
+]
+REGIONS = [
+    *INPUT,
+    ("base_channels", (128, 128)),
+    ("base_channels", (128, 128, 100)),  # of 32 groups
+    ("norm_groups", 0),
+    ("region_levels", "res2"),
+    ("region_size", 0),
+    ("sampling", 0),
+    ("key_channels", 0),
+    ("max_proposals", 0),
+    ("proposal_overlap", 0.0),
+    ("projected_channels", 100),
+    ("sharpness", float("inf")),
+    ("score", "max"),
+    ("overlap_weight", 1.1),
+    ("matching_steps", 0),
+    ("matching_rounds", 0),
+    ("matching_rate", 0.0),
+    ("assignment", "hungarian"),
+    ("refine_channels", 48),
+]
+
+
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [
         *[(kind, *case) for kind in (STMConfig, MUNetConfig) for case in NETWORK],
         *[(MUNetConfig, *case) for case in MOTION],
+        *[(GIELConfig, *case) for case in EMBEDDINGS],
+        *[(DMNAOAConfig, *case) for case in REGIONS],
         *[(IMCNetConfig, *case) for case in (*INPUT, *SIZES, *NEIGHBOURS)],
         *[(TargetAwareConfig, *case) for case in (*INPUT, *SIZES, *TARGETS)],
     ],
@@ -133,7 +176,9 @@ def test_how_often_a_frame_is_kept(policy: str, every: int) -> None:
     assert MemoryConfig(policy=policy).every == every
 
 
-@pytest.mark.parametrize("config", [MemoryConfig(), STMConfig(), MUNetConfig()])
+@pytest.mark.parametrize(
+    "config", [MemoryConfig(), STMConfig(), MUNetConfig(), GIELConfig(), DMNAOAConfig()]
+)
 def test_settings_do_not_change(config: object) -> None:
     for field in dataclasses.fields(config):
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -148,10 +193,22 @@ OTHER = {
     "memory": MemoryConfig("afb", 7, 1234, 0.9, 0.25),
     "outside": "exclude",
     "squeeze": "literal",
-    "heads": "dense",
     "guidance": "tracks",
     "refiner": "none",
     "offset_groups": 11,  # of 66 channels
+    "label_output": "sigmoid",
+    "variant": "fast",
+    "decoders": "shared",
+    "temporal": "postmul",
+    "sampling": "literal",
+    "support_mask": "instances",
+    "score": "flat",
+    "assignment": "dmm",
+    "region_levels": "res4",
+    "base_channels": (64, 96, 128),
+    "norm_groups": 16,
+    "projected_channels": 64,
+    "refine_channels": 128,
 }
 
 
@@ -159,13 +216,17 @@ def other(name: str, value: Any) -> Any:
     """A valid value that is not this default."""
     if name == "fusion":
         return {"attention": "add", "tsc": "conv3"}[value]
+    if name == "heads":
+        return {"separable": "dense", "shared": "separate"}[value]
+    if name == "sampling" and isinstance(value, int):
+        return 3
     if name in OTHER:
         return OTHER[name]
     if isinstance(value, tuple):
         return tuple(other("", each) for each in value)
     if isinstance(value, bool):
         return not value
-    return value + 2 if isinstance(value, int) else 0.9 * value
+    return value + 2 if isinstance(value, int) else 0.9 * value or 0.3
 
 
 def other_than(config: Any) -> dict[str, Any]:

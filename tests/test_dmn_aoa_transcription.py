@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import dmn_aoa_transcription as dmn
 import munet_transcription as munet
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 import torch
 from dmn_aoa_transcription import Box, Weights
 from random_weights import RandomWeights
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,16 +36,16 @@ def draw_group_norm(d: RandomWeights, name: str, channels: int) -> None:
     d.named[f"{name}.bias"] = 0.1 * d.draw(channels)
 
 
-def draw_weights(bottleneck: bool = False) -> Weights:
+def draw_weights(bottleneck: bool = False, feature: int = FEATURE) -> Weights:
     d = RandomWeights(0)
     for stage, channels in zip(BASE, d.resnet("base.backbone", 4, bottleneck), strict=True):
         d.conv(f"base.reduce{stage}.0", channels, BASE[stage], 1, bias=False)
         draw_group_norm(d, f"base.reduce{stage}.1", BASE[stage])
-    d.conv("memory_head.key", FEATURE + 1, KEY, 3)
-    d.conv("memory_head.value", FEATURE + 1, FEATURE, 3)
-    d.conv("query_head", FEATURE, KEY, 3)
+    d.conv("memory_head.key", feature + 1, KEY, 3)
+    d.conv("memory_head.value", feature + 1, feature, 3)
+    d.conv("query_head", feature, KEY, 3)
     for projector in ("template_projector", "proposal_projector"):
-        d.conv(f"{projector}.0", FEATURE, SHARED, 3)
+        d.conv(f"{projector}.0", feature, SHARED, 3)
         draw_group_norm(d, f"{projector}.1", SHARED)
         d.conv(f"{projector}.3", SHARED, SHARED, 3)
     d.conv("refine.align", BASE[4], BASE[4], 1)
@@ -117,16 +114,8 @@ def test_shapes_and_that_something_is_said(output: Output) -> None:
 def test_bottlenecks_other_stages_and_the_real_size_work(
     clip: Clip, stages: tuple[int, ...]
 ) -> None:
-    weights = draw_weights(bottleneck=True)
-    if stages == (4,):
-        for name in ("memory_head.key", "memory_head.value", "query_head",
-                     "template_projector.0", "proposal_projector.0"):  # fmt: skip
-            keep = BASE[4]
-            whole = weights[f"{name}.weight"]
-            mask = whole[:, FEATURE:]
-            weights[f"{name}.weight"] = torch.cat((whole[:, :keep], mask), dim=1)
-        for part in ("weight", "bias"):
-            weights[f"memory_head.value.{part}"] = weights[f"memory_head.value.{part}"][: BASE[4]]
+    feature = sum(BASE[stage] for stage in stages)
+    weights = draw_weights(bottleneck=True, feature=feature)
     once, again = (run(weights, clip, stages=stages, pooled=14) for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))
     assert torch.isfinite(once[1]).all()
@@ -143,59 +132,6 @@ def test_base_features_are_a_normed_resnet(weights: Weights, clip: Clip) -> None
         torch.testing.assert_close(base[stage], wanted)
 
 
-def test_boxes_are_tight_and_the_last_one_stays() -> None:
-    mask = torch.zeros(10, 12)
-    mask[3:7, 2:5], mask[9, 11] = 0.6, 0.5
-    assert dmn.box_of(mask, None) == (2.0, 3.0, 5.0, 7.0)
-    assert dmn.box_of(mask * 0, (1.0, 2.0, 3.0, 4.0)) == (1.0, 2.0, 3.0, 4.0)
-    with pytest.raises(ValueError, match="first mask is empty"):
-        dmn.box_of(mask * 0, None)
-
-
-def test_pooling_reads_a_ramp_at_the_centres_of_its_bins() -> None:
-    y, x = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="ij")
-    ramps = torch.stack((y + 0.5, x + 0.5)).double() * 4  # the place of a cell's centre in pixels
-    box = (9.0, 6.0, 51.0, 41.0)
-    pooled = dmn.pool(ramps, box, 4, size=7)
-    torch.testing.assert_close(pooled[0, :, 3], 6 + 5 * (torch.arange(7) + 0.5).double())
-    torch.testing.assert_close(pooled[1, 3, :], 9 + 6 * (torch.arange(7) + 0.5).double())
-    assert dmn.pool(ramps, box, 4).shape == (2, 14, 14)
-
-
-def test_pooling_is_the_mean_of_four_bilinear_samples_per_bin() -> None:
-    image = draw(1, 6, 7)
-    box = (3.0, 2.0, 8.6, 9.0)  # cells of 2 pixels: 1 .. 3.8 and 0.5 .. 4 in the map's own frame
-    found = dmn.pool(image, box, 2, size=2)
-    samples = []
-    for dy in (0.25, 0.75):
-        for dx in (0.25, 0.75):
-            # bin (1, 0): 3.5 / 2 high from 0.5 + 1.75, 2.8 / 2 wide from 1
-            v, u = 2.25 + dy * 1.75, 1.0 + dx * 1.4
-            i, j, fy, fx = int(v), int(u), v - int(v), u - int(u)
-            corners = image[0, i : i + 2, j : j + 2]
-            across = corners[:, 0] * (1 - fx) + corners[:, 1] * fx
-            samples.append(float(across[0] * (1 - fy) + across[1] * fy))
-    assert float(found[0, 1, 0]) == pytest.approx(sum(samples) / 4)
-
-
-def test_pooling_repeats_the_edge_for_one_cell_and_is_zero_beyond() -> None:
-    ones = torch.ones(1, 4, 4).double()
-    assert dmn.pool(ones, (-4.0, 0.0, 12.0, 16.0), 4, size=4)[0, 1].tolist() == [0.5, 1, 1, 1]
-    assert dmn.pool(ones, (20.0, 0.0, 30.0, 16.0), 4, size=2).eq(0).all()
-
-
-def test_time_is_embedded_as_in_a_transformer() -> None:
-    found = dmn.embed(7, 512)
-    assert found.shape == (512,) and dmn.embed(0, 4).tolist() == [0, 1, 0, 1]
-    for k in (0, 3, 255):
-        angle = 7 / 10000 ** (2 * k / 512)
-        assert found[2 * k : 2 * k + 2].tolist() == pytest.approx(
-            [math.sin(angle), math.cos(angle)]
-        )
-    feature = draw(4, 2, 2)
-    assert torch.equal(dmn.with_time(feature, 3)[:, 1, 0], feature[:, 1, 0] + dmn.embed(3, 4))
-
-
 def test_memory_and_query_are_convolutions_with_the_time_added(weights: Weights) -> None:
     feature, mask = draw(FEATURE, 5, 5), draw(1, 5, 5, seed=1).sigmoid()
     later = feature + dmn.embed(4, FEATURE)[:, None, None]
@@ -206,104 +142,6 @@ def test_memory_and_query_are_convolutions_with_the_time_added(weights: Weights)
     parts = (weights[f"query_head.{x}"] for x in ("weight", "bias"))
     wanted = functional.conv2d(later[None], *parts, padding=1)[0]
     torch.testing.assert_close(dmn.query(weights, feature, 4), wanted)
-
-
-def test_templates_are_attention_over_all_of_the_memory() -> None:
-    q, keys, values = draw(6, 3, 3), draw(2, 6, 3, 3, seed=1), draw(2, 10, 3, 3, seed=2)
-    found = dmn.template(q, list(keys), list(values))
-    k, v = (x.transpose(0, 1).flatten(1).T[None] for x in (keys, values))
-    wanted = functional.scaled_dot_product_attention(q.flatten(1).T[None], k, v)[0].T
-    torch.testing.assert_close(found, wanted.view(10, 3, 3))
-
-
-def test_alignment_undoes_a_permutation() -> None:
-    target = draw(16, 4, 4)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
-    shuffled = 3 * target.flatten(1)[:, order].view(16, 4, 4)
-    aligned = dmn.align(target, shuffled)
-    torch.testing.assert_close(aligned, 3 * target, rtol=1e-6, atol=1e-6)
-    assert float(dmn.score(target, aligned)) == pytest.approx(1)
-    assert float(dmn.score(target, shuffled)) < 0.5
-    shares = dmn.correspondences(target, shuffled, 5.0)
-    torch.testing.assert_close(shares.sum(dim=1), torch.ones(16).double())
-    cos = functional.cosine_similarity(target[:, 1, 2], shuffled[:, 3, 0], dim=0)
-    other = functional.cosine_similarity(target[:, 1, 2], shuffled[:, 0, 1], dim=0)
-    torch.testing.assert_close((shares[6, 12] / shares[6, 1]).log(), 5 * (cos - other))
-
-
-def test_scores_are_mean_cosines_or_one_of_the_whole() -> None:
-    a, b = draw(5, 3, 4), draw(5, 3, 4, seed=1)
-    mean = functional.cosine_similarity(a, b, dim=0).mean()
-    torch.testing.assert_close(dmn.score(a, b), mean)
-    whole = functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)
-    torch.testing.assert_close(dmn.score(a, b, "flat"), whole)
-
-
-@pytest.mark.parametrize(("n", "m"), [(3, 30), (1, 5), (4, 4), (5, 2), (2, 0)])
-def test_assignments_keep_to_the_constraints(n: int, m: int) -> None:
-    similarity = np.random.default_rng(n).uniform(0.3, 0.6, (n, m))
-    found = dmn.match(similarity)
-    assert found.shape == (n, m)
-    assert found.min(initial=0) > -0.02 and found.sum(axis=0).max(initial=0) < 1.02
-    sums = found.sum(axis=1)  # the rest lies in the padding, if there is any
-    np.testing.assert_allclose(sums, 1 if m > n else sums.clip(max=1), atol=0.02)
-
-
-def test_clear_matches_are_almost_one_hot() -> None:
-    rng = np.random.default_rng(0)
-    similarity = rng.uniform(0.3, 0.6, (3, 30))
-    similarity[np.arange(3), [4, 20, 11]] = 0.9
-    found = dmn.match(similarity)
-    assert 0.98 < found[np.arange(3), [4, 20, 11]].min() < 0.99
-    np.testing.assert_allclose(dmn.match(similarity[::-1, ::-1]), found[::-1, ::-1], atol=1e-12)
-
-
-def test_a_start_that_is_not_the_best_is_left() -> None:
-    similarity = np.array([[0.9, 0.8, 0.1], [0.85, 0.2, 0.15]])  # row 0 starts with column 0
-    rows, columns = linear_sum_assignment(similarity, maximize=True)
-    assert columns.tolist() == [1, 0]
-    assert dmn.match(similarity, outer=100)[rows, columns].min() > 0.99
-    wanted = [0.607, 0.596]  # 0.015 per step: the 40 of the release do not finish such a change
-    assert dmn.match(similarity)[rows, columns].tolist() == pytest.approx(wanted, abs=1e-3)
-
-
-def test_one_step_of_one_row_by_hand() -> None:
-    """Of 0.5 and 0.1 the first is taken; X - 0.1 C is (1.05, 0.01), whose first column exceeds 1 by
-    0.05; the row (1, 0.01) is 0.01 too long."""
-    found = dmn.match([[0.5, 0.1]], outer=1, inner=1)
-    np.testing.assert_allclose(found, [[0.995, 0.005]])
-    # The corrections (0.05, 0) and (0.005, 0.005) come back before the next projections.
-    again = dmn.match([[0.5, 0.1]], outer=1, inner=2)
-    np.testing.assert_allclose(again, [[0.9975, 0.0025]])
-
-
-def test_coarse_masks_are_weighted_sums() -> None:
-    masks, previous = draw(3, 4, 4).sigmoid(), draw(2, 4, 4, seed=1).sigmoid()
-    assignment = torch.tensor([[0.5, 0.25, 0.25], [2.0, 2.0, -0.5]]).double()
-    found = dmn.coarse(assignment, masks, previous)
-    assert float(found[0, 1, 2]) == pytest.approx(float(assignment[0] @ masks[:, 1, 2]))
-    assert found.max() == 1 and found.min() >= 0
-    assert torch.equal(dmn.coarse(assignment[:, :0], masks[:0], previous), previous)
-
-
-def test_shrinking_averages_areas() -> None:
-    masks = draw(2, 32, 48)
-    for stride in (4, 8, 16):
-        wanted = functional.avg_pool2d(masks, stride)
-        torch.testing.assert_close(dmn.shrink(masks, stride), wanted)
-
-
-@pytest.mark.parametrize("side", [1, 2, 4])
-def test_references_move_in_blocks(side: int) -> None:
-    height, width = 2, 3
-    reference = draw(5, side * height, side * width)
-    shares = draw(6, 6, seed=1).softmax(dim=1)
-    found = dmn.move_reference(shares, reference, (height, width))
-    wanted = torch.zeros(5, side, side).double()
-    for k in range(6):
-        y, x = side * (k // 3), side * (k % 3)
-        wanted += shares[4, k] * reference[:, y : y + side, x : x + side]
-    torch.testing.assert_close(found[:, side : 2 * side, side : 2 * side], wanted)  # block (1, 1)
 
 
 def test_norm_blocks_are_those_of_the_decoder(weights: Weights) -> None:
@@ -325,7 +163,7 @@ def test_refining_joins_one_convolution_over_everything(weights: Weights) -> Non
         {s: draw(channels, 2 ** (6 - s), 3 * 2 ** (4 - s), seed=i) for s, channels in sizes.items()}
         for i, sizes in enumerate((BASE, BASE, BASE, dict.fromkeys(BASE, 3)))
     ]
-    x = None
+    x = torch.zeros(REFINED, 2, 3).double()
     for stage in (4, 3, 2):
         name = f"refine.block{stage}"
         kernels = [
@@ -335,14 +173,12 @@ def test_refining_joins_one_convolution_over_everything(weights: Weights) -> Non
         bias = weights[f"{name}.masks.bias"]
         y = functional.conv2d(joined, torch.cat(kernels, dim=1), bias, padding=1)
         norm = (weights[f"{name}.norm.{part}"] for part in ("weight", "bias"))
-        y = dmn.norm_block(
-            weights, f"{name}.fuse", functional.group_norm(y, GROUPS, *norm)[0], GROUPS
-        )
-        if x is not None:
-            up = functional.interpolate(x[None], size=y.shape[1:], mode="bilinear")[0]
-            y = dmn.norm_block(weights, f"{name}.merge", y + up, GROUPS)
+        y = functional.group_norm(y, GROUPS, *norm)
+        y = dmn.norm_block(weights, f"{name}.fuse", y[0], GROUPS)
+        if stage != 4:
+            x = functional.interpolate(x[None], size=y.shape[1:], mode="bilinear")[0]
+            y = dmn.norm_block(weights, f"{name}.merge", y + x, GROUPS)
         x = y
-    assert x is not None
     kernel, bias = (weights[f"refine.predict.{part}"] for part in ("weight", "bias"))
     wanted = torch.einsum("chw,c->hw", x.relu(), kernel[1, :, 0, 0] - kernel[0, :, 0, 0])
     found = dmn.refine(weights, levels[0], levels[1], levels[2], levels[3], GROUPS)
@@ -367,6 +203,7 @@ def test_coarse_masks_come_from_the_assignment(output: Output, clip: Clip) -> No
     np.testing.assert_array_equal(dmn.match(similarity), assignment)
     wanted = torch.einsum("om,mhw->ohw", assignment, clip[3]).clamp(0, 1)
     torch.testing.assert_close(output[0], functional.avg_pool2d(wanted, 4))
+    torch.testing.assert_close(dmn.shrink(wanted, 16), functional.avg_pool2d(wanted, 16))
 
 
 def test_without_proposals_the_previous_masks_are_refined(weights: Weights, clip: Clip) -> None:
@@ -426,3 +263,39 @@ def test_every_weight_is_heard(clip: Clip) -> None:
     (logits.pow(2).sum() + similarity.pow(2).sum()).backward()
     silent = {n for n, t in learned.items() if t.grad is None or t.grad.abs().max() < 1e-9}
     assert silent <= {"memory_head.key.bias"}
+
+
+def test_the_steps_are_joined_as_in_figure_2(weights: Weights, clip: Clip, output: Output) -> None:
+    """For the second object, in frame 3."""
+    frames, masks, boxes, _ = clip
+    bases = [dmn.base_features(weights, frame[0], GROUPS) for frame in frames]
+
+    def region(t: int, box: Box) -> Tensor:
+        pyramid = ((bases[t][stage], stride) for stage, stride in ((2, 4), (3, 8), (4, 16)))
+        return torch.cat([dmn.pool(x, box, stride, POOLED) for x, stride in pyramid])
+
+    remembered = []
+    for t in range(3):
+        box = dmn.box_of(masks[t][1], None)
+        mask = dmn.pool(masks[t][1:], box, 1, POOLED)
+        remembered.append(dmn.remember(weights, region(t, box), mask, t))
+    keys, values = zip(*remembered, strict=True)
+    asked = dmn.query(weights, region(3, box), 3)
+    read = dmn.template(asked, list(keys), list(values))
+    template = dmn.project(weights, "template_projector", read, GROUPS)
+    for j, proposed in enumerate(boxes):
+        proposal = dmn.project(weights, "proposal_projector", region(3, proposed), GROUPS)
+        similarity = dmn.score(template, dmn.align(template, proposal))
+        torch.testing.assert_close(output[2][1, j], similarity)
+    assigned = torch.einsum("m,mhw->hw", output[3][1], clip[3]).clamp(0, 1)
+    shares = [dmn.reference_shares(weights, bases[3][4], bases[t][4], 100.0) for t in (0, 2)]
+    moved: list[dict[int, Tensor]] = [{}, {}, {}]
+    for stage, stride in ((2, 4), (3, 8), (4, 16)):
+        shrunk = [
+            functional.avg_pool2d(x[None], stride) for x in (assigned, masks[0][1], masks[2][1])
+        ]
+        for i, t in enumerate((0, 2)):
+            moved[i][stage] = dmn.move_reference(shares[i], bases[t][stage], (3, 4))
+            shrunk[1 + i] = dmn.move_reference(shares[i], shrunk[1 + i], (3, 4))
+        moved[2][stage] = torch.cat(shrunk)
+    torch.testing.assert_close(output[1][1], dmn.refine(weights, bases[3], *moved, GROUPS))

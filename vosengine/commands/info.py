@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import MatchingConfig, ModelConfig
+from ..config import DMNAOAConfig, GIELConfig, MatchingConfig, ModelConfig
 from ..kernels import use_backend
 from ..models.method import tensors_in
+from ..proposals import Proposals
 from ..registry import build, entry
 from ..types import Geometry, Masks
 
@@ -18,7 +19,8 @@ from ..types import Geometry, Masks
 @dataclass(frozen=True)
 class Cost:
     """Multiply-adds count as two operations; convolutions and matrix products only. What depends on
-    what a frame shows is not counted: target_aware's proposals, new objects and updates.
+    what a frame shows is not counted: target_aware's proposals, new objects and updates; dmn_aoa is
+    given as many proposals as it looks at, and what they cost their detector is not counted.
 
     gflop  by verb: encode (once a frame), segment and remember (for all objects)
     bytes  of the weights, of one frame's features, and of the memory for `max_objects`
@@ -55,19 +57,27 @@ def cost(
         method = build(model, config)
         geometry = Geometry.fit(size, size=method.size, multiple=method.stride)
         memory_bytes = method.start(geometry, max_objects or method.max_objects).nbytes
+        remembers = isinstance(config, MatchingConfig | GIELConfig)
         if isinstance(config, MatchingConfig):
             memory = dataclasses.replace(config.memory, max_frames=max(2, memory_frames))
             method.config = dataclasses.replace(config, memory=memory)
         height, width = geometry.network
+        proposals = None
+        if isinstance(config, DMNAOAConfig):
+            seen_masks = torch.empty(config.max_proposals, height, width, dtype=torch.bool)
+            boxes, scores = torch.empty(len(seen_masks), 4), torch.empty(len(seen_masks))
+            proposals = [Proposals(boxes, seen_masks, scores)]
         gflop = {}
         with torch.no_grad(), use_backend("reference"):
             with FlopCounterMode(display=False) as counter:
-                features = method.encode(torch.empty(1, 3, height, width))
+                features = method.encode(torch.empty(1, 3, height, width), proposals)
             gflop["encode"] = counter.get_total_flops() / 1e9
             state = method.start(geometry, objects)
             seen = [features] * len(method.sees)
             masks = Masks(torch.empty(1 + objects, height, width))
-            method.remember(seen, masks, state)  # the objects' first frame
+            prompted = dataclasses.replace(masks, prompted=tuple(range(objects)))
+            for _ in range(memory_frames if remembers else 1):
+                method.remember(seen, prompted, state)
             with FlopCounterMode(display=False) as counter:
                 scores = method.segment(seen, state)
             gflop["segment"] = counter.get_total_flops() / 1e9
@@ -82,6 +92,6 @@ def cost(
         weights_bytes=parameters * bytes_per_number,
         features_bytes=sum(tensor.numel() for tensor in tensors_in(features)) * bytes_per_number,
         memory_bytes=memory_bytes * bytes_per_number // 4,
-        memory_frames=memory_frames if isinstance(config, MatchingConfig) else 0,
+        memory_frames=memory_frames if remembers else 0,
         network_size=geometry.network,
     )

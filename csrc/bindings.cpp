@@ -14,6 +14,7 @@
 #include "fit_target.h"
 #include "group_centres.h"
 #include "isa.h"
+#include "match_proposals.h"
 #include "prepare_frame.h"
 #include "read_memory.h"
 
@@ -171,6 +172,22 @@ void group_centres_cpu(uintptr_t heatmap, std::array<int64_t, 2> heatmap_stride,
   vosengine::group_centres_cpu(call);
 }
 
+void match_proposals_cpu(uintptr_t similarity, Pair stride, Pair shape, int64_t steps,
+                         int64_t inner, float rate, bool mean, float equal, uintptr_t out) {
+  vosengine::MatchProposals call{};
+  call.similarity = pointer<const float>(similarity);
+  for (int i = 0; i < 2; ++i) call.stride[i] = stride[i];
+  call.objects = shape[0];
+  call.proposals = shape[1];
+  call.steps = steps;
+  call.inner = inner;
+  call.rate = rate;
+  call.mean = mean;
+  call.equal = equal;
+  call.out = pointer<float>(out);
+  vosengine::match_proposals_cpu(call);
+}
+
 void prepare_frame_cpu(uintptr_t frame, bool bytes, int64_t row_stride,
                        std::array<int64_t, 2> shape, std::array<int64_t, 2> size,
                        std::array<int64_t, 4> padding, std::array<double, 3> mean,
@@ -237,6 +254,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("finish_masks_cpu", &finish_masks_cpu, Release());
   module.def("fit_target_cpu", &fit_target_cpu, Release());
   module.def("group_centres_cpu", &group_centres_cpu, Release());
+  module.def("match_proposals_cpu", &match_proposals_cpu, Release());
   module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());
   module.def("read_memory_cpu", &read_memory_cpu, Release());
 }

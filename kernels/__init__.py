@@ -6,6 +6,7 @@ Letters, used in every docstring and every shape pattern:
     H  W  pixels        h  w  cells          C  channels (Ck key, Cv value)
     K  tracks           J  samples of one    D  channels between two layers
     P = h * w           query positions      N = T * P                     memory positions
+    M  proposals        Q  positions of one
 
 An op is called like a function. `op.explain(...)` says which backend would run and why each of the
 others would not; `with use_backend("reference"):` asks for one by name.
@@ -31,6 +32,8 @@ OPS: tuple[Op, ...] = (
     deform_conv,
     group_centres,
     fit_target,
+    align_object,
+    match_proposals,
     finish_masks,
 )
 
@@ -40,11 +43,13 @@ __all__ = [
     "Op",
     "ShapeError",
     "UnsupportedBackend",
+    "align_object",
     "correlate_frames",
     "deform_conv",
     "finish_masks",
     "fit_target",
     "group_centres",
+    "match_proposals",
     "prepare_frame",
     "read_memory",
     "use_backend",

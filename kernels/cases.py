@@ -34,7 +34,8 @@ class Case:
         def cast(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-        return map_tensors(cast, self.make(torch.Generator().manual_seed(seed)))
+        made: dict[str, Any] = map_tensors(cast, self.make(torch.Generator().manual_seed(seed)))
+        return made
 
 
 def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], arguments: Any) -> Any:

@@ -92,7 +92,8 @@ def test_support_matrix() -> None:
     }
     whole = {op.name: sum(not case.bench for case in cases_of(op)) for op in OPS}
     for op in OPS:
-        assert matrix[op.name, "float32"] == whole[op.name], op.name
+        compiled = "cpu" in op.backends
+        assert matrix[op.name, "float32"] == (whole[op.name] if compiled else 0), op.name
     for name in ("correlate_frames", "read_memory", "deform_conv", "group_centres"):
         assert matrix[name, "float16"] == matrix[name, "bfloat16"] == 0
 

@@ -55,7 +55,7 @@ def match_proposals(
     rate        positive, the length of a step
     answer      "final": X after the last projection; "dmm": the mean of the start and of every X
                 before its projection, of which each row keeps its maximum (what is within 1e-5 of
-                it counts as equal and stays too) and is 0 elsewhere
+                it counts as equal and stays too) and is 0 elsewhere: all 0 if it is no proposal's
     returns     [O, M]  new, contiguous, dtype of similarity
 
     If M <= O, columns of similarity 0 are added up to O + 1, for objects that no proposal shows,
@@ -63,8 +63,11 @@ def match_proposals(
     row: each column keeps its least cost (the first row's, if equal), the others become max C, and
     the row's least (the first, if equal) is its 1.
 
-    The rows of "final" with the columns that were added sum to 1 by construction; X >= 0 and
-    column sums <= 1 hold as far as the last Dykstra round brings them: to 0.03 by the defaults.
+    Rows are projected last, so that those of "final" (with the columns that were added) sum to 1;
+    X >= 0 and column sums <= 1 hold as far as the last round brings them: with the defaults and
+    similarities in -1..1 to 0.05. P of the rows is not kept: from an affine set it drops out of
+    the result, and in float32 it grows until its rounding shows.
+
     A NaN in similarity makes the whole answer NaN ("dmm": from two steps on).
 
     Dtype   float16, bfloat16, float32 or float64; all arithmetic in float32 or wider.
@@ -73,8 +76,8 @@ def match_proposals(
     Error   at most twice that of this function in the same dtype, against itself in float64.
     Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for an option.
     Source  DMM-Net (Zeng et al., ICCV 2019), the matching layer of DMN-AOA, section 3.1. DMM stops
-            once |X o C| repeats exactly; not here: with 30 proposals it never does, with 2 it does
-            at step 9 in float32 and 24 in float64, and so "dmm" would be a matter of rounding.
+            once |X o C| repeats exactly; not here: with 30 proposals it never does, and with 2 it
+            does at step 9 in float32 but 24 in float64, so that rounding would decide "dmm".
     """
     objects, proposals = similarity.shape
     if similarity.numel() == 0:
@@ -82,15 +85,16 @@ def match_proposals(
     wide = similarity.to(torch.promote_types(similarity.dtype, torch.float32))
     cost = -functional.pad(wide, (0, max(0, objects + 1 - proposals)))
     x = total = _start(cost)
-    corrections = [torch.zeros_like(cost)] * 3
+    corrections = [torch.zeros_like(cost)] * 2
     for _ in range(steps):
         x = x - rate * cost
         total = total + x
         for _ in range(inner):
-            for i, project in enumerate((_project_entries, _project_columns, _project_rows)):
+            for i, project in enumerate((_project_entries, _project_columns)):
                 corrected = x + corrections[i]
                 x = project(corrected)
                 corrections[i] = corrected - x
+            x = _project_rows(x)
     if answer == "dmm":
         mean = total / (steps + 1)
         x = mean.masked_fill(mean < mean.amax(dim=1, keepdim=True) - EQUAL, 0)

@@ -1,0 +1,47 @@
+"""`match_proposals` in C++: every step in one call, the matrices in the first-level cache.
+
+Takes float32 on the CPU, on one thread: there is too little to do for two.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..extension import cpu_objection, load
+from .reference import EQUAL
+
+
+def objection(
+    similarity: torch.Tensor,
+    *,
+    steps: int = 40,
+    inner: int = 5,
+    rate: float = 0.1,
+    answer: str = "final",
+) -> str | None:
+    if similarity.dtype != torch.float32:
+        return f"wants float32, given {similarity.dtype}"
+    return cpu_objection(similarity)
+
+
+def run(
+    similarity: torch.Tensor,
+    *,
+    steps: int = 40,
+    inner: int = 5,
+    rate: float = 0.1,
+    answer: str = "final",
+) -> torch.Tensor:
+    out = torch.empty(similarity.shape, dtype=torch.float32)
+    load().match_proposals_cpu(
+        similarity.data_ptr(),
+        similarity.stride(),
+        tuple(similarity.shape),
+        steps,
+        inner,
+        rate,
+        answer == "dmm",
+        EQUAL,
+        out.data_ptr(),
+    )
+    return out

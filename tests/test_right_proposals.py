@@ -90,13 +90,13 @@ class Signatures(nn.Module):
 def stand_aside(segmenter: Segmenter) -> list[Matching]:
     """RefineNet returns the coarse mask; what was matched is noted frame by frame."""
     noted: list[Matching] = []
-    real = segmenter.method._match
+    real = segmenter.method.match
 
     def match(*args: Any) -> Matching:
         noted.append(real(*args))
         return noted[-1]
 
-    segmenter.method._match = match
+    segmenter.method.match = match
     segmenter.method.refine.forward = lambda base, moved, coarse: 20 * (coarse - 0.5)
     return noted
 

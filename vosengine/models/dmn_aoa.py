@@ -220,12 +220,12 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
 
     def segment(self, seen: Sequence[DMNAOAFeatures], state: ObjectState) -> Scores:
         (now,) = seen
-        matching = self._match(self._templates(now, state), now.candidates[0], state)
+        matching = self.match(self.templates(now, state), now.candidates[0], state)
         moved = state.references.move(self.refine.key(now.base)[0], self.config.sharpness)
         logits = self.refine(now.base, moved, matching.coarse)
         return Scores(logits, stride=4, evidence=matching)
 
-    def _templates(self, now: DMNAOAFeatures, state: ObjectState) -> torch.Tensor:
+    def templates(self, now: DMNAOAFeatures, state: ObjectState) -> torch.Tensor:
         """T' of every object [O, P, Cd]: its memory read with where it was last (equation 1)."""
         count, side = state.object_count, self.config.region_size
         regions = self._pool(now.pooled, state.boxes[:count])
@@ -241,7 +241,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         maps = template.transpose(1, 2).unflatten(2, (side, side))
         return to_positions(self.template_projector(maps))
 
-    def _match(
+    def match(
         self, templates: torch.Tensor, candidates: Candidates, state: ObjectState
     ) -> Matching:
         """Which proposals are which object, and the coarse masks that they make (section 3.1)."""

@@ -105,6 +105,50 @@ def columns(
     return out if bias is None else out.add_(bias[:, None, None])
 
 
+def grid_sample(
+    levels: tuple[torch.Tensor, ...],
+    boxes: torch.Tensor,
+    *,
+    strides: tuple[int, ...],
+    planes: torch.Tensor | None = None,
+    plane_stride: int = 1,
+    size: int = 14,
+    sampling: int = 2,
+) -> torch.Tensor:
+    """pool_regions (aligned, one image) by torch's grid_sample, then avg_pool2d, map by map.
+
+    The samples of all regions are one tall picture where they share a map.
+    """
+    pooled = [
+        _sample_bins(level, boxes, stride, size, sampling)
+        for level, stride in zip(levels, strides, strict=True)
+    ]
+    if planes is not None:
+        pooled.append(_sample_bins(planes[:, None], boxes, plane_stride, size, sampling))
+    return torch.cat(pooled, dim=1)
+
+
+def _sample_bins(
+    maps: torch.Tensor, boxes: torch.Tensor, stride: int, size: int, sampling: int
+) -> torch.Tensor:
+    """[R, C, size, size] from [1, C, H, W], or from [R, C, H, W] one for each region."""
+    count = size * sampling
+    cells = torch.tensor([maps.shape[3], maps.shape[2]], device=boxes.device)
+    steps = (torch.arange(count, device=boxes.device) + 0.5) / count
+    start, extent = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
+    points = (start + extent * steps[:, None]) / stride  # [R, count, 2], cell 0 from 0 to 1
+    inside = ((points >= -0.5) & (points <= cells + 0.5)).to(maps.dtype)
+    x, y = (2 * points / cells - 1).unbind(dim=2)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), dim=3)
+    if len(maps) == 1:
+        grid = grid.flatten(0, 1)[None]
+    samples = functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+    if len(maps) == 1:
+        samples = samples[0].unflatten(1, (-1, count)).movedim(1, 0)
+    samples = samples * (inside[:, None, None, :, 0] * inside[:, None, :, None, 1])
+    return functional.avg_pool2d(samples, sampling)
+
+
 def _by_length(
     attend: Baseline,
     query_key: torch.Tensor,
@@ -376,6 +420,7 @@ def in_numpy(
 BASELINES: dict[str, dict[str, Baseline]] = {
     "correlate_frames": {"unfold": unfold, "dense": dense},
     "deform_conv": {"columns": columns},
+    "pool_regions": {"grid_sample": grid_sample},
     "read_memory": {"sdpa": sdpa, "matmul": matmul},
     "finish_masks": {"interpolate": interpolate},
     "group_centres": {

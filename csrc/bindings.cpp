@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <tuple>
 #include <vector>
 
 #include "checks.h"
@@ -15,6 +16,7 @@
 #include "group_centres.h"
 #include "isa.h"
 #include "match_proposals.h"
+#include "pool_regions.h"
 #include "prepare_frame.h"
 #include "read_memory.h"
 
@@ -188,6 +190,36 @@ void match_proposals_cpu(uintptr_t similarity, Pair stride, Pair shape, int64_t 
   vosengine::match_proposals_cpu(call);
 }
 
+// Of one source: maps, strides, [batch, channels, height, width], pixels per cell, per region.
+using Source = std::tuple<uintptr_t, std::array<int64_t, 3>, std::array<int64_t, 4>, int64_t, bool>;
+
+void pool_regions_cpu(const std::vector<Source>& sources, uintptr_t boxes, uintptr_t frame,
+                      uintptr_t out, std::array<int64_t, 3> shape, bool aligned, int threads) {
+  check_threads(threads);
+  std::vector<vosengine::PooledMaps> pooled;
+  for (const auto& [maps, stride, map_shape, pixels, per_region] : sources)
+    pooled.push_back({pointer<const float>(maps),
+                      {stride[0], stride[1], stride[2]},
+                      map_shape[0],
+                      map_shape[1],
+                      map_shape[2],
+                      map_shape[3],
+                      pixels,
+                      per_region});
+  vosengine::PoolRegions call{};
+  call.sources = pooled.data();
+  call.source_count = static_cast<int64_t>(pooled.size());
+  call.boxes = pointer<const double>(boxes);
+  call.frame = pointer<const int32_t>(frame);
+  call.out = pointer<float>(out);
+  call.regions = shape[0];
+  call.size = shape[1];
+  call.sampling = shape[2];
+  call.aligned = aligned;
+  call.threads = threads;
+  vosengine::pool_regions_cpu(call);
+}
+
 void prepare_frame_cpu(uintptr_t frame, bool bytes, int64_t row_stride,
                        std::array<int64_t, 2> shape, std::array<int64_t, 2> size,
                        std::array<int64_t, 4> padding, std::array<double, 3> mean,
@@ -255,6 +287,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("fit_target_cpu", &fit_target_cpu, Release());
   module.def("group_centres_cpu", &group_centres_cpu, Release());
   module.def("match_proposals_cpu", &match_proposals_cpu, Release());
+  module.def("pool_regions_cpu", &pool_regions_cpu, Release());
   module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());
   module.def("read_memory_cpu", &read_memory_cpu, Release());
 }

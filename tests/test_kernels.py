@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from vosengine.kernels import OPS, Op
-from vosengine.kernels.cases import Case
+from vosengine.kernels.cases import Case, map_tensors
 from vosengine.kernels.extension import load, missing
 from vosengine.kernels.parity import cases_of, check_parity
 
@@ -94,8 +95,14 @@ def test_support_matrix() -> None:
     for op in OPS:
         compiled = "cpu" in op.backends
         assert matrix[op.name, "float32"] == (whole[op.name] if compiled else 0), op.name
-    for name in ("correlate_frames", "read_memory", "deform_conv", "group_centres"):
+    for name in ("correlate_frames", "read_memory", "deform_conv", "group_centres", "pool_regions"):
         assert matrix[name, "float16"] == matrix[name, "bfloat16"] == 0
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    map_tensors(found.append, value)
+    return found
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
@@ -104,10 +111,12 @@ def test_inputs_stay_as_they_were(op: Op) -> None:
         if case.bench:
             continue
         given = case.arguments()
-        before = {k: v.clone() for k, v in given.items() if isinstance(v, torch.Tensor)}
+        before = map_tensors(torch.clone, given)
         op(**given)
-        for name, tensor in before.items():
-            torch.testing.assert_close(given[name], tensor, rtol=0, atol=0, equal_nan=True)
+        for name, value in before.items():
+            torch.testing.assert_close(
+                tensors_in(given[name]), tensors_in(value), rtol=0, atol=0, equal_nan=True
+            )
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

@@ -160,7 +160,7 @@ def _pool(
         cells = maps[index[:, None, None], :, row[:, :, None], column[:, None]]  # [R, y, x, C]
         samples = samples + weight[..., None] * cells.to(wide)
     samples = samples.masked_fill(~inside[..., None], 0)
-    bins = samples.unflatten(2, (size, sampling)).unflatten(1, (size, sampling)).mean(dim=(2, 4))
+    bins = samples.view(len(boxes), size, sampling, size, sampling, maps.shape[1]).mean(dim=(2, 4))
     return bins.movedim(3, 1).to(maps.dtype)
 
 

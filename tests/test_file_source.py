@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 from vosengine.detectors import open_proposals
 from vosengine.detectors.file import FileSource, write_proposals
 from vosengine.errors import ConfigError, InputError, OutputError
-from vosengine.proposals import Proposals, boxes_of
+from vosengine.proposals import Proposals, boxes_of, check_proposals
 
 SIZE = (40, 60)
 FRAME = np.zeros((*SIZE, 3), np.uint8)
@@ -70,6 +70,15 @@ def test_masks_boxes_and_scores_come_back_best_first(opened: Opened) -> None:
     assert found.scores.tolist() == [0.75, 0.25]
     assert len(source(torch.from_numpy(FRAME), 1)) == 0
     assert len(source) == 2
+
+
+def test_whole_numbers_are_boxes_and_scores_too(opened: Opened) -> None:
+    given = content()
+    for annotation in given["annotations"]:
+        annotation |= {"bbox": [1, 2, 3, 4], "score": 1}
+    found = opened(given)(FRAME, 0)
+    check_proposals(found, SIZE)
+    assert found.boxes.tolist() == [[1, 2, 4, 6]] * 2
 
 
 def test_every_form_of_a_mask_is_read(opened: Opened) -> None:

@@ -95,10 +95,11 @@ class FileSource:
                     f"{self.path}: frame {frame_index}: annotations[{annotation.number}]: the mask "
                     f"cannot be decoded: {error}; write the file anew"
                 ) from error
-        boxes = boxes_of(masks)
-        for row, annotation in enumerate(entry.annotations):
-            if annotation.box is not None:
-                boxes[row] = torch.tensor(annotation.box)
+        given = [annotation.box for annotation in entry.annotations]
+        boxes = torch.tensor([box or (0, 0, 0, 0) for box in given], dtype=torch.float32)
+        boxes = boxes.view(-1, 4)
+        boxless = [row for row, box in enumerate(given) if box is None]
+        boxes[boxless] = boxes_of(masks[boxless])
         scores = torch.tensor([a.score for a in entry.annotations], dtype=torch.float32)
         return Proposals(boxes, masks, scores)
 

@@ -3,6 +3,7 @@ exact proposals and base features that tell objects apart; RefineNet stands asid
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def test_the_right_proposal_for_every_object_in_every_frame(seed: int, tmp_path:
 
 def test_an_object_that_vanishes_keeps_its_memory_and_is_found_again() -> None:
     """Object 2 is not there in frames 3 to 6, and then is, somewhere else."""
-    clip = make_clip(CONFIG, 3)
+    apart = dataclasses.replace(CONFIG, height=192, width=320, size=(0.01, 0.02))
+    clip = make_clip(apart, 3)
     masks = np.where(clip.masks <= FOLLOWED, clip.masks, 0)
     masks[3:7][masks[3:7] == 2] = 0
     clip = Clip(clip.frames, masks, 3)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import (
+        DMNAOAConfig,
+        GIELConfig,
         IMCNetConfig,
         MemoryConfig,
         MUNetConfig,
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DMNAOAConfig": "config",
     "DNetSource": "detectors.dnet",
     "FileSource": "detectors.file",
+    "GIELConfig": "config",
     "IMCNetConfig": "config",
     "MUNetConfig": "config",
     "MemoryConfig": "config",
@@ -49,8 +53,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "DMNAOAConfig",
     "DNetSource",
     "FileSource",
+    "GIELConfig",
     "IMCNetConfig",
     "MUNetConfig",
     "MemoryConfig",

@@ -31,7 +31,7 @@ class GIELConfig:
 
     temporal          how the temporal attention weighs frames: "bias", its logarithm added to the
                       scores [O]; "premul", the keys times it; "postmul", the affinity times it;
-                      "none" [P table 1, an ablation]
+                      "none" [P table 1, an ablation, worth 1.3 J; the text says 1.0]
     support           frames read [P table 1: T = 5]
     sampling          "previous": the first, the previous and centres of equal segments [C: EGMN];
                       "literal": the first and segment centres [P section 3.4]

@@ -246,28 +246,31 @@ void prepare_frame_cpu(uintptr_t frame, bool bytes, int64_t row_stride,
   vosengine::prepare_frame_cpu(call);
 }
 
-void read_memory_cpu(uintptr_t query, int64_t query_row, uintptr_t key,
+void read_memory_cpu(uintptr_t query, std::array<int64_t, 2> query_stride, uintptr_t key,
                      std::array<int64_t, 2> key_stride, uintptr_t value,
-                     std::array<int64_t, 2> value_stride, uintptr_t bias, uintptr_t length,
-                     uintptr_t out, std::array<int64_t, 5> sizes, float scale, int threads) {
+                     std::array<int64_t, 3> value_stride, uintptr_t bias, uintptr_t length,
+                     uintptr_t out, std::array<int64_t, 6> sizes, float scale, int threads) {
   check_threads(threads);
   vosengine::ReadMemory call{};
   call.query = pointer<const float>(query);
-  call.query_row = query_row;
+  call.query_group = query_stride[0];
+  call.query_row = query_stride[1];
   call.key = pointer<const float>(key);
   call.key_group = key_stride[0];
   call.key_row = key_stride[1];
   call.value = pointer<const float>(value);
   call.value_group = value_stride[0];
-  call.value_row = value_stride[1];
+  call.value_set = value_stride[1];
+  call.value_row = value_stride[2];
   call.bias = pointer<const float>(bias);
   call.length = pointer<const int32_t>(length);
   call.out = pointer<float>(out);
   call.groups = sizes[0];
-  call.queries = sizes[1];
-  call.positions = sizes[2];
-  call.key_channels = sizes[3];
-  call.value_channels = sizes[4];
+  call.sets = sizes[1];
+  call.queries = sizes[2];
+  call.positions = sizes[3];
+  call.key_channels = sizes[4];
+  call.value_channels = sizes[5];
   call.scale = scale;
   call.threads = threads;
   vosengine::read_memory_cpu(call);

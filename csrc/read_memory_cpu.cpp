@@ -1,6 +1,6 @@
-// read_memory on the CPU: the memory goes by in blocks of positions, packed once and shared by all
-// threads; every query keeps a running maximum and sum, so that no more than one block of scores
-// per thread is ever stored.
+// read_memory on the CPU: the memory goes by in stretches of positions, packed once and shared by
+// all threads; every query keeps a running maximum and sum, so that no more than one stretch of
+// scores per thread is ever stored. All sets of values are read by the same weights.
 #ifndef VOS_ISA
 
 #include "read_memory.h"
@@ -8,6 +8,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 using vosengine::ReadMemory;
 
@@ -20,48 +21,51 @@ void vosengine::read_memory_cpu(const ReadMemory& call) { VOS_DISPATCH(read, cal
 
 #include "multiply.h"
 
-// BLOCK memory positions at a time: one panel of values (BLOCK * SPAN floats, 16 or 32 KiB) stays
-// in the first-level cache while all queries of a task go over it.
+// A product takes BLOCK positions of one panel of values (BLOCK * SPAN floats, 16 or 32 KiB): they
+// stay in the first-level cache while all queries of a task go over them. The weights of a task's
+// queries for a whole STRETCH stay in the second level, so that the output, which with many sets
+// is larger than any cache of one core, is read and written once in a STRETCH.
 constexpr int64_t BLOCK = VOS_WIDTH == 16 ? 128 : 256;
-constexpr int64_t BLOCKS = 1024 / BLOCK;  // packed together, so that threads meet less often
-constexpr int64_t PITCH = BLOCK + 16;     // of scores; off a power of two, for the cache's sets
+constexpr int64_t STRETCH = 1024;
+constexpr int64_t PITCH = BLOCK + 16;  // of scores; off a power of two, for the cache's sets
+constexpr int64_t TILES = 16;          // of ROWS queries, at most, in a task
+constexpr int64_t BLOCK_SCORES = TILES * ROWS * PITCH;
+constexpr float ONES[] = {1, 1, 1, 1, 1, 1};  // what a block keeps of the sums before: all
 
-// One block of memory positions as multiply_tile wants it: panels of SPAN columns, each row by row.
-struct Panels {
-  float* key;    // [key_panels, key_channels, SPAN], columns are positions
-  float* value;  // [value_panels, BLOCK, SPAN], columns are channels
-  float* bias;   // [BLOCK], -infinity behind the last position
-  int64_t count, key_panels, value_panels;
-};
-
-// Room for BLOCKS blocks, shared by all threads, and what is in it.
+// One stretch of memory positions as multiply_tile wants it: panels of SPAN columns, each row by
+// row. Shared by all threads.
 struct Packed {
-  float *key, *value, *bias;
-  int64_t count, key_channels, value_panels;
+  float* key;    // [key panels, key_channels, SPAN], columns are positions
+  float* value;  // [value_panels, STRETCH, SPAN], columns are channels of one set
+  float* bias;   // [STRETCH], -infinity behind the last position
+  int64_t count, value_panels, panels_per_set;
 };
 
-static Panels block_of(const Packed& packed, int64_t b) {
-  const int64_t left = packed.count - b * BLOCK;
-  Panels panels;
-  panels.key = packed.key + b * BLOCK * packed.key_channels;
-  panels.value = packed.value + b * BLOCK * packed.value_panels * SPAN;
-  panels.bias = packed.bias + b * BLOCK;
-  panels.count = left < BLOCK ? left : BLOCK;
-  panels.key_panels = (panels.count + SPAN - 1) / SPAN;
-  panels.value_panels = packed.value_panels;
-  return panels;
-}
-
-// What one query knows of the blocks that went by.
+// What one query knows of the stretches that went by.
 struct Running {
   float peak, total;
 };
 
-// What a thread needs for the queries of one task.
+// What a thread needs for the queries of one task; rows up to a multiple of ROWS.
 struct Scratch {
-  float* scores;  // [tiles * ROWS, PITCH], then the weights in place
-  float* keep;    // [tiles * ROWS]: what the weights of the blocks before are worth now
+  float* query;   // [chunk, key_channels], zero behind the last query
+  float* scores;  // [STRETCH / BLOCK, TILES * ROWS, PITCH], then the weights in their place
+  float* sums;    // [chunk, SPAN]: weights times one panel of values
+  float* keep;    // [chunk]: what the weights of the stretches before are worth now
 };
+
+static int64_t block_size(const Packed& packed, int64_t first) {
+  return packed.count - first < BLOCK ? packed.count - first : BLOCK;
+}
+
+// Aligned to a cache line, so that no vector of a panel lies in two.
+static float* allocate(int64_t count) {
+  return static_cast<float*>(::operator new(sizeof(float) * count, std::align_val_t(64)));
+}
+
+static void release(float* floats) { ::operator delete(floats, std::align_val_t(64)); }
+
+static int64_t divide_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
 
 // Keys of SPAN positions from `first` on, transposed; zero behind the last one.
 static void pack_keys(const ReadMemory& call, const float* key, int64_t first, int64_t count,
@@ -73,150 +77,222 @@ static void pack_keys(const ReadMemory& call, const float* key, int64_t first, i
   }
 }
 
-// SPAN channels from `first` on of every position; zero behind the last channel.
+// SPAN channels of a set from `first` on, of every position; zero behind the last channel.
 static void pack_values(const ReadMemory& call, const float* value, int64_t first, int64_t count,
                         float* panel) {
   const int64_t left = call.value_channels - first;
   for (int64_t n = 0; n < count; ++n) {
     const float* from = value + n * call.value_row + first;
-    for (int64_t c = 0; c < SPAN; ++c) panel[n * SPAN + c] = c < left ? from[c] : 0.0f;
+    float* to = panel + n * SPAN;
+    if (left < SPAN)
+      for (int64_t c = 0; c < SPAN; ++c) to[c] = c < left ? from[c] : 0.0f;
+    else
+      for (int64_t c = 0; c < SPAN; c += VOS_WIDTH) store(to + c, load(from + c));
   }
 }
 
-// Packs positions of a group from `first` on; all threads of the team take part.
-static void pack(const ReadMemory& call, int64_t group, int64_t first, const Packed& packed) {
-  constexpr int64_t KEY_PANELS = BLOCK / SPAN;
-  const int64_t units = KEY_PANELS + packed.value_panels;
-  const int64_t blocks = (packed.count + BLOCK - 1) / BLOCK;
+// Packs positions from `first` on; all threads of the team take part.
+static void pack(const ReadMemory& call, int64_t first, const Packed& packed) {
+  const int64_t key_panels = divide_up(packed.count, SPAN);
+  const float* key = call.key + first * call.key_row;
+  const float* value = call.value + first * call.value_row;
 #pragma omp single nowait
-  for (int64_t n = 0; n < blocks * BLOCK; ++n)
-    packed.bias[n] = n >= packed.count ? -INFINITY
-                     : call.bias       ? call.bias[group * call.positions + first + n]
-                                       : 0.0f;
+  for (int64_t n = 0; n < key_panels * SPAN; ++n)
+    packed.bias[n] = n >= packed.count ? -INFINITY : call.bias ? call.bias[first + n] : 0.0f;
+#pragma omp for schedule(static) nowait
+  for (int64_t i = 0; i < key_panels; ++i)
+    pack_keys(call, key, i * SPAN, packed.count, packed.key + i * call.key_channels * SPAN);
 #pragma omp for schedule(static)
-  for (int64_t i = 0; i < blocks * units; ++i) {
-    const Panels panels = block_of(packed, i / units);
-    const int64_t from = first + i / units * BLOCK, key_panel = i % units;
-    const int64_t value_panel = key_panel - KEY_PANELS;
-    if (value_panel >= 0)
-      pack_values(call, call.value + group * call.value_group + from * call.value_row,
-                  value_panel * SPAN, panels.count, panels.value + value_panel * BLOCK * SPAN);
-    else if (key_panel < panels.key_panels)
-      pack_keys(call, call.key + group * call.key_group + from * call.key_row, key_panel * SPAN,
-                panels.count, panels.key + key_panel * call.key_channels * SPAN);
-  }
+  for (int64_t i = 0; i < packed.value_panels; ++i)
+    pack_values(call, value + i / packed.panels_per_set * call.value_set,
+                i % packed.panels_per_set * SPAN, packed.count, packed.value + i * STRETCH * SPAN);
 }
 
 // Turns one query's products into weights relative to its running maximum, and says in `keep` what
 // the weights so far shrink to. Positions behind the last one get e^-87 through their bias, which
 // adds nothing to a total of at least 1.
-static void weigh(const ReadMemory& call, const Panels& panels, float* scores, Running* running,
+static void weigh(const ReadMemory& call, const Packed& packed, float* scores, Running* running,
                   float* keep) {
-  const int64_t width = panels.key_panels * SPAN;
   vfloat best = splat(running->peak);
-  for (int64_t n = 0; n < width; n += VOS_WIDTH) {
-    const vfloat score = load(scores + n) * call.scale + load(panels.bias + n);
-    store(scores + n, score);
-    best = maximum(score, best);
+  for (int64_t first = 0; first < packed.count; first += BLOCK) {
+    float* block = scores + first / BLOCK * BLOCK_SCORES;
+    for (int64_t n = 0; n < block_size(packed, first); n += VOS_WIDTH) {
+      const vfloat score = load(block + n) * call.scale + load(packed.bias + first + n);
+      store(block + n, score);
+      best = maximum(score, best);
+    }
   }
   const float peak = maximum_of(best);
-  vfloat total = {};
-  for (int64_t n = 0; n < width; n += VOS_WIDTH) {
-    const vfloat weight = exponential(load(scores + n) - peak);
-    store(scores + n, weight);
-    total += weight;
-  }
   *keep = exponential(splat(running->peak - peak))[0];
-  running->total = running->total * *keep + sum_of(total);
+  running->total *= *keep;
   running->peak = peak;
+  for (int64_t first = 0; first < packed.count; first += BLOCK) {
+    float* block = scores + first / BLOCK * BLOCK_SCORES;
+    vfloat total = {};
+    for (int64_t n = 0; n < block_size(packed, first); n += VOS_WIDTH) {
+      const vfloat weight = exponential(load(block + n) - peak);
+      store(block + n, weight);
+      total += weight;
+    }
+    running->total += sum_of(total);
+  }
 }
 
-// Adds one block of memory to `count` queries: their scores, their weights, then weights times
-// values onto the (not yet normalised) output.
-static void attend(const ReadMemory& call, const Panels& panels, const float* query, int64_t count,
-                   Running* running, float* out, const Scratch& scratch) {
-  for (int64_t i = 0; i < panels.key_panels; ++i)
+// The weights of `count` queries for all positions of a stretch.
+static void score(const ReadMemory& call, const Packed& packed, const float* query, int64_t count,
+                  Running* running, const Scratch& scratch) {
+  const int64_t channels = call.key_channels;
+  for (int64_t q = 0; q < divide_up(count, ROWS) * ROWS; ++q) {
+    float* to = scratch.query + q * channels;
+    if (q < count)
+      memcpy(to, query + q * call.query_row, sizeof(float) * channels);
+    else
+      memset(to, 0, sizeof(float) * channels);
+  }
+  for (int64_t n = 0; n < packed.count; n += SPAN)
     for (int64_t q = 0; q < count; q += ROWS)
-      multiply_tile(count - q < ROWS ? count - q : ROWS, query + q * call.query_row, call.query_row,
-                    panels.key + i * call.key_channels * SPAN, call.key_channels,
-                    scratch.scores + q * PITCH + i * SPAN, PITCH, nullptr);
+      multiply_tile(ROWS, scratch.query + q * channels, channels, packed.key + n * channels,
+                    channels, scratch.scores + n / BLOCK * BLOCK_SCORES + q * PITCH + n % BLOCK,
+                    PITCH, nullptr);
   for (int64_t q = 0; q < count; ++q)
-    weigh(call, panels, scratch.scores + q * PITCH, running + q, scratch.keep + q);
-  for (int64_t j = 0; j < panels.value_panels; ++j) {
-    const int64_t left = call.value_channels - j * SPAN;
+    weigh(call, packed, scratch.scores + q * PITCH, running + q, scratch.keep + q);
+}
+
+// Adds sums to the (not yet normalised) output of up to ROWS queries.
+static void add_sums(const float* sums, const float* keep, int64_t rows, int64_t channels,
+                     float* out, int64_t out_row) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* to = out + r * out_row;
+    if (channels == SPAN)
+      for (int64_t c = 0; c < SPAN; c += VOS_WIDTH)
+        store(to + c, load(to + c) * keep[r] + load(sums + r * SPAN + c));
+    else
+      for (int64_t c = 0; c < channels; ++c) to[c] = to[c] * keep[r] + sums[r * SPAN + c];
+  }
+}
+
+// Adds weights times one panel of values to the output of `count` queries, whose lines are asked
+// for while the last product runs.
+static void attend(const ReadMemory& call, const Packed& packed, const float* panel, int64_t count,
+                   float* out, int64_t channels, const Scratch& scratch) {
+  for (int64_t n = 0; n < packed.count; n += BLOCK) {
+    const int64_t depth = block_size(packed, n);
+    const float* weights = scratch.scores + n / BLOCK * BLOCK_SCORES;
+    const bool last = n + depth == packed.count;
     for (int64_t q = 0; q < count; q += ROWS) {
       const int64_t rows = count - q < ROWS ? count - q : ROWS;
-      float* target = out + q * call.value_channels + j * SPAN;
-      float narrow[ROWS * SPAN];  // stands in for the output where a panel sticks out of it
-      if (left < SPAN)
+      if (last)
         for (int64_t r = 0; r < rows; ++r)
-          memcpy(narrow + r * SPAN, target + r * call.value_channels, sizeof(float) * left);
-      multiply_tile(rows, scratch.scores + q * PITCH, PITCH, panels.value + j * BLOCK * SPAN,
-                    panels.count, left < SPAN ? narrow : target,
-                    left < SPAN ? SPAN : call.value_channels, scratch.keep + q);
-      if (left < SPAN)
-        for (int64_t r = 0; r < rows; ++r)
-          memcpy(target + r * call.value_channels, narrow + r * SPAN, sizeof(float) * left);
+          for (int64_t c = 0; c < channels; c += 16)
+            __builtin_prefetch(out + (q + r) * call.value_channels + c);
+      multiply_tile(ROWS, weights + q * PITCH, PITCH, panel + n * SPAN, depth,
+                    scratch.sums + q * SPAN, SPAN, n > 0 ? ONES : nullptr);
+      if (last)
+        add_sums(scratch.sums + q * SPAN, scratch.keep + q, rows, channels,
+                 out + q * call.value_channels, call.value_channels);
     }
   }
 }
 
-// One group by all threads of the team: block by block of memory, tasks of `chunk` queries.
-static void read_group(const ReadMemory& call, int64_t group, int64_t chunk, Packed packed,
-                       Running* running, const Scratch& scratch) {
-  int64_t length = call.length ? call.length[group] : call.positions;
-  length = length < 0 ? 0 : length > call.positions ? call.positions : length;
-  float* out = call.out + group * call.queries * call.value_channels;
-#pragma omp for schedule(static)
-  for (int64_t q = 0; q < call.queries; ++q) {
-    running[q].peak = -FLT_MAX;
-    running[q].total = 0;
-    memset(out + q * call.value_channels, 0, sizeof(float) * call.value_channels);
-  }
-  for (int64_t first = 0; first < length; first += BLOCKS * BLOCK) {
-    packed.count = length - first < BLOCKS * BLOCK ? length - first : BLOCKS * BLOCK;
-    pack(call, group, first, packed);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t q = 0; q < call.queries; q += chunk)
-      for (int64_t b = 0; b * BLOCK < packed.count; ++b)
-        attend(call, block_of(packed, b), call.query + q * call.query_row,
-               call.queries - q < chunk ? call.queries - q : chunk, running + q,
-               out + q * call.value_channels, scratch);
-  }
-  if (length == 0) return;
-#pragma omp for schedule(static)
-  for (int64_t q = 0; q < call.queries; ++q) {
-    const float inverse = 1.0f / running[q].total;
-    for (int64_t c = 0; c < call.value_channels; ++c) out[q * call.value_channels + c] *= inverse;
+// One stretch of memory for `count` queries from `first` on.
+static void read_stretch(const ReadMemory& call, const Packed& packed, int64_t first, int64_t count,
+                         Running* running, const Scratch& scratch) {
+  score(call, packed, call.query + first * call.query_row, count, running + first, scratch);
+  for (int64_t i = 0; i < packed.value_panels; ++i) {
+    const int64_t set = i / packed.panels_per_set, c = i % packed.panels_per_set * SPAN;
+    const int64_t left = call.value_channels - c;
+    float* out = call.out + (set * call.queries + first) * call.value_channels;
+    attend(call, packed, packed.value + i * STRETCH * SPAN, count, out + c,
+           left < SPAN ? left : SPAN, scratch);
   }
 }
 
-static void read(const ReadMemory& call) {
-  // Tasks long enough to use a panel often, short enough that no thread waits long for the last.
-  int64_t tiles = call.queries / (ROWS * call.threads * 4);
-  tiles = tiles < 1 ? 1 : tiles > 16 ? 16 : tiles;
+// One group by all threads of the team: stretch by stretch of memory, tasks of `chunk` queries.
+static void read_group(const ReadMemory& call, int64_t chunk, Packed packed, Running* running,
+                       const Scratch& scratch) {
+  int64_t length = call.length ? *call.length : call.positions;
+  length = length < 0 ? 0 : length > call.positions ? call.positions : length;
+  const int64_t rows = call.sets * call.queries;
+#pragma omp for schedule(static) nowait
+  for (int64_t q = 0; q < call.queries; ++q) running[q] = {-FLT_MAX, 0};
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < rows; ++row)
+    memset(call.out + row * call.value_channels, 0, sizeof(float) * call.value_channels);
+  for (int64_t first = 0; first < length; first += STRETCH) {
+    packed.count = length - first < STRETCH ? length - first : STRETCH;
+    pack(call, first, packed);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t q = 0; q < call.queries; q += chunk)
+      read_stretch(call, packed, q, call.queries - q < chunk ? call.queries - q : chunk, running,
+                   scratch);
+  }
+  if (length == 0) return;
+#pragma omp for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    const float inverse = 1.0f / running[row % call.queries].total;
+    float* out = call.out + row * call.value_channels;
+    for (int64_t c = 0; c < call.value_channels; ++c) out[c] *= inverse;
+  }
+}
+
+static ReadMemory group_of(const ReadMemory& call, int64_t group) {
+  ReadMemory one = call;
+  one.query += group * call.query_group;
+  one.key += group * call.key_group;
+  one.value += group * call.value_group;
+  one.out += group * call.sets * call.queries * call.value_channels;
+  if (call.bias) one.bias += group * call.positions;
+  if (call.length) one.length += group;
+  one.groups = 1;
+  return one;
+}
+
+// Group after group, each by all threads.
+static void read_by_all(const ReadMemory& call) {
+  // The same number of tasks for every thread, at least two, so that a slow one delays less.
+  const int64_t tiles = divide_up(call.queries, ROWS);
+  const int64_t rounds = divide_up(tiles, call.threads * TILES);
+  const int64_t tasks = call.threads * (rounds < 2 ? 2 : rounds);
+  const int64_t chunk = divide_up(tiles, tasks) * ROWS;  // queries of a task
   Packed packed;
   packed.count = 0;
-  packed.key_channels = call.key_channels;
-  packed.value_panels = (call.value_channels + SPAN - 1) / SPAN;
-  packed.key = new float[BLOCKS * BLOCK * call.key_channels];
-  packed.value = new float[BLOCKS * BLOCK * packed.value_panels * SPAN];
-  packed.bias = new float[BLOCKS * BLOCK];
+  packed.panels_per_set = divide_up(call.value_channels, SPAN);
+  packed.value_panels = call.sets * packed.panels_per_set;
+  packed.key = allocate(STRETCH * call.key_channels);
+  packed.value = allocate(packed.value_panels * STRETCH * SPAN);
+  packed.bias = allocate(STRETCH);
   Running* running = new Running[call.queries];
 #pragma omp parallel num_threads(call.threads)
   {
     Scratch scratch;
-    scratch.scores = new float[tiles * ROWS * PITCH];
-    scratch.keep = new float[tiles * ROWS];
+    scratch.query = allocate(chunk * call.key_channels);
+    scratch.scores = allocate(STRETCH / BLOCK * BLOCK_SCORES);
+    scratch.sums = allocate(chunk * SPAN);
+    scratch.keep = allocate(chunk);
     for (int64_t group = 0; group < call.groups; ++group)
-      read_group(call, group, tiles * ROWS, packed, running, scratch);
-    delete[] scratch.scores;
-    delete[] scratch.keep;
+      read_group(group_of(call, group), chunk, packed, running, scratch);
+    release(scratch.query);
+    release(scratch.scores);
+    release(scratch.sums);
+    release(scratch.keep);
   }
   delete[] running;
-  delete[] packed.bias;
-  delete[] packed.value;
-  delete[] packed.key;
+  release(packed.bias);
+  release(packed.value);
+  release(packed.key);
+}
+
+static void read(const ReadMemory& call) {
+  if (call.sets * call.queries * call.value_channels == 0) return;
+  // Small groups go to one thread each: waiting for each other would take longer than the work.
+  const bool small = call.queries <= 4 * TILES * ROWS && call.groups >= 2 * call.threads;
+  if (!small || call.threads == 1) return read_by_all(call);
+#pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1)
+  for (int64_t group = 0; group < call.groups; ++group) {
+    ReadMemory one = group_of(call, group);
+    one.threads = 1;
+    read_by_all(one);
+  }
 }
 
 #endif

@@ -6,7 +6,7 @@ Letters, used in every docstring and every shape pattern:
     H  W  pixels        h  w  cells          C  channels (Ck key, Cv value)
     K  tracks           J  samples of one    D  channels between two layers
     P = h * w           query positions      N = T * P                     memory positions
-    M  proposals        Q  positions of one
+    M  proposals        Q  positions of one           S  sets of values on one set of scores
 
 An op is called like a function. `op.explain(...)` says which backend would run and why each of the
 others would not; `with use_backend("reference"):` asks for one by name.

@@ -28,13 +28,22 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def draw(
-    queries: int = 13, groups: int = 2, positions: int = 300, key: int = 16, value: int = 40
+    queries: int = 13,
+    groups: int = 2,
+    positions: int = 300,
+    key: int = 16,
+    value: int = 40,
+    *,
+    sets: int | None = None,
+    query_per_group: bool = False,
 ) -> Arguments:
     generator = torch.Generator().manual_seed(1)
+    query_shape = (groups, queries) if query_per_group else (queries,)
+    value_shape = (groups, positions) if sets is None else (groups, sets, positions)
     return {
-        "query_key": torch.randn(queries, key, generator=generator),
+        "query_key": torch.randn(*query_shape, key, generator=generator),
         "memory_key": torch.randn(groups, positions, key, generator=generator),
-        "memory_value": torch.randn(groups, positions, value, generator=generator),
+        "memory_value": torch.randn(*value_shape, value, generator=generator),
         "scale": key**-0.5,
     }
 
@@ -44,26 +53,32 @@ def lengths(*values: int) -> torch.Tensor:
 
 
 def formula(arguments: Arguments) -> torch.Tensor:
-    """The docstring's two lines in numpy, float64, query by query."""
+    """The docstring's two lines in numpy, float64, query by query and set by set."""
     given = {
         name: value.numpy() if isinstance(value, torch.Tensor) else value
         for name, value in widened(arguments).items()
     }
     query, key, value = given["query_key"], given["memory_key"], given["memory_value"]
-    out = np.zeros((len(key), len(query), value.shape[2]))
+    out = np.zeros((*value.shape[:-2], query.shape[-2], value.shape[-1]))
     for g in range(len(key)):
         end = len(key[g]) if given.get("length") is None else given["length"][g]
-        for p in range(len(query) if end else 0):
-            scores = given["scale"] * (key[g, :end] @ query[p])
+        for p in range(query.shape[-2] if end else 0):
+            scores = given["scale"] * (
+                key[g, :end] @ (query[g, p] if query.ndim == 3 else query[p])
+            )
             if given.get("bias") is not None:
                 scores += given["bias"][g, :end]
             weights = np.exp(scores - scores.max())
-            out[g, p] = weights / weights.sum() @ value[g, :end]
+            weights /= weights.sum()
+            if value.ndim == 3:
+                out[g, p] = weights @ value[g, :end]
+            for s in range(value.shape[1] if value.ndim == 4 else 0):
+                out[g, s, p] = weights @ value[g, s, :end]
     return torch.from_numpy(out)
 
 
 def attention(arguments: Arguments) -> torch.Tensor:
-    """torch's own attention in float64; groups of length 0 are not its business."""
+    """torch's own attention in float64, sets as heads; groups of length 0 are not its business."""
     given = widened(arguments)
     key, value = given["memory_key"], given["memory_value"]
     mask = torch.zeros(key.shape[:2], dtype=torch.float64)
@@ -72,11 +87,17 @@ def attention(arguments: Arguments) -> torch.Tensor:
     if given.get("length") is not None:
         dead = torch.arange(key.shape[1]) >= given["length"][:, None]
         mask = mask.masked_fill(dead, -torch.inf)
-        key, value = (x.masked_fill(dead[..., None], 0) for x in (key, value))
-    query = given["query_key"].expand(len(key), -1, -1)
-    return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask[:, None], scale=given["scale"]
+        key = key.masked_fill(dead[..., None], 0)
+        value = value.masked_fill((dead if value.ndim == 3 else dead[:, None])[..., None], 0)
+    heads = value if value.ndim == 4 else value[:, None]
+    query, key = (
+        x.expand(len(key), -1, -1)[:, None].expand(-1, heads.shape[1], -1, -1)
+        for x in (given["query_key"], key)
     )
+    out = functional.scaled_dot_product_attention(
+        query, key, heads, attn_mask=mask[:, None, None], scale=given["scale"]
+    )
+    return out if value.ndim == 4 else out[:, 0]
 
 
 def assert_matches(arguments: Arguments, truth: torch.Tensor) -> None:
@@ -91,26 +112,82 @@ def test_follows_the_formula(backend: str, case: Any) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@pytest.mark.parametrize("length", [None, (700, 513), (256, 1)], ids=str)
+@pytest.mark.parametrize("length", [None, (1100, 513), (256, 1)], ids=str)
+@pytest.mark.parametrize("sets", [None, 3], ids=["values", "sets"])
+@pytest.mark.parametrize("query_per_group", [False, True], ids=["query", "queries"])
 def test_is_what_torch_calls_attention(
-    backend: str, bias: bool, length: tuple[int, ...] | None
+    backend: str, query_per_group: bool, sets: int | None, length: Any, bias: bool
 ) -> None:
-    arguments = draw(positions=700, key=24, value=56)
+    arguments = draw(positions=1100, key=24, value=56, sets=sets, query_per_group=query_per_group)
     if bias:
-        arguments["bias"] = torch.randn(2, 700, generator=torch.Generator().manual_seed(2))
+        arguments["bias"] = torch.randn(2, 1100, generator=torch.Generator().manual_seed(2))
     if length is not None:
         arguments["length"] = lengths(*length)
     assert_matches(arguments, attention(arguments))
 
 
-def test_dead_positions_have_no_influence_at_all(backend: str) -> None:
-    arguments = draw(groups=3) | {"length": lengths(300, 130, 1), "bias": torch.zeros(3, 300)}
+@pytest.mark.parametrize("sets", [None, 2], ids=["values", "sets"])
+def test_dead_positions_have_no_influence_at_all(backend: str, sets: int | None) -> None:
+    ends = (300, 130, 1)
+    arguments = draw(groups=3, sets=sets, query_per_group=sets is not None)
+    arguments |= {"length": lengths(*ends), "bias": torch.zeros(3, 300)}
     clean = read_memory(**arguments)
     for poison in (torch.nan, torch.inf, 1e30):
-        for name in ("memory_key", "memory_value", "bias"):
-            arguments[name] = arguments[name].clone()
-            arguments[name][1, 130:] = arguments[name][2, 1:] = poison
+        for group, end in enumerate(ends):
+            arguments["memory_key"][group, end:] = arguments["bias"][group, end:] = poison
+            arguments["memory_value"][group, ..., end:, :] = poison
         assert torch.equal(read_memory(**arguments), clean)
+
+
+@pytest.mark.parametrize("query_per_group", [False, True], ids=["query", "queries"])
+def test_sets_are_as_many_readings(backend: str, query_per_group: bool) -> None:
+    arguments = draw(positions=1500, value=45, sets=4, query_per_group=query_per_group)
+    arguments |= {"bias": torch.linspace(-2, 2, 1500).expand(2, -1), "length": lengths(1500, 40)}
+    together = read_memory(**arguments)
+    apart = [
+        read_memory(**arguments | {"memory_value": values})
+        for values in arguments["memory_value"].unbind(1)
+    ]
+    torch.testing.assert_close(together, torch.stack(apart, dim=1), rtol=0, atol=1e-6)
+
+
+def test_queries_per_group_are_readings_of_one_group_each(backend: str) -> None:
+    arguments = draw(groups=3, positions=500, query_per_group=True)
+    together = read_memory(**arguments)
+    for group in range(3):
+        one = {
+            name: value[group : group + 1] if isinstance(value, torch.Tensor) else value
+            for name, value in arguments.items()
+        }
+        apart = read_memory(**one | {"query_key": one["query_key"][0]})
+        torch.testing.assert_close(together[group : group + 1], apart, rtol=0, atol=1e-6)
+
+
+def test_a_bias_per_frame_weighs_frames_and_renormalises(backend: str) -> None:
+    """GIEL's temporal attention: w times the softmax, divided by its sum, is a bias of ln w."""
+    weight = torch.tensor([0.5, 0.01, 2.0, 1.0])
+    arguments = draw(groups=1, positions=4 * 90, sets=2)
+    plain, *given = (
+        widened(arguments)[name].numpy() for name in ("query_key", "memory_key", "memory_value")
+    )
+    scores = plain @ given[0][0].T * arguments["scale"]
+    softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    weighed = softmax * weight.double().repeat_interleave(90).numpy()
+    weighed /= weighed.sum(axis=1, keepdims=True)
+    arguments["bias"] = weight.log().repeat_interleave(90)[None]
+    assert_matches(arguments, torch.from_numpy(weighed @ given[1]))
+
+
+def test_no_sets_return_no_values(backend: str) -> None:
+    assert read_memory(**draw(sets=0)).shape == (2, 0, 13, 40)
+    assert read_memory(**draw(groups=0, sets=2)).shape == (0, 2, 13, 40)
+
+
+def test_the_output_is_contiguous(backend: str) -> None:
+    for sets in (None, 1, 3):
+        out = read_memory(**draw(sets=sets, query_per_group=True))
+        assert out.is_contiguous()
+        assert out.shape == ((2, 13, 40) if sets is None else (2, sets, 13, 40))
 
 
 def test_a_length_is_the_same_as_a_shorter_memory(backend: str) -> None:
@@ -168,6 +245,23 @@ def test_a_prefix_view_reads_as_its_copy(backend: str) -> None:
     assert torch.equal(read_memory(**arguments), read_memory(**copied))
 
 
+def test_a_prefix_of_sets_and_positions_reads_as_its_copy(backend: str) -> None:
+    arguments = draw(groups=3, positions=500, sets=5)
+    arguments["memory_key"] = arguments["memory_key"][:, :270]
+    arguments["memory_value"] = arguments["memory_value"][:, :3, :270]
+    copied = {n: x.contiguous() if n.startswith("memory") else x for n, x in arguments.items()}
+    assert torch.equal(read_memory(**arguments), read_memory(**copied))
+
+
+def test_a_nan_in_one_set_stays_there(backend: str) -> None:
+    arguments = draw(sets=3)
+    arguments["memory_value"][1, 2, 17] = torch.nan
+    out = read_memory(**arguments)
+    assert out[1, 2].isnan().all()
+    assert torch.isfinite(out[0]).all()
+    assert torch.isfinite(out[1, :2]).all()
+
+
 def test_a_nan_in_living_memory_is_not_hidden(backend: str) -> None:
     for name in ("memory_key", "memory_value", "bias"):
         arguments = draw() | {"bias": torch.zeros(2, 300)}
@@ -205,10 +299,24 @@ def test_the_compiled_backend_says_what_it_does_not_take() -> None:
     ("name", "value", "message"),
     [
         ("query_key", torch.zeros(13, 15), r"memory_key: wanted \[G, N, Ck\] with Ck = 15"),
-        ("query_key", torch.zeros(1, 13, 16), r"query_key: wanted \[P, Ck\], given \[1, 13, 16\]"),
+        (
+            "query_key",
+            torch.zeros(16),
+            r"query_key: wanted \[P, Ck\] or \[G, P, Ck\], given \[16\]",
+        ),
+        ("query_key", torch.zeros(1, 13, 16), r"memory_key: wanted .* G = 1 \(from query_key\)"),
+        ("query_key", torch.zeros(2, 13, 15), r"memory_key: wanted \[G, N, Ck\] with Ck = 15"),
         ("memory_key", torch.zeros(300, 16), r"memory_key: wanted \[G, N, Ck\], given \[300, 16\]"),
         ("memory_value", torch.zeros(2, 299, 40), "memory_value: wanted .* with N = 300"),
         ("memory_value", torch.zeros(3, 300, 40), "memory_value: wanted .* with G = 2"),
+        (
+            "memory_value",
+            torch.zeros(300, 40),
+            r"\[G, N, Cv\] or \[G, S, N, Cv\], given \[300, 40\]",
+        ),
+        ("memory_value", torch.zeros(2, 3, 299, 40), r"wanted \[G, S, N, Cv\] with N = 300"),
+        ("memory_value", torch.zeros(3, 2, 300, 40), r"wanted \[G, S, N, Cv\] with G = 2"),
+        ("memory_value", torch.zeros(1, 2, 3, 300, 40), "memory_value: wanted .* given"),
         ("memory_value", torch.zeros(2, 300, 40).half(), "memory_value: wanted float32"),
         ("memory_value", torch.zeros(2, 300, 40, device="meta"), "memory_value: on meta"),
         ("bias", torch.zeros(300), r"bias: wanted \[G, N\], given \[300\]"),

@@ -1,8 +1,8 @@
 """`read_memory` in C++: a softmax that runs over blocks of memory, with products in registers.
 
 Takes float32 on the CPU (a bias of any float dtype). The matrix of all scores is never stored:
-besides its output the call needs 1024 packed memory positions and, per thread, their scores for at
-most 96 queries and 256 positions.
+besides its output the call needs 1024 packed memory positions (with their values in all sets) and,
+per thread, their scores for at most 96 queries. All sets are read by weights computed once.
 """
 
 from __future__ import annotations
@@ -42,23 +42,25 @@ def run(
     length: torch.Tensor | None = None,
 ) -> torch.Tensor:
     groups, positions, key_channels = memory_key.shape
-    queries, value_channels = query_key.shape[0], memory_value.shape[2]
+    query_key = query_key.expand(groups, -1, -1)
+    sets = memory_value if memory_value.ndim == 4 else memory_value[:, None]
+    queries, value_channels = query_key.shape[1], memory_value.shape[-1]
     if bias is not None:
         bias = bias.to(torch.float32).contiguous()
     if length is not None:
         length = length.contiguous()
-    out = torch.empty(groups, queries, value_channels, dtype=torch.float32)
+    out = torch.empty(*memory_value.shape[:-2], queries, value_channels, dtype=torch.float32)
     load().read_memory_cpu(
         query_key.data_ptr(),
-        query_key.stride(0),
+        query_key.stride()[:2],
         memory_key.data_ptr(),
         memory_key.stride()[:2],
         memory_value.data_ptr(),
-        memory_value.stride()[:2],
+        sets.stride()[:3],
         0 if bias is None else bias.data_ptr(),
         0 if length is None else length.data_ptr(),
         out.data_ptr(),
-        (groups, queries, positions, key_channels, value_channels),
+        (groups, sets.shape[1], queries, positions, key_channels, value_channels),
         scale,
         torch.get_num_threads(),
     )

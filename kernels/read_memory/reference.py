@@ -75,8 +75,8 @@ def read_memory(
             equation 1.
     """
     wide = torch.promote_types(query_key.dtype, torch.float32)
-    query_key = query_key if query_key.ndim == 3 else query_key.expand(len(memory_key), -1, -1)
-    scores = scale * torch.einsum("gnc,gpc->gpn", memory_key.to(wide), query_key.to(wide))
+    query = query_key.to(wide).expand(len(memory_key), -1, -1)
+    scores = scale * torch.einsum("gnc,gpc->gpn", memory_key.to(wide), query)
     if bias is not None:
         scores = scores + bias.to(wide)[:, None, :]
     sets = memory_value if memory_value.ndim == 4 else memory_value[:, None]

@@ -64,9 +64,9 @@ def cost(
         height, width = geometry.network
         proposals = None
         if isinstance(config, DMNAOAConfig):
-            seen_masks = torch.empty(config.max_proposals, height, width, dtype=torch.bool)
-            boxes, scores = torch.empty(len(seen_masks), 4), torch.empty(len(seen_masks))
-            proposals = [Proposals(boxes, seen_masks, scores)]
+            count = config.max_proposals
+            planes = torch.empty(count, height, width, dtype=torch.bool)
+            proposals = [Proposals(torch.empty(count, 4), planes, torch.empty(count))]
         gflop = {}
         with torch.no_grad(), use_backend("reference"):
             with FlopCounterMode(display=False) as counter:
@@ -79,9 +79,9 @@ def cost(
             for _ in range(memory_frames if remembers else 1):
                 method.remember(seen, prompted, state)
             with FlopCounterMode(display=False) as counter:
-                scores = method.segment(seen, state)
+                found = method.segment(seen, state)
             gflop["segment"] = counter.get_total_flops() / 1e9
-            masks = dataclasses.replace(masks, evidence=scores.evidence)
+            masks = dataclasses.replace(masks, evidence=found.evidence)
             with FlopCounterMode(display=False) as counter:
                 method.remember(seen, masks, state)
             gflop["remember"] = counter.get_total_flops() / 1e9

@@ -93,10 +93,18 @@ class ObjectState(MatchingState):
     born        per object
     """
 
-    boxes: torch.Tensor
-    masks: torch.Tensor
-    references: References
-    born: list[int]
+    def __init__(
+        self,
+        matching: MatchingState,
+        references: References,
+        boxes: torch.Tensor,
+        masks: torch.Tensor,
+    ) -> None:
+        super().__init__(matching.memory, matching.every, matching.device)
+        self.references = references
+        self.boxes = boxes
+        self.masks = masks
+        self.born: list[int] = []
 
     @property
     def nbytes(self) -> int:
@@ -167,13 +175,13 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
 
     def start(self, geometry: Geometry, max_objects: int) -> ObjectState:
         like, side = self.query_head.weight, self.config.region_size
-        state = ObjectState.allocate(self.config, (side, side), max_objects, like)
-        channels, cells = self.config.base_channels, geometry.cells(16)
-        state.references = References(channels, cells, max_objects, like)
-        state.boxes = torch.zeros(max_objects, 4, device=like.device)
-        state.masks = torch.zeros(max_objects, *geometry.cells(4), device=like.device)
-        state.born = []
-        return state
+        matching = MatchingState.allocate(self.config, (side, side), max_objects, like)
+        return ObjectState(
+            matching,
+            References(self.config.base_channels, geometry.cells(16), max_objects, like),
+            boxes=torch.zeros(max_objects, 4, device=like.device),
+            masks=torch.zeros(max_objects, *geometry.cells(4), device=like.device),
+        )
 
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
@@ -181,8 +189,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         """Features of the frames, and of the proposals in them; None: there are none."""
         base, pooled = self.base(frames)
         if proposals is None:
-            masks = frames.new_zeros(0, *frames.shape[2:], dtype=torch.bool)
-            proposals = [Proposals(boxes_of(masks), masks, masks.new_zeros(0))] * len(frames)
+            none = frames.new_zeros(0, *frames.shape[2:], dtype=torch.bool)
+            proposals = [Proposals(boxes_of(none), none, none.new_zeros(0))] * len(frames)
         config = self.config
         kept = [
             each
@@ -194,9 +202,9 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         index = [i for i, count in enumerate(counts) for _ in range(count)]
         frame = torch.tensor(index, dtype=torch.int32, device=frames.device)
         regions = self._pool(pooled, torch.cat([each.boxes for each in kept]), frame)
-        projected = to_positions(self.proposal_projector(regions)).split(counts)
-        masks = (each.masks for each in kept)
-        return DMNAOAFeatures(base, pooled, tuple(map(Candidates, masks, projected)))
+        projected = torch.split(to_positions(self.proposal_projector(regions)), counts)
+        candidates = (Candidates(p.masks, x) for p, x in zip(kept, projected, strict=True))
+        return DMNAOAFeatures(base, pooled, tuple(candidates))
 
     def _pool(
         self,

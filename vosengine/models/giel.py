@@ -166,7 +166,7 @@ class GIEL(Method[GIELFeatures, Support]):
             return upsample(self.coarse(joined), 4)[:, 0]
         decoder = self.instance_decoder or self.global_decoder
         skips = now.instance_skips or now.global_skips
-        return torch.cat([decoder(part, *skips) for part in joined.split(self.config.group)])
+        return torch.cat([decoder(part, *skips) for part in torch.split(joined, self.config.group)])
 
     def remember(self, seen: Sequence[GIELFeatures], masks: Masks, state: Support) -> None:
         (now,) = seen

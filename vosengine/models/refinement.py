@@ -42,13 +42,14 @@ class Moved(NamedTuple):
 
 def to_blocks(x: torch.Tensor, side: int) -> torch.Tensor:
     """[B, C, side * h, side * w] -> [B, h * w, side * side * C]: what lies in every cell."""
-    x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [B, C, h, side, w, side]
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, channels, height // side, side, width // side, side)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def from_blocks(x: torch.Tensor, side: int, cells: Size) -> torch.Tensor:
     """The inverse: [B, h * w, side * side * C] -> [B, C, side * h, side * w]."""
-    x = x.unflatten(2, (side, side, -1)).unflatten(1, cells)  # [B, h, w, side, side, C]
+    x = x.reshape(len(x), *cells, side, side, x.shape[2] // (side * side))
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
@@ -121,9 +122,11 @@ class References:
             query, self.keys[:rows], self.values[:rows, :, :end], scale=sharpness
         )  # [R, P, .]
         widths = [c * s * s for c, s in zip(self.channels, BLOCKS, strict=True)]
-        *levels, columns = moved.split((*widths, MASK_COLUMNS * count), dim=2)
+        *levels, columns = torch.split(moved, [*widths, MASK_COLUMNS * count], dim=2)
         features = (from_blocks(x, s, self.cells) for x, s in zip(levels, BLOCKS, strict=True))
-        masks = columns.unflatten(2, (count, MASK_COLUMNS)).transpose(1, 2)  # [R, O, P, 21]
+        masks = columns.reshape(*columns.shape[:2], count, MASK_COLUMNS).transpose(
+            1, 2
+        )  # [R, O, P, 21]
         slots = torch.arange(count, device=moved.device)
         first = torch.tensor(self.first, device=moved.device)
         return Moved(
@@ -135,7 +138,7 @@ class References:
 
     def _planes(self, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """[O, P, 21] -> per level [O, 1, ., .]."""
-        parts = columns.split([side * side for side in BLOCKS], dim=2)
+        parts = torch.split(columns, [side * side for side in BLOCKS], dim=2)
         return tuple(from_blocks(x, s, self.cells) for x, s in zip(parts, BLOCKS, strict=True))
 
     def forget(self, slot: int) -> None:
@@ -243,10 +246,10 @@ class RefineNet(nn.Module):
         """Base features of one frame, coarse masks [O, h, w] at stride 4 -> logits [O, h, w]."""
         levels = zip(mask_levels(coarse), moved.first, moved.previous, strict=True)
         masks = [torch.cat(planes, dim=1).to(base.b2.dtype) for planes in levels]
-        blocks = (self.block2, self.block3, self.block4)
         x = None
-        for level in (2, 1, 0):
+        for level, block in ((2, self.block4), (1, self.block3), (0, self.block2)):
             features = moved.features[level]
-            x = blocks[level](base[level], features, moved.rows, masks[level], x)
+            x = block(base[level], features, moved.rows, masks[level], x)
+        assert x is not None
         background, foreground = self.predict(functional.relu(x)).unbind(dim=1)
         return foreground - background

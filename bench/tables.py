@@ -23,6 +23,11 @@ def where(found: dict[str, Any]) -> str:
     return f"{found['device']}, {found['isa']}; `{found['command']}`, {found['date']}"
 
 
+def short(number: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
+
+
 def row(*cells: object) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
@@ -31,16 +36,18 @@ def kernels(found: dict[str, Any]) -> list[str]:
     """One row per op and shape: ours, the reference, and how many times as fast ours is."""
     lines = [
         f"**Ops** ({where(found)}). The last column: against the reference, and against other ways",
-        "to write it in torch.",
+        "to write it in torch (`separate`: this library's own op, one call per set of values).",
         "",
         row("op", "shape", "C++ p50 (p95) ms", "reference p50 ms", "times as fast"),
         row("---", "---", "---:", "---:", "---"),
     ]
     for case in found["cases"]:
-        ours, reference = case["results"]["cpu"], case["results"]["reference"]
-        ratios = ", ".join(f"{r:.1f} {n}" for n, r in ours["times_as_fast_as"].items())
-        time = f"{ours['p50_ms']:.1f} ({ours['p95_ms']:.1f})"
-        lines.append(row(case["op"], case["case"], time, f"{reference['p50_ms']:.1f}", ratios))
+        reference = case["results"]["reference"]
+        ours = case["results"].get("cpu", reference)
+        ratios = ", ".join(f"{short(r)} {n}" for n, r in ours["times_as_fast_as"].items())
+        time = f"{short(ours['p50_ms'])} ({short(ours['p95_ms'])})"
+        time = "none" if ours is reference else time
+        lines.append(row(case["op"], case["case"], time, short(reference["p50_ms"]), ratios))
     return lines
 
 
@@ -71,6 +78,41 @@ def models(found: dict[str, Any]) -> list[str]:
                 f"{entry['published_over_ours_decode']:.2f}",
             )
         )
+    return lines
+
+
+def giel_objects(found: dict[str, Any]) -> list[str]:
+    """One row per object count, both variants."""
+    lines = [
+        f"**GIEL** at 480x854, five support frames ({where(found)}). One pass for all objects;",
+        "beside the measured share, what the arithmetic alone gives.",
+        "",
+        row("variant", "objects", "step p50 (p95) ms", "over 1 object", "by FLOP"),
+        row("---", "---:", "---:", "---:", "---:"),
+    ]
+    for variant in ("full", "fast"):
+        for entry in found[variant]:
+            step = entry["step"]
+            time = f"{step['p50_ms']:.0f} ({step['p95_ms']:.0f})"
+            shares = f"{entry['step_over_one_object']:.2f}", f"{entry['gflop_over_one_object']:.2f}"
+            lines.append(row(variant, entry["objects"], time, *shares))
+    return lines
+
+
+def dmn_objects(found: dict[str, Any]) -> list[str]:
+    """One row per object count, with what comes before RefineNet by itself."""
+    parts = ("encode", "templates", "match", "remember", "move references", "RefineNet")
+    lines = [
+        "**DMN-AOA** at 480x854, 30 proposals, five memory frames, without the detector",
+        f"({where(found)}). p50 in ms; what comes before RefineNet is the first four.",
+        "",
+        row("objects", *parts, "before RefineNet, over 1 object", "step, over 1 object"),
+        row("---:", *("---:" for _ in parts), "---:", "---:"),
+    ]
+    for entry in found["objects"]:
+        times = (f"{entry[part]['p50_ms']:.0f}" for part in parts)
+        before = f"{entry['before_refinenet_over_one_object']:.2f}"
+        lines.append(row(entry["objects"], *times, before, f"{entry['step_over_one_object']:.2f}"))
     return lines
 
 
@@ -105,6 +147,8 @@ def main() -> None:
     parts = (
         kernels(newest("kernels-float32")),
         models(newest("sweep-stm")),
+        giel_objects(newest("objects-giel")),
+        dmn_objects(newest("objects-dmn_aoa")),
         endless_memory(newest("endless-stm")),
         cache(newest("cache-imcnet")),
     )

@@ -82,6 +82,8 @@ FOLLOWERS = tuple(name for name in list_models() if entry(name).build.needs_mask
 WITH_MEMORY = tuple(n for n in list_models() if isinstance(entry(n).config(), MatchingConfig))
 WITH_HARD_MASKS = ("giel",)
 SELF_FINDERS = tuple(name for name in list_models() if name not in FOLLOWERS)
+PROMPTED = tuple(name for name in list_models() if entry(name).build.takes_mask)
+PROPOSED = tuple(name for name in list_models() if entry(name).build.takes_proposals)
 
 
 def tiny_config(model: str, **changes: Any) -> ModelConfig:
@@ -90,14 +92,19 @@ def tiny_config(model: str, **changes: Any) -> ModelConfig:
     return entry(model).config(**{**narrow, **changes})
 
 
+def tiny_source() -> DNetSource:
+    """The proposals of a tiny D-Net with random weights, for one stream."""
+    config = tiny_config("target_aware")
+    assert isinstance(config, TargetAwareConfig)
+    return DNetSource(device="cpu", config=config, embed=False)
+
+
 def make(model: str, **options: Any) -> Segmenter:
     """A Segmenter with tiny random weights on the CPU; `changes` go into the model's config. One
     that needs proposals has a tiny D-Net's."""
     changes = options.pop("changes", {})
     if entry(model).build.needs_proposals and "proposals" not in options:
-        config = tiny_config("target_aware")
-        assert isinstance(config, TargetAwareConfig)
-        options["proposals"] = DNetSource(device="cpu", config=config, embed=False)
+        options["proposals"] = tiny_source()
     return Segmenter(model, device="cpu", config=tiny_config(model, **changes), **options)
 
 
@@ -132,10 +139,28 @@ def any_model(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=PROMPTED)
+def prompted_model(request: pytest.FixtureRequest) -> str:
+    """A test that takes this runs once for every model that takes masks."""
+    return str(request.param)
+
+
+@pytest.fixture(params=sorted({*list_models()} - {*PROMPTED}))
+def unprompted_model(request: pytest.FixtureRequest) -> str:
+    """A test that takes this runs once for every model that takes none."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def clip() -> Clip:
     """Ten frames of 65 x 99 with two objects."""
     return make_clip(ClipConfig(frames=10, height=65, width=99, objects=(2, 2)), seed=1)
+
+
+@pytest.fixture(scope="session")
+def small() -> Clip:
+    """Eight frames of 48 x 64 with two objects."""
+    return make_clip(ClipConfig(frames=8, height=48, width=64, objects=(2, 2)), seed=1)
 
 
 @pytest.fixture

@@ -8,19 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import follow, make, tiny_config
+from conftest import tiny_config
 from dmn_aoa_transcription import embed, transcribe
 from torch import Tensor, nn
 
 import vosengine.models.dmn_aoa as dmn_module
 import vosengine.models.refinement as refinement_module
 from vosengine.config import MemoryConfig
-from vosengine.errors import InputError
 from vosengine.models.dmn_aoa import DMNAOA, positional_embedding
 from vosengine.models.refinement import BLOCKS, References, from_blocks, to_blocks
 from vosengine.proposals import Proposals, boxes_of
 from vosengine.registry import build
-from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks
 
 SIZE = 48, 64
@@ -194,6 +192,22 @@ def test_first_frames_make_room_when_nobody_has_them_any_more() -> None:
     assert firsts() == pytest.approx([4, 1, 5, 6])
 
 
+@torch.no_grad()
+def test_the_last_object_takes_its_age_and_place_along() -> None:
+    method = tiny()
+    state = method.start(GEOMETRY, 4)
+    for index, frame in enumerate(frames_of(3)):
+        method.remember([method.encode(frame)], Masks(soft_masks(1 + index, index)), state)
+    assert state.born == [0, 1, 2]
+    box, masks = state.boxes[2].clone(), state.masks[2].clone()
+    assert not torch.equal(box, state.boxes[0])
+    state.forget(0)
+    assert state.born == [2, 1]
+    assert state.ages().tolist() == [1, 2]
+    assert torch.equal(state.boxes[0], box)
+    assert torch.equal(state.masks[0], masks)
+
+
 # Proposals
 
 
@@ -281,36 +295,6 @@ def test_regions_from_res4_alone_have_as_many_channels() -> None:
     assert [tuple(level.shape) for level in features.pooled] == [(1, 32, 3, 4)]
     assert features.candidates[0].projected.shape == (2, 49, 16)
     assert segmented(proposals_of(2, 0), region_levels="res4").logits.isfinite().all()
-
-
-BAD: dict[str, tuple[Callable[[Proposals], Any], str]] = {
-    "size": (
-        lambda p: Proposals(p.boxes, p.masks[:, 1:], p.scores),
-        r"masks: wanted \[2, 65, 99\]",
-    ),
-    "count": (lambda p: Proposals(p.boxes[:1], p.masks, p.scores), r"boxes: wanted \[2, 4\]"),
-    "dtype": (lambda p: Proposals(p.boxes, p.masks.float(), p.scores), "masks: wanted bool"),
-    "reversed": (lambda p: Proposals(-p.boxes, p.masks, p.scores), "left <= right"),
-    "nan": (lambda p: Proposals(p.boxes / 0, p.masks, p.scores), "boxes: wanted finite"),
-    "type": (lambda p: [p], "wanted Proposals, given list"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_proposals_are_refused_and_change_nothing(kind: str, clip: Clip) -> None:
-    spoil, message = BAD[kind]
-    masks = torch.from_numpy(np.stack([clip.masks[0] == i for i in (1, 2)]))
-    good = Proposals(boxes_of(masks), masks, torch.tensor([0.9, 0.8]))
-    answers = []
-    for disturbed in (True, False):
-        given = iter([good, good, spoil(good), good] if disturbed else [good] * 3)
-        segmenter = make("dmn_aoa", proposals=lambda frame, index, given=given: next(given))
-        follow(segmenter, clip.frames[:2], clip.masks[0])
-        if disturbed:
-            with pytest.raises(InputError, match=message):
-                segmenter.step(clip.frames[2])
-        answers.append(segmenter.step(clip.frames[2]).probabilities)
-    assert torch.equal(*answers)
 
 
 # Many objects in one pass

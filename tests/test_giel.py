@@ -16,7 +16,7 @@ from vosengine.config import GIELConfig
 from vosengine.models.giel import GIEL, label_planes, product
 from vosengine.models.support import Encoded, Support, choose_support
 from vosengine.registry import build
-from vosengine.training.synthetic import Clip, ClipConfig, make_clip
+from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks
 
 SIZE = 48, 64
@@ -354,16 +354,3 @@ def test_an_object_that_was_long_gone_is_still_known_from_its_first_frame() -> N
     assert torch.equal(reading.values[1, reading.first], torch.full((CELLS, 16), 3.5))
     others = [place for place in range(5) if place != reading.first]
     assert reading.values[1, others].eq(0).all()
-
-
-def test_thirteen_objects_in_a_stream() -> None:
-    config = ClipConfig(frames=4, height=64, width=96, objects=(1, 1))
-    frames = make_clip(config, 0).frames
-    mask = np.zeros((64, 96), np.uint8)
-    for index in range(13):
-        top, left = 16 * (index // 5), 18 * (index % 5)
-        mask[top : top + 12, left : left + 14] = 10 + index
-    results = follow(make("giel", max_objects=13), frames, mask)
-    assert results[-1].ids == tuple(range(10, 23))
-    assert results[-1].probabilities.shape == (14, 64, 96)
-    assert results[-1].probabilities.isfinite().all()

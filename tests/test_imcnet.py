@@ -127,28 +127,6 @@ def test_the_ring_never_holds_more_than_the_window(clip: Clip) -> None:
     assert [pending.index for pending in segmenter._ring] == list(range(12, 20))
 
 
-def test_a_mask_is_an_error_and_changes_nothing(clip: Clip) -> None:
-    disturbed, calm = make("imcnet"), make("imcnet")
-    for index, frame in enumerate(clip.frames):
-        with pytest.raises(InputError, match=r"^mask: imcnet finds the foreground by itself"):
-            disturbed.step(frame, clip.masks[index])
-        a, b = disturbed.step(frame), calm.step(frame)
-        assert (a is None) == (b is None)
-        if a is not None and b is not None:
-            assert torch.equal(a.labels, b.labels)
-
-
-def test_the_foreground_cannot_be_removed(clip: Clip) -> None:
-    segmenter = make("imcnet", online=True)
-    segmenter.step(clip.frames[0])
-    with pytest.raises(InputError, match=r"^remove: imcnet answers with one foreground mask"):
-        segmenter.remove(1)
-    assert segmenter.ids == (1,)
-    result = segmenter.step(clip.frames[1])
-    assert result is not None
-    assert result.ids == (1,)
-
-
 def test_a_frame_without_any_foreground(clip: Clip) -> None:
     segmenter = make("imcnet")
     segmenter.method.predict.bias.fill_(-1000.0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import FOLLOWERS, WITH_HARD_MASKS, WITH_MEMORY, make, tiny_config
 from munet_transcription import Weights, attend, decode, transcribe
+from quick_streams import everything_in
 from torch import Tensor, nn
 
 import vosengine.models.munet as munet_module
@@ -79,17 +80,6 @@ def started(method: Method[Any, Any], objects: int, max_objects: int = 4) -> tup
     return state, seen_at(method, frames, 1)
 
 
-def everything_in(thing: object) -> list[Tensor]:
-    """Every tensor that can be reached from an object's attributes."""
-    if isinstance(thing, Tensor):
-        return [thing]
-    if isinstance(thing, dict):
-        return [t for item in thing.values() for t in everything_in(item)]
-    if isinstance(thing, (list, tuple)):
-        return [t for item in thing for t in everything_in(item)]
-    return everything_in(vars(thing)) if hasattr(thing, "__dict__") else []
-
-
 def fingerprint(state: object) -> str:
     digest = hashlib.sha256()
     for tensor in everything_in(state):
@@ -118,34 +108,6 @@ def test_the_four_verbs_and_their_shapes(model: str, objects: int) -> None:
     assert again.logits.shape == (objects + 1, *GEOMETRY.cells(scores.stride))
     state.forget(0)
     assert method.segment(seen, state).logits.shape == scores.logits.shape
-
-
-@MODELS
-def test_the_last_object_moves_into_the_place_of_a_forgotten_one(model: str) -> None:
-    """Whichever slot an object had, what it leaves behind is the same."""
-    method, left = tiny(model), []
-    frames = [prepared(0), prepared(1)]
-    for rows, slot in (([0, 1, 2, 3], 0), ([0, 3, 2, 1], 2)):
-        state = method.start(GEOMETRY, 3)
-        masks = Masks(soft_masks(3).probabilities[rows], (0, 1, 2))
-        method.remember(seen_at(method, frames, 0), masks, state)
-        state.forget(slot)
-        left.append(method.segment(seen_at(method, frames, 1), state).logits)
-    torch.testing.assert_close(*left, rtol=1e-4, atol=1e-4)
-    assert (left[0][0] - left[0][1]).abs().max() > 0.05
-
-
-@MODELS
-def test_a_state_goes_on_elsewhere(model: str) -> None:
-    method = tiny(model)
-    state, seen = started(method, 2)
-    other = method.start(GEOMETRY, 4)
-    other.restore({name: tensor.clone() for name, tensor in state.tensors().items()}, 2)
-    for _ in range(3):
-        logits = [method.segment(seen, each).logits for each in (state, other)]
-        assert torch.equal(*logits)
-        for each in (state, other):
-            method.remember(seen, soft_masks(2, seed=5), each)
 
 
 @MODELS

@@ -146,6 +146,13 @@ def test_five_hundred_are_fast() -> None:
         ({"masks": torch.zeros(2, *SIZE, dtype=torch.uint8)}, "masks: wanted bool"),
         ({"masks": torch.zeros(2, 30, 20).bool()}, r"masks: wanted \[2, 20, 30\], given"),
         ({"scores": [0.5, 0.5]}, "scores: wanted a torch tensor, given list"),
+        ({"embeddings": [0.5, 0.5]}, "embeddings: wanted a torch tensor, given list"),
+        ({"embeddings": torch.ones(3, 4)}, r"embeddings: wanted \[2, E\], given \[3, 4\]"),
+        ({"embeddings": torch.ones(2, 4).long()}, "embeddings: wanted float32, given torch.int64"),
+        (
+            {"embeddings": torch.tensor([[1.0, 0], [0, torch.nan]])},
+            r"embeddings: wanted .* finite length, given nan \(number 1\)",
+        ),
     ],
 )
 def test_what_is_no_proposals_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -298,23 +298,25 @@ def test_a_memory_policy_is_refused() -> None:
         make("target_aware", memory="every-5")
 
 
-def test_a_bad_source_leaves_the_stream_as_it_was() -> None:
+def test_embeddings_of_another_network_are_refused_and_change_nothing() -> None:
     frames, masks = squares(3, red=lambda t: (8, 8))
-    segmenter = following(masks)
-    segmenter.step(frames[0])
-    good = segmenter.proposals
-    segmenter.proposals = lambda frame, index: Proposals(
-        torch.zeros(1, 4), torch.zeros(1, 9, 9, dtype=torch.bool), torch.ones(1)
-    )
-    with pytest.raises(InputError, match=r"^proposals: masks: wanted"):
-        segmenter.step(frames[1])
-    segmenter.proposals = good
-    calm = following(masks)
-    calm.step(frames[0])
-    a, b = segmenter.step(frames[1]), calm.step(frames[1])
-    assert a is not None
-    assert b is not None
-    assert torch.equal(a.labels, b.labels)
+    disturbed, calm = following(masks), following(masks)
+    good = disturbed.proposals
+
+    def foreign(frame: torch.Tensor, index: int) -> Proposals:
+        given = good(frame, index)
+        return Proposals(given.boxes, given.masks, given.scores, torch.ones(len(given), 7))
+
+    for index, frame in enumerate(frames):
+        disturbed.proposals = foreign
+        with pytest.raises(InputError, match=r"embeddings: wanted \[P, 16\].*given \[1, 7\]"):
+            disturbed.step(frame)
+        disturbed.proposals = good
+        one, other = disturbed.step(frame), calm.step(frame)
+        assert one is not None
+        assert other is not None
+        assert disturbed.frame_count == index + 1
+        assert torch.equal(one.probabilities, other.probabilities)
 
 
 def test_a_saved_stream_goes_on_with_the_same_labels(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def check_proposals(proposals: Proposals, size: Size) -> None:
     """
     if not isinstance(proposals, Proposals):
         raise InputError(f"proposals: wanted Proposals, given {type(proposals).__name__}")
-    for name in ("boxes", "masks", "scores"):
+    vectors = proposals.embeddings
+    names = ("boxes", "masks", "scores", *(() if vectors is None else ("embeddings",)))
+    for name in names:
         if not isinstance(getattr(proposals, name), torch.Tensor):
             given = type(getattr(proposals, name)).__name__
             raise InputError(f"proposals: {name}: wanted a torch tensor, given {given}")
@@ -78,16 +80,20 @@ def check_proposals(proposals: Proposals, size: Size) -> None:
         if tensor.dtype != dtype:
             name_of = str(dtype).removeprefix("torch.")
             raise InputError(f"proposals: {name}: wanted {name_of}, given {tensor.dtype}")
-    vectors = proposals.embeddings
     if vectors is not None and (vectors.ndim != 2 or len(vectors) != count):
         raise InputError(f"proposals: embeddings: wanted [{count}, E], given {list(vectors.shape)}")
+    if vectors is not None and vectors.dtype != torch.float32:
+        raise InputError(f"proposals: embeddings: wanted float32, given {vectors.dtype}")
     boxes, scores = proposals.boxes, proposals.scores
+    lengths = scores if vectors is None else vectors.norm(dim=1).to(scores.device)
     # Brought over together: each number that Python reads off a GPU waits for it.
-    good = torch.stack((boxes.isfinite().all(dim=1), _ordered(boxes), scores.isfinite())).cpu()
+    checks = boxes.isfinite().all(dim=1), _ordered(boxes), scores.isfinite(), lengths.isfinite()
+    good = torch.stack(checks).cpu()
     faults = (
         ("boxes: wanted finite numbers", boxes),
         ("boxes: wanted left <= right and top <= bottom", boxes),
         ("scores: wanted finite numbers", scores),
+        ("embeddings: wanted vectors of finite length", lengths),
     )
     for (what, tensor), row in zip(faults, good, strict=True):
         if not row.all():

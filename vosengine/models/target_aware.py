@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from ..config import TargetAwareConfig
+from ..errors import InputError
 from ..kernels import finish_masks
 from ..proposals import Proposals, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores, Size
@@ -144,10 +145,20 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
     ) -> TargetAwareFeatures:
+        for each in proposals or ():
+            self._check_embeddings(each.embeddings)
         pyramid = self.backbone(self._stretched(frames))
         reduced = tuple(self.refiner.reduce(pyramid))
         discovery = self.dnet.encode(frames) if proposals is None else None
         return TargetAwareFeatures(frames, pyramid.r4, reduced, discovery, proposals)
+
+    def _check_embeddings(self, vectors: torch.Tensor | None) -> None:
+        channels = self.config.reid_channels
+        if vectors is not None and vectors.shape[1] != channels:
+            raise InputError(
+                f"proposals: embeddings: wanted [P, {channels}] of this model's own ReID network, "
+                f"given {list(vectors.shape)}; leave them out, and it computes them"
+            )
 
     def segment(self, seen: Sequence[TargetAwareFeatures], state: TrackState) -> Scores:
         (now,) = seen

@@ -1,0 +1,110 @@
+"""What the tests of every model share: quick Segmenters, streams, and answers that are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from conftest import make, object_ids
+
+from vosengine.models.method import State
+from vosengine.proposals import Proposals, boxes_of
+from vosengine.registry import entry
+from vosengine.segmenter import Segmenter
+from vosengine.types import Result
+
+# Few steps where a model iterates; and a tracker discovers three objects at most, so that there is
+# room for the caller's.
+QUICK: dict[str, dict[str, Any]] = {
+    "dmn_aoa": {"matching_steps": 5},
+    "target_aware": {
+        "max_tracks": 3,
+        "augmentations": 0,
+        "first_iterations": (1,),
+        "later_iterations": (1,),
+    },
+}
+SIZE = 48, 64
+
+
+def rectangle(top: int, left: int, height: int, width: int, object_id: int = 1) -> np.ndarray:
+    mask = np.zeros(SIZE, np.uint8)
+    mask[top : top + height, left : left + width] = object_id
+    return mask
+
+
+def quarters(frame: torch.Tensor, index: int) -> Proposals:
+    """A source without memory: most of each quarter of the frame."""
+    height, width = frame.shape[0] // 2, frame.shape[1] // 2
+    masks = torch.zeros(4, *frame.shape[:2], dtype=torch.bool)
+    for number, mask in enumerate(masks):
+        top, left = height * (number // 2), width * (number % 2)
+        mask[top + 2 : top + height - 2, left + 3 : left + width - 3] = True
+    return Proposals(boxes_of(masks), masks, torch.tensor([0.9, 0.8, 0.7, 0.6]))
+
+
+def nothing(frame: torch.Tensor, index: int) -> Proposals:
+    """A source that sees nothing."""
+    masks = torch.zeros(0, *frame.shape[:2], dtype=torch.bool)
+    return Proposals(boxes_of(masks), masks, torch.zeros(0))
+
+
+def begin(model: str, **options: Any) -> Segmenter:
+    """A tiny Segmenter; one that cannot do without proposals has those of `quarters`, which cost
+    nothing."""
+    if entry(model).build.needs_proposals:
+        options = {"proposals": quarters, **options}
+    return make(model, changes=QUICK.get(model, {}), **{"max_objects": 8, **options})
+
+
+def play(
+    segmenter: Segmenter, frames: np.ndarray, prompts: Mapping[int, np.ndarray] | None = None
+) -> list[Result]:
+    """Every answer that these frames give, those of `flush` too; the prompts, by index of the
+    frame, are left out for a model that takes none."""
+    given = (prompts or {}) if segmenter.method.takes_mask else {}
+    answers = [segmenter.step(frame, given.get(index)) for index, frame in enumerate(frames)]
+    return [answer for answer in (*answers, *segmenter.flush()) if answer is not None]
+
+
+def assert_sound(result: Result, size: tuple[int, int] = SIZE) -> None:
+    """Probabilities are finite and sum to 1, and every label has the greatest."""
+    rows = result.probabilities
+    assert result.labels.dtype == torch.uint8
+    assert rows.dtype == torch.float32
+    assert rows.shape == (1 + len(result.ids), *size)
+    assert rows.isfinite().all()
+    torch.testing.assert_close(rows.sum(dim=0), torch.ones(size))
+    row = torch.zeros(256, dtype=torch.int64)
+    row[torch.tensor(result.ids, dtype=torch.int64)] = torch.arange(1, 1 + len(result.ids))
+    # Odds that differ in the last bit may round to one probability: the label's is the greatest,
+    # not always the first of the greatest.
+    assert torch.equal(rows.gather(0, row[result.labels.long()][None])[0], rows.amax(dim=0))
+    assert object_ids(result.numpy()) <= {*result.ids}
+
+
+def assert_same(found: list[Result], wanted: list[Result]) -> None:
+    """The same answers, bit by bit."""
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.frame_index, a.ids) == (b.frame_index, b.ids)
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.probabilities, b.probabilities)
+
+
+def everything_in(thing: object) -> list[torch.Tensor]:
+    """Every tensor that can be reached from an object's attributes."""
+    if isinstance(thing, torch.Tensor):
+        return [thing]
+    if isinstance(thing, dict):
+        return [t for item in thing.values() for t in everything_in(item)]
+    if isinstance(thing, (list, tuple)):
+        return [t for item in thing for t in everything_in(item)]
+    return everything_in(vars(thing)) if hasattr(thing, "__dict__") else []
+
+
+def assert_counted(state: State) -> None:
+    """All tensors of a state, but for counters and the like, are in its `nbytes`."""
+    held = sum(tensor.nbytes for tensor in everything_in(vars(state)))
+    assert state.nbytes <= held <= state.nbytes + 2048

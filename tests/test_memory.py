@@ -163,6 +163,30 @@ def test_a_ring_goes_on_identically_after_a_round_trip(before: int) -> None:
             write(bank, [100 + frame, 200 + frame], keep=EVERY_THIRD_WRITE[frame % 3])
 
 
+def test_what_nobody_wrote_is_not_saved() -> None:
+    """Groups of different age: the younger one's rest is zeros, not whatever the memory held."""
+    bank = ring(groups=2)
+    write(bank, [1], True)
+    write(bank, [2, 2], True)
+    saved = bank.tensors(2)
+    assert saved["keys"].shape[:2] == (2, 2)
+    assert saved["keys"].isfinite().all()
+    assert saved["values"].isfinite().all()
+    assert saved["keys"][1, 1].eq(0).all()
+
+
+def test_a_group_that_is_not_shown_stays_as_it_is() -> None:
+    bank = ring(groups=2)
+    write(bank, [1, 1], True)
+    before = bank.keys[1].clone(), int(bank.cursor[1])
+    key, value = (torch.full((2, *x.shape[2:]), 2.0) for x in (bank.keys, bank.values))
+    bank.write(key, value, torch.tensor([True, True]), torch.tensor([True, False]))
+    assert held(bank, 0) == [1, 2]
+    assert held(bank, 1) == [1]
+    torch.testing.assert_close(bank.keys[1], before[0], rtol=0, atol=0, equal_nan=True)
+    assert int(bank.cursor[1]) == before[1]
+
+
 def test_an_empty_ring_survives_a_round_trip() -> None:
     bank = ring()
     bank.restore(ring().tensors(0))

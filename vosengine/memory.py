@@ -24,6 +24,9 @@ class Memory(Protocol):
     keys: torch.Tensor
     values: torch.Tensor
 
+    @property
+    def nbytes(self) -> int: ...
+
     def write(
         self,
         key: torch.Tensor,
@@ -86,6 +89,10 @@ class MemoryBank:
         self.cursor = torch.zeros(groups, device=device, dtype=torch.int64)
         self._rows = torch.arange(groups, device=device)
 
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
     def write(
         self,
         key: torch.Tensor,
@@ -131,11 +138,14 @@ class MemoryBank:
         self.cursor[last] = 0
 
     def tensors(self, count: int) -> dict[str, torch.Tensor]:
-        """All that is needed to go on: only slots that hold something."""
+        """All that is needed to go on: slots that hold something; zeros where one group has
+        fewer than another."""
         used = int(self.length[:count].max()) // self.keys.shape[2] if count else 0
+        frames = torch.arange(used, device=self.length.device) * self.keys.shape[2]
+        unused = (frames >= self.length[:count, None])[..., None, None]
         return {
-            "keys": self.keys[:count, :used],
-            "values": self.values[:count, :used],
+            "keys": self.keys[:count, :used].masked_fill(unused, 0),
+            "values": self.values[:count, :used].masked_fill(unused, 0),
             "length": self.length[:count],
             "cursor": self.cursor[:count],
         }
@@ -180,6 +190,10 @@ class AdaptiveBank:
         self.length = torch.zeros(groups, device=device, dtype=torch.int32)
         self.merges = torch.zeros(groups, self.capacity, device=device)
         self.age = torch.zeros(groups, self.capacity, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(bank.nbytes for bank in (self.keys, self.values, self.merges, self.age))
 
     def write(
         self,
@@ -254,10 +268,13 @@ class AdaptiveBank:
         self.length[last] = 0
 
     def tensors(self, count: int) -> dict[str, torch.Tensor]:
-        """All that is needed to go on: only positions that hold something."""
+        """All that is needed to go on, likewise."""
         used = int(self.length[:count].max()) if count else 0
-        banks = ("keys", "values", "merges", "age")
-        saved = {name: getattr(self, name)[:count, :used] for name in banks}
+        unused = torch.arange(used, device=self.length.device) >= self.length[:count, None]
+        saved = {}
+        for name in ("keys", "values", "merges", "age"):
+            bank = getattr(self, name)[:count, :used]
+            saved[name] = bank.masked_fill(unused[..., None] if bank.ndim == 3 else unused, 0)
         return {**saved, "length": self.length[:count]}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:

@@ -149,7 +149,7 @@ class MatchingState(State):
 
     @property
     def nbytes(self) -> int:
-        return self.memory.keys.nbytes + self.memory.values.nbytes
+        return self.memory.nbytes
 
     def write(
         self,

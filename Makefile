@@ -35,6 +35,7 @@ format: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python bench/kernels.py
 	$(BIN)/python bench/models.py
+	$(BIN)/python bench/objects.py
 
 # The extension is rebuilt when its sources change; nvcc is used where it is on the PATH.
 $(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)

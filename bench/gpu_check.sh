@@ -30,3 +30,4 @@ for model in stm munet; do
   python3 bench/models.py endless sweep --model "$model" --device cuda --rounds 20 --folder "$results"
 done
 python3 bench/models.py cache --device cuda --rounds 20 --folder "$results"
+python3 bench/objects.py --device cuda --rounds 20 --folder "$results"

@@ -22,7 +22,7 @@ from vosengine.errors import ConfigError, DependencyError, InputError
 from vosengine.proposals import Proposals, boxes_of
 from vosengine.registry import build
 from vosengine.training.synthetic import Clip
-from vosengine.video import VideoWriter, read_labels
+from vosengine.video import VideoWriter, read_labels, write_labels
 from vosengine.weights import save, state_of
 
 Weights = Callable[[str], Path]
@@ -99,6 +99,31 @@ def test_the_files_masks_are_followed(options: Options, clip: Clip, tmp_path: Pa
     assert alone["proposals"] is None
     other = read_labels(tmp_path / "alone" / "shot-0.png")
     assert not np.array_equal(other > 0, clip.masks[0] > 0)
+
+
+def test_dmn_aoa_picks_from_a_file(
+    options: Options,
+    clip: Clip,
+    tmp_path: Path,
+    tiny_weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the command line, the objects of the first frame's mask; the summary says whose."""
+    mask = tmp_path / "first.png"
+    write_labels(mask, np.where(clip.masks[0] > 0, 5 * clip.masks[0], 0).astype(np.uint8))
+    given = options()
+    arguments = ["--mask", str(mask), "--weights", str(tiny_weights("dmn_aoa"))]
+    arguments += ["--proposals", str(given.proposals), "--out", str(given.out), "--no-overlay"]
+    command = ["vosengine", "run", given.source, "--model", "dmn_aoa", *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    for index in range(3):
+        labels = read_labels(given.out / f"shot-{index}.png")
+        assert set(np.unique(labels).tolist()) <= {0, 5, 10}
+    summary = json.loads((given.out / "summary.json").read_text())
+    assert summary["proposals"]["source"] == given.proposals
+    assert summary["objects"] == [5, 10]
 
 
 @pytest.mark.parametrize("kind", ["file:proposals.json", "dnet:quick.safetensors"])

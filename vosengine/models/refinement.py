@@ -112,21 +112,19 @@ class References:
         for target in targets:
             self.keys[target] = key[0]
             self.values[target, :, : row.shape[1]] = row
+            self.values[target, :, row.shape[1] :] = 0  # objects to come were not in it
 
     def move(self, query: torch.Tensor, sharpness: float) -> Moved:
         """Every reference aligned to the frame whose key is `query` [P, Ca], as AOA aligns
         proposals (equations 2 and 3): cell by cell at stride 16, finer levels in blocks [O]."""
         rows, count = self.row_count, len(self.first)
         end = self.width + MASK_COLUMNS * count
-        moved = read_memory(
-            query, self.keys[:rows], self.values[:rows, :, :end], scale=sharpness
-        )  # [R, P, .]
+        moved = read_memory(query, self.keys[:rows], self.values[:rows, :, :end], scale=sharpness)
         widths = [c * s * s for c, s in zip(self.channels, BLOCKS, strict=True)]
         *levels, columns = torch.split(moved, [*widths, MASK_COLUMNS * count], dim=2)
         features = (from_blocks(x, s, self.cells) for x, s in zip(levels, BLOCKS, strict=True))
-        masks = columns.reshape(*columns.shape[:2], count, MASK_COLUMNS).transpose(
-            1, 2
-        )  # [R, O, P, 21]
+        by_object = columns.reshape(rows, -1, count, MASK_COLUMNS)  # [R, P, O, 21]
+        masks = by_object.transpose(1, 2)
         slots = torch.arange(count, device=moved.device)
         first = torch.tensor(self.first, device=moved.device)
         return Moved(

@@ -181,6 +181,8 @@ static void attend(const ReadMemory& call, const Packed& packed, const float* pa
     const bool last = n + depth == packed.count;
     for (int64_t q = 0; q < count; q += ROWS) {
       const int64_t rows = count - q < ROWS ? count - q : ROWS;
+      // The panel's next block is asked for meanwhile, a share by every tile; behind the last one
+      // that does nothing.
       for (int64_t i = q / ROWS * 16; i < BLOCK * SPAN; i += TILES * 16)
         __builtin_prefetch(panel + (n + BLOCK) * SPAN + i, 0, 2);
       if (last)

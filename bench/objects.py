@@ -147,7 +147,7 @@ def dmn_aoa(device: torch.device, rounds: int) -> list[dict[str, Any]]:
         masks = Masks(masks_of(count, height, width, device))
         for _ in range(MEMORY_FRAMES):
             method.remember([features], masks, state)
-        query = method.refine.key(features.base)[0]
+        query = features.key[0]
         templates = method.templates(features, state)
         matching = method.match(templates, features.candidates[0], state)
         moved = state.references.move(query, config.sharpness)

@@ -32,6 +32,7 @@ class DMNAOAFeatures(NamedTuple):
 
     base: Base
     pooled: tuple[torch.Tensor, ...]  # what regions are pooled from, finest first
+    key: torch.Tensor  # [B, P, Ca], what references are aligned by
     candidates: tuple[Candidates, ...]  # for every frame of the batch
 
 
@@ -204,7 +205,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         regions = self._pool(pooled, torch.cat([each.boxes for each in kept]), frame)
         projected = torch.split(to_positions(self.proposal_projector(regions)), counts)
         candidates = (Candidates(p.masks, x) for p, x in zip(kept, projected, strict=True))
-        return DMNAOAFeatures(base, pooled, tuple(candidates))
+        return DMNAOAFeatures(base, pooled, self.refine.key(base), tuple(candidates))
 
     def _pool(
         self,
@@ -229,7 +230,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
     def segment(self, seen: Sequence[DMNAOAFeatures], state: ObjectState) -> Scores:
         (now,) = seen
         matching = self.match(self.templates(now, state), now.candidates[0], state)
-        moved = state.references.move(self.refine.key(now.base)[0], self.config.sharpness)
+        moved = state.references.move(now.key[0], self.config.sharpness)
         logits = self.refine(now.base, moved, matching.coarse)
         return Scores(logits, stride=4, evidence=matching)
 
@@ -291,7 +292,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         regions = self._pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
         key, value = self.memory_head(self._embed(regions, state.ages()))
         small = shrink(soft, 4)
-        state.references.write(self.refine.key(now.base), now.base, small)
+        state.references.write(now.key, now.base, small)
         state.boxes[:count], state.masks[:count] = boxes, small
         # An object that is not in the frame keeps the memory of those that showed it. [O]
         state.write(key, value, masks.prompted, shown)

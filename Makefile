@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CPP := csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.cpp
 
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
@@ -15,13 +16,16 @@ export OMP_WAIT_POLICY := PASSIVE
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
 
+# Two processes with a thread each; what Triton's interpreter runs needs processes of its own.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+	  -k "triton or bfloat16" tests
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	@# kernels/ is installed as vosengine.kernels; mypy is shown it where the import looks for it.
 	rm -rf build/types && mkdir -p build/types/vosengine
 	ln -s $(CURDIR)/vosengine/* $(CURDIR)/kernels build/types/vosengine/
@@ -30,7 +34,7 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*.cu
+	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/ready
 	$(BIN)/python bench/kernels.py
@@ -41,7 +45,7 @@ bench: $(VENV)/ready
 $(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt "torch==2.13.0" setuptools pybind11 wheel
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev,interpreter]"
 	touch $@
 
 clean:

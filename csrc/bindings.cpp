@@ -278,6 +278,10 @@ void read_memory_cpu(uintptr_t query, std::array<int64_t, 2> query_stride, uintp
 
 }  // namespace
 
+#ifdef VOSENGINE_CUDA
+void bind_cuda(py::module_& module);  // bindings_cuda.cpp
+#endif
+
 PYBIND11_MODULE(_C, module) {
   using Release = py::call_guard<py::gil_scoped_release>;
   module.doc() = "vosengine's compiled kernels on raw pointers; called through vosengine.kernels";
@@ -293,4 +297,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("pool_regions_cpu", &pool_regions_cpu, Release());
   module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());
   module.def("read_memory_cpu", &read_memory_cpu, Release());
+#ifdef VOSENGINE_CUDA
+  bind_cuda(module);
+#endif
 }

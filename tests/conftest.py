@@ -18,11 +18,17 @@ import torch
 
 from vosengine.config import MatchingConfig, MemoryConfig, ModelConfig, TargetAwareConfig
 from vosengine.detectors.dnet import DNetSource
+from vosengine.kernels import gpu
 from vosengine.registry import build, entry, list_models
 from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 from vosengine.types import Result
 from vosengine.weights import save, state_of
+
+if gpu.INTERPRETED:
+    import interpreter_bfloat16
+
+    interpreter_bfloat16.install()
 
 DAVIS = Path(__file__).resolve().parents[2] / "shared" / "data" / "davis"
 

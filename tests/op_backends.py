@@ -1,29 +1,47 @@
-"""The backends an op's tests run on without a GPU, and the one rule of nearness to a witness."""
+"""The backends an op's tests run on without a GPU, and the one rule of nearness to a witness.
+
+CUDA kernels run in the emulation of tests/cuda_on_cpu, their threads in several orders; Triton's
+run in its interpreter, where the process has TRITON_INTERPRET=1 from its start.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import cuda_on_cpu
 import pytest
 import torch
 
-from vosengine.kernels import extension
-from vosengine.kernels.dispatch import use_backend
+from vosengine.kernels import extension, gpu
+from vosengine.kernels.dispatch import Op, use_backend
 from vosengine.kernels.parity import FLOOR_ULPS
 
-# The reference, and C++ per instruction set.
-NAMES = ("reference", "cpu baseline", "cpu avx2", "cpu avx512")
+CPU = ("cpu baseline", "cpu avx2", "cpu avx512")
+COMPILED = (*CPU, "cuda forwards", "cuda backwards")
+ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
 
 REFERENCE_ULPS = 1000  # of a reference's own rounding, against a witness in float64
 
 
+def names_of(op: Op) -> tuple[str, ...]:
+    """On what an op can run here: its reference, C++ per instruction set, CUDA per order of its
+    threads; in Triton's interpreter that alone."""
+    if gpu.INTERPRETED:
+        return ("triton",) if "triton" in op.backends else ()
+    return ("reference", *(name for name in COMPILED if name.split()[0] in op.backends))
+
+
 @contextmanager
 def running_on(name: str) -> Iterator[None]:
-    """Run every op inside the block on one of NAMES; skips the test where this machine cannot."""
+    """Run ops inside the block on one of names_of(op); skips the test where this machine cannot."""
     backend, _, isa = name.partition(" ")
     if not isa:
         with use_backend(backend):
+            yield
+        return
+    if backend == "cuda":
+        with emulated_cuda(isa), use_backend(backend):
             yield
         return
     if extension.missing is not None:
@@ -38,6 +56,22 @@ def running_on(name: str) -> Iterator[None]:
             yield
     finally:
         compiled.choose_isa("auto")
+
+
+@contextmanager
+def emulated_cuda(order: str) -> Iterator[None]:
+    """Inside the block the extension is the emulated one: CUDA kernels take tensors on the CPU."""
+    if cuda_on_cpu.missing is not None:
+        pytest.skip(cuda_on_cpu.missing)
+    emulated = cuda_on_cpu.load()
+    before = extension._C, extension.missing
+    emulated.set_order(ORDERS[order])
+    extension._C, extension.missing = emulated, None
+    try:
+        yield
+    finally:
+        extension._C, extension.missing = before
+        emulated.set_order(0)
 
 
 def assert_near(got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor) -> None:

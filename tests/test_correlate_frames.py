@@ -22,7 +22,7 @@ either_outside = pytest.mark.parametrize("outside", ["zero", "exclude"])
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
-@pytest.fixture(params=op_backends.NAMES)
+@pytest.fixture(params=op_backends.names_of(correlate_frames))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with op_backends.running_on(request.param):
         yield request.param

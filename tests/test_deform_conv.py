@@ -29,7 +29,7 @@ needs_onnxruntime = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=op_backends.NAMES)
+@pytest.fixture(params=op_backends.names_of(deform_conv))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with op_backends.running_on(request.param):
         yield request.param

@@ -32,7 +32,7 @@ realistic_or_not = pytest.mark.parametrize("realistic", [True, False], ids=["sce
 joint_or_not = pytest.mark.parametrize("joint", [True, False], ids=["both layers", "kernel"])
 
 
-@pytest.fixture(params=op_backends.NAMES)
+@pytest.fixture(params=op_backends.names_of(fit_target))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with op_backends.running_on(request.param):
         yield request.param

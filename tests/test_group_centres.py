@@ -25,7 +25,7 @@ Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
-@pytest.fixture(params=op_backends.NAMES)
+@pytest.fixture(params=op_backends.names_of(group_centres))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with op_backends.running_on(request.param):
         yield request.param

@@ -1,4 +1,8 @@
-"""Every op on every backend, case, dtype and instruction set, held against its reference."""
+"""Every op on every backend, case, dtype and instruction set, held against its reference.
+
+Without a GPU, CUDA kernels run in the emulation of tests/cuda_on_cpu and Triton's in its
+interpreter (`make test` does both; by hand: TRITON_INTERPRET=1 pytest tests/test_kernels.py).
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,27 @@ from typing import Any
 
 import pytest
 import torch
+from op_backends import emulated_cuda
 
-from vosengine.kernels import OPS, Op
+from vosengine.kernels import OPS, Op, gpu
 from vosengine.kernels.cases import Case, map_tensors
 from vosengine.kernels.extension import load, missing
 from vosengine.kernels.parity import cases_of, check_parity
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
+CHIPS = (90, 120)  # whose tuning tables differ from sm_80's, which the interpreter stands for
+WITH_TRITON = [op for op in OPS if "triton" in op.backends]
 ISAS = ("baseline", "avx2", "avx512")
 
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
-def all_calls() -> Iterator[object]:
+def all_calls(*backends: str) -> Iterator[object]:
     for op in OPS:
         for backend in op.backends:
             for case in cases_of(op):
-                if not case.bench:
+                if not case.bench and backend in (backends or op.backends):
                     for dtype in DTYPES:
                         name = str(dtype).removeprefix("torch.")
                         yield pytest.param(
@@ -43,6 +50,37 @@ def test_backend_agrees_with_reference(
         pytest.skip(reason)
     verdict = check_parity(op, case, backend, device=device, dtype=dtype)
     assert verdict.fault is None, verdict
+
+
+@pytest.mark.skipif(gpu.INTERPRETED, reason="this process is for Triton's interpreter")
+@pytest.mark.parametrize(("op", "backend", "case", "dtype"), list(all_calls("cuda")))
+@pytest.mark.usefixtures("poisoned_memory")
+def test_cuda_agrees_on_the_cpu(op: Op, backend: str, case: Case, dtype: torch.dtype) -> None:
+    """Threads forwards and, as a barrier that is missing shows in one order alone, backwards."""
+    orders = ("forwards", "backwards") if dtype == torch.float32 else ("shuffled",)
+    for order in orders:
+        with emulated_cuda(order):
+            reason = op.explain(**case.arguments(dtype=dtype))[backend]
+            if reason is not None:
+                pytest.skip(reason)
+            verdict = check_parity(op, case, backend, dtype=dtype)
+        assert verdict.fault is None, (order, verdict)
+
+
+@pytest.mark.skipif(not gpu.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize(
+    "op", [op for op in OPS if "triton" in op.backends], ids=lambda op: op.name
+)
+def test_triton_agrees_with_the_tables_of_other_chips(
+    op: Op, chip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "capability", lambda device: chip)
+    for case in cases_of(op):
+        given = case.arguments(dtype=torch.float16)
+        if not case.bench and op.explain(**given)["triton"] is None:
+            verdict = check_parity(op, case, "triton", dtype=torch.float16)
+            assert verdict.fault is None, (case.name, verdict)
 
 
 @needs_extension

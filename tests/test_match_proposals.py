@@ -19,7 +19,7 @@ SHAPES = ((1, 1), (1, 30), (3, 30), (10, 30), (4, 5), (4, 4), (6, 3), (5, 1))
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
-@pytest.fixture(params=op_backends.NAMES)
+@pytest.fixture(params=op_backends.names_of(match_proposals))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with op_backends.running_on(request.param):
         yield request.param

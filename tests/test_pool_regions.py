@@ -29,7 +29,7 @@ needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 either_alignment = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
 
 
-@pytest.fixture(params=op_backends.NAMES)
+@pytest.fixture(params=op_backends.names_of(pool_regions))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with op_backends.running_on(request.param):
         yield request.param

@@ -21,7 +21,7 @@ Arguments = dict[str, Any]
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
-@pytest.fixture(params=op_backends.NAMES)
+@pytest.fixture(params=op_backends.names_of(read_memory))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with op_backends.running_on(request.param):
         yield request.param

@@ -1,0 +1,74 @@
+"""The emulation that CUDA kernels are tested on here: it must show what a GPU would do wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import cuda_on_cpu
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(cuda_on_cpu.missing is not None, reason=str(cuda_on_cpu.missing))
+
+FORWARDS, BACKWARDS, SHUFFLED = 0, 1, 7
+
+
+@pytest.fixture
+def emulated() -> Iterator[ModuleType]:
+    module = cuda_on_cpu.load()
+    yield module
+    module.set_order(FORWARDS)
+
+
+def reversed_by_blocks(module: ModuleType, order: int, barrier: bool) -> bool:
+    given = torch.arange(4 * 96, dtype=torch.float32)
+    out = torch.full_like(given, torch.nan)
+    module.set_order(order)
+    module.reverse(given.data_ptr(), out.data_ptr(), 4, 96, barrier)
+    return torch.equal(out, given.view(4, 96).flip(1).flatten())
+
+
+@pytest.mark.parametrize("order", [FORWARDS, BACKWARDS, SHUFFLED])
+def test_a_barrier_holds_in_every_order(emulated: ModuleType, order: int) -> None:
+    assert reversed_by_blocks(emulated, order, barrier=True)
+
+
+@pytest.mark.parametrize("order", [FORWARDS, BACKWARDS, SHUFFLED])
+def test_a_missing_barrier_shows(emulated: ModuleType, order: int) -> None:
+    assert not reversed_by_blocks(emulated, order, barrier=False)
+
+
+@pytest.mark.parametrize("threads", [32, 96])
+def test_shuffles_stay_in_their_warp(emulated: ModuleType, threads: int) -> None:
+    given = torch.randn(threads)
+    out = torch.empty(threads)
+    emulated.sum_of_warp(given.data_ptr(), out.data_ptr(), threads)
+    wanted = given.view(-1, 32).sum(dim=1, keepdim=True).expand(-1, 32).flatten()
+    torch.testing.assert_close(out, wanted)
+
+
+def test_a_deadlock_is_an_error(emulated: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="deadlock"):
+        emulated.half_wait(torch.empty(32).data_ptr())
+
+
+def test_shared_memory_starts_as_nan(emulated: ModuleType) -> None:
+    out = torch.zeros(64)
+    emulated.unset(out.data_ptr(), 64)
+    assert out.isnan().all()
+
+
+def test_too_many_threads_are_an_error(emulated: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="1 to 1024 threads"):
+        emulated.unset(torch.zeros(1025).data_ptr(), 1025)
+
+
+@pytest.mark.parametrize(("dtype", "code"), [(torch.float16, 1), (torch.bfloat16, 2)])
+def test_narrow_floats_round_as_torch_does(
+    emulated: ModuleType, dtype: torch.dtype, code: int
+) -> None:
+    given = torch.cat((torch.randn(900) * 10 ** (4 * torch.randn(900)), torch.tensor([1e-7, 7e4])))
+    out = torch.empty_like(given)
+    emulated.round_trip(given.data_ptr(), out.data_ptr(), len(given), code)
+    torch.testing.assert_close(out, given.to(dtype).float(), rtol=0, atol=0, equal_nan=True)

@@ -19,6 +19,7 @@ import torch
 from vosengine.config import MatchingConfig, MemoryConfig, ModelConfig, TargetAwareConfig
 from vosengine.detectors.dnet import DNetSource
 from vosengine.kernels import gpu
+from vosengine.kernels.resources import Resources, table
 from vosengine.registry import build, entry, list_models
 from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
@@ -106,12 +107,13 @@ def tiny_source() -> DNetSource:
 
 
 def make(model: str, **options: Any) -> Segmenter:
-    """A Segmenter with tiny random weights on the CPU; `changes` go into the model's config. One
-    that needs proposals has a tiny D-Net's."""
+    """A Segmenter with tiny random weights, on the CPU unless another device is named; `changes` go
+    into the model's config. One that needs proposals has a tiny D-Net's."""
     changes = options.pop("changes", {})
     if entry(model).build.needs_proposals and "proposals" not in options:
         options["proposals"] = tiny_source()
-    return Segmenter(model, device="cpu", config=tiny_config(model, **changes), **options)
+    options = {"device": "cpu", **options}
+    return Segmenter(model, config=tiny_config(model, **changes), **options)
 
 
 def follow(segmenter: Segmenter, frames: Sequence[np.ndarray], mask: np.ndarray) -> list[Result]:
@@ -206,3 +208,16 @@ def davis() -> Path:
 def object_ids(labels: np.ndarray) -> set[int]:
     """The ids in a label image, without the background."""
     return set(np.unique(labels).tolist()) - {0}
+
+
+RESOURCES = "kernel resources"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of what the kernels need that this run has compiled."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
+    found = [value for r in reports for name, value in r.user_properties if name == RESOURCES]
+    if found:
+        terminalreporter.section("registers / KiB of shared memory / tensor-core instructions")
+        for line in table(Resources(**each) for each in found):
+            terminalreporter.write_line(line)

@@ -38,11 +38,13 @@ def rectangle(top: int, left: int, height: int, width: int, object_id: int = 1) 
 def quarters(frame: torch.Tensor, index: int) -> Proposals:
     """A source without memory: most of each quarter of the frame."""
     height, width = frame.shape[0] // 2, frame.shape[1] // 2
-    masks = torch.zeros(4, *frame.shape[:2], dtype=torch.bool)
+    masks = torch.zeros(4, *frame.shape[:2], dtype=torch.bool, device=frame.device)
     for number, mask in enumerate(masks):
         top, left = height * (number // 2), width * (number % 2)
         mask[top + 2 : top + height - 2, left + 3 : left + width - 3] = True
-    return Proposals(boxes_of(masks), masks, torch.tensor([0.9, 0.8, 0.7, 0.6]))
+    return Proposals(
+        boxes_of(masks), masks, masks.new_tensor((0.9, 0.8, 0.7, 0.6), dtype=torch.float32)
+    )
 
 
 def nothing(frame: torch.Tensor, index: int) -> Proposals:

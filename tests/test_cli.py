@@ -118,9 +118,20 @@ def test_doctor_passes_here_and_names_every_op_and_backend() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for op in OPS:
         assert op.name in done.stdout
-    for backend in BACKENDS[:-1]:
+    for backend in BACKENDS:
         assert backend in done.stdout
     assert "FAILS" not in done.stdout
+
+
+def test_doctor_says_what_is_chosen_and_why_the_others_are_not() -> None:
+    reports = list(doctor.self_test())
+    for op in OPS:
+        mine = {r.backend: r for r in reports if r.op == op.name and r.device == "cpu"}
+        assert tuple(mine) == BACKENDS
+        chosen = next(name for name, r in mine.items() if r.tested or name == "reference")
+        assert [name for name, r in mine.items() if r.chosen] == [chosen]
+        for name, report in mine.items():
+            assert report.reason or report.tested or name == "reference", (op.name, name)
 
 
 def test_doctor_fails_when_a_backend_computes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

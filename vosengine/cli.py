@@ -276,16 +276,19 @@ def doctor() -> None:
         for name, value in facts.items():
             table.add_row(name, value)
     console.print(table)
-    ops = Table("op", "device", "backend", "self-test against the reference")
+    ops = Table("op", "device", "backend", "", "self-test against the reference")
     failed = False
     for report in self_test():
         failed = failed or report.fault is not None
-        outcome = f"[green]{report.tested} cases agree[/]"
+        outcome = [f"[green]{report.tested} cases agree[/]"] if report.tested else []
         if report.fault is not None:
-            outcome = f"[bold red]FAILS[/] {report.fault}"
+            outcome = [f"[bold red]FAILS[/] {report.fault}"]
         elif report.reason is not None:
-            outcome = f"not used: {report.reason}"
-        ops.add_row(report.op, report.device, report.backend, outcome)
+            outcome.append(f"{'but not' if report.tested else 'not used'}: {report.reason}")
+        elif report.backend == "reference":
+            outcome = ["takes every call"]
+        chosen = "chosen" if report.chosen else ""
+        ops.add_row(report.op, report.device, report.backend, chosen, "; ".join(outcome))
     console.print(ops)
     if failed:
         errors.print("[bold red]error:[/] a backend disagrees with its reference; do not trust it")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 import torch
 
 from ..kernels import BACKENDS, OPS, Op
 from ..kernels.extension import load, missing
+from ..kernels.gpu import OLDEST
 from ..kernels.parity import cases_of, check_parity
 from ..timing import cpu_name
 
@@ -22,17 +23,26 @@ GET_EXTENSION = (
 )
 
 
+# What a self-test runs in: on a GPU the models' own dtypes as well.
+DTYPES = {
+    "cpu": (torch.float32,),
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
+}
+
+
 @dataclass(frozen=True)
 class BackendReport:
-    """One backend of one op on one device: why it is not used, or how its self-test went.
+    """One backend of one op on one device: whether it is the one that runs, and how it did.
 
-    reason  why it cannot take the op's cases here; None if it can
-    tested  how many cases ran; fault: what the first failing one said, None if all agree
+    chosen   it is the first that takes the op's cases, so that it runs where none is asked for
+    reason   why it cannot take the op's cases here (or those of one dtype); None if it can
+    tested   how many cases ran; fault: what the first failing one said, None if all agree
     """
 
     op: str
     backend: str
     device: str
+    chosen: bool
     reason: str | None
     tested: int
     fault: str | None
@@ -57,7 +67,8 @@ def machine() -> dict[str, str]:
             properties = torch.cuda.get_device_properties(index)
             capability = f"sm_{properties.major}{properties.minor}"
             memory = f"{properties.total_memory / 2**30:.0f} GiB"
-            found[f"cuda:{index}"] = f"{properties.name}, {capability}, {memory}"
+            chip = 10 * properties.major + properties.minor
+            found[f"cuda:{index}"] = f"{properties.name}, {capability}, {memory}{_old(chip)}"
     else:
         built = torch.version.cuda
         found["cuda"] = (
@@ -76,29 +87,52 @@ def machine() -> dict[str, str]:
     return found
 
 
+def _old(chip: int) -> str:
+    """What a GPU older than the kernels' oldest has to do without."""
+    if chip >= OLDEST:
+        return ""
+    return (
+        f"; older than sm_{OLDEST}: use float16 or float32 (bfloat16 is emulated there), "
+        "Triton's kernels do not run, and those of vosengine._C as the table below says"
+    )
+
+
 def self_test() -> Iterator[BackendReport]:
     """Every backend of every op on every kind of device here, against the reference."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for op in OPS:
         for device in devices:
+            chosen = False
             for backend in BACKENDS:
-                if backend != "reference":
-                    yield _test_backend(op, backend, device)
+                report = _test_backend(op, backend, device)
+                takes = backend == "reference" or report.tested > 0
+                yield replace(report, chosen=takes and not chosen)
+                chosen = chosen or takes
 
 
 def _test_backend(op: Op, backend: str, device: str) -> BackendReport:
-    reasons, tested = [], 0
-    for case in cases_of(op):
-        if case.bench:
-            continue
-        reason = op.explain(**case.arguments(device))[backend]
-        if reason is not None:
-            reasons.append(reason)
-            continue
-        verdict = check_parity(op, case, backend, device=device)
-        tested += 1
-        if verdict.fault is not None:
-            fault = f"{case.name}: {verdict.fault}"
-            return BackendReport(op.name, backend, device, None, tested, fault)
-    reason = reasons[0] if tested == 0 and reasons else None
-    return BackendReport(op.name, backend, device, reason, tested, None)
+    reasons: dict[str, str] = {}
+    tested = 0
+    if backend == "reference":
+        return BackendReport(op.name, backend, device, False, None, 0, None)
+    for dtype in DTYPES[device]:
+        for case in cases_of(op):
+            if case.bench:
+                continue
+            reason = op.explain(**case.arguments(device, dtype))[backend]
+            if reason is not None:
+                reasons.setdefault(str(dtype).removeprefix("torch."), reason)
+                continue
+            verdict = check_parity(op, case, backend, device=device, dtype=dtype)
+            tested += 1
+            if verdict.fault is not None:
+                fault = f"{case.name}, {dtype}: {verdict.fault}"
+                return BackendReport(op.name, backend, device, False, None, tested, fault)
+    return BackendReport(op.name, backend, device, False, _joined(reasons), tested, None)
+
+
+def _joined(reasons: dict[str, str]) -> str | None:
+    """Reasons by dtype as one sentence; the dtypes are named where they have different ones."""
+    if len(set(reasons.values())) <= 1:
+        return next(iter(reasons.values()), None)
+    return "; ".join(f"{dtype}: {reason}" for dtype, reason in reasons.items())

@@ -1,0 +1,83 @@
+"""What only a GPU can show: engines that agree with the CPU, ops that never wait for the device,
+captured graphs that stay valid while memory grows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from quick_streams import begin, rectangle
+
+from vosengine.kernels import OPS, Op, read_memory, use_backend
+from vosengine.kernels.parity import cases_of
+from vosengine.registry import entry
+from vosengine.training.synthetic import Clip
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+
+COMPILED = [(op, name) for op in OPS for name in ("cuda", "triton") if name in op.backends]
+
+
+def labels_of(clip: Clip, model: str, device: str, precision: str) -> list[torch.Tensor]:
+    segmenter = begin(model, device=device, precision=precision)
+    mask = rectangle(8, 8, 20, 24) if entry(model).build.takes_mask else None
+    frames = list(clip.frames)[:6]
+    answers = [segmenter.step(frame, mask if i == 0 else None) for i, frame in enumerate(frames)]
+    found = [answer for answer in (*answers, *segmenter.flush()) if answer is not None]
+    assert len(found) == len(frames)
+    return [answer.labels.cpu() for answer in found]
+
+
+def test_a_stream_is_that_of_the_cpu(any_model: str, small: Clip) -> None:
+    on_gpu, on_cpu = (labels_of(small, any_model, device, "fp32") for device in ("cuda", "cpu"))
+    for mine, theirs in zip(on_gpu, on_cpu, strict=True):
+        assert float((mine == theirs).float().mean()) > 0.99
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_stream_runs_in_half_precision(any_model: str, small: Clip, precision: str) -> None:
+    for labels in labels_of(small, any_model, "cuda", precision):
+        assert labels.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("op", "backend"), COMPILED, ids=lambda x: x.name if isinstance(x, Op) else x
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_no_op_waits_for_the_device(op: Op, backend: str, dtype: torch.dtype) -> None:
+    for case in cases_of(op):
+        given = case.arguments("cuda", dtype)
+        if case.bench or op.explain(**given)[backend] is not None:
+            continue
+        with use_backend(backend):
+            op(**given)  # compiled and loaded
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                op(**given)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_captured_reading_follows_the_memory_as_it_grows() -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda").half()
+
+    given = {
+        "query_key": normal(150, 64),
+        "memory_key": normal(2, 900, 64),
+        "memory_value": normal(2, 900, 128),
+        "scale": 0.125,
+        "length": torch.tensor([150, 0], dtype=torch.int32, device="cuda"),
+    }
+    with use_backend("triton"):
+        read_memory(**given)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = read_memory(**given)
+    for lengths in ([150, 0], [300, 150], [900, 900], [1, 450]):
+        given["length"].copy_(torch.tensor(lengths, dtype=torch.int32))
+        graph.replay()
+        wanted = read_memory.reference(**given)
+        torch.testing.assert_close(out, wanted, rtol=1e-2, atol=1e-2)

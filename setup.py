@@ -19,7 +19,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-DEFAULT_ARCHS = ("75", "80", "86", "89", "90a", "100a", "120")
+DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 CPP_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=fast", "-Wno-psabi"]
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 

@@ -14,6 +14,21 @@ import torch
 
 from . import extension
 
+__all__ = [
+    "ELEMENTS",
+    "INTERPRETED",
+    "OLDEST",
+    "capability",
+    "cuda_objection",
+    "for_chip",
+    "missing",
+    "runs_on",
+    "stream_of",
+    "tl",
+    "triton",
+    "triton_objection",
+]
+
 T = TypeVar("T")
 
 OLDEST = 80  # Triton's own lower end: Ampere, the first with bfloat16 on its matrix units

@@ -1,7 +1,7 @@
 """Every launch that the cases make passes Triton's front end, specialised as for a GPU.
 
-Integers that are 1 become constants and multiples of 16 are known as such when a kernel is launched:
-code that compiles in general may not compile then, and the interpreter does not notice. No GPU.
+Integers that are 1 become constants and multiples of 16 are known as such in a launch: code that
+compiles in general may not compile then, and the interpreter does not notice. No GPU is needed.
 """
 
 from __future__ import annotations

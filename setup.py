@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -87,16 +88,24 @@ class BuildExtension(build_ext):
         if nvcc and archs:
             temporary = Path(self.build_temp, "cuda")
             temporary.mkdir(parents=True, exist_ok=True)
-            for source in sorted(Path("csrc").glob("*.cu")):
-                target = temporary / f"{source.stem}.o"
-                command = [nvcc, "-O3", "-std=c++17", "--threads=0", *gencode(archs), "-Icsrc"]
-                command += ["-Xcompiler=-fPIC", "-c", str(source), "-o", str(target)]
-                self.spawn(command)
-                ext.extra_objects.append(str(target))
+            flags = ["-O3", "-std=c++17", *gencode(archs), "-Icsrc", "-Xcompiler=-fPIC"]
+            sources = sorted(Path("csrc").glob("*.cu"))
+            targets = [str(temporary / f"{source.stem}.o") for source in sources]
+            commands = [
+                [nvcc, *flags, "-c", str(source), "-o", target]
+                for source, target in zip(sources, targets, strict=True)
+            ]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(self.spawn, commands))
+            ext.extra_objects += targets
+            ext.depends += targets  # linked anew where only device code has changed
             ext.define_macros.append(("VOSENGINE_CUDA", f'"{";".join(archs)}"'))
             ext.library_dirs.append(cudart_folder(nvcc))
             ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
-        super().build_extension(ext)
+        from pybind11.setup_helpers import ParallelCompile
+
+        with ParallelCompile(default=0):
+            super().build_extension(ext)
 
 
 def extensions() -> list[Extension]:

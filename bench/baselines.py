@@ -1,16 +1,20 @@
 """Other ways to compute what an op computes, as one would write them in torch without this library.
 
 Every baseline takes the op's own arguments and returns what the op returns; the benchmark holds it
-against the same reference before it times it.
+against the same reference before it times it. One that cannot take a call raises RuntimeError, and
+the benchmark notes what it says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
+from compiling import Compiled
+from frame_baselines import columns, dense, interpolate, unfold
+from memory_baselines import flex, matmul, sdpa, sdpa_by, separate, split_value
 from object_baselines import (
     autograd,
     distance_matrix,
@@ -20,205 +24,84 @@ from object_baselines import (
     pair_by_pair,
     running_minimum,
 )
-from torch.nn import functional
+from torch.nn.attention import SDPBackend
+from torch.nn.attention.flex_attention import flex_attention
+from torchvision_baselines import TORCHVISION
+from torchvision_baselines import missing as torchvision_missing
 
-from vosengine.kernels import read_memory
+from vosengine.kernels import Op
+from vosengine.kernels.cases import map_tensors
 
 Baseline = Callable[..., Any]
+HALVES = (torch.float16, torch.bfloat16)
 
 
-def _soft_argmax(cosines: torch.Tensor, scores: torch.Tensor, radius: int) -> torch.Tensor:
-    """[B, side * side, h, w] -> [B, 3, h, w]: mean displacement and maximum."""
-    side = 2 * radius + 1
-    weights = scores.softmax(dim=1).unflatten(1, (side, side))
-    steps = torch.arange(-radius, radius + 1, device=scores.device, dtype=scores.dtype)
-    d_x = torch.einsum("bvuhw,u->bhw", weights, steps)
-    d_y = torch.einsum("bvuhw,v->bhw", weights, steps)
-    return torch.stack((d_x, d_y, cosines.amax(dim=1)), dim=1)
+def in_float32(baseline: Baseline, *, rounded: bool = True) -> Baseline:
+    """A baseline that is right in float32 alone: half precision is cast before it, and its floats
+    are cast back after it, if `rounded`."""
 
+    def call(**arguments: Any) -> Any:
+        halves: list[torch.dtype] = []
 
-def unfold(
-    query: torch.Tensor,
-    previous: torch.Tensor,
-    *,
-    radius: int = 12,
-    temperature: float = 20.0,
-) -> torch.Tensor:
-    """correlate_frames (outside = "zero") by torch's unfold: every window spelled out."""
-    side = 2 * radius + 1
-    query, previous = functional.normalize(query, dim=1), functional.normalize(previous, dim=1)
-    windows = functional.unfold(previous, side, padding=radius).unflatten(1, (-1, side * side))
-    cosines = torch.einsum("bcn,bcun->bun", query.flatten(2), windows)
-    cosines = cosines.unflatten(2, query.shape[2:])
-    return _soft_argmax(cosines, temperature * cosines, radius)
+        def widen(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.dtype not in HALVES:
+                return tensor
+            halves.append(tensor.dtype)
+            return tensor.float()
 
+        outputs = baseline(**map_tensors(widen, arguments))
+        if not halves or not rounded:
+            return outputs
+        return map_tensors(lambda x: x.to(halves[0]) if x.is_floating_point() else x, outputs)
 
-def dense(
-    query: torch.Tensor,
-    previous: torch.Tensor,
-    *,
-    radius: int = 12,
-    temperature: float = 20.0,
-) -> torch.Tensor:
-    """correlate_frames (outside = "zero") by one product of all pairs, then a gather of windows."""
-    height, width = query.shape[2:]
-    query, previous = functional.normalize(query, dim=1), functional.normalize(previous, dim=1)
-    pairs = torch.bmm(query.flatten(2).mT, previous.flatten(2))  # [B, h * w, h * w]
-    index, beyond = _windows(height, width, radius, query.device)
-    cosines = pairs.gather(2, index.expand(len(query), -1, -1)).masked_fill_(beyond, 0)
-    cosines = cosines.mT.unflatten(2, (height, width))
-    return _soft_argmax(cosines, temperature * cosines, radius)
-
-
-@cache
-def _windows(
-    height: int, width: int, radius: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every cell the flat index of each cell of its window, and which of them do not exist."""
-    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-    steps = torch.arange(-radius, radius + 1, device=device)
-    rows, columns = y[:, None] + steps, x[:, None] + steps  # [h, side], [w, side]
-    index = rows.clamp(0, height - 1)[:, None, :, None] * width
-    index = index + columns.clamp(0, width - 1)[None, :, None, :]
-    inside = ((rows >= 0) & (rows < height))[:, None, :, None]
-    inside = inside & ((columns >= 0) & (columns < width))[None, :, None, :]
-    return index.reshape(height * width, -1), ~inside.reshape(height * width, -1)
-
-
-def columns(
-    x: torch.Tensor,
-    offset: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    bias: torch.Tensor | None = None,
-    padding: int = 0,
-) -> torch.Tensor:
-    """deform_conv (v1, stride 1, one group) by one grid_sample of all taps, then one product."""
-    (batch, channels, height, width), (taps_y, taps_x) = x.shape, weight.shape[2:]
-    out_height, out_width = offset.shape[2:]
-    taps = taps_y * taps_x
-    offset_groups = offset.shape[1] // (2 * taps)
-    shift = offset.view(batch * offset_groups, taps, 2, out_height, out_width)
-    steps = [torch.arange(n, dtype=x.dtype, device=x.device) for n in (out_height, out_width)]
-    tap = torch.arange(taps, device=x.device)
-    rows = steps[0] - padding + (tap // taps_x)[:, None]
-    lines = steps[1] - padding + (tap % taps_x)[:, None]
-    y, lines = shift[:, :, 0] + rows[:, :, None], shift[:, :, 1] + lines[:, None]
-    grid = torch.stack(((2 * lines + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
-    sampled = functional.grid_sample(
-        x.reshape(batch * offset_groups, channels // offset_groups, height, width),
-        grid.view(batch * offset_groups, taps * out_height, out_width, 2),
-        align_corners=False,
-    )
-    out = weight.flatten(1) @ sampled.view(batch, channels * taps, out_height * out_width)
-    out = out.view(batch, -1, out_height, out_width)
-    return out if bias is None else out.add_(bias[:, None, None])
-
-
-def _by_length(
-    attend: Baseline,
-    query_key: torch.Tensor,
-    memory_key: torch.Tensor,
-    memory_value: torch.Tensor,
-    length: torch.Tensor | None,
-) -> torch.Tensor:
-    """All groups in one batch, or each cut to its length: 2.7 times as fast as a mask (CPU)."""
-    queries = query_key.expand(len(memory_key), -1, -1)
-    if length is None:
-        return attend(queries, memory_key, memory_value)
-    groups = zip(queries, memory_key, memory_value, length.tolist(), strict=True)
-    return torch.stack(
-        [attend(query, key[:end], value[..., :end, :]) for query, key, value, end in groups]
-    )
-
-
-def sdpa(
-    query_key: torch.Tensor,
-    memory_key: torch.Tensor,
-    memory_value: torch.Tensor,
-    *,
-    scale: float,
-    length: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """read_memory by torch's scaled_dot_product_attention, sets joined to one wide value."""
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        if value.ndim > key.ndim:
-            wide = attend(query, key, value.transpose(-3, -2).flatten(-2))
-            return wide.unflatten(-1, (value.shape[-3], -1)).transpose(-3, -2).contiguous()
-        batched = (x if x.ndim == 3 else x[None] for x in (query, key, value))
-        out = functional.scaled_dot_product_attention(*batched, scale=scale)
-        return out.view(*query.shape[:-1], value.shape[-1])
-
-    return _by_length(attend, query_key, memory_key, memory_value, length)
-
-
-def matmul(
-    query_key: torch.Tensor,
-    memory_key: torch.Tensor,
-    memory_value: torch.Tensor,
-    *,
-    scale: float,
-    length: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """read_memory by two products around a softmax, the scores stored as a whole."""
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        weights = (query * scale @ key.mT).softmax(dim=-1)
-        return (weights.unsqueeze(-3) if value.ndim > key.ndim else weights) @ value
-
-    return _by_length(attend, query_key, memory_key, memory_value, length)
-
-
-def separate(
-    query_key: torch.Tensor, memory_key: torch.Tensor, memory_value: torch.Tensor, **given: Any
-) -> torch.Tensor:
-    """read_memory by this library's own op, one call per set of values."""
-    if memory_value.ndim == 3:
-        return read_memory(query_key, memory_key, memory_value, **given)
-    sets = [read_memory(query_key, memory_key, value, **given) for value in memory_value.unbind(1)]
-    return torch.stack(sets, dim=1)
-
-
-def interpolate(
-    logits: torch.Tensor,
-    ids: torch.Tensor,
-    *,
-    size: tuple[int, int],
-    region: tuple[float, float, float, float],
-    probabilities: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """finish_masks where the region is a crop of a x4 upsampling, by torch's interpolate.
-
-    The label is found by comparing row after row: torch's argmax over the first axis alone takes
-    longer than all of this.
-    """
-    top, left = round(4 * region[0]), round(4 * region[1])
-    fine = functional.interpolate(logits[None], scale_factor=4, mode="bilinear")[0]
-    fine = fine[:, top : top + size[0], left : left + size[1]].clamp(-16.1, 16.1)
-    odds = fine.exp()
-    background = 1 / ((1 + odds).prod(dim=0) - 1)
-    best, labels = background, torch.zeros(size, dtype=torch.uint8, device=logits.device)
-    for row, object_id in zip(odds, ids, strict=True):
-        labels = torch.where(row > best, object_id, labels)
-        best = torch.maximum(best, row)
-    if not probabilities:
-        return labels, None
-    stacked = torch.cat((background[None], odds))
-    return labels, stacked / stacked.sum(dim=0)
+    return call
 
 
 BASELINES: dict[str, dict[str, Baseline]] = {
     "correlate_frames": {"unfold": unfold, "dense": dense},
-    "deform_conv": {"columns": columns},
-    "pool_regions": {"grid_sample": grid_sample},
+    "deform_conv": {"columns": in_float32(columns)},
+    "pool_regions": {"grid_sample": in_float32(grid_sample)},
     "read_memory": {"sdpa": sdpa, "matmul": matmul, "separate": separate},
-    "finish_masks": {"interpolate": interpolate},
+    "finish_masks": {"interpolate": in_float32(interpolate, rounded=False)},
     "group_centres": {
-        "panoptic_deeplab": partial(max_pooling, nearest=distance_matrix),
-        "running_minimum": partial(max_pooling, nearest=running_minimum),
+        "panoptic_deeplab": in_float32(partial(max_pooling, nearest=distance_matrix)),
+        "running_minimum": in_float32(partial(max_pooling, nearest=running_minimum)),
     },
-    "fit_target": {"autograd": autograd},
-    "align_object": {"pair_by_pair": pair_by_pair},
-    "match_proposals": {"in_numpy": in_numpy},
+    "fit_target": {"autograd": in_float32(autograd)},
+    "align_object": {"pair_by_pair": in_float32(pair_by_pair)},
+    "match_proposals": {"in_numpy": in_float32(in_numpy)},
 }
+
+# Our own op in other words: no rival.
+OURS = ("cuda", "triton", "cpu", "separate")
+
+ON_GPU: dict[str, dict[str, Baseline]] = {
+    "read_memory": {
+        "sdpa_flash": sdpa_by(SDPBackend.FLASH_ATTENTION),
+        "sdpa_efficient": sdpa_by(SDPBackend.EFFICIENT_ATTENTION),
+        "sdpa_cudnn": sdpa_by(SDPBackend.CUDNN_ATTENTION),
+        "sdpa_math": sdpa_by(SDPBackend.MATH),
+        "split_value": split_value,
+    },
+}
+
+COMPILED = ("read_memory", "correlate_frames", "finish_masks", "prepare_frame")
+
+
+def peers_of(op: Op, device: torch.device, limit: float | None) -> dict[str, Baseline | str]:
+    """Every peer of an op on a device by name, or the reason why it is not there.
+
+    limit  seconds that torch.compile may take for each of its peers; None leaves them out
+    """
+    peers: dict[str, Baseline | str] = dict(BASELINES.get(op.name, {}))
+    if device.type == "cuda":
+        peers.update(ON_GPU.get(op.name, {}))
+    if op.name in TORCHVISION:
+        rival = TORCHVISION[op.name]
+        peers["torchvision"] = torchvision_missing or rival
+        peers["torchvision_float32"] = torchvision_missing or in_float32(rival)
+    if op.name in COMPILED and limit is not None:
+        peers["compiled"] = Compiled(op.reference, limit)
+        if op.name == "read_memory":
+            peers["flex_attention"] = Compiled(flex_attention, limit, wrap=flex)
+    return peers

@@ -44,7 +44,8 @@ def _arguments() -> list[str]:
     return words
 
 
-def write_json(found: dict[str, Any], path: Path) -> None:
+def write_json(found: dict[str, Any], path: Path, *, say: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {path}")
+    if say:
+        print(f"wrote {path}")

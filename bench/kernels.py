@@ -1,13 +1,16 @@
-"""Times every op at the sizes of real use, on every backend that takes them and beside baselines.
+"""Times every op at the sizes of real use, on every backend that takes them and beside its peers.
 
     python bench/kernels.py [op ...] [--device auto] [--dtype float32] [--repeat 50]
+                            [--compile SECONDS] [--all-cases] [--budget SECONDS]
                             [--folder bench/results]
 
-Writes <date>-kernels-<dtype>-<device>.json.
+Writes <date>-kernels-<dtype>-<device>.json, after every case, and prints a short table last.
 
 Nothing is timed that does not first agree with the reference in float64 (kernels/parity.py). The
 candidates of a case take turns, so that noise hits all alike; a ratio is the median over rounds of
-the ratio within a round.
+the ratio within a round. On a GPU times are taken by events: with the second-level cache cold (the
+numbers that stand first), warm, and by replay of a captured graph (clocks.py). Rates are held
+against a copy and a matrix product measured in the same run (ceilings.py).
 """
 
 from __future__ import annotations
@@ -16,80 +19,48 @@ import argparse
 import os
 import statistics
 import sys
-from collections.abc import Callable
-from functools import partial
+import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from baselines import BASELINES
+from candidates import WRONG, Candidates, bench_cases, candidates_of, drawn, is_target
+from ceilings import Ceilings, measure_ceilings
+from clocks import Clock, Stopwatch, clock_of, percentiles, release
+from costs import cost_of
 from environment import RESULTS, describe, write_json
 from rich.console import Console
 from rich.table import Table
+from summary import show_summary
 
 from vosengine.device import choose_device
-from vosengine.kernels import BACKENDS, OPS, Op, use_backend
+from vosengine.kernels import OPS, Op
 from vosengine.kernels.cases import Case
-from vosengine.kernels.parity import Parity, cases_of, check_parity
-from vosengine.timing import summarise, timed
 
 WARM_UP = 3
-SLOW = 500  # ms a call: such a candidate is warmed up once and sits out most rounds
 SLOW_ROUNDS = 5
-WRONG = "wrong, hence not timed"
+COMPILE_LIMIT = 45.0  # s, of one peer on a GPU
 
-Candidate = Callable[[], Any]
-
-
-def call_on(backend: str, op: Op, arguments: dict[str, Any]) -> Any:
-    with use_backend(backend):
-        return op(**arguments)
+Rounds = dict[str, dict[str, list[float | None]]]  # mode -> candidate -> ms by round
 
 
-def candidates_of(
-    op: Op, case: Case, device: torch.device, dtype: torch.dtype
-) -> tuple[dict[str, Candidate], dict[str, Parity], dict[str, str]]:
-    """What can be timed, its parity, and for everything else the reason why it is not."""
-    arguments = case.arguments(device, dtype)
-    found: dict[str, Candidate] = {}
-    parities: dict[str, Parity] = {}
-    reasons: dict[str, str] = {}
-    objections = op.explain(**arguments)
-    for backend in BACKENDS:
-        if objections[backend] is not None:
-            reasons[backend] = str(objections[backend])
-            continue
-        parities[backend] = check_parity(op, case, backend, device=device, dtype=dtype)
-        found[backend] = partial(call_on, backend, op, arguments)
-    for name, baseline in BASELINES.get(op.name, {}).items():
-        # Held against the reference like any backend, by standing in for one.
-        stand_in = SimpleNamespace(objection=lambda **_: None, run=baseline)
-        posing = Op(op.reference, op.contract, cpu=stand_in)
-        parities[name] = check_parity(posing, case, "cpu", device=device, dtype=dtype)
-        found[name] = partial(baseline, **arguments)
-    for name, parity in parities.items():
-        if parity.fault is not None:
-            reasons[name] = f"{WRONG}: {parity.fault}"
-            del found[name]
-    return found, parities, reasons
-
-
-def time_in_turns(
-    candidates: dict[str, Candidate], repeat: int, device: torch.device
-) -> dict[str, list[float | None]]:
-    """Milliseconds by candidate and round; None where a slow candidate sat out."""
+def time_in_turns(watches: dict[str, dict[str, Stopwatch]], clock: Clock, repeat: int) -> Rounds:
+    """Milliseconds by mode, candidate and round; None where a slow candidate sat out."""
     stride = {}
-    for name, call in candidates.items():
-        slow = timed(call, device)[1] > SLOW
+    for name, modes in watches.items():
+        first = modes[clock.modes[0]]
+        slow = first() > clock.slow
         for _ in range(0 if slow else WARM_UP - 1):
-            timed(call, device)
+            first()
         stride[name] = max(1, repeat // SLOW_ROUNDS) if slow else 1
-    rounds: dict[str, list[float | None]] = {name: [] for name in candidates}
+    rounds: Rounds = {
+        mode: {name: [] for name, modes in watches.items() if mode in modes} for mode in clock.modes
+    }
     for number in range(repeat):
-        for name, call in candidates.items():
-            sits_out = number % stride[name] > 0
-            rounds[name].append(None if sits_out else timed(call, device)[1])
+        for mode, times in rounds.items():
+            for name, taken in times.items():
+                sits_out = number % stride[name] > 0
+                taken.append(None if sits_out else watches[name][mode]())
     return rounds
 
 
@@ -99,33 +70,72 @@ def times_as_fast(mine: list[float | None], other: list[float | None]) -> float 
     return statistics.median(both) if both else None
 
 
+def summarise_mode(times: dict[str, list[float | None]], name: str) -> dict[str, Any]:
+    """Percentiles of one candidate in one mode, and its ratios to all others but C++."""
+    taken = [value for value in times[name] if value is not None]
+    ratios = {
+        other: round(ratio, 3)
+        for other in times
+        if other not in (name, "cpu")
+        and (ratio := times_as_fast(times[name], times[other])) is not None
+    }
+    return {**percentiles(taken), "runs": len(taken), "times_as_fast_as": ratios}
+
+
+def stopwatches_of(
+    candidates: Candidates, clock: Clock
+) -> tuple[dict[str, dict[str, Stopwatch]], dict[str, dict[str, str]]]:
+    watches, lacking = {}, {}
+    for name, call in candidates.calls.items():
+        watches[name], lacking[name] = clock.stopwatches(call)
+    return watches, lacking
+
+
 def measure(
-    op: Op, case: Case, device: torch.device, dtype: torch.dtype, repeat: int
+    op: Op,
+    case: Case,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeat: int,
+    *,
+    limit: float | None = None,
+    clock: Clock | None = None,
+    ceilings: Ceilings | None = None,
 ) -> dict[str, Any]:
     """One case of one op, as it goes into the JSON file."""
-    candidates, parities, reasons = candidates_of(op, case, device, dtype)
-    rounds = time_in_turns(candidates, repeat, device)
-    others = [name for name in ("reference", *BASELINES.get(op.name, {})) if name in rounds]
-    results = {}
-    for name, times in rounds.items():
-        taken = [value for value in times if value is not None]
+    clock = clock or clock_of(device)
+    case = drawn(case, dtype)
+    candidates = candidates_of(op, case, device, dtype, limit)
+    watches, lacking = stopwatches_of(candidates, clock)
+    rounds = time_in_turns(watches, clock, repeat)
+    arguments = case.arguments(device, dtype)
+    cost = cost_of(op.name, arguments, op.reference(**arguments))
+    results: dict[str, dict[str, Any]] = {}
+    for name in watches:
+        parity = candidates.parities[name]
+        first, *others = clock.modes
         results[name] = {
-            **summarise(taken),
-            "runs": len(taken),
-            "error": parities[name].error,
-            "error_allowed": parities[name].allowed,
-            "times_as_fast_as": {
-                other: round(ratio, 3)
-                for other in others
-                if other != name and (ratio := times_as_fast(times, rounds[other])) is not None
-            },
+            **summarise_mode(rounds[first], name),
+            "error": parity.error,
+            "error_allowed": parity.allowed,
         }
+        if ceilings is not None:
+            results[name].update(ceilings.judge(cost, results[name]["p50_ms"]))
+        for mode in others:
+            there = name in rounds[mode]
+            results[name][mode] = (
+                summarise_mode(rounds[mode], name) if there else lacking[name][mode]
+            )
     return {
         "op": op.name,
         "case": case.name,
-        "arguments": {n: described(v) for n, v in case.arguments(device, dtype).items()},
+        "target": is_target(op, case),
+        "arguments": {name: described(value) for name, value in arguments.items()},
+        "flop": cost.flop,
+        "bytes": cost.bytes,
         "results": results,
-        "not_timed": reasons,
+        "compile_seconds": candidates.compile_seconds,
+        "not_timed": candidates.reasons,
     }
 
 
@@ -139,24 +149,28 @@ def described(value: Any) -> Any:
 
 def show(console: Console, measured: dict[str, Any]) -> None:
     results = measured["results"]
-    others = [name for name in ("reference", *BASELINES.get(measured["op"], {})) if name in results]
     table = Table(title=f"{measured['op']}: {measured['case']}", title_justify="left")
+    modes = [mode for mode in ("warm", "graph") if any(mode in r for r in results.values())]
+    ours = next(iter(results), "")
     table.add_column("candidate")
-    for heading in ("p50 ms", "p95 ms", "runs", "error", *(f"x {name}" for name in others)):
+    headings = ("p20 ms", "p50 ms", "p80 ms", *(f"{mode} p50" for mode in modes))
+    for heading in (*headings, "GB/s", "TFLOP/s", "of ceiling", "error", f"{ours} is x"):
         table.add_column(heading, justify="right")
     for name, result in results.items():
-        ratios = [result["times_as_fast_as"].get(other) for other in others]
+        ratio = results[ours]["times_as_fast_as"].get(name)
+        others = (result[mode] for mode in modes)
         table.add_row(
             name,
-            f"{result['p50_ms']:.2f}",
-            f"{result['p95_ms']:.2f}",
-            str(result["runs"]),
+            *(f"{result[key]:.4g}" for key in ("p20_ms", "p50_ms", "p80_ms")),
+            *(f"{each['p50_ms']:.4g}" if isinstance(each, dict) else "" for each in others),
+            *(str(result.get(key, "")) for key in ("gb_per_s", "tflops")),
+            f"{result['of_ceiling']:.0%} {result['bound']}" if "of_ceiling" in result else "",
             f"{result['error']:.1e}",
-            *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+            "" if ratio is None else f"{ratio:.2f}",
         )
     console.print(table)
     for name, reason in measured["not_timed"].items():
-        console.print(f"  {name}: {reason}", style="dim", highlight=False)
+        console.print(f"  {name}: {reason}", style="dim", highlight=False, markup=False)
 
 
 def parse() -> argparse.Namespace:
@@ -166,6 +180,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--repeat", default=50, type=int, help="rounds (default 50)")
+    parser.add_argument(
+        "--compile",
+        type=float,
+        metavar="SECONDS",
+        help="let torch.compile's peers take so long each: on a GPU those of the targets have "
+        f"{COMPILE_LIMIT:g} s and 0 leaves them out; on a CPU there are none without it",
+    )
+    parser.add_argument(
+        "--all-cases", action="store_true", help="on a CPU too the heavy cases of gpu_cases.py"
+    )
+    parser.add_argument(
+        "--targets", action="store_true", help="only the cases that have a target, on any device"
+    )
+    parser.add_argument("--budget", type=float, help="start no case after so many seconds")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     unknown = sorted(set(options.op) - set(names))
@@ -176,30 +204,63 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    options = parse()
-    device = choose_device(options.device)
-    console = Console(width=None if sys.stdout.isatty() else 100)
+def chosen_cases(options: argparse.Namespace, device: torch.device) -> list[tuple[Op, Case]]:
+    """Those with a target first: whatever the budget, they are timed."""
+    heavy = device.type == "cuda" or options.all_cases or options.targets
+    ops = [op for op in OPS if not options.op or op.name in options.op]
+    cases = [(op, case) for op in ops for case in bench_cases(op, heavy)]
+    if options.targets:
+        return [each for each in cases if is_target(*each)]
+    return sorted(cases, key=lambda each: not is_target(*each)) if heavy else cases
+
+
+def compile_limit(options: argparse.Namespace, device: torch.device, target: bool) -> float | None:
+    if options.compile is not None:
+        return options.compile or None
+    return COMPILE_LIMIT if device.type == "cuda" and target else None
+
+
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    start = time.monotonic()
+    device, dtype = choose_device(options.device), getattr(torch, options.dtype)
+    torch.backends.cudnn.allow_tf32 = False  # a peer in float32 is to compute in float32
+    torch.backends.cuda.matmul.allow_tf32 = False
     report: dict[str, Any] = {
         **describe(device),
+        "dtype": options.dtype,
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "cases": [],
     }
     console.print(" | ".join(f"{name} {value}" for name, value in report.items() if value))
-    for op in OPS:
-        for case in cases_of(op) if not options.op or op.name in options.op else ():
-            if case.bench:
-                with torch.inference_mode():
-                    dtype = getattr(torch, options.dtype)
-                    report["cases"].append(measure(op, case, device, dtype, options.repeat))
-                show(console, report["cases"][-1])
-    name = f"{report['date']}-kernels-{options.dtype}-{device.type}.json"
-    write_json(report, options.folder / name)
+    clock, ceilings = clock_of(device), measure_ceilings(device, dtype)
+    report |= {"modes": clock.modes, "ceilings": ceilings.facts(), "cases": [], "not_reached": []}
+    path = options.folder / f"{report['date']}-kernels-{options.dtype}-{device.type}.json"
+    for op, case in chosen_cases(options, device):
+        if options.budget is not None and time.monotonic() - start > options.budget:
+            report["not_reached"].append(f"{op.name}: {case.name}")
+            continue
+        limit = compile_limit(options, device, is_target(op, case))
+        with torch.inference_mode():
+            measured = measure(
+                op, case, device, dtype, options.repeat, limit=limit, clock=clock, ceilings=ceilings
+            )
+        release(device)
+        report["cases"].append(measured)
+        show(console, measured)
+        write_json(report, path, say=False)
+    write_json(report, path)
+    return report
+
+
+def main() -> None:
+    options = parse()
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    report = run(options, console)
+    show_summary(console, [report])
     reasons = [reason for case in report["cases"] for reason in case["not_timed"].values()]
     if any(reason.startswith(WRONG) for reason in reasons):
-        sys.exit("some candidates are wrong and were not timed")
+        sys.exit("some of our backends are wrong and were not timed")
 
 
 if __name__ == "__main__":

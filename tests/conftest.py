@@ -8,17 +8,17 @@ import os
 # another process wants the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from vosengine.config import MatchingConfig, MemoryConfig, ModelConfig, TargetAwareConfig
 from vosengine.detectors.dnet import DNetSource
 from vosengine.kernels import gpu
+from vosengine.kernels.poison import poisoned
 from vosengine.kernels.resources import Resources, table
 from vosengine.registry import build, entry, list_models
 from vosengine.segmenter import Segmenter
@@ -186,15 +186,10 @@ def tiny_weights(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty gives NaN (255 for bytes): whoever reads what nobody wrote is found out."""
-    real = torch.empty
-
-    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
-        tensor = real(*args, **kwargs)
-        return tensor.fill_(torch.nan if tensor.is_floating_point() else 255)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty and its like give NaN (255 for integers)."""
+    with poisoned():
+        yield
 
 
 @pytest.fixture(scope="session")

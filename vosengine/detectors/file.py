@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco
 
 from ..errors import InputError, OutputError
 from ..frames import Array
@@ -275,6 +274,8 @@ def _decode(segmentation: Any, size: Size) -> np.ndarray:
     """The mask, bool [H, W]; ValueError where its runs are damaged."""
     if isinstance(segmentation, dict):
         return decode(segmentation["counts"], size)
+    from pycocotools import mask as coco  # for polygons alone
+
     mask = np.zeros(size, bool)
     for encoded in coco.frPyObjects(segmentation, *size) if segmentation else []:
         mask |= decode(encoded["counts"].decode("ascii"), size)

@@ -1,0 +1,66 @@
+"""A short table of kernel results: our best backend of every case beside its fastest peer.
+
+python bench/summary.py bench/results/*-kernels-*-cuda.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+OURS = ("cuda", "triton", "cpu", "separate")  # `separate`: our own op in other words, no rival
+
+
+def show_summary(console: Console, reports: list[dict[str, Any]]) -> None:
+    table = Table(title="best backend and fastest peer, p50 in us", title_justify="left")
+    for heading in ("op", "case", "dtype", "ours"):
+        table.add_column(heading)
+    for heading in ("us", "warm", "graph", "x", "fastest peer", "us", "of ceiling"):
+        table.add_column(heading, justify="right")
+    for report in reports:
+        for case in report["cases"]:
+            table.add_row(*row(case, report.get("dtype", "")))
+    console.print(table)
+    for report in reports:
+        for name in report.get("not_reached", ()):
+            console.print(f"not reached in time: {name}", highlight=False, markup=False)
+
+
+def row(case: dict[str, Any], dtype: str) -> tuple[str, ...]:
+    """Where we have no backend, the fastest peer stands alone."""
+    results = case["results"]
+    ours = fastest({n: r for n, r in results.items() if n in OURS and n != "separate"})
+    peer = fastest({n: r for n, r in results.items() if n not in OURS})
+    name = f"{case['case']} *" if case.get("target") else case["case"]
+    cells = [case["op"], name, dtype, ours or "none", "", "", "", ""]
+    share = ""
+    if ours:
+        best = results[ours]
+        cells[4:7] = [microseconds(best), *(microseconds(best.get(m)) for m in ("warm", "graph"))]
+        share = f"{best['of_ceiling']:.0%} {best['bound']}" if "of_ceiling" in best else ""
+        ratio = best["times_as_fast_as"].get(peer)
+        cells[7] = "" if ratio is None else f"{ratio:.2f}"
+    return (*cells, peer or "none", microseconds(results[peer]) if peer else "", share)
+
+
+def fastest(results: dict[str, dict[str, Any]]) -> str | None:
+    return min(results, key=lambda name: results[name]["p50_ms"], default=None)
+
+
+def microseconds(times: Any) -> str:
+    """Empty where there is only a reason for there being none."""
+    return f"{1e3 * times['p50_ms']:.4g}" if isinstance(times, dict) else ""
+
+
+def main() -> None:
+    reports = [json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]]
+    show_summary(Console(width=None if sys.stdout.isatty() else 150), reports)
+
+
+if __name__ == "__main__":
+    main()

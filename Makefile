@@ -16,11 +16,16 @@ export OMP_WAIT_POLICY := PASSIVE
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
 
-# Two processes with a thread each; what Triton's interpreter runs needs processes of its own.
+# Two processes with a thread each. Triton interprets its kernels in processes of their own, where
+# it is told to before they are defined.
+INTERPRETED := $(wildcard $(patsubst kernels/%/triton_kernel.py,tests/test_%.py, \
+  $(wildcard kernels/*/triton_kernel.py)))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
-	  -k "triton or bfloat16" tests
+	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/test_kernels.py \
+	  tests/test_interpreter_bfloat16.py $(INTERPRETED)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

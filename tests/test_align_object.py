@@ -1,7 +1,8 @@
-"""`align_object` against witnesses of its own."""
+"""`align_object` on every backend, against witnesses of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vosengine.kernels import ShapeError, align_object
+from vosengine.kernels import ShapeError, align_object, use_backend
 from vosengine.kernels.align_object.cases import CASES
+from vosengine.kernels.parity import widened
 
 either_score = pytest.mark.parametrize("score", ["mean", "flat"])
 SMALL = [case for case in CASES if not case.bench]
+
+
+@pytest.fixture(params=op_backends.names_of(align_object))
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with op_backends.running_on(request.param):
+        yield request.param
 
 
 def draw(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -51,31 +59,33 @@ def equations(
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
-def test_follows_the_equations(case: Any) -> None:
+def test_follows_the_equations(backend: str, case: Any) -> None:
     arguments = case.arguments()
     score, moved = align_object(**arguments)
+    plain_score, plain_moved = align_object.reference(**arguments)
     true_score, true_moved = equations(**arguments)
-    op_backends.assert_near(score, score, true_score)
+    op_backends.assert_near(score, plain_score, true_score)
     assert (moved is None) == (not arguments.get("translate", False))
     if moved is not None:
-        op_backends.assert_near(moved, moved, true_moved)
+        op_backends.assert_near(moved, plain_moved, true_moved)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 100.0])
-def test_is_attention_on_vectors_of_length_one(alpha: float) -> None:
+def test_is_attention_on_vectors_of_length_one(backend: str, alpha: float) -> None:
     template, proposal = draw(3, 10, 16, seed=1), draw(4, 13, 16, seed=2)
     score, moved = align_object(template, proposal, alpha=alpha, translate=True)
+    plain = align_object.reference(template, proposal, alpha=alpha, translate=True)
     query, key = (functional.normalize(x.double(), dim=2) for x in (template, proposal))
     attended = functional.scaled_dot_product_attention(
         query[:, None], key[None], proposal.double()[None], scale=alpha
     )
-    op_backends.assert_near(moved, moved, attended)
+    op_backends.assert_near(moved, plain[1], attended)
     cosines = functional.cosine_similarity(template.double()[:, None], attended, dim=3)
-    op_backends.assert_near(score, score, cosines.mean(dim=2))
+    op_backends.assert_near(score, plain[0], cosines.mean(dim=2))
 
 
 @either_score
-def test_an_object_is_like_itself_wherever_its_parts_are(score: str) -> None:
+def test_an_object_is_like_itself_wherever_its_parts_are(backend: str, score: str) -> None:
     template = draw(2, 49, 64)
     order = torch.randperm(49, generator=torch.Generator().manual_seed(3))
     still, moved = (
@@ -88,7 +98,7 @@ def test_an_object_is_like_itself_wherever_its_parts_are(score: str) -> None:
     assert still[0, 1] < 0.8 * still[0, 0]
 
 
-def test_parts_come_back_to_their_place() -> None:
+def test_parts_come_back_to_their_place(backend: str) -> None:
     template = draw(1, 49, 64)
     order = torch.randperm(49, generator=torch.Generator().manual_seed(3))
     proposal = 2 * template[:, order]
@@ -96,7 +106,7 @@ def test_parts_come_back_to_their_place() -> None:
     torch.testing.assert_close(translated[0, 0], 2 * template[0], rtol=0, atol=1e-4)
 
 
-def test_lengths_of_vectors_do_not_matter_to_the_correspondence() -> None:
+def test_lengths_of_vectors_do_not_matter_to_the_correspondence(backend: str) -> None:
     template, proposal = draw(2, 9, 16, seed=1), draw(3, 9, 16, seed=2)
     wanted = align_object(template, proposal)[0]
     lengths = torch.exp(2 * draw(2, 9, 1, seed=3))
@@ -105,7 +115,7 @@ def test_lengths_of_vectors_do_not_matter_to_the_correspondence() -> None:
     torch.testing.assert_close(align_object(1e-4 * template, 1e-4 * proposal)[0], wanted)
 
 
-def test_the_flat_score_weighs_positions_by_their_length() -> None:
+def test_the_flat_score_weighs_positions_by_their_length(backend: str) -> None:
     """One position of two matches; its length decides how much that is worth."""
     template = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
     proposal = torch.tensor([[[1.0, 0.0], [1.0, -1e-3]]])
@@ -115,7 +125,7 @@ def test_the_flat_score_weighs_positions_by_their_length() -> None:
     assert flat.item() == pytest.approx(3 / (10 * 2) ** 0.5, abs=1e-3)
 
 
-def test_a_great_alpha_chooses_the_nearest_and_none_the_mean() -> None:
+def test_a_great_alpha_chooses_the_nearest_and_none_the_mean(backend: str) -> None:
     template, proposal = draw(2, 7, 8, seed=1), draw(3, 11, 8, seed=2)
     cosines = functional.cosine_similarity(
         template[:, None, :, None], proposal[None, :, None], dim=4
@@ -129,20 +139,47 @@ def test_a_great_alpha_chooses_the_nearest_and_none_the_mean() -> None:
 
 
 @either_score
-def test_zero_vectors_are_like_nothing(score: str) -> None:
+def test_zero_vectors_are_like_nothing(backend: str, score: str) -> None:
     zero, some = torch.zeros(1, 9, 8), draw(1, 9, 8)
     for pair in ((zero, some), (some, zero), (zero, zero)):
         assert align_object(*pair, score=score)[0].item() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+def test_the_reference_computes_half_precision_in_float32(dtype: torch.dtype) -> None:
     template, proposal = draw(2, 9, 16, seed=1).to(dtype), draw(3, 9, 16, seed=2).to(dtype)
-    out = align_object(template, proposal, translate=True)
-    wide = align_object(template.float(), proposal.float(), translate=True)
+    with use_backend("reference"):
+        out = align_object(template, proposal, translate=True)
+        wide = align_object(template.float(), proposal.float(), translate=True)
     for narrow, full in zip(out, wide, strict=True):
         assert narrow.dtype == dtype
         assert torch.equal(narrow, full.to(dtype))
+
+
+@either_score
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
+def test_a_nan_is_not_hidden(backend: str, score: str) -> None:
+    """A NaN in a template spoils its row of scores, one in a proposal its column."""
+    clean = {"template": draw(2, 9, 8, seed=1), "proposal": draw(3, 9, 8, seed=2)}
+    for name, wanted in (("template", [[1, 1, 1], [0, 0, 0]]), ("proposal", [[1, 0, 0]] * 2)):
+        arguments = {n: value.clone() for n, value in clean.items()}
+        arguments[name][0, 4, 3] = torch.nan
+        out, _ = align_object(**arguments, score=score)
+        assert out.isnan().int().tolist() == wanted
+
+
+def test_the_same_call_gives_the_same_bits(backend: str) -> None:
+    arguments = {"template": draw(3, 13, 20, seed=1), "proposal": draw(2, 19, 20, seed=2)}
+    first, again = (align_object(**arguments)[0] for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_the_triton_backend_says_what_it_does_not_take() -> None:
+    arguments = {"template": torch.zeros(1, 4, 8), "proposal": torch.zeros(2, 4, 8)}
+    reason = align_object.explain(**widened(arguments))["triton"]
+    assert reason == "wants float16, bfloat16 or float32, given torch.float64"
+    wide = {name: torch.zeros(1, 4, 513) for name in arguments}
+    assert align_object.explain(**wide)["triton"] == "wants at most 512 channels, given 513"
 
 
 @either_score
@@ -154,7 +191,7 @@ def test_has_a_gradient(score: str) -> None:
     )
 
 
-def test_strides_do_not_matter_and_inputs_stay() -> None:
+def test_strides_do_not_matter_and_inputs_stay(backend: str) -> None:
     views = [draw(3, 16, 20, seed=seed).mT[:, 1:-3:2, ::2] for seed in (1, 2)]
     copies = [x.contiguous() for x in views]
     score, moved = align_object(*views, translate=True)

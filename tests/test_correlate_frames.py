@@ -129,7 +129,7 @@ def test_finds_where_every_cell_came_from(
 ) -> None:
     """previous[x + d] = query[x]: d points from the cell now to where it was a frame before."""
     dx, dy = shift
-    query = draw(1, 256, 20, 24)
+    query = draw(1, 32, 16, 20)
     previous = torch.roll(query, (dy, dx), dims=(2, 3))
     out = correlate_frames(query=query, previous=previous, radius=6, temperature=50.0,
         outside=outside,
@@ -206,6 +206,7 @@ def test_strides_do_not_matter_and_inputs_stay(backend: str) -> None:
     assert all(torch.equal(views[name], copies[name]) for name in views)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
 def test_a_nan_is_not_hidden(backend: str) -> None:
     """A NaN in the query spoils its own cell, one in the previous frame every cell that sees it."""
     clean = frames(1, 8, 6, 9)
@@ -227,6 +228,17 @@ def test_the_compiled_backend_says_what_it_does_not_take() -> None:
         correlate_frames(**wide)
     learned = arguments | {"temperature": torch.tensor(20.0, requires_grad=True)}
     assert "has no gradient" in str(correlate_frames.explain(**learned)["cpu"])
+
+
+def test_the_triton_backend_says_what_it_does_not_take() -> None:
+    arguments = frames(1, 8, 5, 5)
+    reason = correlate_frames.explain(**widened(arguments))["triton"]
+    assert reason == "wants float16, bfloat16 or float32, given torch.float64"
+    learned = arguments | {"temperature": torch.tensor(20.0, requires_grad=True)}
+    assert "has no gradient" in str(correlate_frames.explain(**learned)["triton"])
+    elsewhere = arguments | {"temperature": torch.tensor(20.0, device="meta")}
+    reason = correlate_frames.explain(**elsewhere)["triton"]
+    assert reason == "wants temperature on cpu, given it on meta"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The first step that Triton kernels share which compare by cosine; no op of its own."""

@@ -11,6 +11,9 @@
 
 #include "checks.h"
 #include "cuda_target.h"
+#include "group_centres.h"
+#include "match_proposals.h"
+#include "pool_regions.h"
 
 namespace py = pybind11;
 
@@ -36,6 +39,91 @@ Element element_of(int code) {
   return static_cast<Element>(code);
 }
 
+void group_centres_cuda(uintptr_t heatmap, std::array<int64_t, 3> heatmap_stride, uintptr_t offset,
+                        std::array<int64_t, 4> offset_stride, uintptr_t foreground,
+                        std::array<int64_t, 3> foreground_stride, std::array<int64_t, 3> shape,
+                        double threshold, int64_t window, int limit, uintptr_t labels,
+                        uintptr_t centres, uintptr_t scores, uintptr_t peaks, int lists,
+                        int element, const Target& target) {
+  VOS_CHECK(limit >= 1 && limit <= 255, "limit", "1 to 255", limit);
+  VOS_CHECK(lists >= 1, "lists", "at least 1", lists);
+  vosengine::GroupCentresCuda call{};
+  call.heatmap = pointer<const void>(heatmap);
+  call.offset = pointer<const void>(offset);
+  call.foreground = pointer<const uint8_t>(foreground);
+  for (int i = 0; i < 3; ++i) {
+    call.heatmap_stride[i] = heatmap_stride[i];
+    call.foreground_stride[i] = foreground_stride[i];
+  }
+  for (int i = 0; i < 4; ++i) call.offset_stride[i] = offset_stride[i];
+  call.element = element_of(element);
+  call.batch = shape[0];
+  call.height = static_cast<int>(shape[1]);
+  call.width = static_cast<int>(shape[2]);
+  call.threshold = threshold;
+  call.window = window;
+  call.limit = limit;
+  call.labels = pointer<uint8_t>(labels);
+  call.centres = pointer<int32_t>(centres);
+  call.scores = pointer<void>(scores);
+  call.peaks = pointer<uint64_t>(peaks);
+  call.lists = lists;
+  call.target = target_of(target);
+  vosengine::group_centres_cuda(call);
+}
+
+void match_proposals_cuda(uintptr_t similarity, std::array<int64_t, 2> stride,
+                          std::array<int, 2> shape, int64_t steps, int64_t inner, float rate,
+                          bool mean, float equal, uintptr_t out, int element,
+                          const Target& target) {
+  vosengine::MatchProposalsCuda call{};
+  call.similarity = pointer<const void>(similarity);
+  for (int i = 0; i < 2; ++i) call.stride[i] = stride[i];
+  call.element = element_of(element);
+  call.objects = shape[0];
+  call.proposals = shape[1];
+  call.steps = steps;
+  call.inner = inner;
+  call.rate = rate;
+  call.mean = mean;
+  call.equal = equal;
+  call.out = pointer<void>(out);
+  call.target = target_of(target);
+  vosengine::match_proposals_cuda(call);
+}
+
+// Of one source: maps, strides, [batch, channels, height, width], pixels per cell, per region.
+using Source = std::tuple<uintptr_t, std::array<int64_t, 4>, std::array<int64_t, 4>, int64_t, bool>;
+
+void pool_regions_cuda(const std::vector<Source>& sources, uintptr_t boxes, uintptr_t frame,
+                       uintptr_t out, std::array<int64_t, 3> shape, bool aligned, int element,
+                       const Target& target) {
+  const int count = static_cast<int>(sources.size());
+  VOS_CHECK(count <= vosengine::MOST_POOLED_MAPS, "sources", "at most 16", count);
+  vosengine::PoolRegionsCuda call{};
+  for (const auto& [maps, stride, map_shape, pixels, per_region] : sources) {
+    vosengine::PooledMapsCuda& source = call.sources[call.source_count++];
+    source.maps = pointer<const void>(maps);
+    for (int i = 0; i < 4; ++i) source.stride[i] = stride[i];
+    source.batch = map_shape[0];
+    source.channels = static_cast<int>(map_shape[1]);
+    source.height = map_shape[2];
+    source.width = map_shape[3];
+    source.pixels = pixels;
+    source.per_region = per_region;
+  }
+  call.element = element_of(element);
+  call.boxes = pointer<const double>(boxes);
+  call.frame = pointer<const int32_t>(frame);
+  call.out = pointer<void>(out);
+  call.regions = shape[0];
+  call.size = static_cast<int>(shape[1]);
+  call.sampling = static_cast<int>(shape[2]);
+  call.aligned = aligned;
+  call.target = target_of(target);
+  vosengine::pool_regions_cuda(call);
+}
+
 }  // namespace
 
 // What kind of tensors these kernels take, and the architectures that they are compiled for.
@@ -45,6 +133,9 @@ Element element_of(int code) {
 
 void bind_cuda(py::module_& module) {
   using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("group_centres_cuda", &group_centres_cuda, Release());
+  module.def("match_proposals_cuda", &match_proposals_cuda, Release());
+  module.def("pool_regions_cuda", &pool_regions_cuda, Release());
   module.def("cuda_device_type", [] { return VOSENGINE_CUDA_DEVICE_TYPE; });
   module.def("cuda_archs", [] { return VOSENGINE_CUDA; });
 }

@@ -11,7 +11,9 @@
 #include <cstring>
 #include <vector>
 
+using vosengine::cutoff_for;
 using vosengine::GroupCentres;
+using vosengine::is_peak;
 
 namespace {
 
@@ -54,34 +56,6 @@ void offer(const Peak& peak, int64_t limit, std::vector<Peak>& best) {
   std::push_heap(best.begin(), best.end(), ranks_before);
 }
 
-bool is_greater(float other, float heat) { return other > heat && other <= FLT_MAX; }
-bool is_no_less(float other, float heat) { return other >= heat && other <= FLT_MAX; }
-
-// Nearest cells first: on a slope the first or the second look settles it.
-bool is_peak(const GroupCentres& call, const float* image, int64_t y, int64_t x) {
-  const int64_t radius = call.window / 2, stride = call.heatmap_stride[1];
-  const float* row = image + y * stride;
-  const float heat = row[x];
-  const int64_t left = std::min(radius, x), right = std::min(radius, call.width - 1 - x);
-  for (int64_t d = 1; d <= std::max(left, right); ++d) {
-    if (d <= left && is_no_less(row[x - d], heat)) return false;
-    if (d <= right && is_greater(row[x + d], heat)) return false;
-  }
-  const int64_t above = std::min(radius, y), below = std::min(radius, call.height - 1 - y);
-  for (int64_t d = 1; d <= std::max(above, below); ++d)
-    for (int64_t column = x - left; column <= x + right; ++column) {
-      if (d <= above && is_no_less(row[column - d * stride], heat)) return false;
-      if (d <= below && is_greater(row[column + d * stride], heat)) return false;
-    }
-  return true;
-}
-
-// The greatest float that is not above the threshold: heat > cutoff says exactly heat > threshold.
-float cutoff_for(double threshold) {
-  const float cutoff = static_cast<float>(threshold);
-  return cutoff > threshold ? std::nextafter(cutoff, -INFINITY) : cutoff;
-}
-
 int64_t find_candidates(const GroupCentres& call, const float* row, float cutoff,
                         int32_t* columns) {
   VOS_DISPATCH(find_candidates, call, row, cutoff, columns);
@@ -92,6 +66,9 @@ void label_row(const Row& row) { VOS_DISPATCH(label_row, row); }
 std::vector<Peak> find_peaks(const GroupCentres& call, int64_t b) {
   const float* image = call.heatmap + b * call.heatmap_stride[0];
   const float cutoff = cutoff_for(call.threshold);
+  const auto read = [image, &call](int64_t y, int64_t x) {
+    return image[y * call.heatmap_stride[1] + x];
+  };
   std::vector<Peak> peaks;
 #pragma omp parallel num_threads(call.threads)
   {
@@ -102,7 +79,7 @@ std::vector<Peak> find_peaks(const GroupCentres& call, int64_t b) {
       const float* row = image + y * call.heatmap_stride[1];
       const int64_t count = find_candidates(call, row, cutoff, columns.data());
       for (int64_t i = 0; i < count; ++i)
-        if (is_peak(call, image, y, columns[i]))
+        if (is_peak(y, columns[i], call.height, call.width, call.window / 2, read))
           offer({row[columns[i]], static_cast<int32_t>(y), columns[i]}, call.limit, best);
     }
 #pragma omp critical(vosengine_group_centres)

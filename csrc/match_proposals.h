@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cuda_target.h"
+
 namespace vosengine {
 
 struct MatchProposals {
@@ -18,5 +20,20 @@ struct MatchProposals {
 };
 
 void match_proposals_cpu(const MatchProposals& call);
+
+struct MatchProposalsCuda {
+  const void* similarity;  // as above, of `element`
+  int64_t stride[2];
+  Element element;
+  int objects, proposals;
+  int64_t steps, inner;
+  float rate;
+  bool mean;
+  float equal;
+  void* out;  // [objects, proposals] of `element`
+  CudaTarget target;
+};
+
+void match_proposals_cuda(const MatchProposalsCuda& call);
 
 }  // namespace vosengine

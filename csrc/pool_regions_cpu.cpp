@@ -5,11 +5,12 @@
 
 #include "pool_regions.h"
 
-#include <cmath>
 #include <cstring>
 
 using vosengine::PooledMaps;
 using vosengine::PoolRegions;
+using vosengine::read_bin;
+using vosengine::SampledAxis;
 
 #define VOS_BODY "pool_regions_cpu.cpp"
 #include "for_each_isa.h"
@@ -41,46 +42,10 @@ struct Window {
   float* bin_weight;
 };
 
-// The samples of one axis, in cells; NaN if the box is not finite.
-struct Axis {
-  double first, extent;
-  int64_t cells, sampling, samples;
-};
-
-static Axis axis_of(const PoolRegions& call, const PooledMaps& source, const double* box, int from,
-                    int64_t cells) {
-  bool finite = true;
-  for (int i = 0; i < 4; ++i) finite = finite && __builtin_isfinite(box[i]);
-  const double start = finite ? box[from] : NAN, end = finite ? box[from + 2] : NAN;
-  const double extent = (end - start) / source.pixels, first = start / source.pixels;
-  return {call.aligned ? first - 0.5 : first, call.aligned || !(extent < 1) ? extent : 1.0, cells,
-          call.sampling, call.size * call.sampling};
-}
-
-static void add_tap(int32_t cell, float weight, int32_t* cells, float* weights, int32_t& count) {
-  for (int32_t i = count - 1; i >= 0; --i)
-    if (cells[i] == cell) {
-      weights[i] += weight;
-      return;
-    }
-  cells[count] = cell;
-  weights[count++] = weight;
-}
-
-// The distinct cells that a bin reads along an axis and their weights; returns how many.
-static int32_t read_bin(const Axis& axis, int64_t bin, int32_t* cells, float* weights) {
-  int32_t count = 0;
-  for (int64_t k = bin * axis.sampling; k < (bin + 1) * axis.sampling; ++k) {
-    double position = axis.first + axis.extent * (2 * k + 1) / (2 * axis.samples);
-    if (!(position >= -1 && position <= axis.cells)) continue;
-    const double last = axis.cells - 1;
-    position = position < 0 ? 0 : position > last ? last : position;
-    const double low = floor(position), fraction = position - low;
-    const int32_t cell = static_cast<int32_t>(low);
-    add_tap(cell, (1 - fraction) / axis.sampling, cells, weights, count);
-    add_tap(cell + (low < last), fraction / axis.sampling, cells, weights, count);
-  }
-  return count;
+static SampledAxis axis_of(const PoolRegions& call, const PooledMaps& source, const double* box,
+                           int from, int64_t cells) {
+  return vosengine::sampled_axis(box, from, source.pixels, cells, call.size, call.sampling,
+                                 call.aligned);
 }
 
 // The columns that strips hold: those that are read, and more to fill the last vector.
@@ -90,8 +55,8 @@ static void choose_columns(const PooledMaps& source, int32_t from, int32_t end, 
   window.left = from < source.width - window.width ? from : source.width - window.width;
 }
 
-static void plan_columns(const Plan& plan, const Axis& axis, int64_t size, const PooledMaps& source,
-                         Window& window) {
+static void plan_columns(const Plan& plan, const SampledAxis& axis, int64_t size,
+                         const PooledMaps& source, Window& window) {
   int32_t from = axis.cells, end = 0;
   for (int64_t v = 0; v < plan.vectors; ++v) {
     int32_t* column = window.column + v * VOS_WIDTH * plan.most;
@@ -127,8 +92,8 @@ static void plan_window(const PoolRegions& call, const Plan& plan, const PooledM
   image = image < 0 ? 0 : image >= source.batch ? source.batch - 1 : image;
   window.map = source.per_region ? region : image;
   const double* box = call.boxes + region * 4;
-  const Axis y = axis_of(call, source, box, 1, source.height);
-  const Axis x = axis_of(call, source, box, 0, source.width);
+  const SampledAxis y = axis_of(call, source, box, 1, source.height);
+  const SampledAxis x = axis_of(call, source, box, 0, source.width);
   for (int64_t i = 0; i < call.size; ++i)
     window.row_count[i] =
         read_bin(y, i, window.row + i * plan.most, window.row_weight + i * plan.most);

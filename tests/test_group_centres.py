@@ -23,6 +23,9 @@ Arguments = dict[str, Any]
 Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
+needs_emulation = pytest.mark.skipif(
+    "cuda forwards" not in op_backends.names_of(group_centres), reason="needs CUDA on the CPU"
+)
 
 
 @pytest.fixture(params=op_backends.names_of(group_centres))
@@ -125,8 +128,8 @@ def test_follows_the_definition(backend: str, shape: tuple[int, int], window: in
 
 
 HARD = ("several images", "limit 1", "limit 255", "few levels", "many levels",
-        "two levels, every cell", "heat at the threshold", "negative threshold", "blobs", "crops",
-        "transposed")  # fmt: skip
+        "two levels, every cell", "zeros of either sign", "heat at the threshold",
+        "negative threshold", "blobs", "crops", "transposed")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -346,6 +349,31 @@ def test_the_number_of_threads_changes_nothing() -> None:
         torch.set_num_threads(before)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@needs_emulation
+def test_the_order_of_threads_changes_nothing() -> None:
+    """Also where more peaks are found than are ranked at a time."""
+    for name in ("limit 255", "several parts", "rising heat, limit 255"):
+        arguments = next(case for case in CASES if case.name == name).arguments()
+        results = []
+        for order in (*op_backends.ORDERS, "forwards"):
+            with op_backends.emulated_cuda(order), use_backend("cuda"):
+                results.append(group_centres(**arguments))
+        for result in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@needs_emulation
+def test_the_cuda_backend_says_what_it_does_not_take() -> None:
+    arguments = draw(5, 6)
+    with op_backends.emulated_cuda("forwards"):
+        assert group_centres.explain(**arguments)["cuda"] is None
+        reason = group_centres.explain(**widened(arguments))["cuda"]
+        assert reason == "wants float32, float16 or bfloat16, given torch.float64"
+        endless = {name: x[..., :1, :1].expand(*x.shape[:-2], 1 << 16, 1 << 15)
+                   for name, x in arguments.items()}  # fmt: skip
+        assert "less than 2^31 pixels" in str(group_centres.explain(**endless)["cuda"])
 
 
 @needs_extension

@@ -17,6 +17,9 @@ from vosengine.kernels.extension import missing
 
 SHAPES = ((1, 1), (1, 30), (3, 30), (10, 30), (4, 5), (4, 4), (6, 3), (5, 1))
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
+needs_emulation = pytest.mark.skipif(
+    "cuda forwards" not in op_backends.names_of(match_proposals), reason="needs CUDA on the CPU"
+)
 
 
 @pytest.fixture(params=op_backends.names_of(match_proposals))
@@ -108,7 +111,7 @@ def test_follows_the_text(backend: str, answer: str) -> None:
 
 def test_finds_the_optimal_assignment(backend: str) -> None:
     """Where one proposal stands out, the greatest entry of a row is the Hungarian algorithm's."""
-    for seed, shape in enumerate(SHAPES * (1 if backend == "reference" else 25)):
+    for seed, shape in enumerate(SHAPES * (25 if backend.startswith("cpu") else 1)):
         similarity = well_separated(*shape, seed)
         out = match_proposals(similarity)
         rows, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
@@ -120,9 +123,10 @@ def test_finds_the_optimal_assignment(backend: str) -> None:
 
 def test_the_answer_is_almost_an_assignment(backend: str) -> None:
     """Five rounds leave entries down to -0.05 and column sums up to 1.05; more leave less."""
-    for options, loose, count in (({}, 0.05, 9), ({"steps": 60, "inner": 60}, 0.01, 1)):
-        for seed, shape in enumerate(SHAPES * (1 if backend == "reference" else count)):
-            if backend == "reference" and options and shape != (4, 4):
+    more = {"steps": 60, "inner": 60} if backend.startswith("cpu") else {"steps": 40, "inner": 25}
+    for options, loose, count in (({}, 0.05, 9), (more, 0.01, 1)):
+        for seed, shape in enumerate(SHAPES * (count if backend.startswith("cpu") else 1)):
+            if not backend.startswith("cpu") and options and shape != (4, 4):
                 continue
             out = match_proposals(with_added_columns(cosines(*shape, seed)), **options)
             assert (out.sum(dim=1) - 1).abs().max() < 1e-6
@@ -163,8 +167,8 @@ def test_fewer_proposals_are_padded_with_zeros(backend: str) -> None:
     for answer in ("final", "dmm"):
         for shape in ((4, 4), (6, 3), (5, 1)):
             similarity = cosines(*shape)
-            padded = match_proposals(with_added_columns(similarity), answer=answer)
-            out = match_proposals(similarity, answer=answer)
+            padded = match_proposals(with_added_columns(similarity), steps=9, answer=answer)
+            out = match_proposals(similarity, steps=9, answer=answer)
             torch.testing.assert_close(out, padded[:, : shape[1]], rtol=0, atol=0)
 
 
@@ -225,6 +229,18 @@ def test_strides_do_not_matter_and_inputs_stay(backend: str) -> None:
     assert torch.equal(view, copy)
 
 
+@needs_emulation
+def test_the_order_of_threads_changes_no_bit() -> None:
+    """In one warp and in a block of many."""
+    for shape, steps in (((3, 30), 9), ((14, 50), 3), ((19, 70), 2)):
+        for answer in ("final", "dmm"):
+            results = []
+            for order in (*op_backends.ORDERS, "forwards"):
+                with op_backends.emulated_cuda(order), use_backend("cuda"):
+                    results.append(match_proposals(cosines(*shape), steps=steps, answer=answer))
+            assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 def test_nothing_to_match(backend: str) -> None:
     for shape in ((0, 0), (0, 5), (3, 0)):
         assert match_proposals(torch.zeros(shape)).shape == shape
@@ -247,6 +263,23 @@ def test_the_reference_has_a_gradient() -> None:
                 lambda s, answer=answer: match_proposals(s, steps=3, inner=3, answer=answer),
                 similarity,
             )
+
+
+@needs_emulation
+def test_the_cuda_backend_says_what_it_does_not_take() -> None:
+    with op_backends.emulated_cuda("forwards"):
+        assert match_proposals.explain(torch.zeros(20, 64))["cuda"] is None
+        reasons = match_proposals.explain(torch.zeros(60, 300))
+        assert (
+            "163 KiB of shared memory, given 60 objects and 300 proposals, which need 215"
+            in str(reasons["cuda"])
+        )
+        assert match_proposals.explain(torch.zeros(45, 300), answer="final")["cuda"] is None
+        assert "shared memory" in str(
+            match_proposals.explain(torch.zeros(45, 300), answer="dmm")["cuda"]
+        )
+        wide = match_proposals.explain(torch.zeros(2, 5, dtype=torch.float64))["cuda"]
+        assert wide == "wants float32, float16 or bfloat16, given torch.float64"
 
 
 @needs_extension

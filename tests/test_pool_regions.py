@@ -26,6 +26,9 @@ from vosengine.kernels.pool_regions.cases import CASES, draw_boxes
 Arguments = dict[str, Any]
 
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
+needs_emulation = pytest.mark.skipif(
+    "cuda forwards" not in op_backends.names_of(pool_regions), reason="needs CUDA on the CPU"
+)
 either_alignment = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "not aligned"])
 
 
@@ -360,6 +363,33 @@ def test_threads_do_not_change_a_bit() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+@needs_emulation
+def test_the_order_of_threads_changes_no_bit() -> None:
+    for name in ("channels last", "strided", "many regions"):
+        arguments = next(case for case in CASES if case.name == name).arguments()
+        outputs = []
+        for order in (*op_backends.ORDERS, "forwards"):
+            with op_backends.emulated_cuda(order), use_backend("cuda"):
+                outputs.append(pool_regions(**arguments))
+        assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+@needs_emulation
+def test_the_layout_of_a_map_changes_no_bit() -> None:
+    arguments = next(case for case in CASES if case.name == "channels last").arguments()
+    rows = tuple(level.contiguous() for level in arguments["levels"])
+    with op_backends.emulated_cuda("forwards"), use_backend("cuda"):
+        assert torch.equal(pool_regions(**arguments), pool_regions(**arguments | {"levels": rows}))
+
+
+def test_as_many_levels_as_a_launch_takes(backend: str) -> None:
+    levels = tuple(draw(1, 1 + i % 3, 5 + i, 9, seed=i) for i in range(16))
+    boxes = torch.tensor([[1.0, 1.0, 8.0, 7.0]])
+    out = pool_regions(levels, boxes, strides=(1,) * 16, size=3)
+    alone = [pool_regions((level,), boxes, strides=(1,), size=3) for level in levels]
+    torch.testing.assert_close(out, torch.cat(alone, dim=1))
 
 
 def test_the_reference_has_a_gradient() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_pool_regions import needs_extension, whole
+from op_backends import emulated_cuda
+from test_pool_regions import needs_emulation, needs_extension, whole
 
 from vosengine.kernels import ShapeError, UnsupportedBackend, pool_regions, use_backend
 from vosengine.kernels.parity import widened
@@ -21,6 +22,21 @@ def test_the_compiled_backend_says_what_it_does_not_take() -> None:
         pool_regions(**wide)
     arguments["levels"][1].requires_grad_()
     assert "has no gradient" in str(pool_regions.explain(**arguments)["cpu"])
+
+
+@needs_emulation
+def test_the_cuda_backend_says_what_it_does_not_take() -> None:
+    def reason(**changes: Any) -> str | None:
+        return pool_regions.explain(**whole() | changes)["cuda"]
+
+    with emulated_cuda("forwards"):
+        assert reason() is None
+        assert reason(size=341) is None
+        assert "24 KiB of cells and weights, given size 342 with 2 samples" in str(reason(size=342))
+        several = {"levels": (torch.zeros(2, 1, 4, 4),) * 16, "strides": (4,) * 16}
+        assert reason(**several) == "wants at most 16 maps, given 17"
+        assert reason(**several, planes=None) is None
+        assert "given torch.float64" in str(pool_regions.explain(**widened(whole()))["cuda"])
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,33 @@ def _strided(generator: torch.Generator) -> dict[str, Any]:
     }
 
 
+def _rising(height: int, width: int, **options: Any) -> Make:
+    """Heat that rises in reading order: with window 1 every cell beats all before it."""
+
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        arguments = _noise(1, height, width)(generator)
+        heat = torch.arange(1, 1 + height * width).view(1, height, width) / 2048
+        return arguments | {"heatmap": heat, "window": 1, **options}
+
+    return make
+
+
+def _left_parts(generator: torch.Generator) -> dict[str, Any]:
+    """Of wider maps: a row does not follow the one before, but all begin at multiples of 16."""
+    return {name: tensor[..., :16] for name, tensor in _noise(2, 12, 20)(generator).items()}
+
+
+def _odd_slices(generator: torch.Generator) -> dict[str, Any]:
+    """Every map contiguous, but its images at odd places; each image a whole number of quads."""
+    arguments = _noise(2, 8, 13)(generator)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        whole = torch.zeros(3, *tensor.shape[1:], dtype=tensor.dtype).flatten()
+        return whole[1 : 1 + tensor.numel()].copy_(tensor.flatten()).view(tensor.shape)
+
+    return {name: moved(tensor) for name, tensor in arguments.items()}
+
+
 def _transposed(generator: torch.Generator) -> dict[str, Any]:
     arguments = _noise(1, 19, 14)(generator)
     return {name: tensor.mT for name, tensor in arguments.items()}
@@ -134,6 +161,14 @@ def _constant(value: float, **options: Any) -> Make:
     return make
 
 
+def _signed_zeros(generator: torch.Generator) -> dict[str, Any]:
+    """All equal: peaks in reading order, whatever their sign."""
+    arguments = _noise(2, 9, 14)(generator)
+    negative = arguments["heatmap"] < 0.5
+    heat = torch.zeros_like(arguments["heatmap"]).masked_fill(negative, -0.0)
+    return arguments | {"heatmap": heat, "threshold": -1.0, "window": 1}
+
+
 CASES = (
     Case("one pixel", _noise(1, 1, 1)),
     Case("one row", _noise(1, 1, 37)),
@@ -155,8 +190,14 @@ CASES = (
     Case("negative heat", _constant(-0.5)),
     Case("negative threshold", _constant(-0.5, threshold=-1.0)),
     Case("not finite", _not_finite),
+    Case("zeros of either sign", _signed_zeros),
+    Case("rising heat", _rising(32, 64)),
+    Case("rising heat, limit 255", _rising(30, 67, limit=255)),
+    Case("several parts", _noise(2, 50, 64, limit=255)),
     Case("blobs", _blobs(5, 45, 70)),
+    Case("not at a multiple of 16 bytes", _odd_slices),
     Case("crops", _strided),
+    Case("left parts", _left_parts),
     Case("transposed", _transposed),
     Case("480p, 20 centres", _blobs(25, 480, 854), bench=True),
 )

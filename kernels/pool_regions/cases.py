@@ -91,6 +91,31 @@ def _boxes(*boxes: tuple[float, float, float, float], **options: Any) -> Make:
     return make
 
 
+def _channels_last(make: Make) -> Make:
+    def made(generator: torch.Generator) -> dict[str, Any]:
+        arguments = make(generator)
+        levels = (x.contiguous(memory_format=torch.channels_last) for x in arguments["levels"])
+        return arguments | {"levels": tuple(levels)}
+
+    return made
+
+
+def _either_layout(generator: torch.Generator) -> dict[str, Any]:
+    """So many small regions that a block takes many channels; the last has few of them."""
+    sizes = ((64, 8), (40, 4))
+    arguments = _regions(130, 30, 40, levels=sizes, size=2, sampling=1)(generator)
+    first, second = arguments["levels"]
+    first = first.contiguous(memory_format=torch.channels_last)
+    return arguments | {"levels": (first, second)}
+
+
+def _some_channels(generator: torch.Generator) -> dict[str, Any]:
+    """Channels last, each cell's at no multiple of 16 bytes, or no multiple of that many."""
+    arguments = _channels_last(_regions(3, 40, 56, levels=((24, 4), (24, 8))))(generator)
+    first, second = arguments["levels"]
+    return arguments | {"levels": (first[:, 1:17], second[:, :13])}
+
+
 def _strided(generator: torch.Generator) -> dict[str, Any]:
     """Channels last, a crop, a batch slice with every second channel; planes of one mask."""
     noise = [torch.randn(3, 8, 20, 30, generator=generator) for _ in range(3)]
@@ -150,6 +175,10 @@ CASES = (
     Case("narrow map", _regions(3, 400, 12, levels=((3, 4), (2, 1)), sides=(4, 300))),
     Case("wide map", _regions(3, 12, 700, levels=((3, 4), (2, 1)), sides=(4, 600))),
     Case("many channels", _regions(2, 30, 40, levels=((150, 8), (67, 4)))),
+    Case("channels last", _channels_last(_regions(3, 60, 90, levels=((40, 4), (8, 8), (16, 16))))),
+    Case("channels last, size 37", _channels_last(_regions(1, 60, 90, levels=((8, 4),), size=37))),
+    Case("some channels of those last", _some_channels),
+    Case("many regions", _either_layout),
     Case("unusual boxes", _boxes(*UNUSUAL)),
     Case("unusual boxes, not aligned", _boxes(*UNUSUAL, aligned=False)),
     Case("not finite boxes", _boxes(*NOT_FINITE)),

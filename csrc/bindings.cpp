@@ -94,7 +94,7 @@ void finish_masks_cpu(uintptr_t logits, std::array<int64_t, 3> stride, std::arra
                       uintptr_t labels, uintptr_t probabilities, int threads) {
   check_threads(threads);
   vosengine::FinishMasks call{};
-  call.logits = pointer<const float>(logits);
+  call.logits = pointer<const void>(logits);
   for (int i = 0; i < 3; ++i) call.stride[i] = stride[i];
   call.ids = pointer<const uint8_t>(ids);
   call.objects = shape[0];
@@ -241,7 +241,7 @@ void prepare_frame_cpu(uintptr_t frame, bool bytes, int64_t row_stride,
     call.scale[c] = static_cast<float>(1 / (std[c] * (bytes ? 255 : 1)));
     call.shift[c] = static_cast<float>(-mean[c] / std[c]);
   }
-  call.out = pointer<float>(out);
+  call.out = pointer<void>(out);
   call.threads = threads;
   vosengine::prepare_frame_cpu(call);
 }

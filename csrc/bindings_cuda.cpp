@@ -11,9 +11,11 @@
 
 #include "checks.h"
 #include "cuda_target.h"
+#include "finish_masks.h"
 #include "group_centres.h"
 #include "match_proposals.h"
 #include "pool_regions.h"
+#include "prepare_frame.h"
 
 namespace py = pybind11;
 
@@ -37,6 +39,30 @@ CudaTarget target_of(const Target& target) {
 Element element_of(int code) {
   VOS_CHECK(code >= 0 && code <= 2, "element", "0, 1 or 2", code);
   return static_cast<Element>(code);
+}
+
+void finish_masks_cuda(uintptr_t logits, int element, std::array<int64_t, 3> stride,
+                       std::array<int64_t, 3> shape, uintptr_t ids, std::array<int64_t, 2> size,
+                       std::array<double, 4> region, uintptr_t labels, uintptr_t probabilities,
+                       const Target& target) {
+  vosengine::FinishMasksCuda call{};
+  call.logits = pointer<const void>(logits);
+  call.element = element_of(element);
+  for (int i = 0; i < 3; ++i) call.stride[i] = stride[i];
+  call.ids = pointer<const uint8_t>(ids);
+  call.objects = shape[0];
+  call.cells_y = shape[1];
+  call.cells_x = shape[2];
+  call.height = size[0];
+  call.width = size[1];
+  call.top = region[0];
+  call.left = region[1];
+  call.region_height = region[2];
+  call.region_width = region[3];
+  call.labels = pointer<uint8_t>(labels);
+  call.probabilities = pointer<float>(probabilities);
+  call.target = target_of(target);
+  vosengine::finish_masks_cuda(call);
 }
 
 void group_centres_cuda(uintptr_t heatmap, std::array<int64_t, 3> heatmap_stride, uintptr_t offset,
@@ -124,6 +150,36 @@ void pool_regions_cuda(const std::vector<Source>& sources, uintptr_t boxes, uint
   vosengine::pool_regions_cuda(call);
 }
 
+void prepare_frame_cuda(uintptr_t frame, bool bytes, std::array<int64_t, 3> stride,
+                        std::array<int64_t, 2> shape, std::array<int64_t, 2> size,
+                        std::array<int64_t, 4> padding, std::array<double, 3> mean,
+                        std::array<double, 3> std, uintptr_t out, int element, bool channels_last,
+                        const Target& target) {
+  vosengine::PrepareFrameCuda call{};
+  call.frame = pointer<const void>(frame);
+  call.bytes = bytes;
+  call.row_stride = stride[0];
+  call.pixel_stride = stride[1];
+  call.channel_stride = stride[2];
+  call.height = shape[0];
+  call.width = shape[1];
+  call.resized_height = size[0];
+  call.resized_width = size[1];
+  call.left = padding[0];
+  call.right = padding[1];
+  call.top = padding[2];
+  call.bottom = padding[3];
+  for (int c = 0; c < 3; ++c) {
+    call.scale[c] = static_cast<float>(1 / (std[c] * (bytes ? 255 : 1)));
+    call.shift[c] = static_cast<float>(-mean[c] / std[c]);
+  }
+  call.out = pointer<void>(out);
+  call.element = element_of(element);
+  call.channels_last = channels_last;
+  call.target = target_of(target);
+  vosengine::prepare_frame_cuda(call);
+}
+
 }  // namespace
 
 // What kind of tensors these kernels take, and the architectures that they are compiled for.
@@ -133,11 +189,13 @@ void pool_regions_cuda(const std::vector<Source>& sources, uintptr_t boxes, uint
 
 void bind_cuda(py::module_& module) {
   using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("cuda_device_type", [] { return VOSENGINE_CUDA_DEVICE_TYPE; });
+  module.def("cuda_archs", [] { return VOSENGINE_CUDA; });
+  module.def("finish_masks_cuda", &finish_masks_cuda, Release());
   module.def("group_centres_cuda", &group_centres_cuda, Release());
   module.def("match_proposals_cuda", &match_proposals_cuda, Release());
   module.def("pool_regions_cuda", &pool_regions_cuda, Release());
-  module.def("cuda_device_type", [] { return VOSENGINE_CUDA_DEVICE_TYPE; });
-  module.def("cuda_archs", [] { return VOSENGINE_CUDA; });
+  module.def("prepare_frame_cuda", &prepare_frame_cuda, Release());
 }
 
 #endif

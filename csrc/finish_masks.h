@@ -4,12 +4,13 @@
 
 #include <cstdint>
 
+#include "cuda_target.h"
 #include "host_device.h"
 
 namespace vosengine {
 
 struct FinishMasks {
-  const float* logits;  // element (o, y, x) at logits + o*stride[0] + y*stride[1] + x*stride[2]
+  const void* logits;  // float; element (o, y, x) at o*stride[0] + y*stride[1] + x*stride[2]
   int64_t stride[3];
   const uint8_t* ids;                 // [objects]
   int64_t objects, cells_y, cells_x;  // the coarse grid
@@ -17,21 +18,29 @@ struct FinishMasks {
   double top, left, region_height, region_width;
   uint8_t* labels;       // [height, width]
   float* probabilities;  // [1 + objects, height, width], or null
-  int threads;
+  int threads;           // on the CPU
+};
+
+struct FinishMasksCuda : FinishMasks {
+  Element element;  // of the logits
+  CudaTarget target;
 };
 
 void finish_masks_cpu(const FinishMasks& call);
+
+#ifdef VOSENGINE_CUDA
+void finish_masks_cuda(const FinishMasksCuda& call);
+#endif
 
 // odds(p) for p clamped to [1e-7, 1 - 1e-7].
 constexpr float LOWEST_ODDS = 1.0000001e-7f;
 constexpr float HIGHEST_ODDS = 9999999.0f;
 
 // Between which cells output `index` lies (low and min(low + 1, cells - 1)) and the second's
-// weight.
-VOS_HOST_DEVICE inline void bilinear_tap(int64_t index, int64_t count, double start, double extent,
-                                         int64_t cells, int64_t* low, float* weight) {
-  double position = (static_cast<double>(index) + 0.5) * extent / static_cast<double>(count);
-  position += start - 0.5;
+// weight. `step` is what an output is wide, in cells.
+VOS_HOST_DEVICE inline void bilinear_tap(int64_t index, double step, double start, int64_t cells,
+                                         int64_t* low, float* weight) {
+  double position = (static_cast<double>(index) + 0.5) * step + (start - 0.5);
   const double last = static_cast<double>(cells - 1);
   position = position < 0 ? 0 : position > last ? last : position;
   *low = static_cast<int64_t>(position);

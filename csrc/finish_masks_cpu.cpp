@@ -29,9 +29,10 @@ Axis axis_for(int64_t count, double start, double extent, int64_t cells, int64_t
   storage.low.resize(count);
   storage.high.resize(count);
   storage.weight.resize(count);
+  const double step = extent / static_cast<double>(count);
   for (int64_t i = 0; i < count; ++i) {
     int64_t low;
-    vosengine::bilinear_tap(i, count, start, extent, cells, &low, &storage.weight[i]);
+    vosengine::bilinear_tap(i, step, start, cells, &low, &storage.weight[i]);
     storage.low[i] = low * stride;
     storage.high[i] = (low + 1 < cells ? low + 1 : cells - 1) * stride;
   }
@@ -65,8 +66,9 @@ struct Scratch {
 
 static void widen_row(const FinishMasks& call, const Axis& columns, int64_t offset, int64_t pitch,
                       float* wide) {
+  const float* logits = static_cast<const float*>(call.logits);
   for (int64_t o = 0; o < call.objects; ++o) {
-    const float* row = call.logits + o * call.stride[0] + offset;
+    const float* row = logits + o * call.stride[0] + offset;
     for (int64_t x = 0; x < call.width; ++x) {
       const float low = row[columns.low[x]];
       wide[o * pitch + x] = low + (row[columns.high[x]] - low) * columns.weight[x];

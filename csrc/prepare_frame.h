@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda_target.h"
 #include "host_device.h"
 
 namespace vosengine {
@@ -15,11 +16,22 @@ struct PrepareFrame {
   int64_t resized_height, resized_width;
   int64_t left, right, top, bottom;
   float scale[3], shift[3];  // out[c] = value * scale[c] + shift[c], so black is shift[c]
-  float* out;                // [3, top + resized_height + bottom, left + resized_width + right]
-  int threads;
+  void* out;    // [3, top + resized_height + bottom, left + resized_width + right], float
+  int threads;  // on the CPU
+};
+
+struct PrepareFrameCuda : PrepareFrame {
+  int64_t pixel_stride, channel_stride;  // of any sign and size too
+  Element element;                       // of `out`
+  bool channels_last;                    // whether `out` lies in memory as [height, width, 3]
+  CudaTarget target;
 };
 
 void prepare_frame_cpu(const PrepareFrame& call);
+
+#ifdef VOSENGINE_CUDA
+void prepare_frame_cuda(const PrepareFrameCuda& call);
+#endif
 
 // Which of `cells` cells the output `index` is an average of: a triangle around its centre, as wide
 // as `step` cells (and at least one) on both sides. The rounding is torch's for antialias=True.
@@ -39,6 +51,20 @@ VOS_HOST_DEVICE inline double triangle_weight(int64_t index, double step, int64_
   const double support = step > 1 ? step : 1;
   const double distance = (static_cast<double>(cell) + 0.5 - centre) / support;
   const double weight = 1 - (distance < 0 ? -distance : distance);
+  return weight > 0 ? weight : 0;
+}
+
+// The same in float: how far the range's first cell lies from the centre, in cells, and the weight
+// of cell first + k from that distance, with slope = 1 / support. Double is slow on many GPUs; here
+// it is used a few times per output, not per cell.
+VOS_HOST_DEVICE inline float triangle_start(int64_t index, double step, int64_t first) {
+  const double centre = (static_cast<double>(index) + 0.5) * step;
+  return static_cast<float>(static_cast<double>(first) + 0.5 - centre);
+}
+
+VOS_HOST_DEVICE inline float triangle_at(float start, int k, float slope) {
+  const float distance = (start + static_cast<float>(k)) * slope;
+  const float weight = 1 - (distance < 0 ? -distance : distance);
   return weight > 0 ? weight : 0;
 }
 

@@ -142,7 +142,7 @@ static void prepare_rows(const PrepareFrame& call, const Axis& rows, const Axis&
       const bool black = source < 0 || source >= call.resized_height;
       float* planes[3];
       for (int c = 0; c < 3; ++c) {
-        float* line = call.out + (c * height + y) * width;
+        float* line = static_cast<float*>(call.out) + (c * height + y) * width;
         planes[c] = line + call.left;
         fill(line, black ? width : call.left, call.shift[c]);
         fill(planes[c] + call.resized_width, black ? 0 : call.right, call.shift[c]);

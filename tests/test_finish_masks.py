@@ -16,6 +16,7 @@ from vosengine.kernels.cases import Case
 from vosengine.kernels.dispatch import UnsupportedBackend, use_backend
 from vosengine.kernels.finish_masks import finish_masks
 from vosengine.kernels.finish_masks.cases import CASES, undecided
+from vosengine.kernels.gpu import ELEMENTS
 from vosengine.kernels.shapes import ShapeError
 
 FLOOR = 1e-5  # the contract's
@@ -177,6 +178,68 @@ def test_writes_every_element_and_none_beyond(name: str) -> None:
             assert (labels[guard:-guard] <= 2).all()
             assert (labels[:guard] == 99).all()
             assert (labels[-guard:] == 99).all()
+
+
+@pytest.mark.parametrize("probabilities", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
+@pytest.mark.parametrize("cells", [(3, 5), (3, 90)], ids=["near", "far"])
+def test_cuda_writes_every_element_and_none_beyond(
+    cells: tuple[int, int], dtype: torch.dtype, probabilities: bool
+) -> None:
+    """The kernels themselves, on outputs that begin anywhere, between two guards."""
+    guard, ids = 64, torch.tensor([1, 2], dtype=torch.uint8)
+    with op_backends.emulated_cuda("shuffled"):
+        for width in (*range(15, 30), 127, 132):
+            before, height = width % 5, 9 - width % 2
+            logits = torch.randn(2, *cells).to(dtype)
+            region = (0.0, 0.5, 3.0, cells[1] - 1.0)
+            labels = torch.full((guard + before + height * width + guard,), 99, dtype=torch.uint8)
+            q = torch.full((guard + before + 3 * height * width + guard,), torch.nan)
+            start = guard + before
+            extension.load().finish_masks_cuda(
+                *(logits.data_ptr(), ELEMENTS[dtype], logits.stride(), (2, *cells)),
+                *(ids.data_ptr(), (height, width), region, labels[start:].data_ptr()),
+                *(q[start:].data_ptr() if probabilities else 0, (0, 0)),
+            )
+            plain, exact = finish_masks.reference(
+                logits, ids, size=(height, width), region=region, probabilities=True
+            )
+            assert (labels[:start] == 99).all()
+            assert (labels[-guard:] == 99).all()
+            clear = ~undecided({"ids": ids}, (plain, exact))
+            found = labels[start:-guard].view(height, width)
+            assert torch.equal(found[clear], plain[clear])
+            assert q[:start].isnan().all()
+            assert q[-guard:].isnan().all()
+            if probabilities:
+                torch.testing.assert_close(q[start:-guard].view_as(exact), exact)
+
+
+def test_cuda_says_what_it_cannot_take() -> None:
+    ids = torch.tensor([1], dtype=torch.uint8)
+    where: dict[str, Any] = {"size": (4, 4), "region": (0, 0, 2, 2)}
+    with op_backends.emulated_cuda("forwards"):
+        reasons = finish_masks.explain(torch.zeros(1, 2, 2, dtype=torch.float64), ids, **where)
+        assert reasons["cuda"] is not None
+        assert "float64" in reasons["cuda"]
+        assert finish_masks.explain(torch.zeros(1, 2, 2), ids, **where)["cuda"] is None
+        with pytest.raises(ValueError, match="height: wanted at most 524280"):
+            extension.load().finish_masks_cuda(
+                *(0, 0, (0, 0, 0), (0, 1, 1), 0, (524281, 1), (0.0, 0.0, 1.0, 1.0), 0, 0, (0, 0))
+            )
+
+
+def test_the_least_likely_objects_still_win_where_they_should(backend: str) -> None:
+    """Between -ln O and 0 the greatest logit alone does not say whether the background wins."""
+    for objects in (1, 2, 3, 10, 100):
+        ids = torch.arange(1, objects + 1, dtype=torch.uint8)
+        values = torch.linspace(-1.2 * np.log(objects + 1), 0.1, 60)
+        logits = values.expand(objects, 1, 60)
+        labels, _ = finish_masks(logits, ids, size=(1, 60), region=(0, 0, 1, 60))
+        odds = values.double().exp()
+        wins = odds * ((1 + odds) ** objects - 1)
+        clear = (wins - 1).abs() > 1e-4
+        assert torch.equal(labels[0, clear] == 1, (wins > 1)[clear])
 
 
 def test_cpp_says_what_it_cannot_take() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from vosengine.kernels import extension
 from vosengine.kernels.cases import Case
 from vosengine.kernels.dispatch import UnsupportedBackend, use_backend
+from vosengine.kernels.gpu import ELEMENTS
 from vosengine.kernels.prepare_frame import prepare_frame
 from vosengine.kernels.prepare_frame.cases import CASES, MEAN, STD
 from vosengine.kernels.shapes import ShapeError
@@ -60,9 +62,11 @@ def test_follows_the_contract_in_float64(backend: str, case: Case) -> None:
     exact = witness(arguments)
     own = greatest(prepare_frame.reference(**arguments).numpy() - exact)
     out = prepare_frame(**arguments)
-    assert out.dtype == torch.float32
-    assert out.is_contiguous()
-    assert greatest(out.numpy() - exact) <= 2 * own + FLOOR
+    assert out.dtype == arguments["dtype"]
+    memory = out.permute(1, 2, 0) if arguments.get("channels_last") else out
+    assert memory.is_contiguous()
+    floor = FLOOR if out.dtype == torch.float32 else torch.finfo(out.dtype).eps
+    assert greatest(out.numpy() - exact) <= 2 * own + floor
 
 
 @pytest.mark.parametrize("size", [(7, 9), (50, 31), (33, 90), (100, 120)])
@@ -140,6 +144,18 @@ def test_reads_nothing_beside_the_frame(backend: str, size: tuple[int, int]) -> 
     assert not out.isnan().any()
 
 
+@pytest.mark.parametrize("size", [(4, 7), (6, 11)])
+def test_channels_last_changes_where_numbers_lie_and_nothing_else(
+    backend: str, size: tuple[int, int]
+) -> None:
+    frame = torch.randint(0, 256, (6, 11, 3), dtype=torch.uint8)
+    arguments = {"size": size, "padding": (1, 0, 2, 3), "mean": MEAN, "std": STD}
+    planar = prepare_frame(frame, dtype=torch.float16, **arguments)
+    out = prepare_frame(frame, dtype=torch.float16, channels_last=True, **arguments)
+    assert torch.equal(out, planar)
+    assert out[None].is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("name", op_backends.CPU)
 def test_writes_every_float_and_none_beyond(name: str) -> None:
     """The extension itself, on an output between two guards and poisoned with NaN."""
@@ -154,6 +170,58 @@ def test_writes_every_float_and_none_beyond(name: str) -> None:
             written = torch.zeros(len(buffer), dtype=torch.bool)
             written[guard:-guard] = True
             assert torch.equal(~buffer.isnan(), written)
+
+
+@pytest.mark.parametrize("element", range(3), ids=["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("resized", [(5, None), (4, None), (1, 3)], ids=["same", "tiles", "pixels"])
+@pytest.mark.parametrize("bytes_in", [False, True], ids=["float", "uint8"])
+def test_cuda_writes_every_element_and_none_beyond(
+    bytes_in: bool, resized: tuple[int, int | None], element: int
+) -> None:
+    """The kernels themselves, on frames and outputs that begin anywhere, between two guards."""
+    guard = 64
+    dtype = list(ELEMENTS)[element]
+    with op_backends.emulated_cuda("shuffled"):
+        for width in (*range(1, 18), 40):
+            before, channels_last = width % 3, width % 2 == 0
+            height, columns = (40, 50) if resized == (1, 3) else (5, width)
+            size = (resized[0], resized[1] or width)
+            frame = torch.rand(height, columns + 5, 3)[:, before : before + columns]
+            if bytes_in:
+                frame = (255 * frame).to(torch.uint8)
+            shape = (3, size[0] + 2, size[1] + 3)
+            start = guard + (0 if width % 8 == 5 else before)
+            buffer = torch.full((start + prod(shape) + guard,), torch.nan, dtype=dtype)
+            extension.load().prepare_frame_cuda(
+                *(frame.data_ptr(), bytes_in, frame.stride(), (height, columns), size),
+                *((1, 2, 2, 0), MEAN, STD, buffer[start:].data_ptr(), element),
+                *(channels_last, (0, 0)),
+            )
+            written = torch.zeros(len(buffer), dtype=torch.bool)
+            written[start:-guard] = True
+            assert torch.equal(~buffer.isnan(), written)
+            out = buffer[start:-guard]
+            out = out.view(*shape[1:], 3).permute(2, 0, 1) if channels_last else out.view(shape)
+            plain = prepare_frame.reference(
+                frame, size=size, padding=(1, 2, 2, 0), mean=MEAN, std=STD
+            )
+            torch.testing.assert_close(
+                out, plain.to(dtype), rtol=2e-5 + torch.finfo(dtype).eps, atol=5e-5
+            )
+
+
+def test_cuda_says_what_it_cannot_take() -> None:
+    frame = torch.zeros(4, 4, 3)
+    with op_backends.emulated_cuda("forwards"):
+        wide = prepare_frame.explain(frame, size=(4, 4), dtype=torch.float64, **PLAIN)["cuda"]
+        assert wide is not None
+        assert "float64" in wide
+        assert prepare_frame.explain(frame, size=(4, 4), **PLAIN)["cuda"] is None
+        with pytest.raises(ValueError, match="at most 262140 rows"):
+            extension.load().prepare_frame_cuda(
+                *(frame.data_ptr(), False, frame.stride(), (4, 4), (4, 4), (0, 0, 0, 262140)),
+                *(MEAN, STD, 0, 0, False, (0, 0)),
+            )
 
 
 def test_cpp_says_what_it_cannot_take() -> None:

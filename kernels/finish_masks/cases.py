@@ -92,6 +92,27 @@ def _constant(objects: int, value: float) -> Make:
     return make
 
 
+def _shifted(generator: torch.Generator) -> dict[str, Any]:
+    """Logits that begin in the middle of a larger tensor."""
+    arguments = _masks(2, 6, 9, (24, 37))(generator)
+    larger = 4 * torch.randn(3, 9, 14, generator=generator)
+    arguments["logits"] = larger[1:, 1:7, 3:12]
+    return arguments
+
+
+def _ladder(objects: int, low: float, high: float, probabilities: bool) -> Make:
+    """Every pixel's greatest logit between `low` and `high`, all objects within 0.1 of it: where
+    the background and the objects are nearly as likely, for as many objects."""
+
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        arguments = _masks(objects, 4, 30, (16, 120), probabilities=probabilities)(generator)
+        noise = 0.1 * torch.rand(objects, 4, 30, generator=generator)
+        arguments["logits"] = torch.linspace(low, high, 30) - noise
+        return arguments
+
+    return make
+
+
 def _at_480p(objects: int, probabilities: bool) -> Make:
     region = (0.0, 1.25, 120.0, 213.5)  # 854 pixels with 5 of padding on both sides
     return _masks(objects, 120, 216, (480, 854), region, probabilities=probabilities)
@@ -120,6 +141,24 @@ CASES = (
     Case("one undecided", _constant(1, 0.0)),
     Case("equal objects", _expanded),
     Case("strided", _strided),
+    Case("begins inside a tensor", _shifted),
+    Case("wider than a tile", _masks(2, 4, 70, (15, 275), (0.5, 0.5, 3.0, 69.0))),
+    Case("wider than a tile, whole words", _masks(2, 4, 70, (16, 276))),
+    Case("wider than a tile, labels alone", _masks(2, 4, 35, (15, 139), probabilities=False)),
+    Case("70 objects", _masks(70, 6, 34, (18, 130))),
+    Case("70 objects, labels alone", _masks(70, 6, 34, (17, 131), probabilities=False)),
+    Case("255 objects", _masks(255, 3, 5, (9, 20), scale=2.0)),
+    Case("255 objects, labels alone", _masks(255, 3, 5, (9, 20), scale=2.0, probabilities=False)),
+    Case("just 3 times", _masks(3, 7, 11, (21, 33))),
+    Case("just above 3 times", _masks(3, 7, 20, (22, 61))),
+    Case("wider, lower", _masks(3, 40, 9, (13, 36))),
+    Case("narrower, higher", _masks(3, 5, 60, (20, 22))),
+    Case("smaller, labels alone", _masks(3, 20, 30, (7, 11), probabilities=False)),
+    Case("a corner beyond the grid", _masks(2, 6, 6, (25, 47), (-3.5, 3.75, 5.25, 7.5))),
+    Case("nearly even, 1 object", _ladder(1, -0.5, 0.5, False)),
+    Case("nearly even, 10 objects", _ladder(10, -3.0, 0.2, False)),
+    Case("nearly even, 60 objects", _ladder(60, -5.0, 0.2, False)),
+    Case("nearly even, 60 objects, probabilities", _ladder(60, -5.0, 0.2, True)),
     Case("480p, 3 objects", _at_480p(3, probabilities=False), bench=True),
     Case("480p, 3 objects, probabilities", _at_480p(3, probabilities=True), bench=True),
     Case("480p, 1 object", _at_480p(1, probabilities=False), bench=True),

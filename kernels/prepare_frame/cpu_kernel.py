@@ -2,9 +2,9 @@
 
 The frame's rows are averaged first (interleaved colours, wide vectors), then the pixels of that one
 row; the division by 255 and the normalisation are one multiply-add. Takes frames on the CPU and
-computes in float32, so it objects to a float64 result; float16 and bfloat16 are rounded from the
-float32 result. A frame whose pixels are not packed (a permuted view), or that is neither uint8 nor
-float32, is copied first; one whose rows lie apart is not.
+computes in float32, so it objects to a float64 result; float16, bfloat16 and channels last are made
+from the float32 result. A frame whose pixels are not packed (a permuted view), or that is neither
+uint8 nor float32, is copied first; one whose rows lie apart is not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def objection(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> str | None:
     if dtype == torch.float64:
         return "computes in float32, and float64 is asked for"
@@ -38,6 +39,7 @@ def run(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> torch.Tensor:
     height, width, _ = frame.shape
     if frame.dtype != torch.uint8:
@@ -59,4 +61,5 @@ def run(
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out.to(dtype)
+    out = out.to(dtype)
+    return out[None].contiguous(memory_format=torch.channels_last)[0] if channels_last else out

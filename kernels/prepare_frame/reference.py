@@ -18,6 +18,7 @@ def contract(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> None:
     sizes = check({"frame": (frame, "H W 3")})
     if frame.dtype != torch.uint8 and not frame.dtype.is_floating_point:
@@ -42,6 +43,7 @@ def prepare_frame(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> torch.Tensor:
     """An RGB image as the network wants it: resized, padded with black, normalised, channels first.
 
@@ -53,7 +55,10 @@ def prepare_frame(
     padding  (left, right, top, bottom) pixels of black around the resized image
     mean     three numbers, of RGB in 0..1
     std      three numbers > 0, of RGB in 0..1
-    returns  [3, top + height + bottom, left + width + right]   new, contiguous, of `dtype`
+    channels_last  whether the result lies in memory as [height, width, 3], as torch.channels_last
+             stores an image; its shape is the same
+    returns  [3, top + height + bottom, left + width + right]   new, contiguous but for
+             channels_last, of `dtype`
 
     Dtype   computed in float32 (float64 for a float64 result), rounded once to `dtype`.
     Device  the frame's; no synchronisation with the host.
@@ -65,10 +70,18 @@ def prepare_frame(
     wide = torch.promote_types(dtype, torch.float32)
     image = image.to(wide) / 255 if frame.dtype == torch.uint8 else image.to(wide)
     if tuple(size) != tuple(frame.shape[:2]):
+        # torch 2.13 resizes a single column to a single column wrongly, and two equal ones right.
+        columns = 2 if image.shape[2] == size[1] == 1 else size[1]
         image = functional.interpolate(
-            image[None], size, mode="bilinear", align_corners=False, antialias=True
-        )[0]
+            image.expand(-1, -1, 2)[None] if columns > size[1] else image[None],
+            (size[0], columns),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )[0, :, :, : size[1]]
     image = functional.pad(image, padding)
     centre = torch.tensor(mean, dtype=wide, device=frame.device)[:, None, None]
     spread = torch.tensor(std, dtype=wide, device=frame.device)[:, None, None]
-    return ((image - centre) / spread).to(dtype).contiguous()
+    image = ((image - centre) / spread).to(dtype)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return image[None].contiguous(memory_format=form)[0]

@@ -69,6 +69,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, Body body, void* argum
 unsigned char* shared_memory();
 void set_order(int order);  // 0 forwards, 1 backwards, else shuffled by this seed
 void wait_for_block();
+int vote_of_block(int predicate);  // whether any thread's is not 0
 // Waits until every lane of `mask` that exists has come, twice: around an exchange of 8 bytes.
 void exchange(unsigned mask, uint64_t mine, uint64_t (&all)[32]);
 unsigned lane();
@@ -98,6 +99,7 @@ T shuffle(unsigned mask, T value, int source) {
 }  // namespace emulated
 
 inline void __syncthreads() { emulated::wait_for_block(); }
+inline int __syncthreads_or(int predicate) { return emulated::vote_of_block(predicate); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   uint64_t all[32];
   emulated::exchange(mask, 0, all);
@@ -194,6 +196,10 @@ inline int32_t __float_as_int(float x) {
 inline uint32_t __float_as_uint(float x) { return static_cast<uint32_t>(__float_as_int(x)); }
 inline float __int_as_float(int32_t x) { return emulated::from_bits<float>(emulated::bits_of(x)); }
 inline float __uint_as_float(uint32_t x) { return __int_as_float(static_cast<int32_t>(x)); }
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t by) {
+  const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
+  return static_cast<uint32_t>(both >> (by & 31));
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

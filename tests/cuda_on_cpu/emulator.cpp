@@ -46,6 +46,7 @@ struct Grid {
   std::vector<unsigned char> shared;
   ucontext_t scheduler;
   Barrier block;
+  int votes = 0;
   Fiber* running = nullptr;
   Body body = nullptr;
   void* arguments = nullptr;
@@ -100,6 +101,7 @@ void start_block() {
   std::fill(grid.shared.begin(), grid.shared.end(), 0xff);  // every float of it is a NaN
   for (auto& warp : grid.warps) warp.clear();
   grid.block = Barrier{};
+  grid.votes = 0;
   grid.alive = static_cast<unsigned>(grid.fibers.size());
   for (auto& fiber : grid.fibers) {
     fiber.done = false;
@@ -172,6 +174,16 @@ unsigned lane() { return index_of(*grid.running) % 32; }
 
 void wait_for_block() {
   wait(grid.block, [] { return grid.alive; });
+}
+
+int vote_of_block(int predicate) {
+  grid.votes |= predicate != 0;
+  wait_for_block();
+  const int result = grid.votes;
+  wait_for_block();
+  grid.votes = 0;
+  wait_for_block();
+  return result;
 }
 
 void exchange(unsigned mask, uint64_t mine, uint64_t (&all)[32]) {

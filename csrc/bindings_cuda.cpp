@@ -11,6 +11,7 @@
 
 #include "checks.h"
 #include "cuda_target.h"
+#include "deform_conv.h"
 #include "finish_masks.h"
 #include "group_centres.h"
 #include "match_proposals.h"
@@ -23,6 +24,8 @@ namespace {
 
 using vosengine::CudaTarget;
 using vosengine::Element;
+using Strides = std::array<int64_t, 4>;
+using Pair = std::array<int64_t, 2>;
 
 // Device index and stream.
 using Target = std::tuple<int, uintptr_t>;
@@ -39,6 +42,51 @@ CudaTarget target_of(const Target& target) {
 Element element_of(int code) {
   VOS_CHECK(code >= 0 && code <= 2, "element", "0, 1 or 2", code);
   return static_cast<Element>(code);
+}
+
+void deform_conv_cuda(Target target, int element, std::tuple<uintptr_t, Strides, Strides> x,
+                      std::tuple<uintptr_t, Strides> offset, std::tuple<uintptr_t, Strides> mask,
+                      std::tuple<uintptr_t, Strides> weight, uintptr_t bias, uintptr_t out,
+                      std::array<int64_t, 3> out_shape, Pair kernel, Pair stride, Pair padding,
+                      Pair dilation, int64_t groups, int64_t offset_groups, uintptr_t packed,
+                      uintptr_t weights, int64_t section, int64_t chunks, int64_t units) {
+  vosengine::DeformConvCuda call{};
+  const auto& shape = std::get<2>(x);
+  call.batch = shape[0];
+  call.channels = shape[1];
+  call.height = shape[2];
+  call.width = shape[3];
+  call.outputs = out_shape[0];
+  call.out_height = out_shape[1];
+  call.out_width = out_shape[2];
+  for (int i = 0; i < 2; ++i) {
+    call.kernel[i] = kernel[i];
+    call.stride[i] = stride[i];
+    call.padding[i] = padding[i];
+    call.dilation[i] = dilation[i];
+  }
+  call.groups = groups;
+  call.offset_groups = offset_groups;
+  call.element = element_of(element);
+  call.x = pointer<const void>(std::get<0>(x));
+  call.offset = pointer<const void>(std::get<0>(offset));
+  call.mask = pointer<const void>(std::get<0>(mask));
+  call.weight = pointer<const void>(std::get<0>(weight));
+  for (int i = 0; i < 4; ++i) {
+    call.x_stride[i] = std::get<1>(x)[i];
+    call.offset_stride[i] = std::get<1>(offset)[i];
+    call.mask_stride[i] = std::get<1>(mask)[i];
+    call.weight_stride[i] = std::get<1>(weight)[i];
+  }
+  call.bias = pointer<const void>(bias);
+  call.out = pointer<void>(out);
+  call.packed = pointer<void>(packed);
+  call.weights = pointer<void>(weights);
+  call.section = section;
+  call.chunks = chunks;
+  call.units = units;
+  call.target = target_of(target);
+  vosengine::deform_conv_cuda(call);
 }
 
 void finish_masks_cuda(uintptr_t logits, int element, std::array<int64_t, 3> stride,
@@ -191,6 +239,7 @@ void bind_cuda(py::module_& module) {
   using Release = py::call_guard<py::gil_scoped_release>;
   module.def("cuda_device_type", [] { return VOSENGINE_CUDA_DEVICE_TYPE; });
   module.def("cuda_archs", [] { return VOSENGINE_CUDA; });
+  module.def("deform_conv_cuda", &deform_conv_cuda, Release());
   module.def("finish_masks_cuda", &finish_masks_cuda, Release());
   module.def("group_centres_cuda", &group_centres_cuda, Release());
   module.def("match_proposals_cuda", &match_proposals_cuda, Release());

@@ -1,0 +1,93 @@
+"""`deform_conv` in CUDA: what a lane samples is its share of the tensor cores' operand.
+
+A first kernel packs the image (see packing.py) into units of 16 bytes, and the weights. In the
+second a warp owns 16 pixels and 64 outputs; a lane finds positions and bilinear weights of a pixel,
+offset group and tap once, in float32, and samples 8 channels with four loads of 16 bytes; rounded
+to x's dtype, the sums are multiplied on the tensor cores with float32 accumulators, without a turn
+through shared memory. In float32: through shared memory, with ordinary multiplications.
+
+Objects to float64 and to sides of 32768 or more; takes any strides. Memory beside the output: the
+packed image and the packed weights. Dispatch prefers it to Triton's for every shape, by the order
+of backends alone: neither is timed on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..extension import load
+from ..gpu import ELEMENTS, cuda_objection, stream_of
+from .packing import packing_of, side_objection
+from .reference import Pair, as_pair
+
+OUTPUTS = 64  # of a tile, as in csrc/deform_conv.cu
+
+
+def objection(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> str | None:
+    if x.dtype not in ELEMENTS:
+        return f"wants float32, float16 or bfloat16, given {x.dtype}"
+    reason = side_objection(x, padding)
+    return cuda_objection(x, offset, weight, bias, mask) if reason is None else reason
+
+
+def run(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> torch.Tensor:
+    like: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
+    out = torch.empty(x.shape[0], weight.shape[0], *offset.shape[2:], **like)
+    if out.numel() == 0:
+        return out
+    packing = packing_of(x, offset, weight, groups, 16 // x.element_size())
+    together = 32 // packing.unit  # units multiplied in one go: 32 channels
+    depth = -(-packing.units // together) * 32
+    wide = -(-(weight.shape[0] // groups) // OUTPUTS) * OUTPUTS
+    # Held by name until the launch is over: the compiled side sees addresses alone.
+    packed = torch.empty(packing.image_shape(x, groups), **like)
+    weights = torch.empty(groups * packing.taps * depth * wide, **like)
+    bias = None if bias is None else bias.contiguous()
+    strength = (0, (0, 0, 0, 0)) if mask is None else (mask.data_ptr(), mask.stride())
+    load().deform_conv_cuda(
+        stream_of(x),
+        ELEMENTS[x.dtype],
+        (x.data_ptr(), x.stride(), tuple(x.shape)),
+        (offset.data_ptr(), offset.stride()),
+        strength,
+        (weight.data_ptr(), weight.stride()),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        tuple(out.shape[1:]),
+        tuple(weight.shape[2:]),
+        as_pair(stride),
+        as_pair(padding),
+        as_pair(dilation),
+        groups,
+        x.shape[1] // packing.side,
+        packed.data_ptr(),
+        weights.data_ptr(),
+        packing.section,
+        packing.chunks,
+        packing.units,
+    )
+    return out

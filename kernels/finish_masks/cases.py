@@ -113,6 +113,22 @@ def _ladder(objects: int, low: float, high: float, probabilities: bool) -> Make:
     return make
 
 
+def _half_absent(generator: torch.Generator) -> dict[str, Any]:
+    """The same, the first half of the objects nowhere, and the last one sure of the upper edge:
+    what is decided at a glance lies beside what is not."""
+    arguments = _ladder(100, -5.0, 0.2, False)(generator)
+    arguments["logits"][:50] -= 20
+    arguments["logits"][99, 0] = 5
+    return arguments
+
+
+def _mostly_absent(generator: torch.Generator) -> dict[str, Any]:
+    """So many objects at the clamp's lower end that together they count."""
+    arguments = _masks(255, 3, 5, (9, 20), scale=1.0)(generator)
+    arguments["logits"][:250] = -100
+    return arguments
+
+
 def _at_480p(objects: int, probabilities: bool) -> Make:
     region = (0.0, 1.25, 120.0, 213.5)  # 854 pixels with 5 of padding on both sides
     return _masks(objects, 120, 216, (480, 854), region, probabilities=probabilities)
@@ -149,6 +165,7 @@ CASES = (
     Case("70 objects, labels alone", _masks(70, 6, 34, (17, 131), probabilities=False)),
     Case("255 objects", _masks(255, 3, 5, (9, 20), scale=2.0)),
     Case("255 objects, labels alone", _masks(255, 3, 5, (9, 20), scale=2.0, probabilities=False)),
+    Case("255 objects, 250 of them absent", _mostly_absent),
     Case("just 3 times", _masks(3, 7, 11, (21, 33))),
     Case("just above 3 times", _masks(3, 7, 20, (22, 61))),
     Case("wider, lower", _masks(3, 40, 9, (13, 36))),
@@ -159,6 +176,7 @@ CASES = (
     Case("nearly even, 10 objects", _ladder(10, -3.0, 0.2, False)),
     Case("nearly even, 60 objects", _ladder(60, -5.0, 0.2, False)),
     Case("nearly even, 60 objects, probabilities", _ladder(60, -5.0, 0.2, True)),
+    Case("nearly even, half of 100 objects", _half_absent),
     Case("480p, 3 objects", _at_480p(3, probabilities=False), bench=True),
     Case("480p, 3 objects, probabilities", _at_480p(3, probabilities=True), bench=True),
     Case("480p, 1 object", _at_480p(1, probabilities=False), bench=True),

@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vosengine.kernels import ShapeError, UnsupportedBackend, read_memory, use_backend
+from vosengine.kernels import ShapeError, UnsupportedBackend, gpu, read_memory, use_backend
 from vosengine.kernels.extension import missing
 from vosengine.kernels.parity import widened
 from vosengine.kernels.read_memory.cases import CASES
 
 Arguments = dict[str, Any]
+
+# Past a block of the C++ kernel, or past several of Triton's, whose interpreter is slow.
+MANY = 150 if gpu.INTERPRETED else 1100
 
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 
@@ -69,6 +72,8 @@ def formula(arguments: Arguments) -> torch.Tensor:
             if given.get("bias") is not None:
                 scores += given["bias"][g, :end]
             weights = np.exp(scores - scores.max())
+            if given.get("top_k") is not None:
+                weights[scores < np.sort(scores)[-min(given["top_k"], end)]] = 0
             weights /= weights.sum()
             if value.ndim == 3:
                 out[g, p] = weights @ value[g, :end]
@@ -108,19 +113,22 @@ def assert_matches(arguments: Arguments, truth: torch.Tensor) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if not c.bench], ids=lambda case: case.name)
 def test_follows_the_formula(backend: str, case: Any) -> None:
     arguments = case.arguments()
+    reason = read_memory.explain(**arguments)[backend.split()[0]]
+    if reason is not None:
+        pytest.skip(reason)
     assert_matches(arguments, formula(arguments))
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@pytest.mark.parametrize("length", [None, (1100, 513), (256, 1)], ids=str)
+@pytest.mark.parametrize("length", [None, (MANY, MANY // 2), (MANY // 4, 1)], ids=str)
 @pytest.mark.parametrize("sets", [None, 3], ids=["values", "sets"])
 @pytest.mark.parametrize("query_per_group", [False, True], ids=["query", "queries"])
 def test_is_what_torch_calls_attention(
     backend: str, query_per_group: bool, sets: int | None, length: Any, bias: bool
 ) -> None:
-    arguments = draw(positions=1100, key=24, value=56, sets=sets, query_per_group=query_per_group)
+    arguments = draw(positions=MANY, key=24, value=56, sets=sets, query_per_group=query_per_group)
     if bias:
-        arguments["bias"] = torch.randn(2, 1100, generator=torch.Generator().manual_seed(2))
+        arguments["bias"] = torch.randn(2, MANY, generator=torch.Generator().manual_seed(2))
     if length is not None:
         arguments["length"] = lengths(*length)
     assert_matches(arguments, attention(arguments))
@@ -141,8 +149,8 @@ def test_dead_positions_have_no_influence_at_all(backend: str, sets: int | None)
 
 @pytest.mark.parametrize("query_per_group", [False, True], ids=["query", "queries"])
 def test_sets_are_as_many_readings(backend: str, query_per_group: bool) -> None:
-    arguments = draw(positions=1500, value=45, sets=4, query_per_group=query_per_group)
-    arguments |= {"bias": torch.linspace(-2, 2, 1500).expand(2, -1), "length": lengths(1500, 40)}
+    arguments = draw(positions=MANY, value=45, sets=4, query_per_group=query_per_group)
+    arguments |= {"bias": torch.linspace(-2, 2, MANY).expand(2, -1), "length": lengths(MANY, 40)}
     together = read_memory(**arguments)
     apart = [
         read_memory(**arguments | {"memory_value": values})
@@ -152,7 +160,7 @@ def test_sets_are_as_many_readings(backend: str, query_per_group: bool) -> None:
 
 
 def test_queries_per_group_are_readings_of_one_group_each(backend: str) -> None:
-    arguments = draw(groups=3, positions=500, query_per_group=True)
+    arguments = draw(groups=3, positions=MANY, query_per_group=True)
     together = read_memory(**arguments)
     for group in range(3):
         one = {
@@ -209,8 +217,8 @@ def test_a_group_of_length_zero_is_zeros(backend: str) -> None:
 
 
 def test_the_order_of_memory_does_not_matter(backend: str) -> None:
-    arguments = draw(positions=900) | {"bias": torch.linspace(-3, 3, 900).expand(2, -1)}
-    order = torch.randperm(900, generator=torch.Generator().manual_seed(3))
+    arguments = draw(positions=MANY) | {"bias": torch.linspace(-3, 3, MANY).expand(2, -1)}
+    order = torch.randperm(MANY, generator=torch.Generator().manual_seed(3))
     shuffled = {
         name: value[:, order] if name.startswith(("memory", "bias")) else value
         for name, value in arguments.items()
@@ -246,9 +254,9 @@ def test_a_prefix_view_reads_as_its_copy(backend: str) -> None:
 
 
 def test_a_prefix_of_sets_and_positions_reads_as_its_copy(backend: str) -> None:
-    arguments = draw(groups=3, positions=500, sets=5)
-    arguments["memory_key"] = arguments["memory_key"][:, :270]
-    arguments["memory_value"] = arguments["memory_value"][:, :3, :270]
+    arguments = draw(groups=3, positions=300, sets=5)
+    arguments["memory_key"] = arguments["memory_key"][:, :170]
+    arguments["memory_value"] = arguments["memory_value"][:, :3, :170]
     copied = {n: x.contiguous() if n.startswith("memory") else x for n, x in arguments.items()}
     assert torch.equal(read_memory(**arguments), read_memory(**copied))
 

@@ -21,6 +21,7 @@ def _memory(
     scale: float | None = None,
     bias: bool = False,
     length: tuple[int, ...] | None = None,
+    top_k: int | None = None,
 ) -> Make:
     """Normal keys and values; what lies at or past a group's length is poisoned with NaN."""
     query_shape = (groups, queries) if query_per_group else (queries,)
@@ -36,6 +37,8 @@ def _memory(
             "memory_value": normal(*value_shape, value_channels),
             "scale": key_channels**-0.5 if scale is None else scale,
         }
+        if top_k is not None:
+            made["top_k"] = top_k
         if bias:
             made["bias"] = normal(groups, positions)
         if length is not None:
@@ -67,10 +70,10 @@ def _prefix(queries: int, groups: int, positions: int, capacity: int, key: int, 
 
 def _prefix_of_sets(generator: torch.Generator) -> dict[str, Any]:
     """Two of four sets and some of their positions in a larger bank, NaN in all the rest."""
-    made = _memory(17, 3, 500, 9, 37, sets=4, length=(270,) * 3)(generator)
+    made = _memory(17, 2, 300, 9, 37, sets=4, length=(170,) * 2)(generator)
     made["memory_value"][:, 2:] = torch.nan
-    made["memory_key"] = made["memory_key"][:, :270]
-    made["memory_value"] = made["memory_value"][:, :2, :270]
+    made["memory_key"] = made["memory_key"][:, :170]
+    made["memory_value"] = made["memory_value"][:, :2, :170]
     del made["length"]
     return made
 
@@ -92,6 +95,14 @@ def _wider_rows(generator: torch.Generator) -> dict[str, Any]:
     return made
 
 
+def _rows_with_room(generator: torch.Generator) -> dict[str, Any]:
+    """Values in the first 21 columns of rows of 32, NaN in the rest."""
+    made = _memory(9, 2, 70, 16, 32)(generator)
+    made["memory_value"][..., 21:] = torch.nan
+    made["memory_value"] = made["memory_value"][..., :21]
+    return made
+
+
 def _hushed(generator: torch.Generator) -> dict[str, Any]:
     """A bias of -1e4 on two of three positions, among them all of the first 300."""
     made = _memory(11, 2, 400, 16, 24, bias=True)(generator)
@@ -108,17 +119,54 @@ def _equal_scores(generator: torch.Generator) -> dict[str, Any]:
 
 def _rising_scores(generator: torch.Generator) -> dict[str, Any]:
     """The best match so far comes again and again: every block of memory has a new maximum."""
-    made = _memory(13, 1, 1200, 8, 40, bias=True)(generator)
-    made["bias"] = torch.linspace(-30, 30, 1200)[None]
+    made = _memory(13, 1, 1100, 8, 40, bias=True)(generator)
+    made["bias"] = torch.linspace(-30, 30, 1100)[None]
+    return made
+
+
+def _apart(
+    queries: int,
+    positions: int,
+    top_k: int,
+    *,
+    sets: int | None = None,
+    length: tuple[int, ...] | None = None,
+) -> Make:
+    """Scores far enough apart in any dtype for `top_k` to be the same ones: each position has a
+    level of its own, four times the reach of its product with a query."""
+
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        groups = 2 if length is None else len(length)
+        made = _memory(
+            queries, groups, positions, 24, 40, sets=sets, scale=2e-3, bias=True, length=length
+        )(generator)
+        rank = torch.randperm(positions, generator=generator)
+        level = (rank - positions / 2) / 8  # exact in bfloat16 up to 128 of them
+        alive = made["bias"].isfinite()
+        made["bias"] = torch.where(alive, level, torch.nan)
+        return made | {"top_k": top_k}
+
+    return make
+
+
+def _ties(generator: torch.Generator) -> dict[str, Any]:
+    """Every score comes five times, in places far apart: seven asked for, ten taken."""
+    made = _apart(6, 24, 7)(generator)
+    for name in ("memory_key", "bias"):
+        made[name] = made[name].repeat_interleave(5, dim=1)[:, torch.arange(120) * 7 % 120]
+    made["memory_value"] = torch.randn(2, 120, 40, generator=generator)
     return made
 
 
 CASES = (
     Case("one position", _memory(1, 1, 1, 4, 4)),
     Case("odd sizes", _memory(5, 2, 123, 7, 5)),
-    Case("more queries", _memory(123, 1, 45)),
-    Case("real channels", _memory(123, 2, 77, 128, 512)),
-    Case("several blocks", _memory(37, 3, 1300, 24, 40)),
+    Case("more queries", _memory(140, 1, 45)),
+    Case("real channels", _memory(40, 1, 77, 128, 512)),
+    Case("wide keys", _memory(21, 1, 140, 200, 40)),
+    Case("wider keys and many values", _memory(9, 2, 70, 300, 600, length=(70, 37))),
+    Case("many sets, bias", _memory(11, 2, 150, 200, 40, sets=3, bias=True, length=(150, 65))),
+    Case("several blocks", _memory(37, 1, 1050, 24, 40)),
     Case("no groups", _memory(5, 0, 20)),
     Case("no queries", _memory(0, 2, 20)),
     Case("bias", _memory(21, 2, 300, bias=True)),
@@ -127,13 +175,14 @@ CASES = (
     Case("all of length 0", _memory(6, 2, 10, length=(0, 0))),
     Case("prefix of a larger bank", _prefix(15, 3, 2 * 35, 5 * 35, 16, 48)),
     Case("key and value in one tensor", _wider_rows),
+    Case("rows with room to spare", _rows_with_room),
     Case("one-hot softmax", _memory(23, 2, 270, scale=100.0)),
     Case("negative scale", _memory(23, 2, 270, scale=-0.5)),
     Case("flat softmax", _memory(23, 2, 270, scale=0.0)),
     Case("most positions hushed by bias", _hushed),
     Case("equal scores", _equal_scores),
     Case("rising scores", _rising_scores),
-    Case("sets", _memory(123, 1, 1300, 7, 45, sets=3)),
+    Case("sets", _memory(9, 1, 1050, 7, 45, sets=2)),
     Case("one set", _memory(21, 2, 300, sets=1)),
     Case("no sets", _memory(21, 2, 300, sets=0)),
     Case("sets, no groups", _memory(21, 0, 300, sets=2)),
@@ -148,9 +197,16 @@ CASES = (
     Case(
         "a query per group, sets, lengths and bias",
         _memory(
-            19, 4, 1100, 7, 37, sets=2, query_per_group=True, bias=True, length=(1100, 1030, 1, 0)
+            9, 4, 1050, 7, 37, sets=2, query_per_group=True, bias=True, length=(70, 1030, 1, 0)
         ),
     ),
+    Case("top_k", _apart(7, 70, 30)),
+    Case("top_k of one", _apart(5, 77, 1)),
+    Case("top_k, lengths", _apart(9, 90, 7, length=(90, 70, 3, 0))),
+    Case("top_k, sets", _apart(9, 90, 5, sets=3, length=(90, 33))),
+    Case("top_k, ties", _ties),
+    Case("top_k of all", _memory(9, 2, 45, top_k=100)),
+    Case("top_k above what is taken in registers", _apart(9, 128, 50)),
     Case("480p, one frame", _memory(1620, 1, 1620, 128, 512), bench=True),
     Case("480p, five frames", _memory(1620, 1, 5 * 1620, 128, 512), bench=True),
     Case(

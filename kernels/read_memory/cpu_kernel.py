@@ -20,9 +20,12 @@ def objection(
     scale: float,
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
+    top_k: int | None = None,
 ) -> str | None:
     if query_key.dtype != torch.float32:
         return f"wants float32, given {query_key.dtype}"
+    if top_k is not None:
+        return "has no top_k"
     rows = {"query_key": query_key, "memory_key": memory_key, "memory_value": memory_value}
     for name, tensor in rows.items():
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
@@ -38,6 +41,7 @@ def run(
     scale: float,
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
+    top_k: int | None = None,
 ) -> torch.Tensor:
     groups, positions, key_channels = memory_key.shape
     query_key = query_key.expand(groups, -1, -1)

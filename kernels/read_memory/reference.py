@@ -15,6 +15,7 @@ def contract(
     scale: float,
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
+    top_k: int | None = None,
 ) -> None:
     if query_key.ndim not in (2, 3):
         given = list(query_key.shape)
@@ -36,6 +37,8 @@ def contract(
     check_dtype("query_key", query_key, torch.float16, torch.bfloat16, torch.float32, torch.float64)
     check_dtype("memory_key", memory_key, query_key.dtype)
     check_dtype("memory_value", memory_value, query_key.dtype)
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: wanted at least 1, given {top_k}; None reads all positions")
     if sizes["N"] == 0:
         raise ShapeError("memory_key: wanted at least one memory position, given N = 0")
 
@@ -48,6 +51,7 @@ def read_memory(
     scale: float,
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
+    top_k: int | None = None,
 ) -> torch.Tensor:
     """For every query position, the softmax-weighted mean of the memory values, group by group and
     for every set of values on the same scores.
@@ -62,6 +66,9 @@ def read_memory(
                                last may be a prefix view, as with memory_key
     bias          [G, N]       any float dtype, added to the scores; None means 0
     length        [G] int32 on the device: positions at or past it are never read; None means N
+    top_k         positions read for each query: those whose score is not below its top_k-th
+                  greatest one, so that of equal scores all or none take part; the softmax runs
+                  over these. None, or no fewer than there are: all of them
     returns       [G, P, Cv] or [G, S, P, Cv], as memory_value; new, contiguous, dtype of query_key
 
     Dtype   float16, bfloat16 or float32 (float64 in the reference alone), one for all but bias;
@@ -69,10 +76,11 @@ def read_memory(
     Device  one for all; no synchronisation with the host; inputs unchanged.
     Empty   N = 0 is an error; G = 0 returns [0, P, Cv] or [0, S, P, Cv]; S = 0 returns
             [G, 0, P, Cv]; a group of length 0 returns zeros.
-    Error   at most twice that of this function in the same dtype, against itself in float32.
-    Raises  ShapeError, naming argument, wanted shape and given shape.
+    Error   at most twice that of this function in the same dtype, against itself in float32;
+            with top_k, where rounding does not decide which scores are the greatest.
+    Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for top_k < 1.
     Source  STM, section 3.3; sets: GIEL, equations 4, 5 and 9; a query per group: DMN-AOA,
-            equation 1.
+            equation 1; top_k: XMem, section 3.2 (30 there).
     """
     wide = torch.promote_types(query_key.dtype, torch.float32)
     query = query_key.to(wide).expand(len(memory_key), -1, -1)
@@ -80,11 +88,15 @@ def read_memory(
     if bias is not None:
         scores = scores + bias.to(wide)[:, None, :]
     sets = memory_value if memory_value.ndim == 4 else memory_value[:, None]
+    if length is not None:
+        valid = torch.arange(memory_key.shape[1], device=length.device) < length[:, None]
+        scores = scores.masked_fill(~valid[:, None, :], -torch.inf)
+    if top_k is not None and top_k < memory_key.shape[1]:
+        least = scores.topk(top_k, dim=-1).values[..., -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
     if length is None:
         weights = torch.softmax(scores, dim=-1)
     else:
-        valid = torch.arange(memory_key.shape[1], device=length.device) < length[:, None]
-        scores = scores.masked_fill(~valid[:, None, :], -torch.inf)
         weights = torch.softmax(scores, dim=-1).masked_fill(~valid[:, None, :], 0)
         sets = sets.masked_fill(~valid[:, None, :, None], 0)
     out = torch.einsum("gpn,gsnv->gspv", weights.to(query_key.dtype), sets).contiguous()

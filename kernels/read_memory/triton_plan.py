@@ -1,0 +1,177 @@
+"""How `read_memory` is cut into Triton programs: from shapes and the chip alone.
+
+Nothing here knows how long a memory is (`length` lives on the device), so a captured graph stays
+valid while memory grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+MOST_KEPT = 32  # of `top_k`: XMem and Cutie use 30
+MOST_PARTS = 32
+MOST_STORED = 512 * 2**20  # bytes of weights that a call may store for the sake of speed
+START, MERGE = 4, 4  # what a program's start and a second launch cost, in blocks of positions
+PARTIALS_PER_BLOCK = 12  # tiles of partial sums written and read again in the time of a block
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program holds: `rows` queries against `positions` at a time, `columns` channels."""
+
+    rows: int
+    positions: int
+    columns: int  # of values; of keys where there are no values
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """read: one pass. best: that with top_k, and the search for thresholds. score: passes over the
+    keys alone. mix: stored weights times values, which takes the positions of a block of `score`
+    in one step or several."""
+
+    read: Tile
+    best: Tile
+    score: Tile
+    mix: Tile
+
+
+# Reasoned from the resource report and not yet timed. On Hopper two warpgroups of 64 rows share a
+# block of 256 value channels: all 512 at once would leave 64 rows in all, and a byte from L2 would
+# feed half as many operations, far too few for the matrix units.
+HOPPER = Config(
+    read=Tile(128, 64, 256, warps=8, stages=3),
+    best=Tile(128, 64, 256, warps=8, stages=3),
+    score=Tile(128, 64, 128, warps=8, stages=3),
+    mix=Tile(128, 64, 256, warps=8, stages=3),
+)
+BLACKWELL = replace(
+    HOPPER,
+    read=Tile(128, 32, 256, warps=8, stages=3),
+    best=Tile(128, 32, 256, warps=8, stages=3),
+)
+AMPERE = Config(
+    read=Tile(64, 32, 256, warps=4, stages=2),
+    best=Tile(64, 16, 256, warps=4, stages=2),
+    score=Tile(64, 64, 128, warps=4, stages=2),
+    mix=Tile(128, 32, 128, warps=8, stages=3),
+)
+CONSUMER = replace(AMPERE, read=Tile(64, 16, 256, warps=4, stages=2))
+CONFIGS = {80: AMPERE, 86: AMPERE, 89: AMPERE, 90: HOPPER, 100: BLACKWELL, 120: CONSUMER}
+# float32 runs on the scalar units, in full precision; the same for all chips.
+FLOAT32 = Config(
+    read=Tile(32, 64, 64, warps=8, stages=2),
+    best=Tile(32, 64, 64, warps=8, stages=1),
+    score=Tile(32, 32, 32, warps=4, stages=2),
+    mix=Tile(32, 32, 64, warps=4, stages=1),
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a call."""
+
+    groups: int
+    sets: int
+    queries: int
+    positions: int
+    key_channels: int
+    value_channels: int
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """stored       weights are written once and multiplied with all values, instead of one pass
+    reading         tile of the one pass, or of the product with stored weights
+    scoring         tile of every pass over the keys
+    parts           into how many parts memory is cut for `reading`
+    score_parts     and for passes over the keys alone
+    programs        of the pass over values, of one over keys, of merging parts
+    """
+
+    stored: bool
+    reading: Tile
+    scoring: Tile
+    chunk: int
+    chunks: int
+    parts: int
+    score_parts: int
+    programs: int
+    score_programs: int
+    merge_programs: int
+
+
+MERGED = Tile(8, 1, 256, warps=4, stages=1)
+SETTLED = Tile(16, 1, MOST_KEPT, warps=1, stages=1)
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(least: int, size: int, most: int) -> int:
+    """The smallest power of two that holds `size`, within the bounds given."""
+    return min(max(least, 1 << (size - 1).bit_length() if size > 1 else 1), most)
+
+
+def parts_of(programs: int, blocks: int, processors: int, *, partials: bool) -> int:
+    """Into how many parts to cut a memory of so many blocks of positions, so that all processors
+    have work to the end, given the programs that there are without cutting."""
+
+    def cost(parts: int) -> float:
+        waves = ceil_div(programs * parts, processors)
+        work = waves * (ceil_div(blocks, parts) + START)
+        if parts == 1:
+            return work
+        return work + (MERGE + programs * parts / PARTIALS_PER_BLOCK if partials else 0)
+
+    return min(range(1, min(MOST_PARTS, blocks) + 1), key=cost)
+
+
+def plan_of(shape: Shape, config: Config, processors: int, *, top_k: bool = False) -> Plan:
+    """The plan of a call with at least one query, group and value channel.
+
+    One pass computes the scores anew for every block of value channels: blocks * (Ck + columns)
+    operations. Stored weights want the scores twice, once for the maximum and once for the
+    weights, then the product alone: 2 * Ck + blocks * columns. So up to two blocks are read in one
+    pass and more are not; as many as two cost the same, but stored weights go through memory.
+    """
+    read = config.best if top_k else config.read
+    score, mix = config.score, config.mix
+    columns = power_of_two(16, shape.value_channels, read.columns)
+    value_blocks = shape.sets * ceil_div(shape.value_channels, columns)
+    rows_in_all = shape.groups * shape.queries
+    stored = value_blocks > 2 and rows_in_all * shape.positions * shape.itemsize <= MOST_STORED
+    reading = mix if stored else read
+    scoring = score if stored else read
+    columns = power_of_two(16, shape.value_channels, reading.columns)
+    value_blocks = shape.sets * ceil_div(shape.value_channels, columns)
+    chunk = power_of_two(16, shape.key_channels, score.columns)
+    if not stored and 128 <= chunk < shape.key_channels:
+        chunk //= 2  # three chunks or more: a loop of its own, which leaves room for the values
+    programs = shape.groups * ceil_div(shape.queries, reading.rows) * value_blocks
+    score_programs = shape.groups * ceil_div(shape.queries, scoring.rows)
+    parts = parts_of(
+        programs, ceil_div(shape.positions, reading.positions), processors, partials=True
+    )
+    score_parts = parts_of(
+        score_programs, ceil_div(shape.positions, scoring.positions), processors, partials=False
+    )
+    return Plan(
+        stored=stored,
+        reading=Tile(reading.rows, reading.positions, columns, reading.warps, reading.stages),
+        scoring=scoring,
+        chunk=chunk,
+        chunks=max(1, ceil_div(shape.key_channels, chunk)),
+        parts=parts,
+        score_parts=score_parts,
+        programs=programs * parts,
+        score_programs=score_programs * score_parts,
+        merge_programs=shape.groups
+        * shape.sets
+        * ceil_div(shape.queries, MERGED.rows)
+        * ceil_div(shape.value_channels, MERGED.columns),
+    )

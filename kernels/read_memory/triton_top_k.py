@@ -1,0 +1,95 @@
+"""The Triton programs that find which scores are among a query's top_k greatest.
+
+The scores come out of the same tiles as in the passes that use them, so a score equal to the
+threshold is equal to the last bit.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+from ..gpu import tl, triton
+from .triton_programs import end_of, held_queries, live_parts, part_size, scores
+
+
+@triton.jit
+def _empty_list(top_k, ROWS: tl.constexpr, KEPT: tl.constexpr):
+    """[rows, KEPT]: top_k places to fill, whose least is the top_k-th greatest once they are; the
+    rest +inf, out of the way."""
+    place = tl.where(tl.arange(0, KEPT) < top_k, float("-inf"), float("inf"))
+    return tl.zeros([ROWS, KEPT], tl.float32) + place[None, :]
+
+
+@triton.jit
+def _keep_best(found, score, KEPT: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The list with the scores above its least in place of what they push out, one of every row at
+    a time: after the first blocks that is seldom."""
+    place, lane = tl.arange(0, KEPT), tl.arange(0, BLOCK_N)
+    least, worst = tl.min(found, 1, return_indices=True)
+    most, best = tl.max(score, 1, return_indices=True)
+    while tl.max((most > least).to(tl.int32), 0) > 0:
+        better = (most > least)[:, None]
+        found = tl.where(better & (place[None, :] == worst[:, None]), most[:, None], found)
+        score = tl.where(better & (lane[None, :] == best[:, None]), float("-inf"), score)
+        least, worst = tl.min(found, 1, return_indices=True)
+        most, best = tl.max(score, 1, return_indices=True)
+    return found
+
+
+@triton.jit
+def find_best(
+    query, key, bias, length, best,
+    query_group, query_row, key_group, key_row, bias_group, bias_row,
+    queries, positions, key_channels, groups, parts, top_k, scale,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
+    KEPT: tl.constexpr,
+):  # fmt: skip
+    """best [parts, G, P, KEPT]: the top_k greatest scores of every query in every part."""
+    program = tl.program_id(0)
+    row_blocks = tl.cdiv(queries, ROWS)
+    row = program % row_blocks * ROWS + tl.arange(0, ROWS)
+    part = program // row_blocks % parts
+    group = (program // (row_blocks * parts)).to(tl.int64)
+
+    end = end_of(length, group, positions)
+    size = part_size(end, parts, BLOCK_N)
+    stop = tl.minimum((part + 1) * size, end)
+    query += group * query_group
+    key += group * key_group
+    if bias is not None:
+        bias += group * bias_group
+    q0, q1 = held_queries(query, row, query_row, queries, key_channels, BLOCK_C, CHUNKS)
+    found = _empty_list(top_k, ROWS, KEPT)
+    for first in range(part * size, stop, BLOCK_N):
+        score = scores(
+            q0, q1, query, key, bias, None, row, first, end,
+            query_row, key_row, bias_row, queries, key_channels, scale,
+            ROWS, BLOCK_N, BLOCK_C, CHUNKS,
+        )  # fmt: skip
+        found = _keep_best(found, score, KEPT, BLOCK_N)
+    if part * size < end:
+        line = (part.to(tl.int64) * groups + group) * queries + row
+        place = line[:, None] * KEPT + tl.arange(0, KEPT)[None, :]
+        tl.store(best + place, found, mask=(row < queries)[:, None])
+
+
+@triton.jit
+def find_threshold(
+    best, length, threshold, queries, positions, groups, parts, top_k,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """threshold [G, P]: the top_k-th of what `find_best` found in all parts."""
+    program = tl.program_id(0)
+    row_blocks = tl.cdiv(queries, ROWS)
+    row = program % row_blocks * ROWS + tl.arange(0, ROWS)
+    group = (program // row_blocks).to(tl.int64)
+    rank = tl.arange(0, KEPT)
+
+    end = end_of(length, group, positions)
+    inside = row < queries
+    found = _empty_list(top_k, ROWS, KEPT)
+    for part in range(live_parts(end, parts, BLOCK_N)):
+        place = ((part * groups + group) * queries + row)[:, None] * KEPT
+        filled = inside[:, None] & (rank < top_k)[None, :]
+        more = tl.load(best + place + rank[None, :], mask=filled, other=float("-inf"))
+        found = _keep_best(found, more, KEPT, KEPT)
+    tl.store(threshold + group * queries + row, tl.min(found, 1), mask=inside)

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -58,7 +58,7 @@ class Build:
 class Resources:
     """What one kernel needs on one chip: per thread registers and bytes of stack (where spilled
     registers go), per block bytes of shared memory, and how many instructions of its code are
-    tensor-core products or accesses to local memory."""
+    tensor-core products (None: not looked for) or accesses to local memory."""
 
     op: str
     kernel: str
@@ -67,7 +67,7 @@ class Resources:
     stack: int
     local: int
     shared: int
-    matrix: int
+    matrix: int | None
 
     def faults(self, wants_matrix: bool = False) -> list[str]:
         """Everything that must not be."""
@@ -158,7 +158,8 @@ def table(found: Iterable[Resources]) -> list[str]:
     memory / tensor-core instructions, and what is spilled where something is."""
     rows: dict[tuple[str, str], dict[int, str]] = {}
     for each in found:
-        cell = f"{each.registers} / {each.shared / KIB:.0f} / {each.matrix}"
+        matrix = "?" if each.matrix is None else each.matrix
+        cell = f"{each.registers} / {each.shared / KIB:.0f} / {matrix}"
         if each.stack or each.local:
             cell += f" SPILLS {each.stack} B"
         rows.setdefault((each.op, each.kernel), {})[each.chip] = cell
@@ -170,19 +171,23 @@ def table(found: Iterable[Resources]) -> list[str]:
     return lines
 
 
-def cuda_kernels(library: Path) -> list[Resources]:
+def cuda_kernels(library: Path, disassemble: Collection[int] = CHIPS) -> list[Resources]:
     """What every CUDA kernel in a built extension needs, for every chip that it is built for.
 
-    Shared memory is what the code itself declares; what a launch asks for comes on top of it, and
-    the launch checks it.
+    The code is looked through for the chips that are named, 5 s for each; what is on the stack is
+    known without that. Shared memory is what the code itself declares; what a launch asks for comes
+    on top of it, and the launch checks it.
     """
     code = {}
-    for chip, part in _by_chip(_ask("-sass", library)):
-        for name, body in re.findall(r"Function : (\S+)\n(.*?)(?=\n\s+Function :|\Z)", part, re.S):
-            code[chip, name] = body
+    for chip in disassemble:
+        for _, part in _by_chip(_ask("-sass", library, "-arch", f"sm_{chip}")):
+            names_and_bodies = re.split(r"Function : (\S+)\n", part)[1:]
+            for name, body in zip(names_and_bodies[::2], names_and_bodies[1::2], strict=True):
+                code[chip, name] = body
     found = []
     for chip, part in _by_chip(_ask("-res-usage", library)):
         for name, registers, stack, shared in USAGE.findall(part):
+            body = code.get((chip, name))
             found.append(
                 Resources(
                     op=_file_of(name),
@@ -190,9 +195,9 @@ def cuda_kernels(library: Path) -> list[Resources]:
                     chip=chip,
                     registers=int(registers),
                     stack=int(stack),
-                    local=len(LOCAL.findall(code[chip, name])),
+                    local=0 if body is None else len(LOCAL.findall(body)),
                     shared=int(shared),
-                    matrix=len(MATRIX.findall(code[chip, name])),
+                    matrix=None if body is None else len(MATRIX.findall(body)),
                 )
             )
     return found

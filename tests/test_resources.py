@@ -24,6 +24,7 @@ from vosengine.kernels.resources import (
 )
 
 COMMITTED = Path(__file__).resolve().parents[1] / "bench" / "results" / "kernel-resources.md"
+LOOKED_AT = 80  # the chip whose CUDA code is disassembled; bench/resources.py does all
 TRITON = [op for op in OPS if "triton" in op.backends]
 CUDA = [op for op in OPS if "cuda" in op.backends]
 
@@ -57,11 +58,13 @@ def test_cuda_kernels_fit_their_chips(record_property: pytest.RecordProperty) ->
     compiled = extension.load()
     if not hasattr(compiled, "cuda_archs"):
         pytest.skip("vosengine._C is built without CUDA: nvcc was not found")
-    kernels = cuda_kernels(Path(str(compiled.__file__)))
+    kernels = cuda_kernels(Path(str(compiled.__file__)), disassemble=[LOOKED_AT])
     for found in kernels:
         record_property(RESOURCES, described(found))
     faults = [fault for found in kernels for fault in found.faults()]
     assert not faults
+    products = {found.kernel for found in kernels if found.chip == LOOKED_AT and found.matrix}
+    assert products == {"convolve<__half>", "convolve<__nv_bfloat16>"}
     built = {int(arch.rstrip("a")) for arch in compiled.cuda_archs().split(";")}
     for op in CUDA:
         assert {found.chip for found in kernels if found.op == op.name} == built, op.name

@@ -7,8 +7,8 @@ the Triton backends take tensors there. That is for tests: it is thousands of ti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any, TypeVar
+from functools import cache, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -22,6 +22,7 @@ __all__ = [
     "cuda_objection",
     "for_chip",
     "missing",
+    "on_its_device",
     "runs_on",
     "stream_of",
     "tl",
@@ -63,6 +64,22 @@ def capability(device: torch.device) -> int:
     if device.type != "cuda":
         return OLDEST
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+Run = TypeVar("Run", bound=Callable[..., Any])
+
+
+def on_its_device(run: Run) -> Run:
+    """For a Triton backend's `run`: launches go to the device of its first tensor, and not to
+    whichever is the current one."""
+
+    @wraps(run)
+    def guarded(*args: Any, **options: Any) -> Any:
+        first = next(x for x in (*args, *options.values()) if isinstance(x, torch.Tensor))
+        with torch.cuda.device_of(first):
+            return run(*args, **options)
+
+    return cast(Run, guarded)
 
 
 def for_chip(table: Mapping[int, T], device: torch.device) -> T:

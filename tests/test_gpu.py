@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -77,3 +80,22 @@ def test_cuda_says_what_it_was_not_built_for(monkeypatch: pytest.MonkeyPatch) ->
     assert "wants tensors on an NVIDIA GPU" in str(gpu.cuda_objection(torch.zeros(1)))
     monkeypatch.setattr(gpu.extension, "_C", object())
     assert "built without CUDA" in str(gpu.cuda_objection(torch.zeros(1)))
+
+
+def test_launches_go_to_the_device_of_the_first_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[torch.Tensor] = []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    first, second = torch.zeros(1), torch.ones(1)
+
+    @gpu.on_its_device
+    def run(a: torch.Tensor, *, scale: float, b: torch.Tensor) -> torch.Tensor:
+        return a + scale * b
+
+    assert run(first, scale=2.0, b=second) == run(a=first, scale=2.0, b=second) == 2
+    assert [tensor is first for tensor in entered] == [True, True]

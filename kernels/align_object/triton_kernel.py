@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..gpu import for_chip, tl, triton, triton_objection
+from ..gpu import for_chip, on_its_device, tl, triton, triton_objection
 from ..pack_vectors.triton_kernel import pack_vectors, padded_channels
 from ..resources import Build
 
@@ -223,6 +223,7 @@ def objection(
     return triton_objection(template, proposal)
 
 
+@on_its_device
 def run(
     template: torch.Tensor,
     proposal: torch.Tensor,

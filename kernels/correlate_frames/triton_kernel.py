@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..extension import gradient_objection
-from ..gpu import for_chip, tl, triton, triton_objection
+from ..gpu import for_chip, on_its_device, tl, triton, triton_objection
 from ..pack_vectors.triton_kernel import pack_builds, pack_vectors, padded_channels
 from ..resources import Build
 
@@ -211,6 +211,7 @@ def objection(
     return triton_objection(query, previous)
 
 
+@on_its_device
 def run(
     query: torch.Tensor,
     previous: torch.Tensor,

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..gpu import for_chip, tl, triton, triton_objection
+from ..gpu import for_chip, on_its_device, tl, triton, triton_objection
 from ..resources import Build
 from .packing import MARGIN, Packing, packing_of, side_objection
 from .reference import Pair, as_pair
@@ -269,6 +269,7 @@ def _span(tensor: torch.Tensor) -> int:
     return 1 + sum((size - 1) * step for size, step in sizes)
 
 
+@on_its_device
 def run(
     x: torch.Tensor,
     offset: torch.Tensor,

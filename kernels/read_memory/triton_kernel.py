@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from ..gpu import for_chip, triton_objection
+from ..gpu import for_chip, on_its_device, triton_objection
 from ..resources import Build
 from . import triton_programs as programs
 from . import triton_top_k as top_k_programs
@@ -80,6 +80,7 @@ def _processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+@on_its_device
 def run(
     query_key: torch.Tensor,
     memory_key: torch.Tensor,
@@ -98,12 +99,11 @@ def run(
     if top_k is not None and top_k >= memory_key.shape[1]:
         top_k = None
     call = _Call(query_key, memory_key, memory_value, scale, bias, length, top_k, out)
-    with torch.cuda.device_of(out):
-        threshold = None if top_k is None else call.threshold(top_k)
-        if call.plan.stored:
-            call.read_by_weights(threshold)
-        else:
-            call.read_in_one_pass(threshold)
+    threshold = None if top_k is None else call.threshold(top_k)
+    if call.plan.stored:
+        call.read_by_weights(threshold)
+    else:
+        call.read_in_one_pass(threshold)
     return out
 
 

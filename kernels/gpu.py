@@ -76,7 +76,7 @@ def on_its_device(run: Run) -> Run:
     @wraps(run)
     def guarded(*args: Any, **options: Any) -> Any:
         first = next(x for x in (*args, *options.values()) if isinstance(x, torch.Tensor))
-        with torch.cuda.device_of(first):
+        with torch.cuda.device(first.get_device()):  # -1 on a CPU: none
             return run(*args, **options)
 
     return cast(Run, guarded)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import cuda_on_cpu
@@ -11,6 +14,7 @@ import torch
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing is not None, reason=str(cuda_on_cpu.missing))
 
+TESTS = Path(__file__).resolve().parent
 FORWARDS, BACKWARDS, SHUFFLED = 0, 1, 7
 
 
@@ -57,6 +61,21 @@ def test_shared_memory_starts_as_nan(emulated: ModuleType) -> None:
     out = torch.zeros(64)
     emulated.unset(out.data_ptr(), 64)
     assert out.isnan().all()
+
+
+def test_what_is_not_aligned_ends_the_process(emulated: ModuleType) -> None:
+    given, out = torch.arange(8.0), torch.zeros(9)
+    emulated.copy_pairs(given.data_ptr(), out.data_ptr())
+    assert torch.equal(out[:8], given)
+    code = (
+        "import torch, cuda_on_cpu; given = torch.zeros(9); out = torch.zeros(8);"
+        "cuda_on_cpu.load().copy_pairs(given.data_ptr() + 4, out.data_ptr())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS, check=False
+    )
+    assert done.returncode != 0
+    assert "misaligned" in done.stderr
 
 
 def test_too_many_threads_are_an_error(emulated: ModuleType) -> None:

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 NAME = "cuda_on_cpu"
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-psabi"]
+# A GPU refuses what is not aligned, a CPU takes it: such an access ends the process, and says why.
+SANITIZE = ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
 COMPILER = os.environ.get("CXX", "c++")
 
 missing = (
@@ -34,7 +36,7 @@ def _sources() -> list[Path]:
 
 
 def _fingerprint() -> str:
-    seen = hashlib.sha256(" ".join(FLAGS).encode())
+    seen = hashlib.sha256(" ".join([*FLAGS, *SANITIZE]).encode())
     for path in (*_sources(), *sorted((ROOT / "csrc").glob("*.h")), *sorted(HERE.glob("*.h"))):
         seen.update(path.name.encode() + path.read_bytes())
     return seen.hexdigest()[:16]
@@ -52,7 +54,7 @@ def _compile(target: Path) -> None:
     include = [f"-I{p}" for p in (HERE, ROOT / "csrc", pybind11.get_include())]
     include.append(f"-I{sysconfig.get_path('include')}")
     defines = ['-DVOSENGINE_CUDA="emulated"', '-DVOSENGINE_CUDA_DEVICE_TYPE="cpu"']
-    command = [*COMPILER.split(), *FLAGS, *include, *defines, "-x", "c++"]
+    command = [*COMPILER.split(), *FLAGS, *SANITIZE, *include, *defines, "-x", "c++"]
     jobs = []
     for source in _sources():
         compiled = target.parent / f"{target.stem}-{source.stem}.o"
@@ -64,7 +66,8 @@ def _compile(target: Path) -> None:
             raise RuntimeError(f"{source.name} does not compile for the CPU:\n{said}")
     linked = target.with_suffix(".new")
     objects = [str(compiled) for _, compiled, _ in jobs]
-    subprocess.run([*COMPILER.split(), "-shared", *objects, "-o", str(linked)], check=True)
+    link = [*COMPILER.split(), "-shared", *SANITIZE, *objects, "-o", str(linked)]
+    subprocess.run(link, check=True)
     linked.rename(target)
     for compiled in objects:
         Path(compiled).unlink()

@@ -39,6 +39,11 @@ __global__ void round_trip(const float* in, float* out, Element element) {
                                                  : to_float(from_float<__nv_bfloat16>(x));
 }
 
+__global__ void copy_pairs(const float* in, float* out) {
+  using Pair = Pack<float, 2>;
+  reinterpret_cast<Pair*>(out)[threadIdx.x] = reinterpret_cast<const Pair*>(in)[threadIdx.x];
+}
+
 float* at(uintptr_t address) { return reinterpret_cast<float*>(address); }
 
 }  // namespace
@@ -50,6 +55,9 @@ void bind_selftest(pybind11::module_& module) {
   });
   module.def("sum_of_warp", [](uintptr_t in, uintptr_t out, int threads) {
     launch("sum_of_warp", {}, sum_of_warp, dim3(1), dim3(threads), 0, at(in), at(out));
+  });
+  module.def("copy_pairs", [](uintptr_t in, uintptr_t out) {
+    launch("copy_pairs", {}, copy_pairs, dim3(1), dim3(4), 0, at(in), at(out));
   });
   module.def("half_wait", [](uintptr_t out) {
     launch("half_wait", {}, half_wait, dim3(1), dim3(32), 0, at(out));

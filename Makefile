@@ -18,7 +18,7 @@ demo: $(VENV)/ready
 
 # Two processes with a thread each. Triton interprets its kernels in processes of their own, where
 # it is told to before they are defined.
-INTERPRETED := $(wildcard $(patsubst kernels/%/triton_kernel.py,tests/test_%.py, \
+INTERPRETED := $(wildcard $(patsubst kernels/%/triton_kernel.py,tests/test_%*.py, \
   $(wildcard kernels/*/triton_kernel.py)))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,12 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def known_modules() -> frozenset[str]:
+    return frozenset(module_name(p) for p in (*sources("vosengine"), *sources("kernels")))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Absolute names of everything a file imports, those inside functions too."""
     package = module_name(path).split(".")
@@ -66,7 +73,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
-            known = {module_name(p) for p in (*sources("vosengine"), *sources("kernels"))}
+            known = known_modules()
             for alias in node.names:
                 whole = f"{stem}.{alias.name}"
                 found.add(whole if whole in known or whole == "vosengine._C" else stem)

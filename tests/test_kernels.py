@@ -70,9 +70,7 @@ def test_cuda_agrees_on_the_cpu(op: Op, backend: str, case: Case, dtype: torch.d
 
 @pytest.mark.skipif(not gpu.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize(
-    "op", [op for op in OPS if "triton" in op.backends], ids=lambda op: op.name
-)
+@pytest.mark.parametrize("op", WITH_TRITON, ids=lambda op: op.name)
 def test_triton_agrees_with_the_tables_of_other_chips(
     op: Op, chip: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,10 +111,10 @@ def self_test() -> Iterator[BackendReport]:
 
 
 def _test_backend(op: Op, backend: str, device: str) -> BackendReport:
-    reasons: dict[str, str] = {}
-    tested = 0
     if backend == "reference":
         return BackendReport(op.name, backend, device, False, None, 0, None)
+    reasons: dict[str, str] = {}
+    tested = 0
     for dtype in DTYPES[device]:
         for case in cases_of(op):
             if case.bench:

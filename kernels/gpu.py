@@ -129,6 +129,7 @@ def cuda_objection(*tensors: torch.Tensor | None) -> str | None:
     return extension.gradient_objection(*tensors)
 
 
+@cache
 def runs_on(archs: str, chip: int) -> bool:
     """Whether code built for "80;90a;120" runs on a chip: same generation, not newer than the chip
     (and, with an "a", exactly that chip), or newer than all, by the PTX of the last."""

@@ -31,7 +31,7 @@ def vosengine(*arguments: object, cwd: Path | None = None) -> subprocess.Complet
 def test_help_and_version_answer_at_once() -> None:
     done = vosengine("--help")
     assert done.returncode == 0
-    for command in ("run", "demo", "models", "info", "doctor"):
+    for command in ("run", "eval", "demo", "models", "info", "doctor"):
         assert command in done.stdout
     assert vosengine("--version").stdout.startswith("vosengine 0.")
 

@@ -193,6 +193,9 @@ OTHER = {
     "memory": MemoryConfig("afb", 7, 1234, 0.9, 0.25),
     "outside": "exclude",
     "squeeze": "literal",
+    "norm": "group",
+    "similarity": "l2",
+    "key_stride": 8,
     "guidance": "tracks",
     "refiner": "none",
     "offset_groups": 11,  # of 66 channels
@@ -222,6 +225,8 @@ def other(name: str, value: Any) -> Any:
         return 3
     if name in OTHER:
         return OTHER[name]
+    if value is None:  # the frame's own size
+        return 320
     if isinstance(value, tuple):
         return tuple(other("", each) for each in value)
     if isinstance(value, bool):

@@ -43,7 +43,7 @@ def frames_of(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(1, 3, *SIZE, generator=generator).to(dtype) for _ in range(count)]
 
 
-def masks_of(objects: int, seed: int, evidence: Tensor | None = None) -> Masks:
+def masks_of(objects: int, seed: int, evidence: Any = None) -> Masks:
     """Blobs of every object and of the background; all prompted where there is no evidence."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1 + objects, 1, 6, 8, generator=generator)
@@ -68,7 +68,9 @@ class Story(list[Any]):
             union = labels > 0
             if evidence is not None and method.config.support_mask == "global":
                 union = (
-                    nn.functional.interpolate(evidence[:, None], scale_factor=4, mode="bilinear")[
+                    nn.functional.interpolate(
+                        evidence.saliency[:, None], scale_factor=4, mode="bilinear"
+                    )[
                         0, 0
                     ].sigmoid()
                     > 0.5
@@ -115,7 +117,7 @@ def test_giel_is_its_transcription(changes: dict[str, Any]) -> None:
     )
     assert wanted.std() > 0.05
     assert parts.frame_weights.std() > 0.01 or config.temporal == "none"
-    torch.testing.assert_close(found.evidence[0], parts.global_map, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.evidence.saliency[0], parts.global_map, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.logits, wanted, rtol=1e-9, atol=1e-9)
 
 

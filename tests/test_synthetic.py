@@ -242,6 +242,38 @@ def test_rigid_and_still_settings_are_obeyed() -> None:
     assert (clip.masks == clip.masks[0]).all()
 
 
+def test_growth_changes_the_size_of_objects() -> None:
+    """The area of an actor's square over time, alone of all its motion."""
+    spread = []
+    for growth in (0.0, 1.0, 3.0):
+        paths = [
+            draw_trajectory(generator(seed), (90, 120), 20, 1.0, 0.0, growth) for seed in range(9)
+        ]
+        sizes = [[np.linalg.det(path.matrix(t)[:2, :2]) for t in range(0, 60, 5)] for path in paths]
+        spread.append(float(np.median([np.ptp(np.log(size)) for size in sizes])))
+    assert spread[0] < 1e-9
+    assert spread[2] == pytest.approx(3 * spread[1])
+    config = replace(ClipConfig.plain(3, 64, 96), motion=1.0)
+    assert not np.array_equal(
+        make_clip(config, 0).masks[2], make_clip(replace(config, growth=4.0), 0).masks[2]
+    )
+
+
+def test_patchwork_gives_every_part_colours_of_its_own() -> None:
+    """Flat parts of one object: how many colours they have."""
+    config = replace(ClipConfig(1, 64, 96), parts=(6, 6), textures=("flat",), objects=(1, 1))
+    counts = []
+    for chance in (0.0, 1.0):
+        colours = []
+        for seed in range(8):
+            scene = draw_scene(generator(seed), replace(config, patchwork=chance, camouflage=0.0))
+            actor = next(actor for actor in scene.cast if actor.label)
+            sheets = np.array([part.sheet[0, 0] for part in actor.parts], int)
+            colours.append(float(np.std(sheets, axis=0).mean()))
+        counts.append(np.mean(colours))
+    assert counts[1] > 1.1 * counts[0]
+
+
 def test_many_objects_are_not_convex() -> None:
     solidity = []
     for seed in range(25):
@@ -270,7 +302,7 @@ def test_leaving_objects_go_and_return() -> None:
 def test_each_effect_changes_the_image_but_not_the_mask() -> None:
     base = replace(ClipConfig.plain(5, 64, 96), motion=2.0, effects=Effects.none())
     levels = {"shadow": 1.0, "blur": 1.0, "light": 1.0, "drift": 1.0, "noise": 20.0,
-              "jpeg": (20, 20)}  # fmt: skip
+              "jpeg": (20, 20), "focus": 2.0}  # fmt: skip
     for name, level in levels.items():
         config = replace(base, effects=replace(Effects.none(), **{name: level}))
         changed = 0
@@ -322,7 +354,7 @@ def test_rasterised_area_is_exact() -> None:
         {"size": (0.1, 0.9)}, {"size": (float("nan"), 0.2)}, {"holes": 1.5}, {"motion": -1.0},
         {"motion": "fast"}, {"leaving": float("inf")}, {"textures": ("marble",)},
         {"textures": ()}, {"shapes": "box"}, {"effects": None}, {"distractors": (-1, 0)},
-        {"height": 32, "width": 32, "objects": (5, 5)},
+        {"height": 32, "width": 32, "objects": (5, 5)}, {"growth": 9.0}, {"patchwork": 1.1},
     ],
 )  # fmt: skip
 def test_bad_configurations_are_refused_by_name(bad: dict[str, object]) -> None:
@@ -331,7 +363,9 @@ def test_bad_configurations_are_refused_by_name(bad: dict[str, object]) -> None:
         ClipConfig(**bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", [{"blur": 2.0}, {"noise": -1.0}, {"jpeg": (0, 50)}, {"jpeg": 80}])
+@pytest.mark.parametrize(
+    "bad", [{"blur": 2.0}, {"noise": -1.0}, {"jpeg": (0, 50)}, {"jpeg": 80}, {"focus": 6.0}]
+)
 def test_bad_effects_are_refused_by_name(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"effects.{next(iter(bad))}"):
         Effects(**bad)  # type: ignore[arg-type]

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 from rich.table import Table
 
-from . import __version__
+from . import __version__, cli_training
 from .errors import VosError
+from .terminal import (
+    INTERRUPTED,
+    Device,
+    Memory,
+    Model,
+    Precision,
+    Weights,
+    WorkingSize,
+    asked_to_stop,
+    console,
+    errors,
+    parse_size,
+    parse_working_size,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from .commands.run import RunOptions
@@ -26,14 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
-errors = Console(stderr=True)
-
-INTERRUPTED = 130  # the shell's exit code for Ctrl-C
-
-Model = Annotated[str, typer.Option("--model", help="Which model; `vosengine models` lists them.")]
-
-
 def main() -> None:
     """Run the command line; a deliberate error is one message and exit code 1, no traceback."""
     # Waiting OpenMP threads that spin slow a step 20-fold where another process wants the cores.
@@ -76,21 +79,14 @@ def run(
         str | None,
         typer.Option(help="Whose objects: dnet[:WEIGHTS], file:FILE.json or torchvision:FILE.pth."),
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A tag (`vosengine models`) or a .safetensors file.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    weights: Weights = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
     max_objects: Annotated[
         int | None, typer.Option(help="Room for that many objects at a time; the model's own.")
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(help="What the network works at: short side, HEIGHTxWIDTH, or native."),
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="What is remembered: every-N, all or afb.")
-    ] = None,
+    size: WorkingSize = None,
+    memory: Memory = None,
     online: Annotated[
         bool, typer.Option("--online", help="Answer at once, without looking ahead.")
     ] = False,
@@ -103,7 +99,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
 ) -> None:
     """Segment a video: masks as indexed PNGs, an overlay video, and a summary."""
-    working_size = size if size is None or size == "native" else _parse_working_size(size)
+    working_size = parse_working_size(size)
     from .commands.run import RunOptions
 
     options = RunOptions(
@@ -137,38 +133,19 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the clip; another seed, another clip.")] = 3,
 ) -> None:
     """Draw a short clip with moving objects, then segment it."""
-    height, width = _parse_size(size)
-    from .commands.demo import make_demo_clip
+    height, width = parse_size(size)
+    from .commands.demo import Demo, make_demo_clip, score_demo
 
-    _run(make_demo_clip(out, model=model, frames=frames, height=height, width=width, seed=seed))
-
-
-def _parse_size(size: str) -> tuple[int, int]:
-    height, _, width = size.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise typer.BadParameter(f"wanted HEIGHTxWIDTH such as 480x854, given {size!r}")
-    return int(height), int(width)
-
-
-def _parse_working_size(size: str) -> int | tuple[int, int]:
-    if size.isdigit():
-        return int(size)
-    if "x" not in size:
-        raise typer.BadParameter(f"wanted 480, 480x854 or native, given {size!r}")
-    return _parse_size(size)
+    clip = Demo(out, model, frames, height, width, seed)
+    _run(make_demo_clip(clip))
+    of = "the objects" if clip.prompted else "the foreground"
+    console.print(f"mean J of {of}: {score_demo(clip):.3f}", highlight=False)
 
 
 def _run(options: RunOptions) -> None:
     from .commands.run import run as work
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} frames"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with _asked_to_stop() as stop, Progress(*columns, console=errors, transient=True) as bar:
+    with asked_to_stop() as stop, progress_bar(TextColumn("{task.fields[rate]}")) as bar:
         task = bar.add_task(options.model, total=None, rate="")
         summary = work(
             options,
@@ -198,27 +175,6 @@ def _run(options: RunOptions) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C or SIGTERM comes; the second one ends the process at once."""
-    received: list[int] = []
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        for kind in kinds:
-            signal.signal(kind, before[kind])
-
-    for kind in kinds:
-        signal.signal(kind, note)
-    try:
-        yield received
-    finally:
-        for kind in kinds:
-            signal.signal(kind, before[kind])
-
-
 @app.command()
 def models() -> None:
     """List the models and the weights that ship."""
@@ -243,7 +199,7 @@ def info(
     ] = None,
 ) -> None:
     """Parameters, GFLOP and memory of a model at a frame size and object count."""
-    frame_size = _parse_size(size)
+    frame_size = parse_size(size)
     from .commands.info import cost
 
     found = cost(
@@ -293,6 +249,12 @@ def doctor() -> None:
     if failed:
         errors.print("[bold red]error:[/] a backend disagrees with its reference; do not trust it")
         raise typer.Exit(1)
+
+
+app.command("eval")(cli_training.evaluate)
+app.command()(cli_training.train)
+app.command()(cli_training.clips)
+app.command()(cli_training.plot)
 
 
 if __name__ == "__main__":

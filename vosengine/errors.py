@@ -40,3 +40,7 @@ class DependencyError(VosError):
 
 class StateError(VosError):
     """A saved stream cannot be resumed here: another model, other weights, or a broken file."""
+
+
+class TrainingError(VosError):
+    """Training cannot go on: a loss or a gradient is no number any more."""

@@ -108,7 +108,7 @@ class MemoryBank:
         """
         count = key.shape[0]
         frames, positions = self.keys.shape[1:3]
-        rows, cursor = self._rows[:count], self.cursor[:count]
+        rows, cursor = self._rows[:count], self.cursor[:count].clone()  # a gradient may need it
         written = ((cursor + 1) * positions).to(torch.int32)
         if shown is not None:
             there = shown[:, None, None]

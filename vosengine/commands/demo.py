@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from ..registry import entry
 from ..training.synthetic import ClipConfig, iterate_clip
-from ..video import VideoWriter, prepare_output_folder, write_labels
+from ..video import VideoWriter, prepare_output_folder, read_labels, write_labels
 from .run import RunOptions
 
 CLIP = "clip.mp4"
@@ -15,21 +17,62 @@ FIRST_MASK = "first_mask.png"
 FPS = 24.0
 
 
-def make_demo_clip(
-    folder: Path, *, model: str, frames: int, height: int, width: int, seed: int
-) -> RunOptions:
-    """Draw a clip into FOLDER/input and say how to segment it into FOLDER.
+@dataclass(frozen=True)
+class Demo:
+    """A clip to be drawn: `seed` says which, the rest how."""
+
+    folder: Path
+    model: str
+    frames: int
+    height: int
+    width: int
+    seed: int
+
+    @property
+    def config(self) -> ClipConfig:
+        return replace(
+            ClipConfig.demo(), frames=self.frames, height=self.height, width=self.width
+        )
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the model is shown the first mask; otherwise it finds the objects itself."""
+        return entry(self.model).build.needs_mask
+
+
+def make_demo_clip(demo: Demo) -> RunOptions:
+    """Draw the clip into FOLDER/input and say how to segment it into FOLDER.
 
     Only the first mask is written: it is the prompt, and the rest is for the model to find. A model
     that needs none is not shown it.
     """
-    needs_mask = entry(model).build.needs_mask
-    given = prepare_output_folder(folder / "input")
-    config = replace(ClipConfig.demo(), frames=frames, height=height, width=width)
+    given = prepare_output_folder(demo.folder / "input")
     with VideoWriter(given / CLIP, FPS) as video:
-        for index, (frame, mask) in enumerate(iterate_clip(config, seed)):
+        for index, (frame, mask) in enumerate(iterate_clip(demo.config, demo.seed)):
             video.write(frame)
             if index == 0:
                 write_labels(given / FIRST_MASK, mask)
-    prompt = given / FIRST_MASK if needs_mask else None
-    return RunOptions(source=str(given / CLIP), model=model, out=folder, mask=prompt)
+    prompt = given / FIRST_MASK if demo.prompted else None
+    return RunOptions(source=str(given / CLIP), model=demo.model, out=demo.folder, mask=prompt)
+
+
+def score_demo(demo: Demo) -> float:
+    """Mean J, 0..1, of the masks in FOLDER against those that the clip was drawn with.
+
+    Over all frames but the first and over the objects; where the model was not told which they are,
+    all of them are one foreground.
+    """
+    files = sorted(demo.folder.glob("*.png"))
+    found = []
+    for index, (_, truth) in enumerate(iterate_clip(demo.config, demo.seed)):
+        if index == 0:
+            ids = [int(each) for each in np.unique(truth) if each]
+            continue
+        answer = read_labels(files[index])
+        if not demo.prompted:
+            answer, truth, ids = (answer > 0).astype(np.uint8), (truth > 0).astype(np.uint8), [1]
+        for each in ids:
+            own, target = answer == each, truth == each
+            joined = np.count_nonzero(own | target)
+            found.append(np.count_nonzero(own & target) / joined if joined else 1.0)
+    return float(np.mean(found))

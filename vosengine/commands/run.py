@@ -85,7 +85,7 @@ class Outputs:
 
     def __init__(self, options: RunOptions, segmenter: Segmenter, fps: float) -> None:
         self.folder = options.out
-        self.note = _note_of(segmenter)
+        self.note = note_of(segmenter)
         self.names: list[str] = []
         self._video = VideoWriter(self.folder / OVERLAY, fps) if options.overlay else None
 
@@ -189,7 +189,7 @@ def make_segmenter(options: RunOptions) -> Segmenter:
     )
 
 
-def _note_of(segmenter: Segmenter) -> str | None:
+def note_of(segmenter: Segmenter) -> str | None:
     """What every output says where weights are random: the model's, or its D-Net's."""
     notes = [] if segmenter.card.trained else [segmenter.card.caption]
     source = segmenter.proposals

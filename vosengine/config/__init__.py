@@ -6,6 +6,7 @@
 from .checks import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, SMALLEST_SIDE, check_size
 from .matching import MemoryConfig, MUNetConfig, STMConfig
 from .multi_object import DMNAOAConfig, GIELConfig
+from .small import SMALL
 from .unsupervised import IMCNetConfig, TargetAwareConfig
 
 MatchingConfig = STMConfig | MUNetConfig | DMNAOAConfig  # those with a MemoryConfig
@@ -15,6 +16,7 @@ __all__ = [
     "BACKBONES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "SMALL",
     "SMALLEST_SIDE",
     "DMNAOAConfig",
     "GIELConfig",

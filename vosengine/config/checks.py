@@ -19,6 +19,12 @@ class InputConfig(Protocol):
     def backbone(self) -> str: ...
 
     @property
+    def norm(self) -> str: ...
+
+    @property
+    def size(self) -> tuple[int, int] | int | None: ...
+
+    @property
     def mean(self) -> tuple[float, float, float]: ...
 
     @property
@@ -41,6 +47,8 @@ def check_size(size: tuple[int, int] | int | None) -> None:
 def check_input(config: InputConfig) -> None:
     names = ", ".join(BACKBONES)
     check(config.backbone in BACKBONES, "backbone", f"one of {names}", config.backbone)
+    check(config.norm in ("batch", "group"), "norm", "batch or group", config.norm)
+    check_size(config.size)
     check(len(config.mean) == 3, "mean", "three numbers", config.mean)
     check(len(config.std) == 3 and min(config.std) > 0, "std", "three numbers > 0", config.std)
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from math import isfinite
 
-from .checks import IMAGENET_MEAN, IMAGENET_STD, check, check_choice, check_input, check_positive
+from .checks import IMAGENET_MEAN, IMAGENET_STD, check, check_choice, check_input, check_positive, check_size
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class MemoryConfig:
         return int(self.policy.removeprefix("every-")) if self.policy.startswith("every-") else 1
 
 
+def check_matching(config: STMConfig | MUNetConfig) -> None:
+    """Raise ConfigError unless what STM and MUNet share fits."""
+    check(config.key_stride in (8, 16), "key_stride", "8 or 16", config.key_stride)
+    check_choice(config, similarity=("dot", "l2"))
+
+
 @dataclass(frozen=True)
 class STMConfig:
     """STM, the baseline [C].
@@ -52,6 +58,12 @@ class STMConfig:
     width             channels of its stem; 64 is the published network
     key_channels      Ck of the memory; value_channels: Cv
     decoder_channels  width of the decoder ("mdim")
+    key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 [O]
+    similarity        "dot" [C], or "l2", the negative squared distance [O: STCN]
+    read_masks        the memory's masks are read too, as one more value channel, and the
+                      decoder's logits are added to theirs [O]
+    norm              "batch", or "group" for training from scratch in small batches [O]
+    size              what the frame is resized to: short side, (height, width), or None for its own
     """
 
     backbone: str = "resnet50"
@@ -59,6 +71,11 @@ class STMConfig:
     key_channels: int = 128
     value_channels: int = 512
     decoder_channels: int = 256
+    key_stride: int = 16
+    similarity: str = "dot"
+    read_masks: bool = False
+    norm: str = "batch"
+    size: tuple[int, int] | int | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -66,6 +83,7 @@ class STMConfig:
     def __post_init__(self) -> None:
         check_input(self)
         check_positive(self, "width", "key_channels", "value_channels", "decoder_channels")
+        check_matching(self)
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,8 @@ class MUNetConfig:
     outside      a candidate beyond the frame counts as cost 0 ("zero", as correlation samplers do)
                  or not at all ("exclude") [O]
     fusion       "attention" [P equation 3] or "add" [P table 4, row f]
+
+    key_stride, similarity, read_masks, norm, size  as in STMConfig
     """
 
     backbone: str = "resnet50"
@@ -86,6 +106,11 @@ class MUNetConfig:
     key_channels: int = 128
     value_channels: int = 512
     decoder_channels: int = 256
+    key_stride: int = 16
+    similarity: str = "dot"
+    read_masks: bool = False
+    norm: str = "batch"
+    size: tuple[int, int] | int | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -97,6 +122,7 @@ class MUNetConfig:
     def __post_init__(self) -> None:
         check_input(self)
         check_positive(self, "width", "key_channels", "value_channels", "decoder_channels")
+        check_matching(self)
         check(isfinite(self.temperature), "temperature", "a finite number", self.temperature)
         check(self.radius >= 1, "radius", "1 or more", self.radius)
         check_choice(self, outside=("zero", "exclude"), fusion=("attention", "add"))

@@ -23,6 +23,12 @@ class GIELConfig:
     label_output      "linear" or "sigmoid", after its last norm [O]
     variant           "full": a decoder per instance [P equation 12]; "fast": coarse maps times the
                       global one [P equation 11]
+    key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 [O]
+    similarity        "dot" [P equation 4], or "l2", the negative squared distance [O: STCN]
+    read_masks        the support's masks are read too, as one more value channel, and the
+                      decoders' logits are added to theirs [O]
+    norm              "batch", or "group" for training from scratch in small batches [O]
+    size              what the frame is resized to: short side, (height, width), or None for its own
     decoder_channels  width of STM's decoder [C: STM]
     decoders          "separate" weights for the global and the instance branch, or "shared" [O]
     coarse_channels   between the two 1x1 layers of f_coarse [O]
@@ -61,6 +67,11 @@ class GIELConfig:
     support_mask: str = "global"
     stored_frames: int = 64
     group: int = 6
+    key_stride: int = 16
+    similarity: str = "dot"
+    read_masks: bool = False
+    norm: str = "batch"
+    size: tuple[int, int] | int | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -68,8 +79,10 @@ class GIELConfig:
         check_input(self)
         check_positive(self, "width", "key_channels", "value_channels", "label_channels")
         check_positive(self, "decoder_channels", "coarse_channels", "group")
+        check(self.key_stride in (8, 16), "key_stride", "8 or 16", self.key_stride)
         check_choice(
             self,
+            similarity=("dot", "l2"),
             heads=("shared", "separate"),
             label_output=("linear", "sigmoid"),
             variant=("full", "fast"),
@@ -115,6 +128,12 @@ class DMNAOAConfig:
 
     refine_channels    width of RefineNet at strides 8 and 4 [C: STM: 256]; 128 is a third of the
                        work
+
+    read_masks         RefineNet's logits are added to those of the references' masks as they were
+                       moved onto the frame, at stride 4, the mean of first and previous [O]
+    norm               of the backbone: "batch", or "group" for training from scratch [O]
+    size               what the frame is resized to: short side, (height, width), or None for its
+                       own
     """
 
     backbone: str = "resnet50"
@@ -136,6 +155,9 @@ class DMNAOAConfig:
     matching_rate: float = 0.1
     assignment: str = "final"
     refine_channels: int = 256
+    read_masks: bool = False
+    norm: str = "batch"
+    size: tuple[int, int] | int | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     memory: MemoryConfig = field(default_factory=MemoryConfig)

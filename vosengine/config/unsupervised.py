@@ -13,7 +13,6 @@ from .checks import (
     check_choice,
     check_input,
     check_positive,
-    check_size,
 )
 
 
@@ -31,6 +30,7 @@ class IMCNetConfig:
     fusion         "tsc", or "conv3", the bridge of the ablation [P table I]
     size           (height, width) the network works at, the frame stretched to it [C: 480 x 480];
                    an int is the short side with the aspect kept, None the frame's own size
+    norm           "batch", or "group" for training from scratch in small batches [O]
     """
 
     backbone: str = "resnet101"
@@ -42,6 +42,7 @@ class IMCNetConfig:
     offset_groups: int = 8
     fusion: str = "tsc"
     size: tuple[int, int] | int | None = (480, 480)
+    norm: str = "batch"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -53,7 +54,6 @@ class IMCNetConfig:
         wanted = f"a divisor of channels = {self.channels}"
         check(divides, "offset_groups", wanted, self.offset_groups)
         check_choice(self, fusion=("tsc", "conv3"))
-        check_size(self.size)
 
     @property
     def sees(self) -> tuple[int, ...]:
@@ -67,6 +67,7 @@ class TargetAwareConfig:
 
     size                 what the frame is resized to, as in IMCNetConfig [P section 4.1: 480 x 854,
                          which a short side of 480 is at DAVIS's aspect]
+    norm                 of all networks, as in IMCNetConfig
 
     D-Net: discovery
     backbone, width      ResNet with a dilated layer4, stride 16 [P section 3.1: ResNet-50]
@@ -162,12 +163,12 @@ class TargetAwareConfig:
     max_tracks: int = 20
 
     size: tuple[int, int] | int | None = 480
+    norm: str = "batch"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         check_input(self)
-        check_size(self.size)
         check_choice(
             self,
             tracker_backbone=BACKBONES,

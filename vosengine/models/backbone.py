@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,11 +28,21 @@ class Pyramid(NamedTuple):
     r5: torch.Tensor | None = None
 
 
-def _downsample(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
+def make_norm(kind: str, channels: int) -> nn.BatchNorm2d | nn.GroupNorm:
+    """A norm layer: "batch", or "group", without running statistics: 8 channels a group, fewer
+    where 8 does not divide."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(channels // math.gcd(channels, 8), channels)
+
+
+def _downsample(
+    channels_in: int, channels_out: int, stride: int, norm: str
+) -> nn.Sequential | None:
     if stride == 1 and channels_in == channels_out:
         return None
     conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+    return nn.Sequential(conv, make_norm(norm, channels_out))
 
 
 class BasicBlock(nn.Module):
@@ -39,14 +50,16 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels_in: int, width: int, stride: int, dilation: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, width: int, stride: int, dilation: int = 1, norm: str = "batch"
+    ) -> None:
         super().__init__()
         reach = dilation, dilation
         self.conv1 = nn.Conv2d(channels_in, width, 3, stride, *reach, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = make_norm(norm, width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, *reach, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _downsample(channels_in, width, stride)
+        self.bn2 = make_norm(norm, width)
+        self.downsample = _downsample(channels_in, width, stride, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branch = functional.relu(self.bn1(self.conv1(x)))
@@ -59,22 +72,40 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels_in: int, width: int, stride: int, dilation: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, width: int, stride: int, dilation: int = 1, norm: str = "batch"
+    ) -> None:
         super().__init__()
         reach = dilation, dilation
         self.conv1 = nn.Conv2d(channels_in, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = make_norm(norm, width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, *reach, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = make_norm(norm, width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * width)
-        self.downsample = _downsample(channels_in, 4 * width, stride)
+        self.bn3 = make_norm(norm, 4 * width)
+        self.downsample = _downsample(channels_in, 4 * width, stride, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branch = functional.relu(self.bn1(self.conv1(x)))
         branch = functional.relu(self.bn2(self.conv2(branch)))
         branch = self.bn3(self.conv3(branch))
         return functional.relu(branch + (x if self.downsample is None else self.downsample(x)))
+
+
+class Fuse(nn.Module):
+    """Stride 16 joined with stride 8, at stride 8: the finer grid, the wider view."""
+
+    def __init__(self, channels3: int, channels4: int, norm: str) -> None:
+        super().__init__()
+        self.conv3 = nn.Conv2d(channels3, channels4, 1, bias=False)
+        self.conv4 = nn.Conv2d(channels4, channels4, 1, bias=False)
+        self.norm = make_norm(norm, channels4)
+
+    def forward(self, r3: torch.Tensor, r4: torch.Tensor) -> torch.Tensor:
+        above = functional.interpolate(
+            self.conv4(r4), scale_factor=2, mode="bilinear", align_corners=False
+        )
+        return functional.relu(self.norm(self.conv3(r3) + above))
 
 
 class ResNet(nn.Module):
@@ -84,11 +115,19 @@ class ResNet(nn.Module):
                    image's before the first norm (STM's released code: conv1_m, conv1_o)
     layer4         None leaves it out; "strided" goes on to stride 32; "dilated" stays at 16, with
                    dilation 2 from its second block on, as torchvision has it
+    norm           "batch", or "group" (see make_norm)
+    key_stride     of r4: 16, or 8, where it is joined with r3; not together with layer4
     channels       of every map in the pyramid
     """
 
     def __init__(
-        self, depth: str, width: int = 64, mask_channels: int = 0, layer4: str | None = None
+        self,
+        depth: str,
+        width: int = 64,
+        mask_channels: int = 0,
+        layer4: str | None = None,
+        norm: str = "batch",
+        key_stride: int = 16,
     ) -> None:
         super().__init__()
         blocks, bottleneck = DEPTHS[depth]
@@ -99,14 +138,18 @@ class ResNet(nn.Module):
         self.mask_conv = (
             nn.Conv2d(mask_channels, width, 7, 2, 3, bias=False) if mask_channels else None
         )
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _layer(kind, width, width, blocks[0], 1)
-        self.layer2 = _layer(kind, self.channels[0], 2 * width, blocks[1], 2)
-        self.layer3 = _layer(kind, self.channels[1], 4 * width, blocks[2], 2)
+        self.bn1 = make_norm(norm, width)
+        self.layer1 = _layer(kind, width, width, blocks[0], 1, norm=norm)
+        self.layer2 = _layer(kind, self.channels[0], 2 * width, blocks[1], 2, norm=norm)
+        self.layer3 = _layer(kind, self.channels[1], 4 * width, blocks[2], 2, norm=norm)
         self.layer4: nn.Sequential | None = None
         if layer4 is not None:
             stride, dilation = {"strided": (2, 1), "dilated": (1, 2)}[layer4]
-            self.layer4 = _layer(kind, self.channels[2], 8 * width, blocks[3], stride, dilation)
+            self.layer4 = _layer(
+                kind, self.channels[2], 8 * width, blocks[3], stride, dilation, norm
+            )
+        joins = key_stride == 8
+        self.fuse = Fuse(self.channels[1], self.channels[2], norm) if joins else None
 
     def forward(self, frame: torch.Tensor, masks: torch.Tensor | None = None) -> Pyramid:
         """frame [B, 3, H, W]; masks [O, M, H, W] with mask channels: B = 1 is shared by all O."""
@@ -118,7 +161,8 @@ class ResNet(nn.Module):
         r2 = self.layer1(x)
         r3 = self.layer2(r2)
         r4 = self.layer3(r3)
-        return Pyramid(r2, r3, r4, None if self.layer4 is None else self.layer4(r4))
+        r5 = None if self.layer4 is None else self.layer4(r4)
+        return Pyramid(r2, r3, r4 if self.fuse is None else self.fuse(r3, r4), r5)
 
 
 def _layer(
@@ -128,9 +172,10 @@ def _layer(
     blocks: int,
     stride: int,
     dilation: int = 1,
+    norm: str = "batch",
 ) -> nn.Sequential:
-    first = kind(channels_in, width, stride)
-    rest = [kind(width * kind.expansion, width, 1, dilation) for _ in range(blocks - 1)]
+    first = kind(channels_in, width, stride, norm=norm)
+    rest = [kind(width * kind.expansion, width, 1, dilation, norm) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)
 
 

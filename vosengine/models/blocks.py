@@ -13,6 +13,8 @@ from ..types import Size
 from .backbone import Pyramid
 from .method import State
 
+READ_LIMIT = 0.02  # how near to 0 and 1 a mask that was read counts
+
 
 def upsample(x: torch.Tensor, scale: int) -> torch.Tensor:
     return functional.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
@@ -89,12 +91,14 @@ class Decoder(nn.Module):
         return self.skip3(pyramid.r3), self.skip2(pyramid.r2)
 
     def forward(self, x: torch.Tensor, skip3: torch.Tensor, skip2: torch.Tensor) -> torch.Tensor:
-        """x [O, C, h, w] at stride 16, skips [1, ...] -> logits [O, 4h, 4w] at stride 4.
+        """x [O, C, h, w] at stride 16 or 8, skips [1, ...] -> logits [O, H / 4, W / 4] at stride 4.
 
         Of two classes foreground minus background: their softmax is its sigmoid.
         """
         x = self.block4(self.conv(x))
-        x = self.block3(skip3 + upsample(x, 2))
+        if x.shape[2:] != skip3.shape[2:]:
+            x = upsample(x, 2)
+        x = self.block3(skip3 + x)
         x = self.block2(skip2 + upsample(x, 2))
         classes = self.predict(functional.relu(x))
         return classes[:, -1] if classes.shape[1] == 1 else classes[:, 1] - classes[:, 0]
@@ -105,19 +109,46 @@ def to_positions(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+def with_masks(value: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """value [O, Cv, h, w] and the masks [O, 1, H, W] that go with it -> [O, Cv + 1, h, w]: the
+    last channel is the share of every cell that the mask covers."""
+    return torch.cat((value, functional.adaptive_avg_pool2d(masks, value.shape[2:])), dim=1)
+
+
+def carried(logits: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Logits [O, h, w] over the masks that were read [O, h', w'] in 0..1: a decoder then says how
+    the frame differs from what its memory alone would make of it."""
+    start = read.clamp(READ_LIMIT, 1 - READ_LIMIT).logit()[:, None]
+    size = (logits.shape[1], logits.shape[2])
+    return logits + functional.interpolate(start, size, mode="bilinear", align_corners=False)[:, 0]
+
+
 def read_objects(
-    key: torch.Tensor, value: torch.Tensor, memory: Memory, object_count: int
+    key: torch.Tensor,
+    value: torch.Tensor,
+    memory: Memory,
+    object_count: int,
+    similarity: str = "dot",
 ) -> torch.Tensor:
     """Every object's memory read with one query, joined with the query's own value.
 
-    key [1, Ck, h, w], value [1, Cv, h, w] -> [O, 2 * Cv, h, w]   (STM section 3.3; the released
-    code's scale 1 / sqrt(Ck))
+    key [1, Ck, h, w], value [1, Cv, h, w] -> [O, Cs + Cv, h, w]; Cs, the memory's channels, is Cv
+    or, where masks are read too, Cv + 1
+
+    similarity  "dot", q k / sqrt(Ck) (STM section 3.3; the released code's scale), or "l2", the
+                negative squared distance (STCN, NeurIPS 2021, section 3.3), less what is the same
+                for all positions: (2 q k - k k) / sqrt(Ck)
     """
     height, width = key.shape[2:]
     stored = memory.read(object_count)
     query_key = to_positions(key)[0].contiguous()
-    scale = key.shape[1] ** -0.5
-    readout = read_memory(query_key, stored.keys, stored.values, scale=scale, length=stored.length)
+    scale, bias = key.shape[1] ** -0.5, None
+    if similarity == "l2":
+        bias = -scale * stored.keys.square().sum(dim=2)
+        scale = 2 * scale
+    readout = read_memory(
+        query_key, stored.keys, stored.values, scale=scale, bias=bias, length=stored.length
+    )
     readout = readout.transpose(1, 2).unflatten(2, (height, width))
     return torch.cat((readout, value.expand(object_count, -1, -1, -1)), dim=1)
 
@@ -133,15 +164,23 @@ class MatchingState(State):
 
     @classmethod
     def allocate(
-        cls, config: MatchingConfig, cells: Size, max_objects: int, like: torch.Tensor
+        cls,
+        config: MatchingConfig,
+        cells: Size,
+        max_objects: int,
+        like: torch.Tensor,
+        value_channels: int | None = None,
     ) -> MatchingState:
-        """Room for `max_objects` on a grid of `cells`, with the device and dtype of `like`."""
+        """Room for `max_objects` on a grid of `cells`, with the device and dtype of `like`.
+
+        value_channels  of what is stored; None: the configuration's
+        """
         memory = make_memory(
             config.memory,
             groups=max_objects,
             positions=cells[0] * cells[1],
             key_channels=config.key_channels,
-            value_channels=config.value_channels,
+            value_channels=value_channels or config.value_channels,
             device=like.device,
             dtype=like.dtype,
         )

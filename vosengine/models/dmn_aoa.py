@@ -13,7 +13,7 @@ from ..kernels import align_object, match_proposals, pool_regions, read_memory
 from ..proposals import Proposals, best_of, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise
-from .blocks import KeyValue, MatchingState, conv3, to_positions
+from .blocks import KeyValue, MatchingState, carried, conv3, to_positions
 from .method import Method
 from .refinement import Base, References, RefineNet, shrink
 
@@ -49,7 +49,7 @@ class BaseFeatures(nn.Module):
 
     def __init__(self, config: DMNAOAConfig) -> None:
         super().__init__()
-        self.backbone = ResNet(config.backbone, config.width)
+        self.backbone = ResNet(config.backbone, config.width, norm=config.norm)
         groups, stages = config.norm_groups, self.backbone.channels
         self.reduce2, self.reduce3, self.reduce4 = (
             bottleneck(stage, channels, groups)
@@ -156,6 +156,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
     def __init__(self, config: DMNAOAConfig) -> None:
         super().__init__()
         self.config: DMNAOAConfig = config
+        self.size = config.size
         channels, groups = config.value_channels, config.norm_groups
         self.base = BaseFeatures(config)
         self.memory_head = KeyValue(channels + 1, config.key_channels, channels)
@@ -232,6 +233,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         matching = self.match(self.templates(now, state), now.candidates[0], state)
         moved = state.references.move(now.key[0], self.config.sharpness)
         logits = self.refine(now.base, moved, matching.coarse)
+        if self.config.read_masks:
+            logits = carried(logits, (moved.first[0] + moved.previous[0])[:, 0] / 2)
         return Scores(logits, stride=4, evidence=matching)
 
     def templates(self, now: DMNAOAFeatures, state: ObjectState) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..config import TargetAwareConfig
 from ..errors import InputError
 from ..kernels import group_centres
 from ..proposals import Proposals, boxes_of
-from .backbone import ResNet
+from .backbone import ResNet, make_norm
 from .blocks import upsample
 
 Padding = tuple[int, int, int, int]
@@ -47,33 +47,42 @@ class DNetMaps(NamedTuple):
 
 
 def conv_norm(
-    channels_in: int, channels: int, size: int, dilation: int = 1, groups: int = 1
+    channels_in: int,
+    channels: int,
+    size: int,
+    dilation: int = 1,
+    groups: int = 1,
+    norm: str = "batch",
 ) -> nn.Sequential:
-    """A convolution that keeps the size, without bias; batch norm; ReLU."""
+    """A convolution that keeps the size, without bias; norm; ReLU."""
     reach = dilation * (size // 2)
     conv = nn.Conv2d(
         channels_in, channels, size, 1, reach, dilation=dilation, groups=groups, bias=False
     )
-    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+    return nn.Sequential(conv, make_norm(norm, channels), nn.ReLU())
 
 
-def conv5(channels_in: int, channels: int, separable: bool) -> nn.Sequential:
+def conv5(channels_in: int, channels: int, separable: bool, norm: str = "batch") -> nn.Sequential:
     """5x5 with norm and ReLU; separable: one filter a channel, then 1x1, each with its own."""
     if not separable:
-        return conv_norm(channels_in, channels, 5)
-    depthwise = conv_norm(channels_in, channels_in, 5, groups=channels_in)
-    return nn.Sequential(depthwise, conv_norm(channels_in, channels, 1))
+        return conv_norm(channels_in, channels, 5, norm=norm)
+    depthwise = conv_norm(channels_in, channels_in, 5, groups=channels_in, norm=norm)
+    return nn.Sequential(depthwise, conv_norm(channels_in, channels, 1, norm=norm))
 
 
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: 1x1, a 3x3 per rate and the global mean, joined by 1x1."""
 
-    def __init__(self, channels_in: int, channels: int, rates: tuple[int, ...]) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, rates: tuple[int, ...], norm: str = "batch"
+    ) -> None:
         super().__init__()
-        self.point = conv_norm(channels_in, channels, 1)
-        self.atrous = nn.ModuleList(conv_norm(channels_in, channels, 3, rate) for rate in rates)
-        self.pool = conv_norm(channels_in, channels, 1)
-        self.join = conv_norm((len(rates) + 2) * channels, channels, 1)
+        self.point = conv_norm(channels_in, channels, 1, norm=norm)
+        self.atrous = nn.ModuleList(
+            conv_norm(channels_in, channels, 3, rate, norm=norm) for rate in rates
+        )
+        self.pool = conv_norm(channels_in, channels, 1, norm=norm)
+        self.join = conv_norm((len(rates) + 2) * channels, channels, 1, norm=norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = self.pool(x.mean(dim=(2, 3), keepdim=True))
@@ -126,6 +135,7 @@ class Head(nn.Module):
         skips: tuple[int, int] | None,
         width: int,
         channels_out: int,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         self.skip3: nn.Module = nn.Identity()
@@ -133,12 +143,12 @@ class Head(nn.Module):
         joined3, joined2 = pyramid[1], pyramid[0]
         if skips is not None:
             joined3, joined2 = skips
-            self.skip3 = conv_norm(pyramid[1], joined3, 1)
-            self.skip2 = conv_norm(pyramid[0], joined2, 1)
+            self.skip3 = conv_norm(pyramid[1], joined3, 1, norm=norm)
+            self.skip2 = conv_norm(pyramid[0], joined2, 1, norm=norm)
         separable = skips is not None
-        self.fuse3 = conv5(channels_in + joined3, width, separable)
-        self.fuse2 = conv5(width + joined2, width, separable)
-        self.refine = conv5(width, width, separable)
+        self.fuse3 = conv5(channels_in + joined3, width, separable, norm)
+        self.fuse2 = conv5(width + joined2, width, separable, norm)
+        self.refine = conv5(width, width, separable, norm)
         self.predict = nn.Conv2d(width, channels_out, 1)
 
     def forward(self, x: torch.Tensor, skip3: torch.Tensor, skip2: torch.Tensor) -> torch.Tensor:
@@ -153,22 +163,23 @@ class DNet(nn.Module):
     def __init__(self, config: TargetAwareConfig) -> None:
         super().__init__()
         self.config = config
-        channels = config.aspp_channels
-        self.backbone = ResNet(config.backbone, config.width, layer4="dilated")
-        self.guide_backbone = ResNet(config.backbone, config.width, 1, layer4="dilated")
+        channels, norm = config.aspp_channels, config.norm
+        resnet = config.backbone, config.width
+        self.backbone = ResNet(*resnet, layer4="dilated", norm=norm)
+        self.guide_backbone = ResNet(*resnet, 1, layer4="dilated", norm=norm)
         pyramid = self.backbone.channels
-        aspp = pyramid[3], channels, config.aspp_rates
+        aspp = pyramid[3], channels, config.aspp_rates, norm
         self.saliency_aspp, self.instance_aspp, self.guide_aspp = (ASPP(*aspp) for _ in range(3))
         self.saliency_guidance = Guidance(channels, config.squeeze_reduction)
         self.instance_guidance = Guidance(channels, config.squeeze_reduction)
         if config.heads == "dense":  # as wide as the features that they are given
-            self.saliency_head = Head(channels, pyramid, None, channels, 1)
-            self.instance_head = Head(channels, pyramid, None, channels, 3)
+            self.saliency_head = Head(channels, pyramid, None, channels, 1, norm)
+            self.instance_head = Head(channels, pyramid, None, channels, 3, norm)
         else:
             width, skips = config.saliency_channels, config.saliency_skips
-            self.saliency_head = Head(channels, pyramid, skips, width, 1)
+            self.saliency_head = Head(channels, pyramid, skips, width, 1, norm)
             width, skips = config.instance_channels, config.instance_skips
-            self.instance_head = Head(channels, pyramid, skips, width, 3)
+            self.instance_head = Head(channels, pyramid, skips, width, 3, norm)
 
     def encode(self, frames: torch.Tensor) -> DNetFeatures:
         """Prepared frames [B, 3, H, W], H and W multiples of 16 -> features, once a frame."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,8 +13,8 @@ from ..config import GIELConfig
 from ..kernels import read_memory
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
-from .backbone import ResNet, initialise
-from .blocks import Decoder, KeyValue, to_positions, upsample
+from .backbone import ResNet, initialise, make_norm
+from .blocks import Decoder, KeyValue, carried, to_positions, upsample, with_masks
 from .method import Method
 from .support import Encoded, Reading, Support
 
@@ -29,22 +29,35 @@ class GIELFeatures(NamedTuple):
     instance_skips: tuple[torch.Tensor, ...]  # empty where there is no decoder per instance
 
 
+class GIELEvidence(NamedTuple):
+    """What `segment` noted of a frame.
+
+    saliency  logits [1, H / 4, W / 4] of all objects together, equation 6
+    read      [1 + O, h, w] the support's masks as they were read, of all objects and of each; None
+              where they are not
+    """
+
+    saliency: torch.Tensor
+    read: torch.Tensor | None
+
+
 class LabelEncoder(nn.Module):
     """f_theta of equation 7: an object's label image to an embedding of every cell.
 
-    Strides 4 and 4 [O]: that the result has the cells' grid is all that the paper says.
+    Strides 4 and 4 [O], or 2 where keys have stride 8: that the result has the cells' grid is all that the paper says.
     """
 
-    def __init__(self, channels: int, channels_out: int, output: str) -> None:
+    def __init__(self, config: GIELConfig) -> None:
         super().__init__()
+        channels, channels_out = config.label_channels, config.value_channels
         self.conv1 = nn.Conv2d(3, channels, 7, 4, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels_out, 5, 4, 2, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels_out)
-        self.output = output
+        self.bn1 = make_norm(config.norm, channels)
+        self.conv2 = nn.Conv2d(channels, channels_out, 5, config.key_stride // 4, 2, bias=False)
+        self.bn2 = make_norm(config.norm, channels_out)
+        self.output = config.label_output
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        """[O, 3, H, W] object, all others, background -> [O, Cv, H / 16, W / 16]."""
+        """[O, 3, H, W] object, all others, background -> [O, Cv, h, w] at the keys' stride."""
         x = functional.relu(self.bn1(self.conv1(labels)))
         x = self.bn2(self.conv2(x))
         return torch.sigmoid(x) if self.output == "sigmoid" else x
@@ -82,18 +95,19 @@ class GIEL(Method[GIELFeatures, Support]):
     def __init__(self, config: GIELConfig) -> None:
         super().__init__()
         self.config: GIELConfig = config
+        self.size = config.size
         channels = config.key_channels, config.value_channels
-        self.query_encoder = ResNet(config.backbone, config.width)
-        self.support_encoder = ResNet(config.backbone, config.width, mask_channels=1)
+        backbone = config.backbone, config.width
+        options: Any = {"norm": config.norm, "key_stride": config.key_stride}
+        self.query_encoder = ResNet(*backbone, **options)
+        self.support_encoder = ResNet(*backbone, mask_channels=1, **options)
         pyramid = self.query_encoder.channels
         self.query_head = KeyValue(pyramid[2], *channels, size=1)
         separate = config.heads == "separate"
         self.support_head = KeyValue(pyramid[2], *channels, size=1) if separate else None
-        self.label_encoder = LabelEncoder(
-            config.label_channels, config.value_channels, config.label_output
-        )
+        self.label_encoder = LabelEncoder(config)
         self.attention = TemporalAttention(config.key_channels)
-        joined = 2 * config.value_channels
+        joined = 2 * config.value_channels + config.read_masks
         decoder = joined, pyramid, config.decoder_channels, 1
         self.global_decoder = Decoder(*decoder)
         self.instance_decoder: Decoder | None = None
@@ -110,7 +124,7 @@ class GIEL(Method[GIELFeatures, Support]):
     def start(self, geometry: Geometry, max_objects: int) -> Support:
         return Support(
             self.config,
-            geometry.cells(self.stride),
+            geometry.cells(self.config.key_stride),
             geometry.network,
             max_objects,
             self.query_head.key.weight,
@@ -130,17 +144,21 @@ class GIEL(Method[GIELFeatures, Support]):
         joined = self._read(now, state.read())
         saliency = self.global_decoder(joined[:1], *now.global_skips)  # equation 6
         instances = self._instances(now, joined[1:])
+        read = joined[:, -1] if self.config.read_masks else None
+        if read is not None:
+            saliency, instances = carried(saliency, read[:1]), carried(instances, read[1:])
         if self.config.product or self.config.variant == "fast":
             instances = product(instances, saliency)
-        return Scores(instances, stride=4, evidence=saliency)
+        return Scores(instances, stride=4, evidence=GIELEvidence(saliency, read))
 
     def _read(self, now: GIELFeatures, reading: Reading) -> torch.Tensor:
-        """Emb of all objects together and of each, [1 + O, 2 Cv, h, w] (equations 5 and 9).
+        """Emb of all objects together and of each, [1 + O, 2 Cv, h, w] (equations 5 and 9), with
+        the masks that were read as a last channel where they are.
 
         One affinity for all of them (equation 4): it is computed once, whatever their number.
         """
         keys, values, bias = reading.keys, reading.values, None
-        positions = keys.shape[1]
+        positions, scale = keys.shape[1], keys.shape[2] ** -0.5 if self.config.scaled else 1.0
         if self.config.temporal != "none":
             query = self.attention.summary(now.key)
             weight = self.attention(reading.summaries, reading.first, query)
@@ -150,11 +168,15 @@ class GIEL(Method[GIELFeatures, Support]):
                 keys = keys * weight.exp().to(keys.dtype)[:, None, None]
             else:
                 values = values * weight.exp().to(values.dtype)[:, None, None]
+        if self.config.similarity == "l2":  # 2 q k - k k; q q is the same for all positions
+            closeness = -scale * wide(keys).square().sum(dim=2).flatten()[None]
+            bias = closeness if bias is None else bias + closeness
+            scale = 2 * scale
         readout = read_memory(
             to_positions(now.key)[0].contiguous(),
             keys.flatten(0, 1)[None],
             values.flatten(1, 2)[None],
-            scale=keys.shape[2] ** -0.5 if self.config.scaled else 1.0,
+            scale=scale,
             bias=bias,
         )[0]
         maps = readout.transpose(1, 2).unflatten(2, now.key.shape[2:])
@@ -175,9 +197,11 @@ class GIEL(Method[GIELFeatures, Support]):
         labels = masks.probabilities.argmax(dim=0)
         mask = labels > 0
         if self.config.support_mask == "global" and not masks.prompted:
-            mask = upsample(masks.evidence[:, None], 4)[0, 0] > 0
+            mask = upsample(masks.evidence.saliency[:, None], 4)[0, 0] > 0
         r4 = self.support_encoder(now.frame, mask[None, None].to(now.frame.dtype)).r4
         key, value = (self.support_head or self.query_head)(r4)
+        if self.config.read_masks:
+            value = with_masks(value, mask[None, None].to(value.dtype))
         encoded = Encoded(
             to_positions(key)[0],
             to_positions(value)[0],
@@ -192,12 +216,22 @@ class GIEL(Method[GIELFeatures, Support]):
         """V_instance of one frame: its value times the embedding of each object's labels.
 
         value [P, Cv], labels [H, W] uint8 -> [O, P, Cv] (equations 7 and 8); at most `group`
-        objects at a time.
+        objects at a time. Where masks are read, both have one more channel.
         """
+        value = value[:, : self.config.value_channels]
         size = self.config.group
         parts = [slots[i : i + size] for i in range(0, len(slots), size)]
         planes = (label_planes(labels, part).to(value.dtype) for part in parts)
-        return torch.cat([value * to_positions(self.label_encoder(each)) for each in planes])
+        return torch.cat([self._embedded(value, each) for each in planes])
+
+    def _embedded(self, value: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+        """value [P, Cv] and the label planes [O, 3, H, W] of a group -> [O, P, Cv or Cv + 1]"""
+        embedding = self.label_encoder(planes)
+        values = value * to_positions(embedding)
+        if not self.config.read_masks:
+            return values
+        covered = functional.adaptive_avg_pool2d(planes[:, :1], embedding.shape[2:])
+        return torch.cat((values, to_positions(covered)), dim=2)
 
 
 def label_planes(labels: torch.Tensor, slots: range) -> torch.Tensor:

@@ -66,7 +66,8 @@ class Affinity(nn.Module):
         stacked = keys.flatten(0, 1)[None]
         left, right = to_positions(self.left(stacked)), to_positions(self.right(stacked))
         values = to_positions(maps.flatten(0, 1)[None])
-        read = read_memory(right[0].contiguous(), left.contiguous(), values.contiguous(), scale=1.0)
+        values = values.to(left.dtype).contiguous()  # under autocast a norm may have widened them
+        read = read_memory(right[0].contiguous(), left.contiguous(), values, scale=1.0)
         return read[0].T.reshape(maps.shape)
 
 
@@ -137,8 +138,9 @@ class Alignment(nn.Module):
     def forward(self, centre: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
         joined = torch.cat((centre.expand_as(neighbours), neighbours), dim=1)
         offset = self.offset(self.join(joined))
-        weight, bias = self.deform.weight, self.deform.bias
-        return deform_conv(neighbours, offset, weight, bias=bias, padding=1)
+        # Under autocast features are narrower than the weights; the op wants one dtype.
+        weight, bias = (x.to(offset.dtype) for x in self.deform.parameters())
+        return deform_conv(neighbours.to(offset.dtype), offset, weight, bias=bias, padding=1)
 
 
 class Fusion(nn.Module):
@@ -214,7 +216,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         self.sees = config.sees
         self.size = config.size
         frames, channels = len(config.sees), config.channels
-        self.backbone = ResNet(config.backbone, config.width, layer4="strided")
+        self.backbone = ResNet(config.backbone, config.width, layer4="strided", norm=config.norm)
         self.key = conv3(self.backbone.channels[3], channels)
         self.affinity = Affinity(frames, channels)
         self.propagation = Propagation(self.backbone.channels, channels)
@@ -255,14 +257,19 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         reached by interpolating logits; the released code takes the nearest pixel. [O]
         """
         probability = self.foreground(seen)
-        limited = probability.float().clamp(PROBABILITY_LIMIT, 1 - PROBABILITY_LIMIT)
+        limited = probability.clamp(PROBABILITY_LIMIT, 1 - PROBABILITY_LIMIT)
         return Scores(limited[0].logit() / 2, stride=1)
 
     def foreground(self, seen: Sequence[IMCNetFeatures]) -> torch.Tensor:
-        """Probability [1, 1, H, W] of the foreground in the frame in the middle."""
+        """Probability [1, 1, H, W] float32 of the foreground in the frame in the middle."""
         *maps, keys = (torch.cat(each) for each in zip(*seen, strict=True))
         features, _ = self.propagation(maps, self.affinity(keys, maps[3]))
-        probability = torch.sigmoid(self.predict(self.block(self.fusion(self.align(features)))))
+        return self.decode(features)
+
+    def decode(self, features: torch.Tensor) -> torch.Tensor:
+        """The frames' propagated features [T, C, H / 4, W / 4] -> what `foreground` returns."""
+        logits = self.predict(self.block(self.fusion(self.align(features))))
+        probability = torch.sigmoid(logits.float())
         return functional.interpolate(
             probability, scale_factor=4, mode="bilinear", align_corners=True
         )

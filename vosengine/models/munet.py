@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from ..kernels import correlate_frames
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise
-from .blocks import Decoder, KeyValue, MatchingState, read_objects
+from .blocks import Decoder, KeyValue, MatchingState, carried, read_objects, with_masks
 from .method import Method
 
 # Channels in and out and kernel size of the motion network (section 3.2, table 1), all stride 1.
@@ -80,21 +80,27 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
     def __init__(self, config: MUNetConfig) -> None:
         super().__init__()
         self.config: MUNetConfig = config
+        self.size = config.size
         channels = config.key_channels, config.value_channels
-        self.query_encoder = ResNet(config.backbone, config.width)
-        self.reference_encoder = ResNet(config.backbone, config.width, mask_channels=1)
+        backbone = config.backbone, config.width
+        options: Any = {"norm": config.norm, "key_stride": config.key_stride}
+        self.query_encoder = ResNet(*backbone, **options)
+        self.reference_encoder = ResNet(*backbone, mask_channels=1, **options)
         pyramid = self.query_encoder.channels
         self.reduce = nn.Conv2d(pyramid[2], pyramid[2] // 4, 1)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.motion = MotionAttention(pyramid[2], config.fusion)
         self.query_head = KeyValue(pyramid[2], *channels)
         self.reference_head = KeyValue(pyramid[2], *channels)
-        self.decoder = Decoder(2 * config.value_channels, pyramid, config.decoder_channels)
+        joined = 2 * config.value_channels + config.read_masks
+        self.decoder = Decoder(joined, pyramid, config.decoder_channels)
         initialise(self)
 
     def start(self, geometry: Geometry, max_objects: int) -> MatchingState:
         weight = self.query_head.key.weight
-        return MatchingState.allocate(self.config, geometry.cells(self.stride), max_objects, weight)
+        cells = geometry.cells(self.config.key_stride)
+        channels = self.config.value_channels + self.config.read_masks
+        return MatchingState.allocate(self.config, cells, max_objects, weight, channels)
 
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
@@ -113,8 +119,12 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
             outside=self.config.outside,
         )
         key, value = self.query_head(self.motion(motion, now.semantic))
-        joined = read_objects(key, value, state.memory, state.object_count)
-        return Scores(self.decoder(joined, now.skip3, now.skip2), stride=4)
+        joined = read_objects(key, value, state.memory, state.object_count, self.config.similarity)
+        logits = self.decoder(joined, now.skip3, now.skip2)
+        if not self.config.read_masks:
+            return Scores(logits, stride=4)
+        read = joined[:, self.config.value_channels]
+        return Scores(carried(logits, read), stride=4, evidence=read)
 
     def remember(self, seen: Sequence[MUNetFeatures], masks: Masks, state: MatchingState) -> None:
         if masks.object_count == 0:
@@ -123,4 +133,6 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         planes = masks.probabilities[1:, None].to(seen[-1].frame.dtype)
         pyramid = self.reference_encoder(seen[-1].frame, planes)
         key, value = self.reference_head(pyramid.r4)
+        if self.config.read_masks:
+            value = with_masks(value, planes[:, :1])
         state.write(key, value, masks.prompted)

@@ -21,7 +21,9 @@ class ReID(nn.Module):
     def __init__(self, config: TargetAwareConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ResNet(config.reid_backbone, config.reid_width, layer4="strided")
+        self.backbone = ResNet(
+            config.reid_backbone, config.reid_width, layer4="strided", norm=config.norm
+        )
         self.project = nn.Linear(self.backbone.channels[3], config.reid_channels)
 
     def forward(self, frame: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -32,9 +34,16 @@ class ReID(nn.Module):
         """
         if len(boxes) == 0:
             return frame.new_zeros(0, self.config.reid_channels, dtype=torch.float32)
+        return self.embed(self.crop(frame, boxes))
+
+    def crop(self, frame: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """What the network sees of the boxes, `forward`'s arguments: [N, 3, side, side]."""
         config = self.config
         grown = grow_boxes(boxes, config.reid_smallest_box, config.reid_context)
-        crops = crop_boxes(frame, grown, config.reid_crop)
+        return crop_boxes(frame, grown, config.reid_crop)
+
+    def embed(self, crops: torch.Tensor) -> torch.Tensor:
+        """`crop`'s squares -> embeddings [N, C] float32 of length 1."""
         pooled = self.backbone(crops).r5.mean(dim=(2, 3))
         return functional.normalize(self.project(pooled).float(), dim=1)
 

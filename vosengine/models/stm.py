@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,7 +11,7 @@ from ..config import STMConfig
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise
-from .blocks import Decoder, KeyValue, MatchingState, read_objects
+from .blocks import Decoder, KeyValue, MatchingState, carried, read_objects, with_masks
 from .method import Method
 
 
@@ -33,18 +33,24 @@ class STM(Method[STMFeatures, MatchingState]):
     def __init__(self, config: STMConfig) -> None:
         super().__init__()
         self.config: STMConfig = config
+        self.size = config.size
         channels = config.key_channels, config.value_channels
-        self.query_encoder = ResNet(config.backbone, config.width)
-        self.memory_encoder = ResNet(config.backbone, config.width, mask_channels=2)
+        backbone = config.backbone, config.width
+        options: Any = {"norm": config.norm, "key_stride": config.key_stride}
+        self.query_encoder = ResNet(*backbone, **options)
+        self.memory_encoder = ResNet(*backbone, mask_channels=2, **options)
         pyramid = self.query_encoder.channels
         self.query_head = KeyValue(pyramid[2], *channels)
         self.memory_head = KeyValue(pyramid[2], *channels)
-        self.decoder = Decoder(2 * config.value_channels, pyramid, config.decoder_channels)
+        joined = 2 * config.value_channels + config.read_masks
+        self.decoder = Decoder(joined, pyramid, config.decoder_channels)
         initialise(self)
 
     def start(self, geometry: Geometry, max_objects: int) -> MatchingState:
         weight = self.query_head.key.weight
-        return MatchingState.allocate(self.config, geometry.cells(self.stride), max_objects, weight)
+        cells = geometry.cells(self.config.key_stride)
+        channels = self.config.value_channels + self.config.read_masks
+        return MatchingState.allocate(self.config, cells, max_objects, weight, channels)
 
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
@@ -56,8 +62,12 @@ class STM(Method[STMFeatures, MatchingState]):
 
     def segment(self, seen: Sequence[STMFeatures], state: MatchingState) -> Scores:
         (now,) = seen
-        joined = read_objects(now.key, now.value, state.memory, state.object_count)
-        return Scores(self.decoder(joined, now.skip3, now.skip2), stride=4)
+        joined = read_objects(now.key, now.value, state.memory, state.object_count, self.config.similarity)
+        logits = self.decoder(joined, now.skip3, now.skip2)
+        if not self.config.read_masks:
+            return Scores(logits, stride=4)
+        read = joined[:, self.config.value_channels]
+        return Scores(carried(logits, read), stride=4, evidence=read)
 
     def remember(self, seen: Sequence[STMFeatures], masks: Masks, state: MatchingState) -> None:
         if masks.object_count == 0:
@@ -67,4 +77,6 @@ class STM(Method[STMFeatures, MatchingState]):
         others = (own.sum(dim=0, keepdim=True) - own).clamp(0, 1)
         planes = torch.stack((own, others), dim=1).to(seen[0].frame.dtype)
         key, value = self.memory_head(self.memory_encoder(seen[0].frame, planes).r4)
+        if self.config.read_masks:
+            value = with_masks(value, planes[:, :1])
         state.write(key, value, masks.prompted)

@@ -89,18 +89,19 @@ class Support(State):
         self.config = config
         self.instance_values = instance_values
         positions, frames, places = cells[0] * cells[1], config.stored_frames, config.support
+        value_channels = config.value_channels + config.read_masks
 
         def empty(*shape: int) -> torch.Tensor:
             return torch.empty(shape, device=like.device, dtype=like.dtype)
 
         self.store = Encoded(
             empty(frames, positions, config.key_channels),
-            empty(frames, positions, config.value_channels),
+            empty(frames, positions, value_channels),
             torch.empty(frames, *size, device=like.device, dtype=torch.uint8),
             empty(frames, config.key_channels),
         )
         self.keys = empty(places, positions, config.key_channels)
-        self.values = empty(1 + max_objects, places, positions, config.value_channels)
+        self.values = empty(1 + max_objects, places, positions, value_channels)
         self.summaries = empty(places, config.key_channels)
         self._clear()
 

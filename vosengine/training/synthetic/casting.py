@@ -26,10 +26,9 @@ def paint_background(
     height, width = int(config.height * _OVERSIZE), int(config.width * _OVERSIZE)
     palettes = [draw_palette(rng, vivid=0.03) for _ in range(3)]
     sheet = paint(rng, height, width, config.textures, palettes, mixing=0.7)
-    shapes = tuple(CONTOURS)
     for _ in range(_draw_count(rng, config.clutter)):
         size = np.sqrt(height * width) * np.exp(rng.uniform(np.log(0.04), np.log(0.2)))
-        contour = CONTOURS[shapes[int(rng.integers(len(shapes)))]](rng) * size
+        contour = CONTOURS[config.shapes[int(rng.integers(len(config.shapes)))]](rng) * size
         contour = contour - contour.min(axis=0) + 1
         extent = np.ceil(contour.max(axis=0)).astype(int) + 1
         w, h = np.minimum(extent, (width, height)).tolist()
@@ -72,6 +71,8 @@ def _draw_actor(
     palettes = [draw_palette(rng) for _ in range(2)]
     if rng.random() < config.camouflage:
         palettes = [vary_palette(rng, palette) for palette in backdrop]
+    elif config.patchwork and rng.random() < config.patchwork:
+        palettes = [draw_palette(rng) for _ in range(2 + len(limbs))]
     return _dress(rng, config, limbs, size, palettes, label)
 
 
@@ -93,7 +94,7 @@ def _dress(
         rng, limbs, size, config.textures, palettes, config.articulation, turning, config.shading
     )
     frame = (config.height, config.width)
-    trajectory = draw_trajectory(rng, frame, size, config.motion, config.leaving)
+    trajectory = draw_trajectory(rng, frame, size, config.motion, config.leaving, config.growth)
     bending = draw_bending(rng, config.deformation)
     return Actor(label, parts, trajectory, bending, OBJECTS)
 
@@ -102,7 +103,7 @@ def _rehearse(rng: np.random.Generator, config: ClipConfig, model: Actor) -> Act
     """A look-alike: `model` without its label, on a path of its own and in another size."""
     size = float(model.trajectory.size[0] * np.exp(rng.normal(0, 0.15)))
     frame = (config.height, config.width)
-    trajectory = draw_trajectory(rng, frame, size, config.motion, config.leaving)
+    trajectory = draw_trajectory(rng, frame, size, config.motion, config.leaving, config.growth)
     return replace(
         model, label=0, trajectory=trajectory, bending=draw_bending(rng, config.deformation)
     )

@@ -26,29 +26,34 @@ class Clip:
     seed: int
 
 
-def make_clip(config: ClipConfig, seed: int) -> Clip:
-    """The whole clip in memory. The same configuration and seed give the same bytes."""
+def make_clip(config: ClipConfig, seed: int, step: int = 1) -> Clip:
+    """The whole clip in memory. The same arguments give the same bytes.
+
+    Of every `step` frames the first is kept: the frames are 0, step, 2 * step, ... of a longer
+    clip, and `config.frames` of them.
+    """
     frames = np.empty((config.frames, config.height, config.width, 3), np.uint8)
     masks = np.empty((config.frames, config.height, config.width), np.uint8)
-    for time, (frame, mask) in enumerate(iterate_clip(config, seed)):
-        frames[time], masks[time] = frame, mask
+    for index, (frame, mask) in enumerate(iterate_clip(config, seed, step)):
+        frames[index], masks[index] = frame, mask
     return Clip(frames, masks, seed)
 
 
-def iterate_clip(config: ClipConfig, seed: int) -> Iterator[tuple[Frame, Mask]]:
+def iterate_clip(config: ClipConfig, seed: int, step: int = 1) -> Iterator[tuple[Frame, Mask]]:
     """The clip frame by frame; memory does not grow with its length.
 
     A frame depends on its index, not on how many are asked for: a short clip is the beginning of
     a long one with the same seed.
     """
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"seed: wanted a whole number of at least 0, got {seed!r}")
-    return _frames(config, int(seed))
+    for name, value, least in (("seed", seed, 0), ("step", step, 1)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{name}: wanted a whole number of at least {least}, got {value!r}")
+    return _frames(config, int(seed), int(step))
 
 
-def _frames(config: ClipConfig, seed: int) -> Iterator[tuple[Frame, Mask]]:
+def _frames(config: ClipConfig, seed: int, step: int) -> Iterator[tuple[Frame, Mask]]:
     scene = draw_scene(_stream(seed, _SCENE), config)
-    for time in range(config.frames):
+    for time in range(0, config.frames * step, step):
         yield scene.frame(time, _stream(seed, _SENSOR, time))
 
 

@@ -25,11 +25,13 @@ class Effects:
     drift: float = 0.15  # exposure and colour change over time, 0..1
     noise: float = 5.0  # sensor noise, standard deviation in grey levels, 0..64
     jpeg: tuple[int, int] | None = (50, 95)  # quality range, or None for no JPEG artefacts
+    focus: float = 0.0  # blur of the lens, standard deviation in hundredths of the frame's side
 
     def __post_init__(self) -> None:
         for name in ("shadow", "blur", "light", "drift"):
             _check_number(f"effects.{name}", getattr(self, name), 0.0, 1.0)
         _check_number("effects.noise", self.noise, 0.0, 64.0)
+        _check_number("effects.focus", self.focus, 0.0, 5.0)
         if self.jpeg is not None:
             _check_range("effects.jpeg", self.jpeg, 1, 100, whole=True)
 
@@ -42,8 +44,8 @@ class Effects:
 class ClipConfig:
     """Everything but the seed. Ranges are (least, most), both included.
 
-    `motion`, `deformation`, `articulation`, `turning` and `camera` scale typical amounts: 0 is
-    still or rigid, 1 is usual, 2 is a lot. Chances are per object.
+    `motion`, `growth`, `deformation`, `articulation`, `turning` and `camera` scale typical
+    amounts: 0 is still or rigid, 1 is usual, 2 is a lot. Chances are per object.
     """
 
     frames: int = 24
@@ -53,7 +55,9 @@ class ClipConfig:
     parts: tuple[int, int] = (1, 5)  # jointed parts of one object
     size: tuple[float, float] = (0.02, 0.2)  # area of an object over that of the frame
     holes: float = 0.15  # chance that a part has a hole
+    patchwork: float = 0.0  # chance that every part has colours of its own
     motion: float = 1.0
+    growth: float = 1.0  # how much objects grow and shrink, beside the rest of their motion
     deformation: float = 1.0
     articulation: float = 1.0
     turning: float = 0.5  # texture slides around the shape, as when an object turns
@@ -66,7 +70,7 @@ class ClipConfig:
     leaving: float = 0.1  # chance that an object leaves the frame and returns
     shading: float = 0.5  # light on the rims of parts, 0..1
     textures: tuple[str, ...] = tuple(name for name in PATTERNS if name != "flat")
-    shapes: tuple[str, ...] = tuple(CONTOURS)
+    shapes: tuple[str, ...] = tuple(name for name in CONTOURS if name != "stick")
     effects: Effects = field(default_factory=Effects)
 
     def __post_init__(self) -> None:
@@ -79,9 +83,9 @@ class ClipConfig:
         _check_range("size", self.size, 0.005, 0.6)
         for name in ("clutter", "distractors", "occluders"):
             _check_range(name, getattr(self, name), 0, 32, whole=True)
-        for name in ("motion", "deformation", "articulation", "turning", "camera"):
+        for name in ("motion", "growth", "deformation", "articulation", "turning", "camera"):
             _check_number(name, getattr(self, name), 0.0, 8.0)
-        for name in ("holes", "look_alikes", "camouflage", "leaving", "shading"):
+        for name in ("holes", "patchwork", "look_alikes", "camouflage", "leaving", "shading"):
             _check_number(name, getattr(self, name), 0.0, 1.0)
         _check_names("textures", self.textures, PATTERNS)
         _check_names("shapes", self.shapes, CONTOURS)
@@ -125,6 +129,10 @@ class ClipConfig:
     def with_frames(self, frames: int) -> ClipConfig:
         """The same clip, cut shorter or carried on longer."""
         return replace(self, frames=frames)
+
+    def resized(self, frames: int, height: int, width: int) -> ClipConfig:
+        """What the clip may hold, at another length and size."""
+        return replace(self, frames=frames, height=height, width=width)
 
 
 def _is_number(value: object) -> bool:

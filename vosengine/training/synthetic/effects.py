@@ -29,6 +29,7 @@ class Look:
     drift: Wander | None  # 4: log exposure, log gain of each colour
     noise: float
     quality: int | None
+    focus: float = 0.0  # standard deviation of the lens blur, pixels
 
     def darken(self, image: Image, layer: Layer) -> None:
         """Lay the layer's soft shadow on what is behind it, in place."""
@@ -67,6 +68,8 @@ class Look:
         if self.drift is not None:
             exposure, *gains = self.drift.at(time)
             image = np.asarray(cv2.transform(image, np.diag(np.exp(exposure + np.array(gains)))))
+        if self.focus > 0.2:  # below that it changes next to nothing
+            image = np.asarray(cv2.GaussianBlur(image, (0, 0), self.focus), np.float32)
         if self.noise > 0:
             # Grey noise: cameras smooth the colour noise away, and it costs a third.
             image = image + three(self.noise * rng.standard_normal(image.shape[:2], np.float32))
@@ -108,6 +111,8 @@ def draw_look(rng: np.random.Generator, frame: tuple[int, int], limits: Effects)
         noise=limits.noise * rng.random() ** 2,
         quality=quality,
     )
+    if limits.focus > 0:
+        look = replace(look, focus=0.01 * unit * limits.focus * rng.random() ** 2)
     if limits.drift == 0:
         return look
     spread = limits.drift * rng.random() * np.array([1, 0.3, 0.3, 0.3])

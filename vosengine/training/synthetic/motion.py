@@ -97,18 +97,23 @@ class Trajectory:
 
 
 def draw_trajectory(
-    rng: np.random.Generator, frame: tuple[int, int], size: float, motion: float, leaving: float
-) -> Trajectory:
+    rng: np.random.Generator, frame: tuple[int, int], size: float, motion: float, leaving: float,
+    growth: float = 1.0,
+) -> Trajectory:  # fmt: skip
     """A path for an actor of `size` pixels per unit, at home in the middle of the frame.
 
-    `frame` is (height, width); `leaving` the chance of an excursion beyond its border.
+    `frame` is (height, width); `leaving` the chance of an excursion beyond its border;
+    `growth` scales its changes of size.
     """
     height, width = frame
     unit = np.sqrt(height * width)
     pace = motion * np.exp(rng.normal(0, 0.5))
     place = draw_wander(rng, unit * rng.uniform(0.08, 0.25, 2), 0.012 * unit * pace, 2)
     pose = draw_wander(
-        rng, np.array([0.4, 0.18, 0.1, 0.12]), np.array([0.03, 0.012, 0.008, 0.01]) * pace, 4
+        rng,
+        np.array([0.4, 0.18 * growth, 0.1, 0.12]),
+        np.array([0.03, 0.012 * growth, 0.008, 0.01]) * pace,
+        4,
     )
     excursion = None
     if motion > 0 and rng.random() < leaving:

@@ -57,6 +57,15 @@ def capsule(rng: np.random.Generator) -> Contour:
     return np.concatenate([spine + side, (spine - side)[::-1]])
 
 
+def stick(rng: np.random.Generator) -> Contour:
+    """A thin rod with a bend: leg, cable, handlebar, rein."""
+    along = np.linspace(-1, 1, 24)
+    height = rng.uniform(-0.5, 0.5) * along**2 + rng.uniform(-0.3, 0.3) * along**3
+    width = rng.uniform(0.025, 0.08) * (1 + rng.uniform(-0.5, 0.5) * along)
+    upper, lower = height + width, height - width
+    return np.concatenate([np.stack([along, upper], 1), np.stack([along, lower], 1)[::-1]])
+
+
 def bar(rng: np.random.Generator) -> Contour:
     """A long uneven strip, for posts and branches that hide what is behind."""
     along = np.linspace(-1, 1, 30)
@@ -68,6 +77,7 @@ def bar(rng: np.random.Generator) -> Contour:
 
 CONTOURS: dict[str, Callable[[np.random.Generator], Contour]] = {
     "fourier": fourier, "ellipse": ellipse, "polygon": polygon, "box": box, "capsule": capsule,
+    "stick": stick,
 }  # fmt: skip
 
 

@@ -1,0 +1,287 @@
+"""`vosengine eval`: models on a small data set, what they are held against, and the JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import follow, tiny_source
+from PIL import Image
+
+import vosengine.segmenter
+from vosengine.cli import main
+from vosengine.commands.evaluate import COPIED, ELLIPSE, WARPED, EvaluateOptions, Progress, evaluate
+from vosengine.errors import InputError
+from vosengine.evaluation import centred_ellipse, match_objects, measure, measure_folders
+from vosengine.segmenter import Segmenter
+from vosengine.training.synthetic import Clip, ClipConfig, make_clip
+from vosengine.types import Result
+from vosengine.video import open_source, read_labels, write_labels
+
+Weights = Callable[[str], Path]
+SHAPE = ClipConfig(frames=5, height=64, width=96, objects=(2, 2))
+
+
+def write_sequence(root: Path, name: str, clip: Clip) -> None:
+    images, masks = (root / part / "480p" / name for part in ("JPEGImages", "Annotations"))
+    images.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    for index, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
+        Image.fromarray(frame).save(images / f"{index:05d}.jpg", quality=95)
+        write_labels(masks / f"{index:05d}.png", mask)
+
+
+@pytest.fixture(scope="module")
+def clips() -> dict[str, Clip]:
+    return {"one": make_clip(SHAPE, 1), "two": make_clip(replace(SHAPE, frames=4), 2)}
+
+
+@pytest.fixture
+def data(tmp_path: Path, clips: dict[str, Clip]) -> Path:
+    for name, clip in clips.items():
+        write_sequence(tmp_path / "data", name, clip)
+    return tmp_path / "data"
+
+
+def options(model: str, data: Path, weights: Weights, **changes: Any) -> EvaluateOptions:
+    return EvaluateOptions(model, data, weights=str(weights(model)), device="cpu", **changes)
+
+
+def printed(
+    arguments: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    monkeypatch.setattr(sys, "argv", ["vosengine", "eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capsys.readouterr()
+    return captured.out if ended.value.code in (0, None) else captured.err
+
+
+def test_a_model_is_scored_as_its_masks_are(
+    data: Path, clips: dict[str, Clip], tmp_path: Path, tiny_weights: Weights
+) -> None:
+    reports: list[Progress] = []
+    out = tmp_path / "out"
+    found = evaluate(options("stm", data, tiny_weights, out=out), reports.append)
+    assert [(p.done, p.total, p.sequence) for p in reports] == [
+        *((i, 9, "one") for i in range(1, 6)),
+        *((i, 9, "two") for i in range(6, 10)),
+    ]
+    assert found.evaluation == measure_folders(out, data / "Annotations" / "480p")
+    assert len(found.milliseconds) == 7
+    masks = {p.stem: read_labels(p) for p in sorted((out / "one").glob("*.png"))}
+    frames = [frame.image for frame in open_source(data / "JPEGImages/480p/one")]
+    segmenter = Segmenter("stm", weights=tiny_weights("stm"), device="cpu")
+    for result in follow(segmenter, frames, clips["one"].masks[0]):
+        np.testing.assert_array_equal(masks[f"{result.frame_index:05d}"], result.numpy())
+
+
+def test_its_baselines_are_the_first_mask_copied_and_warped(
+    data: Path, clips: dict[str, Clip], tiny_weights: Weights
+) -> None:
+    found = evaluate(options("stm", data, tiny_weights))
+    assert set(found.baselines) == {COPIED, WARPED}
+    for name, clip in clips.items():
+        pairs = [(clip.masks[0], mask) for mask in clip.masks]
+        assert found.baselines[COPIED].sequences[name] == measure(pairs)
+    copied, warped = found.baselines[COPIED].mean, found.baselines[WARPED].mean
+    assert copied.jf < warped.jf < 1
+
+
+def test_only_objects_of_the_first_frame_are_followed_and_scored(
+    data: Path, clips: dict[str, Clip], tiny_weights: Weights
+) -> None:
+    first = data / "Annotations/480p/two/00000.png"
+    write_labels(first, np.where(clips["two"].masks[0] == 2, 2, 0).astype(np.uint8))
+    found = evaluate(options("stm", data, tiny_weights))
+    assert set(found.evaluation.sequences["one"].objects) == {1, 2}
+    assert set(found.evaluation.sequences["two"].objects) == {2}
+
+
+class Said:
+    """In place of a Segmenter's network: the labels that it is to say, frame by frame."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, labels: Callable[[int], np.ndarray]):
+        self.prompts: list[np.ndarray | None] = []
+        step, flush = Segmenter.step, Segmenter.flush
+
+        def said(result: Result | None) -> Result | None:
+            if result is None:
+                return None
+            return replace(result, labels=torch.from_numpy(labels(result.frame_index)))
+
+        def stepped(segmenter: Segmenter, frame: np.ndarray, mask: np.ndarray | None = None) -> Any:
+            self.prompts.append(mask)
+            return said(step(segmenter, frame, mask))
+
+        monkeypatch.setattr(Segmenter, "step", stepped)
+        monkeypatch.setattr(Segmenter, "flush", lambda s: [said(r) for r in flush(s)])
+
+
+def test_a_single_foreground_is_held_against_all_objects_together(
+    data: Path, clips: dict[str, Clip], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And answers that come frames late are held against their own frame."""
+    masks = clips["one"].masks
+    said = Said(monkeypatch, lambda index: (masks[index] > 0).astype(np.uint8))
+    found = evaluate(options("imcnet", data, tiny_weights, sequences=("one",)))
+    assert (found.evaluation.mean.j, found.evaluation.mean.f) == (1.0, 1.0)
+    assert said.prompts == [None] * 5
+    assert set(found.baselines) == {ELLIPSE}
+    ellipse = centred_ellipse(64, 96)
+    wanted = measure([(ellipse, mask) for mask in masks], binary=True)
+    assert found.baselines[ELLIPSE].sequences["one"] == wanted
+
+
+def test_objects_found_by_themselves_are_matched(
+    data: Path,
+    clips: dict[str, Clip],
+    tmp_path: Path,
+    tiny_weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    masks = clips["one"].masks
+    table = np.array([0, 9, 4], np.uint8)
+
+    def labels(index: int) -> np.ndarray:
+        found = table[masks[index]]
+        found[:4, :4] = 1  # another one, that nobody annotated
+        return found
+
+    said = Said(monkeypatch, labels)
+    plain = options("target_aware", data, tiny_weights, sequences=("one",), out=tmp_path / "out")
+    found = evaluate(plain)
+    assert said.prompts == [None] * 5
+    assert set(found.evaluation.sequences["one"].objects) == {1, 2}
+    assert found.evaluation.mean.jf > 0.9
+    kept = read_labels(tmp_path / "out" / "one" / "00002.png")
+    np.testing.assert_array_equal(kept[4:], masks[2][4:])
+    ellipse = match_objects([centred_ellipse(64, 96)] * 5, list(masks))
+    wanted = measure(zip(ellipse, masks, strict=True))
+    assert found.baselines[ELLIPSE].sequences["one"] == wanted
+    together = evaluate(replace(plain, binary=True))
+    assert set(together.evaluation.sequences["one"].objects) == {1}
+    assert together.evaluation.mean.j < 1 == found.evaluation.mean.j  # the other one counts here
+
+
+def test_dmn_aoa_asks_for_its_own_proposals(
+    data: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vosengine.segmenter, "DNetSource", lambda **given: tiny_source())
+    plain = options("dmn_aoa", data, tiny_weights, sequences=("two",))
+    assert set(evaluate(plain).evaluation.sequences["two"].objects) == {1, 2}
+
+
+def test_the_first_frames_alone(data: Path, tiny_weights: Weights) -> None:
+    whole = evaluate(options("stm", data, tiny_weights, sequences=("two",)))
+    short = evaluate(options("stm", data, tiny_weights, sequences=("two",), limit=3))
+    assert (len(whole.milliseconds), len(short.milliseconds)) == (3, 2)
+    assert short.settings["limit"] == 3
+    with pytest.raises(InputError, match="two: 2 frames, wanted at least 3"):
+        evaluate(options("stm", data, tiny_weights, sequences=("two",), limit=2))
+
+
+def test_bad_data_is_refused(data: Path, tiny_weights: Weights) -> None:
+    masks = data / "Annotations/480p/two"
+    plain = options("stm", data, tiny_weights, sequences=("two",))
+    whole = read_labels(masks / "00002.png")
+    write_labels(masks / "00002.png", whole[:60])
+    with pytest.raises(InputError, match="two/00002: the frame is 64 x 96, its annotation 60 x 96"):
+        evaluate(plain)
+    write_labels(masks / "00002.png", whole)
+    write_labels(masks / "00000.png", np.zeros_like(whole))
+    with pytest.raises(InputError, match=r"00000\.png: shows no object; stm needs"):
+        evaluate(plain)
+    (masks / "00001.png").unlink()
+    with pytest.raises(InputError, match="wanted a mask for every frame"):
+        evaluate(plain)
+
+
+def test_the_command_prints_a_table_and_writes_json(
+    data: Path,
+    tmp_path: Path,
+    tiny_weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "new" / "figures.json"
+    text = printed(
+        [
+            *("--model", "stm", "--weights", tiny_weights("stm"), "--data", data),
+            *("--size", "64x96", "--device", "cpu", "--sequences", "two", "--json", path),
+        ],
+        monkeypatch,
+        capsys,
+    )
+    found = json.loads(path.read_text())
+    assert found["sequences"].keys() == {"two"}
+    assert found["sequences"]["two"].keys() >= {"J", "F"}
+    assert found["mean"].keys() == {"J", "F", "JF"}
+    assert found["baselines"].keys() == {COPIED, WARPED}
+    assert found["weights"] == {"name": "stm.tiny-stm", "trained": True, "note": None}
+    assert (found["network_size"], found["timed_frames"]) == ([64, 96], 3)
+    for figures in (found, *found["baselines"].values()):
+        assert 0 <= figures["mean"]["J"] <= 1
+        assert f"{figures['mean']['J']:.3f}" in text
+        assert f"{figures['mean']['F']:.3f}" in text
+    assert f"{found['p50_ms']:.1f} ms a frame" in text
+
+
+def test_the_command_scores_folders(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    masks = data / "Annotations/480p"
+    path = tmp_path / "figures.json"
+    asked = ["--annotations", masks, "--json", path]
+    text = printed(["--predictions", masks, *asked], monkeypatch, capsys)
+    assert json.loads(path.read_text())["mean"] == {"J": 1.0, "F": 1.0, "JF": 1.0}
+    assert "1.000" in text
+    binary = tmp_path / "binary"
+    for name in ("one", "two"):
+        (binary / name).mkdir(parents=True)
+        for each in (masks / name).glob("*.png"):
+            write_labels(binary / name / each.name, (read_labels(each) > 0).astype(np.uint8))
+    printed(["--predictions", binary, *asked], monkeypatch, capsys)
+    assert json.loads(path.read_text())["mean"]["J"] < 0.9
+    printed(["--predictions", binary, *asked, "--binary"], monkeypatch, capsys)
+    assert json.loads(path.read_text())["mean"]["J"] == 1.0
+
+
+def test_the_command_refuses_what_it_cannot_do(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    masks = data / "Annotations/480p"
+    either = "wanted --predictions and --annotations, or --model and --data"
+    for arguments in (
+        [],
+        ["--predictions", masks],
+        ["--model", "stm"],
+        ["--predictions", masks, "--data", data],
+        ["--predictions", masks, "--annotations", masks, "--model", "stm", "--data", data],
+        ["--predictions", masks, "--annotations", masks, "--model", "stm"],
+    ):
+        text = printed(list(arguments), monkeypatch, capsys)
+        assert either in " ".join(text.replace("│", " ").split()), arguments
+    both = ["--predictions", masks, "--annotations", masks]
+    (tmp_path / "file").write_text("no folder")
+    json_file = tmp_path / "file" / "figures.json"
+    assert "OutputError" in printed([*both, "--json", json_file], monkeypatch, capsys)
+    assert "no such folder" in printed(
+        ["--predictions", masks, "--annotations", tmp_path / "none"], monkeypatch, capsys
+    )
+    assert "wanted one of stm" in printed(["--model", "x", "--data", data], monkeypatch, capsys)

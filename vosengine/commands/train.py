@@ -1,0 +1,148 @@
+"""`vosengine train`: a model from its configuration, data and recipe, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+
+
+from ..config import SMALL, ModelConfig
+from ..device import choose_device
+from ..errors import ConfigError, InputError
+from ..registry import build, config_to_json, entry
+from ..training.export import export
+from ..training.feed import Feed, loader
+from ..training.initialise import initialise_from, start_gently
+from ..training.mixture import DataOptions, parse_data
+from ..training.objectives import for_clips, objective_for
+from ..training.recipe import Recipe, recipe_for
+from ..training.samples import Batch, collate
+from ..training.synthetic_source import SyntheticSource
+from ..training.trainer import CHECKPOINT, Progress, Trainer
+from ..video import prepare_output_folder
+
+WEIGHTS = "weights.safetensors"
+CONFIGS = ("small", "paper")
+HELD_OUT = 8, 5  # clips, and their frames, of a seed that no training has
+HELD_OUT_SEED = 2**31 + 1
+CLIP_MARGIN = 1.4  # sides of a drawn clip over those of the crop that is trained on
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `train` is asked for.
+
+    config       "small" or "paper"
+    data         sources with weights, as `parse_data` reads them
+    changes      fields of the recipe that differ from the model's own
+    init         weights to start from: of this or another model, or a ResNet's
+    resume       go on from the checkpoint in `out`
+    workers      processes that prepare clips; 0: this one
+    minutes      stop after so many, with a checkpoint, to be resumed; None: to the recipe's end
+    save_every   seconds between checkpoints
+    score_every  steps between scores on held-out clips; 0: none
+    """
+
+    model: str
+    out: Path
+    config: str = "small"
+    data: str = "synthetic"
+    changes: dict[str, Any] = field(default_factory=dict)
+    init: Path | None = None
+    resume: bool = False
+    device: str = "auto"
+    workers: int = 0
+    minutes: float | None = None
+    save_every: float = 180.0
+    score_every: int = 500
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a call of `train` came to: `weights` once the recipe has been carried out."""
+
+    steps: int
+    seconds: float
+    finished: bool
+    weights: Path | None
+
+
+def train(
+    options: TrainOptions,
+    report: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """Train a model, or go on with it; everything is in `options.out`.
+
+    Raises  ConfigError, InputError, WeightsError, StateError before a step is taken; OutputError
+            and TrainingError after, with the last checkpoint whole.
+    """
+    trainer, recipe = _trainer(options)
+    source = parse_data(options.data, _clips(options.model, recipe))
+    feed = Feed(source, recipe.size, recipe.frames, recipe.seed, recipe.steps, recipe.batch)
+    if options.resume:
+        trainer.resume()
+    deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    finished = trainer.run(
+        loader(feed, trainer.step, options.workers),
+        report=report,
+        should_stop=lambda: should_stop() or (deadline or time.monotonic() + 1) < time.monotonic(),
+        save_every=options.save_every,
+        held_out=held_out(options.model, recipe) if options.score_every else (),
+        score_every=options.score_every,
+    )
+    weights = options.out / WEIGHTS if finished else None
+    if weights is not None:
+        what = f"trained for {trainer.step} steps on {options.data}"
+        export(trainer.path, weights, what)
+    return TrainResult(trainer.step, trainer.seconds, finished, weights)
+
+
+def _clips(model: str, recipe: Recipe) -> DataOptions:
+    """What clips are drawn as: larger and longer than they are used, so that there is a choice."""
+    height, width = (round(CLIP_MARGIN * side / 16) * 16 for side in recipe.size)
+    labelled = not entry(model).build.needs_mask
+    return DataOptions((height, width), recipe.frames + 2, recipe.seed, labelled=labelled)
+
+
+def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
+    """The model as it starts, in a folder that holds no other run."""
+    if options.config not in CONFIGS:
+        raise ConfigError(f"config: wanted {' or '.join(CONFIGS)}, given {options.config!r}")
+    config = entry(options.model).config()
+    if options.config == "small":
+        config = SMALL[options.model]
+    recipe = replace(recipe_for(options.model, options.config), **options.changes)
+    device = choose_device(options.device)
+    folder = prepare_output_folder(options.out)
+    if not options.resume and (folder / CHECKPOINT).exists():
+        raise InputError(
+            f"{folder}: holds a training run; go on with it by --resume, or name another folder"
+        )
+    method = build(options.model, for_clips(config, recipe.frames), recipe.seed)
+    start_gently(method)
+    if options.init is not None:
+        initialise_from(method, options.init)
+    identity = {
+        "model": options.model,
+        "config": config_to_json(config),
+        "data": options.data,
+        "init": None if options.init is None else options.init.name,
+    }
+    objective = objective_for(method, recipe.losses, recipe.parts)
+    (folder / "run.json").write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    return Trainer(objective, recipe, folder, identity, device), recipe
+
+
+def held_out(model: str, recipe: Recipe) -> list[Batch]:
+    """Clips that no training has seen, at its size."""
+    clips, frames = HELD_OUT
+    labelled = not entry(model).build.needs_mask
+    source = SyntheticSource(frames, recipe.size, HELD_OUT_SEED, labelled)
+    samples = [source.sample(number, 1.0) for number in range(clips)]
+    return [collate([sample]) for sample in samples]

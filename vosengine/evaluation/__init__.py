@@ -1,0 +1,36 @@
+"""J and F of label images, baselines that need no network, and data sets in DAVIS layout."""
+
+from .assignment import match_objects
+from .baselines import FirstMask, Frame, WarpedMask, centred_ellipse
+from .layout import Annotated, find_annotated, read_annotation
+from .measure import (
+    FEWEST_FRAMES,
+    Evaluation,
+    Labels,
+    Score,
+    SequenceScore,
+    measure,
+    measure_folders,
+)
+from .report import comparison, report, write_json
+
+__all__ = [
+    "FEWEST_FRAMES",
+    "Annotated",
+    "Evaluation",
+    "FirstMask",
+    "Frame",
+    "Labels",
+    "Score",
+    "SequenceScore",
+    "WarpedMask",
+    "centred_ellipse",
+    "comparison",
+    "find_annotated",
+    "match_objects",
+    "measure",
+    "measure_folders",
+    "read_annotation",
+    "report",
+    "write_json",
+]

@@ -1,0 +1,65 @@
+"""What an evaluation looks like: as JSON, and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..errors import OutputError
+from .measure import Evaluation, Score
+
+
+def report(evaluation: Evaluation) -> dict[str, Any]:
+    """`sequences: {name: {J, F, objects: {id: {J, F}}}}, mean: {J, F, JF}, mean_over_objects: {J,
+    F, JF}`, fractions 0..1. `mean` is over sequences; DAVIS-2017's global figure is the other."""
+    return {
+        "sequences": {
+            name: {
+                "J": sequence.mean.j,
+                "F": sequence.mean.f,
+                "objects": {
+                    str(object_id): {"J": score.j, "F": score.f}
+                    for object_id, score in sequence.objects.items()
+                },
+            }
+            for name, sequence in evaluation.sequences.items()
+        },
+        "mean": _three(evaluation.mean),
+        "mean_over_objects": _three(evaluation.mean_over_objects),
+    }
+
+
+def comparison(columns: Mapping[str, Evaluation]) -> Table:
+    """J and F by sequence, and their mean over the sequences, of evaluations side by side; the
+    name of each stands over its J."""
+    table = Table()
+    table.add_column("sequence", vertical="bottom", no_wrap=True)
+    for name in columns:
+        table.add_column(f"{name}\nJ".lstrip(), justify="right", vertical="bottom")
+        table.add_column("F", justify="right", vertical="bottom")
+    for sequence in next(iter(columns.values())).sequences:
+        _add_row(table, sequence, [e.sequences[sequence].mean for e in columns.values()])
+    table.add_section()
+    _add_row(table, "mean", [evaluation.mean for evaluation in columns.values()])
+    return table
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Raises OutputError where it cannot be written."""
+    try:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _add_row(table: Table, name: str, scores: list[Score]) -> None:
+    cells = [f"{value:.3f}" for score in scores for value in (score.j, score.f)]
+    table.add_row(name, *cells)
+
+
+def _three(score: Score) -> dict[str, float]:
+    return {"J": score.j, "F": score.f, "JF": score.jf}

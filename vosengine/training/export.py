@@ -1,0 +1,34 @@
+"""From a checkpoint to the weights file that the engine loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..registry import build, config_from_json
+from ..weights import save, state_of
+from .checkpoint import load_checkpoint
+
+LICENCE = "MIT"
+
+
+def export(checkpoint: Path, path: Path, description: str) -> None:
+    """Write the averaged weights of a checkpoint as safetensors, in half precision.
+
+    Raises  WeightsError for what is no checkpoint; OutputError where nothing can be written.
+    """
+    content = load_checkpoint(checkpoint)
+    model = content["identity"]["model"]
+    config = config_from_json(model, content["identity"]["config"])
+    names = state_of(build(model, config)).keys()
+    tensors = {name: content["averaged"][name].to(torch.float16) for name in names}
+    save(
+        path,
+        model,
+        config,
+        tensors,
+        trained=True,
+        description=description,
+        licence=LICENCE,
+    )

@@ -1,0 +1,124 @@
+"""Where training starts from: quiet first answers, and weights of other networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+from ..errors import WeightsError
+from ..foreign import read_state_dict
+from ..models.backbone import ResNet
+from ..models.method import Method
+
+FIRST_ANSWERS = 0.02  # of the usual size are the weights that make the first logits
+
+# Parts of one model that begin as those of another: ours, theirs.
+ALIKE = (
+    ("reference_encoder.", "memory_encoder."),
+    ("reference_head.", "memory_head."),
+    ("support_encoder.", "memory_encoder."),
+    ("global_decoder.", "decoder."),
+    ("instance_decoder.", "decoder."),
+)
+
+
+# Parts of one model that look for the same things: the memory's begin as the query's.
+TWINS = (
+    ("memory_encoder", "query_encoder"),
+    ("reference_encoder", "query_encoder"),
+    ("support_encoder", "query_encoder"),
+    ("memory_head", "query_head"),
+    ("reference_head", "query_head"),
+)
+
+
+@torch.no_grad()
+def start_gently(method: Method[Any, Any]) -> None:
+    """Let the first answers be unsure, and what is compared begin as one: from random weights as
+    they are, a network learns for hundreds of steps before its memory finds anything."""
+    for name, parameter in method.named_parameters():
+        if name.endswith("predict.weight"):
+            parameter *= FIRST_ANSWERS
+    parts = dict(method.named_children())
+    for own, twin in TWINS:
+        if own in parts and twin in parts:
+            parts[own].load_state_dict(parts[twin].state_dict(), strict=False)
+            if isinstance(encoder := parts[own], ResNet) and encoder.mask_conv is not None:
+                encoder.mask_conv.weight.zero_()
+
+
+def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
+    """Take over what fits of a file: weights of this or of another model, or a ResNet's.
+
+    A tensor is taken by its name, or by that of the part that it is alike to (ALIKE); then every
+    ResNet that got nothing takes the one in the file whose shapes fit, the mask channels at 0
+    where it has none. Returns the names of what was set, in order.
+
+    Raises  WeightsError: unreadable, or nothing in it fits.
+    """
+    found = read_state_dict(path)
+    own = dict(method.state_dict())
+    taken = {}
+    for name, tensor in own.items():
+        for source in _names(name):
+            if source in found and found[source].shape == tensor.shape:
+                taken[name] = found[source]
+                break
+    for prefix, module in method.named_modules():
+        if isinstance(module, ResNet) and not any(name.startswith(f"{prefix}.") for name in taken):
+            taken |= _backbone(prefix, own, found)
+    if not taken:
+        raise WeightsError(
+            f"{path}: no tensor fits this model; wanted weights of the same configuration, or a "
+            "ResNet of the same depth and width"
+        )
+    method.load_state_dict({**own, **taken})
+    return sorted(taken)
+
+
+def _names(name: str) -> list[str]:
+    """The names under which a tensor may stand in a file, the closest first."""
+    alike = [theirs + name[len(ours) :] for ours, theirs in ALIKE if name.startswith(ours)]
+    return [name, *alike]
+
+
+def _backbone(
+    prefix: str, own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors of one of our ResNets, from the first in the file that has all of their names
+    and shapes; empty where none has."""
+    inside = f"{prefix}."
+    names = [n.removeprefix(inside) for n in own if n.startswith(inside)]
+    names = [n for n in names if not n.endswith("num_batches_tracked")]
+    needed = [n for n in names if not n.startswith(("mask_conv.", "fuse.", "layer4."))]
+    for root in sorted(n.removesuffix("conv1.weight") for n in found if n.endswith("conv1.weight")):
+        fits = all(
+            root + n in found and found[root + n].shape == own[inside + n].shape for n in needed
+        )
+        if not fits:
+            continue
+        taken = {
+            inside + n: found[root + n]
+            for n in names
+            if root + n in found and found[root + n].shape == own[inside + n].shape
+        }
+        mask = f"{inside}mask_conv.weight"
+        if mask in own and mask not in taken:
+            taken[mask] = _mask_channels(own[mask], found.get(f"{root}mask_conv.weight"))
+        return taken
+    return {}
+
+
+def _mask_channels(own: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
+    """A convolution over mask planes [C, M, 7, 7]: the first planes' from the file, others at 0."""
+    taken = torch.zeros_like(own)
+    if found is not None and found.shape[0] == own.shape[0]:
+        planes = min(own.shape[1], found.shape[1])
+        taken[:, :planes] = found[:, :planes]
+    return taken
+
+

@@ -1,0 +1,137 @@
+"""What T-Net is trained for: a track's model, fitted on a clip's first frame, finds it later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from ...models.appearance import Tracks
+from ...models.target_aware import TargetAware, TargetAwareFeatures
+from ..losses import binary, soft_iou
+from .objective import nothing_for, one_hot
+
+
+class Followed(NamedTuple):
+    """The tracks of one clip."""
+
+    first: TargetAwareFeatures  # of the first frame, B = 1
+    later: list[TargetAwareFeatures]
+    labels: torch.Tensor  # [1 + later, K, S, S] shares of the tracks' pixels, the first frame first
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """BCE + IoU of the refined scores. The fit itself is a constant: gradients reach the refiner,
+    and the backbone through what it says of the later frames.
+
+    The models are fitted to the first frame without augmentations, which would cost one more
+    backbone pass each. [O]
+
+    later   frames after the first that are looked at in each clip
+    tracks  objects at most in each clip, of those in its first frame
+    """
+
+    later: int = 1
+    tracks: int = 2
+
+    def losses(
+        self,
+        method: TargetAware,
+        frames: torch.Tensor,
+        masks: torch.Tensor,
+        objects: int,
+        generator: torch.Generator,
+    ) -> dict[str, torch.Tensor]:
+        """frames [B, T, 3, H, W] normalised; masks [B, T, H, W] ids up to `objects`."""
+        pixels, overlaps = [], []
+        for clip in self._clips(method, frames, masks, objects, generator):
+            for logits, target in _follow(method, clip):
+                pixels.append(binary(logits, target).mean())
+                overlaps.append(soft_iou(torch.sigmoid(logits), target))
+        if not pixels:
+            nothing = nothing_for(method.backbone) + nothing_for(method.refiner)
+            return {"track": nothing, "track_iou": nothing}
+        return {"track": torch.stack(pixels).mean(), "track_iou": torch.stack(overlaps).mean()}
+
+    def score(
+        self, method: TargetAware, frames: torch.Tensor, masks: torch.Tensor, objects: int
+    ) -> float:
+        """Mean IoU of every track in every frame after the first, at T-Net's size and each track by
+        itself; 1 without any. Arguments as in `losses`."""
+        generator = torch.Generator().manual_seed(0)
+        everything = Appearance(later=masks.shape[1], tracks=objects)
+        found: list[float] = []
+        for clip in everything._clips(method, frames, masks, objects, generator):
+            for logits, target in _follow(method, clip):
+                own, wanted = logits > 0, target > 0.5
+                joined = (own | wanted).sum(dim=(1, 2))
+                shared = (own & wanted).sum(dim=(1, 2))
+                found += torch.where(joined > 0, shared / joined.clamp(min=1), 1.0).tolist()
+        return sum(found) / len(found) if found else 1.0
+
+    def _clips(
+        self,
+        method: TargetAware,
+        frames: torch.Tensor,
+        masks: torch.Tensor,
+        objects: int,
+        generator: torch.Generator,
+    ) -> Iterator[Followed]:
+        """Every clip with an object in its first frame, all encoded at once."""
+        clips, length = masks.shape[:2]
+        count = 1 + min(self.later, length - 1)
+        order = 1 + torch.rand(clips, length - 1, generator=generator).argsort(dim=1)
+        indices = torch.cat((torch.zeros(clips, 1, dtype=torch.int64), order), dim=1)[:, :count]
+        rows = torch.arange(clips)[:, None]
+        shown = frames[rows, indices].flatten(0, 1)
+        # Without proposals to find, D-Net is not asked.
+        encoded = method.encode(shown, ())
+        labels = one_hot(masks[rows, indices], objects)[:, :, 1:].flatten(0, 1)
+        square = (method.config.tracker_size,) * 2
+        if objects:
+            labels = functional.interpolate(labels, square, mode="bilinear", align_corners=False)
+        areas = labels[::count].sum(dim=(2, 3)).tolist()
+        for clip, area in enumerate(areas):
+            there = [i for i, a in enumerate(area) if a >= method.config.smallest_sample]
+            chosen = torch.randperm(len(there), generator=generator)[: self.tracks].tolist()
+            start = clip * count
+            if there and count > 1:
+                first, *later = (_row(encoded, start + i) for i in range(count))
+                slots = [there[i] for i in chosen]
+                yield Followed(first, later, labels[start : start + count, slots])
+
+
+def fit(method: TargetAware, features: TargetAwareFeatures, labels: torch.Tensor) -> Tracks:
+    """Appearance models of the objects in a frame, labels [K, S, S] in 0..1; without gradient."""
+    config = replace(method.config, samples=1, augmentations=0)
+    maps = features.appearance.detach().float()
+    channels, height, width = maps.shape[1:]
+    tracks = Tracks(config, len(labels), channels, (height, width), maps)
+    with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
+        for slot, label in enumerate(labels):
+            tracks.begin(slot, maps, label[None])
+    return tracks
+
+
+def _follow(method: TargetAware, clip: Followed) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every track's logits in each of the later frames, as a stream has them, and its labels: both
+    [K, S, S]."""
+    tracks = fit(method, clip.first, clip.labels[0])
+    square = (method.config.tracker_size,) * 2
+    for features, target in zip(clip.later, clip.labels[1:], strict=True):
+        with torch.autocast(target.device.type, enabled=False):
+            coarse = tracks.scores(tracks.project(features.appearance))
+        yield method.refiner(coarse, list(features.reduced), square).float(), target
+
+
+def _row(features: TargetAwareFeatures, row: int) -> TargetAwareFeatures:
+    rows = slice(row, row + 1)
+    return features._replace(
+        frame=features.frame[rows],
+        appearance=features.appearance[rows],
+        reduced=tuple(x[rows] for x in features.reduced),
+    )

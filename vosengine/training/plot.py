@@ -1,0 +1,54 @@
+"""A training log as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import ConfigError, InputError
+
+SMOOTHING = 0.98  # of the running mean that is drawn through a loss
+
+
+def plot_log(log: Path, picture: Path) -> None:
+    """Losses, and the score on held-out clips, over the steps: a PNG.
+
+    Raises  InputError where there is no log; ConfigError without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            'plot: matplotlib is not installed; pip install "vosengine[train]"'
+        ) from error
+    if not log.is_file():
+        raise InputError(f"{log}: no such log; wanted the log.jsonl of a training run")
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    if not lines:
+        raise InputError(f"{log}: empty; train a step first")
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(name for line in lines for name in line["losses"]):
+        steps = [line["step"] for line in lines if name in line["losses"]]
+        values = [line["losses"][name] for line in lines if name in line["losses"]]
+        axes.plot(steps, running_mean(values), label=name)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend(loc="upper left")
+    scored = [line for line in lines if line.get("score") is not None]
+    if scored:
+        other = axes.twinx()
+        other.plot(
+            [line["step"] for line in scored], [line["score"] for line in scored], "k.--"
+        )
+        other.set(ylabel="held-out score (black)", ylim=(0, 1))
+    figure.savefig(picture)
+
+
+def running_mean(values: list[float]) -> list[float]:
+    """Each value's exponential mean with those before it, as if it had always been so."""
+    found, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = SMOOTHING * total + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        found.append(total / weight)
+    return found

@@ -1,0 +1,74 @@
+"""Recipes: how long, how fast and with which losses a model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config.checks import check
+from ..errors import ConfigError
+from .objectives import PARTS, PUBLISHED, FollowingLosses
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a run what it is: two runs with the same recipe, data and seed are the same.
+
+    steps          optimiser steps, batch clips each
+    frames, size   of a clip: T, and (height, width) in pixels, multiples of 16
+    rate           AdamW's greatest learning rate; it rises for `warm_up` steps and falls along a
+                   cosine to a hundredth
+    weight_decay   AdamW's
+    clip           greatest norm of the gradient
+    ema            decay of the averaged weights, which are what is scored and exported; in the
+                   first steps (1 + n) / (10 + n), where that is less
+    precision      "fp32", or "bf16": autocast
+    losses         of the models that follow masks
+    parts          of target_aware that are trained: dnet, reid, tnet
+    """
+
+    steps: int = 4000
+    batch: int = 4
+    frames: int = 3
+    size: tuple[int, int] = (112, 192)
+    rate: float = 8e-4
+    warm_up: int = 100
+    weight_decay: float = 0.02
+    clip: float = 2.0
+    ema: float = 0.998
+    precision: str = "fp32"
+    seed: int = 0
+    losses: FollowingLosses = FollowingLosses()
+    parts: tuple[str, ...] = PARTS
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            check(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        check(self.frames >= 2, "frames", "2 or more", self.frames)
+        fits = len(self.size) == 2 and all(side > 0 and side % 16 == 0 for side in self.size)
+        check(fits, "size", "two multiples of 16", self.size)
+        check(0 < self.rate < 1, "rate", "0..1", self.rate)
+        check(0 <= self.ema < 1, "ema", "0..1", self.ema)
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision: wanted fp32 or bf16, given {self.precision!r}")
+
+
+# From scratch, on a CPU: hard pixels and whole masks count, and the memory is taught what to read.
+FROM_SCRATCH = FollowingLosses(
+    share=0.3, iou=1.0, saliency=1.0, readout=0.3, objects=2, spoilt=0.1
+)
+
+
+def recipe_for(model: str, config: str) -> Recipe:
+    """The recipe of a model's small configuration, or the published one, as far as it is published,
+    of its paper's (methods.md says what is not)."""
+    if config == "small":
+        return Recipe(losses=FROM_SCRATCH)
+    return Recipe(
+        steps=100_000,
+        batch=4,
+        frames=4,
+        size=(384, 384),
+        rate=2e-5,
+        weight_decay=0.5 if model == "munet" else 0.0,
+        losses=PUBLISHED.get(model, FollowingLosses()),
+    )

@@ -1,0 +1,204 @@
+"""Clips on disk: drawn once on worker processes, read many times.
+
+A cache is a folder with `cache.json`, which says what it holds, and shards of clips:
+`frames-0000.npy` [clips, T, H, W, 3] uint8 RGB and `masks-0000.npy` [clips, T, H, W] uint8. Clip
+number i is of level i modulo the number of levels.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+
+from ...errors import ConfigError, InputError, OutputError
+from ..streams import check_seed, clip_seed
+from .levels import GENERATOR, LEVELS, check_levels, make_level_clip
+
+DESCRIPTION = "cache.json"
+SHARD = 256  # clips
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What a cache holds. Equal descriptions mean equal bytes."""
+
+    clips: int
+    frames: int
+    height: int
+    width: int
+    seed: int
+    shard: int = SHARD  # clips of every shard but the last, which may hold fewer
+    levels: int = len(LEVELS)
+    generator: int = GENERATOR
+    labelled: bool = False  # whether all that moves is an object
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.labelled, bool):
+            raise ConfigError(f"labelled: wanted true or false, given {self.labelled!r}")
+        for name, value in asdict(self).items():
+            if name == "labelled":
+                continue
+            least = 0 if name == "seed" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(
+                    f"{name}: wanted a whole number of at least {least}, given {value!r}"
+                )
+        if self.clips < self.levels:
+            raise ConfigError(
+                f"clips: wanted at least one for each of {self.levels} levels, given {self.clips}"
+            )
+
+    @property
+    def shards(self) -> int:
+        return -(-self.clips // self.shard)
+
+    def shape(self, shard: int) -> tuple[int, int, int, int]:
+        """Of the masks of a shard: (clips, T, H, W)."""
+        clips = min(self.shard, self.clips - shard * self.shard)
+        return clips, self.frames, self.height, self.width
+
+
+def write_cache(
+    folder: Path,
+    clips: int,
+    frames: int,
+    size: tuple[int, int],
+    workers: int = 1,
+    seed: int = 0,
+    *,
+    labelled: bool = False,
+    shard: int = SHARD,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> None:
+    """Draw the clips that the folder does not hold yet.
+
+    clips, frames, size  how many clips, of how many frames, of which (height, width)
+    workers  processes that draw; 1 draws in this one
+    labelled  whether all that moves is an object, as `make_level_clip` has it
+    on_shard  called after each shard with the number of finished shards and of all
+
+    A shard appears whole or not at all: interrupted, the call is repeated and goes on. Raises
+    ConfigError where the folder holds a cache of another description, OutputError where it cannot
+    be written.
+    """
+    config = CacheConfig(clips, frames, *size, check_seed(seed), shard, labelled=labelled)
+    check_levels(frames, size)
+    if workers < 1:
+        raise ConfigError(f"workers: wanted at least 1, given {workers}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _describe(folder, config)
+        missing = [n for n in range(config.shards) if not _finished(folder, n)]
+        done = config.shards - len(missing)
+        for count, _ in enumerate(_write_shards(folder, config, missing, workers), done + 1):
+            if on_shard is not None:
+                on_shard(count, config.shards)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: the cache cannot be written ({error}); make room or name another folder,"
+            " and run it again: finished parts are kept"
+        ) from error
+
+
+def read_description(folder: Path) -> CacheConfig:
+    """What the cache in `folder` holds.
+
+    Raises InputError where there is no cache, ConfigError where its description is none.
+    """
+    path = folder / DESCRIPTION
+    try:
+        return CacheConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: holds no cache of clips ({error}); wanted a folder with {DESCRIPTION}"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: does not describe a cache ({error}); delete the folder and write it again"
+        ) from error
+
+
+def frames_file(folder: Path, shard: int) -> Path:
+    return folder / f"frames-{shard:04d}.npy"
+
+
+def masks_file(folder: Path, shard: int) -> Path:
+    return folder / f"masks-{shard:04d}.npy"
+
+
+def _describe(folder: Path, config: CacheConfig) -> None:
+    """Write the description, or see that the one that is there is the same."""
+    if not (folder / DESCRIPTION).exists():
+        text = json.dumps(asdict(config), indent=2) + "\n"
+        _put(folder / DESCRIPTION, lambda file: file.write(text.encode()))
+        return
+    held, wanted = asdict(read_description(folder)), asdict(config)
+    different = [f"{n} {held[n]} (wanted {wanted[n]})" for n in held if held[n] != wanted[n]]
+    if different:
+        raise ConfigError(
+            f"{folder}: holds another cache: {', '.join(different)}; name another folder or"
+            " delete this one"
+        )
+
+
+def _write_shards(
+    folder: Path, config: CacheConfig, missing: list[int], workers: int
+) -> Iterator[None]:
+    """Write the missing shards; yields after each."""
+    jobs = [(folder, config, shard) for shard in missing]
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from map(_write_shard, jobs)
+        return
+    # Spawned, not forked: the parent may hold threads of torch.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,))
+    try:
+        for shard in as_completed([pool.submit(_write_shard, job) for job in jobs]):
+            yield shard.result()
+    except BrokenProcessPool as error:
+        raise OutputError(
+            f"{folder}: a process that drew clips was killed, perhaps for want of memory; run it"
+            " again with fewer workers: finished parts are kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_shard(job: tuple[Path, CacheConfig, int]) -> None:
+    folder, config, shard = job
+    shape = config.shape(shard)
+    frames, masks = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
+    for row in range(shape[0]):
+        number = shard * config.shard + row
+        seed = clip_seed(config.seed, number)
+        level = number % config.levels
+        clip = make_level_clip(level, seed, shape[1], shape[2:], config.labelled)
+        frames[row], masks[row] = clip.frames, clip.masks
+    # Frames come last: where they are, the shard is whole.
+    _put(masks_file(folder, shard), lambda file: np.save(file, masks))
+    _put(frames_file(folder, shard), lambda file: np.save(file, frames))
+
+
+def _put(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """A file that is there whole or not at all, even if the machine stops."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _finished(folder: Path, shard: int) -> bool:
+    return frames_file(folder, shard).exists() and masks_file(folder, shard).exists()

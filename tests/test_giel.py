@@ -70,9 +70,7 @@ class Story(list[Any]):
                 union = (
                     nn.functional.interpolate(
                         evidence.saliency[:, None], scale_factor=4, mode="bilinear"
-                    )[
-                        0, 0
-                    ].sigmoid()
+                    )[0, 0].sigmoid()
                     > 0.5
                 )
             method.remember(seen, masks, self.state)

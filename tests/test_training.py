@@ -43,7 +43,12 @@ EVERYTHING = FollowingLosses(share=0.5, iou=1.0, saliency=1.0, readout=0.3, spoi
 # What the small configurations add to a model, for tiny ones.
 ADDED: dict[str, Any] = {"norm": "group", "read_masks": True}
 MATCHED: dict[str, Any] = {**ADDED, "key_stride": 8, "similarity": "l2"}
-TINY = {"stm": MATCHED, "munet": MATCHED, "giel": MATCHED, "dmn_aoa": {**ADDED, "matching_steps": 4}}
+TINY = {
+    "stm": MATCHED,
+    "munet": MATCHED,
+    "giel": MATCHED,
+    "dmn_aoa": {**ADDED, "matching_steps": 4},
+}
 
 
 def batch_of(*seeds: int, frames: int = 3) -> Batch:
@@ -136,9 +141,7 @@ def test_a_run_of_other_settings_is_not_resumed(tmp_path: Path) -> None:
         trainer_of(tmp_path, decoder_channels=16).resume()
 
 
-def test_a_full_disk_leaves_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / CHECKPOINT
     save_checkpoint(path, {"step": 1})
 
@@ -148,7 +151,7 @@ def test_a_full_disk_leaves_the_checkpoint(
     for name in ("os.fsync", "torch.save"):
         with monkeypatch.context() as patch:
             patch.setattr(name, full)
-            with pytest.raises(OutputError, match="No space left.*the one before it is untouched"):
+            with pytest.raises(OutputError, match=r"No space left.*before it is untouched"):
                 save_checkpoint(path, {"step": 2})
         assert load_checkpoint(path)["step"] == 1
         assert [each.name for each in tmp_path.iterdir()] == [CHECKPOINT]
@@ -216,7 +219,7 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[0] == pytest.approx(1e-5)
     assert max(rates) == pytest.approx(1e-3) == rates[99]
     assert rates[1000] == pytest.approx(1e-5)
-    assert all(a > b for a, b in zip(rates[100:], rates[101:], strict=False))
+    assert rates[100:] == sorted(rates[100:], reverse=True)
 
 
 def test_exported_weights_load(tmp_path: Path) -> None:
@@ -273,13 +276,19 @@ def test_objects_of_the_first_frame_are_followed() -> None:
 
 def test_spoilt_masks_are_masks() -> None:
     generator = torch.Generator().manual_seed(0)
-    whole = torch.rand(3, 20, 30, generator=generator).softmax(dim=0)
-    for _ in range(20):
-        spoilt = spoil(whole, generator)
+    sharp = (20 * torch.rand(3, 20, 30, generator=generator)).softmax(dim=0)
+    parts = []
+    for _ in range(50):
+        spoilt = spoil(sharp, generator)
         torch.testing.assert_close(spoilt.sum(dim=0), torch.ones(20, 30))
         assert spoilt.min() >= 0
-        changed = (spoilt != whole).any(dim=0).sum()
-        assert 0 < changed <= 0.2 * 600
+        changed = (spoilt != sharp).any(dim=0)
+        assert changed.any()
+        parts.append(float(changed.float().mean()))
+    assert min(parts) < 0.1 < 0.9 < max(parts)  # a corner of one, and all of another
+    nothing = torch.zeros(2, 4, 4)
+    nothing[0] = 1
+    assert spoil(nothing, generator) is nothing
 
 
 @pytest.mark.parametrize("model", list_models())

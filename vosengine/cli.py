@@ -37,6 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
 def main() -> None:
     """Run the command line; a deliberate error is one message and exit code 1, no traceback."""
     # Waiting OpenMP threads that spin slow a step 20-fold where another process wants the cores.

@@ -30,9 +30,7 @@ class Demo:
 
     @property
     def config(self) -> ClipConfig:
-        return replace(
-            ClipConfig.demo(), frames=self.frames, height=self.height, width=self.width
-        )
+        return replace(ClipConfig.demo(), frames=self.frames, height=self.height, width=self.width)
 
     @property
     def prompted(self) -> bool:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-
-
 from ..config import SMALL, ModelConfig
 from ..device import choose_device
 from ..errors import ConfigError, InputError
@@ -114,7 +112,7 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
     """The model as it starts, in a folder that holds no other run."""
     if options.config not in CONFIGS:
         raise ConfigError(f"config: wanted {' or '.join(CONFIGS)}, given {options.config!r}")
-    config = entry(options.model).config()
+    config: ModelConfig = entry(options.model).config()
     if options.config == "small":
         config = SMALL[options.model]
     recipe = replace(recipe_for(options.model, options.config), **options.changes)

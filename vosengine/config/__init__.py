@@ -6,11 +6,10 @@
 from .checks import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, SMALLEST_SIDE, check_size
 from .matching import MemoryConfig, MUNetConfig, STMConfig
 from .multi_object import DMNAOAConfig, GIELConfig
-from .small import SMALL
+from .small import SMALL, ModelConfig
 from .unsupervised import IMCNetConfig, TargetAwareConfig
 
 MatchingConfig = STMConfig | MUNetConfig | DMNAOAConfig  # those with a MemoryConfig
-ModelConfig = MatchingConfig | GIELConfig | IMCNetConfig | TargetAwareConfig
 
 __all__ = [
     "BACKBONES",

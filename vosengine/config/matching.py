@@ -6,7 +6,14 @@ import re
 from dataclasses import dataclass, field
 from math import isfinite
 
-from .checks import IMAGENET_MEAN, IMAGENET_STD, check, check_choice, check_input, check_positive, check_size
+from .checks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check,
+    check_choice,
+    check_input,
+    check_positive,
+)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """Small configurations of every model: the same code, narrow enough to train and run on a CPU."""
+
 from __future__ import annotations
 
 from .matching import MUNetConfig, STMConfig
 from .multi_object import DMNAOAConfig, GIELConfig
 from .unsupervised import IMCNetConfig, TargetAwareConfig
 
-SMALL = {
+ModelConfig = STMConfig | MUNetConfig | DMNAOAConfig | GIELConfig | IMCNetConfig | TargetAwareConfig
+
+SMALL: dict[str, ModelConfig] = {
     "stm": STMConfig(
         backbone="resnet18",
         width=32,

@@ -112,7 +112,8 @@ def to_positions(x: torch.Tensor) -> torch.Tensor:
 def with_masks(value: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """value [O, Cv, h, w] and the masks [O, 1, H, W] that go with it -> [O, Cv + 1, h, w]: the
     last channel is the share of every cell that the mask covers."""
-    return torch.cat((value, functional.adaptive_avg_pool2d(masks, value.shape[2:])), dim=1)
+    height, width = value.shape[2:]
+    return torch.cat((value, functional.adaptive_avg_pool2d(masks, (height, width))), dim=1)
 
 
 def carried(logits: torch.Tensor, read: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,8 @@ class GIELEvidence(NamedTuple):
 class LabelEncoder(nn.Module):
     """f_theta of equation 7: an object's label image to an embedding of every cell.
 
-    Strides 4 and 4 [O], or 2 where keys have stride 8: that the result has the cells' grid is all that the paper says.
+    Strides 4 and 4 [O], or 2 where keys have stride 8: that the result has the cells' grid is all
+    that the paper says.
     """
 
     def __init__(self, config: GIELConfig) -> None:
@@ -230,7 +231,9 @@ class GIEL(Method[GIELFeatures, Support]):
         values = value * to_positions(embedding)
         if not self.config.read_masks:
             return values
-        covered = functional.adaptive_avg_pool2d(planes[:, :1], embedding.shape[2:])
+        covered = functional.adaptive_avg_pool2d(
+            planes[:, :1], (embedding.shape[2], embedding.shape[3])
+        )
         return torch.cat((values, to_positions(covered)), dim=2)
 
 

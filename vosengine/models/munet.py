@@ -119,7 +119,8 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
             outside=self.config.outside,
         )
         key, value = self.query_head(self.motion(motion, now.semantic))
-        joined = read_objects(key, value, state.memory, state.object_count, self.config.similarity)
+        similarity = self.config.similarity
+        joined = read_objects(key, value, state.memory, state.object_count, similarity)
         logits = self.decoder(joined, now.skip3, now.skip2)
         if not self.config.read_masks:
             return Scores(logits, stride=4)

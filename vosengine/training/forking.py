@@ -34,4 +34,4 @@ def _replace(holder: Any, change: Any) -> None:
         elif isinstance(value, HOLDERS):
             _replace(value, change)
         elif isinstance(value, tuple) and any(isinstance(each, torch.Tensor) for each in value):
-            setattr(holder, name, type(value)(*map(change, value)))  # type: ignore[call-arg]
+            setattr(holder, name, type(value)(*map(change, value)))

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-
 from ..errors import WeightsError
 from ..foreign import read_state_dict
 from ..models.backbone import ResNet
@@ -42,12 +41,13 @@ def start_gently(method: Method[Any, Any]) -> None:
     they are, a network learns for hundreds of steps before its memory finds anything."""
     for name, parameter in method.named_parameters():
         if name.endswith("predict.weight"):
-            parameter *= FIRST_ANSWERS
+            parameter.mul_(FIRST_ANSWERS)
     parts = dict(method.named_children())
     for own, twin in TWINS:
         if own in parts and twin in parts:
             parts[own].load_state_dict(parts[twin].state_dict(), strict=False)
-            if isinstance(encoder := parts[own], ResNet) and encoder.mask_conv is not None:
+            encoder = parts[own]
+            if isinstance(encoder, ResNet) and encoder.mask_conv is not None:
                 encoder.mask_conv.weight.zero_()
 
 
@@ -120,5 +120,3 @@ def _mask_channels(own: torch.Tensor, found: torch.Tensor | None) -> torch.Tenso
         planes = min(own.shape[1], found.shape[1])
         taken[:, :planes] = found[:, :planes]
     return taken
-
-

@@ -37,9 +37,7 @@ def plot_log(log: Path, picture: Path) -> None:
     scored = [line for line in lines if line.get("score") is not None]
     if scored:
         other = axes.twinx()
-        other.plot(
-            [line["step"] for line in scored], [line["score"] for line in scored], "k.--"
-        )
+        other.plot([line["step"] for line in scored], [line["score"] for line in scored], "k.--")
         other.set(ylabel="held-out score (black)", ylim=(0, 1))
     figure.savefig(picture)
 

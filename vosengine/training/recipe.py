@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..config.checks import check
 from ..errors import ConfigError
@@ -37,7 +37,7 @@ class Recipe:
     ema: float = 0.998
     precision: str = "fp32"
     seed: int = 0
-    losses: FollowingLosses = FollowingLosses()
+    losses: FollowingLosses = field(default_factory=FollowingLosses)
     parts: tuple[str, ...] = PARTS
 
     def __post_init__(self) -> None:
@@ -53,16 +53,19 @@ class Recipe:
 
 
 # From scratch, on a CPU: hard pixels and whole masks count, and the memory is taught what to read.
-FROM_SCRATCH = FollowingLosses(
-    share=0.3, iou=1.0, saliency=1.0, readout=0.3, objects=2, spoilt=0.1
-)
+FROM_SCRATCH = FollowingLosses(share=0.3, iou=1.0, saliency=1.0, readout=0.3, objects=2, spoilt=0.4)
 
 
 def recipe_for(model: str, config: str) -> Recipe:
     """The recipe of a model's small configuration, or the published one, as far as it is published,
     of its paper's (methods.md says what is not)."""
     if config == "small":
-        return Recipe(losses=FROM_SCRATCH)
+        finds = model in ("imcnet", "target_aware")
+        return Recipe(
+            size=(128, 224) if finds else (112, 192),
+            rate=5e-4 if finds else 8e-4,
+            losses=FROM_SCRATCH,
+        )
     return Recipe(
         steps=100_000,
         batch=4,

@@ -157,7 +157,7 @@ class Trainer:
         total = torch.zeros(())
         if losses:  # a batch without any object has nothing to teach
             total = torch.stack(list(losses.values())).sum()
-            total.backward()
+            torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
         self._check(float(total.detach()), float(norm), batch)
         self.optimiser.step()

@@ -1,4 +1,4 @@
-"""How models that follow masks are trained: recurrently, through the verbs that the engine calls."""
+"""How models that follow masks are trained: recurrently, by the verbs that the engine calls."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from ..losses import binary, cross_entropy, hardest, soft_aggregation, soft_iou
 from ..samples import Batch
 from .objective import Objective, normalised, one_hot
 from .proposals import draw_proposals
+
+WHOLLY_LOST, LEAKS = 0.15, 0.3  # of spoilt masks: those of which nothing, or too much, is left
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ class FollowingObjective(Objective[Method[Any, Any]]):
     ) -> dict[str, torch.Tensor]:
         weights, count = self.weights, len(answer) - 1
         targets = one_hot(labels, count)[1:]
-        found = {"ce": weights.cross_entropy * hardest(cross_entropy(answer, labels), weights.share)}
+        found = {
+            "ce": weights.cross_entropy * hardest(cross_entropy(answer, labels), weights.share)
+        }
         if weights.iou:
             found["iou"] = weights.iou * soft_iou(answer[1:].exp(), targets)
         evidence, read = scores.evidence, scores.evidence
@@ -146,7 +150,8 @@ class FollowingObjective(Objective[Method[Any, Any]]):
 
 def _shrunk(targets: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Masks [O, H, W] as shares of the cells of a coarser grid."""
-    return functional.adaptive_avg_pool2d(targets[None], like.shape[-2:])[0]
+    height, width = like.shape[-2:]
+    return functional.adaptive_avg_pool2d(targets[None], (height, width))[0]
 
 
 def from_first(
@@ -164,19 +169,24 @@ def from_first(
 
 
 def spoil(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """[1 + O, H, W] with a rectangle in which one object is background, or the other way round."""
+    """[1 + O, H, W] in which one object has lost a part, or all of it, or has leaked into the
+    background around it: a rectangle about one of its pixels."""
     height, width = probabilities.shape[1:]
     draw = torch.rand(6, generator=generator).tolist()
-    tall, wide = (round(side * (0.1 + 0.3 * d)) for side, d in ((height, draw[0]), (width, draw[1])))
-    top, left = round((height - tall) * draw[2]), round((width - wide) * draw[3])
-    slot = 1 + int(draw[4] * (len(probabilities) - 1))
-    taken, given = (slot, 0) if draw[5] < 0.7 else (0, slot)
-    place = (slice(top, top + tall), slice(left, left + wide))
+    slot = 1 + int(draw[0] * (len(probabilities) - 1))
+    places = (probabilities[slot] > 0.5).nonzero()
+    if len(places) == 0:
+        return probabilities
+    y, x = places[int(draw[1] * len(places))].tolist()
+    reach = 1.0 if draw[2] < WHOLLY_LOST else 0.05 + 0.25 * draw[3]
+    half = round(reach * height * (0.5 + draw[4])), round(reach * width * (1.5 - draw[4]))
+    rows = slice(max(0, y - half[0]), y + half[0] + 1)
+    columns = slice(max(0, x - half[1]), x + half[1] + 1)
+    loses, gains = (0, slot) if reach < 1 and draw[5] < LEAKS else (slot, 0)
     moved = torch.zeros_like(probabilities)
-    moved[(taken, *place)] = probabilities[(taken, *place)]
-    gained = torch.zeros_like(probabilities)
-    gained[given] = moved[taken]
-    return probabilities - moved + gained
+    moved[gains, rows, columns] = probabilities[loses, rows, columns]
+    moved[loses, rows, columns] = -probabilities[loses, rows, columns]
+    return probabilities + moved
 
 
 def for_clips(config: Any, frames: int) -> Any:

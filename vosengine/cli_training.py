@@ -108,10 +108,10 @@ def train(
 
         result = work(options, show, lambda: bool(stop))
     console.print(f"{result.steps} steps, {result.seconds / 60:.1f} minutes", highlight=False)
+    console.print(f"wrote {result.weights}", highlight=False, soft_wrap=True, markup=False)
     if not result.finished:
         console.print("stopped before the end; --resume goes on from here")
         raise typer.Exit(INTERRUPTED if stop else 0)
-    console.print(f"wrote {result.weights}", highlight=False, soft_wrap=True, markup=False)
 
 
 def clips(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,15 @@ class WeightCard:
     file      name inside weights/, empty for a random set
     sha256    of that file; checked before the file is opened
     bytes     its size
-    seed      of a random set
+    seed      of a random set, or of the training
     trained   False: the masks are noise, and every output says RANDOM
+
+    Of a set that was trained here:
+    recipe    the commands that train it
+    steps     of the optimiser, all pieces together
+    hours     of one core or one GPU
+    hardware  that it was trained on
+    scores    by name of what was measured, and `measured`, the command
     """
 
     model: str
@@ -49,6 +56,12 @@ class WeightCard:
     sha256: str = ""
     bytes: int = 0
     seed: int = 0
+    recipe: tuple[str, ...] = ()
+    steps: int = 0
+    hours: float = 0.0
+    hardware: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    measured: str = ""
 
     @property
     def name(self) -> str:
@@ -65,7 +78,7 @@ def cards() -> dict[str, WeightCard]:
     text = (resources.files("vosengine.shipped") / "manifest.toml").read_text(encoding="utf-8")
     found: dict[str, WeightCard] = {}
     for fields in tomllib.loads(text)["card"]:
-        card = WeightCard(**fields)
+        card = WeightCard(**{**fields, "recipe": tuple(fields.get("recipe", ()))})
         if card.name in found:
             raise WeightsError(f"manifest.toml: two cards are named {card.name}")
         found[card.name] = card
@@ -77,8 +90,8 @@ def load(
 ) -> tuple[Method[Any, Any], WeightCard]:
     """A model with its weights, on the CPU in float32.
 
-    weights  None: the best set that ships for this model; a tag ("random") or a full name
-             ("munet.random"); or the path of a .safetensors file
+    weights  None: the trained set that ships for this model, or, with a `config`, random ones; a
+             tag ("random") or a full name ("munet.random"); or the path of a .safetensors file
     config   only with random weights; a file brings its own
 
     Raises  WeightsError: no such set or file; corrupt; of another model; failing its hash.
@@ -88,6 +101,8 @@ def load(
         if config is not None:
             raise WeightsError("config: a weights file brings its own; leave one of the two out")
         return load_file(model, Path(weights))
+    if weights is None and config is not None:
+        weights = RANDOM_TAG
     card = _choose_card(model, weights)
     if card.file:
         if config is not None:

@@ -2,6 +2,10 @@
 
     python weights/convert.py stm STM_weights.pth stm.safetensors
     python weights/convert.py imcnet checkpoint.pth imcnet.safetensors
+    python weights/convert.py resnet50 resnet50.pth resnet50.safetensors
+
+The last, torchvision's classifier without its last layer, is what `vosengine train --init` starts
+encoders from.
 
 Every tensor is accounted for: one that is missing, extra or misshapen stops the conversion.
 """
@@ -15,15 +19,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from vosengine.config import BACKBONES, IMCNetConfig, ModelConfig, STMConfig
-from vosengine.errors import ConfigError, VosError, WeightsError
+from vosengine.errors import ConfigError, OutputError, VosError, WeightsError
 from vosengine.foreign import read_state_dict
+from vosengine.models.backbone import ResNet
 from vosengine.models.imcnet import IMCNet
 from vosengine.models.stm import STM
 from vosengine.weights import check_tensors, save, state_of
 
 Tensors = dict[str, torch.Tensor]
+
+CLASSES = 1000  # of ImageNet, in torchvision's last layer
+BASIC_FEATURES, BOTTLENECK_FEATURES = 512, 2048  # what that layer is given
 
 # Our prefix -> that of STM's release; the first that fits counts.
 STM_NAMES = {
@@ -171,10 +181,28 @@ CONVERTERS: dict[str, Callable[[str, Tensors], tuple[ModelConfig, Tensors]]] = {
 }
 
 
+def convert_backbone(depth: str, source: str, released: Tensors) -> Tensors:
+    """A ResNet's tensors from those of torchvision's classifier; `source` is for messages."""
+    with torch.device("meta"):
+        ours = ResNet(depth, layer4="strided").state_dict()
+    wanted = {n: tuple(x.shape) for n, x in ours.items() if not n.endswith("num_batches_tracked")}
+    features = BOTTLENECK_FEATURES if depth in ("resnet50", "resnet101") else BASIC_FEATURES
+    last = {"fc.weight": (CLASSES, features), "fc.bias": (CLASSES,)}
+    check_tensors(source, released, wanted | last)
+    return {name: released[name].float().clone() for name in wanted}
+
+
 def convert(model: str, source: Path, target: Path) -> str:
     """Convert one file and say what was written. Raises a VosError."""
     if target.suffix != ".safetensors":
         raise WeightsError(f"{target}: wanted a name that ends in .safetensors")
+    if model in BACKBONES:
+        tensors = convert_backbone(model, str(source), read_state_dict(source))
+        try:
+            save_file(tensors, target, {"backbone": model})
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"{target}: cannot be written ({error})") from error
+        return _written(target, tensors)
     config, tensors = CONVERTERS[model](str(source), read_state_dict(source))
     save(
         target,
@@ -185,6 +213,10 @@ def convert(model: str, source: Path, target: Path) -> str:
         description=f"converted from {source.name} of {model}'s official release",
         licence="see the source of the weights",
     )
+    return _written(target, tensors)
+
+
+def _written(target: Path, tensors: Tensors) -> str:
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     return f"{target}: {len(tensors)} tensors, sha256 {digest}"
 
@@ -192,7 +224,7 @@ def convert(model: str, source: Path, target: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Convert a model's official PyTorch weights.")
-    parser.add_argument("model", choices=CONVERTERS)
+    parser.add_argument("model", choices=(*CONVERTERS, *BACKBONES))
     parser.add_argument("source", type=Path, help="the release's state dict, .pth")
     parser.add_argument("target", type=Path, help="the .safetensors file to write, or to replace")
     given = parser.parse_args(arguments)

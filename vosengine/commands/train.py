@@ -62,12 +62,13 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a call of `train` came to: `weights` once the recipe has been carried out."""
+    """What a call of `train` came to: `weights` are the averaged ones after `steps`, whether the
+    recipe has been carried out to its end or not."""
 
     steps: int
     seconds: float
     finished: bool
-    weights: Path | None
+    weights: Path
 
 
 def train(
@@ -94,10 +95,8 @@ def train(
         held_out=held_out(options.model, recipe) if options.score_every else (),
         score_every=options.score_every,
     )
-    weights = options.out / WEIGHTS if finished else None
-    if weights is not None:
-        what = f"trained for {trainer.step} steps on {options.data}"
-        export(trainer.path, weights, what)
+    weights = options.out / WEIGHTS
+    export(trainer.path, weights, f"trained for {trainer.step} steps on {options.data}")
     return TrainResult(trainer.step, trainer.seconds, finished, weights)
 
 

@@ -64,10 +64,11 @@ def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
     own = dict(method.state_dict())
     taken = {}
     for name, tensor in own.items():
-        for source in _names(name):
-            if source in found and found[source].shape == tensor.shape:
-                taken[name] = found[source]
-                break
+        source = next((each for each in _names(name) if each in found), None)
+        if source is not None and name.endswith("mask_conv.weight"):
+            taken[name] = _mask_channels(tensor, found[source])
+        elif source is not None and found[source].shape == tensor.shape:
+            taken[name] = found[source]
     for prefix, module in method.named_modules():
         if isinstance(module, ResNet) and not any(name.startswith(f"{prefix}.") for name in taken):
             taken |= _backbone(prefix, own, found)

@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"config", "errors", "models.method", "registry"},
     "saved": {"types", "errors"},
     "training": {
-        *("config.", "errors", "finishing", "foreign", "memory", "models.", "proposals"),
+        *("config.", "errors", "foreign", "memory", "models.", "proposals"),
         *("registry", "types", "weights", "training."),
     }
     | KERNELS,

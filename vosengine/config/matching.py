@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 
 from .checks import (
     IMAGENET_MEAN,
@@ -55,6 +55,8 @@ def check_matching(config: STMConfig | MUNetConfig) -> None:
     """Raise ConfigError unless what STM and MUNet share fits."""
     check(config.key_stride in (8, 16), "key_stride", "8 or 16", config.key_stride)
     check_choice(config, similarity=("dot", "l2"))
+    check(0 < config.sharpness < inf, "sharpness", "a number above 0", config.sharpness)
+    check(config.top_k is None or config.top_k >= 1, "top_k", "1 or more, or None", config.top_k)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class STMConfig:
     decoder_channels  width of the decoder ("mdim")
     key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 [O]
     similarity        "dot" [C], or "l2", the negative squared distance [O: STCN]
+    top_k             closest positions of the memory that every cell reads; None: all [O: XMem]
+    sharpness         factor of the scores beside 1 / sqrt(Ck) [O]
     read_masks        the memory's masks are read too, as one more value channel, and the
                       decoder's logits are added to theirs [O]
     norm              "batch", or "group" for training from scratch in small batches [O]
@@ -80,6 +84,8 @@ class STMConfig:
     decoder_channels: int = 256
     key_stride: int = 16
     similarity: str = "dot"
+    top_k: int | None = None
+    sharpness: float = 1.0
     read_masks: bool = False
     norm: str = "batch"
     size: tuple[int, int] | int | None = None
@@ -105,7 +111,7 @@ class MUNetConfig:
                  or not at all ("exclude") [O]
     fusion       "attention" [P equation 3] or "add" [P table 4, row f]
 
-    key_stride, similarity, read_masks, norm, size  as in STMConfig
+    key_stride, similarity, top_k, sharpness, read_masks, norm, size  as in STMConfig
     """
 
     backbone: str = "resnet50"
@@ -115,6 +121,8 @@ class MUNetConfig:
     decoder_channels: int = 256
     key_stride: int = 16
     similarity: str = "dot"
+    top_k: int | None = None
+    sharpness: float = 1.0
     read_masks: bool = False
     norm: str = "batch"
     size: tuple[int, int] | int | None = None

@@ -25,6 +25,8 @@ class GIELConfig:
                       global one [P equation 11]
     key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 [O]
     similarity        "dot" [P equation 4], or "l2", the negative squared distance [O: STCN]
+    top_k             closest positions of the support that every cell reads; None: all [O: XMem]
+    sharpness         factor of the scores beside 1 / sqrt(Ck) [O]
     read_masks        the support's masks are read too, as one more value channel, and the
                       decoders' logits are added to theirs [O]
     norm              "batch", or "group" for training from scratch in small batches [O]
@@ -69,6 +71,8 @@ class GIELConfig:
     group: int = 6
     key_stride: int = 16
     similarity: str = "dot"
+    top_k: int | None = None
+    sharpness: float = 1.0
     read_masks: bool = False
     norm: str = "batch"
     size: tuple[int, int] | int | None = None
@@ -79,6 +83,8 @@ class GIELConfig:
         check_input(self)
         check_positive(self, "width", "key_channels", "value_channels", "label_channels")
         check_positive(self, "decoder_channels", "coarse_channels", "group")
+        check(0 < self.sharpness < float("inf"), "sharpness", "a number above 0", self.sharpness)
+        check(self.top_k is None or self.top_k >= 1, "top_k", "1 or more, or None", self.top_k)
         check(self.key_stride in (8, 16), "key_stride", "8 or 16", self.key_stride)
         check_choice(
             self,

@@ -130,6 +130,8 @@ def read_objects(
     memory: Memory,
     object_count: int,
     similarity: str = "dot",
+    top_k: int | None = None,
+    sharpness: float = 1.0,
 ) -> torch.Tensor:
     """Every object's memory read with one query, joined with the query's own value.
 
@@ -139,16 +141,24 @@ def read_objects(
     similarity  "dot", q k / sqrt(Ck) (STM section 3.3; the released code's scale), or "l2", the
                 negative squared distance (STCN, NeurIPS 2021, section 3.3), less what is the same
                 for all positions: (2 q k - k k) / sqrt(Ck)
+    top_k       positions that every cell reads; None: all
+    sharpness   factor of the scores
     """
     height, width = key.shape[2:]
     stored = memory.read(object_count)
     query_key = to_positions(key)[0].contiguous()
-    scale, bias = key.shape[1] ** -0.5, None
+    scale, bias = sharpness * key.shape[1] ** -0.5, None
     if similarity == "l2":
         bias = -scale * stored.keys.square().sum(dim=2)
         scale = 2 * scale
     readout = read_memory(
-        query_key, stored.keys, stored.values, scale=scale, bias=bias, length=stored.length
+        query_key,
+        stored.keys,
+        stored.values,
+        scale=scale,
+        bias=bias,
+        length=stored.length,
+        top_k=top_k,
     )
     readout = readout.transpose(1, 2).unflatten(2, (height, width))
     return torch.cat((readout, value.expand(object_count, -1, -1, -1)), dim=1)

@@ -159,7 +159,9 @@ class GIEL(Method[GIELFeatures, Support]):
         One affinity for all of them (equation 4): it is computed once, whatever their number.
         """
         keys, values, bias = reading.keys, reading.values, None
-        positions, scale = keys.shape[1], keys.shape[2] ** -0.5 if self.config.scaled else 1.0
+        positions, scale = keys.shape[1], self.config.sharpness
+        if self.config.scaled:
+            scale *= keys.shape[2] ** -0.5
         if self.config.temporal != "none":
             query = self.attention.summary(now.key)
             weight = self.attention(reading.summaries, reading.first, query)
@@ -179,6 +181,7 @@ class GIEL(Method[GIELFeatures, Support]):
             values.flatten(1, 2)[None],
             scale=scale,
             bias=bias,
+            top_k=self.config.top_k,
         )[0]
         maps = readout.transpose(1, 2).unflatten(2, now.key.shape[2:])
         return torch.cat((now.value.expand(len(maps), -1, -1, -1), maps), dim=1)

@@ -119,8 +119,9 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
             outside=self.config.outside,
         )
         key, value = self.query_head(self.motion(motion, now.semantic))
-        similarity = self.config.similarity
-        joined = read_objects(key, value, state.memory, state.object_count, similarity)
+        config = self.config
+        reading = config.similarity, config.top_k, config.sharpness
+        joined = read_objects(key, value, state.memory, state.object_count, *reading)
         logits = self.decoder(joined, now.skip3, now.skip2)
         if not self.config.read_masks:
             return Scores(logits, stride=4)

@@ -62,9 +62,9 @@ class STM(Method[STMFeatures, MatchingState]):
 
     def segment(self, seen: Sequence[STMFeatures], state: MatchingState) -> Scores:
         (now,) = seen
-        joined = read_objects(
-            now.key, now.value, state.memory, state.object_count, self.config.similarity
-        )
+        config = self.config
+        reading = config.similarity, config.top_k, config.sharpness
+        joined = read_objects(now.key, now.value, state.memory, state.object_count, *reading)
         logits = self.decoder(joined, now.skip3, now.skip2)
         if not self.config.read_masks:
             return Scores(logits, stride=4)

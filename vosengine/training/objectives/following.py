@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,8 +88,14 @@ class FollowingObjective(Objective[Method[Any, Any]]):
                     found.append(float((own & target).sum() / joined) if joined else 1.0)
         return sum(found) / max(1, len(found))
 
-    def _follow(self, frames: torch.Tensor, masks: torch.Tensor, generator: torch.Generator) -> Any:
-        """(frame, scores, ln probabilities) of every frame after the first."""
+    def _follow(
+        self, frames: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
+    ) -> Iterator[tuple[int, Scores, torch.Tensor]]:
+        """Every frame after the first: its index, scores, and ln probabilities at full size.
+
+        While gradients are wanted, predicted masks are now and then spoilt before they are
+        remembered.
+        """
         method, count = self.method, int(masks[0].max())
         if count == 0:
             return
@@ -108,13 +115,9 @@ class FollowingObjective(Objective[Method[Any, Any]]):
             if t + 1 < len(frames):
                 fork(state)
                 shown = answer.exp()
-                if torch.rand((), generator=generator) < self.weights.spoilt and self._training:
+                if torch.is_grad_enabled() and _chance(self.weights.spoilt, generator):
                     shown = spoil(shown, generator)
                 method.remember(self._window(seen), Masks(shown, (), scores.evidence), state)
-
-    @property
-    def _training(self) -> bool:
-        return torch.is_grad_enabled()
 
     def _encode(
         self, frame: torch.Tensor, mask: torch.Tensor, count: int, generator: torch.Generator
@@ -148,6 +151,10 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         return found
 
 
+def _chance(share: float, generator: torch.Generator) -> bool:
+    return float(torch.rand((), generator=generator)) < share
+
+
 def _shrunk(targets: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Masks [O, H, W] as shares of the cells of a coarser grid."""
     height, width = like.shape[-2:]
@@ -159,12 +166,13 @@ def from_first(
 ) -> torch.Tensor:
     """Masks [T, H, W] of the objects that the first frame shows, at most `limit` of them, drawn at
     random, numbered without gaps; the others become background."""
-    table = torch.zeros(256, dtype=masks.dtype)
+    table = masks.new_zeros(256)
     shown = torch.unique(masks[0])
     shown = shown[shown > 0]
     if len(shown) > limit:
         shown = shown[torch.randperm(len(shown), generator=generator)[:limit]]
-    table[shown.long()] = torch.arange(1, 1 + len(shown), dtype=masks.dtype)
+    ids = torch.arange(1, 1 + len(shown), device=masks.device)
+    table[shown.long()] = ids.to(masks.dtype)
     return table[masks.long()]
 
 

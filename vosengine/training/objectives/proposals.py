@@ -28,7 +28,7 @@ def draw_proposals(mask: torch.Tensor, count: int, generator: torch.Generator) -
     masks = masks[masks.any(dim=2).any(dim=1)]
     order = torch.randperm(len(masks), generator=generator)
     scores = torch.rand(len(masks), generator=generator).sort(descending=True).values
-    return Proposals(boxes_of(masks[order]), masks[order], scores)
+    return Proposals(boxes_of(masks[order]), masks[order], scores.to(mask.device))
 
 
 def _worn(own: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,0 +1,55 @@
+"""The trained weights that ship: whole, small, documented, and able to follow an object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vosengine import weights
+from vosengine.commands.demo import Demo, make_demo_clip, score_demo
+from vosengine.commands.run import run
+from vosengine.config import SMALL
+from vosengine.registry import list_models
+from vosengine.weights import cards, load
+
+DEMOS = {name: card for name, card in cards().items() if card.tag == "demo"}
+LARGEST, TOGETHER = 12_000_000, 50_000_000  # bytes
+
+
+@pytest.mark.parametrize("name", sorted(DEMOS))
+def test_a_demo_loads_and_says_where_it_comes_from(name: str) -> None:
+    card = DEMOS[name]
+    method, loaded = load(card.model, card.tag)
+    assert loaded == card
+    assert loaded == load(card.model, None)[1]  # it is the default
+    assert method.config == SMALL[card.model]
+    assert card.trained
+    assert card.bytes <= LARGEST
+    assert card.recipe
+    assert card.steps > 0
+    assert card.hours > 0
+    assert card.hardware
+    assert card.scores
+    assert card.measured.startswith("vosengine eval")
+    for parameter in method.parameters():
+        assert np.isfinite(parameter.numpy()).all()
+
+
+def test_all_models_have_one() -> None:
+    assert {card.model for card in DEMOS.values()} == set(list_models())
+    assert sum(card.bytes for card in DEMOS.values()) <= TOGETHER
+    folder = Path(weights.__file__).parents[1] / "weights" / "demo"
+    if folder.is_dir():  # nothing lies there that no card speaks of
+        assert {f"demo/{each.name}" for each in folder.iterdir()} == {
+            card.file for card in DEMOS.values()
+        }
+
+
+@pytest.mark.parametrize("model", ["stm", "munet", "giel"])
+def test_a_demo_follows_the_objects_of_a_clip(model: str, tmp_path: Path) -> None:
+    demo = Demo(tmp_path, model, frames=8, height=160, width=288, seed=3)
+    summary = run(make_demo_clip(demo))
+    assert summary["weights"]["trained"]
+    assert score_demo(demo) > 0.7

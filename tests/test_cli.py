@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from vosengine.kernels import BACKENDS, OPS
 from vosengine.registry import entry, list_models
 from vosengine.training.synthetic import Clip
 from vosengine.video import VideoWriter, write_labels
+from vosengine.weights import cards
 
 Weights = Callable[[str], Path]
 
@@ -41,7 +43,8 @@ def test_models_lists_every_model_and_says_random() -> None:
     assert done.returncode == 0
     for name in list_models():
         assert name in done.stdout
-    assert "RANDOM" in done.stdout
+    assert "no: RANDOM" in done.stdout
+    assert re.search(r"demo +│ yes", done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,12 @@ def test_demo_draws_and_segments_a_clip(model: str, tmp_path: Path) -> None:
     done = vosengine("demo", "--out", tmp_path / "d", *size)
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "d") in done.stdout.replace("\n", "")
-    assert "RANDOM" in done.stdout
+    trained = any(card.trained for card in cards().values() if card.model == model)
+    assert ("RANDOM" in done.stdout) != trained
+    of = "the objects" if model == "munet" else "the foreground"
+    printed = re.search(rf"mean J of {of}: (\d\.\d{{3}})", done.stdout)
+    assert printed is not None
+    assert 0 <= float(printed[1]) <= 1
     assert len(list((tmp_path / "d").glob("0*.png"))) == 2
     with Image.open(tmp_path / "d" / "input" / "first_mask.png") as image:
         assert image.getextrema()[1] >= 1

@@ -98,7 +98,13 @@ def test_a_video_and_a_glob_are_sources_too(
 
 def test_random_weights_say_so_in_every_output(folder: Path, tmp_path: Path) -> None:
     plain = RunOptions(
-        str(folder), "stm", tmp_path / "o", mask=tmp_path / "first.png", device="cpu", limit=2
+        source=str(folder),
+        model="stm",
+        out=tmp_path / "o",
+        mask=tmp_path / "first.png",
+        weights="random",
+        device="cpu",
+        limit=2,
     )
     summary = run(plain)
     assert summary["weights"]["name"] == "stm.random"

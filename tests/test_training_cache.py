@@ -52,7 +52,7 @@ def test_an_interrupted_cache_goes_on_to_the_same_bytes(
     """Stopped at each rename in turn: description, then masks and frames of three shards."""
     drawn = Counter[int]()
 
-    def draw(level: int, seed: int, frames: int, size: tuple[int, int]) -> Clip:
+    def draw(level: int, seed: int, frames: int, size: tuple[int, int], _: bool) -> Clip:
         drawn[seed] += 1
         rng = np.random.default_rng((seed, level))
         clip, masks = (rng.integers(0, 4, (frames, *size, *c), np.uint8) for c in ((3,), ()))

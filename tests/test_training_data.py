@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from vosengine.training.cached_source import CachedSource
 from vosengine.training.feed import Feed, loader
 from vosengine.training.mixture import DataOptions, Mixture, parse_data
 from vosengine.training.samples import Sample
+from vosengine.training.streams import clip_seed
 from vosengine.training.synthetic import Clip, ClipConfig, levels, make_clip
 from vosengine.training.synthetic.cache import write_cache
 from vosengine.training.synthetic.levels import ALL_OPEN, LEVELS, make_level_clip, open_levels
@@ -98,7 +100,7 @@ def test_progress_decides_which_levels_are_drawn(
         return clip
 
     monkeypatch.setattr(synthetic_source, "make_level_clip", record)
-    for progress, wanted in ((0.0, {0}), (0.2, {0, 1}), (1.0, {0, 1, 2, 3})):
+    for progress, wanted in ((0.0, {0}), (0.4, {0, 1}), (1.0, {0, 1, 2, 3})):
         drawn.clear()
         for index in range(40):
             SyntheticSource(1, SIZE, 0).sample(index, progress)
@@ -107,6 +109,27 @@ def test_progress_decides_which_levels_are_drawn(
         numbers = [int(cached.sample(i, progress).origin.split()[-1]) for i in range(60)]
         assert {number % 4 for number in numbers} == wanted
         assert set(numbers) == {n for n in range(10) if n % 4 in wanted}  # every clip is drawn
+
+
+def test_labelled_clips_hide_no_mover(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[ClipConfig] = []
+    monkeypatch.setattr(levels, "make_clip", lambda config, *_: seen.append(config))
+    for labelled in (False, True):
+        make_level_clip(3, 0, 2, (96, 128), labelled)
+    assert seen[0].distractors == LEVELS[3].config.distractors != (0, 0)
+    assert seen[1] == replace(seen[0], distractors=(0, 0), occluders=(0, 0))
+    monkeypatch.undo()
+    write_cache(tmp_path / "labelled", 4, 2, SIZE, seed=3, labelled=True)
+    for index in range(4):
+        wanted = make_level_clip(index, clip_seed(3, index), 2, SIZE, labelled=True)
+        found = np.load(tmp_path / "labelled" / "frames-0000.npy")[index]
+        np.testing.assert_array_equal(found, wanted.frames)
+    drawn = SyntheticSource(2, SIZE, 3, labelled=True).sample(0, 0.0)
+    wanted = make_level_clip(0, clip_seed(3, 0), 2, SIZE, labelled=True)
+    np.testing.assert_array_equal(drawn.frames, wanted.frames)
+    CachedSource(tmp_path / "labelled", 0, labelled=True)
+    with pytest.raises(ConfigError, match="holds another cache: labelled True"):
+        write_cache(tmp_path / "labelled", 4, 2, SIZE, seed=3)
 
 
 @pytest.mark.parametrize(("index", "progress"), [(-1, 0.5), (0, -0.1), (0, 1.1), (0, float("nan"))])

@@ -116,8 +116,10 @@ def test_labelled_clips_hide_no_mover(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(levels, "make_clip", lambda config, *_: seen.append(config))
     for labelled in (False, True):
         make_level_clip(3, 0, 2, (96, 128), labelled)
-    assert seen[0].distractors == LEVELS[3].config.distractors != (0, 0)
-    assert seen[1] == replace(seen[0], distractors=(0, 0), occluders=(0, 0))
+    nothing = {"clutter": (0, 0), "distractors": (0, 0), "occluders": (0, 0)}
+    assert all(getattr(seen[0], name) == getattr(LEVELS[3].config, name) != none
+               for name, none in nothing.items())  # fmt: skip
+    assert seen[1] == replace(seen[0], **nothing)
     monkeypatch.undo()
     write_cache(tmp_path / "labelled", 4, 2, SIZE, seed=3, labelled=True)
     for index in range(4):

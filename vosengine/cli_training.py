@@ -122,7 +122,7 @@ def clips(
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other clips.")] = 0,
     labelled: Annotated[
         bool,
-        typer.Option("--labelled", help="All that moves is an object: for imcnet, target_aware."),
+        typer.Option("--labelled", help="All that looks like an object is one."),
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,
 ) -> None:

@@ -18,7 +18,7 @@ class CachedSource:
     """Clips of a cache, in random order with repetition, easy levels first."""
 
     def __init__(self, folder: Path, seed: int, labelled: bool = False) -> None:
-        """labelled  whether the cache must be one in which all that moves is an object
+        """labelled  whether the cache must be one in which all that looks like an object is one
 
         Raises InputError where the folder is no whole cache, ConfigError where its description is
         none, or of another kind of clips.
@@ -31,8 +31,8 @@ class CachedSource:
             )
         if labelled and not self.config.labelled:
             raise ConfigError(
-                f"{folder}: holds clips in which things move that are no objects; a model that "
-                "finds objects itself wants a cache that was drawn with --labelled"
+                f"{folder}: holds clips in which things look like objects and are none; a model "
+                "that finds objects itself wants a cache that was drawn with --labelled"
             )
         for shard in range(self.config.shards):
             self._open(shard)

@@ -42,7 +42,7 @@ class Mixture:
 @dataclass(frozen=True)
 class DataOptions:
     """What every source is asked for: (height, width) and frames of clips; objects at most; and
-    whether all that moves in synthetic clips must be an object."""
+    whether all that looks like an object in synthetic clips must be one."""
 
     size: Size
     frames: int

@@ -15,7 +15,7 @@ class SyntheticSource:
         """frames  of every clip, 1 or more
         size  (height, width) of every clip
         seed  0 or more
-        labelled  whether all that moves is an object, as `make_level_clip` has it
+        labelled  whether all that looks like an object is one, as `make_level_clip` has it
 
         Raises ConfigError where no clip can be drawn at this length and size.
         """

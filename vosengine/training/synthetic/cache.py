@@ -40,7 +40,7 @@ class CacheConfig:
     shard: int = SHARD  # clips of every shard but the last, which may hold fewer
     levels: int = len(LEVELS)
     generator: int = GENERATOR
-    labelled: bool = False  # whether all that moves is an object
+    labelled: bool = False  # whether all that looks like an object is one
 
     def __post_init__(self) -> None:
         if not isinstance(self.labelled, bool):
@@ -84,7 +84,7 @@ def write_cache(
 
     clips, frames, size  how many clips, of how many frames, of which (height, width)
     workers  processes that draw; 1 draws in this one
-    labelled  whether all that moves is an object, as `make_level_clip` has it
+    labelled  whether all that looks like an object is one, as `make_level_clip` has it
     on_shard  called after each shard with the number of finished shards and of all
 
     A shard appears whole or not at all: interrupted, the call is repeated and goes on. Raises

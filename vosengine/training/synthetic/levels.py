@@ -64,12 +64,12 @@ def make_level_clip(
 ) -> Clip:
     """A clip of LEVELS[level] at size (height, width); the same arguments give the same bytes.
 
-    labelled  whether all that moves is an object: for models that find objects themselves, which
-              cannot know that a distractor is none
+    labelled  whether all that looks like an object is one: for models that find objects
+              themselves, and cannot know that a distractor, or a shape that lies about, is none
     """
     chosen = LEVELS[level]
     config = chosen.config.resized(frames, *size)
     if labelled:
-        config = replace(config, distractors=(0, 0), occluders=(0, 0))
+        config = replace(config, clutter=(0, 0), distractors=(0, 0), occluders=(0, 0))
     step = int(np.random.default_rng((seed, _PACE)).choice(chosen.steps))
     return make_clip(config, seed, step)

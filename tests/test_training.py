@@ -51,6 +51,10 @@ TINY = {
 }
 
 
+# The softmax over frames takes out what is added to all of them.
+NEVER_MOVED = {"attention.weigh.bias"}
+
+
 def batch_of(*seeds: int, frames: int = 3) -> Batch:
     config = ClipConfig.plain(frames, *SIZE)
     clips = [make_clip(config, seed) for seed in seeds]
@@ -88,12 +92,13 @@ def test_twenty_steps_lower_the_loss_of_a_batch(model: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("model", FOLLOWERS)
 @pytest.mark.parametrize("small", [False, True], ids=["paper", "small"])
 def test_a_gradient_reaches_every_parameter(model: str, small: bool) -> None:
-    config = for_clips(tiny_config(model, **(TINY[model] if small else {})), 4)
+    changes = {"key_channels": 16, **(TINY[model] if small else {})}
+    config = for_clips(tiny_config(model, **changes), 4)
     method = build(model, config).requires_grad_(True).train()
     losses = objective_for(method, EVERYTHING).losses(batch_of(1, 2, frames=4), torch.Generator())
     torch.stack(list(losses.values())).sum().backward()
     without = {n for n, p in method.named_parameters() if p.grad is None or not p.grad.any()}
-    assert without == set()
+    assert without <= NEVER_MOVED
 
 
 def test_resumed_is_bit_identical(tmp_path: Path) -> None:

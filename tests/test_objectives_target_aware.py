@@ -89,7 +89,7 @@ def test_maps_that_fit_the_targets_give_the_objects() -> None:
         assert max(overlap) > 0.9
     near = Discovery().compare(maps, masks, 2)
     far = Discovery().compare(DNetMaps(*(torch.zeros_like(each) for each in maps)), masks, 2)
-    for name, share in {"saliency": 0.3, "centre": 0.05, "offset": 0.2}.items():
+    for name, share in {"saliency": 0.3, "overlap": 0.3, "centre": 0.05, "offset": 0.2}.items():
         assert near[name] < share * far[name], name
 
 
@@ -113,6 +113,8 @@ def test_weights_and_sigma_are_the_papers_at_its_size(size: tuple[int, int], sig
     weight = 200 * (10 / sigma) ** 2 * size[0] * size[1] / (480 * 854)
     away = np.abs(y - centre[0]) + np.abs(x - centre[1])
     assert losses["saliency"].item() == pytest.approx(np.log(2), rel=1e-5)
+    shared, joined = len(y) / 2, len(y) + (size[0] * size[1] - len(y)) / 2
+    assert losses["overlap"].item() == pytest.approx(1 - (shared + 1) / (joined + 1), rel=1e-4)
     assert losses["centre"].item() == pytest.approx(weight * (heat**2).mean(), rel=1e-3)
     assert losses["offset"].item() == pytest.approx(0.01 / scale * away.mean(), rel=1e-3)
 

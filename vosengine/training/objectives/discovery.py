@@ -13,7 +13,7 @@ from torch.nn import functional
 from ...models.blocks import upsample
 from ...models.dnet import MAP_STRIDE, DNet, DNetFeatures, DNetMaps
 from ...proposals import overlaps
-from ..losses import binary
+from ..losses import binary, soft_iou
 from .objective import one_hot
 
 PAPER_SIZE = 480, 854  # pixels: what sigma and the weights are meant for
@@ -41,6 +41,7 @@ class Discovery:
             two cells of the maps, which could not show a narrower one [O]
     centre  weight of the squared error, averaged over the frame [C: Panoptic-DeepLab]
     offset  weight of the error in pixels, averaged over the foreground [C: Panoptic-DeepLab]
+    overlap weight of 1 - soft IoU of the foreground, without which small objects count little [O]
 
     The weights are scaled so that a missed centre, and an offset wrong by a share of the frame,
     cost the same at every size. [O]
@@ -50,6 +51,7 @@ class Discovery:
     sigma: float = 10.0
     centre: float = 200.0
     offset: float = 0.01
+    overlap: float = 1.0
 
     def losses(
         self,
@@ -85,6 +87,7 @@ class Discovery:
         pixels = wanted.foreground.sum().clamp(min=1)
         return {
             "saliency": binary(logits[:, 0], wanted.foreground).mean(),
+            "overlap": self.overlap * soft_iou(logits[:, 0].sigmoid(), wanted.foreground),
             "centre": centre * (heatmap[:, 0] - wanted.heatmap).square().mean(),
             "offset": self.offset / scale * (away * wanted.foreground).sum() / pixels,
         }

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from .config import ModelConfig
 from .errors import OutputError, WeightsError
@@ -40,7 +41,7 @@ class WeightCard:
     trained   False: the masks are noise, and every output says RANDOM
 
     Of a set that was trained here:
-    recipe    the commands that train it
+    recipe    how it was trained, piece by piece
     steps     of the optimiser, all pieces together
     hours     of one core or one GPU
     hardware  that it was trained on
@@ -149,7 +150,7 @@ def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) 
     return digest.hexdigest()
 
 
-def state_of(method: Method[Any, Any]) -> dict[str, torch.Tensor]:
+def state_of(method: nn.Module) -> dict[str, torch.Tensor]:
     """What a weights file holds: all parameters and buffers but the norms' batch counters."""
     state = method.state_dict()
     return {name: state[name] for name in state if not name.endswith("num_batches_tracked")}

@@ -184,8 +184,8 @@ CONVERTERS: dict[str, Callable[[str, Tensors], tuple[ModelConfig, Tensors]]] = {
 def convert_backbone(depth: str, source: str, released: Tensors) -> Tensors:
     """A ResNet's tensors from those of torchvision's classifier; `source` is for messages."""
     with torch.device("meta"):
-        ours = ResNet(depth, layer4="strided").state_dict()
-    wanted = {n: tuple(x.shape) for n, x in ours.items() if not n.endswith("num_batches_tracked")}
+        ours = state_of(ResNet(depth, layer4="strided"))
+    wanted = {name: tuple(tensor.shape) for name, tensor in ours.items()}
     features = BOTTLENECK_FEATURES if depth in ("resnet50", "resnet101") else BASIC_FEATURES
     last = {"fc.weight": (CLASSES, features), "fc.bias": (CLASSES,)}
     check_tensors(source, released, wanted | last)

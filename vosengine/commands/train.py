@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -86,11 +87,12 @@ def train(
     feed = Feed(source, recipe.size, recipe.frames, recipe.seed, recipe.steps, recipe.batch)
     if options.resume:
         trainer.resume()
-    deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    minutes = math.inf if options.minutes is None else options.minutes
+    deadline = time.monotonic() + 60 * minutes
     finished = trainer.run(
         loader(feed, trainer.step, options.workers),
         report=report,
-        should_stop=lambda: should_stop() or (deadline or time.monotonic() + 1) < time.monotonic(),
+        should_stop=lambda: should_stop() or time.monotonic() > deadline,
         save_every=options.save_every,
         held_out=held_out(options.model, recipe) if options.score_every else (),
         score_every=options.score_every,

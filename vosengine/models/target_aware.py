@@ -134,9 +134,6 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         )
         self.refiner = make_refiner(config, self.backbone.channels)
         initialise(self)
-        # Heat and offsets are regressed: they start near 0, where most of what is wanted lies.
-        with torch.no_grad():
-            self.dnet.instance_head.predict.weight *= 0.1
 
     def start(self, geometry: Geometry, max_objects: int) -> TrackState:
         config, like = self.config, self.backbone.conv1.weight

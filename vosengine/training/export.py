@@ -21,7 +21,8 @@ def export(checkpoint: Path, path: Path, description: str) -> None:
     content = load_checkpoint(checkpoint)
     model = content["identity"]["model"]
     config = config_from_json(model, content["identity"]["config"])
-    names = state_of(build(model, config)).keys()
+    with torch.device("meta"):  # only its names are wanted
+        names = state_of(build(model, config)).keys()
     tensors = {name: content["averaged"][name].to(torch.float16) for name in names}
     save(
         path,

@@ -57,8 +57,11 @@ FROM_SCRATCH = FollowingLosses(share=0.3, iou=1.0, saliency=1.0, readout=0.3, ob
 
 
 def recipe_for(model: str, config: str) -> Recipe:
-    """The recipe of a model's small configuration, or the published one, as far as it is published,
-    of its paper's (methods.md says what is not)."""
+    """The recipe of a model's small configuration, or of its paper's.
+
+    Of the latter the losses are the papers', and MUNet's rate and decay [P section 3.5]; the rest
+    is ours: the papers' lengths and sizes differ, and not all are stated. [O]
+    """
     if config == "small":
         finds = model in ("imcnet", "target_aware")
         return Recipe(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import TextColumn
 
+from .errors import ConfigError
 from .terminal import (
     INTERRUPTED,
     Device,
@@ -124,24 +125,34 @@ def clips(
         bool,
         typer.Option("--labelled", help="All that looks like an object is one."),
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw a cache.")] = 1,
+    davis: Annotated[
+        bool,
+        typer.Option("--davis", help="A data set in DAVIS layout, for `eval`, not a cache."),
+    ] = False,
+    level: Annotated[
+        int | None,
+        typer.Option(min=0, max=3, help="With --davis: of this difficulty only."),
+    ] = None,
 ) -> None:
     """Draw procedural clips once, for `train --data cache:FOLDER`. Interrupted, it goes on."""
     height, width = parse_size(size)
     from .training.synthetic.cache import write_cache
+    from .training.synthetic.davis_folder import write_davis
 
-    with progress_bar(unit="shards") as bar:
+    if level is not None and not davis:
+        raise ConfigError("level: is for --davis; a cache holds all levels")
+    with progress_bar(unit="clips" if davis else "shards") as bar:
         task = bar.add_task("clips", total=None)
-        write_cache(
-            out,
-            count,
-            frames,
-            (height, width),
-            workers,
-            seed,
-            labelled=labelled,
-            on_shard=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        shape = height, width
+        if davis:
+            write_davis(out, count, frames, shape, seed, level, labelled=labelled, on_clip=show)
+        else:
+            write_cache(out, count, frames, shape, workers, seed, labelled=labelled, on_shard=show)
     console.print(f"wrote {count} clips to {out}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -57,7 +57,9 @@ class Trainer:
         self.folder = folder
         self.identity = json.loads(json.dumps({**identity, "recipe": asdict(recipe)}))
         self.device = device
-        self.network: nn.Module = objective.method.to(device).requires_grad_(True).train()
+        # Channels last: a seventh faster on a CPU, and what half precision wants on a GPU.
+        method = objective.method.to(device).to(memory_format=torch.channels_last)
+        self.network: nn.Module = method.requires_grad_(True).train()
         self.optimiser = torch.optim.AdamW(
             _groups(self.network, recipe.weight_decay), lr=recipe.rate
         )

@@ -140,8 +140,10 @@ def test_support_matrix() -> None:
     for op in OPS:
         compiled = "cpu" in op.backends
         assert matrix[op.name, "float32"] == (whole[op.name] if compiled else 0), op.name
-    for name in ("correlate_frames", "read_memory", "deform_conv", "group_centres", "pool_regions"):
+    for name in ("correlate_frames", "deform_conv", "group_centres", "pool_regions"):
         assert matrix[name, "float16"] == matrix[name, "bfloat16"] == 0
+    for dtype in ("float16", "bfloat16"):
+        assert matrix["read_memory", dtype] == whole["read_memory"]
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:

@@ -119,6 +119,16 @@ def test_follows_the_formula(backend: str, case: Any) -> None:
     assert_matches(arguments, formula(arguments))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if not c.bench], ids=lambda case: case.name)
+def test_half_precision_follows_the_formula(backend: str, case: Any, dtype: torch.dtype) -> None:
+    arguments = case.arguments(dtype=dtype)
+    reason = read_memory.explain(**arguments)[backend.split()[0]]
+    if reason is not None:
+        pytest.skip(reason)
+    assert_matches(arguments, formula(arguments))
+
+
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("length", [None, (MANY, MANY // 2), (MANY // 4, 1)], ids=str)
 @pytest.mark.parametrize("sets", [None, 3], ids=["values", "sets"])
@@ -292,7 +302,7 @@ def test_half_precision_scores_do_not_overflow() -> None:
 def test_the_compiled_backend_says_what_it_does_not_take() -> None:
     arguments = draw()
     assert read_memory.explain(**arguments)["cpu"] is None
-    assert "wants float32, given torch.float64" in str(
+    assert "wants float32, bfloat16 or float16, given torch.float64" in str(
         read_memory.explain(**widened(arguments))["cpu"]
     )
     strided = arguments | {"memory_key": arguments["memory_key"].mT.contiguous().mT}

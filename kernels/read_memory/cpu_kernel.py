@@ -1,8 +1,9 @@
 """`read_memory` in C++: a softmax that runs over blocks of memory, with products in registers.
 
-Takes float32 on the CPU (a bias of any float dtype). The matrix of all scores is never stored:
-besides its output the call needs 1024 packed memory positions (with their values in all sets) and,
-per thread, their scores for at most 96 queries. All sets are read by weights computed once.
+Takes float32 on the CPU, and half precision by way of it (a bias of any float dtype). The matrix
+of all scores is never stored: besides its output the call needs 1024 packed memory positions (with
+their values in all sets), per thread their scores for at most 96 queries, and in half precision the
+arguments in float32. All sets are read by weights computed once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch
 
 from ..extension import cpu_objection, load
+
+DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 
 def objection(
@@ -22,8 +25,8 @@ def objection(
     length: torch.Tensor | None = None,
     top_k: int | None = None,
 ) -> str | None:
-    if query_key.dtype != torch.float32:
-        return f"wants float32, given {query_key.dtype}"
+    if query_key.dtype not in DTYPES:
+        return f"wants float32, bfloat16 or float16, given {query_key.dtype}"
     if top_k is not None:
         return "has no top_k"
     rows = {"query_key": query_key, "memory_key": memory_key, "memory_value": memory_value}
@@ -43,6 +46,14 @@ def run(
     length: torch.Tensor | None = None,
     top_k: int | None = None,
 ) -> torch.Tensor:
+    dtype = query_key.dtype
+    if length is not None and dtype != torch.float32:  # what is not read is not converted either
+        longest = int(length.max())
+        memory_key, memory_value = memory_key[:, :longest], memory_value[..., :longest, :]
+        bias = None if bias is None else bias[:, :longest]
+    query_key, memory_key, memory_value = (
+        each.to(torch.float32) for each in (query_key, memory_key, memory_value)
+    )
     groups, positions, key_channels = memory_key.shape
     query_key = query_key.expand(groups, -1, -1)
     sets = memory_value if memory_value.ndim == 4 else memory_value[:, None]
@@ -66,4 +77,4 @@ def run(
         scale,
         torch.get_num_threads(),
     )
-    return out
+    return out.to(dtype)

@@ -40,7 +40,7 @@ class Discovery:
     sigma   of the Gaussians in pixels at the paper's size [P]; in proportion below it, but at least
             two cells of the maps, which could not show a narrower one [O]
     centre  weight of the squared error, averaged over the frame: four times that of
-            Panoptic-DeepLab, which finds the foreground long before the centres in it [O]
+            Panoptic-DeepLab, with which the foreground came long before its centres [O]
     offset  weight of the error in pixels, averaged over the foreground [C: Panoptic-DeepLab]
     overlap weight of 1 - soft IoU of the foreground, without which small objects count little [O]
 

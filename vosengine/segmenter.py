@@ -18,9 +18,10 @@ from .frames import Array, check_frame, check_mask, prepare
 from .objects import ObjectSlots, named_ids
 from .proposals import ProposalSource, StatefulSource, check_proposals, to_network
 from .registry import entry
+from .runtime import ENGINES, in_layout, prepare_network
 from .saved import SavedStream, read_stream, write_stream
 from .types import Geometry, Result, Size
-from .weights import digest_of, load, state_of
+from .weights import load
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NATIVE = "native"
@@ -57,6 +58,7 @@ class Segmenter:
                  "afb"); None takes the model's own setting
     online       a model that looks ahead answers at once, the newest frame standing in for those
                  that have not come; latency is 0
+    engine       "fast"; or "eager", every layer as it was written: to debug, and to compare with
     proposals    where object proposals come from, instead of the model's own detector; a model
                  that has none and needs them asks target_aware's D-Net where this is None
     config       the network's configuration; only with random weights
@@ -76,6 +78,7 @@ class Segmenter:
         size: int | Size | str | None = None,
         memory: MemoryConfig | str | None = None,
         online: bool = False,
+        engine: str = "fast",
         proposals: ProposalSource | None = None,
         config: ModelConfig | None = None,
     ) -> None:
@@ -91,6 +94,8 @@ class Segmenter:
         if precision not in (*PRECISIONS, "auto"):
             wanted = ", ".join((*PRECISIONS, "auto"))
             raise ConfigError(f"precision: wanted one of {wanted}, given {precision!r}")
+        if engine not in ENGINES:
+            raise ConfigError(f"engine: wanted {' or '.join(ENGINES)}, given {engine!r}")
         entry(model)
         self.device = choose_device(device)
         self.dtype = PRECISIONS.get(precision, torch.float32)
@@ -105,8 +110,9 @@ class Segmenter:
         self.max_objects = max_objects or method.max_objects
         self.size = method.size if size is None else None if isinstance(size, str) else size
         self.online = online
+        self.engine = engine
         self.proposals = proposals
-        self.method = method.to(self.device, self.dtype)
+        self.method = prepare_network(method, self.device, self.dtype, engine)
         self.reset()
 
     @property
@@ -218,7 +224,7 @@ class Segmenter:
         self._slots.assign(stream.ids)
         self._slots.ever |= set(stream.ever)
         self._ring = [
-            Pending(index, self.method.features(**features), prompt)
+            Pending(index, self.method.features(**in_layout(features, self.engine)), prompt)
             for index, features, prompt in stream.ring
         ]
         self.frame_count, self._flushed = stream.frame_count, stream.flushed
@@ -227,7 +233,7 @@ class Segmenter:
         """What a saved stream must agree with to go on here."""
         return {
             "model": self.model,
-            "weights": digest_of({}, state_of(self.method)),
+            "weights": self.card.sha256 or f"random, seed {self.card.seed}",
             "config": asdict(self.method.config),
             "precision": str(self.dtype),
             "size": self.size,

@@ -10,9 +10,19 @@ import pytest
 from vosengine.commands.demo import Demo, make_demo_clip, score_demo
 from vosengine.commands.run import run
 from vosengine.config import SMALL
+from vosengine.registry import list_models
 from vosengine.weights import cards, load
 
 DEMOS = {name: card for name, card in cards().items() if card.tag == "demo"}
+# Mean J on a drawn clip: of what the first mask shows, or of a foreground that is to be found.
+LEAST = {
+    "stm": 0.7,
+    "munet": 0.7,
+    "giel": 0.7,
+    "dmn_aoa": 0.7,
+    "imcnet": 0.25,
+    "target_aware": 0.25,
+}
 LARGEST, TOGETHER = 12_000_000, 50_000_000  # bytes
 
 
@@ -36,7 +46,7 @@ def test_a_demo_loads_and_says_where_it_comes_from(name: str) -> None:
 
 
 def test_what_ships_is_small_and_has_a_card() -> None:
-    assert {"stm", "munet", "giel"} <= {card.model for card in DEMOS.values()}
+    assert {card.model for card in DEMOS.values()} == {*list_models()}
     assert sum(card.bytes for card in DEMOS.values()) <= TOGETHER
     folder = Path(__file__).resolve().parents[1] / "weights" / "demo"
     assert {f"demo/{each.name}" for each in folder.iterdir()} == {
@@ -44,9 +54,9 @@ def test_what_ships_is_small_and_has_a_card() -> None:
     }
 
 
-@pytest.mark.parametrize("model", ["stm", "munet", "giel"])
-def test_a_demo_follows_the_objects_of_a_clip(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "least"), sorted(LEAST.items()))
+def test_a_demo_follows_the_objects_of_a_clip(model: str, least: float, tmp_path: Path) -> None:
     demo = Demo(tmp_path, model, frames=8, height=160, width=288, seed=3)
     summary = run(make_demo_clip(demo))
     assert summary["weights"]["trained"]
-    assert score_demo(demo) > 0.7
+    assert score_demo(demo) > least

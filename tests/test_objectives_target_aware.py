@@ -96,7 +96,9 @@ def test_maps_that_fit_the_targets_give_the_objects() -> None:
 @pytest.mark.parametrize(
     ("size", "sigma"), [((480, 864), 10.0), ((960, 1728), 20.0), ((64, 96), 8.0)]
 )
-def test_weights_and_sigma_are_the_papers_at_its_size(size: tuple[int, int], sigma: float) -> None:
+def test_weights_and_sigma_are_those_of_the_papers_size(
+    size: tuple[int, int], sigma: float
+) -> None:
     """Maps of zeros cost what the formulas say; a miss costs the same at every size."""
     masks = torch.zeros(1, *size, dtype=torch.uint8)
     third = size[0] // 3
@@ -110,7 +112,7 @@ def test_weights_and_sigma_are_the_papers_at_its_size(size: tuple[int, int], sig
     square = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2
     heat = np.exp(-square / (2 * sigma**2))
     scale = size[0] / 480
-    weight = 200 * (10 / sigma) ** 2 * size[0] * size[1] / (480 * 854)
+    weight = 800 * (10 / sigma) ** 2 * size[0] * size[1] / (480 * 854)
     away = np.abs(y - centre[0]) + np.abs(x - centre[1])
     assert losses["saliency"].item() == pytest.approx(np.log(2), rel=1e-5)
     shared, joined = len(y) / 2, len(y) + (size[0] * size[1] - len(y)) / 2

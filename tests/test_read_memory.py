@@ -299,6 +299,20 @@ def test_half_precision_scores_do_not_overflow() -> None:
 
 
 @needs_extension
+@pytest.mark.parametrize("groups", [0, 2])
+def test_half_precision_of_nothing_is_zeros(groups: int) -> None:
+    """No groups at all, and groups that have nothing to be read."""
+    arguments = {n: x.half() if isinstance(x, torch.Tensor) else x for n, x in draw().items()}
+    for name in ("memory_key", "memory_value"):
+        arguments[name] = arguments[name][:groups]
+    with use_backend("cpu"):
+        out = read_memory(**arguments, length=torch.zeros(groups, dtype=torch.int32))
+    assert out.dtype == torch.float16
+    assert out.shape == read_memory.reference(**arguments).shape
+    assert not out.any()
+
+
+@needs_extension
 def test_the_compiled_backend_says_what_it_does_not_take() -> None:
     arguments = draw()
     assert read_memory.explain(**arguments)["cpu"] is None

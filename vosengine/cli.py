@@ -129,7 +129,7 @@ def run(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the clip, masks and overlay.")],
-    model: Annotated[str, typer.Option(help="Which model.")] = "stm",
+    model: Annotated[str, typer.Option(help="Which model.")] = "giel",
     frames: Annotated[int, typer.Option(min=2, help="Length of the clip.")] = 24,
     size: Annotated[str, typer.Option(help="Frame size as HEIGHTxWIDTH.")] = "240x432",
     seed: Annotated[int, typer.Option(min=0, help="Of the clip; another seed, another clip.")] = 3,

@@ -137,8 +137,8 @@ def clips(
 ) -> None:
     """Draw procedural clips once, for `train --data cache:FOLDER`. Interrupted, it goes on."""
     height, width = parse_size(size)
+    from .commands.draw import write_davis
     from .training.synthetic.cache import write_cache
-    from .training.synthetic.davis_folder import write_davis
 
     if level is not None and not davis:
         raise ConfigError("level: is for --davis; a cache holds all levels")

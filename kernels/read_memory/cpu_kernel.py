@@ -48,7 +48,7 @@ def run(
 ) -> torch.Tensor:
     dtype = query_key.dtype
     if length is not None and dtype != torch.float32:  # what is not read is not converted either
-        longest = int(length.max())
+        longest = max(length.tolist(), default=0)
         memory_key, memory_value = memory_key[:, :longest], memory_value[..., :longest, :]
         bias = None if bias is None else bias[:, :longest]
     query_key, memory_key, memory_value = (

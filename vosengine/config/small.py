@@ -69,7 +69,7 @@ SMALL: dict[str, ModelConfig] = {
     ),
     "imcnet": IMCNetConfig(
         backbone="resnet18",
-        width=32,
+        width=24,
         channels=32,
         alignments=2,
         norm="group",

@@ -10,10 +10,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vosengine.cli import app
+from vosengine.commands.draw import write_davis
 from vosengine.errors import ConfigError, OutputError
 from vosengine.evaluation import find_annotated, read_annotation
 from vosengine.training.streams import clip_seed
-from vosengine.training.synthetic.davis_folder import write_davis
 from vosengine.training.synthetic.levels import make_level_clip
 
 SIZE = (48, 64)

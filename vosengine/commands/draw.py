@@ -8,12 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ...errors import ConfigError, OutputError
-from ...types import Size
-from ...video import prepare_output_folder, write_labels
-from ..streams import check_seed, clip_seed
-from .clips import Clip
-from .levels import LEVELS, check_levels, make_level_clip
+from ..errors import ConfigError, OutputError
+from ..training.streams import check_seed, clip_seed
+from ..training.synthetic.clips import Clip
+from ..training.synthetic.levels import LEVELS, check_levels, make_level_clip
+from ..types import Size
+from ..video import prepare_output_folder, write_labels
 
 JPEG_QUALITY = 95
 

@@ -18,12 +18,11 @@ from .frames import Array, check_frame, check_mask, prepare
 from .objects import ObjectSlots, named_ids
 from .proposals import ProposalSource, StatefulSource, check_proposals, to_network
 from .registry import entry
-from .runtime import ENGINES, in_layout, prepare_network
+from .runtime import ENGINES, Precision, in_layout, prepare_network
 from .saved import SavedStream, read_stream, write_stream
 from .types import Geometry, Result, Size
 from .weights import load
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NATIVE = "native"
 
 
@@ -49,7 +48,8 @@ class Segmenter:
     model        a name from `list_models()`
     weights      None for the best set that ships, a tag, or the path of a .safetensors file
     device       "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"...
-    precision    "auto" (fp32), "fp32", "bf16", "fp16"; softmax, norms and odds are fp32 always
+    precision    "fp32", "tf32" (on a GPU), "bf16", "fp16", or "auto": bf16 where the chip has it,
+                 else fp32; softmax, norms and odds are fp32 always
     max_objects  room for that many objects at a time; memory is allocated for all of them; None
                  takes the model's own number
     size         what the network works at, in pixels: the short side, or (height, width), to which
@@ -91,14 +91,12 @@ class Segmenter:
                 )
         else:
             check_size(size)
-        if precision not in (*PRECISIONS, "auto"):
-            wanted = ", ".join((*PRECISIONS, "auto"))
-            raise ConfigError(f"precision: wanted one of {wanted}, given {precision!r}")
         if engine not in ENGINES:
             raise ConfigError(f"engine: wanted {' or '.join(ENGINES)}, given {engine!r}")
         entry(model)
         self.device = choose_device(device)
-        self.dtype = PRECISIONS.get(precision, torch.float32)
+        self.precision = Precision.choose(precision, self.device)
+        self.dtype = self.precision.dtype
         self.model = model
         method, self.card = load(model, weights, config)
         if memory is not None:
@@ -152,12 +150,12 @@ class Segmenter:
         geometry = self.geometry or Geometry.fit(
             (height, width), size=self.size, multiple=self.method.stride
         )
-        features = self._encode(image.to(self.device), geometry)
-        pending = Pending(self.frame_count, features, prompt)
         state = self._state or self.method.start(geometry, self.max_objects)
-        ring = [*self._ring, pending]
         target = self.frame_count - self.latency
-        result = self._answer(ring, target, state, geometry) if target >= 0 else None
+        with self.precision.applied():
+            features = self._encode(image.to(self.device), geometry)
+            ring = [*self._ring, Pending(self.frame_count, features, prompt)]
+            result = self._answer(ring, target, state, geometry) if target >= 0 else None
         oldest_needed = target + 1 + min(0, *self.method.sees)
         self._ring = [held for held in ring if held.index >= oldest_needed]
         self._state, self.geometry = state, geometry
@@ -170,7 +168,8 @@ class Segmenter:
         if self.geometry is None or self.latency == 0 or self._flushed:
             return []
         waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
-        results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
+        with self.precision.applied():
+            results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
         self._flushed = True
         return results
 
@@ -233,7 +232,7 @@ class Segmenter:
         """What a saved stream must agree with to go on here."""
         return {
             "model": self.model,
-            "weights": self.card.sha256 or f"random, seed {self.card.seed}",
+            "weights": self.card.identity,
             "config": asdict(self.method.config),
             "precision": str(self.dtype),
             "size": self.size,

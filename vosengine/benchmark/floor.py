@@ -18,23 +18,29 @@ COPIED = {"cuda": 2**30, "cpu": 2**27}  # bytes
 
 
 @dataclass(frozen=True)
+class Work:
+    """Of one step.
+
+    flop    two for every product of a convolution or of matrices
+    values  in weights and state, each counted once
+    """
+
+    flop: float
+    values: int
+
+
+@dataclass(frozen=True)
 class Floor:
     """Of one step.
 
-    gflop        multiplications and additions of its products and convolutions, each as one
-    mib          weights and state, each read once
-    compute_ms   gflop at the rate of a large product of matrices
-    traffic_ms   mib at the rate of a copy
+    compute_ms  its gflop at the rate of a large product of matrices
+    traffic_ms  its mib, weights and state each read once, at the rate of a copy
     """
 
     gflop: float
     mib: float
     compute_ms: float
     traffic_ms: float
-
-    @property
-    def milliseconds(self) -> float:
-        return max(self.compute_ms, self.traffic_ms)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,16 @@ class Rates:
     flops: dict[torch.dtype, float]
     bandwidth: float
 
+    def floor(self, work: Work, dtype: torch.dtype) -> Floor:
+        """That work in that dtype."""
+        held = work.values * dtype.itemsize
+        return Floor(
+            gflop=round(work.flop / 1e9, 1),
+            mib=round(held / 2**20, 1),
+            compute_ms=round(1e3 * work.flop / self.flops[dtype], 3),
+            traffic_ms=round(1e3 * held / self.bandwidth, 3),
+        )
+
 
 @torch.no_grad()
 def measure_rates(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Rates:
@@ -52,29 +68,21 @@ def measure_rates(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Rate
     flops = {}
     for dtype in dtypes:
         matrix = torch.randn(side, side, device=device).to(dtype)
-        seconds = _best(lambda m=matrix: m @ m, device)
-        flops[dtype] = 2 * side**3 / seconds
+        flops[dtype] = 2 * side**3 / _best(lambda m=matrix: m @ m, device)  # type: ignore[misc]
     source = torch.empty(COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _best(lambda: target.copy_(source), device)
     return Rates(flops, 2 * source.numel() / seconds)
 
 
-def floor_of(segmenter: Segmenter, step: Callable[[], object], rates: Rates) -> Floor:
-    """Of a warm Segmenter whose next step is `step`; its ops must run as references, since the
-    count sees torch's own operators alone."""
+def work_of(segmenter: Segmenter, step: Callable[[], object]) -> Work:
+    """Of a warm Segmenter whose next step is `step`; its ops must run as references, since torch
+    counts its own operators alone."""
     with FlopCounterMode(display=False) as counter:
         step()
-    flop = counter.get_total_flops()
-    weights = sum(p.numel() * p.element_size() for p in segmenter.method.parameters())
-    state = segmenter._state.nbytes if segmenter._state is not None else 0
-    bytes_ = weights + state
-    return Floor(
-        gflop=flop / 1e9,
-        mib=bytes_ / 2**20,
-        compute_ms=1e3 * flop / rates.flops[segmenter.dtype],
-        traffic_ms=1e3 * bytes_ / rates.bandwidth,
-    )
+    weights = sum(parameter.numel() for parameter in segmenter.method.parameters())
+    state = 0 if segmenter._state is None else segmenter._state.nbytes
+    return Work(counter.get_total_flops(), weights + state // segmenter.dtype.itemsize)
 
 
 def _best(call: Callable[[], object], device: torch.device) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
@@ -85,15 +86,13 @@ def real_scene(path: str | Path, size: Size) -> Scene:
 class GivenProposals:
     """A detector that costs nothing: the prompt's objects, and a few that are none."""
 
-    def __init__(self, prompt: NDArray[np.uint8]) -> None:
-        import torch
-
+    def __init__(self, prompt: NDArray[np.uint8], device: torch.device) -> None:
         objects = int(prompt.max())
         masks = [prompt == each for each in range(1, objects + 1)]
         shift = prompt.shape[1] // 7
         masks += [np.roll(masks[i % objects], shift * (i + 1), 1) for i in range(FALSE)]
-        planes = torch.from_numpy(np.stack(masks))
-        scores = torch.linspace(0.9, 0.5, len(masks))
+        planes = torch.from_numpy(np.stack(masks)).to(device)
+        scores = torch.linspace(0.9, 0.5, len(masks), device=device)
         self._found = Proposals(boxes_of(planes), planes, scores)
 
     def __call__(self, frame: object, frame_index: int) -> Proposals:

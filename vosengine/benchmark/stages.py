@@ -108,7 +108,7 @@ def clocked(segmenter: Segmenter) -> Iterator[StageClock]:
                     replace(module, "forward", stage)
         if segmenter.proposals is not None:
             source = segmenter.proposals
-            segmenter.proposals = _TimedSource(source, clock)  # type: ignore[assignment]
+            segmenter.proposals = _TimedSource(source, clock)
             stack.callback(setattr, segmenter, "proposals", source)
         call = Op.__call__
         Op.__call__ = _op_call(call, clock)  # type: ignore[method-assign]

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from ..kernels import use_backend
+from ..runtime import has_bf16
 from ..segmenter import Segmenter
 
 REFERENCE = "eager fp32"  # what labels are compared with, and speeds
+OURS = "ours"
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,13 @@ WAYS = (
     Way(REFERENCE, "eager", "fp32", "reference"),
     Way("eager bf16", "eager", "bf16", "reference"),
     Way("compiled bf16", "eager", "bf16", "reference", compiled=True),
-    Way("ours", "fast", "auto", "auto"),
+    Way(OURS, "fast", "auto", "auto"),
 )
 PUBLISHED_FORMS = {
     "stm": ("decoder",),
     "munet": ("decoder",),
     "giel": ("instance_decoder",),
 }
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the chip computes in bfloat16 itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _unshare(decoder: nn.Module) -> None:

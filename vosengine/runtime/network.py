@@ -27,7 +27,9 @@ def prepare_network(
     if engine == "eager":
         return network.to(device, dtype)
     fold_batch_norms(network)
-    return network.to(device, dtype).to(memory_format=torch.channels_last)
+    network.to(device, dtype)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def in_layout(features: Mapping[str, torch.Tensor], engine: str) -> dict[str, torch.Tensor]:

@@ -13,12 +13,21 @@ from .config import MatchingConfig, MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .device import choose_device
 from .errors import ConfigError, InputError, StateError
-from .finishing import finish
+from .finishing import Arrangement, compose, finish
 from .frames import Array, check_frame, check_mask, prepare
 from .objects import ObjectSlots, named_ids
 from .proposals import ProposalSource, StatefulSource, check_proposals, to_network
 from .registry import entry
-from .runtime import ENGINES, Precision, in_layout, prepare_network
+from .runtime import (
+    ENGINES,
+    Pieces,
+    Precision,
+    Uploader,
+    copied,
+    graph_maker,
+    in_layout,
+    prepare_network,
+)
 from .saved import SavedStream, read_stream, write_stream
 from .types import Geometry, Result, Size
 from .weights import load
@@ -48,8 +57,9 @@ class Segmenter:
     model        a name from `list_models()`
     weights      None for the best set that ships, a tag, or the path of a .safetensors file
     device       "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"...
-    precision    "fp32", "tf32" (on a GPU), "bf16", "fp16", or "auto": bf16 where the chip has it,
-                 else fp32; softmax, norms and odds are fp32 always
+    precision    "fp32", "tf32" (on a GPU), "bf16", "fp16", or "auto": bf16 where the chip has it
+                 and the model's labels stay what they are in fp32, else fp32; softmax, norms and
+                 odds are fp32 always
     max_objects  room for that many objects at a time; memory is allocated for all of them; None
                  takes the model's own number
     size         what the network works at, in pixels: the short side, or (height, width), to which
@@ -93,8 +103,11 @@ class Segmenter:
             check_size(size)
         if engine not in ENGINES:
             raise ConfigError(f"engine: wanted {' or '.join(ENGINES)}, given {engine!r}")
-        entry(model)
+        kind = entry(model).build
         self.device = choose_device(device)
+        self._upload = Uploader(self.device)
+        if precision == "auto" and not kind.steady_in_half:
+            precision = "fp32"
         self.precision = Precision.choose(precision, self.device)
         self.dtype = self.precision.dtype
         self.model = model
@@ -131,6 +144,9 @@ class Segmenter:
         self._ring: list[Pending] = []
         self.frame_count = 0
         self._flushed = False
+        self._arranged: Arrangement | None = None  # of the objects alive, for steps without prompt
+        make = None if self.engine == "eager" else graph_maker(self.device)
+        self._pieces = None if make is None else Pieces(make)
 
     @torch.no_grad()
     def step(self, frame: Array, mask: Array | None = None) -> Result | None:
@@ -153,7 +169,7 @@ class Segmenter:
         state = self._state or self.method.start(geometry, self.max_objects)
         target = self.frame_count - self.latency
         with self.precision.applied():
-            features = self._encode(image.to(self.device), geometry)
+            features = self._encode(self._upload(image), geometry)
             ring = [*self._ring, Pending(self.frame_count, features, prompt)]
             result = self._answer(ring, target, state, geometry) if target >= 0 else None
         oldest_needed = target + 1 + min(0, *self.method.sees)
@@ -266,10 +282,22 @@ class Segmenter:
         config = self.method.config
         prepared = prepare(image, geometry, config.mean, config.std, self.dtype)[None]
         if self.proposals is None:
-            return self.method.encode(prepared)
+            return self._features(prepared)
         given = self.proposals(image, self.frame_count)
         check_proposals(given, geometry.frame)
         return self.method.encode(prepared, [to_network(given, geometry, self.device)])
+
+    def _features(self, prepared: torch.Tensor) -> Any:
+        """The method's own features of a prepared frame: of a graph a copy, where they are kept."""
+        if self._pieces is None or "encode" not in self.method.capturable:
+            return self.method.encode(prepared)
+        features = self._pieces.run("encode", self.method.encode, prepared)
+        return copied(features) if self._sees_more else features
+
+    @property
+    def _sees_more(self) -> bool:
+        """Whether an answer needs other frames than its own, which are held in the ring."""
+        return len(self.method.sees) > 1
 
     def _answer(
         self, ring: Sequence[Pending], target: int, state: Any, geometry: Geometry
@@ -283,6 +311,9 @@ class Segmenter:
         prompt = ring[target - first].prompt
         later = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
         reserved = tuple(i for mask in later for i in named_ids(mask))
+        decided = prompt is None and len(self._slots) > 0 and "answer" in self.method.capturable
+        if decided and self._pieces is not None:
+            return self._replay(self._pieces, seen, target, state, geometry)
         looks = len(self._slots) > 0 or not self.method.needs_mask
         scores = self.method.segment(seen, state) if looks else None
         result, masks, by_slot = finish(
@@ -291,6 +322,28 @@ class Segmenter:
         self.method.remember(seen, masks, state)
         self._slots.assign(by_slot)
         return result
+
+    def _replay(
+        self, pieces: Pieces, seen: list[Any], target: int, state: Any, geometry: Geometry
+    ) -> Result:
+        """`_answer` for a frame without a prompt, in which the method discovers nothing: all but
+        the writing is one piece of work."""
+        by_slot = self._slots.in_slot_order
+        if self._arranged is None or self._arranged.by_slot != by_slot:
+            self._arranged = Arrangement.of(by_slot, (), by_slot, self.device)
+        rows = self._arranged
+
+        def work(seen: Any) -> Any:
+            scores = self.method.segment(seen, state)
+            canvas, labels, masks = compose(scores, rows, None, geometry)
+            return canvas, labels, masks, self.method.observe(seen, masks, state)
+
+        name = "answer", by_slot, state.signature()
+        found = pieces.run(name, work, seen, shared=self._sees_more)
+        canvas, labels, masks, observed = found
+        self.method.commit(observed, masks, state)
+        canvas = replace(canvas, logits=canvas.logits.clone())
+        return canvas.result(labels.clone(), target, geometry)
 
 
 def _with_memory(model: str, config: ModelConfig, memory: MemoryConfig | str) -> MatchingConfig:

@@ -96,6 +96,8 @@ def clocked(segmenter: Segmenter) -> Iterator[StageClock]:
             else:
                 stack.callback(object.__setattr__, owner, name, before)
 
+        stack.callback(setattr, segmenter, "_pieces", segmenter._pieces)
+        segmenter._pieces = None  # a graph has no parts to be timed
         replace(segmenter, "step", "other")
         for verb in ("encode", "segment", "remember"):
             replace(method, verb, verb)

@@ -343,7 +343,8 @@ class Segmenter:
         canvas, labels, masks, observed = found
         self.method.commit(observed, masks, state)
         canvas = replace(canvas, logits=canvas.logits.clone())
-        return canvas.result(labels.clone(), target, geometry)
+        result: Result = canvas.result(labels.clone(), target, geometry)
+        return result
 
 
 def _with_memory(model: str, config: ModelConfig, memory: MemoryConfig | str) -> MatchingConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -11,8 +13,9 @@ class Slot:
     def __init__(self, frame: torch.Tensor, device: torch.device) -> None:
         self.pinned = torch.empty_like(frame, memory_format=torch.contiguous_format).pin_memory()
         self.resident = torch.empty_like(self.pinned, device=device)
-        self.sent = torch.cuda.Event()  # the GPU has it
-        self.read = torch.cuda.Event()  # all that reads it there is done
+        new_event: Any = torch.cuda.Event  # torch leaves it untyped, and its streams
+        self.sent = new_event()  # the GPU has it
+        self.read = new_event()  # all that reads it there is done
 
     def fits(self, frame: torch.Tensor) -> bool:
         return self.pinned.shape == frame.shape and self.pinned.dtype == frame.dtype
@@ -27,7 +30,8 @@ class Uploader:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._slots: list[Slot | None] = [None, None]
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        new_stream: Any = torch.cuda.Stream
+        self._stream = new_stream(device) if device.type == "cuda" else None
 
     def __call__(self, frame: torch.Tensor) -> torch.Tensor:
         """The frame on the device: valid until the second call after this one."""

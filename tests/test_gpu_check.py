@@ -91,8 +91,10 @@ def test_the_check_goes_through_all_its_stages(tmp_path: Path) -> None:
 def test_whole_models_instead_of_kernels(tmp_path: Path) -> None:
     code, text, log = check_with_fakes(tmp_path, "--models")
     assert code == 0, text
-    (line,) = (line for line in log if "vosengine.cli bench" in line)
-    assert "--device cuda" in line and "-models-cuda.json" in line
+    lines = [line for line in log if "vosengine.cli bench" in line]
+    assert all("--device cuda" in line for line in lines)
+    assert "--no-compiled" in lines[0] and "-models-cuda.json" in lines[0]
+    assert "--no-compiled" not in lines[1] and "-models-cuda-compiled.json" in lines[1]
     assert any("tests/test_on_gpu.py" in line for line in log)
     assert timed(log) == [] and not any(line.startswith("sanitizer") for line in log)
     code, _, log = check_with_fakes(tmp_path, "--models", fail="tests/test_on_gpu.py")

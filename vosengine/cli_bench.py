@@ -32,6 +32,9 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="Frames of a video or a folder, not procedural ones.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option(help="Time torch.compile too, where there is bf16: minutes a model.")
+    ] = True,
     quick: Annotated[
         bool, typer.Option("--quick", help="One size, three objects, few steps; minutes on a CPU.")
     ] = False,
@@ -57,6 +60,7 @@ def bench(
         sizes=parsed,
         objects=counts,
         frames=frames,
+        compiled=compiled,
         data=data,
         json=output_json,
         markdown=output_md,

@@ -52,7 +52,8 @@ class Cell:
     fault         why there are no numbers; None where there are
     cold_start_s  from the call for a Segmenter to the first mask
     milliseconds  of every step under the clock
-    stages        share of each stage, 0..1, from further steps with a clock around every stage
+    stages        share of each stage, 0..1, from further steps with a clock around every stage;
+                  none of a compiled way
     device_mib    the most that torch held on a GPU from start to end; None on a CPU
     host_mib      the most that the process has held since its start
     differs       share of pixels whose label is not that of the reference way; None for itself
@@ -189,6 +190,8 @@ class Runner:
             held = torch.cuda.max_memory_allocated(self.device)
             self.cell.device_mib = round(held / MIB, 1)
         self.cell.host_mib = round(peak_host_bytes() / MIB, 1)
+        if self.way.compiled:
+            return  # clocks would cut it into pieces
         with self.way.running(), clocked(self.segmenter) as clock:
             for _ in range(steps):
                 next(self._steps)()

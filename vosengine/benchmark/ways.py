@@ -56,8 +56,8 @@ class Way:
                 if hasattr(method, name):
                     _unshare(getattr(method, name))
         if self.compiled:
-            for child in method.children():
-                child.compile(dynamic=False)
+            for verb in ("encode", "segment", "observe"):
+                setattr(method, verb, torch.compile(getattr(method, verb), dynamic=False))
 
 
 WAYS = (

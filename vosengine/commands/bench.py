@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..benchmark import (
+    WAYS,
     Plan,
     Scene,
     describe,
@@ -30,7 +31,7 @@ from ..runtime import Precision
 from ..timing import synchronise
 from ..types import Size
 from ..video import prepare_output_folder
-from ..weights import load
+from ..weights import RANDOM_TAG, load
 
 USUAL = 3  # objects where sizes are compared, and in the long stream
 
@@ -42,6 +43,7 @@ class BenchOptions:
     sizes    of the frames; the first with every number of objects, the others with three
     data     a video or a folder of images whose first frames are resized to that; None: procedural
     frames   of the long stream; 0: none
+    compiled whether torch.compile takes part, which needs minutes for every model
     json, markdown, chart  files to write, after every point, so that a run that is cut leaves them
     """
 
@@ -51,6 +53,7 @@ class BenchOptions:
     sizes: tuple[Size, ...] = ((480, 854), (720, 1280), (1080, 1920))
     objects: tuple[int, ...] = (1, 2, 3, 5, 10)
     frames: int = 1000
+    compiled: bool = True
     data: Path | None = None
     json: Path | None = None
     markdown: Path | None = None
@@ -75,9 +78,8 @@ def bench(
             files that cannot be written OutputError, before anything is measured.
     """
     device = choose_device(options.device)
-    for model in options.models:
-        entry(model)
-        load(model, options.plan.weights)
+    names = {model: _weights_of(model, options.plan.weights) for model in options.models}
+    ways = [way for way in WAYS if options.compiled or not way.compiled]
     for file in (options.json, options.markdown, options.chart):
         if file is not None:
             prepare_output_folder(file.absolute().parent)
@@ -93,12 +95,17 @@ def bench(
         "models": [],
     }
     for model in options.models:
-        found = _begin(model, options.plan)
+        found: dict[str, Any] = {
+            "model": model,
+            "weights": names[model],
+            "published": [asdict(row) for row in published_of(model)],
+            "points": [],
+        }
         result["models"].append(found)
         for scene, count in _points(model, scenes, options.objects):
             where = f"{model}, {scene.size[0]}x{scene.size[1]}, {count} objects"
             report(where)
-            point = measure_point(model, count, scene, device, options.plan, rates)
+            point = measure_point(model, count, scene, device, options.plan, rates, ways)
             found["points"].append(point.as_json())
             _write(result, options)
             _release(device)
@@ -117,15 +124,12 @@ def _scene(options: BenchOptions, size: Size) -> Scene:
     return drawn_scene(size) if options.data is None else real_scene(options.data, size)
 
 
-def _begin(model: str, plan: Plan) -> dict[str, Any]:
-    _, card = load(model, plan.weights)
-    weights = "random weights of the paper's configuration"
-    return {
-        "model": model,
-        "weights": card.name if card.trained else weights,
-        "published": [asdict(row) for row in published_of(model)],
-        "points": [],
-    }
+def _weights_of(model: str, weights: str) -> str:
+    """What the weights are called; raises ConfigError or WeightsError where there are none."""
+    entry(model)
+    if weights == RANDOM_TAG:
+        return "random weights of the paper's configuration"
+    return load(model, weights)[1].name
 
 
 def _most(model: str) -> int:

@@ -43,7 +43,13 @@ format: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python bench/kernels.py
-	$(BIN)/python bench/models.py
+	$(BIN)/python bench/streaming.py
+	$(BIN)/vosengine bench --all --sizes 480x854 --objects 3 --steps 5 --warm-up 1 --frames 0 \
+	  --output-json bench/results/$$(date +%F)-bench-paper-cpu.json
+	$(BIN)/vosengine bench --all --weights demo --sizes 480x854 --objects 3 --steps 20 --frames 0 \
+	  --output-json bench/results/$$(date +%F)-bench-demo-cpu.json
+	$(BIN)/vosengine bench --model stm --weights demo --sizes 480x854 --objects 3 --steps 3 \
+	  --frames 500 --output-json bench/results/$$(date +%F)-bench-stream-cpu.json
 	$(BIN)/python bench/objects.py
 
 # The extension is rebuilt when its sources change; nvcc is used where it is on the PATH.

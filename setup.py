@@ -145,7 +145,10 @@ def engine_packages() -> list[str]:
 setup(
     packages=[*engine_packages(), *kernel_packages(), "vosengine.shipped"],
     package_dir={"vosengine.kernels": "kernels", "vosengine.shipped": "weights"},
-    package_data={"vosengine": ["py.typed"], "vosengine.shipped": ["*.toml", "demo/*"]},
+    package_data={
+        "vosengine": ["py.typed", "benchmark/*.toml"],
+        "vosengine.shipped": ["*.toml", "demo/*"],
+    },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtension},
 )

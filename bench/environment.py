@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vosengine import __version__
-from vosengine.kernels.extension import load, missing
-from vosengine.timing import cpu_name, device_name
+from vosengine.benchmark import environment
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Date, command, device and versions; nothing that names the machine."""
-    facts: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "command": " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *_arguments()]),
-        "device": device_name(device),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "isa": load().isa() if missing is None else "no extension",
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "vosengine": __version__,
-    }
-    return facts
+    words = ["python", f"bench/{Path(sys.argv[0]).name}", *_arguments()]
+    return environment.describe(device, " ".join(words))
 
 
 def _arguments() -> list[str]:

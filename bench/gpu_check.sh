@@ -3,7 +3,10 @@
 # build for that GPU, doctor, the parity suite, fresh inputs and odd shapes, the same bits twice,
 # compute-sanitizer, then the timings.
 #
-#   bash bench/gpu_check.sh [--rehearse] [folder for the JSON files]
+#   bash bench/gpu_check.sh [--models] [--rehearse] [folder for the JSON files]
+#
+# --models: whole models instead of kernels: streams, captured graphs and what a warm step may do,
+# then `vosengine bench` of all of them, which writes its figures after every point.
 #
 # Uses the python3 that is there (or $PYTHON) with its own torch, a CUDA build; nothing is
 # downloaded. A build that fails or a result that is wrong ends it with exit code 1: what is not
@@ -15,12 +18,13 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-rehearse=no
+rehearse=no models=no
 results=bench/results
 for word in "$@"; do
   case "$word" in
     --rehearse) rehearse=yes ;;
-    -*) sed -n '2,16s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    --models) models=yes ;;
+    -*) sed -n '2,19s/^# \{0,1\}//p' "$0" && exit 2 ;;
     *) results="$word" ;;
   esac
 done
@@ -120,8 +124,24 @@ export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 if "$python" -c 'import xdist' 2> /dev/null; then
   suite+=(-p xdist.plugin -n "$jobs")
 fi
+must "streams and captured graphs" 90 "${suite[@]}" tests/test_on_gpu.py tests/test_graphs.py
+
+if [ "$models" = yes ]; then
+  base="$results/$(date +%F)-models-$device"
+  bench=("$python" -m vosengine.cli bench --device "$device" --sizes 480x854)
+  order=munet,giel,dmn_aoa,target_aware,imcnet,stm
+  sweep=(--objects 1,3 --frames 1000)
+  [ "$rehearse" = no ] || sweep=(--weights demo --quick)
+  mkdir -p "$results"
+  may "whole models" $((deadline - SECONDS - 120)) "${bench[@]}" --model "$order" "${sweep[@]}" \
+    --no-compiled --output-json "$base.json" --output-md "$base.md"
+  # Compiling takes minutes: as many models as there is time for.
+  [ "$rehearse" = yes ] || may "against torch.compile" $((deadline - SECONDS - 5)) "${bench[@]}" \
+    --model "$order" --objects 3 --frames 0 --output-json "$base-compiled.json"
+  exit
+fi
+
 must "parity suite" 150 "${suite[@]}" tests/test_kernels.py -k "not on_the_cpu"
-must "streams and captured graphs" 60 "${suite[@]}" tests/test_on_gpu.py
 
 seeds=2 shapes=12
 [ "$rehearse" = yes ] && seeds=1 shapes=2

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vosengine.timing import summarise
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -51,34 +53,46 @@ def kernels(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def models(found: dict[str, Any]) -> list[str]:
-    """One row per object count."""
+def whole_models(found: dict[str, Any]) -> list[str]:
+    """One row per model: a step as it was published, eager, and ours."""
+    facts = found["environment"]
+    height, width = found["models"][0]["points"][0]["size"]
+    trained = found["plan"]["weights"] != "random"
+    own = "the trained small networks, at their own sizes"
+    network = own if trained else "the papers' networks, random weights"
     lines = [
-        f"**A whole step** of `{found['model']}` at 480x854, five frames in memory",
-        f"({where(found)}). The decoder's skip branches are computed once for all objects; the",
-        "published form computes them for each.",
+        f"**Whole models**: {network}, frames of {height}x{width}, memory of "
+        f"{found['plan']['memory_frames']} frames",
+        f"({facts['device']}, {facts['isa']}; `{facts['command']}`, {facts['date']}). Eager is "
+        "plain torch; p50 in ms.",
         "",
         row(
-            "objects",
-            "step p50 (p95) ms",
-            "step, over 1 object",
-            "decoder, over 1 object",
-            "published decoder, over ours",
+            *("model", "objects", "published form", "eager fp32", "ours fp32 (p95)"),
+            *("to eager", "to published", "times the floor", "labels that differ"),
         ),
-        row("---:", "---:", "---:", "---:", "---:"),
+        row("---", *["---:"] * 8),
     ]
-    for entry in found["sweep"]:
-        step = entry["step"]
-        lines.append(
-            row(
-                entry["objects"],
-                f"{step['p50_ms']:.0f} ({step['p95_ms']:.0f})",
-                f"{entry['step_over_one_object']:.2f}",
-                f"{entry['decode_over_one_object']:.2f}",
-                f"{entry['published_over_ours_decode']:.2f}",
-            )
-        )
-    return lines
+    return lines + [_whole_model(model) for model in found["models"]]
+
+
+def _whole_model(model: dict[str, Any]) -> str:
+    (point,) = model["points"]
+    cells = {cell["way"]: cell for cell in point["cells"]}
+    published, eager, ours = (cells[n] for n in ("published fp32", "eager fp32", "ours"))
+    assert ours["precision"] == "fp32"
+    separate = published["fault"] is None
+    floor = max(point["floor"]["compute_ms"], point["floor"]["traffic_ms"])
+    return row(
+        f"`{model['model']}`",
+        point["objects"],
+        short(published["p50_ms"]) if separate else "the same",
+        short(eager["p50_ms"]),
+        f"{short(ours['p50_ms'])} ({short(ours['p95_ms'])})",
+        f"{eager['p50_ms'] / ours['p50_ms']:.2f}x",
+        f"{published['p50_ms'] / ours['p50_ms']:.2f}x" if separate else "",
+        f"{ours['p50_ms'] / floor:.1f}",
+        f"{100 * ours['differs']:.3f} %",
+    )
 
 
 def giel_objects(found: dict[str, Any]) -> list[str]:
@@ -116,18 +130,19 @@ def dmn_objects(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def endless_memory(found: dict[str, Any]) -> list[str]:
-    """A line about the long clip."""
-    endless = found["endless"]
-    resident = endless["resident_mib"]
-    first, last = "50", max(resident, key=int)
+def long_stream(found: dict[str, Any]) -> list[str]:
+    """A line about one stream of many frames."""
+    facts, (model,) = found["environment"], found["models"]
+    stream = model["stream"]
+    held = dict(zip(stream["at"], stream["held_mib"], strict=True))
+    last = max(held)
+    early, late = (summarise(stream["milliseconds"][a:b]) for a, b in ((50, 100), (-50, None)))
     return [
-        f"**Memory** of `{found['model']}` over a clip of {endless['frames']} frames with a bank "
-        f"of {endless['max_frames']} frames per object: the process holds "
-        f"{resident[first]:.0f} MiB at frame {first} and {resident[last]:.0f} MiB at frame {last}; "
-        f"a step takes "
-        f"{endless['frames_50_to_100']['p50_ms']:.0f} ms (p50) after 50 frames and "
-        f"{endless['last_50_frames']['p50_ms']:.0f} ms over the last 50 ({where(found)}).",
+        f"**One stream** of {last + 1} frames, `{model['weights']}`, {stream['objects']} objects: "
+        f"the process holds {held[50]:.0f} MiB at frame 50 and {held[last]:.0f} MiB at the end, "
+        f"the engine {stream['state_mib'][0]:.1f} MiB of it, from the first frame on; a step takes "
+        f"{early['p50_ms']:.0f} ms (p50) after 50 frames and {late['p50_ms']:.0f} ms over the last "
+        f"50 ({facts['device']}, {facts['isa']}; `{facts['command']}`, {facts['date']}).",
     ]
 
 
@@ -146,10 +161,11 @@ def cache(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     parts = (
         kernels(newest("kernels-float32")),
-        models(newest("sweep-stm")),
+        whole_models(newest("bench-paper")),
+        whole_models(newest("bench-demo")),
         giel_objects(newest("objects-giel")),
         dmn_objects(newest("objects-dmn_aoa")),
-        endless_memory(newest("endless-stm")),
+        long_stream(newest("bench-stream")),
         cache(newest("cache-imcnet")),
     )
     print("\n\n".join("\n".join(part) for part in parts))

@@ -194,12 +194,13 @@ def test_when_one_goes_the_others_do_not_care_which_slot_it_had(
     prompted_model: str, small: Clip
 ) -> None:
     """One of three goes: from slot 0, so that the last one moves there, or from slot 2, so that
-    none does. In float64, see above: 2e-14 was seen."""
+    none does. In float64, see above: 2e-14 was seen; and layer by layer, for in the other layout of
+    the maps two objects of GIEL's tie within the last bit."""
     mask = np.maximum(small.masks[0], rectangle(36, 44, 9, 16, 3))
     assert object_ids(mask) == {1, 2, 3}
     answers = []
     for gone, left in ((1, (2, 3)), (3, (1, 2))):
-        segmenter = in_float64(begin(prompted_model))
+        segmenter = in_float64(begin(prompted_model, engine="eager"))
         if not segmenter.method.needs_mask:
             segmenter.proposals = nothing  # no further object is discovered
         play(segmenter, small.frames[:3], {0: np.array([0, gone, *left], np.uint8)[mask]})

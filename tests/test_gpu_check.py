@@ -15,6 +15,7 @@ def test_the_check_is_valid_and_names_what_exists() -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text(encoding="utf-8")
     programs = {word for word in text.replace('"', " ").split() if word.endswith(".py")}
+    assert "vosengine.cli bench" in text
     assert {"bench/gpu_parity.py", "bench/gpu_sanitize.py", "bench/kernels.py"} <= programs
     for name in programs:
         assert (BENCH.parent / name).is_file(), name
@@ -44,7 +45,7 @@ FAKES = {
 
 
 def check_with_fakes(
-    folder: Path, *, fail: str = "nothing", code: int = 86, without: str = ""
+    folder: Path, *words: str, fail: str = "nothing", code: int = 86, without: str = ""
 ) -> tuple[int, str, list[str]]:
     """gpu_check.sh with programs that only say what they were called with: its exit code, what it
     printed, and the calls."""
@@ -62,7 +63,7 @@ def check_with_fakes(
         "CUDA_HOME": str(folder),
     }
     done = subprocess.run(
-        ["bash", str(BENCH / "gpu_check.sh"), str(folder / "results")],
+        ["bash", str(BENCH / "gpu_check.sh"), *words, str(folder / "results")],
         env=environment,
         capture_output=True,
         text=True,
@@ -85,6 +86,19 @@ def test_the_check_goes_through_all_its_stages(tmp_path: Path) -> None:
     assert tools == ["memcheck", "memcheck", "racecheck", "racecheck"]
     assert len(timed(log)) == 3
     assert "--dtype bfloat16" in timed(log)[0]
+
+
+def test_whole_models_instead_of_kernels(tmp_path: Path) -> None:
+    code, text, log = check_with_fakes(tmp_path, "--models")
+    assert code == 0, text
+    lines = [line for line in log if "vosengine.cli bench" in line]
+    assert all("--device cuda" in line for line in lines)
+    assert "--no-compiled" in lines[0] and "-models-cuda.json" in lines[0]
+    assert "--no-compiled" not in lines[1] and "-models-cuda-compiled.json" in lines[1]
+    assert any("tests/test_on_gpu.py" in line for line in log)
+    assert timed(log) == [] and not any(line.startswith("sanitizer") for line in log)
+    code, _, log = check_with_fakes(tmp_path, "--models", fail="tests/test_on_gpu.py")
+    assert code == 1
 
 
 @pytest.mark.parametrize("stage", ["pip", "doctor", "tests/test_kernels.py", "bench/gpu_parity.py"])

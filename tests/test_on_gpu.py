@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quick_streams import begin, rectangle
+from quick_streams import begin, play, rectangle
 
 from vosengine.kernels import OPS, Op, read_memory, use_backend
 from vosengine.kernels.parity import cases_of
-from vosengine.registry import entry
+from vosengine.registry import entry, list_models
 from vosengine.training.synthetic import Clip
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
@@ -56,6 +56,58 @@ def test_no_op_waits_for_the_device(op: Op, backend: str, dtype: torch.dtype) ->
                 op(**given)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+
+
+CAPTURED = [name for name in list_models() if "answer" in entry(name).build.capturable]
+
+
+def on_device(clip: Clip) -> list[torch.Tensor]:
+    return [torch.from_numpy(frame).cuda() for frame in clip.frames]
+
+
+@pytest.mark.parametrize("from_host", [False, True])
+@pytest.mark.parametrize("model", [name for name in CAPTURED if name != "dmn_aoa"])
+def test_a_warm_step_neither_allocates_nor_waits(model: str, small: Clip, from_host: bool) -> None:
+    """dmn_aoa chooses among proposals by numbers, and waits for them."""
+    segmenter = (
+        begin(model, device="cuda", memory="all")
+        if model in ("stm", "munet")
+        else begin(model, device="cuda")
+    )
+    frames = list(small.frames) if from_host else on_device(small)
+    mask = rectangle(8, 8, 20, 24) if entry(model).build.takes_mask else None
+    for index in range(90):  # long enough for a memory that fills, and a store that thins out
+        segmenter.step(frames[index % len(frames)], mask if index == 0 else None)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for index in range(12):
+            segmenter.step(frames[index % len(frames)])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    after = torch.cuda.memory_stats()
+    for name in ("segment.all.allocated", "num_alloc_retries"):  # calls of cudaMalloc
+        assert after[name] == before[name]
+    assert segmenter._pieces is not None and segmenter._pieces.captured >= 2
+
+
+@pytest.mark.parametrize("model", [name for name in CAPTURED if name != "imcnet"])
+def test_graphs_follow_objects_that_come_and_go(model: str, small: Clip) -> None:
+    streams = [begin(model, device="cuda", engine=engine) for engine in ("fast", "eager")]
+    found = []
+    for segmenter in streams:
+        answers = play(segmenter, small.frames[:4], {0: small.masks[0]})
+        answers += play(segmenter, small.frames[4:8], {0: rectangle(30, 40, 9, 16, 7)})
+        segmenter.remove(1)
+        answers += play(segmenter, small.frames[4:8])
+        segmenter.reset()
+        answers += play(segmenter, small.frames[:4, :40], {0: small.masks[0][:40]})
+        found.append([answer.labels.cpu() for answer in answers])  # when all steps are done
+    for mine, plain in zip(*found, strict=True):
+        assert float((mine == plain).float().mean()) > 0.99
+    assert streams[0]._pieces is not None and streams[0]._pieces.captured > 0
+    assert streams[1]._pieces is None
 
 
 def test_a_captured_reading_follows_the_memory_as_it_grows() -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.progress import TextColumn
 from rich.table import Table
 
-from . import __version__, cli_training
+from . import __version__, cli_bench, cli_training
 from .errors import VosError
 from .terminal import (
     INTERRUPTED,
@@ -257,6 +257,7 @@ app.command("eval")(cli_training.evaluate)
 app.command()(cli_training.train)
 app.command()(cli_training.clips)
 app.command()(cli_training.plot)
+app.command()(cli_bench.bench)
 
 
 if __name__ == "__main__":

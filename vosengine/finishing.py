@@ -14,26 +14,69 @@ from .types import Geometry, Masks, Result, Scores, Size
 
 
 @dataclass(frozen=True)
+class Arrangement:
+    """Whose row is which, and the tables for it on the device, made once.
+
+    before    ids with scores that count, ascending: those alive that no prompt names
+    ids       those together with the prompt's, ascending
+    by_slot   the same in order of slot
+    prompted  the slots whose ids the prompt names
+    table     uint8 [O], `before`
+    rows      which rows of the scores are those of `before`; None: all, in order
+    order     which rows of [1 + O'] by id are those by slot; None: all, in order
+    """
+
+    before: tuple[int, ...]
+    ids: tuple[int, ...]
+    by_slot: tuple[int, ...]
+    prompted: tuple[int, ...]
+    table: torch.Tensor
+    rows: torch.Tensor | None
+    order: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        alive: tuple[int, ...],
+        named: tuple[int, ...],
+        by_slot: tuple[int, ...],
+        device: torch.device,
+    ) -> Arrangement:
+        """alive: the ids of the scores' rows; named: of the prompt; by_slot: of both, by slot."""
+
+        def index(rows: list[int]) -> torch.Tensor:
+            return torch.tensor(rows, dtype=torch.int64, device=device)
+
+        ids = tuple(sorted({*alive, *named}))
+        # A corrected object's scores count nowhere, not even against the background: where it was
+        # sure and wrong, the background is as likely as the other objects' scores say.
+        before = tuple(sorted(set(alive) - set(named)))
+        rows = None if before == alive else index([alive.index(each) for each in before])
+        order = None if by_slot == ids else index([0, *(1 + ids.index(each) for each in by_slot)])
+        prompted = tuple(slot for slot, each in enumerate(by_slot) if each in named)
+        table = torch.tensor(before, dtype=torch.uint8, device=device)
+        return cls(before, ids, by_slot, prompted, table, rows, order)
+
+
+@dataclass(frozen=True)
 class Canvas:
     """The masks of one frame, to be had at any size: small logits, and the prompt laid over them.
 
     logits  [O, h, w] in ascending order of object id
     region  of the grid that the frame covers, in cells
-    before  the ids of the logits' rows, none of them the prompt's; `ids` those together with the
-            prompt's, both ascending
+    rows    whose they are
     prompt  uint8 [H, W] object ids, or None
     """
 
     logits: torch.Tensor
     region: tuple[float, float, float, float]
-    before: tuple[int, ...]
-    ids: tuple[int, ...]
+    rows: Arrangement
     prompt: torch.Tensor | None
 
     def labels(self, size: Size) -> torch.Tensor:
         """uint8 [H, W] object ids."""
         if self.prompt is not None:
-            return labels_of(self.probabilities(size), self.ids)
+            return labels_of(self.probabilities(size), self.rows.ids)
         return self._finish(size, False)[0]
 
     def probabilities(self, size: Size) -> torch.Tensor:
@@ -41,7 +84,8 @@ class Canvas:
         found: torch.Tensor = self._finish(size, True)[1]
         if self.prompt is None:
             return found
-        return merge_prompt(found, self.before, resize_labels(self.prompt, size), self.ids)
+        prompt = resize_labels(self.prompt, size)
+        return merge_prompt(found, self.rows.before, prompt, self.rows.ids)
 
     def both(self, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
         """Labels and probabilities in one pass."""
@@ -49,12 +93,20 @@ class Canvas:
             labels, found = self._finish(size, True)
             return labels, found
         merged = self.probabilities(size)
-        return labels_of(merged, self.ids), merged
+        return labels_of(merged, self.rows.ids), merged
+
+    def result(self, labels: torch.Tensor, frame_index: int, geometry: Geometry) -> Result:
+        """The caller's answer, whose probabilities are made when they are asked for."""
+        probabilities = partial(self.probabilities, geometry.frame)
+        return Result(labels, self.rows.ids, frame_index, probabilities)
 
     def _finish(self, size: Size, probabilities: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.tensor(self.before, dtype=torch.uint8, device=self.logits.device)
         labels, found = finish_masks(
-            self.logits, ids, size=size, region=self.region, probabilities=probabilities
+            self.logits,
+            self.rows.table,
+            size=size,
+            region=self.region,
+            probabilities=probabilities,
         )
         return labels, found
 
@@ -78,27 +130,26 @@ def finish(
     named = () if prompt is None else named_ids(prompt)
     scores, found = _discovered(scores, prompt, (*named, *reserved), slots, geometry)
     alive = (*slots.in_slot_order, *found) if scores is not None else ()
-    ids = tuple(sorted({*alive, *named}))
+    rows = Arrangement.of(alive, named, (*slots.joined_by(named), *found), device)
     if scores is None:
-        canvas = Canvas(torch.empty(0, 1, 1, device=device), (0, 0, 1, 1), (), ids, prompt)
-    else:
-        # A corrected object's scores count nowhere, not even against the background: where it was
-        # sure and wrong, the background is as likely as the other objects' scores say.
-        before = tuple(sorted(set(alive) - set(named)))
-        logits = scores.logits
-        if before != alive:
-            logits = logits[[alive.index(object_id) for object_id in before]]
-        canvas = Canvas(logits, geometry.region(scores.stride), before, ids, prompt)
+        scores = Scores(torch.empty(0, 1, 1, device=device), 1)
+    canvas, labels, masks = compose(scores, rows, prompt, geometry)
+    return canvas.result(labels, frame_index, geometry), masks, rows.by_slot
+
+
+def compose(
+    scores: Scores, rows: Arrangement, prompt: torch.Tensor | None, geometry: Geometry
+) -> tuple[Canvas, torch.Tensor, Masks]:
+    """The masks at any size, the labels [H, W] uint8 at the frame's, and the memory's masks; of
+    tensors and the arrangement alone, nothing is decided here."""
+    logits = scores.logits if rows.rows is None else scores.logits[rows.rows]
+    canvas = Canvas(logits, geometry.region(scores.stride), rows, prompt)
     labels, network = canvas.both(geometry.resized)
     if geometry.resized != geometry.frame:
         labels = canvas.labels(geometry.frame)
-    by_slot = (*slots.joined_by(named), *found)
-    if by_slot != ids:
-        network = network[[0, *(1 + ids.index(object_id) for object_id in by_slot)]]
-    prompted = tuple(slot for slot, object_id in enumerate(by_slot) if object_id in named)
-    masks = Masks(pad(network, geometry), prompted, scores and scores.evidence)
-    result = Result(labels, ids, frame_index, partial(canvas.probabilities, geometry.frame))
-    return result, masks, by_slot
+    if rows.order is not None:
+        network = network[rows.order]
+    return canvas, labels, Masks(pad(network, geometry), rows.prompted, scores.evidence)
 
 
 def _discovered(

@@ -13,16 +13,25 @@ from .config import MatchingConfig, MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .device import choose_device
 from .errors import ConfigError, InputError, StateError
-from .finishing import finish
+from .finishing import Arrangement, compose, finish
 from .frames import Array, check_frame, check_mask, prepare
 from .objects import ObjectSlots, named_ids
 from .proposals import ProposalSource, StatefulSource, check_proposals, to_network
 from .registry import entry
+from .runtime import (
+    ENGINES,
+    Pieces,
+    Precision,
+    Uploader,
+    copied,
+    graph_maker,
+    in_layout,
+    prepare_network,
+)
 from .saved import SavedStream, read_stream, write_stream
 from .types import Geometry, Result, Size
-from .weights import digest_of, load, state_of
+from .weights import load
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NATIVE = "native"
 
 
@@ -48,7 +57,9 @@ class Segmenter:
     model        a name from `list_models()`
     weights      None for the best set that ships, a tag, or the path of a .safetensors file
     device       "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"...
-    precision    "auto" (fp32), "fp32", "bf16", "fp16"; softmax, norms and odds are fp32 always
+    precision    "fp32", "tf32" (on a GPU), "bf16", "fp16", or "auto": bf16 where the chip has it
+                 and the model's labels stay what they are in fp32, else fp32; softmax, norms and
+                 odds are fp32 always
     max_objects  room for that many objects at a time; memory is allocated for all of them; None
                  takes the model's own number
     size         what the network works at, in pixels: the short side, or (height, width), to which
@@ -57,6 +68,7 @@ class Segmenter:
                  "afb"); None takes the model's own setting
     online       a model that looks ahead answers at once, the newest frame standing in for those
                  that have not come; latency is 0
+    engine       "fast"; or "eager", every layer as it was written: to debug, and to compare with
     proposals    where object proposals come from, instead of the model's own detector; a model
                  that has none and needs them asks target_aware's D-Net where this is None
     config       the network's configuration; only with random weights
@@ -76,6 +88,7 @@ class Segmenter:
         size: int | Size | str | None = None,
         memory: MemoryConfig | str | None = None,
         online: bool = False,
+        engine: str = "fast",
         proposals: ProposalSource | None = None,
         config: ModelConfig | None = None,
     ) -> None:
@@ -88,12 +101,15 @@ class Segmenter:
                 )
         else:
             check_size(size)
-        if precision not in (*PRECISIONS, "auto"):
-            wanted = ", ".join((*PRECISIONS, "auto"))
-            raise ConfigError(f"precision: wanted one of {wanted}, given {precision!r}")
-        entry(model)
+        if engine not in ENGINES:
+            raise ConfigError(f"engine: wanted {' or '.join(ENGINES)}, given {engine!r}")
+        kind = entry(model).build
         self.device = choose_device(device)
-        self.dtype = PRECISIONS.get(precision, torch.float32)
+        self._upload = Uploader(self.device)
+        if precision == "auto" and not kind.steady_in_half:
+            precision = "fp32"
+        self.precision = Precision.choose(precision, self.device)
+        self.dtype = self.precision.dtype
         self.model = model
         method, self.card = load(model, weights, config)
         if memory is not None:
@@ -105,8 +121,9 @@ class Segmenter:
         self.max_objects = max_objects or method.max_objects
         self.size = method.size if size is None else None if isinstance(size, str) else size
         self.online = online
+        self.engine = engine
         self.proposals = proposals
-        self.method = method.to(self.device, self.dtype)
+        self.method = prepare_network(method, self.device, self.dtype, engine)
         self.reset()
 
     @property
@@ -127,6 +144,9 @@ class Segmenter:
         self._ring: list[Pending] = []
         self.frame_count = 0
         self._flushed = False
+        self._arranged: Arrangement | None = None  # of the objects alive, for steps without prompt
+        make = None if self.engine == "eager" else graph_maker(self.device)
+        self._pieces = None if make is None else Pieces(make)
 
     @torch.no_grad()
     def step(self, frame: Array, mask: Array | None = None) -> Result | None:
@@ -146,12 +166,12 @@ class Segmenter:
         geometry = self.geometry or Geometry.fit(
             (height, width), size=self.size, multiple=self.method.stride
         )
-        features = self._encode(image.to(self.device), geometry)
-        pending = Pending(self.frame_count, features, prompt)
         state = self._state or self.method.start(geometry, self.max_objects)
-        ring = [*self._ring, pending]
         target = self.frame_count - self.latency
-        result = self._answer(ring, target, state, geometry) if target >= 0 else None
+        with self.precision.applied():
+            features = self._encode(self._upload(image), geometry)
+            ring = [*self._ring, Pending(self.frame_count, features, prompt)]
+            result = self._answer(ring, target, state, geometry) if target >= 0 else None
         oldest_needed = target + 1 + min(0, *self.method.sees)
         self._ring = [held for held in ring if held.index >= oldest_needed]
         self._state, self.geometry = state, geometry
@@ -164,7 +184,8 @@ class Segmenter:
         if self.geometry is None or self.latency == 0 or self._flushed:
             return []
         waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
-        results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
+        with self.precision.applied():
+            results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
         self._flushed = True
         return results
 
@@ -218,7 +239,7 @@ class Segmenter:
         self._slots.assign(stream.ids)
         self._slots.ever |= set(stream.ever)
         self._ring = [
-            Pending(index, self.method.features(**features), prompt)
+            Pending(index, self.method.features(**in_layout(features, self.engine)), prompt)
             for index, features, prompt in stream.ring
         ]
         self.frame_count, self._flushed = stream.frame_count, stream.flushed
@@ -227,7 +248,7 @@ class Segmenter:
         """What a saved stream must agree with to go on here."""
         return {
             "model": self.model,
-            "weights": digest_of({}, state_of(self.method)),
+            "weights": self.card.identity,
             "config": asdict(self.method.config),
             "precision": str(self.dtype),
             "size": self.size,
@@ -261,10 +282,22 @@ class Segmenter:
         config = self.method.config
         prepared = prepare(image, geometry, config.mean, config.std, self.dtype)[None]
         if self.proposals is None:
-            return self.method.encode(prepared)
+            return self._features(prepared)
         given = self.proposals(image, self.frame_count)
         check_proposals(given, geometry.frame)
         return self.method.encode(prepared, [to_network(given, geometry, self.device)])
+
+    def _features(self, prepared: torch.Tensor) -> Any:
+        """The method's own features of a prepared frame: of a graph a copy, where they are kept."""
+        if self._pieces is None or "encode" not in self.method.capturable:
+            return self.method.encode(prepared)
+        features = self._pieces.run("encode", self.method.encode, prepared)
+        return copied(features) if self._sees_more else features
+
+    @property
+    def _sees_more(self) -> bool:
+        """Whether an answer needs other frames than its own, which are held in the ring."""
+        return len(self.method.sees) > 1
 
     def _answer(
         self, ring: Sequence[Pending], target: int, state: Any, geometry: Geometry
@@ -278,6 +311,9 @@ class Segmenter:
         prompt = ring[target - first].prompt
         later = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
         reserved = tuple(i for mask in later for i in named_ids(mask))
+        decided = prompt is None and len(self._slots) > 0 and "answer" in self.method.capturable
+        if decided and self._pieces is not None:
+            return self._replay(self._pieces, seen, target, state, geometry)
         looks = len(self._slots) > 0 or not self.method.needs_mask
         scores = self.method.segment(seen, state) if looks else None
         result, masks, by_slot = finish(
@@ -285,6 +321,29 @@ class Segmenter:
         )
         self.method.remember(seen, masks, state)
         self._slots.assign(by_slot)
+        return result
+
+    def _replay(
+        self, pieces: Pieces, seen: list[Any], target: int, state: Any, geometry: Geometry
+    ) -> Result:
+        """`_answer` for a frame without a prompt, in which the method discovers nothing: all but
+        the writing is one piece of work."""
+        by_slot = self._slots.in_slot_order
+        if self._arranged is None or self._arranged.by_slot != by_slot:
+            self._arranged = Arrangement.of(by_slot, (), by_slot, self.device)
+        rows = self._arranged
+
+        def work(seen: Any) -> Any:
+            scores = self.method.segment(seen, state)
+            canvas, labels, masks = compose(scores, rows, None, geometry)
+            return canvas, labels, masks, self.method.observe(seen, masks, state)
+
+        name = "answer", by_slot, state.signature()
+        found = pieces.run(name, work, seen, shared=self._sees_more)
+        canvas, labels, masks, observed = found
+        self.method.commit(observed, masks, state)
+        canvas = replace(canvas, logits=canvas.logits.clone())
+        result: Result = canvas.result(labels.clone(), target, geometry)
         return result
 
 

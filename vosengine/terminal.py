@@ -21,7 +21,7 @@ Weights = Annotated[
     str | None, typer.Option(help="A tag (`vosengine models`) or a .safetensors file.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, tf32, bf16 or fp16.")]
 WorkingSize = Annotated[
     str | None, typer.Option(help="What the network works at: short side, HEIGHTxWIDTH, or native.")
 ]

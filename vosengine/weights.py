@@ -69,6 +69,11 @@ class WeightCard:
         return f"{self.model}.{self.tag}"
 
     @property
+    def identity(self) -> str:
+        """What no other set of weights for this model has: the file's hash, or the seed."""
+        return self.sha256 or f"random, seed {self.seed}"
+
+    @property
     def caption(self) -> str:
         """What an output says of its weights."""
         return self.name if self.trained else f"RANDOM weights ({self.name}): the masks are noise"

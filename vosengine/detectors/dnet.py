@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +16,9 @@ from ..frames import Array, check_frame, crop, prepare
 from ..models.target_aware import TargetAware
 from ..proposals import Proposals, boxes_of, resize_masks
 from ..registry import config_to_json
+from ..runtime import in_layout, prepare_network
 from ..types import Geometry
-from ..weights import digest_of, load
+from ..weights import load
 
 
 class DNetSource:
@@ -34,6 +36,7 @@ class DNetSource:
     weights, config  of target_aware, as in Segmenter
     device           "auto", "cpu", "cuda"...
     embed            False leaves out the ReID embeddings: only target_aware reads them
+    engine           as in Segmenter
     """
 
     def __init__(
@@ -43,14 +46,16 @@ class DNetSource:
         device: str = "auto",
         config: TargetAwareConfig | None = None,
         embed: bool = True,
+        engine: str = "fast",
     ) -> None:
         self.device = choose_device(device)
+        self.engine = engine
         method, self.card = load("target_aware", weights, config)
         self.config = cast(TargetAwareConfig, method.config)
         self.size = method.size
-        network = cast(TargetAware, method)
-        self.dnet = network.dnet.to(self.device)
-        self.reid = network.reid.to(self.device) if embed else None
+        network = cast(TargetAware, prepare_network(method, self.device, torch.float32, engine))
+        self.dnet = network.dnet
+        self.reid = network.reid if embed else None
         self._index: int | None = None  # the frame that was asked for last
         self._before: torch.Tensor | None = None  # what guided it
         self._after: torch.Tensor | None = None  # what it gives to the frame after it
@@ -97,10 +102,10 @@ class DNetSource:
                 "proposals: the stream was saved with another source than this D-Net, or with one "
                 "of other weights or configuration; open the one it was saved with"
             )
-        index, before, after = (tensors.get(name) for name in ("index", "before", "after"))
+        held = in_layout({n: x.to(self.device) for n, x in tensors.items()}, self.engine)
+        index = held.get("index")
         self._index = None if index is None else int(index)
-        self._before = None if before is None else before.to(self.device)
-        self._after = None if after is None else after.to(self.device)
+        self._before, self._after = held.get("before"), held.get("after")
 
     def _guidance_of(self, frame_index: int) -> torch.Tensor | None:
         if self._index is None:
@@ -109,6 +114,6 @@ class DNetSource:
 
     @cached_property
     def _network(self) -> torch.Tensor:
-        """sha256 of weights and configuration, as 32 bytes."""
-        digest = digest_of({"config": config_to_json(self.config)}, self.dnet.state_dict())
-        return torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+        """sha256 of what tells the weights and the configuration apart, as 32 bytes."""
+        name = f"{self.card.identity} {config_to_json(self.config)}"
+        return torch.tensor(list(sha256(name.encode()).digest()), dtype=torch.uint8)

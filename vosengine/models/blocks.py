@@ -13,6 +13,7 @@ from ..types import Size
 from .backbone import Pyramid
 from .method import State
 
+Stored = tuple[torch.Tensor, torch.Tensor]  # key [O, Ck, h, w] and value [O, Cv, h, w] of a frame
 READ_LIMIT = 0.02  # how near to 0 and 1 a mask that was read counts
 
 
@@ -214,12 +215,20 @@ class MatchingState(State):
         """
         count = key.shape[0]
         due = self.frame_count % self.every == 0
-        keep = [due or slot in prompted or slot >= self.object_count for slot in range(count)]
-        self.memory.write(
-            to_positions(key), to_positions(value), torch.tensor(keep, device=self.device), shown
-        )
+        keep = torch.full((count,), due, device=self.device)
+        keep[self.object_count :] = True
+        for slot in prompted:
+            keep[slot] = True
+        self.memory.write(to_positions(key), to_positions(value), keep, shown)
         self.object_count = count
         self.frame_count += 1
+
+    def take(self, observed: Stored | None, prompted: tuple[int, ...]) -> None:
+        """`write` what was observed of a frame, or `skip` it where that is nothing."""
+        if observed is None:
+            self.skip()
+        else:
+            self.write(*observed, prompted)
 
     def skip(self) -> None:
         """A frame without objects: time passes, nothing is stored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,6 +42,18 @@ class Matching(NamedTuple):
     similarity: torch.Tensor  # [O, M]
     assignment: torch.Tensor  # [O, M], A of section 3.1
     coarse: torch.Tensor  # [O, H / 4, W / 4] in 0..1
+
+
+class Observed(NamedTuple):
+    """What is stored of one frame: of every object, and of the frame for all of them."""
+
+    key: torch.Tensor  # [O, Ck, s, s]
+    value: torch.Tensor  # [O, Cv, s, s]
+    shown: torch.Tensor  # [O] bool, whether it is in the frame
+    boxes: torch.Tensor  # [O, 4]
+    masks: torch.Tensor  # [O, H / 4, W / 4] soft
+    frame_key: torch.Tensor  # [1, P, Ca]
+    base: Base
 
 
 class BaseFeatures(nn.Module):
@@ -91,7 +103,8 @@ class ObjectState(MatchingState):
     boxes       [O, 4] in the network's pixels, around the last mask that showed the object
     masks       [O, H / 4, W / 4] soft, of the frame before
     references  the frames that masks are refined with
-    born        per object
+    born        [O] int64, the frame that each began with, and `now`, [] int64, the next frame: on
+                the device, so that ages wait for nothing
     """
 
     def __init__(
@@ -105,24 +118,43 @@ class ObjectState(MatchingState):
         self.references = references
         self.boxes = boxes
         self.masks = masks
-        self.born: list[int] = []
+        self.born = torch.zeros(len(boxes), device=boxes.device, dtype=torch.int64)
+        self.now = torch.zeros((), device=boxes.device, dtype=torch.int64)
 
     @property
     def nbytes(self) -> int:
         return super().nbytes + self.references.nbytes + self.masks.nbytes + self.boxes.nbytes
 
-    def ages(self) -> torch.Tensor:
-        """Frames since each object's first, as of the next frame: [O] on the device."""
-        return self.frame_count - torch.tensor(self.born, device=self.device)
+    def signature(self) -> Hashable:
+        return self.object_count, tuple(self.references.first)
+
+    def ages(self, count: int) -> torch.Tensor:
+        """Frames since the first of each of `count` objects, as of the next frame: [O]; of objects
+        that begin with it 0."""
+        ages = self.now - self.born[:count]
+        ages[self.object_count :] = 0
+        return ages
+
+    def store(self, seen: Observed, prompted: tuple[int, ...]) -> None:
+        """Take in a frame. An object that is not in it keeps the memory of those that showed it.
+        [O]"""
+        count = len(seen.boxes)
+        self.born[self.object_count : count] = self.now
+        self.references.write(seen.frame_key, seen.base, seen.masks)
+        self.boxes[:count], self.masks[:count] = seen.boxes, seen.masks
+        self.write(seen.key, seen.value, prompted, seen.shown)
+        self.now += 1
+
+    def skip(self) -> None:
+        super().skip()
+        self.now += 1
 
     def forget(self, slot: int) -> None:
         last = self.object_count - 1
         super().forget(slot)
         self.references.forget(slot)
-        for bank in (self.boxes, self.masks):
+        for bank in (self.boxes, self.masks, self.born):
             bank[slot] = bank[last]
-        self.born[slot] = self.born[last]
-        self.born.pop()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         references = {f"references.{n}": x for n, x in self.references.tensors().items()}
@@ -132,14 +164,15 @@ class ObjectState(MatchingState):
             **(references if count else {}),
             "boxes": self.boxes[:count],
             "masks": self.masks[:count],
-            "born": torch.tensor(self.born, dtype=torch.int64),
+            "born": self.born[:count],
         }
 
     def restore(self, tensors: dict[str, torch.Tensor], object_count: int) -> None:
         super().restore(tensors, object_count)
         self.boxes[:object_count] = tensors["boxes"]
         self.masks[:object_count] = tensors["masks"]
-        self.born = tensors["born"].tolist()
+        self.born[:object_count] = tensors["born"]
+        self.now.fill_(self.frame_count)
         prefix = "references."
         held = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
         if held:
@@ -151,6 +184,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
 
     takes_proposals = True
     needs_proposals = True
+    capturable = ("answer",)  # which proposals are looked at is decided by numbers
     features = DMNAOAFeatures
 
     def __init__(self, config: DMNAOAConfig) -> None:
@@ -241,7 +275,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         """T' of every object [O, P, Cd]: its memory read with where it was last (equation 1)."""
         count, side = state.object_count, self.config.region_size
         regions = self._pool(now.pooled, state.boxes[:count])
-        query = to_positions(self.query_head(self._embed(regions, state.ages())))
+        query = to_positions(self.query_head(self._embed(regions, state.ages(count))))
         stored = state.memory.read(count)
         template = read_memory(
             query,
@@ -278,27 +312,29 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         coarse = torch.einsum("om,mhw->ohw", assignment.float(), candidates.masks.float())
         return Matching(similarity, assignment, shrink(coarse.clamp(0, 1), 4))
 
-    def remember(self, seen: Sequence[DMNAOAFeatures], masks: Masks, state: ObjectState) -> None:
+    def observe(
+        self, seen: Sequence[DMNAOAFeatures], masks: Masks, state: ObjectState
+    ) -> Observed | None:
         (now,) = seen
         if masks.object_count == 0:
-            state.skip()
-            return
+            return None
         soft = masks.probabilities[1:]
         count, known = masks.object_count, state.object_count
         boxes = boxes_of(soft > 0.5)
         shown = boxes[:, 2] > boxes[:, 0]
-        height, width = soft.shape[1:]
-        last = boxes.new_tensor([0, 0, width, height]).repeat(count, 1)  # it may be anywhere
-        last[:known] = state.boxes[:known]
+        anywhere = torch.zeros_like(boxes)
+        anywhere[:, 2], anywhere[:, 3] = soft.shape[2], soft.shape[1]
+        last = torch.cat((state.boxes[:known], anywhere[known:]))
         boxes = torch.where(shown[:, None], boxes, last)
-        state.born += [state.frame_count] * (count - known)
         regions = self._pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
-        key, value = self.memory_head(self._embed(regions, state.ages()))
-        small = shrink(soft, 4)
-        state.references.write(now.key, now.base, small)
-        state.boxes[:count], state.masks[:count] = boxes, small
-        # An object that is not in the frame keeps the memory of those that showed it. [O]
-        state.write(key, value, masks.prompted, shown)
+        key, value = self.memory_head(self._embed(regions, state.ages(count)))
+        return Observed(key, value, shown, boxes, shrink(soft, 4), now.key, now.base)
+
+    def commit(self, observed: Observed | None, masks: Masks, state: ObjectState) -> None:
+        if observed is None:
+            state.skip()
+        else:
+            state.store(observed, masks.prompted)
 
     def _embed(self, regions: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
         """Regions [O, C or C + 1, s, s] with the time since the object's first frame in them."""

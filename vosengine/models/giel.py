@@ -194,10 +194,10 @@ class GIEL(Method[GIELFeatures, Support]):
         skips = now.instance_skips or now.global_skips
         return torch.cat([decoder(part, *skips) for part in torch.split(joined, self.config.group)])
 
-    def remember(self, seen: Sequence[GIELFeatures], masks: Masks, state: Support) -> None:
+    def observe(self, seen: Sequence[GIELFeatures], masks: Masks, state: Support) -> Encoded | None:
         (now,) = seen
         if masks.object_count == 0:  # nothing to remember; the next mask begins anew
-            return
+            return None
         labels = masks.probabilities.argmax(dim=0)
         mask = labels > 0
         if self.config.support_mask == "global" and not masks.prompted:
@@ -206,13 +206,16 @@ class GIEL(Method[GIELFeatures, Support]):
         key, value = (self.support_head or self.query_head)(r4)
         if self.config.read_masks:
             value = with_masks(value, mask[None, None].to(value.dtype))
-        encoded = Encoded(
+        return Encoded(
             to_positions(key)[0],
             to_positions(value)[0],
             labels.to(torch.uint8),
             self.attention.summary(key)[0],
         )
-        state.write(encoded, masks.object_count, bool(masks.prompted))
+
+    def commit(self, observed: Encoded | None, masks: Masks, state: Support) -> None:
+        if observed is not None:
+            state.write(observed, masks.object_count, bool(masks.prompted))
 
     def _instance_values(
         self, value: torch.Tensor, labels: torch.Tensor, slots: range

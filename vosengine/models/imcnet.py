@@ -285,7 +285,8 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
             neighbours = alignment(centre, neighbours)
         return torch.cat((neighbours[:middle], centre, neighbours[middle:]))
 
-    def remember(
-        self, seen: Sequence[IMCNetFeatures], masks: Masks, state: ForegroundState
-    ) -> None:
+    def observe(self, seen: Sequence[IMCNetFeatures], masks: Masks, state: ForegroundState) -> None:
+        """Nothing."""
+
+    def commit(self, observed: None, masks: Masks, state: ForegroundState) -> None:
         state.object_count = masks.object_count

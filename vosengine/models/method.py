@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -23,6 +23,11 @@ class State(ABC):
     def nbytes(self) -> int:
         """Bytes that `start` has allocated; they do not grow."""
         return 0
+
+    def signature(self) -> Hashable:
+        """What `segment` and `observe` take from the host: a graph of both that was captured under
+        one signature may be replayed under an equal one."""
+        return self.object_count
 
     @abstractmethod
     def forget(self, slot: int) -> None:
@@ -66,6 +71,9 @@ class Method(nn.Module, ABC, Generic[F, S]):
     needs_proposals  whether it must be, for every frame; then `takes_proposals` is True too
     max_objects      room for that many where the caller does not say
     stride           the network's input must be a multiple of it
+    steady_in_half   whether bf16 leaves its labels nearly what they are (IoU above .98)
+    capturable       of "encode" and "answer" (which is `segment` and `observe`) those that wait for
+                     no numbers, so that a graph of their work on the device may be replayed
     features         the NamedTuple that `encode` returns
     """
 
@@ -77,6 +85,8 @@ class Method(nn.Module, ABC, Generic[F, S]):
     needs_proposals: ClassVar[bool] = False
     max_objects: int = 10
     stride: ClassVar[int] = 16
+    steady_in_half: ClassVar[bool] = True
+    capturable: ClassVar[tuple[str, ...]] = ("encode", "answer")
     features: ClassVar[Any]
 
     config: ModelConfig
@@ -101,7 +111,19 @@ class Method(nn.Module, ABC, Generic[F, S]):
               stream the nearest frame stands in
         """
 
-    @abstractmethod
     def remember(self, seen: Sequence[F], masks: Masks, state: S) -> None:
         """The only writer: takes in the masks of the frame answered for. A row past
-        `state.object_count` is an object that starts with this frame."""
+        `state.object_count` is an object that starts with this frame.
+
+        In two halves where they can be told apart: `observe`, which is most of the work and writes
+        nothing, and `commit`.
+        """
+        self.commit(self.observe(seen, masks, state), masks, state)
+
+    def observe(self, seen: Sequence[F], masks: Masks, state: S) -> Any:
+        """What `commit` is to store of a frame with these masks: tensors, in tuples, or None."""
+        raise NotImplementedError(f"{type(self).__name__} writes while it looks")
+
+    def commit(self, observed: Any, masks: Masks, state: S) -> None:
+        """Store what was observed; `masks.evidence` is not asked for."""
+        raise NotImplementedError(f"{type(self).__name__} writes while it looks")

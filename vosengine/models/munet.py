@@ -14,7 +14,7 @@ from ..kernels import correlate_frames
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise
-from .blocks import Decoder, KeyValue, MatchingState, carried, read_objects, with_masks
+from .blocks import Decoder, KeyValue, MatchingState, Stored, carried, read_objects, with_masks
 from .method import Method
 
 # Channels in and out and kernel size of the motion network (section 3.2, table 1), all stride 1.
@@ -128,13 +128,18 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         read = joined[:, self.config.value_channels]
         return Scores(carried(logits, read), stride=4, evidence=read)
 
-    def remember(self, seen: Sequence[MUNetFeatures], masks: Masks, state: MatchingState) -> None:
+    def observe(
+        self, seen: Sequence[MUNetFeatures], masks: Masks, state: MatchingState
+    ) -> Stored | None:
+        """Key and value of every object; None where there is none."""
         if masks.object_count == 0:
-            state.skip()
-            return
+            return None
         planes = masks.probabilities[1:, None].to(seen[-1].frame.dtype)
         pyramid = self.reference_encoder(seen[-1].frame, planes)
         key, value = self.reference_head(pyramid.r4)
         if self.config.read_masks:
             value = with_masks(value, planes[:, :1])
-        state.write(key, value, masks.prompted)
+        return key, value
+
+    def commit(self, observed: Stored | None, masks: Masks, state: MatchingState) -> None:
+        state.take(observed, masks.prompted)

@@ -31,13 +31,13 @@ class Moved(NamedTuple):
     features  per level [R, C, h, w], the frame before first, then first frames
     first     per level [O, 1, h, w], every object's mask in its first frame
     previous  per level [O, 1, h, w], in the frame before
-    rows      per object, which of the R is its first frame
+    rows      [O] int64, per object which of the R is its first frame
     """
 
     features: tuple[torch.Tensor, ...]
     first: tuple[torch.Tensor, ...]
     previous: tuple[torch.Tensor, ...]
-    rows: list[int]
+    rows: torch.Tensor
 
 
 def to_blocks(x: torch.Tensor, side: int) -> torch.Tensor:
@@ -72,7 +72,7 @@ class References:
 
     keys    [1 + R, P, Ca]   of length 1, what positions are compared by
     values  [1 + R, P, C4 + 4 C3 + 16 C2 + 21 O]
-    first   per slot, its row
+    first   per slot, its row; `rows`, the same on the device
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class References:
         self.keys = torch.empty(rows, positions, channels[2], device=like.device, dtype=like.dtype)
         self.values = torch.empty(rows, positions, columns, device=like.device, dtype=like.dtype)
         self.first: list[int] = []
+        self.rows = torch.zeros(max_objects, device=like.device, dtype=torch.int64)
 
     @property
     def nbytes(self) -> int:
@@ -108,11 +109,15 @@ class References:
         targets = [0]
         if len(masks) > len(self.first):
             targets.append(self.row_count)
-            self.first += [self.row_count] * (len(masks) - len(self.first))
+            self._point(self.first + [self.row_count] * (len(masks) - len(self.first)))
         for target in targets:
             self.keys[target] = key[0]
             self.values[target, :, : row.shape[1]] = row
             self.values[target, :, row.shape[1] :] = 0  # objects to come were not in it
+
+    def _point(self, first: list[int]) -> None:
+        self.first = first
+        self.rows[: len(first)] = torch.tensor(first, dtype=torch.int64)
 
     def move(self, query: torch.Tensor, sharpness: float) -> Moved:
         """Every reference aligned to the frame whose key is `query` [P, Ca], as AOA aligns
@@ -125,13 +130,9 @@ class References:
         features = (from_blocks(x, s, self.cells) for x, s in zip(levels, BLOCKS, strict=True))
         by_object = columns.reshape(rows, -1, count, MASK_COLUMNS)  # [R, P, O, 21]
         masks = by_object.transpose(1, 2)
-        slots = torch.arange(count, device=moved.device)
-        first = torch.tensor(self.first, device=moved.device)
+        slots, first = torch.arange(count, device=moved.device), self.rows[:count]
         return Moved(
-            tuple(features),
-            self._planes(masks[first, slots]),
-            self._planes(masks[0]),
-            self.first,
+            tuple(features), self._planes(masks[first, slots]), self._planes(masks[0]), first
         )
 
     def _planes(self, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -148,11 +149,13 @@ class References:
             columns = self.values[..., of : of + MASK_COLUMNS]
             self.values[..., into : into + MASK_COLUMNS] = columns
         freed, end = self.first[slot], self.row_count - 1
-        self.first[slot] = self.first[last]
-        self.first.pop()
-        if freed not in self.first and freed != end:
+        first = list(self.first)
+        first[slot] = first[last]
+        first.pop()
+        if freed not in first and freed != end:
             self.keys[freed], self.values[freed] = self.keys[end], self.values[end]
-            self.first = [freed if row == end else row for row in self.first]
+            first = [freed if row == end else row for row in first]
+        self._point(first)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         rows, end = self.row_count, self.width + MASK_COLUMNS * len(self.first)
@@ -163,7 +166,7 @@ class References:
         rows, _, end = tensors["values"].shape
         self.keys[:rows] = tensors["keys"]
         self.values[:rows, :, :end] = tensors["values"]
-        self.first = tensors["first"].tolist()
+        self._point(tensors["first"].tolist())
 
 
 class NormedResBlock(nn.Module):
@@ -208,7 +211,7 @@ class RefineBlock(nn.Module):
         self,
         now: torch.Tensor,
         references: torch.Tensor,
-        rows: list[int],
+        rows: torch.Tensor,
         masks: torch.Tensor,
         coarser: torch.Tensor | None,
     ) -> torch.Tensor:
@@ -216,7 +219,7 @@ class RefineBlock(nn.Module):
         coarser [O, D, h / 2, w / 2] -> [O, D, h, w]"""
         first = self.first(references[1:])
         if len(first) > 1:
-            first = first[torch.tensor(rows, device=first.device) - 1]
+            first = first[rows - 1]
         shared = self.now(now) + self.previous(references[:1])
         x = self.fuse(self.norm(shared + first + self.masks(masks)))
         if self.merge is None or coarser is None:

@@ -11,7 +11,7 @@ from ..config import STMConfig
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise
-from .blocks import Decoder, KeyValue, MatchingState, carried, read_objects, with_masks
+from .blocks import Decoder, KeyValue, MatchingState, Stored, carried, read_objects, with_masks
 from .method import Method
 
 
@@ -71,14 +71,19 @@ class STM(Method[STMFeatures, MatchingState]):
         read = joined[:, self.config.value_channels]
         return Scores(carried(logits, read), stride=4, evidence=read)
 
-    def remember(self, seen: Sequence[STMFeatures], masks: Masks, state: MatchingState) -> None:
+    def observe(
+        self, seen: Sequence[STMFeatures], masks: Masks, state: MatchingState
+    ) -> Stored | None:
+        """Key and value of every object; None where there is none."""
         if masks.object_count == 0:
-            state.skip()
-            return
+            return None
         own = masks.probabilities[1:]
         others = (own.sum(dim=0, keepdim=True) - own).clamp(0, 1)
         planes = torch.stack((own, others), dim=1).to(seen[0].frame.dtype)
         key, value = self.memory_head(self.memory_encoder(seen[0].frame, planes).r4)
         if self.config.read_masks:
             value = with_masks(value, planes[:, :1])
-        state.write(key, value, masks.prompted)
+        return key, value
+
+    def commit(self, observed: Stored | None, masks: Masks, state: MatchingState) -> None:
+        state.take(observed, masks.prompted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
@@ -116,6 +116,9 @@ class Support(State):
     def nbytes(self) -> int:
         held = (*self.store, self.keys, self.values, self.summaries)
         return sum(tensor.nbytes for tensor in held)
+
+    def signature(self) -> Hashable:
+        return self.object_count, [frame for frame, _ in self.places].index(0), len(self.places)
 
     def write(self, encoded: Encoded, object_count: int, prompted: bool) -> None:
         """Take in the next frame, and get ready to read for the one after it."""

@@ -1,0 +1,96 @@
+"""What holding features saves: a streamed frame of imcnet beside its clip computed from nothing.
+
+    python bench/streaming.py [--rounds 8] [--device auto] [--folder bench/results]
+
+Writes <date>-cache-imcnet-<device>.json. Whole models are timed by `vosengine bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import RESULTS, describe, write_json
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from vosengine.config import IMCNetConfig
+from vosengine.device import choose_device
+from vosengine.kernels import use_backend
+from vosengine.registry import build
+from vosengine.timing import summarise, timed
+from vosengine.types import Geometry
+
+SIZE = (480, 854)
+
+
+def cache(device: torch.device, rounds: int) -> dict[str, Any]:
+    """IMCNet at its published size: a frame of a stream against its clip from nothing."""
+    config = IMCNetConfig()
+    method = build("imcnet", config).to(device)
+    state = method.start(Geometry.fit(SIZE, size=config.size, multiple=method.stride), 1)
+    frames = torch.rand(len(config.sees), 3, *config.size, device=device)
+    held = [method.encode(frame[None]) for frame in frames]
+
+    def streamed() -> torch.Tensor:
+        newest = method.encode(frames[-1:])
+        return method.segment([*held[:-1], newest], state).logits
+
+    def from_nothing() -> torch.Tensor:
+        whole = method.encode(frames)
+        parts = [type(whole)(*(x[i : i + 1] for x in whole)) for i in range(len(frames))]
+        return method.segment(parts, state).logits
+
+    _check_same(streamed(), from_nothing())
+    times = {"streamed": [], "from nothing": [], "encode": []}
+    for _ in range(rounds):
+        times["streamed"].append(timed(streamed, device)[1])
+        times["from nothing"].append(timed(from_nothing, device)[1])
+        times["encode"].append(timed(lambda: method.encode(frames[-1:]), device)[1])
+    return {
+        "size": list(config.size),
+        "streamed_over_clip": _median_ratio(times["streamed"], times["from nothing"]),
+        "flop_ratio": _flop(streamed) / _flop(from_nothing),
+        **{name: summarise(values) for name, values in times.items()},
+    }
+
+
+def _check_same(one: torch.Tensor, other: torch.Tensor) -> None:
+    """What is timed must be the same function."""
+    difference = float((one - other).abs().max() / one.abs().max())
+    if not difference < 1e-3:
+        sys.exit(f"streamed and from nothing differ by {difference:.2g}: not timed")
+
+
+def _median_ratio(above: list[float], below: list[float]) -> float:
+    """Median over rounds of the ratio within a round."""
+    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
+    return round(ratios[len(ratios) // 2], 3)
+
+
+def _flop(call: Callable[[], Any]) -> float:
+    with use_backend("reference"), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    device = choose_device(given.device)
+    found = {**describe(device), "model": "imcnet", "cache": cache(device, given.rounds)}
+    Console().print_json(json.dumps(found["cache"]))
+    write_json(found, given.folder / f"{found['date']}-cache-imcnet-{device.type}.json")
+
+
+if __name__ == "__main__":
+    main()

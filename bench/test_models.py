@@ -1,0 +1,48 @@
+"""Whole models through pytest-benchmark: `pytest bench/`, `pytest bench/ --benchmark-compare`...
+
+The ways and scenes are those of `vosengine bench`, at a small size and with the weights that ship.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from vosengine.benchmark import WAYS, Plan, Scene, drawn_scene
+from vosengine.benchmark.measure import Cell, Runner
+from vosengine.benchmark.ways import Way
+from vosengine.device import choose_device
+from vosengine.registry import entry, list_models
+
+DEVICE = choose_device("auto")
+SIZE = (480, 854) if DEVICE.type == "cuda" else (240, 432)
+PLAN = Plan(weights="demo", warm_up=2)
+
+
+@pytest.fixture(scope="session")
+def scene() -> Scene:
+    return drawn_scene(SIZE)
+
+
+@pytest.fixture
+def runner(model: str, objects: int, way: Way, scene: Scene) -> Iterator[Runner]:
+    objection = way.objection(model, DEVICE)
+    if objection is not None:
+        pytest.skip(objection)
+    if objects > 1 and not entry(model).build.takes_mask:
+        pytest.skip("finds one foreground")
+    yield Runner(Cell(way.name, objects, SIZE), model, way, scene, DEVICE, PLAN)
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@pytest.mark.parametrize("objects", [1, 3])
+@pytest.mark.parametrize("model", list_models())
+def test_step(model: str, objects: int, way: Way, runner: Runner, benchmark: Any) -> None:
+    benchmark.group = f"{model}, {objects} objects, {SIZE[0]}x{SIZE[1]}"
+    benchmark.pedantic(runner.step, rounds=10)
+    assert len(runner.cell.labels) == 10

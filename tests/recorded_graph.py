@@ -1,0 +1,68 @@
+"""CUDA graphs for a CPU: notes torch's operators as they run, and does them again in place.
+
+What makes capture fail on a GPU fails here too: asking the device for numbers, and bringing numbers
+from the host. Compiled kernels are not seen; the ops must run as references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+T = TypeVar("T")
+
+WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item", "masked_select")
+FROM_HOST = ("lift_fresh", "lift_fresh_copy")
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, given: Any = (), named: Any = None
+    ) -> Any:
+        name = function.overloadpacket.__name__
+        assert name not in WAITS, f"{name} waits for the device"
+        if name in FROM_HOST:  # a number by itself becomes an argument of a kernel
+            assert given[0].ndim == 0, f"{name} brings numbers from the host"
+        outcome = function(*given, **(named or {}))
+        self.calls.append((function, given, named or {}, outcome))
+        return outcome
+
+
+class RecordedGraph:
+    """As runtime.graphs.CudaGraph. A capture here does the work, and the first replay nothing."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        type(self).made += 1
+        self._calls: list[tuple[Any, Any, Any, Any]] = []
+        self._done = False
+
+    def capture(self, work: Callable[[], T]) -> T:
+        with _Recorder() as recorder:
+            outcome = work()
+        self._calls, self._done = recorder.calls, True
+        return outcome
+
+    def replay(self) -> None:
+        if self._done:
+            self._done = False
+            return
+        for function, given, named, before in self._calls:
+            after = function(*given, **named)
+            inputs = {x.untyped_storage().data_ptr() for x in _tensors((given, named))}
+            for old, new in zip(_tensors(before), _tensors(after), strict=True):
+                if old.untyped_storage().data_ptr() not in inputs:  # no view, not in place
+                    old.copy_(new)
+
+
+def _tensors(nested: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,208 @@
+"""`vosengine bench`: what is measured, what it is held against, and what happens without room."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vosengine import cli, cli_bench
+from vosengine.benchmark import Plan, drawn_scene, measure_point, measure_rates
+from vosengine.benchmark.measure import NO_ROOM, Cell, Runner, begin, compare
+from vosengine.benchmark.published import published_of, published_rows
+from vosengine.benchmark.report import COLUMNS, rows_of
+from vosengine.benchmark.scenes import GivenProposals
+from vosengine.benchmark.stages import StageClock, clocked
+from vosengine.benchmark.ways import REFERENCE, WAYS
+from vosengine.errors import ConfigError, DeviceError
+from vosengine.kernels.dispatch import Op
+from vosengine.registry import list_models
+
+SIZE = 64, 96
+CPU = torch.device("cpu")
+PLAN = Plan(weights="demo", memory_frames=2, warm_up=0, steps=2)
+RATES = measure_rates(CPU, (torch.float32,))
+
+
+@pytest.fixture(scope="module")
+def scene() -> Any:
+    return drawn_scene(SIZE)
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(cli.app, ["bench", "--device", "cpu", *words])
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_every_model_is_timed_and_keeps_its_labels(model: str, scene: Any) -> None:
+    """target_aware fits its targets by conjugate gradients, which carry the order of sums on."""
+    objects = 2 if model != "imcnet" else 1
+    point = measure_point(model, objects, scene, CPU, PLAN, RATES)
+    cells = {cell.way: cell for cell in point.cells}
+    assert list(cells) == [way.name for way in WAYS]
+    ran = [cell for cell in cells.values() if cell.fault is None]
+    assert {REFERENCE, "ours"} <= {cell.way for cell in ran}
+    for cell in ran:
+        assert len(cell.milliseconds) == len(cell.labels) == PLAN.steps
+        assert min(cell.milliseconds) > 0
+        assert sum(cell.stages.values()) == pytest.approx(1, abs=1e-3)
+        assert len(np.unique(cell.labels[-1])) > 1 or model in ("imcnet", "dmn_aoa")
+    assert cells[REFERENCE].differs is None
+    assert cells["ours"].differs is not None
+    assert cells["ours"].differs < (1e-2 if model == "target_aware" else 1e-3)
+    assert point.floor is not None and point.floor.gflop > 0.1 and point.floor.mib > 0.5
+
+
+def test_stages_are_those_of_the_paper(scene: Any) -> None:
+    point = measure_point("dmn_aoa", 1, scene, CPU, PLAN, RATES, WAYS[-1:])
+    assert {"BFE", "OPG", "OTG", "AM", "MRN"} <= set(point.cells[0].stages)
+    assert point.floor is None  # without the reference way its work is not known
+    point = measure_point("target_aware", 1, scene, CPU, PLAN, RATES, WAYS[-1:])
+    assert {"D-Net", "T-Net"} <= set(point.cells[0].stages)
+
+
+def test_a_clock_counts_every_moment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 1.0, 4.0, 10.0])  # outer begins, inner begins, inner ends, outer ends
+    monkeypatch.setattr("vosengine.benchmark.stages.time.perf_counter", lambda: next(moments))
+    clock = StageClock(CPU)
+    with clock.stage("outer"), clock.stage("inner"):
+        pass
+    assert clock.milliseconds == {"inner": 3000.0, "outer": 7000.0}
+    assert clock.shares() == {"outer": 0.7, "inner": 0.3}
+
+
+def test_clocks_are_taken_away_again(scene: Any) -> None:
+    segmenter = begin("stm", WAYS[-1], 1, scene, CPU, PLAN)
+    call, attributes = Op.__call__, set(vars(segmenter))
+    with clocked(segmenter) as clock:
+        segmenter.step(scene.frame(0), scene.prompt(1))
+    seen = dict(clock.milliseconds)
+    segmenter.step(scene.frame(1))
+    assert clock.milliseconds == seen
+    assert Op.__call__ is call and set(vars(segmenter)) == attributes
+
+
+def test_without_room_the_cell_says_so_and_the_others_go_on(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Runner.step
+
+    def fails_for_one(self: Runner) -> None:
+        if self.way.name == REFERENCE:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(self)
+
+    monkeypatch.setattr(Runner, "step", fails_for_one)
+    point = measure_point("stm", 1, scene, CPU, PLAN, RATES)
+    faults = {cell.way: cell.fault for cell in point.cells}
+    assert faults[REFERENCE] == NO_ROOM and faults["ours"] is None
+    assert point.floor is None
+    rows = rows_of({"points": [point.as_json()], "published": []})
+    assert any(NO_ROOM in row for row in rows) and all(len(row) == len(COLUMNS) for row in rows)
+
+
+def test_another_error_is_raised(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Runner) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Runner, "step", fails)
+    with pytest.raises(RuntimeError, match="a defect"):
+        measure_point("stm", 1, scene, CPU, PLAN, RATES, WAYS[-1:])
+
+
+def test_labels_are_held_against_the_reference_way() -> None:
+    true = np.zeros((4, 5), np.uint8)
+    true[:2] = 1
+    other = true.copy()
+    other[1, :] = 0
+    cells = [Cell(REFERENCE, 1, (4, 5), labels=[true]), Cell("ours", 1, (4, 5), labels=[other])]
+    compare(cells)
+    assert cells[1].differs == 0.25 and cells[1].iou == 0.5
+    assert cells[0].differs is None
+
+
+def test_prompts_and_proposals_have_that_many_objects(scene: Any) -> None:
+    for count in (1, 2, 3, 5, 10):
+        prompt = scene.prompt(count)
+        assert set(np.unique(prompt)) == {0, *range(1, count + 1)}
+        found = GivenProposals(prompt, CPU)(None, 0)
+        assert len(found.masks) == count + 3
+        for each in range(count):
+            assert torch.equal(found.masks[each], torch.from_numpy(prompt == each + 1))
+
+
+def test_frames_go_to_and_fro(scene: Any) -> None:
+    count = len(scene.frames)
+    there = [scene.frame(index) for index in range(count)]
+    back = [scene.frame(2 * (count - 1) - index) for index in range(count)]
+    assert all(a is b for a, b in zip(there, back, strict=True))
+
+
+def test_every_paper_that_prints_a_time_has_its_row() -> None:
+    assert {row.model for row in published_rows()} == set(list_models()) - {"imcnet"}
+    (dmn,) = published_of("dmn_aoa")
+    assert dmn.milliseconds == 150 and sum(dmn.modules.values()) == pytest.approx(154)
+    assert all(row.hardware and row.caveat and row.source for row in published_rows())
+
+
+def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
+    files = {name: tmp_path / f"out/bench.{name}" for name in ("json", "md", "png")}
+    outcome = run(
+        *("--model", "munet,imcnet", "--weights", "demo", "--sizes", "64x96,96x64"),
+        *("--objects", "1,2", "--memory-frames", "2", "--warm-up", "0", "--steps", "2"),
+        *("--frames", "12", "--output-json", str(files["json"]), "--output-md", str(files["md"])),
+        *("--chart", str(files["png"])),
+    )
+    assert outcome.exit_code == 0, outcome.output
+    result = json.loads(files["json"].read_text())
+    munet, imcnet = result["models"]
+    where = [(tuple(point["size"]), point["objects"]) for point in munet["points"]]
+    assert where == [((64, 96), 1), ((64, 96), 2), ((96, 64), 2)]
+    assert [point["objects"] for point in imcnet["points"]] == [1, 1]
+    assert munet["weights"] == "munet.demo"
+    stream = munet["stream"]
+    assert len(stream["milliseconds"]) == 12 and stream["at"] == [0, 10, 11]
+    assert len(set(stream["state_mib"])) == 1 and stream["state_mib"][0] > 0
+    text = files["md"].read_text()
+    assert "MUNet, table 2" in text and "RTX 2080 Ti" in text and "| 156 |" in text
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_is_told_without_paths() -> None:
+    words = ["bench", "--model", "stm", "--output-json", "/here/a.json", "--chart=/here/b.png"]
+    assert cli_bench._command([*words, "--quick"]) == "vosengine bench --model stm --quick"
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "says"),
+    [
+        (("--model", "unet"), ConfigError, "wanted one of stm, munet"),
+        (("--model", "stm,unet"), ConfigError, "given 'unet'"),
+    ],
+)
+def test_what_is_not_there_is_said_first(
+    words: tuple[str, ...], error: type[Exception], says: str, tmp_path: Path
+) -> None:
+    outcome = run(*words, "--output-json", str(tmp_path / "bench.json"))
+    assert isinstance(outcome.exception, error) and says in str(outcome.exception)
+    assert not (tmp_path / "bench.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_asking_for_one_is_an_error() -> None:
+    outcome = CliRunner().invoke(cli.app, ["bench", "--model", "stm", "--device", "cuda"])
+    assert isinstance(outcome.exception, DeviceError)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--model", "stm", "--all"), ("--model", "stm", "--objects", "0"),
+     ("--model", "stm", "--objects", "x"), ("--model", "stm", "--sizes", "480")],
+)  # fmt: skip
+def test_what_cannot_be_understood_is_refused(words: tuple[str, ...]) -> None:
+    assert run(*words).exit_code == 2

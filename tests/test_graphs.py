@@ -1,0 +1,153 @@
+"""Captured steps: the same answers as without, captured anew when objects come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from quick_streams import SIZE, begin, play, rectangle
+from recorded_graph import RecordedGraph
+
+from vosengine import segmenter as segmenter_module
+from vosengine.kernels import use_backend
+from vosengine.registry import list_models
+from vosengine.runtime.graphs import LIMIT, Pieces, copied
+from vosengine.segmenter import Segmenter
+from vosengine.training.synthetic import Clip
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(segmenter_module, "graph_maker", lambda device: RecordedGraph)
+    with use_backend("reference"):
+        yield
+
+
+def pair(model: str, **options: Any) -> tuple[Segmenter, Segmenter]:
+    """With graphs, and without: otherwise alike."""
+    one, other = begin(model, **options), begin(model, **options)
+    assert one._pieces is not None
+    other._pieces = None
+    return one, other
+
+
+def same(one: Any, other: Any) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert a.ids == b.ids and a.frame_index == b.frame_index
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.probabilities, b.probabilities)
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_a_stream_by_graphs_is_bit_by_bit_the_stream_without(
+    model: str, small: Clip, graphs: None
+) -> None:
+    """The answers are looked at when all frames are done: no graph may write over them."""
+    frames = np.concatenate([small.frames, small.frames[::-1]])
+    prompts = {0: small.masks[0], 5: small.masks[5]}
+    one, other = pair(model)
+    same(play(one, frames, prompts), play(other, frames, prompts))
+    wanted = {"encode", "answer"} & set(one.method.capturable)
+    assert one._pieces is not None and one._pieces.captured >= len(wanted) > 0
+    names = {name if isinstance(name, str) else name[0] for name, *_ in one._pieces._pieces}
+    assert names == wanted
+
+
+@pytest.mark.parametrize("model", ["stm", "munet", "giel", "dmn_aoa"])
+def test_objects_that_come_and_go_are_captured_anew(model: str, small: Clip, graphs: None) -> None:
+    one, other = pair(model)
+    answers: list[list[Any]] = [[], []]
+    new = rectangle(30, 40, 9, 16, 7)
+    for segmenter, found in zip((one, other), answers, strict=True):
+        found += play(segmenter, small.frames[:4], {0: small.masks[0]})
+        found += play(segmenter, small.frames[4:8], {0: new})
+        segmenter.remove(1)
+        found += play(segmenter, small.frames[4:8])
+    same(*answers)
+    assert {answer.ids for answer in answers[0]} == {(1, 2), (1, 2, 7), (2, 7)}
+    assert one._pieces is not None
+    pieces = [name for name, *_ in one._pieces._pieces if isinstance(name, tuple)]
+    assert {name[1] for name in pieces} >= {(1, 2), (1, 2, 7), (7, 2)}
+
+
+def test_a_new_stream_of_another_size_is_captured_anew(small: Clip, graphs: None) -> None:
+    one, other = pair("munet")
+    for height, width in (SIZE, (40, 56)):
+        frames, mask = small.frames[:5, :height, :width], small.masks[0][:height, :width]
+        same(play(one, frames, {0: mask}), play(other, frames, {0: mask}))
+        assert one._pieces is not None and one._pieces.captured > 0
+        one.reset()
+        other.reset()
+        other._pieces = None
+        assert one._pieces.captured == 0
+
+
+def test_memory_that_grows_and_wraps_needs_no_other_graph(small: Clip, graphs: None) -> None:
+    from vosengine.config import MemoryConfig
+
+    one, other = pair("stm", memory=MemoryConfig(policy="every-2", max_frames=3))
+    frames = np.concatenate([small.frames] * 2)
+    same(
+        play(one, frames, {0: small.masks[0]}),
+        play(other, frames, {0: small.masks[0]}),
+    )
+    assert one._pieces is not None and one._pieces.captured == 2  # one of each kind
+
+
+def test_asking_for_numbers_or_bringing_them_cannot_be_captured() -> None:
+    for work in (
+        lambda x: x + float(x.sum()),
+        lambda x: x[x.nonzero().flatten()],
+        lambda x: x + torch.tensor([1.0]),
+    ):
+        pieces = Pieces(RecordedGraph)
+        pieces.run("work", work, torch.ones(1))
+        with pytest.raises(AssertionError, match=r"waits for the device|from the host"):
+            pieces.run("work", work, torch.ones(1))
+
+
+def test_a_piece_is_done_then_captured_then_replayed() -> None:
+    calls = []
+
+    def work(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return 2 * x
+
+    pieces = Pieces(RecordedGraph)
+    for number in range(5):
+        assert (
+            pieces.run("double", work, torch.full((3,), float(number))).tolist() == [2 * number] * 3
+        )
+    assert len(calls) == 2 and pieces.captured == 1
+    pieces.run("double", work, torch.ones(4))  # another shape
+    pieces.run(("double", 2), work, torch.ones(3))  # another name
+    assert len(calls) == 4 and pieces.captured == 1 and len(pieces) == 3
+
+
+def test_what_others_read_is_not_written_over() -> None:
+    held = torch.ones(2)
+    pieces = Pieces(RecordedGraph)
+    pieces.run("work", torch.neg, held, shared=True)
+    pieces.run("work", torch.neg, torch.zeros(2), shared=True)
+    assert held.tolist() == [1, 1]
+    pieces.run("other", torch.neg, held)
+    pieces.run("other", torch.neg, torch.zeros(2))
+    assert held.tolist() == [0, 0]
+
+
+def test_the_piece_that_waited_longest_goes() -> None:
+    pieces = Pieces(RecordedGraph)
+    for number in range(LIMIT + 3):
+        pieces.run(0, torch.neg, torch.ones(1))
+        pieces.run(number, torch.neg, torch.ones(2))
+    assert len(pieces) == LIMIT and pieces.captured == 1
+
+
+def test_copies_keep_their_layout() -> None:
+    x = torch.rand(1, 4, 3, 2).to(memory_format=torch.channels_last)
+    nested = copied((x, [x]))
+    assert torch.equal(nested[0], x) and nested[0].stride() == x.stride()
+    assert nested[0].data_ptr() != x.data_ptr() != nested[1][0].data_ptr()

@@ -1,0 +1,100 @@
+"""The fast engine: the same function as the eager one, in another form."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from quick_streams import begin, play
+from torch import nn
+
+from vosengine.config import STMConfig
+from vosengine.errors import ConfigError
+from vosengine.models.backbone import ResNet, initialise
+from vosengine.registry import build, entry, list_models
+from vosengine.runtime import ENGINES, fold_batch_norms, prepare_network
+from vosengine.segmenter import Segmenter
+from vosengine.training.synthetic import Clip
+
+
+def lively(network: nn.Module) -> nn.Module:
+    """Norms with statistics of their own: those of a new network are nearly the identity."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                tensor.data = torch.rand(tensor.shape, generator=generator).double() + 0.5
+            for tensor in (module.bias, module.running_mean):
+                tensor.data = torch.randn(tensor.shape, generator=generator).double()
+    return network
+
+
+@pytest.mark.parametrize("depth", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("masks", [0, 2])
+@pytest.mark.parametrize("key_stride", [16, 8])
+def test_a_folded_resnet_is_the_same_function(depth: str, masks: int, key_stride: int) -> None:
+    network = ResNet(depth, 8, masks, key_stride=key_stride)
+    initialise(network)
+    network = lively(network.double().eval().requires_grad_(False))
+    frame = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    planes = (torch.rand(2, masks, 64, 96, dtype=torch.float64),) if masks else ()
+    wanted = network(frame, *planes)
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    folded = copy.deepcopy(network)
+    assert fold_batch_norms(folded) == norms > 0
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    for got, want in zip(folded(frame, *planes), wanted, strict=True):
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_no_batch_norm_of_a_model_is_left(model: str) -> None:
+    with torch.device("meta"):
+        method = build(model, entry(model).config())
+        fold_batch_norms(method)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in method.modules())
+
+
+def test_group_norms_stay() -> None:
+    network = ResNet("resnet18", 8, norm="group")
+    before = sum(isinstance(m, nn.GroupNorm) for m in network.modules())
+    assert fold_batch_norms(network) == 0
+    assert sum(isinstance(m, nn.GroupNorm) for m in network.modules()) == before
+
+
+def test_both_engines_give_the_same_answers(any_model: str, small: Clip) -> None:
+    """In float64: random networks that remember what a threshold says carry every flip on."""
+    answers = []
+    for engine in ENGINES:
+        segmenter = begin(any_model, engine="eager")
+        segmenter.dtype = torch.float64
+        segmenter.method = prepare_network(
+            segmenter.method.double(), segmenter.device, segmenter.dtype, engine
+        )
+        answers.append(play(segmenter, small.frames, {0: small.masks[0]}))
+    for one, other in zip(*answers, strict=True):
+        for a, b in ((one.labels, other.labels), (one.probabilities, other.probabilities)):
+            assert float(((a.double() - b.double()).abs() > 1e-5).double().mean()) < 1e-3
+
+
+def test_a_stream_saved_by_one_engine_goes_on_in_the_other(tmp_path: Path, small: Clip) -> None:
+    config = STMConfig(backbone="resnet18", width=8, key_channels=8, value_channels=16)
+    ends = []
+    for engine in ("eager", "fast"):
+        segmenter = Segmenter("stm", config=config, device="cpu", engine=engine)
+        if engine == "eager":
+            segmenter.step(small.frames[0], small.masks[0])
+            segmenter.save_state(tmp_path / "stream")
+        else:
+            segmenter.load_state(tmp_path / "stream")
+        ends.append(segmenter.step(small.frames[1]).numpy())
+    assert np.mean(ends[0] == ends[1]) > 0.999
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="fast or eager, given 'warp'"):
+        Segmenter("stm", engine="warp")

@@ -1,0 +1,286 @@
+"""One cell of the table: a model, run one way, on one scene with some objects."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..config import MatchingConfig, ModelConfig, TargetAwareConfig
+from ..registry import entry
+from ..segmenter import NATIVE, Segmenter
+from ..timing import summarise, synchronise
+from ..weights import RANDOM_TAG
+from .floor import Floor, Rates, Work, work_of
+from .scenes import GivenProposals, Scene
+from .stages import clocked
+from .ways import OURS, REFERENCE, WAYS, Way
+
+MIB = 2**20
+NO_ROOM = "does not fit in memory"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is timed, and how long.
+
+    weights          "random": the paper's configuration, at the frames' own size; or a tag or a
+                     file, as a Segmenter takes them, at the size that belongs to them
+    memory_frames    T: what a memory of frames holds when the clock starts
+    warm_up, steps   frames before and under the clock, beside those that fill the memory
+    """
+
+    weights: str = RANDOM_TAG
+    memory_frames: int = 5
+    warm_up: int = 5
+    steps: int = 50
+
+
+@dataclass
+class Cell:
+    """What was measured.
+
+    fault         why there are no numbers; None where there are
+    cold_start_s  from the call for a Segmenter to the first mask
+    milliseconds  of every step under the clock
+    stages        share of each stage, 0..1, from further steps with a clock around every stage;
+                  none of a compiled way
+    device_mib    the most that torch held on a GPU from start to end; None on a CPU
+    host_mib      the most that the process has held since its start
+    differs       share of pixels whose label is not that of the reference way; None for itself
+    iou           of the labels with the reference's, mean over objects and frames
+    """
+
+    way: str
+    objects: int
+    size: tuple[int, int]
+    precision: str = ""
+    fault: str | None = None
+    cold_start_s: float = 0.0
+    milliseconds: list[float] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    device_mib: float | None = None
+    host_mib: float = 0.0
+    differs: float | None = None
+    iou: float | None = None
+    labels: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the labels and the single times, with their percentiles."""
+        content = asdict(replace(self, labels=[], milliseconds=[]))
+        del content["labels"], content["milliseconds"]
+        return {**content, **summarise(self.milliseconds)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """All ways at one size and number of objects; `floor` is None where nothing ran."""
+
+    cells: list[Cell]
+    floor: Floor | None
+
+    def as_json(self) -> dict[str, Any]:
+        first = self.cells[0]
+        return {
+            "objects": first.objects,
+            "size": list(first.size),
+            "cells": [cell.as_json() for cell in self.cells],
+            "floor": None if self.floor is None else asdict(self.floor),
+        }
+
+
+def begin(
+    model: str, way: Way, objects: int, scene: Scene, device: torch.device, plan: Plan
+) -> Segmenter:
+    """A new Segmenter for that way, with room for exactly so many objects."""
+    options: dict[str, Any] = {}
+    random = plan.weights == RANDOM_TAG
+    config = _config_of(model, objects, plan)
+    if random:
+        options["config"] = config
+        if not isinstance(config.size, tuple):
+            options["size"] = NATIVE
+    else:
+        options["weights"] = plan.weights
+    if entry(model).build.needs_proposals:
+        options["proposals"] = GivenProposals(scene.prompt(objects), device)
+    segmenter = Segmenter(
+        model,
+        device=str(device),
+        precision=way.precision,
+        engine=way.engine,
+        max_objects=objects,
+        **options,
+    )
+    if not random and isinstance(segmenter.method.config, MatchingConfig):
+        segmenter.method.config = _with_memory(segmenter.method.config, plan)
+    way.prepare(segmenter)
+    return segmenter
+
+
+def _config_of(model: str, objects: int, plan: Plan) -> ModelConfig:
+    """The paper's configuration with the memory full at T frames, and the tracker's room at the
+    number of objects that are given."""
+    config = entry(model).config()
+    if isinstance(config, MatchingConfig):
+        return _with_memory(config, plan)
+    if isinstance(config, TargetAwareConfig):
+        return replace(config, max_tracks=objects)
+    return config
+
+
+def _with_memory(config: MatchingConfig, plan: Plan) -> MatchingConfig:
+    memory = replace(config.memory, policy="all", max_frames=max(2, plan.memory_frames))
+    return replace(config, memory=memory)
+
+
+def stream(segmenter: Segmenter, scene: Scene, objects: int) -> Iterator[Callable[[], Any]]:
+    """Steps without end, to be called one by one; the first frame comes with the prompt."""
+    index = 0
+    while True:
+        prompt = scene.prompt(objects) if index == 0 and segmenter.method.takes_mask else None
+        yield partial(segmenter.step, scene.frame(index), prompt)
+        index += 1
+
+
+class Runner:
+    """One way of running, warm: its memory is full, and every shape has been seen."""
+
+    def __init__(
+        self, cell: Cell, model: str, way: Way, scene: Scene, device: torch.device, plan: Plan
+    ) -> None:
+        self.cell, self.way, self.device = cell, way, device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
+        with way.running():
+            self.segmenter = begin(model, way, cell.objects, scene, device, plan)
+            self._steps = stream(self.segmenter, scene, cell.objects)
+            answer = None
+            while answer is None:
+                answer = next(self._steps)()
+            answer.numpy()
+            cell.cold_start_s = round(time.perf_counter() - start, 3)
+            for _ in range(plan.memory_frames - 1 + plan.warm_up):
+                next(self._steps)()
+        cell.precision = self.segmenter.precision.name
+
+    def step(self) -> None:
+        """One step under the clock, until its labels are on the host."""
+        step = next(self._steps)
+        with self.way.running():
+            synchronise(self.device)
+            start = time.perf_counter()
+            labels = step().numpy()
+            self.cell.milliseconds.append(1e3 * (time.perf_counter() - start))
+        self.cell.labels.append(labels)
+
+    def find_stages(self, steps: int) -> None:
+        """Where the time goes, and the most memory that was held on the way here."""
+        if self.device.type == "cuda":
+            held = torch.cuda.max_memory_allocated(self.device)
+            self.cell.device_mib = round(held / MIB, 1)
+        self.cell.host_mib = round(peak_host_bytes() / MIB, 1)
+        if self.way.compiled:
+            return  # clocks would cut it into pieces
+        with self.way.running(), clocked(self.segmenter) as clock:
+            for _ in range(steps):
+                next(self._steps)()
+        self.cell.stages = {name: round(share, 4) for name, share in clock.shares().items()}
+
+    def find_work(self) -> Work:
+        with self.way.running():
+            return work_of(self.segmenter, next(self._steps))
+
+
+def measure_point(
+    model: str,
+    objects: int,
+    scene: Scene,
+    device: torch.device,
+    plan: Plan,
+    rates: Rates,
+    ways: Iterable[Way] = WAYS,
+    report: Callable[[str], None] = lambda way: None,
+) -> Point:
+    """A cell for every way, on the same frames; under the clock they take turns, step by step, so
+    that noise meets all alike.
+
+    Does not raise for want of memory: the cell says so, and the others go on.
+    """
+    cells: list[Cell] = []
+    runners: list[Runner] = []
+    for way in ways:
+        report(way.name)
+        cell = Cell(way.name, objects, scene.size, fault=way.objection(model, device))
+        cells.append(cell)
+        if cell.fault is None:
+            with _short_of_memory(cell):
+                runners.append(Runner(cell, model, way, scene, device, plan))
+    for _ in range(plan.steps):
+        runners = [runner for runner in runners if runner.cell.fault is None]
+        for runner in runners:
+            with _short_of_memory(runner.cell):
+                runner.step()
+    for runner in runners:
+        with _short_of_memory(runner.cell):
+            runner.find_stages(min(plan.steps, 3))
+    compare(cells)
+    return Point(cells, _floor_under(runners, rates))
+
+
+def _floor_under(runners: Sequence[Runner], rates: Rates) -> Floor | None:
+    """What `ours` cannot be faster than, by the work of the reference way; None where one of them
+    did not run."""
+    named = {runner.way.name: runner for runner in runners if runner.cell.fault is None}
+    if REFERENCE not in named or OURS not in named:
+        return None
+    return rates.floor(named[REFERENCE].find_work(), named[OURS].segmenter.dtype)
+
+
+@contextmanager
+def _short_of_memory(cell: Cell) -> Iterator[None]:
+    """Whatever says that there is not enough memory becomes the cell's fault."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        cell.fault = NO_ROOM
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # what torch says on a CPU
+            raise
+        cell.fault = NO_ROOM
+
+
+def compare(cells: Sequence[Cell]) -> None:
+    """Hold the labels of every way against those of the reference way, in place."""
+    truth = next((c for c in cells if c.way == REFERENCE and c.fault is None), None)
+    for cell in cells:
+        if truth is None or cell is truth or cell.fault is not None or not cell.labels:
+            continue
+        pairs = list(zip(cell.labels, truth.labels, strict=True))
+        cell.differs = float(np.mean([np.mean(a != b) for a, b in pairs]))
+        cell.iou = float(np.mean([_iou(a, b) for a, b in pairs]))
+
+
+def _iou(found: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    ids = np.union1d(np.unique(found), np.unique(truth))
+    shared = [
+        np.count_nonzero((found == i) & (truth == i))
+        / np.count_nonzero((found == i) | (truth == i))
+        for i in ids[ids > 0]
+    ]
+    return float(np.mean(shared)) if shared else 1.0
+
+
+def peak_host_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,179 @@
+"""What a benchmark looks like: on the terminal, as Markdown, as a chart."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..errors import DependencyError, OutputError
+from .ways import OURS, REFERENCE
+
+TIMES = ("p50", "p90", "p95", "p99", "mean")
+HEADS = ("size", "objects", "way", *TIMES, "fps")
+COLUMNS = (*HEADS, f"to {REFERENCE}", "labels differ", "first mask", "MiB", "paper's own ms")
+Row = tuple[str, ...]
+
+
+def rows_of(model: dict[str, Any]) -> list[Row]:
+    """One row a cell: what was measured, or why nothing was; then one for each paper's figure."""
+    rows = [row for point in model["points"] for row in _measured(point)]
+    gap = [""] * (len(TIMES) + 5)
+    for paper in model["published"]:
+        variant = f" ({paper['variant']})" if paper["variant"] else ""
+        name = f"{paper['source']}{variant}: {paper['hardware']}"
+        rows.append(("480p", "", name, *gap, f"{paper['milliseconds']:.0f}"))
+    return rows
+
+
+def _measured(point: dict[str, Any]) -> Iterator[Row]:
+    eager: dict[str, Any] = next((c for c in point["cells"] if c["way"] == REFERENCE), {})
+    for cell in point["cells"]:
+        height, width = cell["size"]
+        precision = f" {cell['precision']}" if cell["way"] == OURS else ""
+        head = f"{height}x{width}", str(cell["objects"]), cell["way"] + precision
+        if cell["fault"] is not None:
+            yield *head, cell["fault"], *[""] * (len(COLUMNS) - len(head) - 1)
+            continue
+        held = cell["host_mib"] if cell["device_mib"] is None else cell["device_mib"]
+        yield (
+            *head,
+            *(f"{cell[f'{name}_ms']:.1f}" for name in TIMES),
+            f"{cell['fps']:.2f}",
+            f"{eager['p50_ms'] / cell['p50_ms']:.2f}x" if "p50_ms" in eager else "",
+            "" if cell["differs"] is None else f"{100 * cell['differs']:.3f} %",
+            f"{cell['cold_start_s']:.1f} s",
+            f"{held:.0f}",
+            "",
+        )
+
+
+def tables_of(result: dict[str, Any]) -> Iterator[Table]:
+    """A table for the terminal for every model, with notes under it."""
+    for model in result["models"]:
+        notes = "\n".join(notes_of(model))
+        table = Table(
+            title=title_of(model, result["environment"]), caption=notes, caption_justify="left"
+        )
+        for name in COLUMNS:
+            table.add_column(name, justify="left" if name == "way" else "right")
+        for row in rows_of(model):
+            table.add_row(*row)
+        yield table
+
+
+def markdown_of(result: dict[str, Any]) -> str:
+    """The same as Markdown, below the command and the machine."""
+    facts = result["environment"]
+    lines = ["# Whole models", "", f"    {facts['command']}", ""]
+    lines += [f"{facts['date']}, {facts['device']}, torch {facts['torch']}.", ""]
+    for model in result["models"]:
+        lines += [f"## {title_of(model, facts)}", "", f"| {' | '.join(COLUMNS)} |"]
+        lines.append("| --- | ---: | --- |" + " ---: |" * (len(COLUMNS) - 3))
+        lines += [f"| {' | '.join(row)} |" for row in rows_of(model)]
+        lines += ["", *(f"- {note}" for note in notes_of(model)), ""]
+    return "\n".join(lines)
+
+
+def title_of(model: dict[str, Any], facts: dict[str, Any]) -> str:
+    return f"{model['model']}: ms a step, {model['weights']}, {facts['device']}"
+
+
+def notes_of(model: dict[str, Any]) -> list[str]:
+    """Where the time goes, the floor, the stream, and how to read what the papers print."""
+    notes = []
+    for point in model["points"]:
+        height, width = point["size"]
+        where = f"{height}x{width}, {point['objects']} objects"
+        ours = next((c for c in point["cells"] if c["way"] == OURS and c["stages"]), None)
+        if ours is not None:
+            shares = ", ".join(f"{n} {100 * s:.0f} %" for n, s in ours["stages"].items())
+            notes.append(f"ours, {where}: {shares}")
+        if point["floor"] is not None and ours is not None:
+            notes.append(_floor(point["floor"], ours, where))
+    stream = model.get("stream")
+    if stream is not None:
+        notes.append(_stream(stream))
+    for paper in model["published"]:
+        parts = ", ".join(f"{name} {ms:.0f} ms" for name, ms in paper["modules"].items())
+        notes.append(f"{paper['source']}: {paper['caveat']}{'; ' + parts if parts else ''}")
+    if not model["published"]:
+        notes.append("no paper's time is to be had for this model")
+    return notes
+
+
+def _floor(floor: dict[str, float], ours: dict[str, Any], where: str) -> str:
+    least = max(floor["compute_ms"], floor["traffic_ms"])
+    return (
+        f"floor, {where}: {floor['compute_ms']:.1f} ms for {floor['gflop']:.0f} GFLOP at the rate "
+        f"of a large product, {floor['traffic_ms']:.1f} ms to read {floor['mib']:.0f} MiB; ours "
+        f"takes {ours['p50_ms'] / least:.1f} times that"
+    )
+
+
+def _stream(stream: dict[str, Any]) -> str:
+    early, late = (stream["state_mib"][i] for i in (len(stream["at"]) // 10, -1))
+    return (
+        f"{len(stream['milliseconds'])} frames of one stream: p50 {stream['p50_ms']:.1f} ms, p99 "
+        f"{stream['p99_ms']:.1f} ms; the state holds {early:.1f} MiB at first and {late:.1f} MiB "
+        "at the end"
+    )
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """A PNG: of every model, latency against the number of objects, and against the frame.
+
+    Raises  DependencyError without matplotlib, OutputError where it cannot be written.
+    """
+    try:
+        figure_module = importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise DependencyError(
+            f'bench: the chart needs matplotlib ({error}); pip install "vosengine[train]"'
+        ) from error
+    models = result["models"]
+    figure = figure_module.Figure(figsize=(11, 4 * len(models)), layout="constrained")
+    rows = figure.subplots(len(models), 2, squeeze=False)
+    for (objects, frames), model in zip(rows, models, strict=True):
+        _draw_objects(objects, model["points"])
+        _draw_stream(frames, model.get("stream"))
+        objects.set_title(title_of(model, result["environment"]), loc="left", fontsize="small")
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise OutputError(f"{path}: the chart cannot be saved there ({error.strerror})") from error
+
+
+def _draw_objects(axes: Any, points: Sequence[dict[str, Any]]) -> None:
+    axes.set(xlabel="objects", ylabel="ms a step, p50 to p95")
+    lines: dict[str, list[tuple[int, float, float]]] = {}
+    for point in points:
+        if point["size"] != points[0]["size"]:
+            continue
+        for cell in point["cells"]:
+            if cell["fault"] is None:
+                found = cell["objects"], cell["p50_ms"], cell["p95_ms"]
+                lines.setdefault(cell["way"], []).append(found)
+    for way, measured in lines.items():
+        counts, middle, high = zip(*sorted(measured), strict=True)
+        (line,) = axes.plot(counts, middle, marker="o", label=way)
+        axes.fill_between(counts, middle, high, alpha=0.2, color=line.get_color())
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(sorted({point["objects"] for point in points}))
+    if lines:
+        axes.legend(fontsize="small")
+
+
+def _draw_stream(axes: Any, stream: dict[str, Any] | None) -> None:
+    axes.set(xlabel="frame", ylabel="ms a step")
+    if stream is None:
+        return
+    axes.plot(stream["milliseconds"], linewidth=0.8)
+    axes.set_ylim(bottom=0)
+    memory = axes.twinx()
+    memory.plot(stream["at"], stream["held_mib"], color="tab:orange")
+    memory.set_ylabel("MiB held (orange)")
+    memory.set_ylim(0, 1.2 * max(stream["held_mib"]))

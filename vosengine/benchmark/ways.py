@@ -1,0 +1,90 @@
+"""The ways to run a model that are compared: the published form, plain torch, compiled, ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..kernels import use_backend
+from ..runtime import has_bf16
+from ..segmenter import Segmenter
+
+REFERENCE = "eager fp32"  # what labels are compared with, and speeds
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A column of the table.
+
+    engine, precision  as in Segmenter
+    backend            of the ops: "reference" is plain torch
+    published          every object's decoder whole, as the papers' programs have it
+    compiled           by torch.compile
+    """
+
+    name: str
+    engine: str
+    precision: str
+    backend: str
+    published: bool = False
+    compiled: bool = False
+
+    def objection(self, model: str, device: torch.device) -> str | None:
+        """Why it cannot be timed here; None where it can."""
+        if self.published and model not in PUBLISHED_FORMS:
+            return "has no decoder per object"
+        if self.precision == "bf16" and not has_bf16(device):
+            return "bf16 is emulated here"
+        return None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with use_backend(self.backend):
+            yield
+
+    def prepare(self, segmenter: Segmenter) -> None:
+        """Change a new Segmenter into this way of running."""
+        method: Any = segmenter.method
+        if self.published:
+            for name in PUBLISHED_FORMS[segmenter.model]:
+                if hasattr(method, name):
+                    _unshare(getattr(method, name))
+        if self.compiled:
+            for verb in ("encode", "segment", "observe"):
+                setattr(method, verb, torch.compile(getattr(method, verb), dynamic=False))
+
+
+WAYS = (
+    Way("published fp32", "eager", "fp32", "reference", published=True),
+    Way(REFERENCE, "eager", "fp32", "reference"),
+    Way("eager bf16", "eager", "bf16", "reference"),
+    Way("compiled bf16", "eager", "bf16", "reference", compiled=True),
+    Way(OURS, "fast", "auto", "auto"),
+)
+PUBLISHED_FORMS = {
+    "stm": ("decoder",),
+    "munet": ("decoder",),
+    "giel": ("instance_decoder",),
+}
+
+
+def _unshare(decoder: nn.Module) -> None:
+    """Compute the branches that all objects share once for each of them."""
+    own: Any = decoder
+    skips, forward = own.skips, own.forward
+    held: list[Any] = []
+
+    def remember(pyramid: Any) -> Any:
+        held[:] = [pyramid]
+        return pyramid.r3[:, :1], pyramid.r2[:, :1]  # stands for what is computed per object
+
+    def each_whole(joined: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return torch.cat([forward(row[None], *skips(held[0])) for row in joined])
+
+    own.skips, own.forward = remember, each_whole

@@ -1,0 +1,166 @@
+"""`vosengine bench`: models timed as they are used, several ways to run each in turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..benchmark import (
+    WAYS,
+    Plan,
+    Scene,
+    describe,
+    draw,
+    drawn_scene,
+    markdown_of,
+    measure_point,
+    measure_rates,
+    measure_stream,
+    published_of,
+    real_scene,
+)
+from ..device import choose_device
+from ..errors import OutputError
+from ..registry import entry
+from ..runtime import Precision
+from ..timing import synchronise
+from ..types import Size
+from ..video import prepare_output_folder
+from ..weights import RANDOM_TAG, load
+
+USUAL = 3  # objects where sizes are compared, and in the long stream
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What `bench` is asked for.
+
+    sizes    of the frames; the first with every number of objects, the others with three
+    data     a video or a folder of images whose first frames are resized to that; None: procedural
+    frames   of the long stream; 0: none
+    compiled whether torch.compile takes part, which needs minutes for every model
+    json, markdown, chart  files to write, after every point, so that a run that is cut leaves them
+    """
+
+    models: tuple[str, ...]
+    device: str = "auto"
+    plan: Plan = field(default_factory=Plan)
+    sizes: tuple[Size, ...] = ((480, 854), (720, 1280), (1080, 1920))
+    objects: tuple[int, ...] = (1, 2, 3, 5, 10)
+    frames: int = 1000
+    compiled: bool = True
+    data: Path | None = None
+    json: Path | None = None
+    markdown: Path | None = None
+    chart: Path | None = None
+    command: str = "vosengine bench"
+
+    def quick(self) -> BenchOptions:
+        """The same with one size, three objects and few steps: small frames on a CPU."""
+        on_gpu = choose_device(self.device).type == "cuda"
+        plan = replace(self.plan, warm_up=1, steps=30 if on_gpu else 3)
+        size = (480, 854) if on_gpu else (240, 432)
+        frames = 100 if on_gpu else 10
+        return replace(self, plan=plan, sizes=(size,), objects=(USUAL,), frames=frames)
+
+
+def bench(
+    options: BenchOptions, report: Callable[[str], None] = lambda where: None
+) -> dict[str, Any]:
+    """Measure, write what was asked for, and return it.
+
+    Raises  ConfigError for an unknown model, DeviceError without the device, WeightsError; for
+            files that cannot be written OutputError, before anything is measured.
+    """
+    device = choose_device(options.device)
+    names = {model: _weights_of(model, options.plan.weights) for model in options.models}
+    ways = [way for way in WAYS if options.compiled or not way.compiled]
+    for file in (options.json, options.markdown, options.chart):
+        if file is not None:
+            prepare_output_folder(file.absolute().parent)
+    scenes = [_scene(options, size) for size in options.sizes]
+    dtypes = {torch.float32, Precision.choose("auto", device).dtype}
+    rates = measure_rates(device, tuple(dtypes))
+    result: dict[str, Any] = {
+        "environment": describe(device, options.command),
+        "plan": asdict(options.plan),
+        "frames": scenes[0].origin,
+        "gflops": {str(d).removeprefix("torch."): rates.flops[d] / 1e9 for d in dtypes},
+        "gb_per_s": rates.bandwidth / 1e9,
+        "models": [],
+    }
+    for model in options.models:
+        found: dict[str, Any] = {
+            "model": model,
+            "weights": names[model],
+            "published": [asdict(row) for row in published_of(model)],
+            "points": [],
+        }
+        result["models"].append(found)
+        for scene, count in _points(model, scenes, options.objects):
+            where = f"{model}, {scene.size[0]}x{scene.size[1]}, {count} objects"
+            report(where)
+            point = measure_point(model, count, scene, device, options.plan, rates, ways)
+            found["points"].append(point.as_json())
+            _write(result, options)
+            _release(device)
+        if options.frames:
+            report(f"{model}, {options.frames} frames")
+            count = min(USUAL, _most(model))
+            found["stream"] = measure_stream(
+                model, count, scenes[0], device, options.plan, options.frames
+            )
+            _write(result, options)
+            _release(device)
+    return result
+
+
+def _scene(options: BenchOptions, size: Size) -> Scene:
+    return drawn_scene(size) if options.data is None else real_scene(options.data, size)
+
+
+def _weights_of(model: str, weights: str) -> str:
+    """What the weights are called; raises ConfigError or WeightsError where there are none."""
+    entry(model)
+    if weights == RANDOM_TAG:
+        return "random weights of the paper's configuration"
+    return load(model, weights)[1].name
+
+
+def _most(model: str) -> int:
+    """Objects that a model can be given; one that takes no mask has its foreground."""
+    return 255 if entry(model).build.takes_mask else 1
+
+
+def _points(model: str, scenes: list[Scene], objects: tuple[int, ...]) -> list[tuple[Scene, int]]:
+    counts = sorted({min(count, _most(model)) for count in objects})
+    usual = min(counts, key=lambda count: abs(count - USUAL))
+    return [(scenes[0], count) for count in counts] + [(scene, usual) for scene in scenes[1:]]
+
+
+def _write(result: dict[str, Any], options: BenchOptions) -> None:
+    if options.json is not None:
+        _save(options.json, json.dumps(result, indent=1) + "\n")
+    if options.markdown is not None:
+        _save(options.markdown, markdown_of(result))
+    if options.chart is not None:
+        draw(result, options.chart)
+
+
+def _save(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _release(device: torch.device) -> None:
+    """Give back what a point held, before the next one is measured."""
+    synchronise(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -64,11 +64,12 @@ def whole_models(found: dict[str, Any]) -> list[str]:
         f"**Whole models**: {network}, frames of {height}x{width}, memory of "
         f"{found['plan']['memory_frames']} frames",
         f"({facts['device']}, {facts['isa']}; `{facts['command']}`, {facts['date']}). Eager is "
-        "plain torch; p50 in ms.",
+        "plain torch; p50 in ms. `Times its FLOP`: over the time of a product of large matrices "
+        "with as many.",
         "",
         row(
             *("model", "objects", "published form", "eager fp32", "ours fp32 (p95)"),
-            *("to eager", "to published", "times the floor", "labels that differ"),
+            *("to eager", "to published", "times its FLOP", "labels that differ"),
         ),
         row("---", *["---:"] * 8),
     ]

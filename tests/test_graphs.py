@@ -127,6 +127,22 @@ def test_a_piece_is_done_then_captured_then_replayed() -> None:
     assert len(calls) == 4 and pieces.captured == 1 and len(pieces) == 3
 
 
+def test_a_capture_that_failed_is_tried_again() -> None:
+    fails = iter([False, True, False, False])
+
+    def work(x: torch.Tensor) -> torch.Tensor:
+        if next(fails):
+            raise RuntimeError("no room")
+        return x + 1
+
+    pieces = Pieces(RecordedGraph)
+    pieces.run("work", work, torch.zeros(1))
+    with pytest.raises(RuntimeError, match="no room"):
+        pieces.run("work", work, torch.ones(1))
+    assert pieces.run("work", work, torch.full((1,), 2.0)).tolist() == [3]
+    assert pieces.run("work", work, torch.full((1,), 3.0)).tolist() == [4]
+
+
 def test_what_others_read_is_not_written_over() -> None:
     held = torch.ones(2)
     pieces = Pieces(RecordedGraph)

@@ -29,14 +29,17 @@ class Graph(Protocol):
 class CudaGraph:
     """CUDA's graphs; all of a pool run one after another on one stream, and share memory."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, device: torch.device, pool: Any) -> None:
+        self._device = device
         self._graph = torch.cuda.CUDAGraph()
         self._pool = pool
 
     def capture(self, work: Callable[[], T]) -> T:
-        torch.cuda.synchronize()
-        # Other threads may drive other streams of the same card meanwhile.
-        with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.device(self._device),
+            # Other threads may drive other streams of the same card meanwhile.
+            torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             return work()
 
     def replay(self) -> None:
@@ -48,7 +51,7 @@ def graph_maker(device: torch.device) -> Callable[[], Graph] | None:
     if device.type != "cuda":
         return None
     pool = torch.cuda.graph_pool_handle()
-    return lambda: CudaGraph(pool)
+    return lambda: CudaGraph(device, pool)
 
 
 class Piece:
@@ -70,8 +73,9 @@ class Piece:
             if slot.data_ptr() != tensor.data_ptr():
                 slot.copy_(tensor)
         if self._graph is None:
-            self._graph = make()
-            self._outcome = self._graph.capture(lambda: work(self.inputs))
+            graph = make()
+            self._outcome = graph.capture(lambda: work(self.inputs))
+            self._graph = graph  # not where the capture failed
         self._graph.replay()
         outcome: T = self._outcome
         return outcome

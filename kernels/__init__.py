@@ -15,7 +15,7 @@ others would not; `with use_backend("reference"):` asks for one by name.
 from .align_object import align_object
 from .correlate_frames import correlate_frames
 from .deform_conv import deform_conv
-from .dispatch import BACKENDS, Op, UnsupportedBackend, use_backend
+from .dispatch import BACKENDS, Op, UnsupportedBackend, stand_in, use_backend
 from .finish_masks import finish_masks
 from .fit_target import fit_target
 from .group_centres import group_centres
@@ -54,5 +54,6 @@ __all__ = [
     "pool_regions",
     "prepare_frame",
     "read_memory",
+    "stand_in",
     "use_backend",
 ]

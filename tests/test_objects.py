@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from vosengine.errors import InputError
 from vosengine.finishing import finish
 from vosengine.frames import crop, resize_labels
-from vosengine.objects import ObjectSlots, labels_of, merge_prompt, named_ids
+from vosengine.finishing import labels_of, merge_prompt, named_ids
+from vosengine.objects import ObjectSlots
 from vosengine.types import Geometry, Scores
 
 

@@ -9,7 +9,7 @@ import torch
 
 from .frames import pad, resize_labels
 from .kernels import finish_masks
-from .objects import ObjectSlots, labels_of, merge_prompt, named_ids
+from .objects import ObjectSlots
 from .types import Geometry, Masks, Result, Scores, Size
 
 
@@ -95,7 +95,7 @@ class Canvas:
         merged = self.probabilities(size)
         return labels_of(merged, self.rows.ids), merged
 
-    def result(self, labels: torch.Tensor, frame_index: int, geometry: Geometry) -> Result:
+    def result(self, labels: torch.Tensor, frame_index: int, geometry: Geometry) -> Result[torch.Tensor]:
         """The caller's answer, whose probabilities are made when they are asked for."""
         probabilities = partial(self.probabilities, geometry.frame)
         return Result(labels, self.rows.ids, frame_index, probabilities)
@@ -119,7 +119,7 @@ def finish(
     frame_index: int,
     device: torch.device,
     reserved: tuple[int, ...] = (),
-) -> tuple[Result, Masks, tuple[int, ...]]:
+) -> tuple[Result[torch.Tensor], Masks, tuple[int, ...]]:
     """The answer for a frame, the masks for the memory, and the ids in order of slot after it.
 
     scores    logits in order of slot, then of the discovered objects; None where there is no object
@@ -179,3 +179,39 @@ def _discovered(
     if len(kept) == len(scores.logits):
         return scores, ids
     return replace(scores, logits=scores.logits[kept]), ids
+
+
+def named_ids(prompt: torch.Tensor) -> tuple[int, ...]:
+    """The object ids that a prompt names, ascending."""
+    present = torch.bincount(prompt.flatten(), minlength=256).nonzero().flatten().tolist()
+    return tuple(object_id for object_id in present if object_id > 0)
+
+
+def merge_prompt(
+    probabilities: torch.Tensor,
+    before: tuple[int, ...],
+    prompt: torch.Tensor,
+    ids: tuple[int, ...],
+) -> torch.Tensor:
+    """Predicted probabilities with the caller's mask put over them.
+
+    Where the prompt names an object, that object has probability 1 and all others 0; elsewhere the
+    objects that it names have 0, and the others what was predicted. (AFB-URR's evaluation forces
+    the other logits to -1000 under a given mask.)
+
+    probabilities  [1 + O, H, W], rows of the ids `before`, ascending, none of them in the prompt
+    prompt         [H, W] uint8
+    returns        [1 + O', H, W], rows of `ids`: those before and the prompt's, ascending
+    """
+    merged = probabilities.new_zeros(1 + len(ids), *probabilities.shape[1:])
+    merged[[0, *(1 + ids.index(object_id) for object_id in before)]] = probabilities
+    merged.masked_fill_(prompt > 0, 0)
+    for object_id in set(ids) - set(before):
+        merged[1 + ids.index(object_id)].masked_fill_(prompt == object_id, 1)
+    return merged
+
+
+def labels_of(probabilities: torch.Tensor, ids: tuple[int, ...]) -> torch.Tensor:
+    """uint8 [H, W]: the id of the most probable row, the first where several are equal."""
+    table = torch.tensor((0, *ids), dtype=torch.uint8, device=probabilities.device)
+    return table[probabilities.argmax(dim=0)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-import torch
-
 from .errors import InputError
 
 
@@ -67,39 +65,3 @@ class ObjectSlots:
         if slot < len(self._ids):
             self._ids[slot] = last
         return slot
-
-
-def named_ids(prompt: torch.Tensor) -> tuple[int, ...]:
-    """The object ids that a prompt names, ascending."""
-    present = torch.bincount(prompt.flatten(), minlength=256).nonzero().flatten().tolist()
-    return tuple(object_id for object_id in present if object_id > 0)
-
-
-def merge_prompt(
-    probabilities: torch.Tensor,
-    before: tuple[int, ...],
-    prompt: torch.Tensor,
-    ids: tuple[int, ...],
-) -> torch.Tensor:
-    """Predicted probabilities with the caller's mask put over them.
-
-    Where the prompt names an object, that object has probability 1 and all others 0; elsewhere the
-    objects that it names have 0, and the others what was predicted. (AFB-URR's evaluation forces
-    the other logits to -1000 under a given mask.)
-
-    probabilities  [1 + O, H, W], rows of the ids `before`, ascending, none of them in the prompt
-    prompt         [H, W] uint8
-    returns        [1 + O', H, W], rows of `ids`: those before and the prompt's, ascending
-    """
-    merged = probabilities.new_zeros(1 + len(ids), *probabilities.shape[1:])
-    merged[[0, *(1 + ids.index(object_id) for object_id in before)]] = probabilities
-    merged.masked_fill_(prompt > 0, 0)
-    for object_id in set(ids) - set(before):
-        merged[1 + ids.index(object_id)].masked_fill_(prompt == object_id, 1)
-    return merged
-
-
-def labels_of(probabilities: torch.Tensor, ids: tuple[int, ...]) -> torch.Tensor:
-    """uint8 [H, W]: the id of the most probable row, the first where several are equal."""
-    table = torch.tensor((0, *ids), dtype=torch.uint8, device=probabilities.device)
-    return table[probabilities.argmax(dim=0)]

@@ -13,9 +13,9 @@ from .config import MatchingConfig, MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .device import choose_device
 from .errors import ConfigError, InputError, StateError
-from .finishing import Arrangement, compose, finish
+from .finishing import Arrangement, compose, finish, named_ids
 from .frames import Array, check_frame, check_mask, prepare
-from .objects import ObjectSlots, named_ids
+from .objects import ObjectSlots
 from .proposals import ProposalSource, StatefulSource, check_proposals, to_network
 from .registry import entry
 from .runtime import (
@@ -149,7 +149,7 @@ class Segmenter:
         self._pieces = None if make is None else Pieces(make)
 
     @torch.no_grad()
-    def step(self, frame: Array, mask: Array | None = None) -> Result | None:
+    def step(self, frame: Array, mask: Array | None = None) -> Result[torch.Tensor] | None:
         """Take one frame and answer for the one that lies `latency` frames back.
 
         frame  [H, W, 3] RGB, uint8 or float32 in 0..1, numpy or torch, on any device
@@ -179,7 +179,7 @@ class Segmenter:
         return result
 
     @torch.no_grad()
-    def flush(self) -> list[Result]:
+    def flush(self) -> list[Result[torch.Tensor]]:
         """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
         if self.geometry is None or self.latency == 0 or self._flushed:
             return []
@@ -301,7 +301,7 @@ class Segmenter:
 
     def _answer(
         self, ring: Sequence[Pending], target: int, state: Any, geometry: Geometry
-    ) -> Result:
+    ) -> Result[torch.Tensor]:
         """Segment, finish, remember: for the frame with that index."""
         first, last = ring[0].index, ring[-1].index
         seen = [
@@ -325,7 +325,7 @@ class Segmenter:
 
     def _replay(
         self, pieces: Pieces, seen: list[Any], target: int, state: Any, geometry: Geometry
-    ) -> Result:
+    ) -> Result[torch.Tensor]:
         """`_answer` for a frame without a prompt, in which the method discovers nothing: all but
         the writing is one piece of work."""
         by_slot = self._slots.in_slot_order
@@ -343,7 +343,7 @@ class Segmenter:
         canvas, labels, masks, observed = found
         self.method.commit(observed, masks, state)
         canvas = replace(canvas, logits=canvas.logits.clone())
-        result: Result = canvas.result(labels.clone(), target, geometry)
+        result: Result[torch.Tensor] = canvas.result(labels.clone(), target, geometry)
         return result
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Size = tuple[int, int]  # (height, width) in pixels
+A = TypeVar("A")  # torch.Tensor, or np.ndarray where onnxruntime computed
 
 
 @dataclass(frozen=True)
@@ -94,24 +97,29 @@ class Masks:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Generic[A]):
     """The answer for one frame.
 
-    labels       [H, W] uint8, object id of every pixel, 0 for background; on the engine's device
+    labels       [H, W] uint8, object id of every pixel, 0 for background; a tensor on the engine's
+                 device, or from an OnnxSegmenter a numpy array
     ids          the objects alive after this frame, ascending
     frame_index  the frame answered for, counted from 0; it lags behind `step` by the latency
     """
 
-    labels: torch.Tensor
+    labels: A
     ids: tuple[int, ...]
     frame_index: int
-    _probabilities: Callable[[], torch.Tensor] = field(repr=False)
+    _probabilities: Callable[[], A] = field(repr=False)
 
     @property
-    def probabilities(self) -> torch.Tensor:
+    def probabilities(self) -> A:
         """[1 + O, H, W] float32 at frame size, row 0 the background, then the objects by id."""
         return self._probabilities()
 
     def numpy(self) -> np.ndarray:
         """The labels as a numpy array [H, W] uint8; waits for the device."""
-        return self.labels.cpu().numpy()
+        if isinstance(self.labels, np.ndarray):
+            return self.labels
+        labels: Any = self.labels
+        array: np.ndarray = labels.cpu().numpy()
+        return array

@@ -1,0 +1,253 @@
+"""`vosengine export`: a model as ONNX graphs and a manifest that says how to drive them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx
+import torch
+
+from ...config import check_size
+from ...errors import ConfigError, OutputError
+from ...models.method import Method
+from ...registry import entry
+from ...runtime.folding import fold_batch_norms
+from ...types import Geometry, Size
+from ...weights import load
+from ..manifest import Graph, Manifest, Port, hash_of
+from . import matching
+from .frames import finish_graph, prepare_graph
+from .ops import exported_ops
+from .verb import Given, Plan, Verb, describe, deviation, write_verb
+
+OPSETS = range(20, 22)  # onnxruntime's CPU has no RoiAlign of 22 and later
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2}  # of the largest number of a graph's outputs
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported.
+
+    out            the folder; graphs of an earlier export there are replaced
+    weights        as in Segmenter
+    size           (height, width) in the network: graphs of that size alone, static throughout.
+                   None: sizes, objects and memory are free
+    max_objects    rows of static graphs, and the most that a stream may have
+    memory_frames  frames that the memory holds of every object; None takes the model's number
+    precision      "fp32", or "fp16"
+    opset          20 or 21
+    """
+
+    out: Path
+    weights: str | None = None
+    size: Size | None = None
+    max_objects: int | None = None
+    memory_frames: int | None = None
+    precision: str = "fp32"
+    opset: int = 20
+
+    def check(self) -> None:
+        """Raise ConfigError, before anything is written."""
+        if self.opset not in OPSETS:
+            raise ConfigError(
+                f"opset: wanted {OPSETS.start}..{OPSETS.stop - 1}, which onnxruntime runs whole, "
+                f"given {self.opset}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision: wanted {' or '.join(PRECISIONS)}, given {self.precision!r}"
+            )
+        check_size(self.size)
+        if self.max_objects is not None and not 1 <= self.max_objects <= 255:
+            raise ConfigError(f"max_objects: wanted 1..255, given {self.max_objects}")
+
+
+class Family(Protocol):
+    """What a module of this folder says of its models.
+
+    POLICY                 name of the policy that drives the graphs
+    verbs(method, plan)    the graphs but for `prepare` and `finish`
+    settings(method)       what the policy must know; `stride` of the logits among it
+    """
+
+    POLICY: str
+
+    def verbs(self, method: Any, plan: Plan) -> list[Verb]: ...
+
+    def settings(self, method: Any) -> dict[str, Any]: ...
+
+
+FAMILIES: dict[str, Any] = {
+    "stm": matching,
+    "munet": matching,
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A graph against torch: the largest difference, of the largest number."""
+
+    graph: str
+    worst: float
+    scale: float
+
+
+def export_model(
+    model: str,
+    options: ExportOptions,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[Manifest, list[Compared]]:
+    """Write a model's graphs and model.json, each graph checked and compared with torch.
+
+    Raises  ConfigError, before anything is written; OutputError where a graph disagrees.
+    """
+    options.check()
+    entry(model)
+    method, card = load(model, options.weights)
+    _set_memory(method, options)
+    fold_batch_norms(method)
+    method.to(PRECISIONS[options.precision])
+    family = FAMILIES[model]
+    folder = _fresh_folder(options.out)
+    dynamic = options.size is None
+    plan = _plan(method, options)
+    graphs = dict(_frame_graphs(method, folder, options))
+    verbs = family.verbs(method, plan)
+    for verb in verbs:
+        report(f"{verb.name}.onnx")
+        graphs[verb.name] = write_verb(verb, folder, dynamic=dynamic, opset=options.opset)
+    manifest = Manifest(
+        model=model,
+        policy=family.POLICY,
+        opset=options.opset,
+        precision=options.precision,
+        dynamic=dynamic,
+        objects=plan.objects,
+        max_objects=options.max_objects or method.max_objects,
+        size=options.size or method.size,
+        multiple=method.stride,
+        mean=method.config.mean,
+        std=method.config.std,
+        sees=method.sees,
+        needs_mask=method.needs_mask,
+        takes_mask=method.takes_mask,
+        weights={
+            "name": card.name,
+            "caption": card.caption,
+            "trained": card.trained,
+            "identity": card.identity,
+        },
+        graphs=_in_order(graphs),
+        state=_state(graphs),
+        settings=family.settings(method),
+    )
+    compared = list(_compared(family, method, plan, verbs, folder, dynamic, options.precision))
+    manifest.write(folder)
+    return manifest, compared
+
+
+def _set_memory(method: Method[Any, Any], options: ExportOptions) -> None:
+    memory = getattr(method.config, "memory", None)
+    if options.memory_frames is None:
+        return
+    if memory is None:
+        raise ConfigError("memory_frames: this model has no memory of frames; leave it out")
+    method.config = replace(method.config, memory=replace(memory, max_frames=options.memory_frames))
+
+
+def _plan(method: Method[Any, Any], options: ExportOptions) -> Plan:
+    memory = getattr(method.config, "memory", None)
+    if options.size is None:  # examples, all different
+        return Plan(method.stride, (3, 5), 2, 4)
+    geometry = Geometry.fit(options.size, size=options.size, multiple=method.stride)
+    frames = 1 if memory is None else memory.max_frames
+    return Plan(
+        method.stride,
+        geometry.cells(method.stride),
+        options.max_objects or method.max_objects,
+        frames,
+    )
+
+
+def _fresh_folder(folder: Path) -> Path:
+    """The folder, made, without the graphs of an earlier export."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (*folder.glob("*.onnx"), *folder.glob("model.json")):
+            path.unlink()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to ({error.strerror})") from None
+    return folder
+
+
+def _frame_graphs(
+    method: Method[Any, Any], folder: Path, options: ExportOptions
+) -> Iterator[tuple[str, Graph]]:
+    config, half = method.config, options.precision == "fp16"
+    models = {
+        "prepare": prepare_graph(config.mean, config.std, half, options.opset),
+        "finish": finish_graph(options.opset),
+    }
+    for name, model in models.items():
+        path = folder / f"{name}.onnx"
+        onnx.save(model, str(path))
+        source = {"logits": "segment.logits"}
+        verb = Verb(
+            name,
+            torch.nn.Identity(),
+            tuple(
+                Given(v.name, source.get(v.name, f"caller.{v.name}"), torch.empty(0), {})
+                for v in model.graph.input
+            ),
+            tuple((v.name, "") for v in model.graph.output),
+        )
+        yield name, describe(path, verb, dynamic=None)
+
+
+def _state(graphs: dict[str, Graph]) -> tuple[Port, ...]:
+    """Every tensor of the memory, as it goes into the graphs."""
+    found: dict[str, Port] = {}
+    for graph in graphs.values():
+        for port in graph.inputs:
+            if port.source.startswith("state."):
+                name = port.source.removeprefix("state.")
+                found.setdefault(name, replace(port, name=name, source=""))
+    return tuple(found.values())
+
+
+def _in_order(graphs: dict[str, Graph]) -> dict[str, Graph]:
+    """The order in which a frame goes through them."""
+    order = ["prepare", "encode", "segment", "finish", "remember"]
+    return {name: graphs[name] for name in (*order, *graphs) if name in graphs}
+
+
+def _compared(
+    family: Family,
+    method: Method[Any, Any],
+    plan: Plan,
+    verbs: list[Verb],
+    folder: Path,
+    dynamic: bool,
+    precision: str,
+) -> Iterator[Compared]:
+    """Every graph against torch; a dynamic one at another size, with another number of objects
+    and another memory than it was traced with."""
+    if dynamic:
+        verbs = family.verbs(method, Plan(plan.multiple, (7, 6), 3, 2))
+    for verb in verbs:
+        with exported_ops():
+            examples = [given.example for given in verb.inputs]
+            worst, scale = deviation(folder / f"{verb.name}.onnx", verb, examples)
+        if worst > TOLERANCE[precision] * max(1.0, scale):
+            raise OutputError(
+                f"{folder}/{verb.name}.onnx: differs from torch by {worst:.2g} where the largest "
+                f"number is {scale:.2g}"
+            )
+        yield Compared(verb.name, worst, scale)

@@ -1,0 +1,135 @@
+"""`prepare` and `finish` as graphs: what lies between a caller's frame and the network.
+
+Written in ONNX's own words, because every model has the same two and they take sizes as tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnxscript import BOOL, DOUBLE, FLOAT, INT64, UINT8, script
+from onnxscript import opset18 as op
+
+from ...kernels.finish_masks.reference import LOWEST_ODDS
+
+NOT_THERE = -1e30  # a logit whose odds are 0
+
+
+def prepare_graph(
+    mean: Sequence[float], std: Sequence[float], half: bool, opset: int
+) -> onnx.ModelProto:
+    """frame uint8 [height, width, 3], resized int64 [2], padding int64 [4] (left, right, top,
+    bottom) -> prepared [1, 3, H, W]: `prepare_frame`."""
+    centre = [value * 255 for value in mean]
+    spread = [value * 255 for value in std]
+    wide = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+
+    @script(default_opset=op)
+    def prepare(
+        frame: UINT8["height", "width", 3], resized: INT64[2], padding: INT64[4]
+    ) -> FLOAT[1, 3, "H", "W"]:
+        image = op.Unsqueeze(op.Transpose(op.Cast(frame, to=1), perm=[2, 0, 1]), [0])
+        sizes = op.Concat(op.Constant(value_ints=[1, 3]), resized, axis=0)
+        image = op.Resize(image, None, None, sizes, mode="linear", antialias=1, exclude_outside=1)
+        sides = op.Gather(padding, op.Constant(value_ints=[2, 0, 3, 1]), axis=0)
+        axes = op.Constant(value_ints=[2, 3])
+        image = op.Pad(image, sides, op.Constant(value_float=0.0), axes)
+        mean = op.Reshape(op.Constant(value_floats=centre), op.Constant(value_ints=[1, 3, 1, 1]))
+        std = op.Reshape(op.Constant(value_floats=spread), op.Constant(value_ints=[1, 3, 1, 1]))
+        prepared = op.Cast(op.Div(op.Sub(image, mean), std), to=wide)
+        return prepared
+
+    return _finished(prepare.to_model_proto(), opset, half)
+
+
+@script(default_opset=op)
+def finish(
+    logits: FLOAT["objects", "h", "w"],
+    alive: BOOL["objects"],
+    prompt: UINT8["height", "width"],
+    size: INT64[2],
+    region: DOUBLE[4],
+    padding: INT64[4],
+) -> tuple[UINT8["y", "x"], FLOAT["rows", "H", "W"]]:
+    one = op.Constant(value_int=1)
+    zero = op.Constant(value_int=0)
+    half = op.Cast(0.5, to=11)
+    top, left, tall, wide = op.Split(region, num_outputs=4)
+    height, width = op.Split(size, num_outputs=2)
+    rows = op.Add(op.Cast(op.Range(zero, op.Squeeze(height), one), to=11), half)
+    columns = op.Add(op.Cast(op.Range(zero, op.Squeeze(width), one), to=11), half)
+
+    # Where every pixel lies on the grid, and the two cells on either side of it.
+    last_y = op.Sub(op.Shape(logits, start=1, end=2), one)
+    last_x = op.Sub(op.Shape(logits, start=2, end=3), one)
+    y = op.Sub(op.Add(op.Div(op.Mul(rows, tall), op.Cast(height, to=11)), top), half)
+    x = op.Sub(op.Add(op.Div(op.Mul(columns, wide), op.Cast(width, to=11)), left), half)
+    y = op.Max(op.Min(y, op.Cast(last_y, to=11)), op.Cast(zero, to=11))
+    x = op.Max(op.Min(x, op.Cast(last_x, to=11)), op.Cast(zero, to=11))
+    low_y, low_x = op.Floor(y), op.Floor(x)
+    from_y = op.Unsqueeze(op.Cast(op.Sub(y, low_y), to=1), [1])
+    from_x = op.Cast(op.Sub(x, low_x), to=1)
+    low_y, low_x = op.Cast(low_y, to=7), op.Cast(low_x, to=7)
+    above = op.Gather(logits, low_y, axis=1)
+    below = op.Gather(logits, op.Min(op.Add(low_y, one), last_y), axis=1)
+    fine = op.Add(above, op.Mul(from_y, op.Sub(below, above)))
+    before = op.Gather(fine, low_x, axis=2)
+    after = op.Gather(fine, op.Min(op.Add(low_x, one), last_x), axis=2)
+    fine = op.Add(before, op.Mul(from_x, op.Sub(after, before)))
+
+    # Who counts: the objects alive, but for those that the prompt names.
+    count = op.Squeeze(op.Shape(alive))
+    ids = op.Reshape(op.Range(one, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1]))
+    shown = op.Equal(op.Unsqueeze(prompt, [0]), op.Cast(ids, to=2))
+    named = op.ReduceMax(
+        op.Cast(shown, to=2), op.Constant(value_ints=[1, 2]), keepdims=1
+    )
+    alive_rows = op.Reshape(alive, op.Constant(value_ints=[-1, 1, 1]))
+    counted = op.And(alive_rows, op.Equal(named, op.Cast(zero, to=2)))
+    fine = op.Where(counted, fine, op.Constant(value_float=NOT_THERE))
+
+    # Soft aggregation; 1 / (e^s - 1) by way of tanh, which keeps its digits where s is small.
+    least = op.Constant(value_float=LOWEST_ODDS)
+    most = op.Constant(value_float=1 / LOWEST_ODDS)
+    joint = op.ReduceSum(op.Softplus(fine), op.Constant(value_ints=[0]), keepdims=1)
+    t = op.Tanh(op.Mul(joint, 0.5))
+    background = op.Clip(op.Div(op.Sub(1.0, t), op.Add(t, t)), least, most)
+    odds = op.Clip(op.Exp(fine), least, most)
+    odds = op.Where(counted, odds, op.Constant(value_float=0.0))
+    odds = op.Concat(background, odds, axis=0)
+    found = op.Div(odds, op.ReduceSum(odds, op.Constant(value_ints=[0]), keepdims=1))
+
+    # The prompt over it: its objects have probability 1 where it shows them, all others 0.
+    scale_y = op.Div(op.Cast(op.Shape(prompt, start=0, end=1), to=11), op.Cast(height, to=11))
+    scale_x = op.Div(op.Cast(op.Shape(prompt, start=1, end=2), to=11), op.Cast(width, to=11))
+    near_y = op.Cast(op.Floor(op.Mul(rows, scale_y)), to=7)
+    near_x = op.Cast(op.Floor(op.Mul(columns, scale_x)), to=7)
+    given = op.Gather(op.Gather(prompt, near_y, axis=0), near_x, axis=1)
+    given = op.Unsqueeze(given, [0])
+    table = op.Reshape(
+        op.Range(zero, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1])
+    )
+    is_it = op.Cast(op.Equal(given, op.Cast(table, to=2)), to=1)
+    found = op.Where(op.Greater(given, op.Cast(zero, to=2)), is_it, found)
+
+    labels = op.Cast(op.ArgMax(found, axis=0, keepdims=0), to=2)
+    sides = op.Gather(padding, op.Constant(value_ints=[2, 0, 3, 1]), axis=0)
+    axes = op.Constant(value_ints=[1, 2])
+    masks = op.Pad(found, sides, op.Constant(value_float=0.0), axes)
+    return labels, masks
+
+
+def finish_graph(opset: int) -> onnx.ModelProto:
+    """logits [objects, h, w] float32, alive bool [objects], prompt uint8 [height, width] (1 + row,
+    0 where it says nothing), size int64 [2], region float64 [4], padding int64 [4] -> labels uint8
+    (1 + row) of that size, and the probabilities of background and rows, padded:
+    `finish_masks`, with a prompt over it."""
+    return _finished(finish.to_model_proto(), opset, False)
+
+
+def _finished(model: onnx.ModelProto, opset: int, half: bool) -> onnx.ModelProto:
+    model = onnx.version_converter.convert_version(model, opset)
+    if half:
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    return model

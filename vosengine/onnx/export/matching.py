@@ -1,0 +1,179 @@
+"""STM and MUNet as graphs: a memory of every object, read and written."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ...errors import ConfigError
+from ...memory import Stored
+from ...models.munet import MUNet
+from ...models.stm import STM
+from ...types import Masks
+from .verb import Given, Plan, Verb
+
+
+class Read(NamedTuple):
+    """A memory as `segment` sees it: keys [O, T, h, w, Ck], values likewise, length [O] frames."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    length: torch.Tensor
+
+    def read(self, count: int) -> Stored:
+        cells = self.keys.shape[2] * self.keys.shape[3]
+        return Stored(self.keys.flatten(1, 3), self.values.flatten(1, 3), self.length * cells)
+
+
+class ReadState(NamedTuple):
+    memory: Read
+    object_count: int
+
+
+class Encode(nn.Module):
+    """prepared -> features."""
+
+    def __init__(self, method: STM | MUNet) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self.method.encode(prepared))[1:]
+
+
+class Segment(nn.Module):
+    """features, memory -> logits."""
+
+    def __init__(self, method: STM | MUNet) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        *features, keys, values, length = tensors
+        state: Any = ReadState(Read(keys, values, length), keys.shape[0])
+        logits = self.method.segment(self._seen(features), state).logits
+        return logits.float()
+
+    def _seen(self, features: list[torch.Tensor]) -> list[Any]:
+        kind: Any = self.method.features
+        if isinstance(self.method, STM):
+            return [kind(None, *features)]
+        before, *now = features
+        empty = [None] * len(kind._fields)
+        return [kind(*empty)._replace(reduced=before), kind(None, *now)]
+
+
+class Remember(nn.Module):
+    """prepared, masks, memory -> memory."""
+
+    def __init__(self, method: STM | MUNet) -> None:
+        super().__init__()
+        self.method = method
+        self.every = method.config.memory.every
+
+    def forward(
+        self,
+        prepared: torch.Tensor,
+        masks: torch.Tensor,
+        alive: torch.Tensor,
+        prompted: torch.Tensor,
+        frame_index: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        length: torch.Tensor,
+        cursor: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        kind: Any = self.method.features
+        features = kind(prepared, *[None] * (len(kind._fields) - 1))
+        state: Any = None
+        observed = self.method.observe([features], Masks(masks), state)
+        assert observed is not None
+        key, value = (x.movedim(1, 3)[:, None] for x in observed)  # [O, 1, h, w, C]
+        keep = prompted | (frame_index % self.every == 0)
+        shown = alive | prompted
+        frames = torch.arange(keys.shape[1], device=keys.device)
+        here = ((frames == cursor[:, None]) & shown[:, None])[:, :, None, None, None]
+        following = torch.where(keep & shown, cursor + 1, cursor)
+        return (
+            torch.where(here, key, keys),
+            torch.where(here, value, values),
+            torch.where(shown, torch.maximum(length, cursor + 1), length),
+            # Past the last slot the ring goes on at 1: slot 0 is pinned.
+            torch.where(following < self.method.config.memory.max_frames, following, 1),
+        )
+
+
+POLICY = "memory"
+
+
+def settings(method: STM | MUNet) -> dict[str, Any]:
+    """The logits' stride, and what the memory keeps."""
+    memory = method.config.memory
+    if memory.policy == "afb":
+        raise ConfigError(
+            "memory: afb merges features by content, which no graph of fixed shapes does; export "
+            "a model with every-N or all"
+        )
+    return {"stride": 4, "every": memory.every, "frames": memory.max_frames}
+
+
+def verbs(method: STM | MUNet, plan: Plan) -> list[Verb]:
+    """encode, segment, remember."""
+    config, cells, objects, frames = method.config, plan.cells, plan.objects, plan.frames
+    dtype = method.query_head.key.weight.dtype
+    (height, width), finer = cells, plan.multiple // config.key_stride
+    pixels = {2: f"{plan.multiple}*h", 3: f"{plan.multiple}*w"}
+    prepared = torch.rand(1, 3, *plan.network).to(dtype)
+    frame = Given("prepared", "prepare.prepared", prepared, pixels)
+    encode = Encode(method)
+    with torch.no_grad():
+        example = encode(prepared)
+    names = list(method.features._fields[1:])
+    features = [
+        Given(name, f"encode.{name}", x, _grid(x, cells))
+        for name, x in zip(names, example, strict=True)
+    ]
+    seen = list(features)
+    if isinstance(method, MUNet):
+        reduced = features[names.index("reduced")]
+        before = Given("before", "encode.reduced@-1", reduced.example.clone(), reduced.axes)
+        seen = [before, *features]
+    values = config.value_channels + config.read_masks
+    side = finer * height, finer * width
+    axes = {0: "objects", 1: "frames", 2: _times(finer, "h"), 3: _times(finer, "w")}
+    bank = (objects, frames, *side)
+    memory = [
+        Given("keys", "state.keys", torch.rand(*bank, config.key_channels).to(dtype), axes),
+        Given("values", "state.values", torch.rand(*bank, values).to(dtype), axes),
+        Given("length", "state.length", torch.full((objects,), frames), {0: "objects"}),
+    ]
+    masks = torch.rand(1 + objects, *prepared.shape[2:])
+    told = torch.ones(objects, dtype=torch.bool)
+    rows = {0: "objects"}
+    remember = [
+        frame,
+        Given("masks", "finish.masks", masks, {0: "1+objects", 1: pixels[2], 2: pixels[3]}),
+        Given("alive", "caller.alive", told, rows),
+        Given("prompted", "caller.prompted", told.clone(), rows),
+        Given("frame_index", "caller.frame_index", torch.tensor(5), {}),
+        *memory,
+        Given("cursor", "state.cursor", torch.full((objects,), frames - 1), rows),
+    ]
+    kept = [(f"{each}_out", f"state.{each}") for each in ("keys", "values", "length", "cursor")]
+    return [
+        Verb("encode", encode, (frame,), tuple((name, "") for name in names)),
+        Verb("segment", Segment(method), (*seen, *memory), (("logits", ""),)),
+        Verb("remember", Remember(method), tuple(remember), tuple(kept)),
+    ]
+
+
+def _times(factor: int, name: str) -> str:
+    return name if factor == 1 else f"{factor}*{name}"
+
+
+def _grid(x: torch.Tensor, cells: tuple[int, int]) -> dict[int, str]:
+    """The axes of a map [1, C, ., .] as multiples of the coarsest cells."""
+    factor = x.shape[2] // cells[0]
+    return {2: _times(factor, "h"), 3: _times(factor, "w")}

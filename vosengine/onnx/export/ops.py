@@ -1,0 +1,177 @@
+"""The ops as ONNX says them: what stands in for each while a model is exported.
+
+Every one keeps its op's contract on the calls that the models make (no length 0 read, no frame
+index), in operators that onnxruntime is quick at. What is not here is traced through its reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from onnxscript import opset19, opset20
+from torch.nn import functional
+
+from ...kernels import stand_in, use_backend
+
+NEVER = -1e30  # a score that no softmax sees
+
+
+def read_memory(
+    query_key: torch.Tensor,
+    memory_key: torch.Tensor,
+    memory_value: torch.Tensor,
+    *,
+    scale: float,
+    bias: torch.Tensor | None = None,
+    length: torch.Tensor | None = None,
+    top_k: int | None = None,
+) -> torch.Tensor:
+    """Two products and a softmax; what lies past `length` must be finite."""
+    wide = torch.promote_types(query_key.dtype, torch.float32)
+    if query_key.ndim == 2:
+        query_key = query_key[None]
+    scores = scale * (query_key @ memory_key.mT).to(wide)  # [G, P, N]
+    if bias is not None:
+        scores = scores + bias.to(wide)[:, None, :]
+    if length is not None:
+        places = torch.arange(memory_key.shape[1], device=length.device)
+        scores = torch.where((places < length[:, None])[:, None, :], scores, NEVER)
+    if top_k is not None:
+        count = torch.sym_min(top_k, memory_key.shape[1])
+        least = scores.topk(count, dim=-1).values[..., -1:]
+        scores = torch.where(scores < least, NEVER, scores)
+    weights = scores.softmax(dim=-1).to(query_key.dtype)
+    return weights @ memory_value if memory_value.ndim == 3 else weights[:, None] @ memory_value
+
+
+def correlate_frames(
+    query: torch.Tensor,
+    previous: torch.Tensor,
+    *,
+    radius: int = 12,
+    temperature: float | torch.Tensor = 20.0,
+    outside: str = "zero",
+) -> torch.Tensor:
+    """Every cell with every other by one product; the window's are gathered from that."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    height, width = query.shape[2:]
+    unit = [functional.normalize(x.to(wide), dim=1, eps=1e-12) for x in (query, previous)]
+    every = unit[0].flatten(2).mT @ unit[1].flatten(2)  # [B, P, P]
+    steps = torch.arange(-radius, radius + 1, device=query.device)
+    to_y, to_x = steps.repeat_interleave(len(steps)), steps.repeat(len(steps))
+    y = torch.arange(height, device=query.device)[:, None, None] + to_y
+    x = torch.arange(width, device=query.device)[None, :, None] + to_x
+    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).flatten(0, 1)[None]
+    index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(0, 1)[None]
+    cost = every.gather(2, index.expand(len(every), -1, -1))  # [B, P, side * side]
+    cost = torch.where(inside, cost, 0.0 if outside == "zero" else NEVER)
+    scores = temperature * cost
+    if outside == "exclude":  # whatever the sign of the temperature
+        scores = torch.where(inside, scores, NEVER)
+    weights = scores.softmax(dim=2)
+    moved = weights @ torch.stack((to_x, to_y), dim=1).to(wide)  # [B, P, 2]
+    found = torch.cat((moved, cost.amax(dim=2, keepdim=True)), dim=2)
+    return found.mT.unflatten(2, (height, width)).to(query.dtype)
+
+
+@torch.library.custom_op("vosengine_onnx::deform_conv", mutates_args=())
+def _deform_conv(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    padding: int,
+    offset_groups: int,
+) -> torch.Tensor:
+    raise NotImplementedError("only traced")
+
+
+@_deform_conv.register_fake
+def _deform_conv_shape(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    padding: int,
+    offset_groups: int,
+) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], offset.shape[2], offset.shape[3])
+
+
+def _deform_conv_node(
+    x: Any, offset: Any, weight: Any, bias: Any, padding: int, offset_groups: int
+) -> Any:
+    pads = [padding] * 4
+    return opset19.DeformConv(
+        x, weight, offset, bias, pads=pads, offset_group=offset_groups, strides=[1, 1]
+    )
+
+
+def deform_conv(
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    padding: int = 0,
+) -> torch.Tensor:
+    """DeformConv-19, as the alignment of frames wants it."""
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[0])
+    groups = offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
+    found: torch.Tensor = _deform_conv(x, offset, weight, bias, padding, groups)
+    return found
+
+
+@torch.library.custom_op("vosengine_onnx::roi_align", mutates_args=())
+def _roi_align(
+    maps: torch.Tensor, boxes: torch.Tensor, size: int, stride: int, sampling: int, aligned: bool
+) -> torch.Tensor:
+    raise NotImplementedError("only traced")
+
+
+@_roi_align.register_fake
+def _roi_align_shape(
+    maps: torch.Tensor, boxes: torch.Tensor, size: int, stride: int, sampling: int, aligned: bool
+) -> torch.Tensor:
+    return maps.new_empty(boxes.shape[0], maps.shape[1], size, size)
+
+
+def _roi_align_node(
+    maps: Any, boxes: Any, size: int, stride: int, sampling: int, aligned: bool
+) -> Any:
+    """Of image 0 for boxes [R, 4]; a batch of one."""
+    zeros = opset20.Cast(opset20.Mul(opset20.Slice(boxes, [0], [1], [1]), 0.0), to=7)
+    return opset20.RoiAlign(
+        maps,
+        boxes,
+        opset20.Squeeze(zeros, [1]),
+        output_height=size,
+        output_width=size,
+        sampling_ratio=sampling,
+        spatial_scale=1.0 / stride,
+        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+    )
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.vosengine_onnx.deform_conv.default: _deform_conv_node,
+    torch.ops.vosengine_onnx.roi_align.default: _roi_align_node,
+}
+
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "read_memory": read_memory,
+    "correlate_frames": correlate_frames,
+    "deform_conv": deform_conv,
+}
+
+
+@contextmanager
+def exported_ops() -> Iterator[None]:
+    """Inside the block models are traced in these forms, and through references where there is
+    none."""
+    with use_backend("reference"), stand_in(STAND_INS):
+        yield

@@ -1,0 +1,187 @@
+"""From a module to a graph file: traced, checked, and compared with what torch computes."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+from torch.export import Dim
+
+from ...errors import OutputError
+from ...types import Size
+from ..manifest import Axis, Graph, Port, hash_of
+from .ops import TRANSLATIONS, exported_ops
+
+LARGEST = {"objects": 255, "frames": 4096}  # of an axis; of any other 2^14
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes that a method is traced at; where the export is dynamic, examples.
+
+    cells    of the network's input at its coarsest stride, `multiple`
+    objects  rows; frames: of the memory
+    """
+
+    multiple: int
+    cells: Size
+    objects: int
+    frames: int
+
+    @property
+    def network(self) -> Size:
+        """(height, width) of the network's input."""
+        return self.multiple * self.cells[0], self.multiple * self.cells[1]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A graph to be: a module, and its tensors.
+
+    inputs    in order of `forward`; each with an example of its dtype, all sizes at least 2 and
+              different where their axes have different names
+    outputs   names, and where the value is kept ("state.NAME") or ""
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Given, ...]
+    outputs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input of a verb.
+
+    axes  per axis that varies its name or its expression: "16*h", "objects", "1+objects"
+    """
+
+    name: str
+    source: str
+    example: torch.Tensor
+    axes: dict[int, str]
+
+
+def write_verb(verb: Verb, folder: Path, *, dynamic: bool, opset: int) -> Graph:
+    """Export, check, and describe a verb as FOLDER/<name>.onnx."""
+    path = folder / f"{verb.name}.onnx"
+    shapes = _dynamic_shapes(verb.inputs) if dynamic else None
+    names = [given.name for given in verb.inputs]
+    outputs = [name for name, _ in verb.outputs]
+    with warnings.catch_warnings(), exported_ops(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Flat(verb.module).eval(),
+            tuple(given.example for given in verb.inputs),
+            dynamo=True,
+            opset_version=opset,
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes=None if shapes is None else (shapes,),
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    return describe(path, verb, dynamic)
+
+
+class _Flat(nn.Module):
+    """Whatever a module's signature, torch wants shapes in the same nesting: one tuple."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.module(*tensors)
+
+
+def describe(path: Path, verb: Verb, dynamic: bool | None) -> Graph:
+    """What the manifest says of a written graph; None: whatever the graph itself says.
+
+    Raises  OutputError where a graph that should be static is not.
+    """
+    model = onnx.load(str(path))
+    _name_axes(model)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+    kept = dict(verb.outputs)
+    sources = {given.name: given for given in verb.inputs}
+    inputs = []
+    for value in model.graph.input:
+        given, shape = sources[value.name], _shape(value)
+        if dynamic is not None:
+            sizes = enumerate(given.example.shape)
+            shape = tuple(given.axes.get(i, n) if dynamic else n for i, n in sizes)
+        inputs.append(Port(value.name, _dtype(value), shape, given.source))
+    outputs = [Port(v.name, _dtype(v), _shape(v), kept[v.name]) for v in model.graph.output]
+    if dynamic is False and any(isinstance(axis, str) for port in outputs for axis in port.shape):
+        raise OutputError(f"{path}: a static graph has an axis that varies")
+    return Graph(path.name, hash_of(path), tuple(inputs), tuple(outputs))
+
+
+def _name_axes(model: onnx.ModelProto) -> None:
+    """Where torch has found names of its own for height and width ("4*s39"), put ours."""
+    names: dict[str, str] = {}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            for symbol in re.findall(r"\bs\d+\b", axis.dim_param):
+                names.setdefault(symbol, "hw"[len(names)] if len(names) < 2 else symbol)
+            for symbol, name in names.items():
+                axis.dim_param = re.sub(rf"\b{symbol}\b", name, axis.dim_param)
+
+
+def _dtype(value: onnx.ValueInfoProto) -> str:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    return str(np.dtype(kind))
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[Axis, ...]:
+    return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+
+
+def _dynamic_shapes(inputs: Sequence[Given]) -> tuple[dict[int, Any], ...]:
+    """torch's form of the axes: one Dim for every name, and what is derived from it."""
+    dims: dict[str, Any] = {}
+
+    def dim(expression: str) -> Any:
+        found = re.fullmatch(r"(?:(\d+)\*)?([a-z_]+)|(\d+)\+([a-z_]+)", expression)
+        assert found is not None, expression
+        factor, name, more, other = found.groups()
+        name = name or other
+        if name not in dims:
+            dims[name] = Dim(name, min=1, max=LARGEST.get(name, 1 << 14))
+        if factor:
+            return int(factor) * dims[name]
+        return dims[name] + int(more) if more else dims[name]
+
+    return tuple({axis: dim(text) for axis, text in given.axes.items()} for given in inputs)
+
+
+def deviation(
+    path: Path, verb: Verb, inputs: Sequence[torch.Tensor]
+) -> tuple[float, float]:
+    """The largest difference of onnxruntime from torch on these inputs, and the largest number."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    wanted = {each.name for each in session.get_inputs()}
+    feeds = {g.name: x.numpy() for g, x in zip(verb.inputs, inputs, strict=True)}
+    found = session.run(None, {name: x for name, x in feeds.items() if name in wanted})
+    with torch.no_grad():
+        truth = verb.module(*inputs)
+    truth = truth if isinstance(truth, tuple) else (truth,)
+    worst = scale = 0.0
+    for ours, theirs in zip(found, truth, strict=True):
+        a, b = np.asarray(ours, np.float64), theirs.double().numpy()
+        if a.size:
+            worst, scale = max(worst, float(np.abs(a - b).max())), max(scale, float(np.abs(b).max()))
+    return worst, scale

@@ -1,0 +1,144 @@
+"""model.json: what stands beside the graphs, so that any program can drive them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..errors import WeightsError
+
+FORMAT = "vosengine-onnx-1"
+MANIFEST = "model.json"
+
+Axis: TypeAlias = "int | str"
+
+
+@dataclass(frozen=True)
+class Port:
+    """A tensor that goes into a graph or comes out of it.
+
+    name    in the graph
+    dtype   "float32", "float16", "int64", "uint8", "bool"...
+    shape   numbers, and of axes that vary a name ("objects") or an expression ("16*h")
+    source  of an input: where it comes from. "caller.X": the program that drives the graphs;
+            "VERB.OUTPUT": what a graph said of this frame; "VERB.OUTPUT@-1": of the frame so many
+            before (or after); "state.NAME": the memory
+            of an output that is kept: "state.NAME"; else empty
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Axis, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One verb: a file, its hash, and its tensors in order."""
+
+    file: str
+    sha256: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An exported model.
+
+    policy        how the memory is driven: "memory", "foreground", "support", "proposals", "tracks"
+    dynamic       whether sizes, objects and memory are free; else they are those of the shapes
+    objects       rows of every graph where it is not dynamic
+    size, multiple  the frame's size in the network and what it is padded to: Geometry.fit
+    sees          the frames that an answer needs, relative to it
+    state         tensors that are kept from frame to frame, zeros at first
+    settings      of the policy
+    weights       the card's name, caption, whether it was trained, and its identity
+    """
+
+    model: str
+    policy: str
+    opset: int
+    precision: str
+    dynamic: bool
+    objects: int
+    max_objects: int
+    size: int | tuple[int, int] | None
+    multiple: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    sees: tuple[int, ...]
+    needs_mask: bool
+    takes_mask: bool
+    weights: dict[str, Any]
+    graphs: dict[str, Graph]
+    state: tuple[Port, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    format: str = FORMAT
+
+    @property
+    def latency(self) -> int:
+        return max(0, *self.sees)
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(asdict(self), indent=1)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises WeightsError: no export there, of another format, or its graphs are not those
+        that it was written with."""
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise WeightsError(
+                f"{folder}: holds no {MANIFEST}; wanted a folder that `vosengine export` wrote"
+            )
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise WeightsError(f"{path}: is not JSON ({error}); export the model anew") from None
+        found = fields.get("format") if isinstance(fields, dict) else None
+        if found != FORMAT:
+            raise WeightsError(f"{path}: wanted format {FORMAT}, given {found!r}; export anew")
+        fields["graphs"] = {name: _graph(each) for name, each in fields["graphs"].items()}
+        fields["state"] = _ports(fields["state"])
+        for name in ("mean", "std", "sees"):
+            fields[name] = tuple(fields[name])
+        if isinstance(fields["size"], list):
+            fields["size"] = tuple(fields["size"])
+        manifest = cls(**fields)
+        for graph in manifest.graphs.values():
+            _check_hash(folder / graph.file, graph.sha256)
+        return manifest
+
+
+def hash_of(path: Path) -> str:
+    """sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_hash(path: Path, wanted: str) -> None:
+    if not path.is_file():
+        raise WeightsError(f"{path}: is missing; export the model anew")
+    given = hash_of(path)
+    if given != wanted:
+        raise WeightsError(
+            f"{path}: is not the graph that {MANIFEST} was written with (sha256 {given[:12]}, "
+            f"wanted {wanted[:12]}); export the model anew"
+        )
+
+
+def _graph(fields: dict[str, Any]) -> Graph:
+    inputs, outputs = _ports(fields["inputs"]), _ports(fields["outputs"])
+    return Graph(fields["file"], fields["sha256"], inputs, outputs)
+
+
+def _ports(fields: list[dict[str, Any]]) -> tuple[Port, ...]:
+    return tuple(Port(**{**each, "shape": tuple(each["shape"])}) for each in fields)

@@ -1,0 +1,54 @@
+"""A caller's frames and masks, checked without torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..config import SMALLEST_SIDE
+from ..errors import InputError
+from ..types import Size
+
+
+def check_frame(frame: Any) -> np.ndarray:
+    """A frame as uint8 [H, W, 3]; raises InputError for anything else."""
+    if not isinstance(frame, np.ndarray):
+        raise InputError(f"frame: wanted a numpy array, given {type(frame).__name__}")
+    if frame.dtype != np.uint8:
+        hint = "; multiply by 255 and round" if frame.dtype.kind == "f" else ""
+        raise InputError(f"frame: wanted dtype uint8, given {frame.dtype}{hint}")
+    if frame.ndim != 3 or frame.shape[2] != 3:
+        raise InputError(f"frame: wanted [H, W, 3] RGB, given {list(frame.shape)}")
+    if min(frame.shape[:2]) < SMALLEST_SIDE:
+        raise InputError(
+            f"frame: wanted at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, "
+            f"given {frame.shape[0]} x {frame.shape[1]}"
+        )
+    return frame
+
+
+def check_mask(mask: Any, size: Size) -> np.ndarray:
+    """A prompt as uint8 [H, W] of object ids; raises InputError for anything else."""
+    if not isinstance(mask, np.ndarray):
+        raise InputError(f"mask: wanted a numpy array, given {type(mask).__name__}")
+    if mask.dtype.kind not in "uib":
+        raise InputError(f"mask: wanted an integer dtype (object ids), given {mask.dtype}")
+    if mask.shape != size:
+        raise InputError(f"mask: wanted the frame's size {list(size)}, given {list(mask.shape)}")
+    low, high = int(mask.min()), int(mask.max())
+    if low < 0 or high > 255:
+        raise InputError(
+            f"mask: wanted object ids in 1..255 (0 is background), given {low}..{high}"
+        )
+    if high == 0:
+        raise InputError("mask: holds no object, only id 0; wanted at least one id in 1..255")
+    return mask.astype(np.uint8)
+
+
+def named_ids(prompt: np.ndarray | None) -> tuple[int, ...]:
+    """The object ids that a prompt names, ascending; none where there is no prompt."""
+    if prompt is None:
+        return ()
+    present = np.bincount(prompt.ravel(), minlength=256).nonzero()[0]
+    return tuple(int(each) for each in present if each > 0)

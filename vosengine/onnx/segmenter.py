@@ -1,0 +1,299 @@
+"""An exported model as a stream: the engine's `step`, by onnxruntime and numpy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnxruntime import OrtValue
+
+from ..errors import ConfigError, InputError
+from ..objects import ObjectSlots
+from ..types import Geometry, Result, Size
+from .manifest import Manifest
+from .pictures import check_frame, check_mask, named_ids
+from .policies import Found, Marked, make_policy
+from .sessions import Sessions, Values, lookup
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A frame in the ring: its number, its features, and the prompt that came with it."""
+
+    index: int
+    features: Values
+    prompt: np.ndarray | None
+
+
+class OnnxSegmenter:
+    """Segmenter's stream over exported graphs: the same `step`, `flush`, `reset` and `remove`, and
+    the same Result, whose labels are numpy arrays.
+
+        segmenter = OnnxSegmenter("exported/munet")
+        result = segmenter.step(frame, mask)      # first frame, with object ids 1..255
+        result = segmenter.step(frame)            # every further one
+
+    folder       what `vosengine export` wrote
+    providers    of onnxruntime, by falling preference; None takes CUDA where it is, else the CPU
+    threads      of onnxruntime; 0 leaves the number to it
+    max_objects  room for that many; None takes the export's
+    online       answer at once, without looking ahead
+
+    Frames are uint8. Where the export is static, frames are stretched to its size, and what a
+    graph computes it computes for all its rows.
+
+    Raises  WeightsError where the folder is no export or was changed, DeviceError for a provider
+            that is not there, ConfigError.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int = 0,
+        max_objects: int | None = None,
+        online: bool = False,
+    ) -> None:
+        self.manifest = Manifest.read(Path(folder))
+        room = self.manifest.max_objects
+        if max_objects is not None and not 1 <= max_objects <= room:
+            raise ConfigError(f"max_objects: wanted 1..{room} (the export's), given {max_objects}")
+        self.sessions = Sessions(Path(folder), self.manifest, providers, threads)
+        self.max_objects = max_objects or room
+        self.online = online
+        self.policy = make_policy(self.manifest, self.sessions)
+        self.reset()
+
+    @property
+    def model(self) -> str:
+        return self.manifest.model
+
+    @property
+    def latency(self) -> int:
+        """How many frames `step` must see beyond the one it answers for."""
+        return 0 if self.online else self.manifest.latency
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The objects alive, ascending."""
+        return self._slots.ascending
+
+    def reset(self) -> None:
+        """Forget the stream: the next frame is the first of a new one, of any size."""
+        self.geometry: Geometry | None = None
+        self._slots = ObjectSlots(self.max_objects)
+        self._ring: list[Pending] = []
+        self.frame_count = 0
+        self._flushed = False
+        self.policy.reset()
+
+    def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Result[np.ndarray] | None:
+        """Take one frame [H, W, 3] uint8 RGB and answer for the one that lies `latency` back, as
+        Segmenter.step does. Raises InputError, before anything has changed."""
+        image = check_frame(frame)
+        size = (image.shape[0], image.shape[1])
+        prompt = None if mask is None else check_mask(mask, size)
+        self._check_stream(size, prompt)
+        if self.geometry is None:
+            manifest = self.manifest
+            self.geometry = Geometry.fit(size, size=manifest.size, multiple=manifest.multiple)
+            self.policy.start(self.geometry)
+        features = self.policy.encode(image, self._prepared(image, self.geometry))
+        ring = [*self._ring, Pending(self.frame_count, features, prompt)]
+        target = self.frame_count - self.latency
+        result = self._answer(ring, target, self.geometry) if target >= 0 else None
+        oldest_needed = target + 1 + min(0, *self.manifest.sees)
+        self._ring = [held for held in ring if held.index >= oldest_needed]
+        self.frame_count += 1
+        return result
+
+    def flush(self) -> list[Result[np.ndarray]]:
+        """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
+        if self.geometry is None or self.latency == 0 or self._flushed:
+            return []
+        waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
+        results = [self._answer(self._ring, target, self.geometry) for target in waiting]
+        self._flushed = True
+        return results
+
+    def remove(self, object_id: int) -> None:
+        """Forget an object, from the next answer on; its id may be used anew.
+
+        Raises  InputError if no such object is alive.
+        """
+        if object_id not in self._slots:
+            alive = ", ".join(map(str, self.ids)) or "none"
+            raise InputError(f"remove: no object {object_id}; alive: {alive}")
+        if not self.manifest.takes_mask:
+            raise InputError(
+                f"remove: {self.model} answers with one foreground mask, which always exists"
+            )
+        self.policy.forget(self._slots.slot(object_id), len(self._slots))
+        self._slots.remove(object_id)
+
+    def _check_stream(self, size: Size, prompt: np.ndarray | None) -> None:
+        if self._flushed:
+            raise InputError("step: the stream was flushed; call reset() to begin another")
+        if self.geometry is not None and size != self.geometry.frame:
+            raise InputError(
+                f"frame: the stream is {self.geometry.frame[0]} x {self.geometry.frame[1]}, given "
+                f"{size[0]} x {size[1]}; resize the frame, or call reset() to begin another stream"
+            )
+        if prompt is not None and not self.manifest.takes_mask:
+            raise InputError(
+                f"mask: {self.model} finds the foreground by itself and takes none; leave it out"
+            )
+        if prompt is None:
+            if self.frame_count == 0 and self.manifest.needs_mask:
+                raise InputError(
+                    f"mask: {self.model} needs one with the first frame; it says what to follow"
+                )
+            return
+        waiting = [held.prompt for held in self._ring if held.prompt is not None]
+        self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
+
+    def _prepared(self, image: np.ndarray, geometry: Geometry) -> OrtValue:
+        value = self.sessions.value
+        caller = {
+            "caller.frame": value(image),
+            "caller.resized": value(np.array(geometry.resized)),
+            "caller.padding": value(np.array(geometry.padding)),
+        }
+        return self.sessions("prepare", lookup(caller))["prepared"]
+
+    def _answer(
+        self, ring: Sequence[Pending], target: int, geometry: Geometry
+    ) -> Result[np.ndarray]:
+        """Segment, finish, remember: for the frame with that index."""
+        first, last = ring[0].index, ring[-1].index
+        offsets = self.manifest.sees
+        seen = [ring[min(max(target + o, first), last) - first].features for o in offsets]
+        prompt = ring[target - first].prompt
+        named = named_ids(prompt)
+        later = {i for held in ring[target - first + 1 :] for i in named_ids(held.prompt)}
+        known = len(self._slots)
+        looks = known > 0 or not self.manifest.needs_mask
+        found = self.policy.segment(seen, known) if looks else None
+        fresh = self._discovered(found, known, prompt, (*named, *later))
+        by_slot = (*self._slots.joined_by(named), *(i for i, _ in fresh))
+        if not by_slot:
+            return self._nothing(seen, target, geometry)
+        self.policy.make_rows(len(by_slot))
+        canvas = self._canvas(found, known, by_slot, dict(fresh), prompt, geometry)
+        outputs = canvas.finish(geometry.resized, geometry.padding)
+        labels = outputs["labels"]
+        if geometry.resized != geometry.frame:
+            labels = canvas.finish(geometry.frame)["labels"]
+        prompted = np.zeros(self.policy.rows, dtype=bool)
+        prompted[[slot for slot, each in enumerate(by_slot) if each in named]] = True
+        evidence = None if found is None else found.evidence
+        was_alive = np.arange(self.policy.rows) < known
+        marked = Marked(outputs["masks"], was_alive, prompted, known, len(by_slot), evidence)
+        self.policy.remember(seen, marked)
+        self._slots.assign(by_slot)
+        return canvas.result(labels.numpy(), target)
+
+    def _nothing(
+        self, seen: Sequence[Values], target: int, geometry: Geometry
+    ) -> Result[np.ndarray]:
+        """The answer for a frame in which there is no object."""
+        nothing = np.zeros(geometry.frame, dtype=np.uint8)
+        none = np.zeros(self.policy.rows, dtype=bool)
+        background = np.ones((1, *geometry.network), dtype=np.float32)
+        marked = Marked(self.sessions.value(background), none, none, 0, 0)
+        self.policy.remember(seen, marked)
+        return Result(nothing, (), target, partial(np.ones, (1, *geometry.frame), np.float32))
+
+    def _discovered(
+        self,
+        found: Found | None,
+        known: int,
+        prompt: np.ndarray | None,
+        named: tuple[int, ...],
+    ) -> list[tuple[int, int]]:
+        """(id, row of the logits) of the objects that a model found by itself and that are kept:
+        not those under the prompt, nor those for which there is no room or no id."""
+        if found is None or found.count == known:
+            return []
+        rows = list(range(known, found.count))
+        if prompt is not None:
+            rows = [row for row in rows if not self.policy.lies_under(found, row, prompt)]
+        return list(zip(self._slots.unused(len(rows), named), rows, strict=False))
+
+    def _canvas(
+        self,
+        found: Found | None,
+        known: int,
+        by_slot: tuple[int, ...],
+        fresh: dict[int, int],
+        prompt: np.ndarray | None,
+        geometry: Geometry,
+    ) -> Canvas:
+        """The frame's logits, one row per slot, and what is needed to finish them."""
+        rows = self.policy.rows
+        scored = {slot: slot for slot in range(known)}
+        scored |= {slot: fresh[each] for slot, each in enumerate(by_slot) if each in fresh}
+        alive = np.zeros(rows, dtype=bool)
+        alive[list(scored)] = True
+        if found is None:
+            logits = self.sessions.value(np.zeros((rows, 1, 1), dtype=np.float32))
+        elif found.logits.shape()[0] == rows and all(a == b for a, b in scored.items()):
+            logits = found.logits
+        else:
+            given = found.logits.numpy()
+            arranged = np.zeros((rows, *given.shape[1:]), dtype=np.float32)
+            arranged[list(scored)] = given[list(scored.values())]
+            logits = self.sessions.value(arranged)
+        slots = np.zeros(geometry.frame, dtype=np.uint8)
+        if prompt is not None:
+            table = np.zeros(256, dtype=np.uint8)
+            table[list(by_slot)] = np.arange(1, 1 + len(by_slot))
+            slots = table[prompt]
+        value = self.sessions.value
+        return Canvas(
+            self.sessions, logits, value(alive), value(slots), by_slot, geometry, self.manifest
+        )
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The masks of one frame, to be had at any size."""
+
+    sessions: Sessions
+    logits: OrtValue
+    alive: OrtValue
+    prompt: OrtValue
+    by_slot: tuple[int, ...]
+    geometry: Geometry
+    manifest: Manifest
+
+    def finish(self, size: Size, padding: tuple[int, ...] = (0, 0, 0, 0)) -> Values:
+        value = self.sessions.value
+        region = self.geometry.region(self.manifest.settings["stride"])
+        caller: Values = {
+            "segment.logits": self.logits,
+            "caller.alive": self.alive,
+            "caller.prompt": self.prompt,
+            "caller.size": value(np.array(size)),
+            "caller.region": value(np.array(region, dtype=np.float64)),
+            "caller.padding": value(np.array(padding)),
+        }
+        return self.sessions("finish", lookup(caller))
+
+    def result(self, labels: np.ndarray, frame_index: int) -> Result[np.ndarray]:
+        table = np.zeros(256, dtype=np.uint8)
+        table[1 : 1 + len(self.by_slot)] = self.by_slot
+        ids = tuple(sorted(self.by_slot))
+        return Result(table[labels], ids, frame_index, self.probabilities)
+
+    def probabilities(self) -> np.ndarray:
+        """float32 [1 + O, H, W]: background, then the objects in ascending order of id."""
+        masks: Any = self.finish(self.geometry.frame)["masks"].numpy()
+        order = [0, *(1 + self.by_slot.index(each) for each in sorted(self.by_slot))]
+        found: np.ndarray = masks[order]
+        return found

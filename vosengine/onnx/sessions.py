@@ -1,0 +1,97 @@
+"""The graphs of an export in onnxruntime, with every tensor left on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnxruntime import OrtValue
+
+from ..errors import DeviceError
+from .manifest import Graph, Manifest
+
+Values = dict[str, OrtValue]
+
+
+def choose_providers(wanted: Sequence[str] | None) -> list[str]:
+    """Providers in order: those asked for, or CUDA where this onnxruntime has it, then the CPU.
+
+    Raises  DeviceError for one that this onnxruntime has not.
+    """
+    there = onnxruntime.get_available_providers()
+    if wanted is None:
+        return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
+    missing = [provider for provider in wanted if provider not in there]
+    if missing or not wanted:
+        raise DeviceError(
+            f"providers: wanted some of {', '.join(there)}, given {', '.join(missing) or 'none'}; "
+            "install onnxruntime-gpu (instead of onnxruntime) for CUDA"
+        )
+    return list(wanted)
+
+
+class Session:
+    """One graph. `__call__` takes and gives values by name; outputs stay where they were computed."""
+
+    def __init__(self, path: Path, graph: Graph, providers: list[str], threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.graph = graph
+        self.device = "cuda" if providers[0].startswith("CUDA") else "cpu"
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        if self._session.get_providers()[0] != providers[0]:
+            raise DeviceError(
+                f"providers: {providers[0]} is installed but does not start here (is there a GPU, "
+                "and a driver for it?); leave it out, or ask for CPUExecutionProvider"
+            )
+        # The exporter drops an input that a graph does not use.
+        self._taken = {each.name for each in self._session.get_inputs()}
+
+    def __call__(self, source: Callable[[str], OrtValue]) -> Values:
+        """source: the value behind each input's `source`. Returns the outputs by name."""
+        binding = self._session.io_binding()
+        for port in self.graph.inputs:
+            if port.name in self._taken:
+                binding.bind_ortvalue_input(port.name, source(port.source))
+        for port in self.graph.outputs:
+            binding.bind_output(port.name, self.device)
+        self._session.run_with_iobinding(binding)
+        names = (port.name for port in self.graph.outputs)
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+
+class Sessions:
+    """All graphs of a folder: `sessions("encode", source)`."""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, providers: Sequence[str] | None, threads: int = 0
+    ) -> None:
+        chosen = choose_providers(providers)
+        self.providers = chosen
+        self._sessions = {
+            name: Session(folder / graph.file, graph, chosen, threads)
+            for name, graph in manifest.graphs.items()
+        }
+        self.device = next(iter(self._sessions.values())).device
+
+    def __call__(self, verb: str, source: Callable[[str], OrtValue]) -> Values:
+        return self._sessions[verb](source)
+
+    def value(self, array: np.ndarray) -> OrtValue:
+        """An array as a value on the device."""
+        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
+
+
+def lookup(*tables: Mapping[str, OrtValue]) -> Callable[[str], OrtValue]:
+    """A source that looks a name up in one table after the other."""
+
+    def source(name: str) -> OrtValue:
+        for table in tables:
+            if name in table:
+                return table[name]
+        raise KeyError(f"no value for {name!r}")
+
+    return source

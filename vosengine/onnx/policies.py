@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -172,9 +173,17 @@ def _resized(array: np.ndarray, axis: int, size: int) -> np.ndarray:
     return np.pad(kept, more)
 
 
-POLICIES: dict[str, type[Policy]] = {"memory": Policy, "foreground": Policy}
+POLICIES = {  # by name in a manifest, its module and class
+    "memory": ("policies", "Policy"),
+    "foreground": ("policies", "Policy"),
+    "support": ("support", "SupportPolicy"),
+    "proposals": ("proposals", "ProposalPolicy"),
+    "tracks": ("tracks", "TrackPolicy"),
+}
 
 
 def make_policy(manifest: Manifest, sessions: Sessions) -> Policy:
     """The policy that a manifest names."""
-    return POLICIES[manifest.policy](manifest, sessions)
+    module, name = POLICIES[manifest.policy]
+    found: Policy = getattr(import_module(f".{module}", __package__), name)(manifest, sessions)
+    return found

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +19,6 @@ from ...runtime.folding import fold_batch_norms
 from ...types import Geometry, Size
 from ...weights import load
 from ..manifest import Graph, Manifest, Port, hash_of
-from . import matching
 from .frames import finish_graph, prepare_graph
 from .ops import exported_ops
 from .verb import Given, Plan, Verb, describe, deviation, write_verb
@@ -83,10 +81,20 @@ class Family(Protocol):
     def settings(self, method: Any) -> dict[str, Any]: ...
 
 
-FAMILIES: dict[str, Any] = {
-    "stm": matching,
-    "munet": matching,
+FAMILIES = {  # a model's module in this folder
+    "stm": "matching",
+    "munet": "matching",
+    "giel": "support",
+    "dmn_aoa": "proposals",
+    "imcnet": "foreground",
+    "target_aware": "tracks",
 }
+
+
+def family_of(model: str) -> Family:
+    """The module that says how a model is exported."""
+    found: Any = import_module(f".{FAMILIES[model]}", __name__)
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def export_model(
     _set_memory(method, options)
     fold_batch_norms(method)
     method.to(PRECISIONS[options.precision])
-    family = FAMILIES[model]
+    family = family_of(model)
     folder = _fresh_folder(options.out)
     dynamic = options.size is None
     plan = _plan(method, options)

@@ -12,7 +12,7 @@ from ...memory import Stored
 from ...models.munet import MUNet
 from ...models.stm import STM
 from ...types import Masks
-from .verb import Given, Plan, Verb
+from .verb import Given, Plan, Verb, times
 
 
 class Read(NamedTuple):
@@ -132,7 +132,7 @@ def verbs(method: STM | MUNet, plan: Plan) -> list[Verb]:
         example = encode(prepared)
     names = list(method.features._fields[1:])
     features = [
-        Given(name, f"encode.{name}", x, _grid(x, cells))
+        Given(name, f"encode.{name}", x, plan.grid(x))
         for name, x in zip(names, example, strict=True)
     ]
     seen = list(features)
@@ -142,7 +142,7 @@ def verbs(method: STM | MUNet, plan: Plan) -> list[Verb]:
         seen = [before, *features]
     values = config.value_channels + config.read_masks
     side = finer * height, finer * width
-    axes = {0: "objects", 1: "frames", 2: _times(finer, "h"), 3: _times(finer, "w")}
+    axes = {0: "objects", 1: "frames", 2: times(finer, "h"), 3: times(finer, "w")}
     bank = (objects, frames, *side)
     memory = [
         Given("keys", "state.keys", torch.rand(*bank, config.key_channels).to(dtype), axes),
@@ -167,13 +167,3 @@ def verbs(method: STM | MUNet, plan: Plan) -> list[Verb]:
         Verb("segment", Segment(method), (*seen, *memory), (("logits", ""),)),
         Verb("remember", Remember(method), tuple(remember), tuple(kept)),
     ]
-
-
-def _times(factor: int, name: str) -> str:
-    return name if factor == 1 else f"{factor}*{name}"
-
-
-def _grid(x: torch.Tensor, cells: tuple[int, int]) -> dict[int, str]:
-    """The axes of a map [1, C, ., .] as multiples of the coarsest cells."""
-    factor = x.shape[2] // cells[0]
-    return {2: _times(factor, "h"), 3: _times(factor, "w")}

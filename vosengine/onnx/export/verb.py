@@ -42,6 +42,16 @@ class Plan:
         """(height, width) of the network's input."""
         return self.multiple * self.cells[0], self.multiple * self.cells[1]
 
+    def grid(self, x: torch.Tensor) -> dict[int, str]:
+        """The axes of a map [B, C, ., .] as multiples of the coarsest cells."""
+        factor = x.shape[2] // self.cells[0]
+        return {2: times(factor, "h"), 3: times(factor, "w")}
+
+
+def times(factor: int, name: str) -> str:
+    """The expression of an axis."""
+    return name if factor == 1 else f"{factor}*{name}"
+
 
 @dataclass(frozen=True)
 class Verb:

@@ -14,6 +14,7 @@ import torch
 from onnxscript import opset19, opset20
 from torch.nn import functional
 
+from ... import kernels as ops
 from ...kernels import stand_in, use_backend
 
 NEVER = -1e30  # a score that no softmax sees
@@ -86,7 +87,7 @@ def _deform_conv(
     padding: int,
     offset_groups: int,
 ) -> torch.Tensor:
-    raise NotImplementedError("only traced")
+    return ops.deform_conv.reference(x, offset, weight, bias=bias, padding=padding)
 
 
 @_deform_conv.register_fake
@@ -130,7 +131,9 @@ def deform_conv(
 def _roi_align(
     maps: torch.Tensor, boxes: torch.Tensor, size: int, stride: int, sampling: int, aligned: bool
 ) -> torch.Tensor:
-    raise NotImplementedError("only traced")
+    return ops.pool_regions.reference(
+        (maps,), boxes, strides=(stride,), size=size, sampling=sampling, aligned=aligned
+    )
 
 
 @_roi_align.register_fake

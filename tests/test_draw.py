@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from vosengine.cli import app
 from vosengine.commands.draw import write_davis
 from vosengine.errors import ConfigError, OutputError
-from vosengine.evaluation import find_annotated, read_annotation
+from vosengine.evaluation import find_annotated
 from vosengine.training.streams import clip_seed
 from vosengine.training.synthetic.levels import make_level_clip
+from vosengine.video import read_mask
 
 SIZE = (48, 64)
 
@@ -28,7 +29,7 @@ def test_the_folder_holds_the_clips_of_its_seed(tmp_path: Path) -> None:
     for each in found:
         number = int(each.name[-4:])
         clip = make_level_clip(number % 4, clip_seed(7, number), 3, SIZE)
-        masks = [read_annotation(path) for path in each.annotations]
+        masks = [read_mask(path) for path in each.annotations]
         assert np.array_equal(masks, clip.masks)
         frames = np.stack([np.asarray(Image.open(path)) for path in each.frames])
         assert np.abs(frames.astype(int) - clip.frames).mean() < 6  # JPEG
@@ -39,7 +40,7 @@ def test_one_level_and_labelled_clips(tmp_path: Path) -> None:
     found = find_annotated(tmp_path)
     assert [each.name for each in found] == ["level3-0000", "level3-0001"]
     clip = make_level_clip(3, clip_seed(7, 1), 3, SIZE, labelled=True)
-    assert np.array_equal([read_annotation(p) for p in found[1].annotations], clip.masks)
+    assert np.array_equal([read_mask(p) for p in found[1].annotations], clip.masks)
 
 
 def test_bad_requests_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -25,10 +25,9 @@ from vosengine.evaluation import (
     match_objects,
     measure,
     measure_folders,
-    read_annotation,
     report,
 )
-from vosengine.video import write_labels
+from vosengine.video import read_mask, write_labels
 
 Labels = np.ndarray
 
@@ -273,7 +272,7 @@ def test_masks_of_0_and_255_show_object_1(folders: tuple[Path, Path]) -> None:
         grey = (np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255
         Image.fromarray(grey).save(path)
         Image.fromarray(grey // 255).save(folders[0] / "a" / path.name)
-    assert read_annotation(folders[1] / "a" / "00000.png").max() == 1
+    assert read_mask(folders[1] / "a" / "00000.png").max() == 1
     assert measure_folders(*folders).sequences["a"].objects == {1: Score(1.0, 1.0)}
 
 

@@ -10,13 +10,12 @@ import typer
 from rich.progress import TextColumn
 from rich.table import Table
 
-from . import __version__, cli_bench, cli_training
+from . import __version__, cli_bench, cli_onnx, cli_training
 from .errors import VosError
 from .terminal import (
     INTERRUPTED,
     Device,
     Memory,
-    Model,
     Precision,
     Weights,
     WorkingSize,
@@ -68,11 +67,21 @@ def _root(
 
 @app.command()
 def run(
-    source: Annotated[
-        str, typer.Argument(help="Video file, image folder, glob, camera number, or address.")
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[EXPORT] SOURCE",
+            help="Video file, image folder, glob, camera number, or address; "
+            "with --engine onnx after the folder of the export.",
+        ),
     ],
-    model: Model,
     out: Annotated[Path, typer.Option(help="Folder for masks, overlay.mp4 and summary.json.")],
+    model: Annotated[
+        str | None, typer.Option(help="Which model; `vosengine models` lists them.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="fast, eager (layer by layer), or onnx: graphs of an export.")
+    ] = "fast",
     mask: Annotated[
         Path | None,
         typer.Option(help="Object ids of the first frame (PNG), or a folder with PNGs by frame."),
@@ -101,13 +110,18 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
 ) -> None:
     """Segment a video: masks as indexed PNGs, an overlay video, and a summary."""
+    export, source = _split_sources(sources, engine)
+    if (model is None) != (engine == "onnx"):
+        raise typer.BadParameter("wanted --model MODEL, or --engine onnx with the export's folder")
     working_size = parse_working_size(size)
     from .commands.run import RunOptions
 
     options = RunOptions(
         source=source,
-        model=model,
+        model=model or str(export),
         out=out,
+        engine=engine,
+        export=export,
         mask=mask,
         proposals=proposals,
         weights=weights,
@@ -124,6 +138,15 @@ def run(
         resume=resume,
     )
     _run(options)
+
+
+def _split_sources(sources: list[str], engine: str) -> tuple[Path | None, str]:
+    """The folder of an export, where one is to be run, and the source."""
+    wanted = 2 if engine == "onnx" else 1
+    if len(sources) != wanted:
+        what = "the export's folder, then SOURCE" if wanted == 2 else "one SOURCE"
+        raise typer.BadParameter(f"wanted {what}, given {' '.join(sources)}")
+    return (Path(sources[0]) if wanted == 2 else None), sources[-1]
 
 
 @app.command()
@@ -258,6 +281,7 @@ app.command()(cli_training.train)
 app.command()(cli_training.clips)
 app.command()(cli_training.plot)
 app.command()(cli_bench.bench)
+app.command()(cli_onnx.export)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,9 @@ class Canvas:
         merged = self.probabilities(size)
         return labels_of(merged, self.rows.ids), merged
 
-    def result(self, labels: torch.Tensor, frame_index: int, geometry: Geometry) -> Result[torch.Tensor]:
+    def result(
+        self, labels: torch.Tensor, frame_index: int, geometry: Geometry
+    ) -> Result[torch.Tensor]:
         """The caller's answer, whose probabilities are made when they are asked for."""
         probabilities = partial(self.probabilities, geometry.frame)
         return Result(labels, self.rows.ids, frame_index, probabilities)

@@ -25,15 +25,14 @@ from ..evaluation import (
     find_annotated,
     match_objects,
     measure,
-    read_annotation,
     report,
 )
 from ..segmenter import Segmenter
 from ..timing import device_name, summarise, timed
 from ..types import Result
-from ..video import SourceFrame, prepare_output_folder, write_labels
+from ..video import SourceFrame, prepare_output_folder, read_mask, write_labels
 from ..video.images import Images
-from .run import note_of
+from .engines import note_of
 
 MODEL = "model"
 COPIED = "first mask copied"
@@ -170,7 +169,7 @@ class SequenceRun:
 
     def __init__(self, sequence: Annotated, segmenter: Segmenter) -> None:
         self.sequence, self.segmenter = sequence, segmenter
-        self.annotations = [read_annotation(path) for path in sequence.annotations]
+        self.annotations = [read_mask(path) for path in sequence.annotations]
         self.scores: dict[str, SequenceScore] = {}
         self.milliseconds: list[float] = []
         self._prompted = segmenter.method.needs_mask

@@ -11,15 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .. import __version__
-from ..detectors import open_proposals
-from ..detectors.dnet import DNetSource
 from ..detectors.file import FileSource
-from ..errors import InputError, OutputError, SourceError, VosError
-from ..segmenter import Segmenter
-from ..timing import device_name, summarise, timed
+from ..errors import ConfigError, InputError, OutputError, SourceError, VosError
+from ..timing import summarise, timed
 from ..types import Result
 from ..video import (
     FrameSource,
@@ -29,8 +25,10 @@ from ..video import (
     overlay,
     prepare_output_folder,
     read_labels,
+    read_mask,
     write_labels,
 )
+from .engines import Stream, make_stream
 
 SUMMARY = "summary.json"
 STATE = "state.safetensors"
@@ -44,6 +42,8 @@ class RunOptions:
     source      a video file, a folder of images, a glob, a camera number, or an address
     mask        the first frame's object ids as a PNG, or a folder of PNGs: a frame is prompted with
                 the one of its name; None for methods that find objects themselves
+    engine      "fast" or "eager", as in Segmenter; or "onnx", which runs an export
+    export      the folder of that export; `model` is then what was exported
     proposals   where object proposals come from, as `open_proposals` takes it; None leaves it to
                 the model
     out         the folder to write to; an earlier run's files there are replaced
@@ -55,6 +55,8 @@ class RunOptions:
     source: str
     model: str
     out: Path
+    engine: str = "fast"
+    export: Path | None = None
     mask: Path | None = None
     proposals: str | None = None
     weights: str | None = None
@@ -83,9 +85,9 @@ class Progress:
 class Outputs:
     """The files of a run: masks and overlay frames as they come, the summary at the end."""
 
-    def __init__(self, options: RunOptions, segmenter: Segmenter, fps: float) -> None:
+    def __init__(self, options: RunOptions, note: str | None, fps: float) -> None:
         self.folder = options.out
-        self.note = note_of(segmenter)
+        self.note = note
         self.names: list[str] = []
         self._video = VideoWriter(self.folder / OVERLAY, fps) if options.overlay else None
 
@@ -122,88 +124,56 @@ def run(
     folder = prepare_output_folder(options.out)
     prompts = Prompts(options.mask)
     earlier = _read_summary(folder)
-    segmenter = make_segmenter(options)
+    stream = make_stream(options)
+    segmenter = stream.segmenter
     source = open_source(options.source)
     with ExitStack() as stack:
         stack.callback(source.close)
-        _check_prompted(options, segmenter)
-        if source.names is not None and isinstance(segmenter.proposals, FileSource):
-            segmenter.proposals.check_names(source.names[: options.limit])
+        _check_prompted(options, stream)
+        if source.names is not None and isinstance(stream.proposals, FileSource):
+            stream.proposals.check_names(source.names[: options.limit])
         if options.resume:
             _check_resumable(folder, earlier, source)
             segmenter.load_state(folder / STATE)
         else:
             _remove(folder, earlier)
             earlier = {}
-        outputs = Outputs(options, segmenter, options.fps or source.fps)
+        outputs = Outputs(options, stream.note, options.fps or source.fps)
         stack.callback(outputs.close)
         answered = max(0, segmenter.frame_count - segmenter.latency)
         times: list[float] = list(earlier.get("per_frame_ms", []))[:answered]
         fault: VosError | None = None
         stopped = False
         try:
-            stopped = _drive(
-                options, segmenter, source, prompts, outputs, times, report, should_stop
-            )
+            stopped = _drive(options, stream, source, prompts, outputs, times, report, should_stop)
         except VosError as error:
             fault = error
     complete = fault is None and not stopped
     if complete:
         (folder / STATE).unlink(missing_ok=True)
-    elif segmenter.frame_count:
+    elif segmenter.frame_count and stream.can_be_saved:
         segmenter.save_state(folder / STATE)
-    summary = _summary(options, segmenter, outputs.names, times, complete, fault)
+    summary = _summary(options, stream, outputs.names, times, complete, fault)
     _write_summary(folder, summary)
     if fault is not None:
         raise fault
     return summary
 
 
-def _check_prompted(options: RunOptions, segmenter: Segmenter) -> None:
-    if options.mask is None and segmenter.method.needs_mask:
+def _check_prompted(options: RunOptions, stream: Stream) -> None:
+    if options.mask is None and stream.needs_mask:
         raise InputError(
-            f"mask: {options.model} follows what it is shown; wanted --mask with the object ids of "
+            f"mask: {stream.model} follows what it is shown; wanted --mask with the object ids of "
             "the first frame, as an indexed PNG"
         )
-    if options.mask is not None and not segmenter.method.takes_mask:
+    if options.mask is not None and not stream.takes_mask:
         raise InputError(
-            f"mask: {options.model} finds the foreground by itself and takes none; leave out --mask"
+            f"mask: {stream.model} finds the foreground by itself and takes none; leave out --mask"
         )
-
-
-def make_segmenter(options: RunOptions) -> Segmenter:
-    """The engine that the options describe."""
-    proposals = None
-    if options.proposals is not None:
-        proposals = open_proposals(options.proposals, options.device)
-    return Segmenter(
-        options.model,
-        weights=options.weights,
-        device=options.device,
-        precision=options.precision,
-        max_objects=options.max_objects,
-        size=options.size,
-        memory=options.memory,
-        online=options.online,
-        proposals=proposals,
-    )
-
-
-def note_of(segmenter: Segmenter) -> str | None:
-    """What every output says where weights are random: the model's, or its D-Net's."""
-    notes = [] if segmenter.card.trained else [segmenter.card.caption]
-    source = segmenter.proposals
-    if isinstance(source, DNetSource) and not source.card.trained:
-        notes.append(f"proposals: {source.card.caption}")
-    return "; ".join(notes) or None
-
-
-def _described_proposals(options: RunOptions, segmenter: Segmenter) -> dict[str, str | None] | None:
-    source = segmenter.proposals
-    if source is None:
-        return None
-    caption = source.card.caption if isinstance(source, DNetSource) else None
-    return {"source": options.proposals or "dnet", "weights": caption}
+    if (options.resume or options.checkpoint) and not stream.can_be_saved:
+        raise ConfigError(
+            "resume, checkpoint: a stream of exported graphs cannot be saved; leave them out"
+        )
 
 
 class Prompts:
@@ -212,7 +182,7 @@ class Prompts:
     def __init__(self, path: Path | None) -> None:
         self._folder = path if path is not None and path.is_dir() else None
         # Read at once, so that a broken mask is an error before anything has been written.
-        self._first = read_labels(path) if path is not None and self._folder is None else None
+        self._first = read_mask(path) if path is not None and self._folder is None else None
         if self._folder is not None and not any(self._folder.glob("*.png")):
             raise InputError(
                 f"mask: the folder {path} holds no .png; wanted one per prompted frame"
@@ -221,13 +191,13 @@ class Prompts:
     def of(self, frame: SourceFrame) -> np.ndarray | None:
         if self._folder is not None:
             path = self._folder / f"{frame.name}.png"
-            return read_labels(path) if path.exists() else None
+            return read_mask(path) if path.exists() else None
         return self._first if frame.index == 0 else None
 
 
 def _drive(
     options: RunOptions,
-    segmenter: Segmenter,
+    stream: Stream,
     source: FrameSource,
     prompts: Prompts,
     outputs: Outputs,
@@ -236,6 +206,7 @@ def _drive(
     should_stop: Callable[[], bool],
 ) -> bool:
     """Frame by frame to the end of the source; True if it was stopped before that."""
+    segmenter = stream.segmenter
     total = source.length if options.limit is None else min(options.limit, source.length or 1 << 62)
     done_before = segmenter.frame_count
     waiting: dict[int, SourceFrame] = {}
@@ -255,12 +226,12 @@ def _drive(
             return True
         waiting[frame.index] = frame
         prompt = prompts.of(frame)
-        answer(*timed(partial(segmenter.step, frame.image, prompt), segmenter.device))
+        answer(*timed(partial(segmenter.step, frame.image, prompt), stream.device))
         if options.checkpoint and segmenter.frame_count % options.checkpoint == 0:
             segmenter.save_state(options.out / STATE)
     if segmenter.frame_count < done_before or segmenter.frame_count == 0:
         raise SourceError(f"{options.source}: holds {segmenter.frame_count} frames")
-    results, milliseconds = timed(segmenter.flush, segmenter.device)
+    results, milliseconds = timed(segmenter.flush, stream.device)
     for result in results:
         answer(result, milliseconds / len(results))
     return False
@@ -318,26 +289,20 @@ def _remove(folder: Path, earlier: dict[str, Any]) -> None:
 
 def _summary(
     options: RunOptions,
-    segmenter: Segmenter,
+    stream: Stream,
     names: list[str],
     times: list[float],
     complete: bool,
     fault: VosError | None,
 ) -> dict[str, Any]:
-    card = segmenter.card
+    geometry = stream.segmenter.geometry
     return {
         "vosengine": __version__,
         "source": options.source,
-        "model": options.model,
-        "weights": {"name": card.name, "trained": card.trained, "note": card.caption},
-        "proposals": _described_proposals(options, segmenter),
-        "device": str(segmenter.device),
-        "device_name": device_name(segmenter.device),
-        "torch": torch.__version__,
-        "precision": str(segmenter.dtype).removeprefix("torch."),
-        "frame_size": list(segmenter.geometry.frame) if segmenter.geometry else None,
-        "network_size": list(segmenter.geometry.network) if segmenter.geometry else None,
-        "objects": list(segmenter.ids),
+        **stream.facts,
+        "frame_size": list(geometry.frame) if geometry else None,
+        "network_size": list(geometry.network) if geometry else None,
+        "objects": list(stream.segmenter.ids),
         "complete": complete,
         "fault": str(fault) if fault else None,
         "frame_count": len(names),

@@ -2,7 +2,7 @@
 
 from .assignment import match_objects
 from .baselines import FirstMask, Frame, WarpedMask, centred_ellipse
-from .layout import Annotated, find_annotated, read_annotation
+from .layout import Annotated, find_annotated
 from .measure import (
     FEWEST_FRAMES,
     Evaluation,
@@ -30,7 +30,6 @@ __all__ = [
     "match_objects",
     "measure",
     "measure_folders",
-    "read_annotation",
     "report",
     "write_json",
 ]

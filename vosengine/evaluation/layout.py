@@ -6,14 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import InputError
-from ..video import read_labels
 from ..video.images import is_image, natural_key
-
-BINARY_FOREGROUND = 255  # the one object's value in DAVIS 2016
 
 
 @dataclass(frozen=True)
@@ -57,17 +51,6 @@ def annotation_files(folder: Path) -> list[Path]:
     """The masks of one sequence, in order."""
     files = (path for path in folder.glob("*.png") if is_image(path))
     return sorted(files, key=lambda path: natural_key(path.name))
-
-
-def read_annotation(path: Path) -> NDArray[np.uint8]:
-    """Object ids [H, W]; one that holds nothing but 0 and 255 shows object 1, as in DAVIS 2016.
-
-    Raises InputError when it is missing, damaged, or not an indexed or grey image.
-    """
-    labels = read_labels(path)
-    if set(np.unique(labels).tolist()) <= {0, BINARY_FOREGROUND}:
-        return (labels > 0).astype(np.uint8)
-    return labels
 
 
 def _resolution(folder: Path) -> Path:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DependencyError, InputError
-from .layout import annotation_files, list_folders, read_annotation
+from ..video import read_mask
+from .layout import annotation_files, list_folders
 
 Labels = NDArray[np.uint8]  # [H, W] object ids, 0 is background
 
@@ -172,7 +173,7 @@ def measure_folders(predictions: Path, annotations: Path, *, binary: bool = Fals
 
 def _read_pairs(predictions: Path, files: Sequence[Path]) -> Iterator[tuple[Labels, Labels]]:
     for path in files:
-        yield read_annotation(predictions / path.name), read_annotation(path)
+        yield read_mask(predictions / path.name), read_mask(path)
 
 
 def _new_evaluator() -> Any:

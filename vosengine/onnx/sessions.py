@@ -33,7 +33,7 @@ def choose_providers(wanted: Sequence[str] | None) -> list[str]:
 
 
 class Session:
-    """One graph. `__call__` takes and gives values by name; outputs stay where they were computed."""
+    """One graph: values in, values out, which stay where they were computed."""
 
     def __init__(self, path: Path, graph: Graph, providers: list[str], threads: int) -> None:
         options = onnxruntime.SessionOptions()

@@ -3,7 +3,14 @@
 from .frame_source import FrameSource, SourceFrame
 from .palette import DAVIS_PALETTE
 from .sources import open_source
-from .writers import VideoWriter, overlay, prepare_output_folder, read_labels, write_labels
+from .writers import (
+    VideoWriter,
+    overlay,
+    prepare_output_folder,
+    read_labels,
+    read_mask,
+    write_labels,
+)
 
 __all__ = [
     "DAVIS_PALETTE",
@@ -14,5 +21,6 @@ __all__ = [
     "overlay",
     "prepare_output_folder",
     "read_labels",
+    "read_mask",
     "write_labels",
 ]

@@ -28,6 +28,7 @@ StrPath = str | os.PathLike[str]
 
 # Colours near the label's own, but light enough to stand out against its darker blend.
 _CONTOUR_COLOURS = (128 + DAVIS_PALETTE.astype(np.uint16) // 2).astype(np.uint8)
+BINARY_FOREGROUND = 255
 _GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _BAD_IMAGE = (
     OSError,  # unknown format or cut data
@@ -112,6 +113,15 @@ def read_labels(path: StrPath) -> np.ndarray:
             "0 to 255; renumber the objects"
         )
     return values.astype(np.uint8)
+
+
+def read_mask(path: StrPath) -> np.ndarray:
+    """A mask that shows objects, uint8 [H, W]: ids as `read_labels` has them; one that holds
+    nothing but 0 and 255 shows object 1, as in DAVIS 2016. Raises InputError likewise."""
+    labels = read_labels(path)
+    if set(np.unique(labels).tolist()) <= {0, BINARY_FOREGROUND}:
+        return (labels > 0).astype(np.uint8)
+    return labels
 
 
 def overlay(

@@ -82,9 +82,7 @@ def finish(
     count = op.Squeeze(op.Shape(alive))
     ids = op.Reshape(op.Range(one, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1]))
     shown = op.Equal(op.Unsqueeze(prompt, [0]), op.Cast(ids, to=2))
-    named = op.ReduceMax(
-        op.Cast(shown, to=2), op.Constant(value_ints=[1, 2]), keepdims=1
-    )
+    named = op.ReduceMax(op.Cast(shown, to=2), op.Constant(value_ints=[1, 2]), keepdims=1)
     alive_rows = op.Reshape(alive, op.Constant(value_ints=[-1, 1, 1]))
     counted = op.And(alive_rows, op.Equal(named, op.Cast(zero, to=2)))
     fine = op.Where(counted, fine, op.Constant(value_float=NOT_THERE))
@@ -107,9 +105,7 @@ def finish(
     near_x = op.Cast(op.Floor(op.Mul(columns, scale_x)), to=7)
     given = op.Gather(op.Gather(prompt, near_y, axis=0), near_x, axis=1)
     given = op.Unsqueeze(given, [0])
-    table = op.Reshape(
-        op.Range(zero, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1])
-    )
+    table = op.Reshape(op.Range(zero, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1]))
     is_it = op.Cast(op.Equal(given, op.Cast(table, to=2)), to=1)
     found = op.Where(op.Greater(given, op.Cast(zero, to=2)), is_it, found)
 

@@ -30,16 +30,27 @@ def read_memory(
     length: torch.Tensor | None = None,
     top_k: int | None = None,
 ) -> torch.Tensor:
-    """Two products and a softmax; what lies past `length` must be finite."""
+    """Two products and a softmax; what lies past `length` must be finite.
+
+    Bias and length are one more channel of the keys where that loses no digits: the scores are by
+    far the largest tensor, and every pass over them counts.
+    """
     wide = torch.promote_types(query_key.dtype, torch.float32)
     if query_key.ndim == 2:
         query_key = query_key[None]
-    scores = scale * (query_key @ memory_key.mT).to(wide)  # [G, P, N]
-    if bias is not None:
-        scores = scores + bias.to(wide)[:, None, :]
     if length is not None:
         places = torch.arange(memory_key.shape[1], device=length.device)
-        scores = torch.where((places < length[:, None])[:, None, :], scores, NEVER)
+        is_there = places < length[:, None]
+        bias = torch.where(is_there, 0.0 if bias is None else bias.to(wide), NEVER)
+    memory_key = scale * memory_key
+    if bias is None:
+        scores = (query_key @ memory_key.mT).to(wide)  # [G, P, N]
+    elif query_key.dtype == wide:
+        ones = query_key.new_ones(1, 1, 1).expand(*query_key.shape[:2], 1)
+        query = torch.cat((query_key, ones), dim=2)
+        scores = query @ torch.cat((memory_key, bias.to(wide)[..., None]), dim=2).mT
+    else:
+        scores = (query_key @ memory_key.mT).to(wide) + bias.to(wide)[:, None, :]
     if top_k is not None:
         count = torch.sym_min(top_k, memory_key.shape[1])
         least = scores.topk(count, dim=-1).values[..., -1:]
@@ -160,7 +171,14 @@ def _roi_align_node(
     )
 
 
+def _log_add_exp_node(a: Any, b: Any) -> Any:
+    """Without an exponential that overflows, as torch's own translation has."""
+    apart = opset20.Neg(opset20.Abs(opset20.Sub(a, b)))
+    return opset20.Add(opset20.Max(a, b), opset20.Softplus(apart))
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.logaddexp.default: _log_add_exp_node,
     torch.ops.vosengine_onnx.deform_conv.default: _deform_conv_node,
     torch.ops.vosengine_onnx.roi_align.default: _roi_align_node,
 }

@@ -178,9 +178,7 @@ def _dynamic_shapes(inputs: Sequence[Given]) -> tuple[dict[int, Any], ...]:
     return tuple({axis: dim(text) for axis, text in given.axes.items()} for given in inputs)
 
 
-def deviation(
-    path: Path, verb: Verb, inputs: Sequence[torch.Tensor]
-) -> tuple[float, float]:
+def deviation(path: Path, verb: Verb, inputs: Sequence[torch.Tensor]) -> tuple[float, float]:
     """The largest difference of onnxruntime from torch on these inputs, and the largest number."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     wanted = {each.name for each in session.get_inputs()}
@@ -193,5 +191,8 @@ def deviation(
     for ours, theirs in zip(found, truth, strict=True):
         a, b = np.asarray(ours, np.float64), theirs.double().numpy()
         if a.size:
-            worst, scale = max(worst, float(np.abs(a - b).max())), max(scale, float(np.abs(b).max()))
+            worst, scale = (
+                max(worst, float(np.abs(a - b).max())),
+                max(scale, float(np.abs(b).max())),
+            )
     return worst, scale

@@ -1,0 +1,163 @@
+"""The engines that `run` drives: torch's Segmenter, or the graphs of an export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..detectors import open_proposals
+from ..detectors.dnet import DNetSource
+from ..errors import ConfigError, DependencyError
+from ..proposals import ProposalSource
+from ..segmenter import Segmenter
+from ..timing import cpu_name, device_name
+
+if TYPE_CHECKING:
+    from .run import RunOptions
+
+ONNX = "onnx"
+ENGINE_OPTIONS = ("weights", "size", "memory")  # which an export has settled
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A segmenter of either kind, and what `run` must know of it.
+
+    device   to be waited for by the clock
+    facts    for the summary: model, weights, proposals, device, versions, precision
+    note     what every output says where weights are random
+    """
+
+    segmenter: Any
+    model: str
+    needs_mask: bool
+    takes_mask: bool
+    can_be_saved: bool
+    device: torch.device
+    facts: dict[str, Any]
+    note: str | None
+    proposals: ProposalSource | None = None
+
+
+def make_stream(options: RunOptions) -> Stream:
+    """The engine that the options describe."""
+    return _onnx_stream(options) if options.engine == ONNX else _torch_stream(options)
+
+
+def make_segmenter(options: RunOptions) -> Segmenter:
+    """The engine in torch that the options describe."""
+    proposals = None
+    if options.proposals is not None:
+        proposals = open_proposals(options.proposals, options.device)
+    return Segmenter(
+        options.model,
+        weights=options.weights,
+        device=options.device,
+        precision=options.precision,
+        max_objects=options.max_objects,
+        size=options.size,
+        memory=options.memory,
+        online=options.online,
+        engine=options.engine,
+        proposals=proposals,
+    )
+
+
+def note_of(segmenter: Segmenter) -> str | None:
+    """What every output says where weights are random: the model's, or its D-Net's."""
+    notes = [] if segmenter.card.trained else [segmenter.card.caption]
+    source = segmenter.proposals
+    if isinstance(source, DNetSource) and not source.card.trained:
+        notes.append(f"proposals: {source.card.caption}")
+    return "; ".join(notes) or None
+
+
+def _torch_stream(options: RunOptions) -> Stream:
+    segmenter = make_segmenter(options)
+    card, source = segmenter.card, segmenter.proposals
+    proposals = None
+    if source is not None:
+        caption = source.card.caption if isinstance(source, DNetSource) else None
+        proposals = {"source": options.proposals or "dnet", "weights": caption}
+    facts = {
+        "model": options.model,
+        "engine": options.engine,
+        "weights": {"name": card.name, "trained": card.trained, "note": card.caption},
+        "proposals": proposals,
+        "device": str(segmenter.device),
+        "device_name": device_name(segmenter.device),
+        "torch": torch.__version__,
+        "precision": str(segmenter.dtype).removeprefix("torch."),
+    }
+    return Stream(
+        segmenter,
+        options.model,
+        segmenter.method.needs_mask,
+        segmenter.method.takes_mask,
+        True,
+        segmenter.device,
+        facts,
+        note_of(segmenter),
+        source,
+    )
+
+
+def _onnx_stream(options: RunOptions) -> Stream:
+    for name in ENGINE_OPTIONS:
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{name}: the export has settled it; leave --{name} out")
+    if options.precision != "auto":
+        raise ConfigError("precision: the export has settled it; leave --precision out")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError(
+            f'engine: onnx wants onnxruntime ({error}); pip install "vosengine[onnx]"'
+        ) from error
+    from ..onnx import OnnxSegmenter
+
+    assert options.export is not None
+    segmenter = OnnxSegmenter(
+        options.export,
+        providers=_providers(options.device),
+        max_objects=options.max_objects,
+        online=options.online,
+    )
+    manifest, on_gpu = segmenter.manifest, segmenter.sessions.device == "cuda"
+    weights = manifest.weights
+    facts = {
+        "model": manifest.model,
+        "engine": ONNX,
+        "weights": {
+            "name": weights["name"],
+            "trained": weights["trained"],
+            "note": weights["caption"],
+        },
+        "proposals": None,
+        "device": segmenter.sessions.device,
+        "device_name": "a GPU, by onnxruntime" if on_gpu else cpu_name(),
+        "onnxruntime": onnxruntime.__version__,
+        "precision": manifest.precision,
+    }
+    return Stream(
+        segmenter,
+        manifest.model,
+        manifest.needs_mask,
+        manifest.takes_mask,
+        False,
+        torch.device("cpu"),  # its answers are arrays: nothing is left to wait for
+        facts,
+        None if weights["trained"] else weights["caption"],
+    )
+
+
+def _providers(device: str) -> list[str] | None:
+    if device == "auto":
+        return None
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    if device.split(":")[0] != "cuda":
+        raise ConfigError(f"device: wanted auto, cpu or cuda, given {device!r}")
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]

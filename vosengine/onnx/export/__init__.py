@@ -18,7 +18,7 @@ from ...registry import entry
 from ...runtime.folding import fold_batch_norms
 from ...types import Geometry, Size
 from ...weights import load
-from ..manifest import Graph, Manifest, Port, hash_of
+from ..manifest import Graph, Manifest, Port
 from .frames import finish_graph, prepare_graph
 from .ops import exported_ops
 from .verb import Given, Plan, Verb, describe, deviation, write_verb

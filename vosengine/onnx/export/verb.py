@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -87,6 +88,8 @@ def write_verb(verb: Verb, folder: Path, *, dynamic: bool, opset: int) -> Graph:
     shapes = _dynamic_shapes(verb.inputs) if dynamic else None
     names = [given.name for given in verb.inputs]
     outputs = [name for name, _ in verb.outputs]
+    # It says at every export that torchvision is not there.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), exported_ops(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -191,8 +194,6 @@ def deviation(path: Path, verb: Verb, inputs: Sequence[torch.Tensor]) -> tuple[f
     for ours, theirs in zip(found, truth, strict=True):
         a, b = np.asarray(ours, np.float64), theirs.double().numpy()
         if a.size:
-            worst, scale = (
-                max(worst, float(np.abs(a - b).max())),
-                max(scale, float(np.abs(b).max())),
-            )
+            worst = max(worst, float(np.abs(a - b).max()))
+            scale = max(scale, float(np.abs(b).max()))
     return worst, scale

@@ -181,6 +181,7 @@ def _plan(method: Method[Any, Any], options: ExportOptions) -> Plan:
         geometry.cells(method.stride),
         options.max_objects or method.max_objects,
         frames,
+        static=True,
     )
 
 

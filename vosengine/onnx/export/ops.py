@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ... import kernels as ops
 from ...kernels import stand_in, use_backend
+from . import regions
 
 NEVER = -1e30  # a score that no softmax sees
 
@@ -138,39 +139,6 @@ def deform_conv(
     return found
 
 
-@torch.library.custom_op("vosengine_onnx::roi_align", mutates_args=())
-def _roi_align(
-    maps: torch.Tensor, boxes: torch.Tensor, size: int, stride: int, sampling: int, aligned: bool
-) -> torch.Tensor:
-    return ops.pool_regions.reference(
-        (maps,), boxes, strides=(stride,), size=size, sampling=sampling, aligned=aligned
-    )
-
-
-@_roi_align.register_fake
-def _roi_align_shape(
-    maps: torch.Tensor, boxes: torch.Tensor, size: int, stride: int, sampling: int, aligned: bool
-) -> torch.Tensor:
-    return maps.new_empty(boxes.shape[0], maps.shape[1], size, size)
-
-
-def _roi_align_node(
-    maps: Any, boxes: Any, size: int, stride: int, sampling: int, aligned: bool
-) -> Any:
-    """Of image 0 for boxes [R, 4]; a batch of one."""
-    zeros = opset20.Cast(opset20.Mul(opset20.Slice(boxes, [0], [1], [1]), 0.0), to=7)
-    return opset20.RoiAlign(
-        maps,
-        boxes,
-        opset20.Squeeze(zeros, [1]),
-        output_height=size,
-        output_width=size,
-        sampling_ratio=sampling,
-        spatial_scale=1.0 / stride,
-        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
-    )
-
-
 def _log_add_exp_node(a: Any, b: Any) -> Any:
     """Without an exponential that overflows, as torch's own translation has."""
     apart = opset20.Neg(opset20.Abs(opset20.Sub(a, b)))
@@ -180,13 +148,14 @@ def _log_add_exp_node(a: Any, b: Any) -> Any:
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.logaddexp.default: _log_add_exp_node,
     torch.ops.vosengine_onnx.deform_conv.default: _deform_conv_node,
-    torch.ops.vosengine_onnx.roi_align.default: _roi_align_node,
+    **regions.TRANSLATIONS,
 }
 
 STAND_INS: dict[str, Callable[..., Any]] = {
     "read_memory": read_memory,
     "correlate_frames": correlate_frames,
     "deform_conv": deform_conv,
+    "pool_regions": regions.pool_regions,
 }
 
 

@@ -31,12 +31,14 @@ class Plan:
 
     cells    of the network's input at its coarsest stride, `multiple`
     objects  rows; frames: of the memory
+    static   whether these are the sizes for good
     """
 
     multiple: int
     cells: Size
     objects: int
     frames: int
+    static: bool = False
 
     @property
     def network(self) -> Size:

@@ -1,0 +1,227 @@
+"""Regions, and what proposals are matched by, as ONNX says them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from onnxscript import BOOL, FLOAT, INT64, script
+from onnxscript import opset18 as op  # what torch traces to, before it raises the opset
+from torch.nn import functional
+
+from ... import kernels as ops
+
+FAR = 1e30  # a cost that is no row's and no column's least
+EQUAL = 1e-5  # as in match_proposals
+
+
+@torch.library.custom_op("vosengine_onnx::roi_align", mutates_args=())
+def _roi_align(
+    maps: torch.Tensor,
+    boxes: torch.Tensor,
+    images: torch.Tensor,
+    size: int,
+    stride: int,
+    sampling: int,
+    aligned: bool,
+) -> torch.Tensor:
+    frame = images.to(torch.int32)
+    return ops.pool_regions.reference(
+        (maps,), boxes, strides=(stride,), frame=frame, size=size, sampling=sampling, aligned=aligned
+    )
+
+
+@_roi_align.register_fake
+def _roi_align_shape(
+    maps: torch.Tensor,
+    boxes: torch.Tensor,
+    images: torch.Tensor,
+    size: int,
+    stride: int,
+    sampling: int,
+    aligned: bool,
+) -> torch.Tensor:
+    return maps.new_empty(boxes.shape[0], maps.shape[1], size, size)
+
+
+def _roi_align_node(
+    maps: Any, boxes: Any, images: Any, size: int, stride: int, sampling: int, aligned: bool
+) -> Any:
+    return op.RoiAlign(
+        maps,
+        boxes,
+        images,
+        output_height=size,
+        output_width=size,
+        sampling_ratio=sampling,
+        spatial_scale=1.0 / stride,
+        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+    )
+
+
+def pool_regions(
+    levels: tuple[torch.Tensor, ...],
+    boxes: torch.Tensor,
+    *,
+    strides: tuple[int, ...],
+    frame: torch.Tensor | None = None,
+    planes: torch.Tensor | None = None,
+    plane_stride: int = 1,
+    size: int = 14,
+    sampling: int = 2,
+    aligned: bool = True,
+) -> torch.Tensor:
+    """One RoiAlign a level, in float32; places are float32 too, boxes finite."""
+    regions = torch.arange(boxes.shape[0], device=boxes.device)
+    images = torch.zeros_like(regions) if frame is None else frame.long()
+    sources = [(*each, images) for each in zip(levels, strides, strict=True)]
+    if planes is not None:
+        sources.append((planes[:, None], plane_stride, regions))
+    pooled = [
+        _roi_align(maps.float(), boxes.float(), index, size, stride, sampling, aligned)
+        for maps, stride, index in sources
+    ]
+    return torch.cat(pooled, dim=1).to(levels[0].dtype)
+
+
+def align_object(
+    template: torch.Tensor, proposal: torch.Tensor, *, alpha: float, score: str
+) -> torch.Tensor:
+    """Scores [O, M] of templates [O, P, C] and proposals [M, P, C], all at once."""
+    template, values = template.float(), proposal.float()
+    keys = functional.normalize(values, dim=2, eps=1e-12)
+    query = alpha * functional.normalize(template, dim=2, eps=1e-12)
+    moved = torch.softmax(query[:, None] @ keys.mT[None], dim=3) @ values[None]  # [O, M, P, C]
+    pair = (template[:, None], moved)
+    if score == "flat":
+        pair = (template.flatten(1)[:, None], moved.flatten(2))
+    unit, turned = (functional.normalize(x, dim=-1, eps=1e-12) for x in pair)
+    cosine = (unit * turned).sum(dim=-1)
+    return cosine.mean(dim=2) if score == "mean" else cosine
+
+
+@torch.library.custom_op("vosengine_onnx::match_proposals", mutates_args=())
+def match_proposals(
+    similarity: torch.Tensor,
+    alive: torch.Tensor,
+    there: torch.Tensor,
+    steps: int,
+    inner: int,
+    rate: float,
+    most: bool,
+) -> torch.Tensor:
+    """`match_proposals` of the rows that are alive and the proposals that are there, 0 elsewhere.
+
+    similarity [O, M] float32, alive [O] and there [M] bool, at least one of each, the first ones;
+    most is the answer "dmm" -> [O, M]
+    """
+    answer = "dmm" if most else "final"
+    rows, columns = int(alive.sum()), int(there.sum())
+    found = torch.zeros_like(similarity)
+    found[:rows, :columns] = ops.match_proposals.reference(
+        similarity[:rows, :columns].contiguous(), steps=steps, inner=inner, rate=rate, answer=answer
+    )
+    return found
+
+
+@match_proposals.register_fake
+def _match_proposals_shape(
+    similarity: torch.Tensor,
+    alive: torch.Tensor,
+    there: torch.Tensor,
+    steps: int,
+    inner: int,
+    rate: float,
+    most: bool,
+) -> torch.Tensor:
+    return torch.empty_like(similarity)
+
+
+@script(default_opset=op)
+def _assign(
+    similarity: FLOAT["O", "M"],
+    alive: BOOL["O"],
+    there: BOOL["M"],
+    steps: INT64,
+    inner: INT64,
+    rate: FLOAT,
+    most: BOOL,
+) -> FLOAT["O", "M"]:
+    one = op.Constant(value_int=1)
+    along_rows = op.Constant(value_ints=[1])
+    along_columns = op.Constant(value_ints=[0])
+    zero = op.Constant(value_float=0.0)
+    far = op.Constant(value_float=FAR)
+
+    # Columns: the proposals, then as many as an assignment of every object to none may need.
+    proposals = op.Shape(similarity, start=1, end=2)
+    row_count = op.ReduceSum(op.Cast(alive, to=7))
+    given = op.ReduceSum(op.Cast(there, to=7))
+    used = op.Max(given, op.Add(row_count, one))
+    room = op.Add(op.Shape(similarity, start=0, end=1), one)
+    pads = op.Concat(op.Constant(value_ints=[0, 0, 0]), room, axis=0)
+    similarity = op.Where(op.Unsqueeze(there, [0]), similarity, zero)
+    cost = op.Neg(op.Pad(similarity, pads))
+    columns = op.Range(op.Constant(value_int=0), op.Squeeze(op.Add(proposals, room)), one)
+    counted = op.And(op.Unsqueeze(alive, [1]), op.Unsqueeze(op.Less(columns, used), [0]))
+    inside = op.Cast(counted, to=1)
+    height = op.Cast(op.Squeeze(op.Max(row_count, one)), to=1)
+    width = op.Cast(op.Squeeze(used), to=1)
+
+    # The start: one 1 in every row.
+    nearest = op.ArgMin(op.Where(counted, cost, far), axis=0, keepdims=1)
+    order = op.Range(op.Constant(value_int=0), op.Squeeze(op.Sub(room, one)), one)
+    least = op.Equal(op.Unsqueeze(order, [1]), nearest)
+    highest = op.ReduceMax(op.Where(counted, cost, op.Neg(far)))
+    kept = op.Where(counted, op.Where(least, cost, highest), far)
+    chosen = op.ArgMin(kept, axis=1, keepdims=1)
+    x = op.Mul(op.Cast(op.Equal(op.Unsqueeze(columns, [0]), chosen), to=1), inside)
+
+    slope = op.Mul(op.Mul(cost, rate), inside)
+    total = op.Identity(x)
+    entries = op.Sub(x, x)
+    sums = op.Sub(x, x)
+    for _ in range(steps):
+        x = op.Sub(x, slope)
+        total = op.Add(total, x)
+        for _ in range(inner):
+            corrected = op.Add(x, entries)
+            x = op.Relu(corrected)
+            entries = op.Sub(corrected, x)
+            corrected = op.Add(x, sums)
+            excess = op.Relu(op.Sub(op.ReduceSum(corrected, along_columns, keepdims=1), 1.0))
+            x = op.Mul(op.Sub(corrected, op.Div(excess, height)), inside)
+            sums = op.Sub(corrected, x)
+            short = op.Div(op.Sub(op.ReduceSum(x, along_rows, keepdims=1), 1.0), width)
+            x = op.Mul(op.Sub(x, short), inside)
+
+    mean = op.Div(total, op.Cast(op.Add(steps, one), to=1))
+    top = op.ReduceMax(op.Where(counted, mean, op.Neg(far)), along_rows, keepdims=1)
+    peaks = op.Where(op.Less(mean, op.Sub(top, EQUAL)), zero, mean)
+    x = op.Where(most, op.Mul(peaks, inside), x)
+    start = op.Constant(value_ints=[0])
+    found = op.Mul(
+        op.Slice(x, start, proposals, along_rows),
+        op.Cast(op.Unsqueeze(there, [0]), to=1),
+    )
+    return found
+
+
+def _match_proposals_node(
+    similarity: Any, alive: Any, there: Any, steps: int, inner: int, rate: float, most: bool
+) -> Any:
+    return _assign(
+        similarity,
+        alive,
+        there,
+        op.Constant(value_int=steps),
+        op.Constant(value_int=inner),
+        op.Constant(value_float=rate),
+        op.Cast(op.Constant(value_int=int(most)), to=9),
+    )
+
+
+TRANSLATIONS = {
+    torch.ops.vosengine_onnx.roi_align.default: _roi_align_node,
+    torch.ops.vosengine_onnx.match_proposals.default: _match_proposals_node,
+}

@@ -30,7 +30,7 @@ from ...models.dnet import MAP_STRIDE, DNet, DNetMaps
 from ...models.target_aware import TargetAware
 from ...runtime.folding import fold_batch_norms
 from ...types import Size
-from ...weights import Card, load
+from ...weights import WeightCard, load
 from .ops import TRANSLATIONS
 from .verb import Given, Verb
 
@@ -45,7 +45,7 @@ class Normalised(NamedTuple):
     std: Sequence[float]
 
 
-def load_dnet(weights: str | None, dtype: torch.dtype) -> tuple[DNet, Card]:
+def load_dnet(weights: str | None, dtype: torch.dtype) -> tuple[DNet, WeightCard]:
     """target_aware's discovery network by itself, ready for export, and its weights' card."""
     method, card = load("target_aware", weights)
     fold_batch_norms(method)
@@ -72,15 +72,15 @@ def discovery_verbs(
     *,
     source: str = "prepare.prepared",
     given: Normalised | None = None,
-    guided_by: Size | None = None,
+    density: int = STRIDE // MAP_STRIDE,
 ) -> list[Verb]:
     """`discover` and `guide`.
 
-    cells      of D-Net's input at stride 16: an example where the export is dynamic
-    source     where the prepared frame comes from
-    given      what that frame is normalised by, if not as D-Net wants it
-    guided_by  pixels per cell (vertical, horizontal) of the saliency that `guide` is given; None:
-               `discover`'s, 4
+    cells    of D-Net's input at stride 16: an example where the export is dynamic
+    source   where the prepared frame comes from
+    given    what that frame is normalised by, if not as D-Net wants it
+    density  of the saliency that `guide` is given, values to a cell's side: 4 of `discover`'s, 16
+             of a mask's
     """
     dtype = dnet.backbone.conv1.weight.dtype
     pixels = STRIDE * cells[0], STRIDE * cells[1]
@@ -88,8 +88,7 @@ def discovery_verbs(
     frame = Given("prepared", source, _picture(pixels).to(dtype), sides)
     known = torch.zeros(1, dnet.config.aspp_channels, *cells, dtype=dtype)
     region = torch.tensor([0, 0, *pixels])
-    dense = guided_by or (STRIDE // MAP_STRIDE,) * 2
-    shown = torch.rand(1, 1, dense[0] * cells[0], dense[1] * cells[1])
+    shown = torch.rand(1, 1, density * cells[0], density * cells[1])
     discover = (
         frame,
         Given("guidance", "guide.guidance@-1", known, {2: "h", 3: "w"}),
@@ -99,11 +98,11 @@ def discovery_verbs(
     names = "saliency", "labels", "areas", "scores"
     guide = (
         frame,
-        Given("saliency", "discover.saliency", shown, {2: f"{dense[0]}*h", 3: f"{dense[1]}*w"}),
+        Given("saliency", "discover.saliency", shown, {2: f"{density}*h", 3: f"{density}*w"}),
     )
     return [
         Verb("discover", Discover(dnet, given), discover, tuple((name, "") for name in names)),
-        Verb("guide", Guide(dnet, given), guide, (("guidance", ""),)),
+        Verb("guide", Guide(dnet, STRIDE // density, given), guide, (("guidance", ""),)),
     ]
 
 
@@ -179,13 +178,20 @@ class Discover(nn.Module):
 class Guide(nn.Module):
     """prepared, saliency -> guidance."""
 
-    def __init__(self, dnet: DNet, given: Normalised | None = None) -> None:
+    def __init__(self, dnet: DNet, coarser: int, given: Normalised | None = None) -> None:
         super().__init__()
         self.dnet = dnet
+        self.coarser = coarser
         self.renormalise = _Renormalise(dnet.config, given)
 
     def forward(self, prepared: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
-        return self.dnet.guide(self.renormalise(prepared), saliency)
+        """`DNet.guide`; by how much the saliency is coarser than the frame is known."""
+        frame, dnet = self.renormalise(prepared), self.dnet
+        mask = saliency.to(frame.dtype)
+        if self.coarser > 1:
+            mask = upsample(mask, self.coarser)
+        found: torch.Tensor = dnet.guide_aspp(dnet.guide_backbone(frame, mask).r5)
+        return found
 
 
 @torch.library.custom_op("vosengine_onnx::group_centres", mutates_args=())
@@ -260,7 +266,7 @@ def _group_centres_node(
     probability = op.Gather(op.Reshape(probability, [-1]), pixels)
     total = op.ReduceSum(op.Mul(member, probability), [1], keepdims=0)
     areas = op.ReduceSum(member, [1], keepdims=0)
-    missing = op.Concat([0], op.Sub(limit, count), axis=0)
+    missing = op.Concat(op.Constant(value_ints=[0]), op.Sub(limit, count), axis=0)
     scores = op.Pad(op.Div(total, op.Max(areas, 1.0)), missing)
     return labels, op.Cast(op.Pad(areas, missing), to=7), scores
 
@@ -273,14 +279,18 @@ def _leads_its_window(heat: Any, radius: int) -> Any:
     side = 2 * radius + 1
     sides = [0, 0, radius, radius] * 2
     padded = op.Pad(op.Unsqueeze(heat, [0, 1]), sides, LOWEST)
-    across = op.MaxPool(padded, kernel_shape=[1, side])  # [1, 1, H + 2 radius, W]
-    around = op.MaxPool(across, kernel_shape=[side, 1])
-    above = op.MaxPool(op.Slice(across, [0], [-radius - 1], [2]), kernel_shape=[radius, 1])
-    same_row = op.Slice(padded, [radius, 0], [-radius, -radius - 1], [2, 3])
-    left = op.MaxPool(same_row, kernel_shape=[1, radius])
+    across = _pool(padded, 1, side)  # [1, 1, H + 2 radius, W]
+    around = _pool(across, side, 1)
+    above = _pool(op.Slice(across, [0], [-radius - 1], [2]), radius, 1)
+    left = _pool(op.Slice(padded, [radius, 0], [-radius, -radius - 1], [2, 3]), 1, radius)
     around, above, left = (op.Squeeze(each, [0, 1]) for each in (around, above, left))
     leads = op.And(op.GreaterOrEqual(heat, around), op.Greater(heat, above))
     return op.And(leads, op.Greater(heat, left))
+
+
+def _pool(x: Any, height: int, width: int) -> Any:
+    greatest, _ = opset20.MaxPool(x, kernel_shape=[height, width])
+    return greatest
 
 
 TRANSLATIONS[torch.ops.vosengine_onnx.group_centres.default] = _group_centres_node

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "objects": {"types", "errors"} | KERNELS,
     "finishing": {"types", "errors", "frames", "objects"} | KERNELS,
     "proposals": {"types", "errors"},
+    "support_plan": set(),
     "device": {"errors"},
     "foreign": {"errors"},
     "detectors": {
@@ -33,7 +34,10 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {"errors", "models.backbone", "runtime."},
     "timing": set(),
     "video": {"errors", "video."},
-    "models": {"config", "errors", "types", "proposals", "memory", "models."} | KERNELS,
+    "models": {
+        *("config", "errors", "types", "proposals", "memory", "support_plan", "models."),
+    }
+    | KERNELS,
     "registry": {"config", "errors", "models."},
     "weights": {"config", "errors", "models.method", "registry"},
     "saved": {"types", "errors"},

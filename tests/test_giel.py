@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import vosengine.models.giel as giel_module
 from vosengine.config import GIELConfig
 from vosengine.models.giel import GIEL, label_planes, product
-from vosengine.models.support import Encoded, Support, choose_support
+from vosengine.models.support import Encoded, Support
 from vosengine.registry import build
+from vosengine.support_plan import choose_support
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks
 

@@ -18,6 +18,9 @@ from .blocks import Decoder, KeyValue, carried, to_positions, upsample, with_mas
 from .method import Method
 from .support import Encoded, Reading, Support
 
+NEVER = -1e30  # a score that no softmax sees
+MOST_OBJECTS = 255  # of a stream; a `group` of as many is all of them
+
 
 class GIELFeatures(NamedTuple):
     """What GIEL knows of a frame before it looks for objects."""
@@ -79,13 +82,24 @@ class TemporalAttention(nn.Module):
         """A key [B, Ck, h, w] in one vector [B, Ck]: 1x1 convolution, global mean."""
         return functional.relu(self.summarise(key)).mean(dim=(2, 3))
 
-    def forward(self, summaries: torch.Tensor, first: int, query: torch.Tensor) -> torch.Tensor:
-        """Summaries [T, Ck] of the support, [1, Ck] of the query -> ln w [T], float32 at least."""
+    def forward(
+        self,
+        summaries: torch.Tensor,
+        first: int,
+        query: torch.Tensor,
+        valid: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Summaries [T, Ck] of the support, [1, Ck] of the query -> ln w [T], float32 at least.
+
+        valid  bool [T]: the others have no weight
+        """
         count = len(summaries)
         parts = summaries[first].expand(count, -1), summaries, query.expand(count, -1)
         x = functional.relu(self.mix1(torch.cat(parts, dim=1)))
-        x = self.weigh(functional.relu(self.mix2(x)))
-        return wide(x[:, 0]).log_softmax(dim=0)
+        x = wide(self.weigh(functional.relu(self.mix2(x)))[:, 0])
+        if valid is not None:
+            x = torch.where(valid, x, NEVER)
+        return x.log_softmax(dim=0)
 
 
 class GIEL(Method[GIELFeatures, Support]):
@@ -164,9 +178,9 @@ class GIEL(Method[GIELFeatures, Support]):
             scale *= keys.shape[2] ** -0.5
         if self.config.temporal != "none":
             query = self.attention.summary(now.key)
-            weight = self.attention(reading.summaries, reading.first, query)
+            weight = self.attention(reading.summaries, reading.first, query, reading.valid)
             if self.config.temporal == "bias":
-                bias = weight.repeat_interleave(positions)[None]
+                bias = to_all(weight, positions)
             elif self.config.temporal == "premul":
                 keys = keys * weight.exp().to(keys.dtype)[:, None, None]
             else:
@@ -175,6 +189,9 @@ class GIEL(Method[GIELFeatures, Support]):
             closeness = -scale * wide(keys).square().sum(dim=2).flatten()[None]
             bias = closeness if bias is None else bias + closeness
             scale = 2 * scale
+        if reading.valid is not None:
+            never = to_all(torch.where(reading.valid, 0.0, NEVER), positions)
+            bias = never if bias is None else bias + never
         readout = read_memory(
             to_positions(now.key)[0].contiguous(),
             keys.flatten(0, 1)[None],
@@ -184,7 +201,7 @@ class GIEL(Method[GIELFeatures, Support]):
             top_k=self.config.top_k,
         )[0]
         maps = readout.transpose(1, 2).unflatten(2, now.key.shape[2:])
-        return torch.cat((now.value.expand(len(maps), -1, -1, -1), maps), dim=1)
+        return torch.cat((now.value.expand(maps.shape[0], -1, -1, -1), maps), dim=1)
 
     def _instances(self, now: GIELFeatures, joined: torch.Tensor) -> torch.Tensor:
         """Logits [O, H / 4, W / 4] of every instance: equation 10, or 12's decoder."""
@@ -192,6 +209,8 @@ class GIEL(Method[GIELFeatures, Support]):
             return upsample(self.coarse(joined), 4)[:, 0]
         decoder = self.instance_decoder or self.global_decoder
         skips = now.instance_skips or now.global_skips
+        if self.config.group >= MOST_OBJECTS:
+            return decoder(joined, *skips)
         return torch.cat([decoder(part, *skips) for part in torch.split(joined, self.config.group)])
 
     def observe(self, seen: Sequence[GIELFeatures], masks: Masks, state: Support) -> Encoded | None:
@@ -201,8 +220,13 @@ class GIEL(Method[GIELFeatures, Support]):
         labels = masks.probabilities.argmax(dim=0)
         mask = labels > 0
         if self.config.support_mask == "global" and not masks.prompted:
-            mask = upsample(masks.evidence.saliency[:, None], 4)[0, 0] > 0
-        r4 = self.support_encoder(now.frame, mask[None, None].to(now.frame.dtype)).r4
+            mask = above_half(masks.evidence.saliency)
+        return self.stored(now.frame, labels, mask)
+
+    def stored(self, frame: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> Encoded:
+        """What is kept of a frame [1, 3, H, W] with these labels [H, W], when the support encoder
+        sees `mask`, bool [H, W]."""
+        r4 = self.support_encoder(frame, mask[None, None].to(frame.dtype)).r4
         key, value = (self.support_head or self.query_head)(r4)
         if self.config.read_masks:
             value = with_masks(value, mask[None, None].to(value.dtype))
@@ -225,16 +249,16 @@ class GIEL(Method[GIELFeatures, Support]):
         value [P, Cv], labels [H, W] uint8 -> [O, P, Cv] (equations 7 and 8); at most `group`
         objects at a time. Where masks are read, both have one more channel.
         """
-        value = value[:, : self.config.value_channels]
         size = self.config.group
         parts = [slots[i : i + size] for i in range(0, len(slots), size)]
-        planes = (label_planes(labels, part).to(value.dtype) for part in parts)
-        return torch.cat([self._embedded(value, each) for each in planes])
+        return torch.cat([self.embedded(value, label_planes(labels, each)) for each in parts])
 
-    def _embedded(self, value: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
-        """value [P, Cv] and the label planes [O, 3, H, W] of a group -> [O, P, Cv or Cv + 1]"""
+    def embedded(self, value: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+        """value [P, Cv] and the label planes [O, 3, H, W] of a group -> [O, P, Cv]; both with one
+        more channel where masks are read."""
+        planes = planes.to(value.dtype)
         embedding = self.label_encoder(planes)
-        values = value * to_positions(embedding)
+        values = value[:, : self.config.value_channels] * to_positions(embedding)
         if not self.config.read_masks:
             return values
         covered = functional.adaptive_avg_pool2d(
@@ -246,9 +270,24 @@ class GIEL(Method[GIELFeatures, Support]):
 def label_planes(labels: torch.Tensor, slots: range) -> torch.Tensor:
     """Per object three planes: itself, all others, the background. bool [O, 3, H, W] of uint8
     [H, W], where 0 is the background and 1 + slot an object (section 3.2)."""
-    ids = torch.arange(1 + slots.start, 1 + slots.stop, device=labels.device)[:, None, None]
-    own, background = labels == ids, (labels == 0).expand(len(slots), -1, -1)
+    return planes_of(labels, torch.arange(slots.start, slots.stop, device=labels.device))
+
+
+def planes_of(labels: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """`label_planes` of slots [O] in a tensor."""
+    own = labels == 1 + slots[:, None, None]
+    background = (labels == 0).expand(own.shape[0], -1, -1)
     return torch.stack((own, ~(own | background), background), dim=1)
+
+
+def above_half(saliency: torch.Tensor) -> torch.Tensor:
+    """Where the global map, logits [1, H / 4, W / 4], is above one half: bool [H, W]."""
+    return upsample(saliency[:, None], 4)[0, 0] > 0
+
+
+def to_all(weights: torch.Tensor, positions: int) -> torch.Tensor:
+    """[T], one number a frame -> [1, T * P], the same at each of its positions."""
+    return weights[:, None].expand(-1, positions).flatten()[None]
 
 
 def product(instances: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exported import Export, exporter
 
 from vosengine.config import MatchingConfig, MemoryConfig, ModelConfig, TargetAwareConfig
 from vosengine.detectors.dnet import DNetSource
@@ -183,6 +184,12 @@ def tiny_weights(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Export:
+    """Writes an export with trained weights, or finds the one that was written."""
+    return exporter(tmp_path_factory, worker_id)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .detectors.file import FileSource, write_proposals
     from .detectors.torchvision import TorchvisionSource
     from .errors import VosError
+    from .onnx import OnnxSegmenter
     from .proposals import Proposals, ProposalSource
     from .registry import list_models
     from .segmenter import Segmenter
@@ -40,6 +41,7 @@ _HOMES = {
     "MUNetConfig": "config",
     "MemoryConfig": "config",
     "ProposalSource": "proposals",
+    "OnnxSegmenter": "onnx.segmenter",
     "Proposals": "proposals",
     "Result": "types",
     "STMConfig": "config",
@@ -60,6 +62,7 @@ __all__ = [
     "IMCNetConfig",
     "MUNetConfig",
     "MemoryConfig",
+    "OnnxSegmenter",
     "ProposalSource",
     "Proposals",
     "Result",

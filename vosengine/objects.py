@@ -39,7 +39,7 @@ class ObjectSlots:
         if len(together) > self.capacity:
             raise InputError(
                 f"mask: {len(together)} objects {together} are more than max_objects = "
-                f"{self.capacity}; remove some, or make the Segmenter with a larger max_objects"
+                f"{self.capacity}; remove some, or begin with a larger max_objects"
             )
 
     def joined_by(self, object_ids: Iterable[int]) -> tuple[int, ...]:

@@ -27,12 +27,14 @@ class Port:
             "VERB.OUTPUT": what a graph said of this frame; "VERB.OUTPUT@-1": of the frame so many
             before (or after); "state.NAME": the memory
             of an output that is kept: "state.NAME"; else empty
+    axes    of an input: what every axis is, whether it varies or not: "objects", "frames", ""...
     """
 
     name: str
     dtype: str
     shape: tuple[Axis, ...]
     source: str = ""
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,4 +143,4 @@ def _graph(fields: dict[str, Any]) -> Graph:
 
 
 def _ports(fields: list[dict[str, Any]]) -> tuple[Port, ...]:
-    return tuple(Port(**{**each, "shape": tuple(each["shape"])}) for each in fields)
+    return tuple(Port(**{**each, "shape": tuple(each["shape"]), "axes": tuple(each["axes"])}) for each in fields)

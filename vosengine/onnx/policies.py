@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from onnxruntime import OrtValue
 
+from ..errors import ConfigError
 from ..types import Geometry
 from .manifest import Axis, Manifest
 from .sessions import Sessions, Values, lookup
@@ -63,6 +64,10 @@ class Policy:
         self.state: Values = {}
         self.frame_index = 0
 
+    def ask(self, source: Callable[[np.ndarray, int], Any]) -> None:
+        """Take proposals from there. Raises ConfigError where the model takes none."""
+        raise ConfigError(f"proposals: {self.manifest.model} takes none; leave them out")
+
     def start(self, geometry: Geometry) -> None:
         """Before the first frame of a stream."""
         self.geometry = geometry
@@ -87,10 +92,10 @@ class Policy:
         """Give every tensor of the memory that many along an axis: zeros where it had fewer."""
         self.free[axis] = size
         for port in self.manifest.state:
-            if axis in port.shape:
+            if axis in port.axes:
                 name = f"state.{port.name}"
                 self.state[name] = self.sessions.value(
-                    _resized(self.state[name].numpy(), port.shape.index(axis), size)
+                    _resized(self.state[name].numpy(), port.axes.index(axis), size)
                 )
 
     def make_rows(self, count: int) -> None:
@@ -156,13 +161,12 @@ class Policy:
         """Drop an object; the last of the `count` objects moves into its place."""
         last = count - 1
         for port in self.manifest.state:
-            if "objects" in port.shape:
-                name = f"state.{port.name}"
-                rows = np.moveaxis(self.state[name].numpy().copy(), port.shape.index("objects"), 0)
+            if "objects" in port.axes:
+                name, axis = f"state.{port.name}", port.axes.index("objects")
+                rows = np.moveaxis(self.state[name].numpy().copy(), axis, 0)
                 rows[slot] = rows[last]
                 rows[last] = 0
-                whole = np.moveaxis(rows, 0, port.shape.index("objects"))
-                self.state[name] = self.sessions.value(whole)
+                self.state[name] = self.sessions.value(np.moveaxis(rows, 0, axis))
         self.make_rows(last)
 
 

@@ -39,6 +39,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Each graph has threads of its own; while they spin, they take the cores of the next one.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.graph = graph
         self.device = "cuda" if providers[0].startswith("CUDA") else "cpu"
         self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)

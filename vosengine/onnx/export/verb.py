@@ -138,7 +138,8 @@ def describe(path: Path, verb: Verb, dynamic: bool | None) -> Graph:
         if dynamic is not None:
             sizes = enumerate(given.example.shape)
             shape = tuple(given.axes.get(i, n) if dynamic else n for i, n in sizes)
-        inputs.append(Port(value.name, _dtype(value), shape, given.source))
+        axes = tuple(given.axes.get(i, "") for i in range(len(shape)))
+        inputs.append(Port(value.name, _dtype(value), shape, given.source, axes))
     outputs = [Port(v.name, _dtype(v), _shape(v), kept[v.name]) for v in model.graph.output]
     if dynamic is False and any(isinstance(axis, str) for port in outputs for axis in port.shape):
         raise OutputError(f"{path}: a static graph has an axis that varies")

@@ -1,0 +1,318 @@
+"""`fit_target` of one track as ONNX says it, and the resizing that goes with it.
+
+Gauss-Newton unrolled, conjugate gradients in a Loop. In float64, as the op itself: what float32
+loses where a step is divided by the curvature along it is seen in the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from onnx import TensorProto, helper
+from onnxscript import evaluator, ir
+from onnxscript import opset20 as op
+from torch.nn import functional
+
+from ...kernels import fit_target
+from .ops import TRANSLATIONS
+
+DOUBLE, SINGLE = TensorProto.DOUBLE, TensorProto.FLOAT
+Parts = tuple[Any, ...]  # what a step changes: W2 as [9, D], and W1 [D, C] where it is fitted too
+
+
+@torch.library.custom_op("vosengine_onnx::fit_both", mutates_args=())
+def fit_both(
+    features: torch.Tensor,
+    bands: torch.Tensor,
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    kernel: torch.Tensor,
+    projection: torch.Tensor,
+    iterations: Sequence[int],
+    ridge: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`fit_target`'s arguments without their first axis, float32 -> W2 [D, 3, 3], W1 [D, C]."""
+    given = (features, bands, targets, weight, kernel, projection)
+    wide = (each[None].double() for each in given)
+    options = {"iterations": tuple(iterations), "ridge": (ridge[0], ridge[1])}
+    found, projected = fit_target.reference(*wide, **options)
+    return found[0].float(), projected[0].float()
+
+
+@fit_both.register_fake
+def _fit_both_shapes(
+    features: torch.Tensor,
+    bands: torch.Tensor,
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    kernel: torch.Tensor,
+    projection: torch.Tensor,
+    iterations: Sequence[int],
+    ridge: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(kernel), torch.empty_like(projection)
+
+
+@torch.library.custom_op("vosengine_onnx::fit_kernel", mutates_args=())
+def fit_kernel(
+    features: torch.Tensor,
+    bands: torch.Tensor,
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    kernel: torch.Tensor,
+    iterations: Sequence[int],
+    ridge: Sequence[float],
+) -> torch.Tensor:
+    """The same where the features are W1 * X already: W2 alone."""
+    wide = (each[None].double() for each in (features, bands, targets, weight, kernel))
+    options = {"iterations": tuple(iterations), "ridge": (ridge[0], ridge[1])}
+    found: torch.Tensor = fit_target.reference(*wide, **options)[0][0].float()
+    return found
+
+
+@fit_kernel.register_fake
+def _fit_kernel_shape(
+    features: torch.Tensor,
+    bands: torch.Tensor,
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    kernel: torch.Tensor,
+    iterations: Sequence[int],
+    ridge: Sequence[float],
+) -> torch.Tensor:
+    return torch.empty_like(kernel)
+
+
+def _fit_both_node(
+    features: Any,
+    bands: Any,
+    targets: Any,
+    weight: Any,
+    kernel: Any,
+    projection: Any,
+    iterations: Sequence[int],
+    ridge: Sequence[float],
+) -> tuple[Any, Any]:
+    problem = _Problem.of(features, bands, targets, weight)
+    start = _transposed(_wide(kernel)), _wide(projection)
+    found = problem.fitted(start, iterations, (ridge[1], ridge[0]))
+    size = [int(n) for n in kernel.shape]
+    narrow = op.Reshape(op.Cast(op.Transpose(found[0], perm=[1, 0]), to=SINGLE), size)
+    return narrow, op.Cast(found[1], to=SINGLE)
+
+
+def _fit_kernel_node(
+    features: Any,
+    bands: Any,
+    targets: Any,
+    weight: Any,
+    kernel: Any,
+    iterations: Sequence[int],
+    ridge: Sequence[float],
+) -> Any:
+    problem = _Problem.of(features, bands, targets, weight)
+    (found,) = problem.fitted((_transposed(_wide(kernel)),), iterations, (ridge[1],))
+    size = [int(n) for n in kernel.shape]
+    return op.Reshape(op.Cast(op.Transpose(found, perm=[1, 0]), to=SINGLE), size)
+
+
+def _wide(x: Any) -> Any:
+    return op.Cast(x, to=DOUBLE)
+
+
+def _transposed(kernel: Any) -> Any:
+    """[D, 3, 3] -> [9, D]"""
+    return op.Transpose(op.Reshape(kernel, [0, 9]), perm=[1, 0])
+
+
+def _number(value: float) -> Any:
+    return op.Constant(value=helper.make_tensor("", DOUBLE, [], [value]))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One track's samples in float64, side by side.
+
+    features  [C, J * h * w]; turned: the same transposed
+    bands     [9, J, h, w]; targets [1, J, h, w]; weight [1, J, 1, 1]
+    cells     (h, w)
+    """
+
+    features: Any
+    turned: Any
+    bands: Any
+    targets: Any
+    weight: Any
+    cells: tuple[int, int]
+
+    @classmethod
+    def of(cls, features: Any, bands: Any, targets: Any, weight: Any) -> _Problem:
+        channels, height, width = (int(n) for n in features.shape[1:])
+        flat = op.Reshape(op.Transpose(_wide(features), perm=[1, 0, 2, 3]), [channels, -1])
+        return cls(
+            flat,
+            op.Transpose(flat, perm=[1, 0]),
+            op.Transpose(_wide(bands), perm=[1, 0, 2, 3]),
+            op.Unsqueeze(_wide(targets), [0]),
+            op.Unsqueeze(_wide(weight), [0, 2, 3]),
+            (height, width),
+        )
+
+    def fitted(self, now: Parts, iterations: Sequence[int], ridge: Sequence[float]) -> Parts:
+        diagonal = [_number(value) for value in ridge]
+        for count in iterations:
+            maps = self.features if len(now) == 1 else op.MatMul(now[1], self.features)
+            model = _Linearised(self, now, maps, _turned(self, now, maps), diagonal)
+            error = op.Sub(self.quadratic(self.convolve(maps, now[0])), self.targets)
+            gradient = model.adjoint(error, now)
+            right = tuple(op.Neg(part) for part in gradient)
+            steps = _conjugate_gradients(model.product, right, diagonal, count)
+            now = tuple(op.Add(part, step) for part, step in zip(now, steps, strict=True))
+        return now
+
+    def convolve(self, maps: Any, kernel: Any) -> Any:
+        """[D, J * h * w], [9, D] -> [1, J, h, w]"""
+        height, width = self.cells
+        products = op.Reshape(op.MatMul(kernel, maps), [9, -1, height, width])
+        padded = op.Pad(products, [0, 0, 1, 1, 0, 0, 1, 1], _number(0))
+        views = []
+        for tap in range(9):
+            y, x = divmod(tap, 3)
+            views.append(op.Slice(padded, [tap, y, x], [tap + 1, y + height, x + width], [0, 2, 3]))
+        return op.Sum(*views)
+
+    def views(self, planes: Any, back: bool = False) -> Any:
+        """[1, J, h, w] -> [9, J, h, w]: what lies under every tap."""
+        height, width = self.cells
+        padded = op.Pad(planes, [0, 0, 1, 1, 0, 0, 1, 1], _number(0))
+        views = []
+        for tap in range(9):
+            y, x = divmod(8 - tap if back else tap, 3)
+            views.append(op.Slice(padded, [y, x], [y + height, x + width], [2, 3]))
+        return op.Concat(*views, axis=0)
+
+    def quadratic(self, scores: Any) -> Any:
+        """N s: [1, J, h, w]"""
+        return op.ReduceSum(op.Mul(self.bands, self.views(scores)), [0], keepdims=1)
+
+
+def _turned(problem: _Problem, now: Parts, maps: Any) -> Any:
+    return problem.turned if len(now) == 1 else op.Transpose(maps, perm=[1, 0])
+
+
+@dataclass(frozen=True)
+class _Linearised:
+    """The score model around the present weights."""
+
+    problem: _Problem
+    now: Parts
+    maps: Any
+    turned: Any  # [J * h * w, D]
+    diagonal: list[Any]
+
+    def product(self, step: Parts) -> Parts:
+        """(J' N J + Lambda) d"""
+        problem = self.problem
+        change = problem.convolve(self.maps, step[0])
+        if len(step) == 2:
+            projected = op.MatMul(step[1], problem.features)
+            change = op.Add(change, problem.convolve(projected, self.now[0]))
+        return self.adjoint(problem.quadratic(change), step)
+
+    def adjoint(self, change: Any, step: Parts) -> Parts:
+        """J' of the weighted change, plus Lambda d."""
+        problem = self.problem
+        moved = op.Reshape(problem.views(op.Mul(problem.weight, change), True), [9, -1])
+        found = [op.MatMul(moved, self.turned)]
+        if len(step) == 2:
+            spread = op.MatMul(op.Transpose(self.now[0], perm=[1, 0]), moved)
+            found.append(op.MatMul(spread, problem.turned))
+        parts = zip(found, self.diagonal, step, strict=True)
+        return tuple(op.Add(part, op.Mul(ridge, each)) for part, ridge, each in parts)
+
+
+def _conjugate_gradients(
+    product: Callable[[Parts], Parts], right: Parts, diagonal: Sequence[Any], iterations: int
+) -> Parts:
+    """`iterations` steps from 0 towards A d = right, in a Loop."""
+    zero = _number(0)
+    n = len(right)
+
+    def turn(*carried: Any) -> tuple[Any, ...]:
+        solution, residual, previous, direction = (carried[i * n : i * n + n] for i in range(4))
+        rho_before, ended = carried[4 * n :]
+        scaled = tuple(op.Div(r, d) for r, d in zip(residual, diagonal, strict=True))
+        rho = _inner(residual, scaled)
+        ended = op.Or(ended, op.LessOrEqual(rho, zero))
+        # In the first turn 0: the residual before it is itself.
+        beta = op.Max(op.Div(op.Sub(rho, _inner(previous, scaled)), rho_before), zero)
+        pairs = zip(scaled, direction, strict=True)
+        direction = tuple(op.Where(ended, d, op.Add(s, op.Mul(beta, d))) for s, d in pairs)
+        curved = product(direction)
+        curvature = _inner(direction, curved)
+        ended = op.Or(ended, op.LessOrEqual(curvature, zero))
+        alpha = op.Where(ended, zero, op.Div(rho, curvature))
+        pairs = zip(solution, direction, strict=True)
+        solution = tuple(op.Add(s, op.Mul(alpha, d)) for s, d in pairs)
+        pairs = zip(residual, curved, strict=True)
+        after = tuple(op.Sub(r, op.Mul(alpha, c)) for r, c in pairs)
+        return *solution, *after, *(op.Identity(r) for r in residual), *direction, rho, ended
+
+    nothing = tuple(op.Mul(part, zero) for part in right)
+    start = *nothing, *right, *right, *nothing, _number(1), op.Cast(0, to=TensorProto.BOOL)
+    return tuple(_loop(turn, start, iterations)[:n])
+
+
+def _loop(turn: Callable[..., tuple[Any, ...]], start: Sequence[Any], count: int) -> Sequence[Any]:
+    """ONNX's Loop: `turn` takes and gives what goes round, doubles and last of all a bool."""
+    recorder: Any = evaluator.default()
+    mark = len(recorder.nodes)
+    name = f"loop_{mark}"
+    kinds = [ir.DataType.DOUBLE] * (len(start) - 1) + [ir.DataType.BOOL]
+    given = [ir.Value(name=f"{name}_{i}", type=ir.TensorType(k)) for i, k in enumerate(kinds)]
+    number = ir.Value(name=f"{name}_n", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+    going = ir.Value(name=f"{name}_c", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+    found = [op.Identity(going), *turn(*given)]
+    body = recorder.nodes[mark:]
+    del recorder.nodes[mark:]
+    for index, value in enumerate(v for node in body for v in node.outputs):
+        value.name = f"{name}_v{index}"
+    graph = ir.Graph([number, going, *given], found, nodes=body, name=name)
+    inputs = [op.Identity(count), op.Cast(1, to=TensorProto.BOOL), *start]
+    attributes = [ir.AttrGraph("body", graph)]
+    node = ir.Node("", "Loop", inputs, attributes, num_outputs=len(start), version=20)
+    recorder.nodes.append(node)
+    return node.outputs
+
+
+def _inner(a: Parts, b: Parts) -> Any:
+    sums = [op.ReduceSum(op.Mul(x, y), keepdims=0) for x, y in zip(a, b, strict=True)]
+    return sums[0] if len(sums) == 1 else op.Add(*sums)
+
+
+@torch.library.custom_op("vosengine_onnx::resize_like", mutates_args=())
+def resize_like(planes: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[N, h, w] at the size of `like` [.., H, W], bilinear."""
+    size = like.shape[-2:]
+    return functional.interpolate(planes[:, None], size, mode="bilinear", align_corners=False)[
+        :, 0
+    ].clone()
+
+
+@resize_like.register_fake
+def _resize_like_shape(planes: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return planes.new_empty(planes.shape[0], like.shape[-2], like.shape[-1])
+
+
+def _resize_like_node(planes: Any, like: Any) -> Any:
+    size = op.Shape(like, start=-2)
+    resized = op.Resize(op.Unsqueeze(planes, [1]), None, None, size, axes=[2, 3], mode="linear")
+    return op.Squeeze(resized, [1])
+
+
+TRANSLATIONS[torch.ops.vosengine_onnx.fit_both.default] = _fit_both_node
+TRANSLATIONS[torch.ops.vosengine_onnx.fit_kernel.default] = _fit_kernel_node
+TRANSLATIONS[torch.ops.vosengine_onnx.resize_like.default] = _resize_like_node

@@ -221,7 +221,13 @@ class RefineBlock(nn.Module):
         if len(first) > 1:
             first = first[rows - 1]
         shared = self.now(now) + self.previous(references[:1])
-        x = self.fuse(self.norm(shared + first + self.masks(masks)))
+        return self.join(shared + first, masks, coarser)
+
+    def join(
+        self, features: torch.Tensor, masks: torch.Tensor, coarser: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What the features [O or 1, C', h, w] and the masks say, and what was found coarser."""
+        x = self.fuse(self.norm(features + self.masks(masks)))
         if self.merge is None or coarser is None:
             return x
         return self.merge(x + upsample(coarser, 2))
@@ -252,5 +258,9 @@ class RefineNet(nn.Module):
             features = moved.features[level]
             x = block(base[level], features, moved.rows, masks[level], x)
         assert x is not None
+        return self.logits(x)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """[O, D, h, w] of the finest block -> [O, h, w]."""
         background, foreground = self.predict(functional.relu(x)).unbind(dim=1)
         return foreground - background

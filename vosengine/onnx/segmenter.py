@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,8 @@ class OnnxSegmenter:
     threads      of onnxruntime; 0 leaves the number to it
     max_objects  room for that many; None takes the export's
     online       answer at once, without looking ahead
+    proposals    where object proposals come from, instead of the export's own detector: a callable
+                 (frame uint8 [H, W, 3], its number) -> vosengine.onnx.proposals.FrameProposals
 
     Frames are uint8. Where the export is static, frames are stretched to its size, and what a
     graph computes it computes for all its rows.
@@ -58,6 +60,7 @@ class OnnxSegmenter:
         threads: int = 0,
         max_objects: int | None = None,
         online: bool = False,
+        proposals: Callable[[np.ndarray, int], Any] | None = None,
     ) -> None:
         self.manifest = Manifest.read(Path(folder))
         room = self.manifest.max_objects
@@ -67,6 +70,8 @@ class OnnxSegmenter:
         self.max_objects = max_objects or room
         self.online = online
         self.policy = make_policy(self.manifest, self.sessions)
+        if proposals is not None:
+            self.policy.ask(proposals)
         self.reset()
 
     @property
@@ -99,14 +104,16 @@ class OnnxSegmenter:
         size = (image.shape[0], image.shape[1])
         prompt = None if mask is None else check_mask(mask, size)
         self._check_stream(size, prompt)
-        if self.geometry is None:
+        geometry = self.geometry
+        if geometry is None:
             manifest = self.manifest
-            self.geometry = Geometry.fit(size, size=manifest.size, multiple=manifest.multiple)
-            self.policy.start(self.geometry)
-        features = self.policy.encode(image, self._prepared(image, self.geometry))
+            geometry = Geometry.fit(size, size=manifest.size, multiple=manifest.multiple)
+            self.policy.start(geometry)
+        features = self.policy.encode(image, self._prepared(image, geometry))
         ring = [*self._ring, Pending(self.frame_count, features, prompt)]
         target = self.frame_count - self.latency
-        result = self._answer(ring, target, self.geometry) if target >= 0 else None
+        result = self._answer(ring, target, geometry) if target >= 0 else None
+        self.geometry = geometry
         oldest_needed = target + 1 + min(0, *self.manifest.sees)
         self._ring = [held for held in ring if held.index >= oldest_needed]
         self.frame_count += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,13 @@ def _roi_align(
 ) -> torch.Tensor:
     frame = images.to(torch.int32)
     return ops.pool_regions.reference(
-        (maps,), boxes, strides=(stride,), frame=frame, size=size, sampling=sampling, aligned=aligned
+        (maps,),
+        boxes,
+        strides=(stride,),
+        frame=frame,
+        size=size,
+        sampling=sampling,
+        aligned=aligned,
     )
 
 
@@ -221,7 +228,41 @@ def _match_proposals_node(
     )
 
 
-TRANSLATIONS = {
+@torch.library.custom_op("vosengine_onnx::gather_cells", mutates_args=())
+def gather_cells(x: torch.Tensor, side: int) -> torch.Tensor:
+    """[B, C, side * h, side * w] -> [B, side * side * C, h, w]: what lies in every cell."""
+    height, width = x.shape[2] // side, x.shape[3] // side
+    x = x.reshape(*x.shape[:2], height, side, width, side).permute(0, 3, 5, 1, 2, 4)
+    return x.reshape(x.shape[0], -1, height, width)
+
+
+@gather_cells.register_fake
+def _gather_cells_shape(x: torch.Tensor, side: int) -> torch.Tensor:
+    batch, channels, height, width = x.shape
+    return x.new_empty(batch, channels * side * side, height // side, width // side)
+
+
+@torch.library.custom_op("vosengine_onnx::spread_cells", mutates_args=())
+def spread_cells(x: torch.Tensor, side: int) -> torch.Tensor:
+    """The inverse of `gather_cells`."""
+    batch, _, height, width = x.shape
+    x = x.reshape(batch, side, side, -1, height, width).permute(0, 3, 4, 1, 5, 2)
+    return x.reshape(batch, -1, side * height, side * width)
+
+
+@spread_cells.register_fake
+def _spread_cells_shape(x: torch.Tensor, side: int) -> torch.Tensor:
+    batch, channels, height, width = x.shape
+    return x.new_empty(batch, channels // (side * side), side * height, side * width)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.vosengine_onnx.gather_cells.default: lambda x, side: op.SpaceToDepth(
+        x, blocksize=side
+    ),
+    torch.ops.vosengine_onnx.spread_cells.default: lambda x, side: op.DepthToSpace(
+        x, blocksize=side, mode="DCR"
+    ),
     torch.ops.vosengine_onnx.roi_align.default: _roi_align_node,
     torch.ops.vosengine_onnx.match_proposals.default: _match_proposals_node,
 }

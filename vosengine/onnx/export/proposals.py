@@ -1,0 +1,391 @@
+"""DMN-AOA as graphs, and D-Net's, from which its proposals come where the caller has none.
+
+    encode    prepared -> b2, b3, b4, pooled (where regions come from other maps), key
+    segment   those, the frame's proposals, the memory and the references -> logits
+    remember  b2.., key, masks, the memory -> the memory, and this frame as the frame before
+
+`alive` of `segment` are the objects, `there` the proposals, each the first of their rows: all of
+them where sizes are free. A frame without proposals has one row that is not there.
+
+A first frame is a row of `first_keys` and `first_features`, shared by the objects that began in it.
+The driver has it copied from `previous_keys` and `previous_features` after the frame in which they
+began, and says by `rows` which one is whose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ...errors import ConfigError
+from ...memory import Stored
+from ...models.blocks import READ_LIMIT, to_positions
+from ...models.dmn_aoa import DMNAOA, Candidates, DMNAOAFeatures
+from ...models.refinement import BLOCKS, Base, mask_levels, shrink
+from ...proposals import overlaps
+from ...types import Geometry
+from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
+from .regions import align_object, gather_cells, match_proposals, spread_cells
+from .verb import Given, Plan, Verb
+
+POLICY = "proposals"
+
+
+class ReadState(NamedTuple):
+    """A memory as `DMNAOA.templates` sees it; keys and values [O, T, P, C], length [O] frames."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    length: torch.Tensor
+    boxes: torch.Tensor
+    elapsed: torch.Tensor
+    object_count: int
+
+    @property
+    def memory(self) -> ReadState:
+        return self
+
+    def read(self, count: int) -> Stored:
+        positions = self.keys.shape[2]
+        return Stored(self.keys.flatten(1, 2), self.values.flatten(1, 2), self.length * positions)
+
+    def ages(self, count: int) -> torch.Tensor:
+        return self.elapsed
+
+
+def features_of(method: DMNAOA, tensors: Sequence[torch.Tensor]) -> DMNAOAFeatures:
+    """What `encode` gave, as the method knows it."""
+    *maps, key = tensors
+    base = Base(*maps[:3])
+    pooled = tuple(maps[3:]) or tuple(base)
+    return DMNAOAFeatures(base, pooled, key, ())
+
+
+class Encode(nn.Module):
+    """prepared -> features; key [1, Ca, h, w]."""
+
+    def __init__(self, method: DMNAOA) -> None:
+        super().__init__()
+        self.method = method
+        single = method.config.region_levels == "res4"
+        self.names = "b2", "b3", "b4", *(("pooled",) if single else ()), "key"
+
+    def forward(self, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        base, pooled = self.method.base(prepared)
+        aligned = self.method.refine.align(base.b4)
+        maps = base if len(pooled) == len(base) else (*base, *pooled)
+        return (*maps, functional.normalize(aligned, dim=1))
+
+
+class Segment(nn.Module):
+    """features, proposals, memory, references -> logits."""
+
+    def __init__(self, method: DMNAOA, features: int) -> None:
+        super().__init__()
+        self.method = method
+        self.features = features
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        now = features_of(self.method, tensors[: self.features])
+        boxes, proposed, there, alive, frame_index, *memory = tensors[self.features :]
+        keys, values, length, last, born, first_masks, masks, *references = memory
+        state = ReadState(keys, values, length, last, frame_index - born, keys.shape[0])
+        templates = self.method.templates(now, state)  # type: ignore[arg-type]
+        regions = self.method._pool(now.pooled, boxes)
+        projected = to_positions(self.method.proposal_projector(regions))
+        coarse = self._coarse(templates, Candidates(proposed, projected), there, alive, masks)
+        return self._refined(now, coarse, masks, first_masks, references)
+
+    def _coarse(
+        self,
+        templates: torch.Tensor,
+        candidates: Candidates,
+        there: torch.Tensor,
+        alive: torch.Tensor,
+        before: torch.Tensor,
+    ) -> torch.Tensor:
+        """`DMNAOA.match`, of the rows that are alive and the proposals that are there: [O, h, w] at
+        stride 4."""
+        config, proposed = self.method.config, candidates.masks.float()
+        similarity = align_object(
+            templates, candidates.projected, alpha=config.sharpness, score=config.score
+        )
+        if config.overlap_weight:
+            shared = overlaps(before > 0.5, shrink(proposed, 4) > 0.5)
+            similarity = torch.lerp(similarity, shared, config.overlap_weight)
+        assignment = match_proposals(
+            similarity,
+            alive,
+            there,
+            config.matching_steps,
+            config.matching_rounds,
+            config.matching_rate,
+            config.assignment == "dmm",
+        )
+        coarse = (assignment @ proposed.flatten(1)).unflatten(1, proposed.shape[1:])
+        return torch.where(there.any(), shrink(coarse.clamp(0, 1), 4), before)
+
+    def _refined(
+        self,
+        now: DMNAOAFeatures,
+        coarse: torch.Tensor,
+        previous: torch.Tensor,
+        first: torch.Tensor,
+        references: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """`References.move` and `RefineNet`: logits [O, h, w] at stride 4."""
+        rows, *frames = references
+        size, net = now.key.shape[2:], self.method.refine
+        before, began = (self._weights(now.key, keys) for keys in frames[::2])
+        features = [
+            self._levels((held.flatten(2) @ weights.mT).unflatten(2, size))
+            for weights, held in zip((before, began), frames[1::2], strict=True)
+        ]
+        columns = [self._columns(masks).flatten(2) for masks in (first, previous)]
+        moved = columns[0] @ began[rows].mT, columns[1] @ before.mT
+        of_first, of_previous = (self._planes(x.unflatten(2, size)) for x in moved)
+        planes = list(zip(mask_levels(coarse), of_first, of_previous, strict=True))
+        found = None
+        for level, block in ((2, net.block4), (1, net.block3), (0, net.block2)):
+            shared = block.now(now.base[level]) + block.previous(features[0][level])
+            own = block.first(features[1][level])[rows]
+            masks = torch.cat(planes[level], dim=1).to(shared.dtype)
+            found = block.join(shared + own, masks, found)
+        assert found is not None
+        logits = net.logits(found)
+        if self.method.config.read_masks:  # `carried`, at the logits' own size
+            read = (of_first[0] + of_previous[0])[:, 0] / 2
+            logits = logits + read.clamp(READ_LIMIT, 1 - READ_LIMIT).logit()
+        return logits.float()
+
+    def _weights(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """How every reference [R, Ca, h, w] is moved onto the frame [1, Ca, h, w]: [R, P, P]."""
+        query = self.method.config.sharpness * query.flatten(2).mT
+        return (query @ keys.flatten(2)).float().softmax(dim=2).to(keys.dtype)
+
+    def _columns(self, masks: torch.Tensor) -> torch.Tensor:
+        """[O, h, w] at stride 4 -> [O, 21, h, w] at stride 16."""
+        levels = mask_levels(masks.to(self.method.query_head.weight.dtype))
+        return gathered(levels)
+
+    def _planes(self, columns: torch.Tensor) -> list[torch.Tensor]:
+        """[O, 21, h, w] -> per level [O, 1, ., .]."""
+        return spread(columns, (1, 1, 1))
+
+    def _levels(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """[R, 16 C2 + 4 C3 + C4, h, w] -> per level [R, C, ., .]."""
+        return spread(x, self.method.config.base_channels)
+
+
+def gathered(levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Maps at strides 4, 8 and 16 as one at stride 16: [B, 16 C2 + 4 C3 + C4, h, w]."""
+    fine, middle, coarse = levels
+    return torch.cat((gather_cells(fine, 4), gather_cells(middle, 2), coarse), dim=1)
+
+
+def spread(x: torch.Tensor, channels: Sequence[int]) -> list[torch.Tensor]:
+    """The inverse."""
+    widths = [count * side * side for count, side in zip(channels, BLOCKS, strict=True)]
+    fine, middle, coarse = torch.split(x, widths, dim=1)
+    return [spread_cells(fine, 4), spread_cells(middle, 2), coarse]
+
+
+class Remember(nn.Module):
+    """features, masks, memory -> memory."""
+
+    def __init__(self, method: DMNAOA, features: int) -> None:
+        super().__init__()
+        self.method = method
+        self.features = features
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        now = features_of(self.method, tensors[: self.features])
+        masks, alive, prompted, frame_index, *held = tensors[self.features :]
+        keys, values, length, boxes, born, first_masks, cursor = held
+        method, memory = self.method, self.method.config.memory
+        soft = masks[1:]
+        boxes, shown = self._boxes(soft, torch.where(alive[:, None], boxes, _whole(soft)))
+        fresh = prompted & ~alive
+        born = torch.where(fresh, frame_index, born)
+        regions = method._pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
+        observed = method.memory_head(method._embed(regions, frame_index - born))
+        key, value = (to_positions(x)[:, None] for x in observed)  # [O, 1, P, C]
+        shown = shown & (alive | prompted)
+        keep = (prompted | (frame_index % memory.every == 0)) & shown
+        frames = torch.arange(keys.shape[1], device=keys.device)
+        here = ((frames == cursor[:, None]) & shown[:, None])[:, :, None, None]
+        following = torch.where(keep, cursor + 1, cursor)
+        small = shrink(soft, 4)
+        return (
+            torch.where(here, key, keys),
+            torch.where(here, value, values),
+            torch.where(shown, torch.maximum(length, cursor + 1), length),
+            boxes,
+            born,
+            torch.where(fresh[:, None, None], small, first_masks),
+            small,
+            # Past the last slot the ring goes on at 1: slot 0 is pinned.
+            torch.where(following < memory.max_frames, following, 1),
+            now.key.clone(),
+            gathered(now.base),
+        )
+
+    def _boxes(self, soft: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`boxes_of` what is above a half, or the last ones; and whether there is anything."""
+        sides = []
+        for axis in (1, 2):  # [O, W], [O, H]
+            there = soft.amax(dim=axis) > 0.5
+            size = there.shape[1]
+            place = torch.arange(size, device=soft.device)
+            low = torch.where(there, place, size).amin(dim=1)
+            sides.append((low, torch.where(there, place + 1, 0).amax(dim=1)))
+        (left, right), (top, bottom) = sides
+        shown = right > 0
+        boxes = torch.stack((left, top, right, bottom), dim=1).float()
+        return torch.where(shown[:, None], boxes, last), shown
+
+
+def _whole(masks: torch.Tensor) -> torch.Tensor:
+    """The box [4] around all of masks [O, H, W]."""
+    height, width = (masks.new_full((1,), side) for side in masks.shape[1:])
+    return torch.cat((0 * width, 0 * height, width, height))
+
+
+def settings(method: DMNAOA) -> dict[str, Any]:
+    """The logits' stride, what the memory keeps, how proposals are chosen, and D-Net's."""
+    config = method.config
+    if config.memory.policy == "afb":
+        raise ConfigError(
+            "memory: afb merges features by content, which no graph of fixed shapes does; export "
+            "a model with every-N or all"
+        )
+    dnet, card = load_dnet(None, method.query_head.weight.dtype)
+    return {
+        "stride": 4,
+        "every": config.memory.every,
+        "frames": config.memory.max_frames,
+        "max_proposals": config.max_proposals,
+        "proposal_overlap": config.proposal_overlap,
+        "discovery": {**discovery_settings(dnet.config), "weights": card.name},
+    }
+
+
+def verbs(method: DMNAOA, plan: Plan) -> list[Verb]:
+    """encode, segment, remember; discover, guide."""
+    dtype = method.query_head.weight.dtype
+    prepared = torch.rand(1, 3, *plan.network).to(dtype)
+    pixels = {2: f"{plan.multiple}*h", 3: f"{plan.multiple}*w"}
+    encode = Encode(method)
+    with torch.no_grad():
+        found = encode(prepared)
+    features = [
+        Given(name, f"encode.{name}", x, plan.grid(x))
+        for name, x in zip(encode.names, found, strict=True)
+    ]
+    frame = Given("prepared", "prepare.prepared", prepared, pixels)
+    memory, references = _memory(method, plan), _references(method, plan)
+    *held, masks, cursor = memory
+    kept = [each.name for each in memory] + ["previous_keys", "previous_features"]
+    return [
+        Verb("encode", encode, (frame,), tuple((name, "") for name in encode.names)),
+        Verb(
+            "segment",
+            Segment(method, len(features)),
+            (*features, *_proposals(method, plan), *held, masks, *references),
+            (("logits", ""),),
+        ),
+        Verb(
+            "remember",
+            Remember(method, len(features)),
+            (*features, *_marked(plan), *held, cursor),
+            tuple((f"{name}_out", f"state.{name}") for name in kept),
+        ),
+        *_discovery(method, plan),
+    ]
+
+
+def _memory(method: DMNAOA, plan: Plan) -> list[Given]:
+    """What is kept of every object; of the last two `segment` takes the masks of the frame before,
+    `remember` the cursor."""
+    config, objects, frames = method.config, plan.objects, plan.frames
+    dtype = method.query_head.weight.dtype
+    (height, width), cells = plan.cells, config.region_size**2
+    bank, axes, rows = (objects, frames, cells), {0: "objects", 1: "frames"}, {0: "objects"}
+    planes = {0: "objects", 1: "4*h", 2: "4*w"}
+    boxes = torch.tensor([2.0, 3.0, 7.0 * width, 9.0 * height]).repeat(objects, 1)
+    masks = torch.rand(objects, 4 * height, 4 * width)
+    return [
+        Given("keys", "state.keys", torch.rand(*bank, config.key_channels).to(dtype), axes),
+        Given("values", "state.values", torch.rand(*bank, config.value_channels).to(dtype), axes),
+        Given("length", "state.length", torch.full((objects,), frames), rows),
+        Given("boxes", "state.boxes", boxes, rows),
+        Given("born", "state.born", torch.zeros(objects, dtype=torch.int64), rows),
+        Given("first_masks", "state.first_masks", masks.flip(2), planes),
+        Given("masks", "state.masks", masks, planes),
+        Given("cursor", "state.cursor", torch.full((objects,), frames - 1), rows),
+    ]
+
+
+def _references(method: DMNAOA, plan: Plan) -> list[Given]:
+    """The frame before and the first frames, and which of these is whose."""
+    config, dtype = method.config, method.query_head.weight.dtype
+    count = plan.objects if plan.static else plan.frames + 2
+    widths = zip(config.base_channels, BLOCKS, strict=True)
+    wide = sum(channels * side * side for channels, side in widths)
+    own = torch.arange(plan.objects) % count
+    given = [Given("rows", "caller.rows", own, {0: "objects"})]
+    for name, size in (("previous", 1), ("first", count)):
+        axes = {2: "h", 3: "w"} | ({0: "references"} if name == "first" else {})
+        keys = functional.normalize(torch.randn(size, config.base_channels[2], *plan.cells))
+        given.append(Given(f"{name}_keys", f"state.{name}_keys", keys.to(dtype), axes))
+        features = torch.randn(size, wide, *plan.cells).to(dtype)
+        given.append(Given(f"{name}_features", f"state.{name}_features", features, axes))
+    return given
+
+
+def _proposals(method: DMNAOA, plan: Plan) -> list[Given]:
+    """The frame's proposals, and what else `segment` is told."""
+    count = method.config.max_proposals if plan.static else plan.objects + 5
+    height, width = plan.network
+    corners = torch.rand(count, 2) * torch.tensor([width / 2, height / 2])
+    boxes = torch.cat((corners, corners + torch.rand(count, 2) * 16 + 8), dim=1)
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    left, top, right, bottom = boxes.T[..., None, None]
+    masks = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    pixels = {1: f"{plan.multiple}*h", 2: f"{plan.multiple}*w"}
+    alive = torch.ones(plan.objects, dtype=torch.bool)
+    there = torch.ones(count, dtype=torch.bool)
+    return [
+        Given("proposed_boxes", "caller.boxes", boxes, {0: "proposals"}),
+        Given("proposed_masks", "caller.masks", masks, {0: "proposals", **pixels}),
+        Given("there", "caller.there", there, {0: "proposals"}),
+        Given("alive", "caller.alive", alive, {0: "objects"}),
+        Given("frame_index", "caller.frame_index", torch.tensor(5), {}),
+    ]
+
+
+def _marked(plan: Plan) -> list[Given]:
+    """What `remember` is told of a frame."""
+    rows, pixels = {0: "objects"}, {1: f"{plan.multiple}*h", 2: f"{plan.multiple}*w"}
+    masks = torch.rand(1 + plan.objects, *plan.network)
+    told = torch.ones(plan.objects, dtype=torch.bool)
+    return [
+        Given("found_masks", "finish.masks", masks, {0: "1+objects", **pixels}),
+        Given("alive", "caller.alive", told, rows),
+        Given("prompted", "caller.prompted", told.clone(), rows),
+        Given("frame_index", "caller.frame_index", torch.tensor(5), {}),
+    ]
+
+
+def _discovery(method: DMNAOA, plan: Plan) -> list[Verb]:
+    """D-Net's graphs; static ones for frames as wide, of their height, as the model's own are."""
+    dnet, _ = load_dnet(None, method.query_head.weight.dtype)
+    cells = plan.cells
+    if plan.static:
+        cells = Geometry.fit(plan.network, size=dnet.config.size, multiple=16).cells(16)
+    given = Normalised(method.config.mean, method.config.std)
+    return discovery_verbs(dnet, cells, given=given)

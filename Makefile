@@ -51,6 +51,7 @@ bench: $(VENV)/ready
 	$(BIN)/vosengine bench --model stm --weights demo --sizes 480x854 --objects 3 --steps 3 \
 	  --frames 500 --output-json bench/results/$$(date +%F)-bench-stream-cpu.json
 	$(BIN)/python bench/objects.py
+	$(BIN)/python bench/onnx.py
 
 # The extension is rebuilt when its sources change; nvcc is used where it is on the PATH.
 $(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)

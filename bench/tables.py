@@ -131,6 +131,42 @@ def dmn_objects(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def exported(found: dict[str, Any]) -> list[str]:
+    """One row per model and object count: onnxruntime beside torch."""
+    height, width = found["size"]
+    lines = [
+        f"**Exported models** in onnxruntime, `{found['weights']}` weights, frames of "
+        f"{height}x{width} ({where(found)}).",
+        "p50 (p95) of a step in ms, all three in turn; exporting is `vosengine export`, checks and "
+        "all.",
+        "",
+        row(
+            *("model", "objects", "onnxruntime", "eager", "fast", "to eager"),
+            *("labels that differ", "exported in", "with"),
+        ),
+        row("---", *["---:"] * 8),
+    ]
+    for model in found["models"]:
+        for point in model["points"]:
+            ours = point["onnxruntime"]
+            cells = (
+                f"{point[name]['p50_ms']:.0f} ({point[name]['p95_ms']:.0f})"
+                for name in ("onnxruntime", "eager", "fast")
+            )
+            lines.append(
+                row(
+                    f"`{model['model']}`",
+                    point["objects"],
+                    *cells,
+                    f"{ours['times_as_fast_as_eager']:.2f}x",
+                    f"{100 * ours['differs']:.3f} %",
+                    f"{model['export']['seconds']:.0f} s",
+                    f"{model['export']['peak_mib'] / 1024:.1f} GiB",
+                )
+            )
+    return lines
+
+
 def long_stream(found: dict[str, Any]) -> list[str]:
     """A line about one stream of many frames."""
     facts, (model,) = found["environment"], found["models"]
@@ -166,6 +202,7 @@ def main() -> None:
         whole_models(newest("bench-demo")),
         giel_objects(newest("objects-giel")),
         dmn_objects(newest("objects-dmn_aoa")),
+        exported(newest("onnx")),
         long_stream(newest("bench-stream")),
         cache(newest("cache-imcnet")),
     )

@@ -29,7 +29,8 @@ from vosengine.kernels.parity import cases_of, check_parity
 from vosengine.kernels.poison import poisoned
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-sys.path.insert(0, str(BENCH))  # they are programs: they import each other by bare names
+# They are programs: they import each other by bare names. Last, since one is called as a package.
+sys.path.append(str(BENCH))
 
 baselines = import_module("baselines")
 candidates = import_module("candidates")

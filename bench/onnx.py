@@ -1,7 +1,7 @@
 """Exported models in onnxruntime beside torch: a step of each, in turn, on the same frames.
 
     python bench/onnx.py [munet giel ...] [--weights demo] [--objects 1,3] [--frames 15]
-                         [--size 480x854] [--providers CPUExecutionProvider] [--folder bench/results]
+        [--size 480x854] [--providers CPUExecutionProvider] [--folder bench/results]
 
 Every model is exported by `vosengine export` in a process of its own, whose time and memory are
 kept. Then an OnnxSegmenter, an eager Segmenter and a fast one step through one drawn clip, frame by

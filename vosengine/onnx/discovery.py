@@ -45,7 +45,7 @@ class Seen:
 class Discovery:
     """The graphs `discover` and `guide`, and what a frame leaves for the next one.
 
-    Where they are static, frames are stretched to what they take.
+    Where they are static, frames that do not fit what they take are stretched to it.
     """
 
     def __init__(self, manifest: Manifest, sessions: Sessions) -> None:
@@ -57,8 +57,9 @@ class Discovery:
         ports = {port.name: port for port in manifest.graphs["discover"].inputs}
         height, width = ports["prepared"].shape[2:]
         self.size: Size | int | None = _size(settings["size"])
+        self.fixed: Size | None = None
         if isinstance(height, int) and isinstance(width, int):
-            self.size = height, width
+            self.fixed = height, width
         self._dtype = ports["guidance"].dtype
         self.reset()
 
@@ -69,8 +70,7 @@ class Discovery:
     def __call__(self, frame: np.ndarray) -> Seen:
         """Proposals for the next frame of a stream, uint8 [H, W, 3] RGB; guides the one after."""
         value = self.sessions.value
-        size = frame.shape[0], frame.shape[1]
-        geometry = Geometry.fit(size, size=self.size, multiple=self.multiple)
+        geometry = self.geometry((frame.shape[0], frame.shape[1]))
         caller = {
             "caller.frame": value(frame),
             "caller.resized": value(np.array(geometry.resized)),
@@ -84,6 +84,13 @@ class Discovery:
         masks = found.masks[:, top : top + height, left : left + width]
         masks = resize_masks(masks, geometry.frame)
         return Seen(boxes_of(masks), masks, found.scores, found.saliency)
+
+    def geometry(self, size: Size) -> Geometry:
+        """How a frame of that size lies in the network's input."""
+        found = Geometry.fit(size, size=self.size, multiple=self.multiple)
+        if self.fixed in (None, found.network):
+            return found
+        return Geometry.fit(size, size=self.fixed, multiple=self.multiple)
 
     def look(self, prepared: OrtValue, geometry: Geometry) -> Seen:
         """Proposals for a prepared frame, in the pixels of the network's padded input."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..benchmark import drawn_scene
 from ..errors import DependencyError, OutputError
+from ..registry import entry
 from ..segmenter import Segmenter
 from ..types import Size
 
@@ -58,13 +59,16 @@ def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None)
             something else; DependencyError without onnx, onnxscript and onnxruntime.
     """
     try:
-        from ..onnx.export import ExportOptions, export_model
-        from ..onnx.server import write_repository
+        from ..onnx.export import ExportOptions, export_model, family_of
+        from ..onnx.server import check_fixed, write_repository
     except ImportError as error:
         raise DependencyError(
             f"export: wants onnx, onnxscript and onnxruntime ({error}); "
             'pip install "vosengine[export]"'
         ) from error
+    entry(wanted.model)
+    if wanted.server_repository is not None:
+        check_fixed(wanted.model, family_of(wanted.model).POLICY, dynamic=wanted.size is None)
     with tempfile.TemporaryDirectory() as scratch:
         folder = wanted.out or Path(scratch)
         options = ExportOptions(

@@ -59,12 +59,17 @@ def served_models(export: Path, manifest: Manifest) -> list[Served]:
     holds_prompts = manifest.takes_mask and manifest.latency > 0  # until their frame's turn
     if manifest.policy not in WHOLE or holds_prompts:
         return [alone(export, manifest, name) for name in manifest.graphs]
-    if manifest.dynamic:
-        raise ConfigError(
-            f"--server-repository wants --size HxW: {manifest.model} keeps its memory in the "
-            "server, as tensors of fixed shape"
-        )
+    check_fixed(manifest.model, manifest.policy, dynamic=manifest.dynamic)
     return [joined(export, manifest)]
+
+
+def check_fixed(model: str, policy: str, *, dynamic: bool) -> None:
+    """Raise ConfigError for a model that the server is to remember for, of no fixed size."""
+    if dynamic and policy in WHOLE:
+        raise ConfigError(
+            f"--server-repository wants --size HxW: {model} keeps its memory in the server, as "
+            "tensors of fixed shape"
+        )
 
 
 def _write(served: Served, folder: Path) -> None:

@@ -140,7 +140,11 @@ def describe(path: Path, verb: Verb, dynamic: bool | None) -> Graph:
             shape = tuple(given.axes.get(i, n) if dynamic else n for i, n in sizes)
         axes = tuple(given.axes.get(i, "") for i in range(len(shape)))
         inputs.append(Port(value.name, _dtype(value), shape, given.source, axes))
-    outputs = [Port(v.name, _dtype(v), _shape(v), kept[v.name]) for v in model.graph.output]
+    outputs = []
+    for value, example in zip(model.graph.output, _examples(verb, dynamic), strict=True):
+        # Where torch has lost the size of an axis that does not vary, the example has it.
+        shape = tuple(a or n for a, n in zip(_shape(value), example, strict=False))
+        outputs.append(Port(value.name, _dtype(value), shape, kept[value.name]))
     if dynamic is False and any(isinstance(axis, str) for port in outputs for axis in port.shape):
         raise OutputError(f"{path}: a static graph has an axis that varies")
     return Graph(path.name, hash_of(path), tuple(inputs), tuple(outputs))
@@ -155,6 +159,15 @@ def _name_axes(model: onnx.ModelProto) -> None:
                 names.setdefault(symbol, "hw"[len(names)] if len(names) < 2 else symbol)
             for symbol, name in names.items():
                 axis.dim_param = re.sub(rf"\b{symbol}\b", name, axis.dim_param)
+
+
+def _examples(verb: Verb, dynamic: bool | None) -> list[Sequence[int]]:
+    """The shapes of a verb's outputs on its examples; of a graph that was not traced, none."""
+    if dynamic is None:
+        return [[0] * 4] * len(verb.outputs)
+    with exported_ops(), torch.no_grad():
+        found = verb.module(*(given.example for given in verb.inputs))
+    return [each.shape for each in (found if isinstance(found, tuple) else (found,))]
 
 
 def _dtype(value: onnx.ValueInfoProto) -> str:

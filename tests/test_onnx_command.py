@@ -1,0 +1,129 @@
+"""`vosengine export`, and `run --engine onnx`, as they are typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exported import Export, drawn
+from PIL import Image
+from typer.testing import CliRunner
+
+from vosengine import cli
+from vosengine.errors import ConfigError, DeviceError, VosError, WeightsError
+from vosengine.video import VideoWriter, read_labels, read_mask, write_labels
+
+SIZE = 96, 144
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """A video and the masks of its first frame: two objects, and both as one in 0 and 255."""
+    clip = drawn(SIZE, 2, frames=5)
+    with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
+        for frame in clip.frames:
+            writer.write(frame)
+    write_labels(tmp_path / "first.png", clip.masks[0])
+    Image.fromarray(np.where(clip.masks[0] > 0, 255, 0).astype(np.uint8)).save(
+        tmp_path / "binary.png"
+    )
+    return tmp_path / "clip.mp4"
+
+
+def masks_in(folder: Path) -> list[np.ndarray]:
+    return [read_labels(path) for path in sorted(folder.glob("*.png"))]
+
+
+def test_a_mask_of_0_and_255_shows_object_1(export: Export, video: Path) -> None:
+    """By either engine, and the labels agree."""
+    mask = video.parent / "binary.png"
+    assert set(np.unique(read_mask(mask))) == {0, 1} and read_labels(mask).max() == 255
+    out, other = video.parent / "onnx", video.parent / "torch"
+    words = [str(video), "--mask", mask, "--no-overlay", "--out"]
+    ran = run("run", "--engine", "onnx", export("munet"), *words, out)
+    assert ran.exit_code == 0, ran.output
+    assert "weights: munet.demo" in ran.output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["model"] == "munet" and summary["engine"] == "onnx"
+    assert summary["objects"] == [1] and summary["complete"] and summary["frame_count"] == 5
+    assert run("run", "--model", "munet", "--device", "cpu", *words, other).exit_code == 0
+    differs = np.mean(np.stack(masks_in(out)) != np.stack(masks_in(other)))
+    assert differs < 1e-3
+    assert set(np.unique(masks_in(out)[-1])) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "message"),
+    [
+        (["--weights", "demo"], ConfigError, "weights: the export has settled it"),
+        (["--size", "96"], ConfigError, "size: the export has settled it"),
+        (["--precision", "fp16"], ConfigError, "precision: the export has settled it"),
+        (["--checkpoint", "2"], ConfigError, "a stream of exported graphs cannot be saved"),
+        (["--device", "tpu"], ConfigError, "device: wanted auto, cpu or cuda, given 'tpu'"),
+        (["--device", "cuda"], DeviceError, "providers: "),
+    ],
+)
+def test_what_an_export_has_settled(
+    export: Export, video: Path, words: list[str], kind: type[VosError], message: str
+) -> None:
+    given = [str(video), "--mask", video.parent / "first.png", "--out", video.parent / "out"]
+    ran = run("run", "--engine", "onnx", export("munet"), *given, *words)
+    assert isinstance(ran.exception, kind) and message in str(ran.exception)
+
+
+def test_sources_and_engines_that_do_not_fit(video: Path) -> None:
+    out = ["--out", video.parent / "out"]
+    for words, message in (
+        ([str(video), *out], "wanted --model MODEL"),
+        (["--engine", "onnx", str(video), *out], "the export's folder, then SOURCE"),
+        (["--model", "munet", "folder", str(video), *out], "wanted one SOURCE"),
+        (["--engine", "onnx", "--model", "munet", "folder", str(video), *out], "wanted --model"),
+    ):
+        ran = run("run", *words)
+        assert ran.exit_code == 2 and message in " ".join(ran.output.split()), ran.output
+    ran = run("run", "--engine", "onnx", video.parent, video, *out)
+    assert isinstance(ran.exception, WeightsError) and "holds no model.json" in str(ran.exception)
+    ran = run("run", "--engine", "quick", "--model", "munet", video, *out)
+    assert isinstance(ran.exception, ConfigError) and "engine: wanted" in str(ran.exception)
+
+
+def test_export_says_what_it_wrote(tmp_path: Path) -> None:
+    """Static graphs of a small size, compared with torch one by one and as a stream."""
+    out = tmp_path / "out"
+    ran = run("export", "imcnet", "--out", out, "--size", "64x96", "--opset", "21")
+    assert ran.exit_code == 0, ran.output
+    said = " ".join(ran.output.split())
+    assert "0.0000 % of the labels differ" in said and "weights: imcnet.demo" in said
+    assert "segment.onnx" in said and f"wrote {out}" in said
+    manifest = json.loads((out / "model.json").read_text())
+    assert manifest["opset"] == 21 and manifest["size"] == [64, 96] and not manifest["dynamic"]
+    assert {path.name for path in out.iterdir()} == {
+        "model.json",
+        *(f"{verb}.onnx" for verb in ("prepare", "encode", "segment", "finish")),
+    }
+
+
+def test_export_of_what_cannot_be(tmp_path: Path) -> None:
+    for words, message in (
+        (["munet"], "wanted --out DIR or --server-repository DIR"),
+        (["munet", "--out", "a", "--size", "64x64", "--dynamic"], "wanted --size or --dynamic"),
+        (["munet", "--out", "a", "--size", "64"], "wanted HEIGHTxWIDTH"),
+    ):
+        ran = run("export", *words)
+        assert ran.exit_code == 2 and message in " ".join(ran.output.split()), ran.output
+    wrong: list[tuple[list[Any], str]] = [
+        (["xmem", "--out", tmp_path / "a"], "model: wanted one of stm"),
+        (["munet", "--out", tmp_path / "a", "--opset", "17"], "opset: wanted 20..21"),
+        (["munet", "--server-repository", tmp_path / "a"], "wants --size HxW"),
+    ]
+    for words, message in wrong:
+        ran = run("export", *words)
+        assert isinstance(ran.exception, ConfigError) and message in str(ran.exception)
+    assert not (tmp_path / "a").exists()

@@ -214,7 +214,7 @@ class SequenceRun:
             pairs = zip(labels, self.annotations, strict=True)
             self.scores[name] = measure(pairs, binary=binary, name=self.sequence.name)
 
-    def _take(self, result: Result | None) -> None:
+    def _take(self, result: Result[Any] | None) -> None:
         if result is not None:
             self.answers[MODEL][result.frame_index] = result.numpy()
 

@@ -211,7 +211,7 @@ def _drive(
     done_before = segmenter.frame_count
     waiting: dict[int, SourceFrame] = {}
 
-    def answer(result: Result | None, milliseconds: float) -> None:
+    def answer(result: Result[Any] | None, milliseconds: float) -> None:
         if result is None:
             return
         outputs.write(waiting.pop(result.frame_index), result.numpy())

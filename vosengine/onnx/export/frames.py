@@ -60,24 +60,6 @@ def finish(
     rows = op.Add(op.Cast(op.Range(zero, op.Squeeze(height), one), to=11), half)
     columns = op.Add(op.Cast(op.Range(zero, op.Squeeze(width), one), to=11), half)
 
-    # Where every pixel lies on the grid, and the two cells on either side of it.
-    last_y = op.Sub(op.Shape(logits, start=1, end=2), one)
-    last_x = op.Sub(op.Shape(logits, start=2, end=3), one)
-    y = op.Sub(op.Add(op.Div(op.Mul(rows, tall), op.Cast(height, to=11)), top), half)
-    x = op.Sub(op.Add(op.Div(op.Mul(columns, wide), op.Cast(width, to=11)), left), half)
-    y = op.Max(op.Min(y, op.Cast(last_y, to=11)), op.Cast(zero, to=11))
-    x = op.Max(op.Min(x, op.Cast(last_x, to=11)), op.Cast(zero, to=11))
-    low_y, low_x = op.Floor(y), op.Floor(x)
-    from_y = op.Unsqueeze(op.Cast(op.Sub(y, low_y), to=1), [1])
-    from_x = op.Cast(op.Sub(x, low_x), to=1)
-    low_y, low_x = op.Cast(low_y, to=7), op.Cast(low_x, to=7)
-    above = op.Gather(logits, low_y, axis=1)
-    below = op.Gather(logits, op.Min(op.Add(low_y, one), last_y), axis=1)
-    fine = op.Add(above, op.Mul(from_y, op.Sub(below, above)))
-    before = op.Gather(fine, low_x, axis=2)
-    after = op.Gather(fine, op.Min(op.Add(low_x, one), last_x), axis=2)
-    fine = op.Add(before, op.Mul(from_x, op.Sub(after, before)))
-
     # Who counts: the objects alive, but for those that the prompt names.
     count = op.Squeeze(op.Shape(alive))
     ids = op.Reshape(op.Range(one, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1]))
@@ -85,25 +67,39 @@ def finish(
     named = op.ReduceMax(op.Cast(shown, to=2), op.Constant(value_ints=[1, 2]), keepdims=1)
     alive_rows = op.Reshape(alive, op.Constant(value_ints=[-1, 1, 1]))
     counted = op.And(alive_rows, op.Equal(named, op.Cast(zero, to=2)))
-    fine = op.Where(counted, fine, op.Constant(value_float=NOT_THERE))
+    coarse = op.Where(counted, logits, op.Constant(value_float=NOT_THERE))
 
-    # Soft aggregation; 1 / (e^s - 1) by way of tanh, which keeps its digits where s is small.
+    # Where every pixel lies on the grid, and how near to it every cell is: bilinear weights.
+    grid = op.Shape(logits)
+    cells_y = op.Range(zero, op.Squeeze(op.Gather(grid, [1])), one)
+    cells_x = op.Range(zero, op.Squeeze(op.Gather(grid, [2])), one)
+    last_y = op.Cast(op.Sub(op.Gather(grid, [1]), one), to=11)
+    last_x = op.Cast(op.Sub(op.Gather(grid, [2]), one), to=11)
+    y = op.Sub(op.Add(op.Div(op.Mul(rows, tall), op.Cast(height, to=11)), top), half)
+    x = op.Sub(op.Add(op.Div(op.Mul(columns, wide), op.Cast(width, to=11)), left), half)
+    y = op.Max(op.Min(y, last_y), op.Cast(zero, to=11))
+    x = op.Max(op.Min(x, last_x), op.Cast(zero, to=11))
+    from_y = op.Abs(op.Sub(op.Unsqueeze(y, [1]), op.Cast(cells_y, to=11)))
+    from_x = op.Abs(op.Sub(x, op.Unsqueeze(op.Cast(cells_x, to=11), [1])))
+    near_y = op.Relu(op.Cast(op.Sub(op.Cast(one, to=11), from_y), to=1))  # [H, h]
+    near_x = op.Relu(op.Cast(op.Sub(op.Cast(one, to=11), from_x), to=1))  # [w, W]
+    odds = op.Exp(op.MatMul(near_y, op.MatMul(coarse, near_x)))
+
+    # Soft aggregation: the background's odds are 1 / (product of (1 + odds) - 1).
     least = op.Constant(value_float=LOWEST_ODDS)
     most = op.Constant(value_float=1 / LOWEST_ODDS)
-    joint = op.ReduceSum(op.Softplus(fine), op.Constant(value_ints=[0]), keepdims=1)
-    t = op.Tanh(op.Mul(joint, 0.5))
-    background = op.Clip(op.Div(op.Sub(1.0, t), op.Add(t, t)), least, most)
-    odds = op.Clip(op.Exp(fine), least, most)
-    odds = op.Where(counted, odds, op.Constant(value_float=0.0))
+    joint = op.ReduceProd(op.Add(odds, 1.0), op.Constant(value_ints=[0]), keepdims=1)
+    background = op.Clip(op.Div(1.0, op.Sub(joint, 1.0)), least, most)
+    odds = op.Mul(op.Clip(odds, least, most), op.Cast(counted, to=1))
     odds = op.Concat(background, odds, axis=0)
     found = op.Div(odds, op.ReduceSum(odds, op.Constant(value_ints=[0]), keepdims=1))
 
     # The prompt over it: its objects have probability 1 where it shows them, all others 0.
     scale_y = op.Div(op.Cast(op.Shape(prompt, start=0, end=1), to=11), op.Cast(height, to=11))
     scale_x = op.Div(op.Cast(op.Shape(prompt, start=1, end=2), to=11), op.Cast(width, to=11))
-    near_y = op.Cast(op.Floor(op.Mul(rows, scale_y)), to=7)
-    near_x = op.Cast(op.Floor(op.Mul(columns, scale_x)), to=7)
-    given = op.Gather(op.Gather(prompt, near_y, axis=0), near_x, axis=1)
+    take_y = op.Cast(op.Floor(op.Mul(rows, scale_y)), to=7)
+    take_x = op.Cast(op.Floor(op.Mul(columns, scale_x)), to=7)
+    given = op.Gather(op.Gather(prompt, take_y, axis=0), take_x, axis=1)
     given = op.Unsqueeze(given, [0])
     table = op.Reshape(op.Range(zero, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1]))
     is_it = op.Cast(op.Equal(given, op.Cast(table, to=2)), to=1)

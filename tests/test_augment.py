@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vosengine.models.augment import FLIP_CHANCE, SCALE, SHIFT, augment, fill
+from vosengine.models.augment import augment, fill
+from vosengine.placements import FLIP_CHANCE, SCALE, SHIFT
 
 SIDE = 96
 OBJECT, GROUND = 3.0, -1.0

@@ -3,17 +3,11 @@ elsewhere."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch.nn import functional
 
-FLIP_CHANCE = 1 / 3
-ROTATION = 60.0  # degrees, either way
-SCALE = 0.7, 1.5
-SHIFT = 0.2  # of the frame's side, either way
-BLUR_CHANCE = 2 / 5
-BLUR = 0.001, 0.006  # standard deviation, of the frame's side: 0.5 to 3 pixels of 473
+from ..placements import BLUR_CHANCE, DRAWS, blur_width, placement
+
 HOLE_MARGIN = 0.01  # of the frame's side: what is filled is so much wider than the object
 LEAST_KEPT = 0.1  # of the object's pixels; a placement that keeps fewer is dropped
 
@@ -36,25 +30,42 @@ def augment(
     Source  after FRTM (Robinson et al., CVPR 2020, section 3.4), whose object goes to the middle of
             the frame and whose hole is filled by Telea's method
     """
-    mask = label[None, None].to(torch.float32)
-    picture = frame.to(torch.float32)
-    background = fill(picture, 1 - _dilate(mask, round(HOLE_MARGIN * max(label.shape))))
-    cut = torch.cat((picture * mask, mask), dim=1).expand(count, -1, -1, -1)
-
-    draws = torch.rand(count, 7, generator=generator, device="cpu").tolist()
-    placements = torch.tensor([_placement(draw[:5]) for draw in draws]).reshape(count, 2, 3)
-    grid = _sampling_grid(placements.to(frame.device), label)
-    moved = functional.grid_sample(cut, grid, mode="bilinear", align_corners=False)
-    labels = moved[:, 3] > 0.5
+    draws = torch.rand(count, DRAWS, generator=generator, device="cpu").tolist()
+    placements = torch.tensor([placement(draw[:5]) for draw in draws]).reshape(count, 2, 3)
+    moved, labels, background = move(frame, label, placements.to(frame.device))
     for index, (*_, chance, amount) in enumerate(draws):
         if chance < BLUR_CHANCE:
             moved[index] = _blur(moved[index], amount)
-    frames = moved[:, :3] + (1 - moved[:, 3:]) * background
+    return put_back(moved, labels, background, frame, label)
 
+
+def move(
+    frame: torch.Tensor, label: torch.Tensor, placements: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The object of `augment` at these places [count, 2, 3]: colour and alpha [count, 4, H, W],
+    where it is [count, H, W] bool, and what lies behind it [1, 3, H, W]; float32."""
+    mask = label[None, None].to(torch.float32)
+    picture = frame.to(torch.float32)
+    background = fill(picture, 1 - _dilate(mask, round(HOLE_MARGIN * max(label.shape))))
+    cut = torch.cat((picture * mask, mask), dim=1).expand(len(placements), -1, -1, -1)
+    grid = _sampling_grid(placements, label)
+    moved = functional.grid_sample(cut, grid, mode="bilinear", align_corners=False)
+    return moved, moved[:, 3] > 0.5, background
+
+
+def put_back(
+    moved: torch.Tensor,
+    labels: torch.Tensor,
+    background: torch.Tensor,
+    frame: torch.Tensor,
+    label: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`move`'s object over what lies behind it; the given frame where too little of it is left."""
+    frames = moved[:, :3] + (1 - moved[:, 3:]) * background
     pixels = labels.sum(dim=(1, 2))
     kept = ((pixels > 0) & (pixels >= LEAST_KEPT * label.sum()))[:, None, None]
-    frames = torch.where(kept[:, None], frames, picture)
-    return frames.to(frame.dtype), torch.where(kept, labels, label)
+    frames = torch.where(kept[:, None], frames, frame.to(torch.float32))
+    return frames.to(frame.dtype), (kept & labels) | (~kept & label)
 
 
 def fill(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -79,18 +90,6 @@ def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
     return functional.max_pool2d(mask, 2 * radius + 1, 1, radius)
 
 
-def _placement(draw: list[float]) -> list[list[float]]:
-    """[2, 3] from five numbers in 0..1: the matrix that undoes turning, scaling and mirroring, and
-    the shift as a share of the sides."""
-    flip, turn, size, down, right = draw
-    angle = math.radians(ROTATION) * (2 * turn - 1)
-    scale = SCALE[0] * (SCALE[1] / SCALE[0]) ** size
-    mirror = -1.0 if flip < FLIP_CHANCE else 1.0
-    cosine, sine = math.cos(angle) / scale, math.sin(angle) / scale
-    shift_x, shift_y = (SHIFT * (2 * value - 1) for value in (right, down))
-    return [[mirror * cosine, mirror * sine, shift_x], [-sine, cosine, shift_y]]
-
-
 def _sampling_grid(placements: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """[count, H, W, 2] for grid_sample: where each pixel x' of the new frame comes from.
 
@@ -111,8 +110,7 @@ def _sampling_grid(placements: torch.Tensor, label: torch.Tensor) -> torch.Tenso
 
 def _blur(planes: torch.Tensor, amount: float) -> torch.Tensor:
     """Gaussian blur of [C, H, W], its width from a number in 0..1."""
-    sigma = max(planes.shape[1:]) * (BLUR[0] + (BLUR[1] - BLUR[0]) * amount)
-    radius = math.ceil(3 * sigma)
+    sigma, radius = blur_width(amount, max(planes.shape[1:]))
     offsets = torch.arange(-radius, radius + 1, device=planes.device, dtype=planes.dtype)
     weights = torch.softmax(-0.5 * (offsets / sigma).square(), dim=0)
     x = functional.conv2d(planes[:, None], weights[None, None, :, None], padding=(radius, 0))

@@ -130,7 +130,7 @@ class Refiner(nn.Module):
         self, coarse: torch.Tensor, reduced: list[torch.Tensor], size: Size
     ) -> torch.Tensor:
         """coarse [K, 1, h, w] and `reduce`'s maps -> logits [K, *size]"""
-        x = _pool(reduced[0]).expand(len(coarse), -1, -1, -1)
+        x = _pool(reduced[0]).expand(coarse.shape[0], -1, -1, -1)
         for level, frame in zip(self.levels, reduced, strict=True):
             x = level(x, frame, coarse)
         height, width = x.shape[2:]

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ..config import TargetAwareConfig
 from ..errors import InputError
 from ..kernels import finish_masks
+from ..placements import seed_of
 from ..proposals import Proposals, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores, Size
 from .appearance import Tracks
@@ -298,7 +299,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         config = self.config
         features, labels = now.appearance, target[None]
         if config.augmentations:
-            generator = torch.Generator("cpu").manual_seed(256 * state.frame_count + slot)
+            generator = torch.Generator("cpu").manual_seed(seed_of(state.frame_count, slot))
             square = self._stretched(now.frame)
             frames, moved = augment(square, target > 0.5, config.augmentations, generator)
             features = torch.cat((features, self.backbone(frames).r4))

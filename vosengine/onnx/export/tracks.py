@@ -1,0 +1,330 @@
+"""target_aware as graphs: D-Net's, the tracks' scores, their embeddings, and what they learn.
+
+    encode    a frame's features, once
+    discover, guide  D-Net: see discovery.py
+    score     every track's map, its logits at the network's size, and who wins where
+    embed     ReID vectors of boxes
+    learn     masks as labels, and as what the tracks are fitted to
+    begin     a track fitted to its first frame and to augmentations of it
+    fit       a track's second layer fitted to its samples
+
+Who is who, and when what is learnt, is decided between them: vosengine.onnx.tracks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ...models.appearance import first_weights, to_grid
+from ...models.augment import move, put_back
+from ...models.target_aware import TargetAware
+from ...placements import blur_width
+from ...types import Size
+from .discovery import STRIDE, discovery_settings, discovery_verbs
+from .fitting import fit_both, fit_kernel, resize_like
+from .verb import Given, Plan, Verb
+
+POLICY = "tracks"
+NOT_THERE = -1e30  # logit of a row without a track
+BOXES = 4  # that a static `embed` takes at once
+
+
+def cells_of(method: TargetAware) -> Size:
+    """(h, w) of the tracks' grid."""
+    return (-(-method.config.tracker_size // 16),) * 2
+
+
+def settings(method: TargetAware) -> dict[str, Any]:
+    """The logits' stride, D-Net's settings, and those of the tracks."""
+    config = method.config
+    side = config.tracker_size
+    names = (
+        *("tracker_size", "target_channels", "augmentations", "samples", "learning_rate"),
+        *("verified_weight", "verified_feeds", "smallest_sample", "update_every", "max_tracks"),
+        *("match_overlap", "match_score", "birth_overlap", "reid_channels"),
+    )
+    return {
+        "stride": 1,
+        "discovery": discovery_settings(config),
+        "guidance": config.guidance,
+        "blur_radius": blur_width(1.0, side)[1],
+        **{name: getattr(config, name) for name in names},
+    }
+
+
+class Encode(nn.Module):
+    """prepared -> appearance, and what the refiner takes of the frame."""
+
+    def __init__(self, method: TargetAware) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pyramid = self.method.backbone(self.method._stretched(prepared))
+        return (pyramid.r4, *self.method.refiner.reduce(pyramid))
+
+
+class Score(nn.Module):
+    """appearance, reduced..., projection, kernel, alive, prepared -> maps, logits, labels."""
+
+    def __init__(self, method: TargetAware) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        appearance, *reduced, projection, kernel, alive, prepared = tensors
+        maps = torch.einsum("kdc,chw->kdhw", projection, appearance[0].float())
+        square = (self.method.config.tracker_size,) * 2
+        coarse = _scores(maps, kernel).to(appearance.dtype)
+        refined = self.method.refiner(coarse, reduced, square).float()
+        logits = resize_like(refined, prepared)
+        return maps, logits, _exclusive(logits, alive)
+
+
+def _scores(maps: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """`Tracks.scores`: a product per tap, then the nine shifted and summed."""
+    height, width = maps.shape[2:]
+    taps = kernel.flatten(2).mT @ maps.flatten(2)
+    padded = functional.pad(taps.unflatten(2, (height, width)), (1, 1, 1, 1))
+    total = padded[:, 0, :height, :width]
+    for tap in range(1, 9):
+        y, x = divmod(tap, 3)
+        total = total + padded[:, tap, y : y + height, x : x + width]
+    return total[:, None]
+
+
+def _exclusive(logits: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+    """uint8 [H, W]: 1 + the row that wins after soft aggregation, or 0."""
+    logits = torch.where(alive[:, None, None], logits, NOT_THERE)
+    joint = functional.softplus(logits).sum(dim=0)
+    best, row = logits.max(dim=0)
+    # Its odds e^best against the background's 1 / (e^joint - 1); by tanh, which keeps its digits.
+    tanh = torch.tanh(joint / 2)
+    background = (1 - tanh) / (2 * tanh)
+    return torch.where(best.exp() > background, 1 + row, 0).to(torch.uint8)
+
+
+class Embed(nn.Module):
+    """prepared, boxes -> vectors."""
+
+    def __init__(self, method: TargetAware) -> None:
+        super().__init__()
+        self.reid = method.reid
+
+    def forward(self, prepared: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.reid.embed(self.reid.crop(prepared, boxes))
+        return found
+
+
+class Learn(nn.Module):
+    """masks [1 + objects, H, W] -> labels uint8 [H, W]; of every object its mask as a label on the
+    tracker's square, and as bands and aims on the tracks' grid."""
+
+    def __init__(self, method: TargetAware) -> None:
+        super().__init__()
+        self.influence = method.config.target_influence
+        self.cells = cells_of(method)
+        self.register_buffer("square", torch.zeros((method.config.tracker_size,) * 2))
+
+    def forward(self, masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        labels = masks.argmax(dim=0)
+        ids = torch.arange(1, masks.shape[0], device=masks.device)
+        owned = labels == ids[:, None, None]
+        targets = resize_like(owned.float(), self.square)
+        grid = to_grid(targets, self.influence, self.cells)
+        return labels.to(torch.uint8), targets, grid.bands, grid.targets
+
+
+class Begin(nn.Module):
+    """appearance, target, and with augmentations prepared, placements and blurs -> projection,
+    kernel, and the first samples."""
+
+    def __init__(self, method: TargetAware) -> None:
+        super().__init__()
+        self.method = method
+        config = method.config
+        self.cells = cells_of(method)
+        device = torch.device("cpu")
+        first = first_weights(config.target_channels, method.backbone.channels[2], device)
+        self.register_buffer("projection", first[0])
+        self.register_buffer("kernel", first[1])
+        count = 1 + config.augmentations
+        self.register_buffer("share", torch.full((count,), 1 / count))
+
+    def forward(
+        self, appearance: torch.Tensor, target: torch.Tensor, *more: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        config = self.method.config
+        maps, labels = appearance, target[None]
+        if more:
+            frames, moved = self._augmented(target, *more)
+            maps = torch.cat((maps, self.method.backbone(frames).r4))
+            labels = torch.cat((labels, moved.float()))
+        grid = to_grid(labels, config.target_influence, self.cells)
+        maps = maps.float()
+        kernel, projection = fit_both(
+            maps,
+            grid.bands,
+            grid.targets,
+            self.share,
+            self.kernel,
+            self.projection,
+            config.first_iterations,
+            config.ridge,
+        )
+        samples = torch.einsum("dc,nchw->ndhw", projection, maps)
+        return projection, kernel, samples, grid.bands, grid.targets
+
+    def _augmented(
+        self,
+        target: torch.Tensor,
+        prepared: torch.Tensor,
+        placements: torch.Tensor,
+        blurs: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`augment`, with what it draws given; blurs [n, side] are the weights of a kernel."""
+        square, label = self.method._stretched(prepared), target > 0.5
+        moved, labels, background = move(square, label, placements)
+        planes, reach = moved.flatten(0, 1)[None], blurs.shape[1] // 2
+        weights = blurs.repeat_interleave(4, dim=0)[:, None]  # of four planes each
+        groups = len(weights)
+        planes = functional.conv2d(planes, weights[..., None], padding=(reach, 0), groups=groups)
+        planes = functional.conv2d(planes, weights[:, :, None], padding=(0, reach), groups=groups)
+        return put_back(planes[0].unflatten(0, (-1, 4)), labels, background, square, label)
+
+
+class Fit(nn.Module):
+    """A track's samples and its kernel -> its kernel."""
+
+    def __init__(self, method: TargetAware) -> None:
+        super().__init__()
+        self.config = method.config
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        bands: torch.Tensor,
+        targets: torch.Tensor,
+        weight: torch.Tensor,
+        kernel: torch.Tensor,
+    ) -> torch.Tensor:
+        config = self.config
+        found: torch.Tensor = fit_kernel(
+            features, bands, targets, weight, kernel, config.later_iterations, config.ridge
+        )
+        return found
+
+
+class Sizes(NamedTuple):
+    """Of the examples: dtype of the network, its frame, objects, samples, boxes."""
+
+    prepared: Given
+    objects: int
+    samples: int
+    boxes: int
+
+
+def verbs(method: TargetAware, plan: Plan) -> list[Verb]:
+    """All but `prepare` and `finish`."""
+    config = method.config
+    pixels = {2: f"{STRIDE}*h", 3: f"{STRIDE}*w"}
+    example = torch.rand(1, 3, *plan.network).to(method.backbone.conv1.weight.dtype)
+    frame = Given("prepared", "prepare.prepared", example, pixels)
+    density = STRIDE if config.guidance == "tracks" else 4
+    static = plan.static
+    sizes = Sizes(
+        frame,
+        plan.objects,
+        config.samples if static else min(config.samples, 6),
+        BOXES if static else 3,
+    )
+    encode = Encode(method)
+    with torch.no_grad():
+        features = encode(example)
+    names = ["appearance", *(f"reduced{i}" for i in range(len(features) - 1))]
+    known = [Given(n, f"encode.{n}", x, {}) for n, x in zip(names, features, strict=True)]
+    return [
+        Verb("encode", encode, (frame,), tuple((name, "") for name in names)),
+        *discovery_verbs(method.dnet, plan.cells, density=density),
+        _score(method, known, sizes),
+        _embed(method, sizes),
+        _learn(method, sizes),
+        _begin(method, known[0], sizes),
+        _fit(method, sizes),
+    ]
+
+
+def _score(method: TargetAware, known: list[Given], sizes: Sizes) -> Verb:
+    layers = first_weights(
+        method.config.target_channels, method.backbone.channels[2], torch.device("cpu")
+    )
+    rows = {0: "objects"}
+    projection, kernel = (each[None].repeat(sizes.objects, *([1] * each.ndim)) for each in layers)
+    given = (
+        *known,
+        Given("projection", "state.projection", projection, rows),
+        Given("kernel", "state.kernel", kernel, rows),
+        Given("alive", "caller.alive", torch.ones(sizes.objects, dtype=torch.bool), rows),
+        sizes.prepared,
+    )
+    return Verb("score", Score(method), given, (("maps", ""), ("logits", ""), ("labels", "")))
+
+
+def _embed(method: TargetAware, sizes: Sizes) -> Verb:
+    boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0]]).repeat(sizes.boxes, 1)
+    boxes[:, 2] += torch.arange(sizes.boxes)
+    given = sizes.prepared, Given("boxes", "caller.boxes", boxes, {0: "boxes"})
+    return Verb("embed", Embed(method), given, (("vectors", ""),))
+
+
+def _learn(method: TargetAware, sizes: Sizes) -> Verb:
+    height, width = sizes.prepared.example.shape[2:]
+    y, x = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
+    step = torch.arange(1 + sizes.objects)[:, None, None]
+    masks = torch.cos(3 * y + step) + torch.sin(2 * x * (1 + step))
+    axes = {0: "1+objects", 1: f"{STRIDE}*h", 2: f"{STRIDE}*w"}
+    outputs = ("labels", ""), ("targets", ""), ("bands", ""), ("aims", "")
+    return Verb("learn", Learn(method), (Given("masks", "finish.masks", masks, axes),), outputs)
+
+
+def _begin(method: TargetAware, appearance: Given, sizes: Sizes) -> Verb:
+    config, side = method.config, method.config.tracker_size
+    centred = torch.linspace(-1, 1, side).square()
+    target = (centred[:, None] + centred < 0.3).float()
+    given = [appearance, Given("target", "learn.targets", target, {})]
+    count = config.augmentations
+    if count:
+        places = torch.tensor([[0.9, 0.2, 0.1], [-0.2, 0.9, 0.05]])[None].repeat(count, 1, 1)
+        blurs = torch.zeros(count, 1 + 2 * blur_width(1.0, side)[1])
+        blurs[:, blurs.shape[1] // 2] = 1
+        given += [
+            sizes.prepared,
+            Given("placements", "caller.placements", places, {}),
+            Given("blurs", "caller.blurs", blurs, {}),
+        ]
+    outputs = "projection", "kernel", "features", "bands", "targets"
+    return Verb("begin", Begin(method), tuple(given), tuple((name, "") for name in outputs))
+
+
+def _fit(method: TargetAware, sizes: Sizes) -> Verb:
+    config, cells, count = method.config, cells_of(method), sizes.samples
+    steps = torch.arange(count)[:, None, None]
+    centred = torch.linspace(-1, 1, config.tracker_size)
+    labels = ((centred - 0.02 * steps).square() + centred[:, None].square() < 0.3).float()
+    grid = to_grid(labels, config.target_influence, cells)
+    shape = config.target_channels, *cells
+    features = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+    _, kernel = first_weights(shape[0], 1, torch.device("cpu"))
+    many = {0: "samples"}
+    given = (
+        Given("features", "caller.features", features, many),
+        Given("bands", "caller.bands", grid.bands, many),
+        Given("targets", "caller.targets", grid.targets, many),
+        Given("weight", "caller.weight", torch.full((count,), 1 / count), many),
+        Given("kernel", "caller.kernel", kernel, {}),
+    )
+    return Verb("fit", Fit(method), given, (("kernel_out", ""),))

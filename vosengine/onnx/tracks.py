@@ -1,0 +1,243 @@
+"""How target_aware's graphs are driven: which proposal is which track, what is learnt and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnxruntime import OrtValue
+
+from .discovery import Discovery, Seen, boxes_of, nearest, run
+from .manifest import Manifest
+from .policies import Found, Marked, Policy
+from .sessions import Sessions, Values
+from .tracks_memory import Samples, draw_placements
+
+CERTAIN = 10.0  # logit of a proposal's pixels where it takes the place of a tracked mask
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What `segment` noted of a frame: per track whether a proposal confirmed it, the maps
+    [rows, D, h, w] of all, and D-Net's foreground."""
+
+    verified: tuple[bool, ...]
+    maps: OrtValue | None
+    saliency: OrtValue
+
+
+class TrackPolicy(Policy):
+    """Discovers objects, follows each by what it looks like, and verifies that by proposals.
+
+    Of the memory the layers of every track go into the graphs as they are; samples, embeddings and
+    births are kept here, because what becomes of them is decided by numbers.
+    """
+
+    def __init__(self, manifest: Manifest, sessions: Sessions) -> None:
+        self.settings: dict[str, Any] = manifest.settings
+        self.discovery = Discovery(manifest, sessions)
+        self.capacity = min(manifest.max_objects, self.settings["max_tracks"])
+        super().__init__(manifest, sessions)
+
+    def reset(self) -> None:
+        super().reset()
+        self.discovery.reset()
+        self.tracks: list[Samples] = []
+        self.noted: Noted | None = None
+
+    # Segment
+
+    def segment(self, seen: Sequence[Values], count: int) -> Found:
+        (now,) = seen
+        proposals = self.discovery.look(now["prepare.prepared"], self.geometry)
+        scored = self._run("score", now, {"alive": self._alive(count)}) if count else None
+        owners = np.zeros(self.geometry.network, np.uint8)
+        if scored is not None:
+            owners = scored["labels"].numpy()
+        matched, unseen = self._associate(now, owners, proposals, count)
+        born = unseen[: max(0, self.capacity - count)]
+        maps = None if scored is None else scored["maps"]
+        self.noted = Noted(tuple(p is not None for p in matched), maps, proposals.saliency)
+        total = count + len(born)
+        if scored is not None and not born and not any(self.noted.verified):
+            return Found(scored["logits"], count, self.noted)
+        rows = total if self.manifest.dynamic else max(self.rows, total)
+        logits = np.zeros((rows, *self.geometry.network), np.float32)
+        if scored is not None:
+            logits[:count] = scored["logits"].numpy()[:count]
+        taken = [(row, p) for row, p in enumerate(matched) if p is not None]
+        for row, proposal in (*taken, *enumerate(born, start=count)):
+            logits[row] = np.where(proposals.masks[proposal], CERTAIN, -CERTAIN)
+        return Found(self.sessions.value(logits), total, self.noted)
+
+    def _associate(
+        self, now: Values, owners: np.ndarray, proposals: Seen, count: int
+    ) -> tuple[list[int | None], list[int]]:
+        """Per track the proposal that verifies it, and the proposals that nothing tracked explains:
+        TargetAware._associate."""
+        matched: list[int | None] = [None] * count
+        if count == 0 or len(proposals) == 0:
+            return matched, list(range(len(proposals)))
+        overlap = overlaps(owners, proposals.masks, count)  # [K, P]
+        candidate = overlap > self.settings["match_overlap"]
+        scores = self._compare(now, owners, proposals, candidate)
+        pairs = np.argwhere(scores * candidate > np.float32(self.settings["match_score"])).tolist()
+        for track, proposal in sorted(pairs, key=lambda pair: -scores[pair[0], pair[1]]):
+            if matched[track] is None and proposal not in matched:
+                matched[track] = proposal
+        is_new = ~candidate.any(axis=0) & (overlap.max(axis=0) < self.settings["birth_overlap"])
+        return matched, np.flatnonzero(is_new).tolist()
+
+    def _compare(
+        self, now: Values, owners: np.ndarray, proposals: Seen, candidate: np.ndarray
+    ) -> np.ndarray:
+        """[K, P]: both cosines of every candidate pair; only what is in one is embedded."""
+        scores = np.zeros(candidate.shape, np.float32)
+        rows, columns = (np.flatnonzero(candidate.any(axis=axis)) for axis in (1, 0))
+        if len(rows) == 0:
+            return scores
+        boxes = boxes_of(owners == (1 + rows)[:, None, None])
+        vectors = self._embed(now, np.concatenate((boxes, proposals.boxes[columns])))
+        ours, theirs = vectors[: len(rows)], vectors[len(rows) :]
+        first = np.stack([self.tracks[row].embedding for row in rows])
+        scores[rows[:, None], columns] = ours @ theirs.T + first @ theirs.T
+        return scores
+
+    def lies_under(self, found: Found, row: int, prompt: np.ndarray) -> bool:
+        """Whether most of a discovered object is what the caller's mask shows."""
+        left, right, top, bottom = self.geometry.padding
+        (height, width), frame = self.geometry.resized, self.geometry.frame
+        given = prompt[nearest(frame[0], height)[:, None], nearest(frame[1], width)] > 0
+        given = np.pad(given, ((top, bottom), (left, right)))
+        mask = found.logits.numpy()[row] > 0
+        return bool(2 * (mask & given).sum() > mask.sum())
+
+    # Remember
+
+    def remember(self, seen: Sequence[Values], marked: Marked) -> None:
+        (now,) = seen
+        assert self.noted is not None
+        owners = np.zeros(self.geometry.network, np.uint8)
+        if marked.count:
+            learnt = run(self.manifest, self.sessions, "learn", {"masks": marked.masks})
+            owners = learnt["labels"].numpy()
+            self._learn(marked, learnt, np.bincount(owners.ravel(), minlength=256)[1:])
+            fresh = range(marked.before, marked.count)
+            for slot in fresh:
+                self._begin(slot, now, learnt["targets"].numpy()[slot])
+            corrected = [slot for slot in range(marked.before) if marked.prompted[slot]]
+            self._name(now, owners, [*corrected, *fresh])
+        self._guide(now, owners)
+        self.frame_index += 1
+
+    def _learn(self, marked: Marked, learnt: Values, areas: np.ndarray) -> None:
+        """Store the frame for every track that is in it, refit those whose turn it is."""
+        if marked.before == 0:
+            return
+        assert self.noted is not None and self.noted.maps is not None
+        maps, bands, aims = (
+            value.numpy() for value in (self.noted.maps, learnt["bands"], learnt["aims"])
+        )
+        due = []
+        for slot, track in enumerate(self.tracks[: marked.before]):
+            if areas[slot] < self.settings["smallest_sample"]:
+                continue
+            verified = bool(marked.prompted[slot]) or self.noted.verified[slot]
+            track.push((maps[slot], bands[slot], aims[slot]), verified=verified)
+            if verified or (self.frame_index - track.born) % self.settings["update_every"] == 0:
+                due.append(slot)
+        if not due:
+            return
+        kernels = self.state["state.kernel"].numpy().copy()
+        for slot in due:
+            kernels[slot] = self._fitted(self.tracks[slot], kernels[slot])
+        self.state["state.kernel"] = self.sessions.value(kernels)
+
+    def _fitted(self, track: Samples, kernel: np.ndarray) -> np.ndarray:
+        value = self.sessions.value
+        features, bands, targets, weight = track.read(whole=not self.manifest.dynamic)
+        given = {"features": features, "bands": bands, "targets": targets, "weight": weight}
+        values = {name: value(array) for name, array in {**given, "kernel": kernel}.items()}
+        fitted: np.ndarray = run(self.manifest, self.sessions, "fit", values)["kernel_out"].numpy()
+        return fitted
+
+    def _begin(self, slot: int, now: Values, target: np.ndarray) -> None:
+        """Fit a new track to its first frame and to its augmentations, drawn by frame and slot."""
+        value, settings = self.sessions.value, self.settings
+        given = {"target": value(target)}
+        if settings["augmentations"]:
+            places, blurs = draw_placements(
+                self.frame_index,
+                slot,
+                settings["augmentations"],
+                settings["tracker_size"],
+                settings["blur_radius"],
+            )
+            given |= {"placements": value(places), "blurs": value(blurs)}
+        fitted = self._run("begin", now, given)
+        for name in ("projection", "kernel"):
+            layers = self.state[f"state.{name}"].numpy().copy()
+            layers[slot] = fitted[name].numpy()
+            self.state[f"state.{name}"] = value(layers)
+        first = tuple(fitted[name].numpy() for name in ("features", "bands", "targets"))
+        track = Samples(first, settings, self.frame_index)
+        self.tracks[slot:] = [track]
+
+    def _name(self, now: Values, owners: np.ndarray, slots: list[int]) -> None:
+        """What these tracks look like, from now on, at their best."""
+        if slots:
+            boxes = boxes_of(owners == (1 + np.array(slots))[:, None, None])
+            for slot, vector in zip(slots, self._embed(now, boxes), strict=True):
+                self.tracks[slot].embedding = vector
+
+    def _guide(self, now: Values, owners: np.ndarray) -> None:
+        """Tell D-Net's next frame what this one showed."""
+        assert self.noted is not None
+        saliency = self.noted.saliency
+        if self.settings["guidance"] == "tracks":
+            saliency = self.sessions.value((owners > 0)[None, None].astype(np.float32))
+        self.discovery.guide(now["prepare.prepared"], saliency)
+
+    def forget(self, slot: int, count: int) -> None:
+        self.tracks[slot] = self.tracks[count - 1]
+        self.tracks.pop()
+        super().forget(slot, count)
+
+    # What the graphs are given
+
+    def _alive(self, count: int) -> OrtValue:
+        return self.sessions.value(np.arange(self.rows) < count)
+
+    def _run(self, verb: str, now: Values, given: Values) -> Values:
+        """A graph on the frame's features, the memory, and what else is given by name."""
+        values = {}
+        for port in self.manifest.graphs[verb].inputs:
+            table = given if port.name in given else (now if port.source in now else self.state)
+            values[port.name] = table[port.name if table is given else port.source]
+        return run(self.manifest, self.sessions, verb, values)
+
+    def _embed(self, now: Values, boxes: np.ndarray) -> np.ndarray:
+        """ReID vectors [N, E] of boxes [N, 4]; static graphs take a few at a time."""
+        boxes = boxes.astype(np.float32)
+        (port,) = (p for p in self.manifest.graphs["embed"].inputs if p.name == "boxes")
+        each = port.shape[0] if isinstance(port.shape[0], int) else len(boxes)
+        found = []
+        for first in range(0, len(boxes), each):
+            some = boxes[first : first + each]
+            more = np.repeat(some[:1], each - len(some), axis=0)
+            value = self.sessions.value(np.concatenate((some, more)))
+            found.append(self._run("embed", now, {"boxes": value})["vectors"].numpy()[: len(some)])
+        return np.concatenate(found)
+
+
+def overlaps(owners: np.ndarray, masks: np.ndarray, count: int) -> np.ndarray:
+    """Intersection over union of every track (1 + its slot in [H, W]) with every mask: [K, P]."""
+    areas = np.bincount(owners.ravel(), minlength=1 + count)[1 : 1 + count]
+    shared = np.stack(
+        [np.bincount(owners[mask], minlength=1 + count)[1 : 1 + count] for mask in masks], axis=1
+    )
+    union = areas[:, None] + masks.sum(axis=(1, 2)) - shared
+    found: np.ndarray = shared.astype(np.float32) / np.maximum(union, 1).astype(np.float32)
+    return found

@@ -262,7 +262,7 @@ def test_bad_proposals_leave_the_stream_as_it_was(dynamic: Path) -> None:
     one = in_numpy(good[0])
     bad = {
         "wanted FrameProposals, given NoneType without boxes": None,
-        "masks: wanted a numpy array, given Tensor": good[0],
+        "boxes: wanted a numpy array, given Tensor": good[0],
         "boxes: wanted \\[6, 4\\], given \\[2, 4\\]": FrameProposals(
             one.boxes[:2], one.masks, one.scores
         ),

@@ -119,8 +119,8 @@ def best_of(given: FrameProposals, *, overlap: float, limit: int) -> FramePropos
     order = np.argsort(-given.scores, kind="stable")
     boxes = given.boxes[order].astype(np.float64)
     inside = _sides(np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], (width, height)))
-    shown = given.masks.reshape(len(order), height * width).any(axis=1)[order]
-    alive = shown & (inside > 0).all(axis=1)
+    shown = np.asarray(given.masks.reshape(len(order), height * width).any(axis=1))
+    alive = shown[order] & (inside > 0).all(axis=1)
     areas = _sides(boxes[:, :2], boxes[:, 2:]).prod(axis=1)
     low = np.maximum(boxes[:, None, :2], boxes[:, :2])
     shared = _sides(low, np.minimum(boxes[:, None, 2:], boxes[:, 2:])).prod(axis=2)
@@ -137,7 +137,8 @@ def best_of(given: FrameProposals, *, overlap: float, limit: int) -> FramePropos
 
 
 def _sides(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return np.maximum(high - low, 0)
+    sides: np.ndarray = np.maximum(high - low, 0)
+    return sides
 
 
 class ProposalPolicy(Policy):

@@ -21,13 +21,15 @@ Export = Callable[..., Path]
 
 
 def exporter(factory: pytest.TempPathFactory, worker: str) -> Export:
-    """`export("munet", size=(96, 160))`: the folder, written by this process or by another."""
+    """`export("munet", size=(96, 160))`: the folder, written by this process or by another. A file
+    of weights is known by its name."""
     root = factory.getbasetemp()
     if worker != "master":
         root = root.parent
 
-    def export(model: str, **options: Any) -> Path:
-        name = "-".join([model, *(f"{k}{v}" for k, v in sorted(options.items()))])
+    def export(model: str, weights: str | Path = "demo", **options: Any) -> Path:
+        words = (f"{k}{v}" for k, v in sorted(options.items()))
+        name = "-".join([model, Path(weights).stem, *words])
         folder = root / "exported" / "".join(c for c in name if c.isalnum() or c in "-_")
         folder.parent.mkdir(exist_ok=True)
         try:
@@ -35,7 +37,7 @@ def exporter(factory: pytest.TempPathFactory, worker: str) -> Export:
         except FileExistsError:
             _wait(folder / MANIFEST)
         else:
-            export_model(model, ExportOptions(folder, weights="demo", **options))
+            export_model(model, ExportOptions(folder, weights=str(weights), **options))
         return folder
 
     return export

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
-from exported import answers, differing, drawn
+from exported import Export, answers, both, differing, drawn
 from torch import Tensor
 
 from vosengine import OnnxSegmenter, Segmenter
 from vosengine.config import GIELConfig
 from vosengine.models.giel import GIEL
-from vosengine.onnx import ExportOptions, export_model
 from vosengine.onnx.export.support import verbs
 from vosengine.onnx.export.verb import Plan, Verb
 from vosengine.onnx.support import SupportPolicy
@@ -39,14 +38,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["dynamic", "static"])
-def folder(
-    request: pytest.FixtureRequest, weights: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out: Path = tmp_path_factory.mktemp(request.param)
-    fixed: Any = {"size": SIZE, "max_objects": 3} if request.param == "static" else {}
-    export_model("giel", ExportOptions(out, weights=str(weights), **fixed))
-    return out
+@pytest.fixture(scope="module")
+def folder(export: Export, weights: Path) -> Path:
+    return export("giel", weights, size=SIZE, max_objects=3)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +79,19 @@ def test_objects_come_and_go_as_in_torch(folder: Path, weights: Path, clip: Clip
     assert ours.policy.plan.every > 1
     assert set(ours.policy.store) == set(ours.policy.plan.rows)
     assert len(ours.policy.store) <= 6
+
+
+def test_free_axes(export: Export) -> None:
+    """At the network's own size; more frames than places, objects that come and go."""
+    clip = drawn((96, 130), 3, 9)
+    prompts = {0: only(clip.masks[0], 1, 2), 3: only(clip.masks[3], 3)}
+    ours, theirs = both(export("giel"))
+    found = []
+    for engine in (ours, theirs):
+        labels = answers(engine, clip.frames[:7], prompts)
+        engine.remove(1)  # type: ignore[attr-defined]
+        found.append(labels + answers(engine, clip.frames[7:], {}))
+    assert differing(*found) <= MOST
 
 
 def test_one_object_and_probabilities(folder: Path, weights: Path, clip: Clip) -> None:

@@ -93,7 +93,7 @@ def fit_target(
                    [K, D, C]         W1; new, or None where projection is None
 
     Dtype   float16, bfloat16, float32 or float64, one for all, computed in float64: conjugate
-            gradients carry the rounding of a sum on, in float32 into the third digit.
+            gradients carry rounding on, which in float32 reaches the third digit.
     Device  one for all; no synchronisation with the host.
     Empty   K = 0 returns empty tensors. J = 0, or weights that are all 0, leave only the ridge: the
             exact minimum is then 0.

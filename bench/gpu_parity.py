@@ -35,9 +35,6 @@ from vosengine.kernels.poison import poisoned
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHOWN = 5  # faults of one kind
-# Conjugate gradients: some seeds condition them so badly that any two orders of summation differ
-# by more than the rule allows (kernels/fit_target/cases.py says more). Drawn from seed 0 alone.
-OWN_SEED = ("fit_target",)
 
 
 @dataclass
@@ -71,7 +68,7 @@ def calls(first: int, seeds: int, shapes: int) -> Iterator[tuple[Op, Case]]:
             if seed < first + seeds:
                 for case in cases_of(op):
                     if not case.bench:
-                        yield op, fresh(case, 0 if op.name in OWN_SEED else seed)
+                        yield op, fresh(case, seed)
             odd = odd_case(op.name, seed) if seed < first + shapes else None
             if odd is not None:
                 yield op, fresh(odd, seed)

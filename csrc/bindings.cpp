@@ -117,7 +117,7 @@ void fit_target_cpu(uintptr_t features, std::array<int64_t, 3> feature_stride, u
                     std::array<int64_t, 2> target_stride, uintptr_t sample_weight,
                     std::array<int64_t, 2> weight_stride, uintptr_t kernel, uintptr_t projection,
                     std::array<int64_t, 6> shape, const std::vector<int64_t>& iterations,
-                    std::array<float, 2> ridge, int threads) {
+                    std::array<double, 2> ridge, int threads) {
   check_threads(threads);
   vosengine::FitTarget call{};
   call.features = pointer<const float>(features);

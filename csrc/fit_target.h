@@ -1,5 +1,5 @@
 // Gauss-Newton with conjugate gradients for two-layer linear score models; the contract is in
-// kernels/fit_target/reference.py.
+// kernels/fit_target/reference.py. Floats are what is given and returned; all else is in double.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct FitTarget {
   int64_t tracks, samples, channels, height, width, maps;
   const int64_t* iterations;  // of conjugate gradients, for each Gauss-Newton step
   int64_t steps;
-  float projection_ridge, kernel_ridge;
+  double projection_ridge, kernel_ridge;
   int threads;
 };
 

@@ -5,6 +5,7 @@
 #include "fit_target.h"
 
 #include <cstring>
+#include <new>
 
 using vosengine::FitTarget;
 
@@ -17,19 +18,12 @@ void vosengine::fit_target_cpu(const FitTarget& call) { VOS_DISPATCH(fit_tracks,
 
 #include "fit_target_samples.h"
 
-using vdouble = double __attribute__((vector_size(VOS_WIDTH * 8)));
-
-VOS_INLINE vdouble widen(vfloat value) { return __builtin_convertvector(value, vdouble); }
-VOS_INLINE double sum_of_doubles(vdouble value) {
-  double total = 0;
-  for (int i = 0; i < VOS_WIDTH; ++i) total += value[i];
-  return total;
-}
+constexpr double CONVERGED = 1e-28;  // of the first residual, both squared
 
 // A stretch of a vector with one ridge: row d of the kernel or of the projection.
 struct Part {
   int64_t from, end;
-  float ridge;
+  double ridge;
 };
 
 static int parts_of(const Plan& plan, int64_t d, Part* parts) {
@@ -47,10 +41,10 @@ static void start_row(const Plan& plan, const Track& track, int64_t d) {
   track.rho_parts[d] = 0;
   for (const Part* part = parts; part < parts + count; ++part)
     for (int64_t i = part->from; i < part->end; ++i) {
-      const float residual = -(track.product[i] + part->ridge * track.weights[i]);
+      const double residual = -(track.product[i] + part->ridge * track.weights[i]);
       track.residual[i] = residual;
       track.solution[i] = track.direction[i] = 0;
-      track.rho_parts[d] += static_cast<double>(residual) * residual / part->ridge;
+      track.rho_parts[d] += residual * residual / part->ridge;
     }
 }
 
@@ -59,7 +53,7 @@ static void turn_row(const Plan& plan, const Track& track, int64_t d) {
   Part parts[2];
   const int count = parts_of(plan, d, parts);
   for (const Part* part = parts; part < parts + count; ++part) {
-    const float inverse = 1 / part->ridge;
+    const double inverse = 1 / part->ridge;
     for (int64_t i = part->from; i < part->end; ++i)
       track.direction[i] = track.residual[i] * inverse + track.beta * track.direction[i];
   }
@@ -74,16 +68,16 @@ static void curve_row(const Plan& plan, const Track& track, int64_t d) {
   for (const Part* part = parts; part < parts + count; ++part) {
     vdouble sum{};
     int64_t i = part->from;
-    for (; i + VOS_WIDTH <= part->end; i += VOS_WIDTH) {
-      const vfloat direction = load(track.direction + i);
-      const vfloat product = load(track.product + i) + part->ridge * direction;
+    for (; i + LANES <= part->end; i += LANES) {
+      const vdouble direction = load(track.direction + i);
+      const vdouble product = load(track.product + i) + part->ridge * direction;
       store(track.product + i, product);
-      sum += widen(direction) * widen(product);
+      sum += direction * product;
     }
-    curvature += sum_of_doubles(sum);
+    curvature += sum_of(sum);
     for (; i < part->end; ++i) {
       track.product[i] += part->ridge * track.direction[i];
-      curvature += static_cast<double>(track.direction[i]) * track.product[i];
+      curvature += track.direction[i] * track.product[i];
     }
   }
   track.curvature_parts[d] = curvature;
@@ -98,24 +92,24 @@ static void move_row(const Plan& plan, const Track& track, int64_t d) {
     vdouble squares{}, products{};
     double square = 0, product = 0;
     int64_t i = part->from;
-    for (; i + VOS_WIDTH <= part->end; i += VOS_WIDTH) {
-      const vfloat before = load(track.residual + i);
-      const vfloat after = before - track.alpha * load(track.product + i);
+    for (; i + LANES <= part->end; i += LANES) {
+      const vdouble before = load(track.residual + i);
+      const vdouble after = before - track.alpha * load(track.product + i);
       store(track.residual + i, after);
       store(track.solution + i, load(track.solution + i) + track.alpha * load(track.direction + i));
-      squares += widen(after) * widen(after);
-      products += widen(before) * widen(after);
+      squares += after * after;
+      products += before * after;
     }
     for (; i < part->end; ++i) {
-      const float before = track.residual[i];
-      const float after = before - track.alpha * track.product[i];
+      const double before = track.residual[i];
+      const double after = before - track.alpha * track.product[i];
       track.residual[i] = after;
       track.solution[i] += track.alpha * track.direction[i];
-      square += static_cast<double>(after) * after;
-      product += static_cast<double>(before) * after;
+      square += after * after;
+      product += before * after;
     }
-    rho += (sum_of_doubles(squares) + square) / part->ridge;
-    cross += (sum_of_doubles(products) + product) / part->ridge;
+    rho += (sum_of(squares) + square) / part->ridge;
+    cross += (sum_of(products) + product) / part->ridge;
   }
   track.rho_parts[d] = rho;
   track.cross_parts[d] = cross;
@@ -130,21 +124,22 @@ static double total_of(const double* parts, int64_t count) {
 // A comparison with a NaN is false: a track whose numbers are NaN goes on, and its result is NaN.
 static void start_track(const Plan& plan, Track& track) {
   track.rho = total_of(track.rho_parts, plan.call.maps);
-  track.ended = track.rho <= 0;
+  track.least = CONVERGED * track.rho;
+  track.ended = track.rho <= track.least;
   track.beta = 0;
 }
 static void choose_alpha(const Plan& plan, Track& track) {
   const double curvature = total_of(track.curvature_parts, plan.call.maps);
   if (curvature <= 0) track.ended = true;
-  track.alpha = track.ended ? 0 : static_cast<float>(track.rho / curvature);
+  track.alpha = track.ended ? 0 : track.rho / curvature;
 }
 static void choose_beta(const Plan& plan, Track& track) {
   if (track.ended) return;
   const double rho = total_of(track.rho_parts, plan.call.maps);
   const double beta = (rho - total_of(track.cross_parts, plan.call.maps)) / track.rho;
-  track.beta = beta < 0 ? 0 : static_cast<float>(beta);
+  track.beta = beta < 0 ? 0 : beta;
   track.rho = rho;
-  track.ended = rho <= 0;
+  track.ended = rho <= track.least;
 }
 
 using RowStep = void (*)(const Plan&, const Track&, int64_t);
@@ -189,55 +184,58 @@ static Plan plan_for(const FitTarget& call) {
   plan.joint = call.projection != nullptr;
   plan.size = call.maps * 9 + (plan.joint ? call.maps * call.channels : 0);
   const int64_t cells = call.height * call.width;
-  plan.positions = cells < SPAN ? SPAN : cells;
-  plan.pitch = (plan.positions + VOS_WIDTH - 1) / VOS_WIDTH * VOS_WIDTH;
-  plan.channel_stride = cells < SPAN ? SPAN : call.feature_stride[2];
+  plan.positions = cells < TILE ? TILE : cells;
+  plan.pitch = (plan.positions / 8 + 1) * 8;
+  plan.channel_stride = cells < TILE ? TILE : call.feature_stride[2];
   return plan;
 }
 
-// Views into one block of floats and one of doubles.
-static void place_tracks(const Plan& plan, float* floats, double* doubles) {
+// Views into one block.
+static void place_tracks(const Plan& plan, double* from) {
   const FitTarget& call = plan.call;
   for (int64_t k = 0; k < call.tracks; ++k) {
     Track& track = plan.tracks[k];
-    track.weights = floats;
+    track.weights = from;
     track.solution = track.weights + plan.size;
     track.residual = track.solution + plan.size;
     track.direction = track.residual + plan.size;
     track.product = track.direction + plan.size;
     track.taps = track.product + plan.size;
     track.gradient = track.taps + 9 * call.channels;
-    floats = track.gradient + 9 * call.channels;
-    track.rho_parts = doubles + k * 3 * call.maps;
+    track.rho_parts = track.gradient + 9 * call.channels;
     track.cross_parts = track.rho_parts + call.maps;
     track.curvature_parts = track.cross_parts + call.maps;
     track.ended = false;
+    from = track.curvature_parts + call.maps;
   }
 }
 
 static void load_weights(const Plan& plan) {
   const int64_t kernel_size = plan.call.maps * 9, projection_size = plan.size - kernel_size;
   for (int64_t k = 0; k < plan.call.tracks; ++k) {
-    float* weights = plan.tracks[k].weights;
-    memcpy(weights, plan.call.kernel + k * kernel_size, sizeof(float) * kernel_size);
-    if (plan.joint)
-      memcpy(weights + kernel_size, plan.call.projection + k * projection_size,
-             sizeof(float) * projection_size);
+    double* weights = plan.tracks[k].weights;
+    const float* kernel = plan.call.kernel + k * kernel_size;
+    for (int64_t i = 0; i < kernel_size; ++i) weights[i] = kernel[i];
+    if (!plan.joint) continue;
+    const float* projection = plan.call.projection + k * projection_size;
+    for (int64_t i = 0; i < projection_size; ++i) weights[kernel_size + i] = projection[i];
   }
 }
 static void store_weights(const Plan& plan) {
   const int64_t kernel_size = plan.call.maps * 9, projection_size = plan.size - kernel_size;
   for (int64_t k = 0; k < plan.call.tracks; ++k) {
-    const float* weights = plan.tracks[k].weights;
-    memcpy(plan.call.kernel + k * kernel_size, weights, sizeof(float) * kernel_size);
-    if (plan.joint)
-      memcpy(plan.call.projection + k * projection_size, weights + kernel_size,
-             sizeof(float) * projection_size);
+    const double* weights = plan.tracks[k].weights;
+    float* kernel = plan.call.kernel + k * kernel_size;
+    for (int64_t i = 0; i < kernel_size; ++i) kernel[i] = static_cast<float>(weights[i]);
+    if (!plan.joint) continue;
+    float* projection = plan.call.projection + k * projection_size;
+    for (int64_t i = 0; i < projection_size; ++i)
+      projection[i] = static_cast<float>(weights[kernel_size + i]);
   }
 }
 
-// Samples of weight 0 make no item. A grid smaller than SPAN is copied into `packed`, which is 0.
-static void place_items(Plan& plan, float* packed, float* gradients) {
+// Samples of weight 0 make no item. A grid smaller than TILE is copied into `packed`, which is 0.
+static void place_items(Plan& plan, float* packed, double* gradients) {
   const FitTarget& call = plan.call;
   const int64_t cells = call.height * call.width;
   for (int64_t k = 0; k < call.tracks; ++k) {
@@ -255,52 +253,57 @@ static void place_items(Plan& plan, float* packed, float* gradients) {
       item.gradient = gradients + plan.count++ * 9 * call.channels;
       if (packed == nullptr) continue;
       for (int64_t c = 0; c < call.channels; ++c)
-        memcpy(packed + c * SPAN, item.features + c * call.feature_stride[2],
+        memcpy(packed + c * TILE, item.features + c * call.feature_stride[2],
                sizeof(float) * cells);
       item.features = packed;
-      packed += call.channels * SPAN;
+      packed += call.channels * TILE;
     }
     plan.tracks[k].end = plan.count;
   }
 }
 
+static Scratch new_scratch(const Plan& plan) {
+  const int64_t planes = MARGIN + 9 * plan.pitch;
+  const int64_t scores = (plan.call.height + 2) * (plan.call.width + 2);
+  const size_t bytes = sizeof(double) * static_cast<size_t>(planes + scores);
+  double* memory = static_cast<double*>(::operator new(bytes, std::align_val_t(64)));
+  memset(memory + planes, 0, sizeof(double) * scores);
+  return {memory + MARGIN, memory + planes};
+}
+static void delete_scratch(const Scratch& scratch) {
+  ::operator delete(scratch.planes - MARGIN, std::align_val_t(64));
+}
+
 static void fit_tracks(const FitTarget& call) {
   Plan plan = plan_for(call);
-  const int64_t most = call.tracks * call.samples, grid = (call.height + 2) * (call.width + 2);
-  const bool tiny = call.height * call.width < SPAN;
+  const int64_t most = call.tracks * call.samples;
+  const bool tiny = call.height * call.width < TILE;
   plan.tracks = new Track[call.tracks];
   plan.items = new Item[most];
-  float* floats = new float[call.tracks * (5 * plan.size + 18 * call.channels)];
-  double* doubles = new double[call.tracks * 3 * call.maps];
-  float* packed = tiny ? new float[most * call.channels * SPAN]() : nullptr;
-  float* gradients = new float[most * 9 * call.channels];
-  place_tracks(plan, floats, doubles);
+  double* vectors = new double[call.tracks * (5 * plan.size + 18 * call.channels + 3 * call.maps)];
+  float* packed = tiny ? new float[most * call.channels * TILE]() : nullptr;
+  double* gradients = new double[most * 9 * call.channels];
+  place_tracks(plan, vectors);
   place_items(plan, packed, gradients);
   load_weights(plan);
   const bool shared = plan.count < 4 * call.threads;
   const int64_t kept = shared ? plan.count : 0;
-  float* planes = new float[kept * 9 * plan.pitch];
-  float* grids = new float[kept * 2 * grid]();
   plan.kept = shared ? new Scratch[kept] : nullptr;
-  for (int64_t n = 0; n < kept; ++n)
-    plan.kept[n] = {planes + n * 9 * plan.pitch, grids + n * 2 * grid};
+  for (int64_t n = 0; n < kept; ++n) plan.kept[n] = new_scratch(plan);
 #pragma omp parallel num_threads(call.threads)
   {
-    const Scratch own{new float[9 * plan.pitch], new float[2 * grid]()};
+    const Scratch own = new_scratch(plan);
     for (int64_t step = 0; step < call.steps; ++step) step_tracks(plan, call.iterations[step], own);
-    delete[] own.planes;
-    delete[] own.grids;
+    delete_scratch(own);
   }
   store_weights(plan);
-  delete[] floats;
-  delete[] packed;
-  delete[] gradients;
-  delete[] planes;
-  delete[] grids;
-  delete[] doubles;
-  delete[] plan.tracks;
-  delete[] plan.items;
+  for (int64_t n = 0; n < kept; ++n) delete_scratch(plan.kept[n]);
   delete[] plan.kept;
+  delete[] gradients;
+  delete[] packed;
+  delete[] vectors;
+  delete[] plan.items;
+  delete[] plan.tracks;
 }
 
 #endif

@@ -1,9 +1,15 @@
-// Vectors of VOS_WIDTH floats, from the compiler's own vector extension. Included by for_each_isa.h
-// once per instruction set, inside that set's namespace; it has no include guard for that reason.
+// Vectors of VOS_WIDTH floats or half as many doubles, from the compiler's own vector extension.
+// Included by for_each_isa.h once per instruction set, inside that set's namespace; it has no
+// include guard for that reason.
 
 using vfloat = float __attribute__((vector_size(VOS_WIDTH * 4)));
 using vint = int32_t __attribute__((vector_size(VOS_WIDTH * 4)));
 using vfloat_unaligned = float __attribute__((vector_size(VOS_WIDTH * 4), aligned(4), may_alias));
+
+// As wide in bytes, with half as many lanes.
+constexpr int LANES = VOS_WIDTH / 2;
+using vdouble = double __attribute__((vector_size(VOS_WIDTH * 4)));
+using vdouble_unaligned = double __attribute__((vector_size(VOS_WIDTH * 4), aligned(8), may_alias));
 
 #define VOS_INLINE static inline __attribute__((always_inline))
 
@@ -11,6 +17,23 @@ VOS_INLINE vfloat load(const float* from) {
   return *reinterpret_cast<const vfloat_unaligned*>(from);
 }
 VOS_INLINE void store(float* to, vfloat value) { *reinterpret_cast<vfloat_unaligned*>(to) = value; }
+VOS_INLINE vdouble load(const double* from) {
+  return *reinterpret_cast<const vdouble_unaligned*>(from);
+}
+VOS_INLINE void store(double* to, vdouble value) {
+  *reinterpret_cast<vdouble_unaligned*>(to) = value;
+}
+// LANES floats as doubles: element by element, which GCC makes one instruction of; of
+// __builtin_convertvector between vectors of two sizes it makes several.
+VOS_INLINE vdouble widen(const float* from) {
+#if VOS_WIDTH == 16
+  return vdouble{from[0], from[1], from[2], from[3], from[4], from[5], from[6], from[7]};
+#elif VOS_WIDTH == 8
+  return vdouble{from[0], from[1], from[2], from[3]};
+#else
+  return vdouble{from[0], from[1]};
+#endif
+}
 VOS_INLINE vfloat splat(float value) { return value - vfloat{}; }
 VOS_INLINE vfloat select(vint mask, vfloat yes, vfloat no) { return mask ? yes : no; }
 VOS_INLINE vfloat maximum(vfloat a, vfloat b) { return a > b ? a : b; }
@@ -19,6 +42,11 @@ VOS_INLINE vfloat minimum(vfloat a, vfloat b) { return a < b ? a : b; }
 VOS_INLINE float sum_of(vfloat value) {
   float total = 0;
   for (int i = 0; i < VOS_WIDTH; ++i) total += value[i];
+  return total;
+}
+VOS_INLINE double sum_of(vdouble value) {
+  double total = 0;
+  for (int i = 0; i < LANES; ++i) total += value[i];
   return total;
 }
 VOS_INLINE float maximum_of(vfloat value) {

@@ -158,9 +158,7 @@ def test_every_fit_has_the_iterations_and_the_ridge_of_its_kind(
 
 @pytest.mark.parametrize("slots", [[0, 1, 2], [1, 2], [2, 0]])
 def test_updating_together_is_updating_one_by_one(slots: list[int]) -> None:
-    # More iterations amplify the rounding of sums in another order.
-    config = dataclasses.replace(CONFIG, later_iterations=(2,))
-    together, apart = begun(3, config), begun(3, config)
+    together, apart = begun(3), begun(3)
     for tracks in (together, apart):
         maps = tracks.project(draw(1, CHANNELS, *CELLS, seed=7))
         for slot, pushes in enumerate((1, 3, 0)):
@@ -171,7 +169,7 @@ def test_updating_together_is_updating_one_by_one(slots: list[int]) -> None:
     for slot in slots:
         apart.update([slot])
     assert all(not torch.equal(together.kernel[slot], before[slot]) for slot in slots)
-    torch.testing.assert_close(together.kernel, apart.kernel, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(together.kernel, apart.kernel, rtol=1e-6, atol=1e-7)
 
 
 def test_a_forgotten_track_gives_its_place_to_the_last() -> None:

@@ -156,14 +156,14 @@ def test_reduced_labels_are_the_dense_operator(
 def test_iterates_are_the_algorithm_s(
     backend: str, iterations: tuple[int, ...], joint: bool
 ) -> None:
+    """Of float32 there is only the rounding of what is returned."""
     for cells in ((4, 5), (1, 6), (3, 1)):
         data = noise(2, 8, 3, cells)
         arguments = problem(data, 2 if joint else None, iterations=iterations)
-        got, plain = fit_target(**arguments), fit_target.reference(**arguments)
+        got = fit_target(**arguments)
         for track in range(2):
             truth = DenseTrack(arguments, track).fit(iterations)
-            parts = (torch.from_numpy(flat(x, track)).float() for x in (got, plain))
-            op_backends.assert_near(*parts, torch.from_numpy(truth))
+            np.testing.assert_allclose(flat(got, track), truth, rtol=2**-24, atol=1e-9)
 
 
 @joint_or_not
@@ -202,7 +202,7 @@ def test_many_iterations_solve_the_normal_equations(backend: str) -> None:
     for track in range(2):
         truth = optimum(DenseTrack(arguments, track))
         np.testing.assert_allclose(flat(exact, track), truth, rtol=0, atol=1e-12)
-        np.testing.assert_allclose(flat(got, track), truth, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(flat(got, track), truth, rtol=2**-24, atol=1e-9)
 
 
 @realistic_or_not
@@ -292,15 +292,13 @@ def least_squares_objective(track: DenseTrack) -> float:
 def test_tracks_do_not_meet(backend: str, joint: bool) -> None:
     arguments = problem(noise(3, 4, 5), 2 if joint else None, iterations=(3, 3))
     together = fit_target(**arguments)
-    exact = fit_target.reference(**widened(arguments))
     for track in range(3):
         one = {
             name: value[track : track + 1] if isinstance(value, torch.Tensor) else value
             for name, value in arguments.items()
         }
-        got = torch.from_numpy(flat(fit_target(**one))).float()
-        same = torch.from_numpy(flat(together, track)).float()
-        op_backends.assert_near(got, same, torch.from_numpy(flat(exact, track)))
+        alone = flat(fit_target(**one))
+        np.testing.assert_allclose(alone, flat(together, track), rtol=2**-23, atol=1e-9)
 
 
 @joint_or_not

@@ -86,11 +86,14 @@ def test_wrong_options_are_named() -> None:
             fit_target(**arguments, ridge=ridge)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_every_precision_is_computed_in_float64(dtype: torch.dtype) -> None:
     arguments = problem(noise(1, 3), 2, iterations=(3,))
-    half = {n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
-    single = {n: v.float() if isinstance(v, torch.Tensor) else v for n, v in half.items()}
-    for got, wanted in zip(fit_target(**half), fit_target.reference(**single), strict=True):
-        assert got.dtype == dtype
-        assert torch.equal(got, wanted.to(dtype))
+    given = {n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+    wide = widened(given)
+    with use_backend("reference"):
+        for got, wanted in zip(fit_target(**given), fit_target(**wide), strict=True):
+            assert got.dtype == dtype
+            assert torch.equal(got, wanted.to(dtype))
+    del given["iterations"], wide["iterations"]
+    assert torch.equal(objective(**given), objective(**wide).float())

@@ -1,9 +1,10 @@
 """The calls of `fit_target` that every backend is tested, self-tested and timed on.
 
 Features here have mean 0. Where all of them are positive, the mean alone makes one eigenvalue a
-thousand times the next, conjugate gradients in float32 lose their orthogonality to it, and after
-some six iterations the weights of any two orders of summation differ in the third digit: nothing
-that a rule for weights could judge. tests/test_fit_target.py judges that by the objective.
+thousand times the next, and conjugate gradients lose their orthogonality to it: rounding grows
+a hundredfold with each iteration from the fourth on, and after ten, in float64 as it is, the
+weights of any two orders of summation may differ in the third digit: nothing that a rule for
+weights could judge. tests/test_fit_target.py judges that by the objective.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from ..shapes import ShapeError, check, check_dtype
 
+CONVERGED = 1e-28  # of the first residual, both squared
+
 
 def contract(
     features: torch.Tensor,
@@ -71,8 +73,9 @@ def fit_target(
         step   : (J' N J + Lambda) d = -(J' (N s - b) + Lambda W),  J = ds/dW,  W <- W + d
 
     Each step solves for d from d = 0 with conjugate gradients: preconditioned by the diagonal
-    Lambda = (l1, l2), Polak-Ribiere with beta >= 0, a fresh direction at every step. A track whose
-    residual or curvature is 0 stays where it is.
+    Lambda = (l1, l2), Polak-Ribiere with beta >= 0, a fresh direction at every step. A track stays
+    where it is once its residual is 1e-14 of the step's first (what is left is rounding, which
+    conjugate gradients would only magnify), or its residual or curvature is 0.
 
     features       [K, J, C, h, w]   X: J samples for each of K tracks, which do not meet
     bands          [K, J, 9, h, w]   N: row (y, x) in [.., y, x], its column (y + dy, x + dx) in
@@ -89,7 +92,8 @@ def fit_target(
     returns        [K, D, 3, 3]      W2; new
                    [K, D, C]         W1; new, or None where projection is None
 
-    Dtype   float16, bfloat16 or float32, one for all, computed in float32; float64 in float64.
+    Dtype   float16, bfloat16, float32 or float64, one for all, computed in float64: conjugate
+            gradients carry rounding on, which in float32 reaches the third digit.
     Device  one for all; no synchronisation with the host.
     Empty   K = 0 returns empty tensors. J = 0, or weights that are all 0, leave only the ridge: the
             exact minimum is then 0.
@@ -98,10 +102,9 @@ def fit_target(
     Source  Target-aware U-VOS, section 3.2, equations 8 and 9, after FRTM (Robinson et al., CVPR
             2020, section 3.2), whose optimiser this is: its direction-forget factor, 0.9^750, is 0.
     """
-    wide = torch.promote_types(features.dtype, torch.float32)
     given = (features, bands, targets, sample_weight, kernel)
-    samples, forms, aims, weight, kernel_now = (tensor.to(wide) for tensor in given)
-    projection_now = None if projection is None else projection.to(wide)
+    samples, forms, aims, weight, kernel_now = (tensor.double() for tensor in given)
+    projection_now = None if projection is None else projection.double()
     for count in iterations:
         model = _Linearised(samples, kernel_now, projection_now)
         diagonal = model.diagonal(ridge)
@@ -128,17 +131,18 @@ def objective(
     """[K]: the L of each track that `fit_target` makes small, of the same arguments.
 
     Add the sum over j of sample_weight times reduce_labels' third output to have the whole squared
-    error. Returned in float32 (float64 for float64); the arguments are checked as fit_target's are.
+    error. Computed in float64 and returned in float32 (float64 for float64); the arguments are
+    checked as fit_target's are.
     """
     contract(features, bands, targets, sample_weight, kernel, projection, ridge=ridge)
-    wide = torch.promote_types(features.dtype, torch.float32)
     model = _Linearised(
-        features.to(wide), kernel.to(wide), None if projection is None else projection.to(wide)
+        features.double(), kernel.double(), None if projection is None else projection.double()
     )
     scores = model.scores()
-    error = _quadratic(bands.to(wide), scores) - 2 * targets.to(wide)
-    data = (sample_weight.to(wide) * (scores * error).sum(dim=(2, 3))).sum(dim=1)
-    return data + (model.diagonal(ridge) * model.weights().square()).sum(dim=1)
+    error = _quadratic(bands.double(), scores) - 2 * targets.double()
+    data = (sample_weight.double() * (scores * error).sum(dim=(2, 3))).sum(dim=1)
+    total = data + (model.diagonal(ridge) * model.weights().square()).sum(dim=1)
+    return total.to(torch.promote_types(features.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -264,11 +268,12 @@ def _conjugate_gradients(
     """`iterations` steps from 0 towards A d = right [K, n], each track by itself."""
     solution, residual, previous = torch.zeros_like(right), right, right
     direction, rho_before = torch.zeros_like(right), right.new_ones(len(right), 1)
+    least = CONVERGED * _inner(right, right / diagonal)
     ended = torch.zeros_like(rho_before, dtype=torch.bool)
     for number in range(iterations):
         scaled = residual / diagonal
         rho = _inner(residual, scaled)
-        ended = ended | (rho <= 0)
+        ended = ended | (rho <= least)
         if number > 0:
             beta = ((rho - _inner(previous, scaled)) / rho_before).clamp(min=0)
             direction = torch.where(ended, direction, scaled + beta * direction)

@@ -161,7 +161,8 @@ class Tracks:
     max_tracks  slots; tracks fill 0, 1, 2...
     channels    C of the backbone's features X
     cells       (h, w) of their grid
-    like        a tensor on the device to use; everything here is float32 whatever its dtype
+    like        a tensor on the device to use; everything here is stored in float32 whatever its
+                dtype, and fitted in float64 from that
 
     projection  [K, D, C]     W1, fitted on a track's first frame and frozen from then on
     kernel      [K, D, 3, 3]  W2

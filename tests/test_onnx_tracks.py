@@ -1,0 +1,314 @@
+"""target_aware's graphs: D-Net's discoveries, what is drawn and fitted, and the whole stream."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from exported import Export, answers, both, differing, drawn
+from torch import nn
+
+from vosengine import DNetSource, OnnxSegmenter
+from vosengine.kernels import fit_target, group_centres
+from vosengine.models import appearance
+from vosengine.models.appearance import to_grid
+from vosengine.models.augment import augment, move
+from vosengine.onnx.discovery import Discovery, nearest
+from vosengine.onnx.export import discovery, fitting
+from vosengine.onnx.export.ops import TRANSLATIONS
+from vosengine.onnx.tracks import overlaps
+from vosengine.onnx.tracks_memory import Samples, draw_placements
+from vosengine.placements import BLUR_CHANCE, placement
+from vosengine.training.synthetic import Clip
+
+MOST = 1e-3  # of the labels may differ
+SIZE = 128, 160
+
+
+@pytest.fixture(scope="module")
+def folder(export: Export) -> Path:
+    return export("target_aware")
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return drawn(SIZE, 2, 8)
+
+
+@pytest.fixture(autouse=True)
+def fitted_as_in_the_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64: what float32 loses in a fit grows from frame to frame."""
+
+    def wide(*tensors: torch.Tensor | None, **options: Any) -> Any:
+        given = [None if x is None else x.double() for x in tensors]
+        return [None if x is None else x.float() for x in fit_target(*given, **options)]
+
+    monkeypatch.setattr(appearance, "fit_target", wide)
+
+
+def written(module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> Any:
+    """A module as a graph in onnxruntime; the first axis of four inputs is free where there are
+    more."""
+    samples = torch.export.Dim("samples", min=1, max=64)
+    free = [{0: samples}] * 4 + [None] * (len(inputs) - 4) if len(inputs) == 5 else None
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            inputs,
+            dynamo=True,
+            opset_version=20,
+            dynamic_shapes=None if free is None else (tuple(free),),
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        feeds = {name: x.numpy() for name, x in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(x) for x in session.run(None, feeds)]
+
+    return run
+
+
+# D-Net
+
+
+class Grouped(nn.Module):
+    def forward(self, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found: tuple[torch.Tensor, ...] = discovery._group_centres(*maps, 0.1, 7, 5)
+        return found
+
+
+def test_grouping_is_the_op(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    heat = torch.rand(30, 40, generator=generator)
+    offset = 8 * torch.randn(2, 30, 40, generator=generator)
+    foreground = heat > 0.3
+    run = written(Grouped(), (heat, offset, foreground, heat.clone()), tmp_path / "group.onnx")
+    plateau = torch.zeros(30, 40)
+    plateau[5:9, 5:9] = plateau[0, 30:] = plateau[20:, 0] = 0.5
+    odd = heat.clone()
+    odd[::3] = torch.nan
+    odd[1, 1], odd[7, 30] = torch.inf, -torch.inf
+    cases = (
+        (heat, foreground),
+        (plateau, foreground),
+        (odd, foreground),
+        (0 * heat, foreground),  # no centre: one group
+        (heat, heat > 2),  # no foreground
+    )
+    for heat, foreground in cases:
+        labels, areas, scores = run(heat, offset, foreground, heat.nan_to_num(0, 1, 0))
+        wanted, _, _ = group_centres(
+            heat[None], offset[None], foreground[None], threshold=0.1, window=7, limit=5
+        )
+        assert torch.equal(labels, wanted[0])
+        assert areas.tolist() == [int((labels == k).sum()) for k in range(1, 6)]
+        for k in range(1, 6):
+            under = heat.nan_to_num(0, 1, 0)[labels == k]
+            assert scores[k - 1] == pytest.approx(float(under.mean()) if len(under) else 0)
+
+
+def test_discoveries_are_dnets(folder: Path, clip: Clip) -> None:
+    engine = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
+    ours = Discovery(engine.manifest, engine.sessions)
+    theirs = DNetSource(weights="demo", device="cpu", embed=False, engine="eager")
+    for index, frame in enumerate([*clip.frames[:4], clip.frames[0]]):
+        if index == 4:  # guided by nothing, as at first
+            ours.reset()
+        found, wanted = ours(frame), theirs(frame, index if index < 4 else 0)
+        assert len(found) == len(wanted) > 0
+        assert np.mean(found.masks != wanted.masks.numpy()) <= MOST
+        assert np.abs(found.boxes - wanted.boxes.numpy()).max() <= 1
+        assert np.abs(found.scores - wanted.scores.numpy()).max() < 1e-3
+    small = ours(clip.frames[0][:64, :80])  # of another size: guided by nothing
+    assert small.masks.shape[1:] == (64, 80)
+
+
+def test_nearest_pixels_are_torchs() -> None:
+    for there, wanted in ((480, 256), (854, 455), (130, 347), (7, 20), (33, 33)):
+        line = torch.arange(there, dtype=torch.float32)[None, None]
+        theirs = nn.functional.interpolate(line, wanted, mode="nearest-exact")[0, 0]
+        assert np.array_equal(nearest(there, wanted), theirs.numpy())
+
+
+# Tracks
+
+
+class Fitted(nn.Module):
+    def forward(self, *given: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = fitting.fit_kernel(*given, (4, 3), (1e-4, 1e-2))
+        return found
+
+
+class FittedBoth(nn.Module):
+    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found: tuple[torch.Tensor, torch.Tensor] = fitting.fit_both(*given, (3, 2), (1e-4, 1e-2))
+        return found
+
+
+def problem(samples: int) -> tuple[torch.Tensor, ...]:
+    """features, bands, targets, weight, kernel of a track on a grid of 6 x 5 cells."""
+    generator = torch.Generator().manual_seed(samples)
+    labels = (torch.rand(samples, 48, 40, generator=generator) > 0.6).float()
+    grid = to_grid(labels, 0.1, (6, 5))
+    features = torch.randn(samples, 4, 6, 5, generator=generator)
+    weight = torch.rand(samples, generator=generator)
+    return features, *grid, weight, torch.randn(4, 3, 3, generator=generator)
+
+
+def test_fits_are_the_ops(tmp_path: Path) -> None:
+    run = written(Fitted(), problem(3), tmp_path / "fit.onnx")
+    for given in (problem(3), problem(7), (*problem(2)[:3], torch.zeros(2), problem(2)[4])):
+        wide = (each[None].double() for each in given)
+        wanted, _ = fit_target(*wide, iterations=(4, 3), ridge=(1e-4, 1e-2))
+        torch.testing.assert_close(run(*given)[0], wanted[0].float(), rtol=1e-5, atol=1e-6)
+    projection = torch.randn(3, 4, generator=torch.Generator().manual_seed(5))
+    given = (*problem(3)[:4], problem(3)[4][:3], projection)
+    both_of = written(FittedBoth(), given, tmp_path / "both.onnx")
+    wide = (each[None].double() for each in given)
+    wanted = fit_target(*wide, iterations=(3, 2), ridge=(1e-4, 1e-2))
+    for ours, theirs in zip(both_of(*given), wanted, strict=True):
+        assert theirs is not None
+        torch.testing.assert_close(ours, theirs[0].float(), rtol=1e-5, atol=1e-6)
+
+
+def test_placements_are_drawn_as_torch_draws_them() -> None:
+    blurred = 0
+    for frame, slot in ((0, 0), (0, 3), (17, 1), (90000, 254)):
+        generator = torch.Generator("cpu").manual_seed(256 * frame + slot)
+        draws = torch.rand(4, 7, generator=generator).tolist()
+        places, blurs = draw_placements(frame, slot, 4, 256, 5)
+        assert np.array_equal(places, np.float32([placement(draw[:5]) for draw in draws]))
+        for draw, weights in zip(draws, blurs, strict=True):
+            assert weights.sum() == pytest.approx(1)
+            assert (weights[5] < 1) == (draw[5] < BLUR_CHANCE)
+            blurred += weights[5] < 1
+    assert 0 < blurred < 16
+
+
+def test_a_track_begins_with_the_samples_of_torch(folder: Path, clip: Clip) -> None:
+    """Augmentations included: the labels of the first samples are those that `augment` gives."""
+    ours, theirs = both(folder)
+    mask = np.where(clip.masks[0] == 1, 7, 0).astype(np.uint8)
+    for engine in (ours, theirs):
+        engine.step(clip.frames[0], mask)  # type: ignore[attr-defined]
+    bank: Any = theirs._state.tracks.samples
+    for slot, track in enumerate(ours.policy.tracks):  # type: ignore[attr-defined]
+        assert track.filled == bank.filled[slot] == 3
+        for found, wanted in zip(
+            track.banks, (bank.features, bank.bands, bank.targets), strict=True
+        ):
+            wanted = wanted[slot].numpy()
+            assert np.abs(found - wanted).mean() < 2e-3 * np.abs(wanted).mean()
+
+
+def test_samples_push_out_the_lightest() -> None:
+    names = ("samples", "learning_rate", "verified_weight", "verified_feeds", "reid_channels")
+    settings = dict(zip(names, (3, 0.1, 2.0, False, 4), strict=True))
+
+    def planes(value: float, *first: int) -> Any:
+        return tuple(
+            np.full((*first, *s), value, np.float32) for s in ((2, 4, 4), (9, 4, 4), (4, 4))
+        )
+
+    track = Samples(planes(1, 2), settings, 0)
+    track.push(planes(2), verified=True)
+    assert track.filled == 3
+    track.push(planes(3), verified=False)
+    features, _, _, weight = track.read(whole=False)
+    assert features[:, 0, 0, 0].tolist() == [3, 1, 2]
+    assert weight.tolist() == pytest.approx(np.array([0.1, 0.0405, 0.18]) / 0.3205)
+
+
+def test_overlaps_of_tracks_and_proposals() -> None:
+    owners = np.zeros((4, 4), np.uint8)
+    owners[:2], owners[2] = 1, 2
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, :, :2] = True
+    found = overlaps(owners, masks, 3)
+    assert found == pytest.approx(np.array([[4 / 12, 0], [2 / 10, 0], [0, 0]]))
+
+
+def test_moved_objects_are_augments() -> None:
+    """`augment` by its parts, placed as the graph `begin` is told."""
+    generator = torch.Generator("cpu").manual_seed(3)
+    frame = torch.rand(1, 3, 40, 40, generator=generator)
+    label = torch.zeros(40, 40, dtype=torch.bool)
+    label[10:20, 12:25] = True
+    _, labels = augment(frame, label, 3, torch.Generator("cpu").manual_seed(256 * 5 + 2))
+    places, _ = draw_placements(5, 2, 3, 40, 1)
+    _, moved, _ = move(frame, label, torch.from_numpy(places))
+    assert torch.equal(moved, labels)
+
+
+# The stream
+
+
+def test_the_stream_is_torchs(folder: Path, clip: Clip) -> None:
+    ours, theirs = both(folder)
+    found, wanted = (answers(engine, clip.frames, {}) for engine in (ours, theirs))
+    assert ours.ids == theirs.ids
+    assert len(ours.ids) > 1
+    assert differing(found, wanted) <= MOST
+
+
+def test_masks_begin_correct_and_end_tracks(folder: Path, clip: Clip) -> None:
+    """Prompted at the start, an object more and one corrected in mid-stream, one removed."""
+    ours, theirs = both(folder)
+    first = np.where(clip.masks[0] == 1, 40, 0).astype(np.uint8)
+    later = np.select([clip.masks[4] == 1, clip.masks[4] == 2], [40, 9], 0).astype(np.uint8)
+    found = []
+    for engine in (ours, theirs):
+        labels = answers(engine, clip.frames[:6], {0: first, 4: later})
+        assert np.array_equal(labels[4] == 9, later == 9)
+        engine.remove(40)  # type: ignore[attr-defined]
+        found.append(labels + answers(engine, clip.frames[6:], {}))
+    assert 9 in ours.ids
+    assert 40 not in ours.ids
+    assert ours.ids == theirs.ids
+    assert differing(*found) <= MOST
+    tracks, state = ours.policy.tracks, theirs._state  # type: ignore[attr-defined]
+    assert [track.born for track in tracks] == state.born
+    assert [track.filled for track in tracks] == state.tracks.samples.filled[: len(tracks)]
+    for track, embedding in zip(tracks, state.first_embedding, strict=False):
+        assert track.embedding @ embedding.numpy() > 0.999
+
+
+def test_frames_without_objects_and_a_new_stream(folder: Path, clip: Clip) -> None:
+    """D-Net is told of a frame in which nothing was large enough, too."""
+    ours, theirs = both(folder)
+    policy: Any = ours.policy
+    network: Any = theirs.method
+    usual, config = policy.discovery.smallest, network.dnet.config
+    none = 10**6
+    policy.discovery.smallest = none
+    network.dnet.config = replace(config, smallest_proposal=none)
+    found = [answers(engine, clip.frames[:2], {}) for engine in (ours, theirs)]
+    assert not np.any(found)
+    policy.discovery.smallest, network.dnet.config = usual, config
+    found = [answers(engine, clip.frames[2:5], {}) for engine in (ours, theirs)]
+    assert np.any(found[0])
+    assert differing(*found) <= MOST
+    ours.reset()
+    once = answers(ours, clip.frames[:3], {})
+    ours.reset()
+    assert differing(answers(ours, clip.frames[:3], {}), once) == 0
+
+
+def test_what_lies_under_a_prompt_is_not_discovered(folder: Path, clip: Clip) -> None:
+    ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
+    ours.step(clip.frames[0], np.where(clip.masks[0] > 0, 5, 0).astype(np.uint8))
+    theirs = both(folder)[1]
+    theirs.step(clip.frames[0], np.where(clip.masks[0] > 0, 5, 0).astype(np.uint8))
+    assert ours.ids == theirs.ids

@@ -25,6 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "finishing": {"types", "errors", "frames", "objects"} | KERNELS,
     "proposals": {"types", "errors"},
     "support_plan": set(),
+    "placements": set(),
+    "placements": set(),
     "device": {"errors"},
     "foreign": {"errors"},
     "detectors": {
@@ -35,7 +37,16 @@ ALLOWED: dict[str, set[str]] = {
     "timing": set(),
     "video": {"errors", "video."},
     "models": {
-        *("config", "errors", "types", "proposals", "memory", "support_plan", "models."),
+        *(
+            "config",
+            "errors",
+            "types",
+            "proposals",
+            "memory",
+            "support_plan",
+            "placements",
+            "models.",
+        ),
     }
     | KERNELS,
     "registry": {"config", "errors", "models."},
@@ -48,6 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     | KERNELS,
     "evaluation": {"errors", "video.", "evaluation."},
 }
+# What runs an export: no torch, and nothing of ours that knows it.
+RUNNER = {"config", "errors", "objects", "onnx.", "placements", "support_plan", "types"}
 BLOCKS = {
     *("method", "backbone", "blocks", "support", "refinement"),
     *("dnet", "reid", "appearance", "augment", "refiner"),
@@ -111,6 +124,22 @@ def test_imports_go_downwards(part: str) -> None:
     for path in files:
         wrong = {name for name in ours(path) if not fits(name, ALLOWED[part])}
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_exports_run_without_torch() -> None:
+    for path in (ROOT / "vosengine" / "onnx").glob("*.py"):
+        wrong = {name for name in ours(path) if not fits(name, RUNNER)}
+        assert not wrong, f"{path.name} imports {sorted(wrong)}"
+        outside = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
+        allowed = {"numpy", "onnxruntime", "vosengine"}
+        if path.name.startswith("server"):  # writes graphs
+            allowed |= {"onnx", "onnxscript"}
+        assert outside <= allowed, f"{path.name}: {sorted(outside)}"
+
+
+def test_what_exports_knows_no_segmenter() -> None:
+    for path in sources("vosengine/onnx/export"):
+        assert not {"segmenter", "onnx.segmenter", "cli"} & ours(path), path
 
 
 def test_kernels_stand_alone() -> None:

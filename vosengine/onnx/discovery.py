@@ -150,7 +150,8 @@ def nearest(there: int, wanted: int) -> np.ndarray:
     """[wanted]: the pixel of `there` whose centre is nearest; float32 as torch counts."""
     places = np.arange(wanted, dtype=np.float32) + np.float32(0.5)
     found = np.floor(places * np.float32(there / wanted)).astype(np.int64)
-    return np.minimum(found, there - 1)
+    inside: np.ndarray = np.minimum(found, there - 1)
+    return inside
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:

@@ -143,4 +143,7 @@ def _graph(fields: dict[str, Any]) -> Graph:
 
 
 def _ports(fields: list[dict[str, Any]]) -> tuple[Port, ...]:
-    return tuple(Port(**{**each, "shape": tuple(each["shape"]), "axes": tuple(each["axes"])}) for each in fields)
+    return tuple(
+        Port(**{**each, "shape": tuple(each["shape"]), "axes": tuple(each["axes"])})
+        for each in fields
+    )

@@ -116,6 +116,11 @@ class Policy:
         rows = count if self.manifest.needs_mask else self.manifest.max_objects
         return Found(outputs["logits"], rows)
 
+    def lies_under(self, found: Found, row: int, prompt: np.ndarray) -> bool:
+        """Whether a discovered object is what the caller's mask shows: never, where none is both
+        discovered and shown."""
+        return False
+
     def named(self, seen: Sequence[Values]) -> Values:
         """The features of several frames: of the one answered for as they are, of the others with
         "@" and how far off they are."""

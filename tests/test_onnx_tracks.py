@@ -41,6 +41,11 @@ def clip() -> Clip:
     return drawn(SIZE, 2, 8)
 
 
+@pytest.fixture(scope="module")
+def frames(clip: Clip) -> list[np.ndarray]:
+    return list(clip.frames)
+
+
 @pytest.fixture(autouse=True)
 def fitted_as_in_the_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64: what float32 loses in a fit grows from frame to frame."""
@@ -189,7 +194,7 @@ def test_placements_are_drawn_as_torch_draws_them() -> None:
         generator = torch.Generator("cpu").manual_seed(256 * frame + slot)
         draws = torch.rand(4, 7, generator=generator).tolist()
         places, blurs = draw_placements(frame, slot, 4, 256, 5)
-        assert np.array_equal(places, np.float32([placement(draw[:5]) for draw in draws]))
+        assert np.array_equal(places, np.array([placement(draw[:5]) for draw in draws], np.float32))
         for draw, weights in zip(draws, blurs, strict=True):
             assert weights.sum() == pytest.approx(1)
             assert (weights[5] < 1) == (draw[5] < BLUR_CHANCE)
@@ -202,9 +207,10 @@ def test_a_track_begins_with_the_samples_of_torch(folder: Path, clip: Clip) -> N
     ours, theirs = both(folder)
     mask = np.where(clip.masks[0] == 1, 7, 0).astype(np.uint8)
     for engine in (ours, theirs):
-        engine.step(clip.frames[0], mask)  # type: ignore[attr-defined]
+        engine.step(clip.frames[0], mask)
     bank: Any = theirs._state.tracks.samples
-    for slot, track in enumerate(ours.policy.tracks):  # type: ignore[attr-defined]
+    policy: Any = ours.policy
+    for slot, track in enumerate(policy.tracks):
         assert track.filled == bank.filled[slot] == 3
         for found, wanted in zip(
             track.banks, (bank.features, bank.bands, bank.targets), strict=True
@@ -255,25 +261,27 @@ def test_moved_objects_are_augments() -> None:
 # The stream
 
 
-def test_the_stream_is_torchs(folder: Path, clip: Clip) -> None:
+def test_the_stream_is_torchs(folder: Path, frames: list[np.ndarray]) -> None:
     ours, theirs = both(folder)
-    found, wanted = (answers(engine, clip.frames, {}) for engine in (ours, theirs))
+    found, wanted = (answers(engine, frames, {}) for engine in (ours, theirs))
     assert ours.ids == theirs.ids
     assert len(ours.ids) > 1
     assert differing(found, wanted) <= MOST
 
 
-def test_masks_begin_correct_and_end_tracks(folder: Path, clip: Clip) -> None:
+def test_masks_begin_correct_and_end_tracks(
+    folder: Path, clip: Clip, frames: list[np.ndarray]
+) -> None:
     """Prompted at the start, an object more and one corrected in mid-stream, one removed."""
     ours, theirs = both(folder)
     first = np.where(clip.masks[0] == 1, 40, 0).astype(np.uint8)
     later = np.select([clip.masks[4] == 1, clip.masks[4] == 2], [40, 9], 0).astype(np.uint8)
     found = []
     for engine in (ours, theirs):
-        labels = answers(engine, clip.frames[:6], {0: first, 4: later})
+        labels = answers(engine, frames[:6], {0: first, 4: later})
         assert np.array_equal(labels[4] == 9, later == 9)
-        engine.remove(40)  # type: ignore[attr-defined]
-        found.append(labels + answers(engine, clip.frames[6:], {}))
+        engine.remove(40)
+        found.append(labels + answers(engine, frames[6:], {}))
     assert 9 in ours.ids
     assert 40 not in ours.ids
     assert ours.ids == theirs.ids
@@ -285,7 +293,7 @@ def test_masks_begin_correct_and_end_tracks(folder: Path, clip: Clip) -> None:
         assert track.embedding @ embedding.numpy() > 0.999
 
 
-def test_frames_without_objects_and_a_new_stream(folder: Path, clip: Clip) -> None:
+def test_frames_without_objects_and_a_new_stream(folder: Path, frames: list[np.ndarray]) -> None:
     """D-Net is told of a frame in which nothing was large enough, too."""
     ours, theirs = both(folder)
     policy: Any = ours.policy
@@ -294,16 +302,16 @@ def test_frames_without_objects_and_a_new_stream(folder: Path, clip: Clip) -> No
     none = 10**6
     policy.discovery.smallest = none
     network.dnet.config = replace(config, smallest_proposal=none)
-    found = [answers(engine, clip.frames[:2], {}) for engine in (ours, theirs)]
+    found = [answers(engine, frames[:2], {}) for engine in (ours, theirs)]
     assert not np.any(found)
     policy.discovery.smallest, network.dnet.config = usual, config
-    found = [answers(engine, clip.frames[2:5], {}) for engine in (ours, theirs)]
+    found = [answers(engine, frames[2:5], {}) for engine in (ours, theirs)]
     assert np.any(found[0])
     assert differing(*found) <= MOST
     ours.reset()
-    once = answers(ours, clip.frames[:3], {})
+    once = answers(ours, frames[:3], {})
     ours.reset()
-    assert differing(answers(ours, clip.frames[:3], {}), once) == 0
+    assert differing(answers(ours, frames[:3], {}), once) == 0
 
 
 def test_what_lies_under_a_prompt_is_not_discovered(folder: Path, clip: Clip) -> None:

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vosengine.errors import InputError
-from vosengine.finishing import finish
+from vosengine.finishing import finish, labels_of, merge_prompt, named_ids
 from vosengine.frames import crop, resize_labels
-from vosengine.finishing import labels_of, merge_prompt, named_ids
 from vosengine.objects import ObjectSlots
 from vosengine.types import Geometry, Scores
 

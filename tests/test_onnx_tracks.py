@@ -16,7 +16,6 @@ from torch import nn
 
 from vosengine import DNetSource, OnnxSegmenter
 from vosengine.kernels import fit_target, group_centres
-from vosengine.models import appearance
 from vosengine.models.appearance import to_grid
 from vosengine.models.augment import augment, move
 from vosengine.onnx.discovery import Discovery, nearest
@@ -44,17 +43,6 @@ def clip() -> Clip:
 @pytest.fixture(scope="module")
 def frames(clip: Clip) -> list[np.ndarray]:
     return list(clip.frames)
-
-
-@pytest.fixture(autouse=True)
-def fitted_as_in_the_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64: what float32 loses in a fit grows from frame to frame."""
-
-    def wide(*tensors: torch.Tensor | None, **options: Any) -> Any:
-        given = [None if x is None else x.double() for x in tensors]
-        return [None if x is None else x.float() for x in fit_target(*given, **options)]
-
-    monkeypatch.setattr(appearance, "fit_target", wide)
 
 
 def written(module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> Any:

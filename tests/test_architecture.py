@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "proposals": {"types", "errors"},
     "support_plan": set(),
     "placements": set(),
+    "device": {"errors"},
     "foreign": {"errors"},
     "detectors": {
         *("config", "device", "errors", "foreign", "frames", "proposals", "registry", "types"),

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "proposals": {"types", "errors"},
     "support_plan": set(),
     "placements": set(),
+    "rules": {"errors", "types"},
     "device": {"errors"},
     "foreign": {"errors"},
     "detectors": {
@@ -59,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "video.", "evaluation."},
 }
 # What runs an export: no torch, and nothing of ours that knows it.
-RUNNER = {"config", "errors", "objects", "onnx.", "placements", "support_plan", "types"}
+RUNNER = {"config", "errors", "objects", "onnx.", "placements", "rules", "support_plan", "types"}
 BLOCKS = {
     *("method", "backbone", "blocks", "support", "refinement"),
     *("dnet", "reid", "appearance", "augment", "refiner"),

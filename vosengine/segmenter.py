@@ -18,6 +18,7 @@ from .frames import Array, check_frame, check_mask, prepare
 from .objects import ObjectSlots
 from .proposals import ProposalSource, StatefulSource, check_proposals, to_network
 from .registry import entry
+from .rules import StreamRules
 from .runtime import (
     ENGINES,
     Pieces,
@@ -257,25 +258,11 @@ class Segmenter:
         }
 
     def _check_stream(self, size: tuple[int, int], prompt: torch.Tensor | None) -> None:
-        if self._flushed:
-            raise InputError("step: the stream was flushed; call reset() to begin another")
-        if self.geometry is not None and size != self.geometry.frame:
-            raise InputError(
-                f"frame: the stream is {self.geometry.frame[0]} x {self.geometry.frame[1]}, given "
-                f"{size[0]} x {size[1]}; resize the frame, or call reset() to begin another stream"
-            )
-        if prompt is not None and not self.method.takes_mask:
-            raise InputError(
-                f"mask: {self.model} finds the foreground by itself and takes none; leave it out"
-            )
-        if prompt is None:
-            if self.frame_count == 0 and self.method.needs_mask:
-                raise InputError(
-                    f"mask: {self.model} needs one with the first frame; it says what to follow"
-                )
-            return
-        waiting = [held.prompt for held in self._ring if held.prompt is not None]
-        self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
+        rules = StreamRules(self.model, self.method.needs_mask, self.method.takes_mask)
+        rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
+        if prompt is not None:
+            waiting = [held.prompt for held in self._ring if held.prompt is not None]
+            self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
 
     def _encode(self, image: torch.Tensor, geometry: Geometry) -> Any:
         """The method's features of a frame, with the caller's proposals for it if there are any."""

@@ -13,6 +13,7 @@ from onnxruntime import OrtValue
 
 from ..errors import ConfigError, InputError
 from ..objects import ObjectSlots
+from ..rules import StreamRules
 from ..types import Geometry, Result, Size
 from .manifest import Manifest
 from .pictures import check_frame, check_mask, named_ids
@@ -144,25 +145,11 @@ class OnnxSegmenter:
         self._slots.remove(object_id)
 
     def _check_stream(self, size: Size, prompt: np.ndarray | None) -> None:
-        if self._flushed:
-            raise InputError("step: the stream was flushed; call reset() to begin another")
-        if self.geometry is not None and size != self.geometry.frame:
-            raise InputError(
-                f"frame: the stream is {self.geometry.frame[0]} x {self.geometry.frame[1]}, given "
-                f"{size[0]} x {size[1]}; resize the frame, or call reset() to begin another stream"
-            )
-        if prompt is not None and not self.manifest.takes_mask:
-            raise InputError(
-                f"mask: {self.model} finds the foreground by itself and takes none; leave it out"
-            )
-        if prompt is None:
-            if self.frame_count == 0 and self.manifest.needs_mask:
-                raise InputError(
-                    f"mask: {self.model} needs one with the first frame; it says what to follow"
-                )
-            return
-        waiting = [held.prompt for held in self._ring if held.prompt is not None]
-        self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
+        rules = StreamRules(self.model, self.manifest.needs_mask, self.manifest.takes_mask)
+        rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
+        if prompt is not None:
+            waiting = [held.prompt for held in self._ring if held.prompt is not None]
+            self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
 
     def _prepared(self, image: np.ndarray, geometry: Geometry) -> OrtValue:
         value = self.sessions.value

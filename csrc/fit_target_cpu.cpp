@@ -83,33 +83,52 @@ static void curve_row(const Plan& plan, const Track& track, int64_t d) {
   track.curvature_parts[d] = curvature;
 }
 
-// solution += alpha direction, residual -= alpha product, and the products of residuals for beta
+// The products of a stretch of two vectors.
+static double product_of(const double* a, const double* b, const Part& part) {
+  vdouble sum{};
+  double rest = 0;
+  int64_t i = part.from;
+  for (; i + LANES <= part.end; i += LANES) sum += load(a + i) * load(b + i);
+  for (; i < part.end; ++i) rest += a[i] * b[i];
+  return sum_of(sum) + rest;
+}
+
+// into += factor from, over a stretch
+static void add_to(double* into, double factor, const double* from, const Part& part) {
+  int64_t i = part.from;
+  for (; i + LANES <= part.end; i += LANES)
+    store(into + i, load(into + i) + factor * load(from + i));
+  for (; i < part.end; ++i) into[i] += factor * from[i];
+}
+
+// solution += alpha direction; the next residual = residual - alpha product, and its products with
+// all residuals so far
 static void move_row(const Plan& plan, const Track& track, int64_t d) {
   Part parts[2];
   const int count = parts_of(plan, d, parts);
+  double* next = track.residual + plan.size;
+  double* shares = track.share_parts + d * plan.most;
+  for (int64_t m = 0; m <= track.turn; ++m) shares[m] = 0;
+  for (const Part* part = parts; part < parts + count; ++part) {
+    add_to(track.solution, track.alpha, track.direction, *part);
+    for (int64_t i = part->from; i < part->end; ++i) next[i] = track.residual[i];
+    add_to(next, -track.alpha, track.product, *part);
+    for (int64_t m = 0; m <= track.turn; ++m)
+      shares[m] += product_of(next, track.residuals + m * plan.size, *part) / part->ridge;
+  }
+}
+
+// The next residual without its shares of all so far, and its products for beta
+static void clear_row(const Plan& plan, const Track& track, int64_t d) {
+  Part parts[2];
+  const int count = parts_of(plan, d, parts);
+  double* next = track.residual + plan.size;
   double rho = 0, cross = 0;
   for (const Part* part = parts; part < parts + count; ++part) {
-    vdouble squares{}, products{};
-    double square = 0, product = 0;
-    int64_t i = part->from;
-    for (; i + LANES <= part->end; i += LANES) {
-      const vdouble before = load(track.residual + i);
-      const vdouble after = before - track.alpha * load(track.product + i);
-      store(track.residual + i, after);
-      store(track.solution + i, load(track.solution + i) + track.alpha * load(track.direction + i));
-      squares += after * after;
-      products += before * after;
-    }
-    for (; i < part->end; ++i) {
-      const double before = track.residual[i];
-      const double after = before - track.alpha * track.product[i];
-      track.residual[i] = after;
-      track.solution[i] += track.alpha * track.direction[i];
-      square += after * after;
-      product += before * after;
-    }
-    rho += (sum_of(squares) + square) / part->ridge;
-    cross += (sum_of(products) + product) / part->ridge;
+    for (int64_t m = 0; m <= track.turn; ++m)
+      add_to(next, -track.shares[m], track.residuals + m * plan.size, *part);
+    rho += product_of(next, next, *part) / part->ridge;
+    cross += product_of(next, track.residual, *part) / part->ridge;
   }
   track.rho_parts[d] = rho;
   track.cross_parts[d] = cross;
@@ -133,8 +152,19 @@ static void choose_alpha(const Plan& plan, Track& track) {
   if (curvature <= 0) track.ended = true;
   track.alpha = track.ended ? 0 : track.rho / curvature;
 }
+static void choose_shares(const Plan& plan, Track& track) {
+  if (track.ended) return;
+  track.norms[track.turn] = track.rho;
+  for (int64_t m = 0; m <= track.turn; ++m) {
+    double total = 0;
+    for (int64_t d = 0; d < plan.call.maps; ++d) total += track.share_parts[d * plan.most + m];
+    track.shares[m] = total / track.norms[m];
+  }
+}
 static void choose_beta(const Plan& plan, Track& track) {
   if (track.ended) return;
+  track.residual += plan.size;
+  ++track.turn;
   const double rho = total_of(track.rho_parts, plan.call.maps);
   const double beta = (rho - total_of(track.cross_parts, plan.call.maps)) / track.rho;
   track.beta = beta < 0 ? 0 : beta;
@@ -170,11 +200,15 @@ static void step_tracks(const Plan& plan, int64_t iterations, const Scratch& own
     for_rows(plan, curve_row);
     for_tracks(plan, choose_alpha);
     for_rows(plan, move_row);
+    for_tracks(plan, choose_shares);
+    for_rows(plan, clear_row);
     for_tracks(plan, choose_beta);
   }
   for_tracks(plan, [](const Plan& the, Track& track) {
     for (int64_t i = 0; i < the.size; ++i) track.weights[i] += track.solution[i];
     track.ended = false;
+    track.residual = track.residuals;
+    track.turn = 0;
   });
 }
 
@@ -183,6 +217,8 @@ static Plan plan_for(const FitTarget& call) {
   plan.call = call;
   plan.joint = call.projection != nullptr;
   plan.size = call.maps * 9 + (plan.joint ? call.maps * call.channels : 0);
+  for (int64_t step = 0; step < call.steps; ++step)
+    if (call.iterations[step] > plan.most) plan.most = call.iterations[step];
   const int64_t cells = call.height * call.width;
   plan.positions = cells < TILE ? TILE : cells;
   plan.pitch = (plan.positions / 8 + 1) * 8;
@@ -197,16 +233,20 @@ static void place_tracks(const Plan& plan, double* from) {
     Track& track = plan.tracks[k];
     track.weights = from;
     track.solution = track.weights + plan.size;
-    track.residual = track.solution + plan.size;
-    track.direction = track.residual + plan.size;
+    track.residuals = track.residual = track.solution + plan.size;
+    track.direction = track.residuals + (plan.most + 1) * plan.size;
     track.product = track.direction + plan.size;
     track.taps = track.product + plan.size;
     track.gradient = track.taps + 9 * call.channels;
     track.rho_parts = track.gradient + 9 * call.channels;
     track.cross_parts = track.rho_parts + call.maps;
     track.curvature_parts = track.cross_parts + call.maps;
+    track.norms = track.curvature_parts + call.maps;
+    track.shares = track.norms + plan.most;
+    track.share_parts = track.shares + plan.most;
     track.ended = false;
-    from = track.curvature_parts + call.maps;
+    track.turn = 0;
+    from = track.share_parts + call.maps * plan.most;
   }
 }
 
@@ -280,7 +320,9 @@ static void fit_tracks(const FitTarget& call) {
   const bool tiny = call.height * call.width < TILE;
   plan.tracks = new Track[call.tracks];
   plan.items = new Item[most];
-  double* vectors = new double[call.tracks * (5 * plan.size + 18 * call.channels + 3 * call.maps)];
+  const int64_t each = (5 + plan.most) * plan.size + 18 * call.channels + 3 * call.maps +
+                       (2 + call.maps) * plan.most;
+  double* vectors = new double[call.tracks * each];
   float* packed = tiny ? new float[most * call.channels * TILE]() : nullptr;
   double* gradients = new double[most * 9 * call.channels];
   place_tracks(plan, vectors);

@@ -25,10 +25,14 @@ struct Item {
 
 // What conjugate gradients hold for one track. A vector is [maps, 9] and then [maps, channels].
 struct Track {
-  double *weights, *solution, *residual, *direction, *product;
-  double* taps;      // [channels, 9]: both layers, or a change of them, as one kernel
-  double* gradient;  // [9, channels]: by that kernel, summed over the items
+  double *weights, *solution, *direction, *product;
+  double *residuals, *residual;  // of every iteration so far, and the last of them
+  double* taps;                  // [channels, 9]: both layers, or a change of them, as one kernel
+  double* gradient;              // [9, channels]: by that kernel, summed over the items
   double *rho_parts, *cross_parts, *curvature_parts;  // [maps]
+  double *norms, *shares;  // [most]: of the residuals, and what the next one has of each
+  double* share_parts;     // [maps, most]
+  int64_t turn;            // iterations so far
   double rho, alpha, beta;
   double least;  // rho that ends it
   bool ended;
@@ -45,6 +49,7 @@ struct Plan {
   FitTarget call;
   bool joint;
   int64_t size;       // of a vector
+  int64_t most;       // iterations of a Gauss-Newton step
   int64_t positions;  // height * width, but at least TILE: the features are 0 beyond
   int64_t pitch;      // of a plane: whole cache lines, and more than the positions
   int64_t channel_stride;

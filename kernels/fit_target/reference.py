@@ -73,9 +73,11 @@ def fit_target(
         step   : (J' N J + Lambda) d = -(J' (N s - b) + Lambda W),  J = ds/dW,  W <- W + d
 
     Each step solves for d from d = 0 with conjugate gradients: preconditioned by the diagonal
-    Lambda = (l1, l2), Polak-Ribiere with beta >= 0, a fresh direction at every step. A track stays
-    where it is once its residual is 1e-14 of the step's first (what is left is rounding, which
-    conjugate gradients would only magnify), or its residual or curvature is 0.
+    Lambda = (l1, l2), Polak-Ribiere with beta >= 0, a fresh direction at every step. A residual is
+    orthogonal to all before it; rounding undoes that, and the last bits of the features would be
+    magnified a hundredfold by every iteration, so each is cleared of those before it. A track
+    stays where it is once its residual is 1e-14 of the step's first (what is left is rounding), or
+    its residual or curvature is 0.
 
     features       [K, J, C, h, w]   X: J samples for each of K tracks, which do not meet
     bands          [K, J, 9, h, w]   N: row (y, x) in [.., y, x], its column (y + dy, x + dx) in
@@ -270,6 +272,8 @@ def _conjugate_gradients(
     direction, rho_before = torch.zeros_like(right), right.new_ones(len(right), 1)
     least = CONVERGED * _inner(right, right / diagonal)
     ended = torch.zeros_like(rho_before, dtype=torch.bool)
+    before: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []
     for number in range(iterations):
         scaled = residual / diagonal
         rho = _inner(residual, scaled)
@@ -284,9 +288,21 @@ def _conjugate_gradients(
         ended = ended | (curvature <= 0)
         alpha = torch.where(ended, 0, rho / curvature)
         solution = solution + alpha * direction
+        before.append(residual)
+        norms.append(rho)
         previous, residual = residual, residual - alpha * curved
+        residual = residual - _shares_of(residual / diagonal, before, norms)
         rho_before = rho
     return solution
+
+
+def _shares_of(
+    scaled: torch.Tensor, before: list[torch.Tensor], norms: list[torch.Tensor]
+) -> torch.Tensor:
+    """What a residual, already over the diagonal [K, n], has in it of those before it."""
+    held, norm = torch.stack(before, dim=1), torch.cat(norms, dim=1)  # [K, m, n], [K, m]
+    shares = (held * scaled[:, None]).sum(dim=2) / norm
+    return (torch.where(norm > 0, shares, 0)[:, :, None] * held).sum(dim=1)
 
 
 def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

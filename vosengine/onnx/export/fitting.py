@@ -17,6 +17,7 @@ from onnxscript import opset20 as op
 from torch.nn import functional
 
 from ...kernels import fit_target
+from ...kernels.fit_target.reference import CONVERGED
 from .ops import TRANSLATIONS
 
 DOUBLE, SINGLE = TensorProto.DOUBLE, TensorProto.FLOAT
@@ -240,13 +241,22 @@ def _conjugate_gradients(
     """`iterations` steps from 0 towards A d = right, in a Loop."""
     zero = _number(0)
     n = len(right)
+    turns = op.Cast(op.Range(0, iterations, 1), to=DOUBLE)
+    scaled_right = tuple(op.Div(r, d) for r, d in zip(right, diagonal, strict=True))
+    least = op.Mul(_number(CONVERGED), _inner(right, scaled_right))
 
     def turn(*carried: Any) -> tuple[Any, ...]:
-        solution, residual, previous, direction = (carried[i * n : i * n + n] for i in range(4))
-        rho_before, ended = carried[4 * n :]
+        solution, residual, previous, direction, held = (
+            carried[i * n : i * n + n] for i in range(5)
+        )
+        norms, number, rho_before, ended = carried[5 * n :]
         scaled = tuple(op.Div(r, d) for r, d in zip(residual, diagonal, strict=True))
         rho = _inner(residual, scaled)
-        ended = op.Or(ended, op.LessOrEqual(rho, zero))
+        ended = op.Or(ended, op.LessOrEqual(rho, least))
+        now = op.Equal(turns, number)
+        rows = op.Unsqueeze(now, [1, 2])
+        held = tuple(op.Where(rows, r, h) for r, h in zip(residual, held, strict=True))
+        norms = op.Where(now, rho, norms)
         # In the first turn 0: the residual before it is itself.
         beta = op.Max(op.Div(op.Sub(rho, _inner(previous, scaled)), rho_before), zero)
         pairs = zip(scaled, direction, strict=True)
@@ -259,11 +269,31 @@ def _conjugate_gradients(
         solution = tuple(op.Add(s, op.Mul(alpha, d)) for s, d in pairs)
         pairs = zip(residual, curved, strict=True)
         after = tuple(op.Sub(r, op.Mul(alpha, c)) for r, c in pairs)
-        return *solution, *after, *(op.Identity(r) for r in residual), *direction, rho, ended
+        after = _cleared(after, diagonal, held, norms)
+        number = op.Add(number, _number(1))
+        kept = (op.Identity(r) for r in residual)
+        return *solution, *after, *kept, *direction, *held, norms, number, rho, ended
 
     nothing = tuple(op.Mul(part, zero) for part in right)
-    start = *nothing, *right, *right, *nothing, _number(1), op.Cast(0, to=TensorProto.BOOL)
+    none = op.Mul(turns, zero)
+    held = tuple(op.Mul(op.Unsqueeze(none, [1, 2]), op.Unsqueeze(part, [0])) for part in right)
+    state = none, zero, _number(1), op.Cast(0, to=TensorProto.BOOL)
+    start = *nothing, *right, *right, *nothing, *held, *state
     return tuple(_loop(turn, start, iterations)[:n])
+
+
+def _cleared(residual: Parts, diagonal: Sequence[Any], held: Parts, norms: Any) -> Parts:
+    """A residual without what it has of those held, [iterations, ...], of which some are 0."""
+    sums = [
+        op.ReduceSum(op.Mul(h, op.Div(r, d)), [1, 2], keepdims=0)
+        for r, d, h in zip(residual, diagonal, held, strict=True)
+    ]
+    total = sums[0] if len(sums) == 1 else op.Add(*sums)
+    zero = _number(0)
+    shares = op.Where(op.Greater(norms, zero), op.Div(total, norms), zero)
+    rows = op.Unsqueeze(shares, [1, 2])
+    pairs = zip(residual, held, strict=True)
+    return tuple(op.Sub(r, op.ReduceSum(op.Mul(rows, h), [0], keepdims=0)) for r, h in pairs)
 
 
 def _loop(turn: Callable[..., tuple[Any, ...]], start: Sequence[Any], count: int) -> Sequence[Any]:

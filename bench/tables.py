@@ -50,7 +50,8 @@ def kernels(found: dict[str, Any]) -> list[str]:
         time = f"{short(ours['p50_ms'])} ({short(ours['p95_ms'])})"
         time = "none" if ours is reference else time
         lines.append(row(case["op"], case["case"], time, short(reference["p50_ms"]), ratios))
-    return lines
+    later = {case["op"]: case["measured"] for case in found["cases"] if "measured" in case}
+    return lines + [f"\n`{op}` was measured later, by itself: {how}." for op, how in later.items()]
 
 
 def whole_models(found: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exported import Export
 from imcnet_transcription import random_state
 from stm_transcription import random_state_dict
 
@@ -28,7 +29,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, export: Export) -> Path:
     """A working folder with the files that the README speaks of."""
     path = tmp_path_factory.mktemp("readme")
     clip = make_clip(ClipConfig(frames=3, height=64, width=96), seed=0)
@@ -37,6 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             video.write(frame)
     write_labels(path / "first.png", clip.masks[0])
     write_proposals(path / "proposals.json", map(everything_in, clip.masks))
+    (path / "exported").mkdir()
+    (path / "exported" / "munet").symlink_to(export("munet"))
     torch.save(random_state_dict(0), path / "STM_weights.pth")
     torch.save({"model": random_state("resnet18", 0)}, path / "checkpoint.pth")
     return path

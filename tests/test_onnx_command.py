@@ -97,6 +97,10 @@ def test_sources_and_engines_that_do_not_fit(video: Path) -> None:
 def test_export_says_what_it_wrote(tmp_path: Path) -> None:
     """Static graphs of a small size, compared with torch one by one and as a stream."""
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.onnx").write_bytes(b"")
+    (out / "mine.onnx").write_bytes(b"mine")
+    (out / "model.json").write_text('{"graphs": {"old": {"file": "old.onnx"}}}')
     ran = run("export", "imcnet", "--out", out, "--size", "64x96", "--opset", "21")
     assert ran.exit_code == 0, ran.output
     said = " ".join(ran.output.split())
@@ -106,6 +110,7 @@ def test_export_says_what_it_wrote(tmp_path: Path) -> None:
     assert manifest["opset"] == 21 and manifest["size"] == [64, 96] and not manifest["dynamic"]
     assert {path.name for path in out.iterdir()} == {
         "model.json",
+        "mine.onnx",
         *(f"{verb}.onnx" for verb in ("prepare", "encode", "segment", "finish")),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -18,7 +19,7 @@ from ...registry import entry
 from ...runtime.folding import fold_batch_norms
 from ...types import Geometry, Size
 from ...weights import load
-from ..manifest import Graph, Manifest, Port
+from ..manifest import MANIFEST, Graph, Manifest, Port
 from .frames import finish_graph, prepare_graph
 from .ops import exported_ops
 from .verb import Given, Plan, Verb, describe, deviation, write_verb
@@ -123,6 +124,7 @@ def export_model(
     fold_batch_norms(method)
     method.to(PRECISIONS[options.precision])
     family = family_of(model)
+    settings = family.settings(method)
     folder = _fresh_folder(options.out)
     dynamic = options.size is None
     plan = _plan(method, options)
@@ -154,7 +156,7 @@ def export_model(
         },
         graphs=_in_order(graphs),
         state=_state(graphs),
-        settings=family.settings(method),
+        settings=settings,
     )
     compared = list(_compared(family, method, plan, verbs, folder, dynamic, options.precision))
     manifest.write(folder)
@@ -186,11 +188,16 @@ def _plan(method: Method[Any, Any], options: ExportOptions) -> Plan:
 
 
 def _fresh_folder(folder: Path) -> Path:
-    """The folder, made, without the graphs of an earlier export."""
+    """The folder, made, without what an earlier export wrote there; other files stay."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (*folder.glob("*.onnx"), *folder.glob("model.json")):
-            path.unlink()
+        if (folder / MANIFEST).is_file():
+            earlier = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            for graph in earlier["graphs"].values():
+                (folder / Path(graph["file"]).name).unlink(missing_ok=True)
+            (folder / MANIFEST).unlink()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise OutputError(f"{folder}: holds a {MANIFEST} of something else") from None
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written to ({error.strerror})") from None
     return folder

@@ -51,7 +51,7 @@ def kernels(found: dict[str, Any]) -> list[str]:
         time = "none" if ours is reference else time
         lines.append(row(case["op"], case["case"], time, short(reference["p50_ms"]), ratios))
     later = {case["op"]: case["measured"] for case in found["cases"] if "measured" in case}
-    return lines + [f"\n`{op}` was measured later, by itself: {how}." for op, how in later.items()]
+    return lines + _measured_later(later)
 
 
 def whole_models(found: dict[str, Any]) -> list[str]:
@@ -74,7 +74,14 @@ def whole_models(found: dict[str, Any]) -> list[str]:
         ),
         row("---", *["---:"] * 8),
     ]
-    return lines + [_whole_model(model) for model in found["models"]]
+    rows = [_whole_model(model) for model in found["models"]]
+    later = {model["model"]: model["measured"] for model in found["models"] if "measured" in model}
+    return [*lines, *rows, *_measured_later(later)]
+
+
+def _measured_later(later: dict[str, str]) -> list[str]:
+    """What changed after a table was made, and was measured by itself."""
+    return [f"\n`{name}` was measured later, by itself: {how}." for name, how in later.items()]
 
 
 def _whole_model(model: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
+import_module("onnx")  # bench/ has a file of that name
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 clocks = import_module("clocks")
 

@@ -29,8 +29,10 @@ from vosengine.kernels.parity import cases_of, check_parity
 from vosengine.kernels.poison import poisoned
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-# They are programs: they import each other by bare names. Last, since one is called as a package.
-sys.path.append(str(BENCH))
+# They are programs: they import each other by bare names. One is called as the package `onnx` is,
+# which therefore is imported before.
+import_module("onnx")
+sys.path.insert(0, str(BENCH))
 
 baselines = import_module("baselines")
 candidates = import_module("candidates")

@@ -191,7 +191,7 @@ def test_the_losses_fall_on_a_fixed_batch(model: str) -> None:
     objective, batch = objective_of(model), clips(count=1)
     optimiser = torch.optim.AdamW(objective.method.parameters(), lr=1e-3)
     history = []
-    for _ in range(20):
+    for _ in range(30):
         losses = objective.losses(batch, seeded())
         history.append({name: value.item() for name, value in losses.items()})
         optimiser.zero_grad()

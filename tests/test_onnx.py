@@ -292,7 +292,7 @@ def test_static_objects_come_and_go(fixed: Path) -> None:
             assert result is not None
             found.append(result.numpy())
     assert differing(*labels) < MOST
-    with pytest.raises(InputError, match=r"4 objects .* more than max_objects = 3"):
+    with pytest.raises(InputError, match=r"5 objects .* more than max_objects = 3"):
         ours.step(clip.frames[0], np.arange(64 * 96, dtype=np.int64).reshape(64, 96) % 3 + 5)
 
 

@@ -15,6 +15,7 @@ from vosengine.onnx import ExportOptions, OnnxSegmenter, export_model
 from vosengine.onnx.manifest import MANIFEST
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 
+FAILED = "failed"
 LONGEST = 600.0  # seconds that another process may take for one export
 
 Export = Callable[..., Path]
@@ -37,7 +38,11 @@ def exporter(factory: pytest.TempPathFactory, worker: str) -> Export:
         except FileExistsError:
             _wait(folder / MANIFEST)
         else:
-            export_model(model, ExportOptions(folder, weights=str(weights), **options))
+            try:
+                export_model(model, ExportOptions(folder, weights=str(weights), **options))
+            except BaseException:
+                (folder / FAILED).touch()  # those who wait need not wait on
+                raise
         return folder
 
     return export
@@ -46,6 +51,7 @@ def exporter(factory: pytest.TempPathFactory, worker: str) -> Export:
 def _wait(path: Path) -> None:
     end = time.monotonic() + LONGEST
     while not path.exists():
+        assert not (path.parent / FAILED).exists(), f"{path.parent} could not be written"
         assert time.monotonic() < end, f"no other process has written {path}"
         time.sleep(0.2)
 

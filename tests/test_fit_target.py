@@ -269,7 +269,7 @@ def test_both_layers_converge_to_what_least_squares_finds(
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_last_bits_of_the_features_stay_last_bits(joint: bool) -> None:
-    """Conjugate gradients that lose their orthogonality would magnify them a hundredfold a turn."""
+    """Conjugate gradients that lose their orthogonality make 1e-2 of them here."""
     arguments = problem(scene(2, 5, 24, (9, 9)), 8 if joint else None, iterations=(12, 12))
     features = arguments["features"]
     noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))

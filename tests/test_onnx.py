@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import object_ids
+from conftest import object_ids, tiny_config
 from exported import Export, answers, both, differing, drawn
 
 from vosengine import MemoryConfig, OnnxSegmenter
@@ -21,10 +21,11 @@ from vosengine.kernels.cases import Case
 from vosengine.kernels.correlate_frames.cases import CASES as CORRELATIONS
 from vosengine.kernels.read_memory.cases import CASES as READINGS
 from vosengine.onnx import ExportOptions, export_model
-from vosengine.onnx.export import matching, ops
+from vosengine.onnx.export import family_of, matching, ops
 from vosengine.onnx.export.frames import finish_graph, prepare_graph
 from vosengine.onnx.export.verb import Plan, deviation
 from vosengine.onnx.sessions import choose_providers
+from vosengine.registry import build
 from vosengine.types import Geometry
 from vosengine.weights import load
 
@@ -373,3 +374,10 @@ def test_a_memory_that_does_not_export(tmp_path: Path) -> None:
         export_model("imcnet", ExportOptions(tmp_path / "out", memory_frames=4))
     with pytest.raises(ConfigError, match="model: wanted one of"):
         export_model("xmem", ExportOptions(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("model", ["stm", "munet", "dmn_aoa"])
+def test_a_memory_that_merges_by_content_is_refused(model: str) -> None:
+    config = tiny_config(model, memory=MemoryConfig(policy="afb"))
+    with pytest.raises(ConfigError, match="afb merges features by content"):
+        family_of(model).settings(build(model, config))

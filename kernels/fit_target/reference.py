@@ -74,10 +74,10 @@ def fit_target(
 
     Each step solves for d from d = 0 with conjugate gradients: preconditioned by the diagonal
     Lambda = (l1, l2), Polak-Ribiere with beta >= 0, a fresh direction at every step. A residual is
-    orthogonal to all before it; rounding undoes that, and the last bits of the features would be
-    magnified a hundredfold by every iteration, so each is cleared of those before it. A track
-    stays where it is once its residual is 1e-14 of the step's first (what is left is rounding), or
-    its residual or curvature is 0.
+    orthogonal to all before it; rounding undoes that, and magnifies what the features differ by
+    (1e-6 of them to 1e-2 of the kernel in two steps of 12), so each is cleared of those before it.
+    A track stays where it is once its residual is 1e-14 of the step's first (what is left is
+    rounding), or its residual or curvature is 0.
 
     features       [K, J, C, h, w]   X: J samples for each of K tracks, which do not meet
     bands          [K, J, 9, h, w]   N: row (y, x) in [.., y, x], its column (y + dy, x + dx) in
@@ -95,7 +95,7 @@ def fit_target(
                    [K, D, C]         W1; new, or None where projection is None
 
     Dtype   float16, bfloat16, float32 or float64, one for all, computed in float64: conjugate
-            gradients carry rounding on, which in float32 reaches the third digit.
+            gradients carry rounding on.
     Device  one for all; no synchronisation with the host.
     Empty   K = 0 returns empty tensors. J = 0, or weights that are all 0, leave only the ridge: the
             exact minimum is then 0.

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ...errors import ConfigError
 from ...memory import Stored
 from ...models.munet import MUNet
 from ...models.stm import STM
 from ...types import Masks
-from .verb import Given, Plan, Verb, times
+from .verb import Given, Plan, Verb, check_bank, times
 
 
 class Read(NamedTuple):
@@ -111,11 +110,7 @@ POLICY = "memory"
 def settings(method: STM | MUNet) -> dict[str, Any]:
     """The logits' stride, and what the memory keeps."""
     memory = method.config.memory
-    if memory.policy == "afb":
-        raise ConfigError(
-            "memory: afb merges features by content, which no graph of fixed shapes does; export "
-            "a model with every-N or all"
-        )
+    check_bank(memory)
     return {"stride": 4, "every": memory.every, "frames": memory.max_frames}
 
 

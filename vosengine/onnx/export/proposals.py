@@ -21,7 +21,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...errors import ConfigError
 from ...memory import Stored
 from ...models.blocks import READ_LIMIT, to_positions
 from ...models.dmn_aoa import DMNAOA, Candidates, DMNAOAFeatures
@@ -30,7 +29,7 @@ from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
 from .regions import align_object, gather_cells, match_proposals, spread_cells
-from .verb import Given, Plan, Verb
+from .verb import Given, Plan, Verb, check_bank
 
 POLICY = "proposals"
 
@@ -258,11 +257,7 @@ def _whole(masks: torch.Tensor) -> torch.Tensor:
 def settings(method: DMNAOA) -> dict[str, Any]:
     """The logits' stride, what the memory keeps, how proposals are chosen, and D-Net's."""
     config = method.config
-    if config.memory.policy == "afb":
-        raise ConfigError(
-            "memory: afb merges features by content, which no graph of fixed shapes does; export "
-            "a model with every-N or all"
-        )
+    check_bank(config.memory)
     dnet, card = load_dnet(None, method.query_head.weight.dtype)
     return {
         "stride": 4,

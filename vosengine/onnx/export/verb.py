@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from ...errors import OutputError
+from ...config import MemoryConfig
+from ...errors import ConfigError, OutputError
 from ...types import Size
 from ..manifest import Axis, Graph, Port, hash_of
 from .ops import TRANSLATIONS, exported_ops
@@ -108,6 +109,15 @@ def write_verb(verb: Verb, folder: Path, *, dynamic: bool, opset: int) -> Graph:
     assert program is not None
     program.save(str(path), external_data=False)
     return describe(path, verb, dynamic)
+
+
+def check_bank(memory: MemoryConfig) -> None:
+    """Raise ConfigError for a memory whose tensors have no given axes."""
+    if memory.policy == "afb":
+        raise ConfigError(
+            "memory: afb merges features by content, which no graph of fixed shapes does; export "
+            "a model with every-N or all"
+        )
 
 
 class _Flat(nn.Module):

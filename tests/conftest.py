@@ -109,11 +109,12 @@ def tiny_source() -> DNetSource:
 
 def make(model: str, **options: Any) -> Segmenter:
     """A Segmenter with tiny random weights, on the CPU unless another device is named; `changes` go
-    into the model's config. One that needs proposals has a tiny D-Net's."""
+    into the model's config. One that needs proposals has a tiny D-Net's. In float32, whatever the
+    processor likes best, unless a precision is named."""
     changes = options.pop("changes", {})
     if entry(model).build.needs_proposals and "proposals" not in options:
         options["proposals"] = tiny_source()
-    options = {"device": "cpu", **options}
+    options = {"device": "cpu", "precision": "fp32", **options}
     return Segmenter(model, config=tiny_config(model, **changes), **options)
 
 

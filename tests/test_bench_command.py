@@ -18,15 +18,19 @@ from vosengine.benchmark.published import published_of, published_rows
 from vosengine.benchmark.report import COLUMNS, rows_of
 from vosengine.benchmark.scenes import GivenProposals
 from vosengine.benchmark.stages import StageClock, clocked
-from vosengine.benchmark.ways import REFERENCE, WAYS
+from vosengine.benchmark.ways import OURS, REFERENCE, WAYS, Way
 from vosengine.errors import ConfigError, DeviceError
 from vosengine.kernels.dispatch import Op
 from vosengine.registry import list_models
+from vosengine.runtime import has_bf16
 
 SIZE = 64, 96
 CPU = torch.device("cpu")
 PLAN = Plan(weights="demo", memory_frames=2, warm_up=0, steps=2)
-RATES = measure_rates(CPU, (torch.float32,))
+# Compiling takes minutes; ours in float32, too, where "auto" means bfloat16.
+QUICK = (*(way for way in WAYS if not way.compiled), Way("fp32", "fast", "fp32", "auto"))
+DTYPES = (torch.float32, torch.bfloat16) if has_bf16(CPU) else (torch.float32,)
+RATES = measure_rates(CPU, DTYPES)
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +45,19 @@ def run(*words: str) -> Any:
 @pytest.mark.parametrize("model", list_models())
 def test_every_model_is_timed_and_keeps_its_labels(model: str, scene: Any) -> None:
     objects = 2 if model != "imcnet" else 1
-    point = measure_point(model, objects, scene, CPU, PLAN, RATES)
+    point = measure_point(model, objects, scene, CPU, PLAN, RATES, QUICK)
     cells = {cell.way: cell for cell in point.cells}
-    assert list(cells) == [way.name for way in WAYS]
+    assert list(cells) == [way.name for way in QUICK]
     ran = [cell for cell in cells.values() if cell.fault is None]
-    assert {REFERENCE, "ours"} <= {cell.way for cell in ran}
+    assert {REFERENCE, OURS, "fp32"} <= {cell.way for cell in ran}
     for cell in ran:
         assert len(cell.milliseconds) == len(cell.labels) == PLAN.steps
         assert min(cell.milliseconds) > 0
         assert sum(cell.stages.values()) == pytest.approx(1, abs=1e-3)
         assert len(np.unique(cell.labels[-1])) > 1 or model in ("imcnet", "dmn_aoa")
     assert cells[REFERENCE].differs is None
-    assert cells["ours"].differs is not None
-    assert cells["ours"].differs < 1e-4
+    assert cells["fp32"].differs is not None and cells["fp32"].differs < 1e-4
+    assert cells[OURS].iou is not None and cells[OURS].iou > 0.9  # a boundary is much of it here
     assert point.floor is not None and point.floor.gflop > 0.1 and point.floor.mib > 0.5
 
 
@@ -97,7 +101,7 @@ def test_without_room_the_cell_says_so_and_the_others_go_on(
         step(self)
 
     monkeypatch.setattr(Runner, "step", fails_for_one)
-    point = measure_point("stm", 1, scene, CPU, PLAN, RATES)
+    point = measure_point("stm", 1, scene, CPU, PLAN, RATES, QUICK)
     faults = {cell.way: cell.fault for cell in point.cells}
     assert faults[REFERENCE] == NO_ROOM and faults["ours"] is None
     assert point.floor is None
@@ -154,7 +158,15 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
     outcome = run(
         *("--model", "munet,imcnet", "--weights", "demo", "--sizes", "64x96,96x64"),
         *("--objects", "1,2", "--memory-frames", "2", "--warm-up", "0", "--steps", "2"),
-        *("--frames", "12", "--output-json", str(files["json"]), "--output-md", str(files["md"])),
+        *(
+            "--frames",
+            "12",
+            "--no-compiled",
+            "--output-json",
+            str(files["json"]),
+            "--output-md",
+            str(files["md"]),
+        ),
         *("--chart", str(files["png"])),
     )
     assert outcome.exit_code == 0, outcome.output

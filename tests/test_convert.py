@@ -92,7 +92,12 @@ def test_probabilities_are_those_of_the_transcription(
     assert np.unique(later).tolist() == list(range(objects + 1))  # no object drowned in another
     memory = MemoryConfig(f"every-{every}")
     segmenter = Segmenter(
-        "stm", weights=converted, device="cpu", max_objects=objects, memory=memory
+        "stm",
+        weights=converted,
+        device="cpu",
+        precision="fp32",
+        max_objects=objects,
+        memory=memory,
     )
     for backend in ("auto", "reference"):
         with use_backend(backend):

@@ -53,7 +53,9 @@ def test_a_converted_checkpoint_gives_the_probabilities_of_the_transcription(
     released: Tensors, converted: Path
 ) -> None:
     clip = make_clip(ClipConfig(frames=9, height=96, width=128, objects=(2, 2)), seed=4)
-    segmenter = Segmenter("imcnet", weights=converted, device="cpu", size="native")
+    segmenter = Segmenter(
+        "imcnet", weights=converted, device="cpu", precision="fp32", size="native"
+    )
     assert segmenter.card.trained
     results = to_the_end(segmenter, clip.frames)
     images = torch.from_numpy(clip.frames.astype(np.float64) / 255)

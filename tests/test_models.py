@@ -23,7 +23,6 @@ from vosengine.models.blocks import Decoder, MatchingState
 from vosengine.models.method import Method, tensors_in
 from vosengine.models.munet import MotionAttention
 from vosengine.registry import build, list_models
-from vosengine.segmenter import Segmenter
 from vosengine.types import Geometry, Masks
 
 SIZE = 45, 61  # padded to 48 x 64
@@ -293,7 +292,7 @@ def test_the_motion_is_of_this_frame_against_the_one_before(
         return real(query, previous, **options)
 
     monkeypatch.setattr(munet_module, "correlate_frames", spy)
-    segmenter = Segmenter("munet", config=tiny_config("munet"), device="cpu", max_objects=1)
+    segmenter = make("munet", max_objects=1)
     prompt = np.zeros(SIZE, np.uint8)
     prompt[5:20, 6:30] = 1
     for frame in range(4):

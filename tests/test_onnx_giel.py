@@ -51,7 +51,14 @@ def clip() -> Clip:
 
 def streams(folder: Path, weights: Path) -> tuple[OnnxSegmenter, Segmenter]:
     ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
-    theirs = Segmenter("giel", weights=str(weights), device="cpu", engine="eager", max_objects=3)
+    theirs = Segmenter(
+        "giel",
+        weights=str(weights),
+        device="cpu",
+        precision="fp32",
+        engine="eager",
+        max_objects=3,
+    )
     return ours, theirs
 
 

@@ -85,7 +85,7 @@ def test_a_stream_saved_by_one_engine_goes_on_in_the_other(tmp_path: Path, small
     config = STMConfig(backbone="resnet18", width=8, key_channels=8, value_channels=16)
     ends = []
     for engine in ("eager", "fast"):
-        segmenter = Segmenter("stm", config=config, device="cpu", engine=engine)
+        segmenter = Segmenter("stm", config=config, device="cpu", precision="fp32", engine=engine)
         if engine == "eager":
             segmenter.step(small.frames[0], small.masks[0])
             segmenter.save_state(tmp_path / "stream")

@@ -246,25 +246,26 @@ void prepare_frame_cpu(uintptr_t frame, bool bytes, int64_t row_stride,
   vosengine::prepare_frame_cpu(call);
 }
 
-void read_memory_cpu(uintptr_t query, std::array<int64_t, 2> query_stride, uintptr_t key,
-                     std::array<int64_t, 2> key_stride, uintptr_t value,
-                     std::array<int64_t, 3> value_stride, uintptr_t bias, uintptr_t length,
-                     uintptr_t out, std::array<int64_t, 6> sizes, float scale, int threads) {
+template <typename Number, void (*kernel)(const vosengine::ReadMemoryOf<Number>&)>
+void read_memory(uintptr_t query, std::array<int64_t, 2> query_stride, uintptr_t key,
+                 std::array<int64_t, 2> key_stride, uintptr_t value,
+                 std::array<int64_t, 3> value_stride, uintptr_t bias, uintptr_t length,
+                 uintptr_t out, std::array<int64_t, 6> sizes, float scale, int threads) {
   check_threads(threads);
-  vosengine::ReadMemory call{};
-  call.query = pointer<const float>(query);
+  vosengine::ReadMemoryOf<Number> call{};
+  call.query = pointer<const Number>(query);
   call.query_group = query_stride[0];
   call.query_row = query_stride[1];
-  call.key = pointer<const float>(key);
+  call.key = pointer<const Number>(key);
   call.key_group = key_stride[0];
   call.key_row = key_stride[1];
-  call.value = pointer<const float>(value);
+  call.value = pointer<const Number>(value);
   call.value_group = value_stride[0];
   call.value_set = value_stride[1];
   call.value_row = value_stride[2];
   call.bias = pointer<const float>(bias);
   call.length = pointer<const int32_t>(length);
-  call.out = pointer<float>(out);
+  call.out = pointer<Number>(out);
   call.groups = sizes[0];
   call.sets = sizes[1];
   call.queries = sizes[2];
@@ -273,7 +274,7 @@ void read_memory_cpu(uintptr_t query, std::array<int64_t, 2> query_stride, uintp
   call.value_channels = sizes[5];
   call.scale = scale;
   call.threads = threads;
-  vosengine::read_memory_cpu(call);
+  kernel(call);
 }
 
 }  // namespace
@@ -296,7 +297,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("match_proposals_cpu", &match_proposals_cpu, Release());
   module.def("pool_regions_cpu", &pool_regions_cpu, Release());
   module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());
-  module.def("read_memory_cpu", &read_memory_cpu, Release());
+  module.def("read_memory_cpu", &read_memory<float, vosengine::read_memory_cpu>, Release());
+  module.def("read_memory_amx", &read_memory<uint16_t, vosengine::read_memory_amx>, Release());
 #ifdef VOSENGINE_CUDA
   bind_cuda(module);
 #endif

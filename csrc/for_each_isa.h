@@ -73,6 +73,7 @@ namespace avx512 {
 #ifdef VOS_X86_DISPATCH
 #define VOS_DISPATCH(function, ...)           \
   switch (vosengine::chosen_isa()) {          \
+    case vosengine::Isa::amx:                 \
     case vosengine::Isa::avx512:              \
       return avx512::function(__VA_ARGS__);   \
     case vosengine::Isa::avx2:                \

@@ -4,18 +4,44 @@
 #include <atomic>
 #include <stdexcept>
 
+#ifdef VOS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace vosengine {
 namespace {
 
-Isa widest() {
+// Whether the processor has tiles of bfloat16, and the system lets this process use them.
+bool has_amx() {
+#ifdef VOS_AMX
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  const bool tiles = edx & (1u << 24) && edx & (1u << 22);  // amx-tile, amx-bf16
+  if (!tiles || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) return false;
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // of arch_prctl(2)
+  return eax & (1u << 5) /* avx512-bf16 */ &&
+         syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+
+Isa find_widest() {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return has_amx() ? Isa::amx : Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::baseline;
+}
+
+Isa widest() {
+  static const Isa found = find_widest();
+  return found;
 }
 
 std::atomic<Isa>& current() {
@@ -24,7 +50,16 @@ std::atomic<Isa>& current() {
 }
 
 const char* name_of(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+  switch (isa) {
+    case Isa::amx:
+      return "amx";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "baseline";
+  }
 }
 
 }  // namespace
@@ -39,7 +74,7 @@ void choose_isa(const std::string& name) {
     current() = best;
     return;
   }
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (name != name_of(isa)) continue;
     if (isa > best)
       throw std::invalid_argument("instruction set " + name + ": this processor has at most " +
@@ -47,8 +82,8 @@ void choose_isa(const std::string& name) {
     current() = isa;
     return;
   }
-  throw std::invalid_argument("instruction set: wanted auto, baseline, avx2 or avx512, given " +
-                              name);
+  throw std::invalid_argument(
+      "instruction set: wanted auto, baseline, avx2, avx512 or amx, given " + name);
 }
 
 }  // namespace vosengine

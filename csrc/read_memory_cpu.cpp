@@ -239,18 +239,6 @@ static void read_group(const ReadMemory& call, int64_t chunk, Packed packed, Run
   }
 }
 
-static ReadMemory group_of(const ReadMemory& call, int64_t group) {
-  ReadMemory one = call;
-  one.query += group * call.query_group;
-  one.key += group * call.key_group;
-  one.value += group * call.value_group;
-  one.out += group * call.sets * call.queries * call.value_channels;
-  if (call.bias) one.bias += group * call.positions;
-  if (call.length) one.length += group;
-  one.groups = 1;
-  return one;
-}
-
 // Group after group, each by all threads.
 static void read_by_all(const ReadMemory& call) {
   // The same number of tasks for every thread, at least two, so that a slow one delays less.
@@ -274,7 +262,7 @@ static void read_by_all(const ReadMemory& call) {
     scratch.sums = allocate(chunk * SPAN);
     scratch.keep = allocate(chunk);
     for (int64_t group = 0; group < call.groups; ++group)
-      read_group(group_of(call, group), chunk, packed, running, scratch);
+      read_group(vosengine::group_of(call, group), chunk, packed, running, scratch);
     release(scratch.query);
     release(scratch.scores);
     release(scratch.sums);
@@ -293,7 +281,7 @@ static void read(const ReadMemory& call) {
   if (!small || call.threads == 1) return read_by_all(call);
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1)
   for (int64_t group = 0; group < call.groups; ++group) {
-    ReadMemory one = group_of(call, group);
+    ReadMemory one = vosengine::group_of(call, group);
     one.threads = 1;
     read_by_all(one);
   }

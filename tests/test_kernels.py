@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
 CHIPS = (90, 120)  # whose tuning tables differ from sm_80's, which the interpreter stands for
 WITH_TRITON = [op for op in OPS if "triton" in op.backends]
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "amx")
 
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 

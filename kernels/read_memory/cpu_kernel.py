@@ -1,9 +1,10 @@
 """`read_memory` in C++: a softmax that runs over blocks of memory, with products in registers.
 
-Takes float32 on the CPU, and half precision by way of it (a bias of any float dtype). The matrix
-of all scores is never stored: besides its output the call needs 1024 packed memory positions (with
-their values in all sets), per thread their scores for at most 96 queries, and in half precision the
-arguments in float32. All sets are read by weights computed once.
+Takes float32 on the CPU, bfloat16 as it is where the processor has AMX, and half precision
+otherwise by way of float32 (a bias of any float dtype). The matrix of all scores is never stored:
+besides its output the call needs 1024 packed memory positions (with their values in all sets), per
+thread their scores for at most 96 queries, with AMX the output in float32, and in half precision
+without it the arguments. All sets are read by weights computed once.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ def run(
     top_k: int | None = None,
 ) -> torch.Tensor:
     dtype = query_key.dtype
-    if length is not None and dtype != torch.float32:  # what is not read is not converted either
-        longest = max(length.tolist(), default=0)
-        memory_key, memory_value = memory_key[:, :longest], memory_value[..., :longest, :]
-        bias = None if bias is None else bias[:, :longest]
-    query_key, memory_key, memory_value = (
-        each.to(torch.float32) for each in (query_key, memory_key, memory_value)
-    )
+    tiles = dtype == torch.bfloat16 and load().isa() == "amx"
+    if not tiles and dtype != torch.float32:
+        if length is not None:  # what is not read is not converted either
+            longest = max(length.tolist(), default=0)
+            memory_key, memory_value = memory_key[:, :longest], memory_value[..., :longest, :]
+            bias = None if bias is None else bias[:, :longest]
+        query_key, memory_key, memory_value = (
+            each.to(torch.float32) for each in (query_key, memory_key, memory_value)
+        )
     groups, positions, key_channels = memory_key.shape
     query_key = query_key.expand(groups, -1, -1)
     sets = memory_value if memory_value.ndim == 4 else memory_value[:, None]
@@ -62,8 +65,9 @@ def run(
         bias = bias.to(torch.float32).contiguous()
     if length is not None:
         length = length.contiguous()
-    out = torch.empty(*memory_value.shape[:-2], queries, value_channels, dtype=torch.float32)
-    load().read_memory_cpu(
+    out = memory_value.new_empty(*memory_value.shape[:-2], queries, value_channels)
+    read = load().read_memory_amx if tiles else load().read_memory_cpu
+    read(
         query_key.data_ptr(),
         query_key.stride()[:2],
         memory_key.data_ptr(),

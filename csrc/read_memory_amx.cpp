@@ -24,6 +24,7 @@ void vosengine::read_memory_amx(const ReadMemoryBfloat16&) {
 
 using vosengine::ReadMemoryBfloat16;
 
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of the compiler's own header
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,prefer-vector-width=512")
 
@@ -85,7 +86,8 @@ void release(T* memory) {
 struct Packed {
   Number* key;    // [panels of SIDE positions][depth of the keys / DEPTH] tiles
   Number* value;  // [sets][panels of SIDE channels][STRETCH / DEPTH] tiles
-  float* bias;    // [STRETCH], times log2 e; -infinity behind the last position
+  float* bias;    // [STRETCH], times log2 e; -infinity behind the last position, whose weight
+                  // adds nothing to a total of at least 1
   int64_t count;  // positions
   int64_t depth;  // of the keys: their channels, rounded up
   int64_t width;  // of a set's sums: its channels, rounded up
@@ -171,9 +173,11 @@ void multiply_keys(const Number* query, const Number* key, int64_t depth, float*
   STORE_TILE(3, scores + SIDE * SCORES + SIDE, 4 * SCORES);
 }
 
-// 2^x for x <= 0 to 3e-6, far inside what bfloat16 keeps; below -200 it is 0. A NaN stays one.
+// 2^x for x <= 0 to 3e-6, far inside what bfloat16 keeps; smaller x than -125 give 2^-125
+// (2.4e-38), since what lies below the normal numbers takes a hundred times as long. A NaN stays
+// one.
 __m512 power_of_two(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
+  x = _mm512_max_ps(_mm512_set1_ps(-125.0f), x);
   const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 r = _mm512_sub_ps(x, n);
   __m512 p = _mm512_set1_ps(0.00956051021f);

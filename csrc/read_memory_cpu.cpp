@@ -108,9 +108,13 @@ static void pack(const ReadMemory& call, int64_t first, const Packed& packed) {
                 i % packed.panels_per_set * SPAN, packed.count, packed.value + i * STRETCH * SPAN);
 }
 
+// Weights are at least e^-60, which adds nothing to a total of at least 1: positions behind the
+// last one have that through their bias. Smaller ones times values could fall below the normal
+// numbers, with which some processors take a hundred times as long.
+constexpr float LOWEST = -60;
+
 // Turns one query's products into weights relative to its running maximum, and says in `keep` what
-// the weights so far shrink to. Positions behind the last one get e^-87 through their bias, which
-// adds nothing to a total of at least 1.
+// the weights so far shrink to.
 static void weigh(const ReadMemory& call, const Packed& packed, float* scores, Running* running,
                   float* keep) {
   vfloat best = splat(running->peak);
@@ -130,7 +134,7 @@ static void weigh(const ReadMemory& call, const Packed& packed, float* scores, R
     float* block = scores + first / BLOCK * BLOCK_SCORES;
     vfloat total = {};
     for (int64_t n = 0; n < block_size(packed, first); n += VOS_WIDTH) {
-      const vfloat weight = exponential(load(block + n) - peak);
+      const vfloat weight = exponential(maximum(splat(LOWEST), load(block + n) - peak));
       store(block + n, weight);
       total += weight;
     }

@@ -6,6 +6,9 @@ from types import ModuleType
 
 import torch
 
+# What a C++ backend takes that computes in float32: half precision is converted to and fro.
+COMPUTED_IN_FLOAT32 = torch.float32, torch.bfloat16, torch.float16
+
 _C: ModuleType | None
 try:
     from vosengine import _C  # type: ignore[no-redef]

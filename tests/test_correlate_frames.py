@@ -223,7 +223,10 @@ def test_the_compiled_backend_says_what_it_does_not_take() -> None:
     arguments = frames(1, 8, 5, 5)
     assert correlate_frames.explain(**arguments)["cpu"] is None
     wide = widened(arguments)
-    assert correlate_frames.explain(**wide)["cpu"] == "wants float32, given torch.float64"
+    assert (
+        correlate_frames.explain(**wide)["cpu"]
+        == "wants float32, bfloat16 or float16, given torch.float64"
+    )
     with use_backend("cpu"), pytest.raises(UnsupportedBackend, match="wants float32"):
         correlate_frames(**wide)
     learned = arguments | {"temperature": torch.tensor(20.0, requires_grad=True)}

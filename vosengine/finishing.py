@@ -216,4 +216,4 @@ def merge_prompt(
 def labels_of(probabilities: torch.Tensor, ids: tuple[int, ...]) -> torch.Tensor:
     """uint8 [H, W]: the id of the most probable row, the first where several are equal."""
     table = torch.tensor((0, *ids), dtype=torch.uint8, device=probabilities.device)
-    return table[probabilities.argmax(dim=0)]
+    return table[probabilities.max(dim=0).indices]

@@ -1,14 +1,14 @@
 """`correlate_frames` in C++: a band matrix product per pair of rows, softmax over cached scores.
 
-Takes float32 on the CPU. The compiled body keeps the scores of 2 to 8 neighbouring queries in the
-first-level cache and never stores the volume.
+Takes float32 on the CPU, and half precision by way of it. The compiled body keeps the scores of 2
+to 8 neighbouring queries in the first-level cache and never stores the volume.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..extension import cpu_objection, load
+from ..extension import COMPUTED_IN_FLOAT32, cpu_objection, load
 
 
 def objection(
@@ -20,8 +20,8 @@ def objection(
     outside: str = "zero",
 ) -> str | None:
     number = temperature if isinstance(temperature, torch.Tensor) else None
-    if query.dtype != torch.float32:
-        return f"wants float32, given {query.dtype}"
+    if query.dtype not in COMPUTED_IN_FLOAT32:
+        return f"wants float32, bfloat16 or float16, given {query.dtype}"
     return cpu_objection(query, previous, number)
 
 
@@ -33,6 +33,8 @@ def run(
     temperature: float | torch.Tensor = 20.0,
     outside: str = "zero",
 ) -> torch.Tensor:
+    dtype = query.dtype
+    query, previous = query.float(), previous.float()
     batch, _, height, width = query.shape
     out = torch.empty(batch, 3, height, width, dtype=torch.float32)
     load().correlate_frames_cpu(
@@ -47,4 +49,4 @@ def run(
         outside == "exclude",
         torch.get_num_threads(),
     )
-    return out
+    return out.to(dtype)

@@ -1,15 +1,15 @@
 """`deform_conv` in C++: samples of a few dozen pixels, then a register-blocked product with them.
 
-Takes float32 on the CPU. The image is packed once with the channels of an offset group side by
-side and zeros around it; the sampled columns of all pixels are never stored, only those of the
-block that a thread works on.
+Takes float32 on the CPU, and half precision by way of it. The image is packed once with the
+channels of an offset group side by side and zeros around it; the sampled columns of all pixels are
+never stored, only those of the block that a thread works on.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..extension import cpu_objection, load
+from ..extension import COMPUTED_IN_FLOAT32, cpu_objection, load
 from .reference import Pair, as_pair
 
 LARGEST_SIDE = 1 << 15  # so that pixels are counted in int32 and positions are exact in float32
@@ -27,8 +27,8 @@ def objection(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> str | None:
-    if x.dtype != torch.float32:
-        return f"wants float32, given {x.dtype}"
+    if x.dtype not in COMPUTED_IN_FLOAT32:
+        return f"wants float32, bfloat16 or float16, given {x.dtype}"
     sides = [size + 2 * margin for size, margin in zip(x.shape[2:], as_pair(padding), strict=True)]
     if max(sides) >= LARGEST_SIDE:
         return f"wants sides below {LARGEST_SIDE}, padding included, given {sides[0]} x {sides[1]}"
@@ -47,12 +47,13 @@ def run(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> torch.Tensor:
+    dtype, x = x.dtype, x.float()
     taps = weight.shape[2] * weight.shape[3]
     out = torch.empty(x.shape[0], weight.shape[0], *offset.shape[2:], dtype=torch.float32)
     # Held by name until the call is over: the compiled side sees addresses alone.
-    offset, weight = offset.contiguous(), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    mask = None if mask is None else mask.contiguous()
+    offset, weight = offset.float().contiguous(), weight.float().contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    mask = None if mask is None else mask.float().contiguous()
     load().deform_conv_cpu(
         x.data_ptr(),
         x.stride(),
@@ -71,4 +72,4 @@ def run(
         offset.shape[1] // (2 * taps),
         torch.get_num_threads(),
     )
-    return out
+    return out.to(dtype)

@@ -74,7 +74,7 @@ def finish_masks(
     odds = torch.cat((background, objects)).clamp(LOWEST_ODDS, 1 / LOWEST_ODDS)
     aggregated = odds / odds.sum(dim=0, keepdim=True)
     table = torch.cat((ids.new_zeros(1), ids))
-    labels = table[aggregated.argmax(dim=0)]
+    labels = table[aggregated.max(dim=0).indices]
     return labels, aggregated if probabilities else None
 
 

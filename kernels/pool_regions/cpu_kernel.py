@@ -3,16 +3,16 @@
 At DMN-AOA's sizes (480p, 3 to 30 regions on three levels; 2 threads, AVX2) 8 to 14 times as fast as
 grid_sample and avg_pool2d map by map; `python bench/kernels.py pool_regions`.
 
-Takes float32 on the CPU, boxes of any dtype. A map whose cells are not neighbours along x (channels
-last, a transposed mask) is copied first: the body blends rows by whole vectors, and a copy reads
-the map once, as its convolution did when it wrote it.
+Takes float32 on the CPU, and half precision by way of it; boxes of any dtype. A map whose cells are
+not neighbours along x (channels last, a transposed mask) is copied first: the body blends rows by
+whole vectors, and a copy reads the map once, as its convolution did when it wrote it.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..extension import cpu_objection, load
+from ..extension import COMPUTED_IN_FLOAT32, cpu_objection, load
 
 
 def objection(
@@ -27,8 +27,8 @@ def objection(
     sampling: int = 2,
     aligned: bool = True,
 ) -> str | None:
-    if levels[0].dtype != torch.float32:
-        return f"wants float32, given {levels[0].dtype}"
+    if levels[0].dtype not in COMPUTED_IN_FLOAT32:
+        return f"wants float32, bfloat16 or float16, given {levels[0].dtype}"
     return cpu_objection(*levels, boxes, frame, planes)
 
 
@@ -44,10 +44,10 @@ def run(
     sampling: int = 2,
     aligned: bool = True,
 ) -> torch.Tensor:
-    maps = [_with_rows(level) for level in levels]
+    maps = [_with_rows(level.float()) for level in levels]
     pixels = list(strides)
     if planes is not None:
-        maps.append(_with_rows(planes)[:, None])
+        maps.append(_with_rows(planes.float())[:, None])
         pixels.append(plane_stride)
     boxes = boxes.to(torch.float64).contiguous()
     frame = None if frame is None else frame.contiguous()
@@ -65,7 +65,7 @@ def run(
         aligned,
         torch.get_num_threads(),
     )
-    return out
+    return out.to(levels[0].dtype)
 
 
 def _with_rows(maps: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from ..extension import cpu_objection, load
-
-DTYPES = torch.float32, torch.bfloat16, torch.float16
+from ..extension import COMPUTED_IN_FLOAT32, cpu_objection, load
 
 
 def objection(
@@ -26,7 +24,7 @@ def objection(
     length: torch.Tensor | None = None,
     top_k: int | None = None,
 ) -> str | None:
-    if query_key.dtype not in DTYPES:
+    if query_key.dtype not in COMPUTED_IN_FLOAT32:
         return f"wants float32, bfloat16 or float16, given {query_key.dtype}"
     if top_k is not None:
         return "has no top_k"

@@ -259,7 +259,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self, seen: Sequence[TargetAwareFeatures], masks: Masks, state: TrackState
     ) -> None:
         (now,) = seen
-        labels = masks.probabilities.argmax(dim=0)
+        labels = masks.probabilities.max(dim=0).indices  # argmax takes 25 times as long
         owned = (
             labels == torch.arange(1, 1 + masks.object_count, device=labels.device)[:, None, None]
         )

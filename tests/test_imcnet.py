@@ -64,7 +64,8 @@ def test_streamed_is_the_whole_clip_at_once(
     for result, probability in zip(results, wanted, strict=True):
         assert result.ids == (1,)
         background, foreground = result.probabilities
-        assert (foreground - probability).abs().max() < 1e-5
+        # A batch and a single frame are summed in other orders.
+        assert (foreground - probability).abs().max() < 5e-5
         torch.testing.assert_close(background, 1 - foreground, rtol=0, atol=1e-6)
         assert torch.equal(result.labels, (foreground > background).to(torch.uint8))
     assert torch.stack(wanted).std() > 0.01
@@ -108,7 +109,7 @@ def test_online_answers_at_once_with_the_newest_frame_for_the_future(
     sees = tuple(min(0, offset) for offset in segmenter.method.sees)
     for result, wanted in zip(results, offline(segmenter, clip.frames, sees), strict=True):
         assert result is not None
-        assert (result.probabilities[1] - wanted).abs().max() < 1e-5
+        assert (result.probabilities[1] - wanted).abs().max() < 5e-5
 
 
 def test_the_backbone_runs_once_a_frame(clip: Clip) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .convolve import convolve
+
 # Blocks of layer1..layer4, and whether they are bottlenecks (He et al., CVPR 2016, table 1).
 DEPTHS = {
     "resnet18": ((2, 2, 2, 2), False),
@@ -62,9 +64,9 @@ class BasicBlock(nn.Module):
         self.downsample = _downsample(channels_in, width, stride, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        branch = functional.relu(self.bn1(self.conv1(x)))
-        branch = self.bn2(self.conv2(branch))
-        return functional.relu(branch + (x if self.downsample is None else self.downsample(x)))
+        branch = convolve(x, self.conv1, self.bn1, relu=True)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return convolve(branch, self.conv2, self.bn2, add=shortcut, relu=True)
 
 
 class Bottleneck(nn.Module):
@@ -86,10 +88,10 @@ class Bottleneck(nn.Module):
         self.downsample = _downsample(channels_in, 4 * width, stride, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        branch = functional.relu(self.bn1(self.conv1(x)))
-        branch = functional.relu(self.bn2(self.conv2(branch)))
-        branch = self.bn3(self.conv3(branch))
-        return functional.relu(branch + (x if self.downsample is None else self.downsample(x)))
+        branch = convolve(x, self.conv1, self.bn1, relu=True)
+        branch = convolve(branch, self.conv2, self.bn2, relu=True)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return convolve(branch, self.conv3, self.bn3, add=shortcut, relu=True)
 
 
 class Fuse(nn.Module):

@@ -11,6 +11,7 @@ from ..kernels import read_memory
 from ..memory import Memory, make_memory
 from ..types import Size
 from .backbone import Pyramid
+from .convolve import convolve
 from .method import State
 
 Stored = tuple[torch.Tensor, torch.Tensor]  # key [O, Ck, h, w] and value [O, Cv, h, w] of a frame
@@ -36,8 +37,10 @@ class ResBlock(nn.Module):
         self.conv2 = conv3(channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        branch = self.conv2(functional.relu(self.conv1(functional.relu(x))))
-        return branch + (x if self.downsample is None else self.downsample(x))
+        branch = convolve(functional.relu(x), self.conv1, relu=True)
+        return convolve(
+            branch, self.conv2, add=x if self.downsample is None else self.downsample(x)
+        )
 
 
 class KeyValue(nn.Module):

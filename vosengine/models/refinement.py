@@ -12,6 +12,7 @@ from ..config import DMNAOAConfig
 from ..kernels import read_memory
 from ..types import Size
 from .blocks import conv3, to_positions, upsample
+from .convolve import convolve
 
 BLOCKS = (4, 2, 1)  # cells at strides 4, 8 and 16 across one cell at stride 16
 MASK_COLUMNS = sum(side * side for side in BLOCKS)  # of one object in one reference cell
@@ -182,9 +183,9 @@ class NormedResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        branch = self.norm1(self.conv1(functional.relu(x)))
-        branch = self.norm2(self.conv2(functional.relu(branch)))
-        return branch + (x if self.downsample is None else self.downsample(x))
+        branch = convolve(functional.relu(x), self.conv1, self.norm1, relu=True)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return convolve(branch, self.conv2, self.norm2, add=shortcut)
 
 
 class RefineBlock(nn.Module):

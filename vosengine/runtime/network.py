@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ..models.convolve import pack_convolutions
+from .allocation import keep_freed_memory
 from .folding import fold_batch_norms
 
 N = TypeVar("N", bound=nn.Module)
@@ -22,13 +24,18 @@ def prepare_network(
 
     engine  "eager" runs it layer by layer as it was written; "fast" folds its batch norms into the
             convolutions, in the precision that it was loaded in, and lays out weights, and with
-            them all maps, with the channels last, which is how the convolutions want them
+            them all maps, with the channels last, which is how the convolutions want them; on a
+            CPU a convolution also adds the shortcut and takes the ReLU behind it
     """
     if engine == "eager":
         return network.to(device, dtype)
     fold_batch_norms(network)
     network.to(device, dtype)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        keep_freed_memory()
+        if torch.backends.mkldnn.is_available():
+            pack_convolutions(network)
     return network
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import platform
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +19,7 @@ from torch import nn
 from vosengine.config import STMConfig
 from vosengine.errors import ConfigError
 from vosengine.models.backbone import ResNet, initialise
+from vosengine.models.convolve import convolve, pack_convolutions
 from vosengine.registry import build, entry, list_models
 from vosengine.runtime import ENGINES, fold_batch_norms, prepare_network
 from vosengine.segmenter import Segmenter
@@ -64,6 +70,72 @@ def test_group_norms_stay() -> None:
     before = sum(isinstance(m, nn.GroupNorm) for m in network.modules())
     assert fold_batch_norms(network) == 0
     assert sum(isinstance(m, nn.GroupNorm) for m in network.modules()) == before
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 0, 1), (3, 2, 1, 1), (3, 1, 2, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_fused_convolution_is_what_it_stands_for(
+    dtype: torch.dtype, shape: tuple[int, ...], adds: bool, relu: bool
+) -> None:
+    """In float64, one after another; fused, the sums are rounded once, not up to three times."""
+    conv = nn.Conv2d(24, 40, *shape).requires_grad_(False)
+    holder = nn.ModuleList([conv.to(dtype).to(memory_format=torch.channels_last)])
+    exact = copy.deepcopy(conv).double()
+    for size in ((1, 24, 13, 18), (3, 24, 20, 9)):  # packed for the first, used for both
+        x = torch.randn(size).to(dtype).to(memory_format=torch.channels_last)
+        add = torch.randn_like(conv(x)) if adds else None
+        wanted = exact(x.double()) + (0 if add is None else add.double())
+        wanted = wanted.relu() if relu else wanted
+        plain = convolve(x, conv, add=add, relu=relu)
+        pack_convolutions(holder)
+        with torch.no_grad():
+            fused = convolve(x, conv, nn.Identity(), add=add, relu=relu)
+        assert fused.dtype == dtype and conv.packed._weight is not None
+        off, worst = (fused - wanted).abs().max(), (plain - wanted).abs().max()
+        assert off <= 1.1 * worst + 1e-6
+
+
+def test_a_packed_convolution_before_a_norm_or_with_a_gradient_is_left_as_it_is() -> None:
+    conv, norm = nn.Conv2d(8, 16, 3, padding=1), nn.GroupNorm(2, 16)
+    x = torch.randn(1, 8, 6, 7)
+    wanted = norm(conv(x)).relu()
+    pack_convolutions(nn.Sequential(conv))
+    with torch.no_grad():
+        assert torch.equal(convolve(x, conv, norm, relu=True), wanted)
+    convolve(x, conv, relu=True).sum().backward()
+    assert conv.weight.grad is not None and conv.weight.grad.abs().sum() > 0
+
+
+FAULTS = """
+    import resource, sys, torch
+    from vosengine.runtime.allocation import keep_freed_memory
+
+    print(keep_freed_memory())
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.empty(2**26, dtype=torch.uint8).fill_(1)  # 64 MiB, freed at once
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    faults()
+    print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+@pytest.mark.parametrize("asked", ["1", "0"])
+def test_freed_memory_is_kept_unless_that_is_refused(asked: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FAULTS)],
+        env={**os.environ, "VOSENGINE_KEEP_FREED_MEMORY": asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, faults = ran.stdout.split()
+    assert kept == str(asked == "1")
+    assert (int(faults) < 100) == (asked == "1")
 
 
 def test_both_engines_give_the_same_answers(any_model: str, small: Clip) -> None:

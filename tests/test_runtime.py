@@ -118,8 +118,7 @@ FAULTS = """
         for _ in range(8):
             torch.empty(2**26, dtype=torch.uint8).fill_(1)  # 64 MiB, freed at once
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    faults()
-    print(faults())
+    print(min(faults() for _ in range(4)))  # of 131072 pages
 """
 
 
@@ -135,7 +134,7 @@ def test_freed_memory_is_kept_unless_that_is_refused(asked: str) -> None:
     )
     kept, faults = ran.stdout.split()
     assert kept == str(asked == "1")
-    assert (int(faults) < 100) == (asked == "1")
+    assert (int(faults) < 10_000) == (asked == "1")
 
 
 def test_both_engines_give_the_same_answers(any_model: str, small: Clip) -> None:

@@ -61,12 +61,14 @@ class BenchOptions:
     command: str = "vosengine bench"
 
     def quick(self) -> BenchOptions:
-        """The same with one size, three objects and few steps: small frames on a CPU."""
+        """The same with one size, three objects and few steps; on a CPU small frames, and nothing
+        compiled."""
         on_gpu = choose_device(self.device).type == "cuda"
         plan = replace(self.plan, warm_up=1, steps=30 if on_gpu else 3)
         size = (480, 854) if on_gpu else (240, 432)
         frames = 100 if on_gpu else 10
-        return replace(self, plan=plan, sizes=(size,), objects=(USUAL,), frames=frames)
+        quick = replace(self, plan=plan, sizes=(size,), objects=(USUAL,), frames=frames)
+        return quick if on_gpu else replace(quick, compiled=False)
 
 
 def bench(

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from ..kernels import use_backend
+from ..registry import entry
 from ..runtime import has_bf16
 from ..segmenter import Segmenter
 
 REFERENCE = "eager fp32"  # what labels are compared with, and speeds
-OURS = "ours"
+OURS = "ours"  # in the precision that "auto" chooses
+OURS_FP32 = "ours fp32"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Way:
             return "has no decoder per object"
         if self.precision == "bf16" and not has_bf16(device):
             return "bf16 is emulated here"
+        if self.name == OURS_FP32 and not (has_bf16(device) and entry(model).build.steady_in_half):
+            return f"is {OURS}"
         return None
 
     @contextmanager
@@ -65,6 +69,7 @@ WAYS = (
     Way(REFERENCE, "eager", "fp32", "reference"),
     Way("eager bf16", "eager", "bf16", "reference"),
     Way("compiled bf16", "eager", "bf16", "reference", compiled=True),
+    Way(OURS_FP32, "fast", "fp32", "auto"),
     Way(OURS, "fast", "auto", "auto"),
 )
 PUBLISHED_FORMS = {

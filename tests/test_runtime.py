@@ -18,10 +18,11 @@ from torch import nn
 
 from vosengine.config import STMConfig
 from vosengine.errors import ConfigError
+from vosengine.kernels.extension import missing
 from vosengine.models.backbone import ResNet, initialise
 from vosengine.models.convolve import convolve, pack_convolutions
 from vosengine.registry import build, entry, list_models
-from vosengine.runtime import ENGINES, fold_batch_norms, prepare_network
+from vosengine.runtime import ENGINES, flushed_denormals, fold_batch_norms, prepare_network
 from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
 
@@ -106,6 +107,26 @@ def test_a_packed_convolution_before_a_norm_or_with_a_gradient_is_left_as_it_is(
         assert torch.equal(convolve(x, conv, norm, relu=True), wanted)
     convolve(x, conv, relu=True).sum().backward()
     assert conv.weight.grad is not None and conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.skipif(missing is not None, reason=str(missing))
+def test_numbers_below_the_normal_ones_are_zeros_while_a_stream_computes(small: Clip) -> None:
+    """In the caller's thread and in those that torch shares its work with; outside as before."""
+    tiny = torch.full((2**20,), 1e-40)  # enough for every thread
+    seen = []
+    segmenter = begin("stm")
+    real = segmenter.method.encode
+    segmenter.method.encode = lambda *given: seen.append((tiny * 2).count_nonzero()) or real(*given)
+    segmenter.step(small.frames[0], small.masks[0])
+    assert seen == [0]
+    assert (tiny * 2).count_nonzero() == tiny.numel()
+    with pytest.raises(RuntimeError, match="a fault"), flushed_denormals():
+        assert (tiny * 2).count_nonzero() == 0
+        raise RuntimeError("a fault")
+    assert (tiny * 2).count_nonzero() == tiny.numel()
+    with flushed_denormals(), flushed_denormals():
+        pass
+    assert (tiny * 2).count_nonzero() == tiny.numel()
 
 
 FAULTS = """

@@ -33,8 +33,8 @@ class Packed:
             attribute = "relu" if relu else "none"
             fused: torch.Tensor = run(x, self._weight, conv.bias, *where, attribute, [], "")
         else:
-            after = ("relu", [], None) if relu else (None, [], None)
-            fused = run(x, add, self._weight, conv.bias, *where, "add", 1.0, *after)
+            then = "relu" if relu else None
+            fused = run(x, add, self._weight, conv.bias, *where, "add", 1.0, then, [], None)
         return fused
 
 

@@ -24,4 +24,5 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # Blocks of every size on the heap, and none of it given back.
-    return mallopt(MMAP_MAX, 0) == 1 and mallopt(TRIM_THRESHOLD, 2**31 - 1) == 1
+    done: list[int] = [mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, 2**31 - 1)]
+    return done == [1, 1]

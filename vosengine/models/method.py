@@ -71,7 +71,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     needs_proposals  whether it must be, for every frame; then `takes_proposals` is True too
     max_objects      room for that many where the caller does not say
     stride           the network's input must be a multiple of it
-    steady_in_half   whether bf16 leaves its labels nearly what they are (IoU above .98)
+    steady_in_half   whether bf16 leaves its labels nearly what they are (IoU above .95)
     capturable       of "encode" and "answer" (which is `segment` and `observe`) those that wait for
                      no numbers, so that a graph of their work on the device may be replayed
     features         the NamedTuple that `encode` returns

@@ -65,4 +65,6 @@ class RecordedGraph:
 
 
 def _tensors(nested: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, torch.Tensor)]
+    """All but weights that are packed for oneDNN, which have no storage and never change."""
+    leaves = (leaf for leaf in tree_leaves(nested) if isinstance(leaf, torch.Tensor))
+    return [leaf for leaf in leaves if leaf.layout == torch.strided]

@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         *("config", "device", "errors", "foreign", "frames", "proposals", "registry", "types"),
         *("weights", "models.target_aware", "detectors.", "runtime."),
     },
-    "runtime": {"errors", "models.backbone", "runtime."},
+    "runtime": {"errors", "kernels.extension", "models.backbone", "models.convolve", "runtime."},
     "timing": set(),
     "video": {"errors", "video."},
     "models": {
@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
 # What runs an export: no torch, and nothing of ours that knows it.
 RUNNER = {"config", "errors", "objects", "onnx.", "placements", "rules", "support_plan", "types"}
 BLOCKS = {
-    *("method", "backbone", "blocks", "support", "refinement"),
+    *("method", "backbone", "blocks", "convolve", "support", "refinement"),
     *("dnet", "reid", "appearance", "augment", "refiner"),
 }
 

@@ -20,7 +20,7 @@ from vosengine.config import STMConfig
 from vosengine.errors import ConfigError
 from vosengine.kernels.extension import missing
 from vosengine.models.backbone import ResNet, initialise
-from vosengine.models.convolve import convolve, pack_convolutions
+from vosengine.models.convolve import convolve, fused_in, pack_convolutions
 from vosengine.registry import build, entry, list_models
 from vosengine.runtime import ENGINES, flushed_denormals, fold_batch_norms, prepare_network
 from vosengine.segmenter import Segmenter
@@ -93,9 +93,23 @@ def test_a_fused_convolution_is_what_it_stands_for(
         pack_convolutions(holder)
         with torch.no_grad():
             fused = convolve(x, conv, nn.Identity(), add=add, relu=relu)
-        assert fused.dtype == dtype and conv.packed._weight is not None
+        assert fused.dtype == dtype
+        assert (conv.packed._weight is not None) == (dtype in fused_in())
         off, worst = (fused - wanted).abs().max(), (plain - wanted).abs().max()
         assert off <= 1.1 * worst + 1e-6
+
+
+def test_without_bfloat16_in_the_processor_a_convolution_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """oneDNN refuses to emulate it, which torch's own convolution does."""
+    conv = nn.Conv2d(8, 16, 3).bfloat16().requires_grad_(False)
+    pack_convolutions(nn.Sequential(conv))
+    monkeypatch.setattr("vosengine.models.convolve.fused_in", lambda: (torch.float32,))
+    x = torch.randn(1, 8, 6, 7).bfloat16()
+    with torch.no_grad():
+        assert torch.equal(convolve(x, conv, relu=True), conv(x).relu())
+    assert conv.packed._weight is None
 
 
 def test_a_packed_convolution_before_a_norm_or_with_a_gradient_is_left_as_it_is() -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-FUSED_IN = torch.float32, torch.bfloat16
+
+@cache
+def fused_in() -> tuple[torch.dtype, ...]:
+    """The dtypes that oneDNN takes here: bfloat16 not where it would have to be emulated."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return ()
+    has_bf16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
 
 
 class Packed:
@@ -57,7 +65,7 @@ def convolve(
     outcome."""
     packed: Packed | None = getattr(conv, "packed", None)
     plain = norm is None or isinstance(norm, nn.Identity)
-    if packed is not None and plain and x.dtype in FUSED_IN and not torch.is_grad_enabled():
+    if packed is not None and plain and x.dtype in fused_in() and not torch.is_grad_enabled():
         return packed(x, conv, add, relu)
     x = conv(x)
     if norm is not None:

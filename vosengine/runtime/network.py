@@ -34,8 +34,7 @@ def prepare_network(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
         keep_freed_memory()
-        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            pack_convolutions(network)
+        pack_convolutions(network)
     return network
 
 

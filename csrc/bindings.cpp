@@ -9,7 +9,6 @@
 
 #include "checks.h"
 #include "correlate_frames.h"
-#include "denormals.h"
 #include "deform_conv.h"
 #include "device.h"
 #include "finish_masks.h"
@@ -290,7 +289,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &vosengine::build_info);
   module.def("isa", &vosengine::isa_name);
   module.def("choose_isa", &vosengine::choose_isa);
-  module.def("flush_denormals", &vosengine::flush_denormals);
   module.def("correlate_frames_cpu", &correlate_frames_cpu, Release());
   module.def("deform_conv_cpu", &deform_conv_cpu, Release());
   module.def("finish_masks_cpu", &finish_masks_cpu, Release());

@@ -174,7 +174,7 @@ void multiply_keys(const Number* query, const Number* key, int64_t depth, float*
 }
 
 // 2^x for x <= 0 to 3e-6, far inside what bfloat16 keeps; smaller x than -125 give 2^-125
-// (2.4e-38), since what lies below the normal numbers takes a hundred times as long. A NaN stays
+// (2.4e-38), since what lies below the normal numbers takes many times as long. A NaN stays
 // one.
 __m512 power_of_two(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-125.0f), x);

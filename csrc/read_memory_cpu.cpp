@@ -110,7 +110,7 @@ static void pack(const ReadMemory& call, int64_t first, const Packed& packed) {
 
 // Weights are at least e^-60, which adds nothing to a total of at least 1: positions behind the
 // last one have that through their bias. Smaller ones times values could fall below the normal
-// numbers, with which some processors take a hundred times as long.
+// numbers, with which some processors take many times as long.
 constexpr float LOWEST = -60;
 
 // Turns one query's products into weights relative to its running maximum, and says in `keep` what

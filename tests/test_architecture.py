@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         *("config", "device", "errors", "foreign", "frames", "proposals", "registry", "types"),
         *("weights", "models.target_aware", "detectors.", "runtime."),
     },
-    "runtime": {"errors", "kernels.extension", "models.backbone", "models.convolve", "runtime."},
+    "runtime": {"errors", "models.backbone", "models.convolve", "runtime."},
     "timing": set(),
     "video": {"errors", "video."},
     "models": {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from .runtime import (
     Precision,
     Uploader,
     copied,
-    flushed_denormals,
     graph_maker,
     in_layout,
     prepare_network,
@@ -173,7 +171,7 @@ class Segmenter:
         )
         state = self._state or self.method.start(geometry, self.max_objects)
         target = self.frame_count - self.latency
-        with self._computing():
+        with self.precision.applied():
             features = self._encode(self._upload(image), geometry)
             ring = [*self._ring, Pending(self.frame_count, features, prompt)]
             result = self._answer(ring, target, state, geometry) if target >= 0 else None
@@ -189,7 +187,7 @@ class Segmenter:
         if self.geometry is None or self.latency == 0 or self._flushed:
             return []
         waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
-        with self._computing():
+        with self.precision.applied():
             results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
         self._flushed = True
         return results
@@ -248,13 +246,6 @@ class Segmenter:
             for index, features, prompt in stream.ring
         ]
         self.frame_count, self._flushed = stream.frame_count, stream.flushed
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """The processor's modes while it computes for this stream."""
-        flushing = self.engine == "fast" and self.device.type == "cpu"
-        with self.precision.applied(), flushed_denormals() if flushing else nullcontext():
-            yield
 
     def _identity(self) -> dict[str, Any]:
         """What a saved stream must agree with to go on here."""

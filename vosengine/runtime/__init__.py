@@ -1,6 +1,5 @@
 """How a network is run: as it was written, or as the machine likes it best."""
 
-from .denormals import flushed_denormals
 from .folding import fold_batch_norms
 from .graphs import Pieces, copied, graph_maker
 from .network import ENGINES, in_layout, prepare_network
@@ -14,7 +13,6 @@ __all__ = [
     "Precision",
     "Uploader",
     "copied",
-    "flushed_denormals",
     "fold_batch_norms",
     "graph_maker",
     "has_bf16",

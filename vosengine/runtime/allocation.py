@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
 
     glibc gives large blocks back to the system as soon as they are free, and the system clears
     them anew, page by page, when the next map is written: up to a third of a step of the papers'
-    networks on two cores. Kept, the process stays as large as its largest step. The setting is the whole
-    process's; with VOSENGINE_KEEP_FREED_MEMORY=0 in the environment it is left alone.
+    networks on two cores. Kept, the process stays as large as its largest step. The setting is the
+    whole process's; with VOSENGINE_KEEP_FREED_MEMORY=0 in the environment it is left alone.
     """
     if REFUSED or platform.libc_ver()[0] != "glibc":
         return False

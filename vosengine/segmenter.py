@@ -269,7 +269,8 @@ class Segmenter:
     def _encode(self, image: torch.Tensor, geometry: Geometry) -> Any:
         """The method's features of a frame, with the caller's proposals for it if there are any."""
         config = self.method.config
-        prepared = prepare(image, geometry, config.mean, config.std, self.dtype)[None]
+        wide = torch.promote_types(self.dtype, torch.float32)  # a network narrows it where it wants
+        prepared = prepare(image, geometry, config.mean, config.std, wide)[None]
         if self.proposals is None:
             return self._features(prepared)
         given = self.proposals(image, self.frame_count)

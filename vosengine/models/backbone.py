@@ -120,6 +120,8 @@ class ResNet(nn.Module):
     norm           "batch", or "group" (see make_norm)
     key_stride     of r4: 16, or 8, where it is joined with r3; not together with layer4
     channels       of every map in the pyramid
+    dtype          of what leaves the stem; None, its own: its convolutions stay in float32 where
+                   the rest is rounded to half precision (see runtime/rounding.py)
     """
 
     def __init__(
@@ -152,12 +154,17 @@ class ResNet(nn.Module):
             )
         joins = key_stride == 8
         self.fuse = Fuse(self.channels[1], self.channels[2], norm) if joins else None
+        self.dtype: torch.dtype | None = None
 
     def forward(self, frame: torch.Tensor, masks: torch.Tensor | None = None) -> Pyramid:
         """frame [B, 3, H, W]; masks [O, M, H, W] with mask channels: B = 1 is shared by all O."""
-        x = self.conv1(frame)
+        stem = self.conv1.weight.dtype
+        x = self.conv1(frame.to(stem))
         if self.mask_conv is not None:
-            x = x + self.mask_conv(masks)
+            assert masks is not None
+            x = x + self.mask_conv(masks.to(stem))
+        if self.dtype is not None:
+            x = x.to(self.dtype)
         x = functional.relu(self.bn1(x))
         x = functional.max_pool2d(x, 3, 2, 1)
         r2 = self.layer1(x)

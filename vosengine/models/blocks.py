@@ -18,6 +18,11 @@ Stored = tuple[torch.Tensor, torch.Tensor]  # key [O, Ck, h, w] and value [O, Cv
 READ_LIMIT = 0.02  # how near to 0 and 1 a mask that was read counts
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def upsample(x: torch.Tensor, scale: int) -> torch.Tensor:
     return functional.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
@@ -117,13 +122,14 @@ def with_masks(value: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """value [O, Cv, h, w] and the masks [O, 1, H, W] that go with it -> [O, Cv + 1, h, w]: the
     last channel is the share of every cell that the mask covers."""
     height, width = value.shape[2:]
-    return torch.cat((value, functional.adaptive_avg_pool2d(masks, (height, width))), dim=1)
+    covered = functional.adaptive_avg_pool2d(masks, (height, width))
+    return torch.cat((value, covered.to(value.dtype)), dim=1)
 
 
 def carried(logits: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
     """Logits [O, h, w] over the masks that were read [O, h', w'] in 0..1: a decoder then says how
-    the frame differs from what its memory alone would make of it."""
-    start = read.clamp(READ_LIMIT, 1 - READ_LIMIT).logit()[:, None]
+    the frame differs from what its memory alone would make of it. In float32 at least."""
+    start = wide(read).clamp(READ_LIMIT, 1 - READ_LIMIT).logit()[:, None]
     size = (logits.shape[1], logits.shape[2])
     return logits + functional.interpolate(start, size, mode="bilinear", align_corners=False)[:, 0]
 
@@ -153,7 +159,7 @@ def read_objects(
     query_key = to_positions(key)[0].contiguous()
     scale, bias = sharpness * key.shape[1] ** -0.5, None
     if similarity == "l2":
-        bias = -scale * stored.keys.square().sum(dim=2)
+        bias = -scale * wide(stored.keys).square().sum(dim=2)
         scale = 2 * scale
     readout = read_memory(
         query_key,

@@ -14,7 +14,7 @@ from ..kernels import read_memory
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import ResNet, initialise, make_norm
-from .blocks import Decoder, KeyValue, carried, to_positions, upsample, with_masks
+from .blocks import Decoder, KeyValue, carried, to_positions, upsample, wide, with_masks
 from .method import Method
 from .support import Encoded, Reading, Support
 
@@ -297,8 +297,3 @@ def product(instances: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
     """
     a, b = -wide(instances), -wide(saliency)
     return -torch.logaddexp(torch.logaddexp(a, b), a + b)
-
-
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """In float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -202,7 +202,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         height, width = now.frame.shape[2:]
         if state.object_count == 0:
             return now.frame.new_zeros(0, height, width, dtype=torch.float32)
-        coarse = state.tracks.scores(maps).to(now.frame.dtype)
+        coarse = state.tracks.scores(maps).to(now.appearance.dtype)
         square = (self.config.tracker_size,) * 2
         refined = self.refiner(coarse, list(now.reduced), square).float()
         return _resized(refined, (height, width))

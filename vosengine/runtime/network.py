@@ -11,6 +11,7 @@ from torch import nn
 from ..models.convolve import pack_convolutions
 from .allocation import keep_freed_memory
 from .folding import fold_batch_norms
+from .rounding import round_network
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -24,13 +25,18 @@ def prepare_network(
 
     engine  "eager" runs it layer by layer as it was written; "fast" folds its batch norms into the
             convolutions, in the precision that it was loaded in, and lays out weights, and with
-            them all maps, with the channels last, which is how the convolutions want them; on a
-            CPU a convolution also adds the shortcut and takes the ReLU behind it
+            them all maps, with the channels last, which is how the convolutions want them; rounds
+            weights so that their errors cancel (see rounding.py); on a CPU a convolution also adds
+            the shortcut and takes the ReLU behind it
     """
     if engine == "eager":
         return network.to(device, dtype)
     fold_batch_norms(network)
-    network.to(device, dtype)
+    if torch.finfo(dtype).bits < 32:
+        round_network(network, device, dtype)
+        network.to(device)
+    else:
+        network.to(device, dtype)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
         keep_freed_memory()

@@ -1,0 +1,129 @@
+"""Half precision: what is rounded, what is not, and that roundings cancel."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from vosengine.config.small import SMALL
+from vosengine.models.backbone import ResNet
+from vosengine.registry import build
+from vosengine.runtime import prepare_network
+from vosengine.runtime.rounding import RUN, round_network, rounded
+from vosengine.training.synthetic import ClipConfig, make_clip
+from vosengine.weights import load
+
+HALVES = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # half a unit, relative
+CPU = torch.device("cpu")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2**31 - 1),
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.sampled_from([(), (1, 1), (3, 3), (5, 1), (7, 7)]),
+    st.sampled_from(list(HALVES)),
+)
+def test_errors_cancel_along_every_run(
+    seed: int, outputs: int, inputs: int, kernel: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """After every weight of a run the errors so far sum to no more than its own rounding."""
+    generator = np.random.default_rng(seed)
+    weight = generator.normal(size=(outputs, inputs, *kernel)).astype(np.float32)
+    found = rounded(torch.from_numpy(weight), dtype)
+    assert found.shape == weight.shape and found.dtype == dtype
+    taps = int(np.prod(kernel))
+    for row, wanted in zip(found.double().flatten(1).numpy(), weight, strict=True):
+        for start in range(0, inputs * taps, RUN * taps):
+            part = slice(start, start + RUN * taps)
+            given = wanted.astype(np.float64).reshape(-1)[part]
+            error = np.cumsum(row[part] - given)
+            largest = np.abs(row[part]) * HALVES[dtype] + 2.0**-24
+            assert (np.abs(error) <= 1.01 * largest + 1e-6).all()
+
+
+def test_weights_that_need_no_rounding_are_left() -> None:
+    weight = torch.randn(8, 20, 3, 3).to(torch.bfloat16)
+    assert torch.equal(rounded(weight.float(), torch.bfloat16), weight)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_convolution_of_a_smooth_map_moves_less(size: int) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(32, 64, size, size)
+    coarse = torch.rand(1, 64, 6, 8) + 0.5  # positive, as behind a ReLU
+    x = functional.interpolate(coarse, (48, 64), mode="bilinear")
+    exact = functional.conv2d(x, weight)
+
+    def error(of: torch.Tensor) -> float:
+        return float((functional.conv2d(x, of.float()) - exact).square().mean().sqrt())
+
+    assert error(rounded(weight, torch.bfloat16)) < 0.6 * error(weight.bfloat16())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_stays_in_float32(device: str) -> None:
+    """Stems, and on a CPU the norms; what is decided is tested, whatever devices there are."""
+    network = build("stm", SMALL["stm"])
+    stems = {id(m.conv1) for m in network.modules() if isinstance(m, ResNet)}
+    stems |= {id(m.mask_conv) for m in network.modules() if isinstance(m, ResNet)}
+    before = copy.deepcopy(network.state_dict())
+    round_network(network, torch.device(device), torch.bfloat16)
+    wide = 0
+    for name, module in network.named_modules():
+        keeps = id(module) in stems or (isinstance(module, nn.GroupNorm) and device == "cpu")
+        wide += keeps
+        for own, tensor in module.named_parameters(recurse=False):
+            assert tensor.dtype == (torch.float32 if keeps else torch.bfloat16), (name, own)
+            if keeps:
+                assert torch.equal(tensor, before[f"{name}.{own}"])
+    norms = sum(isinstance(module, nn.GroupNorm) for module in network.modules())
+    assert wide == 3 + (norms if device == "cpu" else 0) > 2
+
+
+@pytest.mark.parametrize("masks", [0, 2])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_resnet_in_bfloat16_takes_float32_and_gives_bfloat16(masks: int, norm: str) -> None:
+    torch.manual_seed(0)
+    network = ResNet("resnet18", 16, masks, norm=norm).eval().requires_grad_(False)
+    frame, planes = torch.randn(1, 3, 64, 96), torch.rand(2, 2, 64, 96)
+    given = (frame, planes) if masks else (frame,)
+    exact = network(*given)
+    half = prepare_network(network, CPU, torch.bfloat16)
+    for found, wanted in zip(half(*given)[:3], exact[:3], strict=True):
+        assert found.dtype == torch.bfloat16
+        error = (found.float() - wanted).norm() / wanted.norm()
+        assert error < 0.02
+
+
+def test_the_eager_engine_narrows_everything() -> None:
+    network = prepare_network(
+        ResNet("resnet18", 8).eval().requires_grad_(False), CPU, torch.bfloat16, "eager"
+    )
+    assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+    assert network(torch.randn(1, 3, 32, 32)).r4.dtype == torch.bfloat16
+
+
+def test_a_trained_encoder_moves_less_than_by_rounding_to_the_nearest() -> None:
+    """Keys of a drawn frame, in means of 8 x 8 cells: what masks follow is no single cell's."""
+    frame = torch.from_numpy(make_clip(ClipConfig(frames=1), seed=3).frames[0])
+    x = (frame.permute(2, 0, 1)[None].float() / 255 - 0.45) / 0.225
+    method, _ = load("stm", None, None)
+    method = method.eval().requires_grad_(False)
+
+    def keys(network: nn.Module) -> torch.Tensor:
+        key, _ = network.query_head(network.query_encoder(x).r4)
+        return functional.avg_pool2d(key.float(), 8)
+
+    exact = keys(method)
+    plain = keys(prepare_network(copy.deepcopy(method), CPU, torch.bfloat16, "eager"))
+    ours = keys(prepare_network(copy.deepcopy(method), CPU, torch.bfloat16))
+    assert (ours - exact).norm() < 0.8 * (plain - exact).norm()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from vosengine import cli, cli_bench
 from vosengine.benchmark import Plan, drawn_scene, measure_point, measure_rates
 from vosengine.benchmark.measure import NO_ROOM, Cell, Runner, begin, compare
 from vosengine.benchmark.published import published_of, published_rows
-from vosengine.benchmark.report import COLUMNS, rows_of
+from vosengine.benchmark.report import COLUMNS, rows_of, tables_of
 from vosengine.benchmark.scenes import GivenProposals
 from vosengine.benchmark.stages import StageClock, clocked
 from vosengine.benchmark.ways import OURS, OURS_FP32, REFERENCE, WAYS
@@ -107,6 +110,32 @@ def test_without_room_the_cell_says_so_and_the_others_go_on(
     assert point.floor is None
     rows = rows_of({"points": [point.as_json()], "published": []})
     assert any(NO_ROOM in row for row in rows) and all(len(row) == len(COLUMNS) for row in rows)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_no_figure_is_cut_off_on_any_terminal(scene: Any, width: int) -> None:
+    """What there is no room for is left out as a column, and named."""
+    ways = [way for way in WAYS if way.name in ("published fp32", REFERENCE, "ours")]
+    (cell, *others) = measure_point("imcnet", 1, scene, CPU, PLAN, RATES, ways).as_json()["cells"]
+    for other in others:
+        other |= {f"{name}_ms": 12345.6 for name in ("p50", "p90", "p95", "p99", "mean")}
+    paper = asdict(published_of("dmn_aoa")[0])
+    model = {
+        "model": "imcnet",
+        "weights": "random",
+        "points": [{"size": (480, 854), "objects": 1, "cells": [cell, *others], "floor": None}],
+        "published": [paper],
+    }
+    (table,) = tables_of({"environment": {"device": "a processor"}, "models": [model]}, width)
+    screen = Console(width=width, file=StringIO())
+    screen.print(table)
+    text = screen.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text and "480x854, 1 object" in text
+    assert f"{paper['milliseconds']:.0f}" in text and cell["fault"].split()[-1] in text
+    shown = text.count("12345.6") // 2
+    assert shown == (1 if width == 60 else 3 if width < 140 else 5)
+    assert ("no room for" in text) == (width < 140)
 
 
 def test_another_error_is_raised(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:

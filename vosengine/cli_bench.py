@@ -73,7 +73,7 @@ def bench(
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task("", total=None)
         result = work(options, lambda where: bar.update(task, description=where))
-    for table in tables_of(result):
+    for table in tables_of(result, console.width):
         console.print(table)
     for file in (output_json, output_md, chart):
         if file is not None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_streams import SIZE, assert_sound, begin, play, rectangle
 from torch import nn
 from torch.nn import functional
 
 from vosengine.config.small import SMALL
 from vosengine.models.backbone import ResNet
-from vosengine.registry import build
+from vosengine.registry import build, list_models
 from vosengine.runtime import prepare_network
 from vosengine.runtime.rounding import RUN, round_network, rounded
 from vosengine.training.synthetic import ClipConfig, make_clip
@@ -127,3 +129,30 @@ def test_a_trained_encoder_moves_less_than_by_rounding_to_the_nearest() -> None:
     plain = keys(prepare_network(copy.deepcopy(method), CPU, torch.bfloat16, "eager"))
     ours = keys(prepare_network(copy.deepcopy(method), CPU, torch.bfloat16))
     assert (ours - exact).norm() < 0.8 * (plain - exact).norm()
+
+
+def test_heads_that_decide_between_objects_stay_in_float32() -> None:
+    segmenter = begin("dmn_aoa", precision="bf16")
+    dtypes = {name: tensor.dtype for name, tensor in segmenter.method.state_dict().items()}
+    heads = {name: dtype for name, dtype in dtypes.items() if "_head." in name or "_proj" in name}
+    assert set(heads.values()) == {torch.float32}
+    assert dtypes["refine.align.weight"] == dtypes["base.reduce4.0.weight"] == torch.bfloat16
+
+
+@pytest.mark.parametrize("model", list_models())
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_stream_in_half_precision_is_sound_and_goes_on_from_a_file(
+    model: str, precision: str, tmp_path: Path
+) -> None:
+    """What it holds is of several dtypes: frames and keys of objects are wider than maps."""
+    frames = np.random.default_rng(0).integers(0, 256, (6, *SIZE, 3), np.uint8)
+    first, second = (begin(model, precision=precision) for _ in range(2))
+    play_some = (rectangle(4, 6, 20, 24) if first.method.takes_mask else None, None, None)
+    for frame, mask in zip(frames, play_some, strict=False):
+        first.step(frame, mask)
+    first.save_state(tmp_path / "stream.safetensors")
+    second.load_state(tmp_path / "stream.safetensors")
+    one, other = (play(each, frames[3:]) for each in (first, second))
+    for mine, theirs in zip(one, other, strict=True):
+        assert_sound(mine)
+        assert torch.equal(mine.labels, theirs.labels)

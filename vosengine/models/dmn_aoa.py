@@ -184,6 +184,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
 
     takes_proposals = True
     needs_proposals = True
+    in_float32 = "memory_head", "query_head", "template_projector", "proposal_projector"
     capturable = ("answer",)  # which proposals are looked at is decided by numbers
     features = DMNAOAFeatures
 
@@ -214,7 +215,12 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         matching = MatchingState.allocate(self.config, (side, side), max_objects, like)
         return ObjectState(
             matching,
-            References(self.config.base_channels, geometry.cells(16), max_objects, like),
+            References(
+                self.config.base_channels,
+                geometry.cells(16),
+                max_objects,
+                self.refine.align.weight,
+            ),
             boxes=torch.zeros(max_objects, 4, device=like.device),
             masks=torch.zeros(max_objects, *geometry.cells(4), device=like.device),
         )
@@ -251,8 +257,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
     ) -> torch.Tensor:
         """Object features [R, C, s, s] of boxes [R, 4], with `planes` [R, H, W] [R, C + 1, s, s].
 
-        "ROI pooling" in the paper; ROIAlign, as in DMM [C]."""
-        return pool_regions(
+        "ROI pooling" in the paper; ROIAlign, as in DMM [C]. In the dtype of what compares them."""
+        regions = pool_regions(
             maps,
             boxes,
             strides=STRIDES[-len(maps) :],
@@ -261,6 +267,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
             size=self.config.region_size,
             sampling=self.config.sampling,
         )
+        return regions.to(self.query_head.weight.dtype)
 
     def segment(self, seen: Sequence[DMNAOAFeatures], state: ObjectState) -> Scores:
         (now,) = seen

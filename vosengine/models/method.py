@@ -71,7 +71,10 @@ class Method(nn.Module, ABC, Generic[F, S]):
     needs_proposals  whether it must be, for every frame; then `takes_proposals` is True too
     max_objects      room for that many where the caller does not say
     stride           the network's input must be a multiple of it
-    steady_in_half   whether bf16 leaves its labels nearly what they are (IoU above .95)
+    steady_in_half   whether bf16 leaves its labels what they are in fp32 (IoU above .99 over ten
+                     real clips)
+    in_float32       modules that are not narrowed to half precision: little work, and what they say
+                     decides between whole objects
     capturable       of "encode" and "answer" (which is `segment` and `observe`) those that wait for
                      no numbers, so that a graph of their work on the device may be replayed
     features         the NamedTuple that `encode` returns
@@ -86,6 +89,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     max_objects: int = 10
     stride: ClassVar[int] = 16
     steady_in_half: ClassVar[bool] = True
+    in_float32: ClassVar[tuple[str, ...]] = ()
     capturable: ClassVar[tuple[str, ...]] = ("encode", "answer")
     features: ClassVar[Any]
 

@@ -139,7 +139,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         initialise(self)
 
     def start(self, geometry: Geometry, max_objects: int) -> TrackState:
-        config, like = self.config, self.backbone.conv1.weight
+        config, like = self.config, next(self.dnet.guide_aspp.parameters())
         cells = (-(-config.tracker_size // 16),) * 2  # a ResNet rounds up
         tracks = Tracks(config, max_objects, self.backbone.channels[2], cells, like)
         embedding = torch.zeros(max_objects, config.reid_channels, device=like.device)

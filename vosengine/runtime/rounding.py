@@ -14,6 +14,7 @@ RUN = 16  # input channels over which the error of a rounding is handed on
 def round_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Bring a network to half precision, in place, all but
 
+    - the modules that it names in `in_float32`
     - the stems of its ResNets: a picture has more bits than bfloat16's eight, and all else is
       computed from it
     - what its group norms multiply and add, which a rounding would move for whole channels; not
@@ -22,6 +23,8 @@ def round_network(network: nn.Module, device: torch.device, dtype: torch.dtype) 
     device  that it will run on
     """
     wide: set[nn.Module | None] = set()
+    for name in getattr(network, "in_float32", ()):
+        wide |= set(network.get_submodule(name).modules())
     for module in network.modules():
         if isinstance(module, ResNet):
             wide |= {module.conv1, module.mask_conv}
@@ -44,7 +47,7 @@ def rounded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     alternating sign cancel where independent ones would add up: error feedback, as in sigma-delta
     modulation. The errors of a run of weights sum to half a unit in its last weight's last place.
     """
-    length = RUN * weight[0, 0].numel()
+    length = min(RUN, weight.shape[1]) * weight[0, 0].numel()
     flat = weight.flatten(1)
     runs = functional.pad(flat, (0, -flat.shape[1] % length)).reshape(-1, length)
     error = runs.new_zeros(len(runs))

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from vosengine import cli, cli_bench
 from vosengine.benchmark import Plan, drawn_scene, measure_point, measure_rates
-from vosengine.benchmark.measure import NO_ROOM, Cell, Runner, begin, compare
+from vosengine.benchmark.measure import NO_ROOM, NOT_COMPILED, Cell, Runner, begin, compare
 from vosengine.benchmark.published import published_of, published_rows
 from vosengine.benchmark.report import COLUMNS, rows_of, tables_of
 from vosengine.benchmark.scenes import GivenProposals
 from vosengine.benchmark.stages import StageClock, clocked
-from vosengine.benchmark.ways import OURS, OURS_FP32, REFERENCE, WAYS
+from vosengine.benchmark.ways import OURS, OURS_FP32, REFERENCE, WAYS, Way
 from vosengine.errors import ConfigError, DeviceError
 from vosengine.kernels.dispatch import Op
 from vosengine.registry import list_models
@@ -110,6 +110,19 @@ def test_without_room_the_cell_says_so_and_the_others_go_on(
     assert point.floor is None
     rows = rows_of({"points": [point.as_json()], "published": []})
     assert any(NO_ROOM in row for row in rows) and all(len(row) == len(COLUMNS) for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # in torch itself
+def test_a_compiler_that_is_missing_or_fails_is_one_cells_fault(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.compile's own C++ compiler; gcc 12 has a defect that MUNet's code for AVX-512 meets."""
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    compiled = Way("compiled fp32", "eager", "fp32", "reference", compiled=True)
+    point = measure_point("imcnet", 1, scene, CPU, PLAN, RATES, (compiled, WAYS[1]))
+    faults = {cell.way: cell.fault for cell in point.cells}
+    assert faults == {"compiled fp32": NOT_COMPILED, REFERENCE: None}
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])

@@ -27,6 +27,7 @@ from .ways import OURS, REFERENCE, WAYS, Way
 
 MIB = 2**20
 NO_ROOM = "does not fit in memory"
+NOT_COMPILED = "torch.compile fails"
 
 
 @dataclass(frozen=True)
@@ -224,15 +225,15 @@ def measure_point(
         cell = Cell(way.name, objects, scene.size, fault=way.objection(model, device))
         cells.append(cell)
         if cell.fault is None:
-            with _short_of_memory(cell):
+            with _objections(cell):
                 runners.append(Runner(cell, model, way, scene, device, plan))
     for _ in range(plan.steps):
         runners = [runner for runner in runners if runner.cell.fault is None]
         for runner in runners:
-            with _short_of_memory(runner.cell):
+            with _objections(runner.cell):
                 runner.step()
     for runner in runners:
-        with _short_of_memory(runner.cell):
+        with _objections(runner.cell):
             runner.find_stages(min(plan.steps, 3))
     compare(cells)
     return Point(cells, _floor_under(runners, rates))
@@ -248,16 +249,22 @@ def _floor_under(runners: Sequence[Runner], rates: Rates) -> Floor | None:
 
 
 @contextmanager
-def _short_of_memory(cell: Cell) -> Iterator[None]:
-    """Whatever says that there is not enough memory becomes the cell's fault."""
+def _objections(cell: Cell) -> Iterator[None]:
+    """Whatever says that there is not enough memory, or that torch.compile or its C++ compiler
+    cannot do it, becomes the cell's fault."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
         cell.fault = NO_ROOM
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # what torch says on a CPU
+        from torch._dynamo.exc import BackendCompilerFailed  # by then it is there, or has no part
+
+        if isinstance(error, BackendCompilerFailed):
+            cell.fault = NOT_COMPILED
+        elif "can't allocate memory" in str(error):  # what torch says on a CPU
+            cell.fault = NO_ROOM
+        else:
             raise
-        cell.fault = NO_ROOM
 
 
 def compare(cells: Sequence[Cell]) -> None:

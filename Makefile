@@ -45,7 +45,7 @@ bench: $(VENV)/ready
 	$(BIN)/python bench/kernels.py
 	$(BIN)/python bench/kernels.py read_memory correlate_frames deform_conv pool_regions --dtype bfloat16
 	$(BIN)/python bench/streaming.py
-	$(BIN)/vosengine bench --all --sizes 480x854 --objects 3 --steps 5 --warm-up 0 --frames 0 \
+	$(BIN)/vosengine bench --all --sizes 480x854 --objects 3 --steps 5 --warm-up 0 --frames 0 --no-compiled \
 	  --output-json bench/results/$$(date +%F)-bench-paper-cpu.json
 	$(BIN)/vosengine bench --all --weights demo --sizes 480x854 --objects 3 --steps 15 --warm-up 2 --frames 0 \
 	  --output-json bench/results/$$(date +%F)-bench-demo-cpu.json

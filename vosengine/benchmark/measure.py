@@ -257,7 +257,7 @@ def _objections(cell: Cell) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError):
         cell.fault = NO_ROOM
     except RuntimeError as error:
-        from torch._dynamo.exc import BackendCompilerFailed  # by then it is there, or has no part
+        from torch._dynamo.exc import BackendCompilerFailed  # takes seconds to load
 
         if isinstance(error, BackendCompilerFailed):
             cell.fault = NOT_COMPILED

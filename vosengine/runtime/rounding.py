@@ -45,7 +45,7 @@ def rounded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     A convolution's neighbouring inputs are alike, and behind a ReLU all of one sign, so errors of
     alternating sign cancel where independent ones would add up: error feedback, as in sigma-delta
-    modulation. The errors of a run of weights sum to half a unit in the last place of its last weight at most.
+    modulation. The errors of a run sum to half a unit in the last place of its last weight at most.
     """
     length = min(RUN, weight.shape[1]) * weight[0, 0].numel()
     flat = weight.flatten(1)

@@ -88,7 +88,7 @@ def test_what_stays_in_float32(device: str) -> None:
             if keeps:
                 assert torch.equal(tensor, before[f"{name}.{own}"])
     norms = sum(isinstance(module, nn.GroupNorm) for module in network.modules())
-    assert wide == 3 + (norms if device == "cpu" else 0) > 2
+    assert wide == 3 + (norms if device == "cpu" else 0)
 
 
 @pytest.mark.parametrize("masks", [0, 2])
@@ -147,8 +147,8 @@ def test_a_stream_in_half_precision_is_sound_and_goes_on_from_a_file(
     """What it holds is of several dtypes: frames and keys of objects are wider than maps."""
     frames = np.random.default_rng(0).integers(0, 256, (6, *SIZE, 3), np.uint8)
     first, second = (begin(model, precision=precision) for _ in range(2))
-    play_some = (rectangle(4, 6, 20, 24) if first.method.takes_mask else None, None, None)
-    for frame, mask in zip(frames, play_some, strict=False):
+    prompts = (rectangle(4, 6, 20, 24) if first.method.takes_mask else None, None, None)
+    for frame, mask in zip(frames, prompts, strict=False):
         first.step(frame, mask)
     first.save_state(tmp_path / "stream.safetensors")
     second.load_state(tmp_path / "stream.safetensors")

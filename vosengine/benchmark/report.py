@@ -61,7 +61,7 @@ def tables_of(result: dict[str, Any], width: int) -> Iterator[Table]:
     for model in result["models"]:
         rows = rows_of(model)
         names, left_out = _fitting(rows, width)
-        notes = list(notes_of(model))
+        notes = notes_of(model)
         if left_out:
             notes.append(f"no room for {', '.join(left_out)}: --output-md has them")
         table = Table(

@@ -11,8 +11,11 @@ import torch
 from ..errors import WeightsError
 from ..foreign import read_state_dict
 from ..models.backbone import ResNet
+from ..models.blocks import KeyValue, ResBlock
+from ..models.efficientnet import EfficientNetLite
 from ..models.method import Method
 
+ENCODERS = (ResNet, EfficientNetLite)
 FIRST_ANSWERS = 0.02  # of the usual size are the weights that make the first logits
 
 # Parts of one model that begin as those of another: ours, theirs.
@@ -42,20 +45,32 @@ def start_gently(method: Method[Any, Any]) -> None:
     for name, parameter in method.named_parameters():
         if name.endswith("predict.weight"):
             parameter.mul_(FIRST_ANSWERS)
+    if getattr(method.config, "similarity", None) == "cosine":
+        _keep_features(method)
     parts = dict(method.named_children())
     for own, twin in TWINS:
         if own in parts and twin in parts:
             parts[own].load_state_dict(parts[twin].state_dict(), strict=False)
             encoder = parts[own]
-            if isinstance(encoder, ResNet) and encoder.mask_conv is not None:
+            if isinstance(encoder, ENCODERS) and encoder.mask_conv is not None:
                 encoder.mask_conv.weight.zero_()
 
 
+def _keep_features(method: Method[Any, Any]) -> None:
+    """Over pretrained features: keys begin as a rotation of them, blocks without norms as the
+    identity."""
+    for module in method.modules():
+        if isinstance(module, KeyValue):
+            torch.nn.init.orthogonal_(module.key.weight)
+        elif isinstance(module, ResBlock):
+            module.conv2.weight.zero_()
+
+
 def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
-    """Take over what fits of a file: weights of this or of another model, or a ResNet's.
+    """Take over what fits of a file: weights of this or of another model, or a backbone's.
 
     A tensor is taken by its name, or by that of the part that it is alike to (ALIKE); then every
-    ResNet that got nothing takes the one in the file whose shapes fit, the mask channels at 0
+    encoder that got nothing takes the one in the file whose shapes fit, the mask channels at 0
     where it has none. Returns the names of what was set, in order.
 
     Raises  WeightsError: unreadable, or nothing in it fits.
@@ -70,12 +85,12 @@ def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
         elif source is not None and found[source].shape == tensor.shape:
             taken[name] = found[source]
     for prefix, module in method.named_modules():
-        if isinstance(module, ResNet) and not any(name.startswith(f"{prefix}.") for name in taken):
+        if isinstance(module, ENCODERS) and not any(name.startswith(f"{prefix}.") for name in taken):
             taken |= _backbone(prefix, own, found)
     if not taken:
         raise WeightsError(
             f"{path}: no tensor fits this model; wanted weights of the same configuration, or a "
-            "ResNet of the same depth and width"
+            "backbone of the same name and width"
         )
     method.load_state_dict({**own, **taken})
     return sorted(taken)
@@ -90,12 +105,13 @@ def _names(name: str) -> list[str]:
 def _backbone(
     prefix: str, own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The tensors of one of our ResNets, from the first in the file that has all of their names
+    """The tensors of one of our encoders, from the first in the file that has all of their names
     and shapes; empty where none has."""
     inside = f"{prefix}."
     names = [n.removeprefix(inside) for n in own if n.startswith(inside)]
     names = [n for n in names if not n.endswith("num_batches_tracked")]
-    needed = [n for n in names if not n.startswith(("mask_conv.", "fuse.", "layer4."))]
+    optional = ("mask_conv.", "fuse.", "layer4.", "stages.5.", "stages.6.")
+    needed = [n for n in names if not n.startswith(optional)]
     for root in sorted(n.removesuffix("conv1.weight") for n in found if n.endswith("conv1.weight")):
         fits = all(
             root + n in found and found[root + n].shape == own[inside + n].shape for n in needed

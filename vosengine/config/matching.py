@@ -54,9 +54,7 @@ class MemoryConfig:
 def check_matching(config: STMConfig | MUNetConfig) -> None:
     """Raise ConfigError unless what STM and MUNet share fits."""
     check(config.key_stride in (8, 16), "key_stride", "8 or 16", config.key_stride)
-    check_choice(
-        config, similarity=("dot", "l2", "cosine"), memory_encoder=("full", "shared")
-    )
+    check_choice(config, similarity=("dot", "l2", "cosine"), memory_encoder=("full", "shared"))
     fine = config.fine_channels
     check(fine is None or fine >= 1, "fine_channels", "1 or more, or None", fine)
     check(0 < config.sharpness < inf, "sharpness", "a number above 0", config.sharpness)

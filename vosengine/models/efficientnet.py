@@ -65,7 +65,13 @@ class MBConv(nn.Module):
     identity where stride and channels allow it."""
 
     def __init__(
-        self, channels_in: int, channels: int, kernel: int, stride: int, expansion: int, dilation: int
+        self,
+        channels_in: int,
+        channels: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        dilation: int,
     ) -> None:
         super().__init__()
         inner = expansion * channels_in
@@ -120,9 +126,7 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         stages = scaled_stages(depth)[: 5 if layer4 is None else 7]
         self.conv1 = nn.Conv2d(3, STEM, 3, 2, bias=False)
-        self.mask_conv = (
-            nn.Conv2d(mask_channels, STEM, 3, 2, bias=False) if mask_channels else None
-        )
+        self.mask_conv = nn.Conv2d(mask_channels, STEM, 3, 2, bias=False) if mask_channels else None
         self.bn1 = nn.BatchNorm2d(STEM, eps=1e-3)
         built, channels_in = [], STEM
         for index, (repeats, kernel, stride, expansion, channels) in enumerate(stages):

@@ -127,6 +127,7 @@ class GIEL(Method[GIELFeatures, Support]):
         options: Any = {"norm": config.norm, "key_stride": config.key_stride}
         self.query_encoder = make_encoder(*backbone, **options)
         if config.memory_encoder == "shared":
+            self.observes = "key", "value"
             self.mask_encoder = MaskEncoder(channels[1], 1, channels[1], config.key_stride)
         else:
             self.support_encoder = make_encoder(*backbone, mask_channels=1, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -29,8 +31,7 @@ class MaskEncoder(nn.Module):
         self.conv1 = nn.Conv2d(3, widths[0], 3, 2, 1)
         self.mask_conv = nn.Conv2d(planes, widths[0], 3, 2, 1, bias=False)
         self.stem = nn.ModuleList(
-            nn.Conv2d(before, after, 3, 2, 1)
-            for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(before, after, 3, 2, 1) for before, after in pairwise(widths)
         )
         self.join = conv3(channels + widths[-1] + planes, value_channels)
         self.block1 = ResBlock(value_channels, value_channels)

@@ -80,6 +80,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     batched          whether `segment` and `observe` take the objects of several streams at once:
                      features with a row for every object, and Masks with `streams`
     features         the NamedTuple that `encode` returns
+    observes         what `observe` takes of the newest frame's features beside the frame itself
     """
 
     sees: tuple[int, ...] = (0,)
@@ -95,6 +96,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     capturable: ClassVar[tuple[str, ...]] = ("encode", "answer")
     batched: ClassVar[bool] = False
     features: ClassVar[Any]
+    observes: tuple[str, ...] = ()
 
     config: ModelConfig
 

@@ -104,6 +104,7 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         self.motion = MotionAttention(pyramid[2], config.fusion)
         self.query_head = KeyValue(pyramid[2], *channels, size=1 if shared else 3)
         if shared:
+            self.observes = ("semantic",)
             self.mask_encoder = MaskEncoder(channels[1], 1, channels[1], config.key_stride)
         else:
             self.reference_encoder = make_encoder(*backbone, mask_channels=1, **options)

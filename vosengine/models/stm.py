@@ -55,6 +55,7 @@ class STM(Method[STMFeatures, MatchingState]):
         pyramid = self.query_encoder.channels
         self.query_head = KeyValue(pyramid[2], *channels, size=1 if shared else 3)
         if shared:
+            self.observes = "key", "value"
             self.mask_encoder = MaskEncoder(channels[1], 2, channels[1], config.key_stride)
         else:
             self.memory_encoder = make_encoder(*backbone, mask_channels=2, **options)

@@ -85,7 +85,9 @@ def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
         elif source is not None and found[source].shape == tensor.shape:
             taken[name] = found[source]
     for prefix, module in method.named_modules():
-        if isinstance(module, ENCODERS) and not any(name.startswith(f"{prefix}.") for name in taken):
+        if isinstance(module, ENCODERS) and not any(
+            name.startswith(f"{prefix}.") for name in taken
+        ):
             taken |= _backbone(prefix, own, found)
     if not taken:
         raise WeightsError(

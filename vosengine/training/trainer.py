@@ -65,9 +65,7 @@ class Trainer:
         if recipe.backbone_rate == 0:
             for backbone in backbones:
                 backbone.requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(
-            _groups(self.network, backbones, recipe), lr=recipe.rate
-        )
+        self.optimiser = torch.optim.AdamW(_groups(self.network, backbones, recipe), lr=recipe.rate)
         self.averaged = {n: x.detach().clone() for n, x in self.network.state_dict().items()}
         self.step = 0
         self.seconds = 0.0

@@ -164,9 +164,7 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         pictures = normalised(frames, self.method.config)
         length = pictures.shape[1]
         if isinstance(self.method, DMNAOA):
-            drawn = [
-                [draw_proposals(masks[0, t], counts[0], generator)] for t in range(length)
-            ]
+            drawn = [[draw_proposals(masks[0, t], counts[0], generator)] for t in range(length)]
             return [self.method.encode(pictures[:, t], drawn[t]) for t in range(length)]
         encoded = self.method.encode(pictures.transpose(0, 1).flatten(0, 1))
         clips = len(frames)

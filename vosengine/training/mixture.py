@@ -10,11 +10,16 @@ from ..errors import ConfigError
 from ..types import Size
 from .cached_source import CachedSource
 from .folders import LAYOUTS, FolderSource
+from .photos.paste_source import PasteSource
+from .photos.stills_source import StillsSource
 from .samples import Sample, Source
 from .streams import Stream, check_request, check_seed, generator
 from .synthetic_source import SyntheticSource
 
-WANTED = "synthetic, cache:FOLDER, davis:FOLDER or youtube:FOLDER, each with =WEIGHT if you like"
+WANTED = (
+    "synthetic, cache:FOLDER, paste:FOLDER, stills:FOLDER, davis:FOLDER or youtube:FOLDER, each"
+    " with =WEIGHT if you like"
+)
 
 
 class Mixture:
@@ -81,6 +86,11 @@ def _open(name: str, options: DataOptions) -> Source:
         return SyntheticSource(options.frames, options.size, options.seed, options.labelled)
     if folder and kind == "cache":
         return CachedSource(Path(folder), options.seed, options.labelled)
+    if folder and kind == "paste":
+        path = Path(folder)
+        return PasteSource(path, options.frames, options.size, options.seed, options.labelled)
+    if folder and kind == "stills":
+        return StillsSource(Path(folder), options.frames, options.size, options.seed)
     if folder and kind in LAYOUTS:
         return FolderSource(Path(folder), kind, options.frames, options.seed, options.most_objects)
     raise ConfigError(f"data: {name!r} is no source; wanted {WANTED}")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from .checks import LITE_MEAN, LITE_STD
 from .matching import MUNetConfig, STMConfig
 from .multi_object import GIELConfig
-from .small import ModelConfig
+from .small import SMALL, ModelConfig
+
+BACKBONE: dict[str, Any] = {
+    "backbone": "efficientnet_lite0",
+    "mean": LITE_MEAN,
+    "std": LITE_STD,
+}
 
 LITE: dict[str, ModelConfig] = {
     "stm": STMConfig(
-        backbone="efficientnet_lite0",
+        **BACKBONE,
         key_channels=64,
         value_channels=96,
         decoder_channels=64,
@@ -20,11 +29,9 @@ LITE: dict[str, ModelConfig] = {
         sharpness=20.0,
         read_masks=True,
         size=256,
-        mean=LITE_MEAN,
-        std=LITE_STD,
     ),
     "munet": MUNetConfig(
-        backbone="efficientnet_lite0",
+        **BACKBONE,
         key_channels=64,
         value_channels=96,
         decoder_channels=64,
@@ -35,15 +42,14 @@ LITE: dict[str, ModelConfig] = {
         sharpness=20.0,
         read_masks=True,
         size=256,
-        mean=LITE_MEAN,
-        std=LITE_STD,
         radius=6,
     ),
     "giel": GIELConfig(
-        backbone="efficientnet_lite0",
+        **BACKBONE,
         key_channels=64,
         value_channels=96,
         label_channels=32,
+        norm="group",
         decoder_channels=64,
         fine_channels=32,
         memory_encoder="shared",
@@ -52,7 +58,7 @@ LITE: dict[str, ModelConfig] = {
         sharpness=20.0,
         read_masks=True,
         size=256,
-        mean=LITE_MEAN,
-        std=LITE_STD,
     ),
+    "dmn_aoa": replace(SMALL["dmn_aoa"], **BACKBONE),
+    "imcnet": replace(SMALL["imcnet"], **BACKBONE),
 }

@@ -13,9 +13,12 @@ from ..foreign import read_state_dict
 from ..models.backbone import ResNet
 from ..models.blocks import KeyValue, ResBlock
 from ..models.efficientnet import EfficientNetLite
+from ..models.giel import GIEL
 from ..models.method import Method
+from ..models.munet import MotionAttention
 
 ENCODERS = (ResNet, EfficientNetLite)
+CLOSED = -3.0  # logit with which attention begins: its feature is 1.05 times what it was
 FIRST_ANSWERS = 0.02  # of the usual size are the weights that make the first logits
 
 # Parts of one model that begin as those of another: ours, theirs.
@@ -58,12 +61,15 @@ def start_gently(method: Method[Any, Any]) -> None:
 
 def _keep_features(method: Method[Any, Any]) -> None:
     """Over pretrained features: keys begin as a rotation of them, blocks without norms as the
-    identity."""
+    identity, and motion hardly counts."""
     for module in method.modules():
         if isinstance(module, KeyValue):
             torch.nn.init.orthogonal_(module.key.weight)
         elif isinstance(module, ResBlock):
             module.conv2.weight.zero_()
+        elif isinstance(module, MotionAttention) and module.attention is not None:
+            module.attention.weight.zero_()
+            torch.nn.init.constant_(module.attention.bias, CLOSED)
 
 
 def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
@@ -80,10 +86,10 @@ def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
     taken = {}
     for name, tensor in own.items():
         source = next((each for each in _names(name) if each in found), None)
-        if source is not None and name.endswith("mask_conv.weight"):
-            taken[name] = _mask_channels(tensor, found[source])
-        elif source is not None and found[source].shape == tensor.shape:
-            taken[name] = found[source]
+        if source is not None:
+            fitted = _fitted(name, tensor, _in_order(method, name, found[source]))
+            if fitted is not None:
+                taken[name] = fitted
     for prefix, module in method.named_modules():
         if isinstance(module, ENCODERS) and not any(
             name.startswith(f"{prefix}.") for name in taken
@@ -96,6 +102,27 @@ def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
         )
     method.load_state_dict({**own, **taken})
     return sorted(taken)
+
+
+def _fitted(name: str, own: torch.Tensor, found: torch.Tensor) -> torch.Tensor | None:
+    """What of a tensor takes the place of ours of that name; None where it does not fit."""
+    if name.endswith("mask_conv.weight"):
+        return _mask_channels(own, found)
+    if name.endswith("mask_encoder.join.weight") and found.shape[0] == own.shape[0]:
+        planes = min(own.shape[1], found.shape[1])  # the mask planes are the last, the object first
+        return torch.cat((found[:, :planes], torch.zeros_like(own)[:, planes:]), dim=1)
+    if name.endswith(("predict.weight", "predict.bias")) and len(found) == 2 and len(own) == 1:
+        return found[1:] - found[:1]  # the logit of two classes
+    return found if found.shape == own.shape else None
+
+
+def _in_order(method: Method[Any, Any], name: str, found: torch.Tensor) -> torch.Tensor:
+    """STM's decoder is given the readout first, then the query's value; GIEL's the other way
+    round, with the mask that was read, if it was, still at the end of the readout."""
+    if not (isinstance(method, GIEL) and name.endswith("_decoder.conv.weight")):
+        return found
+    readout = found.shape[1] - method.config.value_channels
+    return torch.cat((found[:, readout:], found[:, :readout]), dim=1)
 
 
 def _names(name: str) -> list[str]:
@@ -112,8 +139,7 @@ def _backbone(
     inside = f"{prefix}."
     names = [n.removeprefix(inside) for n in own if n.startswith(inside)]
     names = [n for n in names if not n.endswith("num_batches_tracked")]
-    optional = ("mask_conv.", "fuse.", "layer4.", "stages.5.", "stages.6.")
-    needed = [n for n in names if not n.startswith(optional)]
+    needed = [n for n in names if not n.startswith(("mask_conv.", "fuse.", "layer4."))]
     for root in sorted(n.removesuffix("conv1.weight") for n in found if n.endswith("conv1.weight")):
         fits = all(
             root + n in found and found[root + n].shape == own[inside + n].shape for n in needed

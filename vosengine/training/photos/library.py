@@ -1,7 +1,8 @@
-"""A folder of photos, with masks where there are some: found, checked, read and kept in memory."""
+"""A folder of photos, with masks where there are some: found, checked and read."""
 
 from __future__ import annotations
 
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ...errors import InputError
+from ...types import Size
 
 IMAGES, MASKS, REGIONS = "images", "masks", "regions"
 PHOTO_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -20,9 +22,12 @@ LAYOUT = (
     f"a folder {IMAGES}, at any depth, and beside it, if you have them, {MASKS} (PNG; 0 is"
     f" background, each other value an object) or {REGIONS} (PNG; each value a part of the photo)"
 )
-CACHE_BYTES = 160 << 20  # of decoded photos and masks, in each process
+CACHE_BYTES = 256 << 20  # of decoded photos, in each process
 _VOID = 255  # beside other values the border between objects, as in VOC; alone it is the object
 _MOST_VALUES = 120  # a mask of more values is a soft matte
+_THUMB = 16
+_SAME = 20.0  # grey levels by which thumbnails of nearly the same photo differ, at most (RMS)
+_ORIENTATION = 0x0112  # EXIF's tag
 _MASK_MODES = ("P", "L", "1")  # Pillow's names: indexed, grey, black and white
 
 Pixels = NDArray[np.uint8]
@@ -45,25 +50,45 @@ class Cutout:
     label: int
 
 
+class Cutouts:
+    """Objects to choose from, those of photos that are nearly the same as one."""
+
+    def __init__(self, cutouts: Sequence[Cutout], rarity: NDArray[np.float64]) -> None:
+        self.cutouts = tuple(cutouts)
+        self._chances = np.cumsum([rarity[cutout.number] for cutout in cutouts])
+
+    def __len__(self) -> int:
+        return len(self.cutouts)
+
+    def draw(self, rng: np.random.Generator) -> Cutout:
+        return self.cutouts[_drawn(rng, self._chances)]
+
+
 class PhotoLibrary:
-    """The photos below a folder. Decoded ones are kept until they are too many."""
+    """The photos below a folder. Decoded ones are kept until they are too many.
+
+    Photos that are nearly the same, such as frames of a video, share the chance of one.
+    """
 
     def __init__(self, folder: Path, side: int) -> None:
         """side  photos are reduced to this short side, in pixels, where theirs is longer
 
-        Every file is read once. Raises InputError where there are no photos, one cannot be read,
-        a mask has no photo or another size, or holds no object ids.
+        Every file is read here once. Raises InputError where there are no photos, one cannot be
+        read, or a mask has no photo, another size, or values that are no object ids.
         """
-        self._side = side
+        self.folder, self._side = folder, side
         self.photos = tuple(_find(folder))
         if not self.photos:
             raise InputError(f"{folder}: holds no photos; wanted {LAYOUT}")
-        self._cache: OrderedDict[Path, Pixels] = OrderedDict()
+        self._cache: OrderedDict[int, Pixels] = OrderedDict()
         self._bytes = 0
+        self._labels: dict[int, tuple[Size, bytes]] = {}
+        thumbs = []
         objects: list[Cutout] = []
         regions: list[Cutout] = []
         for number, photo in enumerate(self.photos):
-            size = _size(photo.image)
+            size, thumb = _glance(photo.image)
+            thumbs.append(thumb)
             if photo.labels is None:
                 continue
             labels = _read_labels(photo.labels)
@@ -77,35 +102,43 @@ class PhotoLibrary:
             else:
                 chosen = _good_objects(labels, photo.labels)
                 objects += [Cutout(number, label) for label in chosen]
-        self.objects, self.regions = tuple(objects), tuple(regions)
+            labels = _reduce_labels(labels, side)
+            self._labels[number] = (labels.shape, zlib.compress(labels.tobytes(), 1))
+        self.rarity = _rarity(np.stack(thumbs))  # [n] the chance of each, 0..1
+        self._chances = np.cumsum(self.rarity)
+        self.objects = Cutouts(objects, self.rarity)
+        self.regions = Cutouts(regions, self.rarity)
 
     def __getstate__(self) -> dict[str, object]:
         """For worker processes: all but what is in memory."""
         return {**self.__dict__, "_cache": OrderedDict(), "_bytes": 0}
 
+    def draw(self, rng: np.random.Generator) -> int:
+        """The number of some photo."""
+        return _drawn(rng, self._chances)
+
     def image(self, number: int) -> Pixels:
         """[h, w, 3] RGB of photo `number`; not to be written to."""
-        return self._kept(self.photos[number].image, False)
-
-    def labels(self, number: int) -> Pixels:
-        """[h, w] values of its mask or partition, of the same size; not to be written to."""
-        path = self.photos[number].labels
-        assert path is not None
-        return self._kept(path, True)
-
-    def _kept(self, path: Path, labels: bool) -> Pixels:
-        pixels = self._cache.pop(path, None)
+        pixels = self._cache.pop(number, None)
         if pixels is None:
-            pixels = (
-                _reduce_labels(_read_labels(path), self._side)
-                if labels
-                else (_read_image(path, self._side))
-            )
+            pixels = _read_image(self.photos[number].image, self._side)
             self._bytes += pixels.nbytes
             while self._cache and self._bytes > CACHE_BYTES:
                 self._bytes -= self._cache.popitem(last=False)[1].nbytes
-        self._cache[path] = pixels
+        self._cache[number] = pixels
         return pixels
+
+    def labels(self, number: int) -> Pixels:
+        """[h, w] values of its mask or partition, of the same size; not to be written to."""
+        shape, code = self._labels[number]
+        return np.frombuffer(zlib.decompress(code), np.uint8).reshape(shape)
+
+
+def open_photos(photos: Path | PhotoLibrary, size: Size) -> PhotoLibrary:
+    """A folder's photos for clips of `size` (height, width), with room to zoom in."""
+    if isinstance(photos, PhotoLibrary):
+        return photos
+    return PhotoLibrary(photos, max(288, 2 * min(size)))
 
 
 def _find(folder: Path) -> Iterator[Photo]:
@@ -135,14 +168,37 @@ def _files(folder: Path, extensions: Sequence[str]) -> list[Path]:
     )
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """(height, width) as shown, from the file's header."""
+def _glance(path: Path) -> tuple[Size, Pixels]:
+    """(height, width) as shown, and the photo at 16x16 [16, 16, 3]. Reads all of the file."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF's orientation: on its side
-            return (image.width, image.height) if turned else (image.height, image.width)
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # on its side
+            size = (image.width, image.height) if turned else (image.height, image.width)
+            image.draft("RGB", (_THUMB, _THUMB))
+            pixels = np.asarray(image.convert("RGB"), np.uint8)
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(path, error) from error
+    thumb = cv2.resize(pixels, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA)
+    return size, np.asarray(thumb, np.uint8)
+
+
+def _rarity(thumbs: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """[n] one over the number of photos that are nearly the same, of thumbnails [n, ...]."""
+    points = thumbs.reshape(len(thumbs), -1).astype(np.float32)
+    squares = (points**2).sum(axis=1)
+    limit = _SAME**2 * points.shape[1]
+    counts = np.empty(len(points))
+    for start in range(0, len(points), 1024):
+        rows = slice(start, start + 1024)
+        distances = squares[rows, None] + squares - 2 * points[rows] @ points.T
+        counts[rows] = (distances <= limit).sum(axis=1)
+    return 1 / np.maximum(counts, 1)
+
+
+def _drawn(rng: np.random.Generator, chances: NDArray[np.float64]) -> int:
+    """An index, by the running sums of the chances."""
+    place = np.searchsorted(chances, rng.random() * chances[-1], side="right")
+    return min(int(place), len(chances) - 1)
 
 
 def _read_image(path: Path, side: int) -> Pixels:

@@ -13,7 +13,7 @@ from ..samples import Sample
 from ..streams import Stream, check_request, check_seed, generator
 from ..synthetic.config import MIN_SIDE
 from .casting import Difficulty, draw_photo_scene, keep_seen
-from .library import PhotoLibrary
+from .library import PhotoLibrary, open_photos
 
 _TRIES = 8
 _CALM = 0.3  # difficulty of the hardest clips at the start of the training
@@ -23,9 +23,10 @@ class PasteSource:
     """Cut-outs of photos on photos: 1 to 4 objects, more motion as the training goes on."""
 
     def __init__(
-        self, folder: Path, frames: int, size: Size, seed: int, labelled: bool = False
-    ) -> None:
-        """folder  photos, as `PhotoLibrary` finds them
+        self, photos: Path | PhotoLibrary, frames: int, size: Size, seed: int,
+        labelled: bool = False,
+    ) -> None:  # fmt: skip
+        """photos  a folder of them, as `PhotoLibrary` finds them
         frames  of every clip, 1 or more; size  (height, width) of every clip
         seed  0 or more
         labelled  whether all that moves by itself is an object
@@ -35,7 +36,7 @@ class PasteSource:
         check_clip(frames, size)
         self._frames, self._size, self._seed = frames, size, check_seed(seed)
         self._labelled = labelled
-        self._library = PhotoLibrary(folder, reading_side(size))
+        self._library = open_photos(photos, size)
 
     def sample(self, index: int, progress: float) -> Sample:
         check_request(index, progress)
@@ -63,8 +64,3 @@ def check_clip(frames: int, size: Size) -> None:
         raise ConfigError(f"frames: wanted at least 1, given {frames}")
     if min(size) < MIN_SIDE:
         raise ConfigError(f"size: wanted sides of at least {MIN_SIDE}, given {size}")
-
-
-def reading_side(size: Size) -> int:
-    """Short side to which photos are reduced: there is room to zoom in."""
-    return max(288, 2 * min(size))

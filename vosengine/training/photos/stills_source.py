@@ -16,8 +16,8 @@ from ..streams import Stream, check_request, check_seed, generator
 from ..synthetic.geometry import Matrix, about, rotate, scale, translate
 from .casting import keep_seen
 from .cutouts import ENLARGED
-from .library import PhotoLibrary, Pixels
-from .paste_source import check_clip, reading_side
+from .library import Cutout, Cutouts, PhotoLibrary, Pixels, open_photos
+from .paste_source import check_clip
 
 MOST_OBJECTS = 4
 _GRID = 5  # control points of the elastic warp, per side
@@ -27,32 +27,39 @@ _TRIES = 8
 class StillsSource:
     """Photos with a mask or regions; every frame is an affine and a smooth warp of one of them."""
 
-    def __init__(self, folder: Path, frames: int, size: Size, seed: int) -> None:
-        """folder  photos, as `PhotoLibrary` finds them, some with masks or regions
+    def __init__(
+        self, photos: Path | PhotoLibrary, frames: int, size: Size, seed: int,
+        labelled: bool = False,
+    ) -> None:  # fmt: skip
+        """photos  a folder of them, as `PhotoLibrary` finds them, some with masks or regions
         frames  of every clip, 1 or more; size  (height, width) of every clip
         seed  0 or more
+        labelled  whether every object of a photo is one of the clip; then no regions are taken
 
         Raises ConfigError for values out of range, InputError where no photo has an object, and
         what PhotoLibrary raises.
         """
         check_clip(frames, size)
         self._frames, self._size, self._seed = frames, size, check_seed(seed)
-        self._library = PhotoLibrary(folder, reading_side(size))
+        self._library, self._labelled = open_photos(photos, size), labelled
+        cutouts = self._library.objects.cutouts
+        if not labelled:
+            cutouts += self._library.regions.cutouts
         self._objects: dict[int, list[int]] = {}
-        for cutout in (*self._library.objects, *self._library.regions):
+        for cutout in cutouts:
             self._objects.setdefault(cutout.number, []).append(cutout.label)
         if not self._objects:
             raise InputError(
-                f"{folder}: no photo has a mask or a region that is large enough to be an object;"
-                " add masks, or use paste:, which needs none"
+                f"{self._library.folder}: no photo has a mask {'' if labelled else 'or a region '}"
+                "with an object that is large enough; add masks, or use paste:, which needs none"
             )
-        self._numbers = tuple(self._objects)
+        self._photos = Cutouts([Cutout(n, 0) for n in self._objects], self._library.rarity)
 
     def sample(self, index: int, progress: float) -> Sample:
         check_request(index, progress)
         rng = generator(Stream.PHOTOS, self._seed, index)
         for _ in range(_TRIES):
-            number = self._numbers[int(rng.integers(len(self._numbers)))]
+            number = self._photos.draw(rng).number
             photo, labels = self._library.image(number), self._chosen(rng, number)
             view = _draw_view(rng, photo, self._size)
             amount = 0.5 + 0.7 * progress * rng.random()
@@ -73,7 +80,9 @@ class StillsSource:
     def _chosen(self, rng: np.random.Generator, number: int) -> Pixels:
         """The photo's labels, of which some objects are kept and all else is 0."""
         labels = self._objects[number]
-        count = int(rng.integers(1, min(MOST_OBJECTS, len(labels)) + 1))
+        count = len(labels)
+        if not self._labelled:
+            count = int(rng.integers(1, min(MOST_OBJECTS, count) + 1))
         table = np.zeros(256, np.uint8)
         table[rng.choice(labels, count, replace=False)] = np.arange(1, count + 1)
         return np.asarray(table[self._library.labels(number)], np.uint8)

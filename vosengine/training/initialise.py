@@ -69,7 +69,7 @@ def _keep_features(method: Method[Any, Any]) -> None:
             module.conv2.weight.zero_()
         elif isinstance(module, MotionAttention) and module.attention is not None:
             module.attention.weight.zero_()
-            torch.nn.init.constant_(module.attention.bias, CLOSED)
+            module.attention.bias.fill_(CLOSED)  # type: ignore[union-attr]
 
 
 def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:

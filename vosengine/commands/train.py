@@ -112,7 +112,7 @@ def _clips(model: str, recipe: Recipe) -> DataOptions:
 def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
     """The model as it starts, in a folder that holds no other run."""
     if options.config not in CONFIGS:
-        raise ConfigError(f"config: wanted {' or '.join(CONFIGS)}, given {options.config!r}")
+        raise ConfigError(f"config: wanted lite, small or paper, given {options.config!r}")
     config: ModelConfig = entry(options.model).config()
     if options.config != "paper":
         config = {"small": SMALL, "lite": LITE}[options.config][options.model]

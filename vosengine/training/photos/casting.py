@@ -21,7 +21,7 @@ from ..synthetic.scene import Scene
 from .cutouts import ENLARGED, Figure, cut_out, draw_outline
 from .library import PhotoLibrary, Pixels
 
-SIZE = (0.02, 0.3)  # area of an object over that of the frame, about even on a log scale
+SIZE = (0.02, 0.35)  # area of an object over that of the frame, about even on a log scale
 KINDS = {"objects": 0.5, "regions": 0.2, "outlines": 0.3}  # where objects come from
 COUNTS = (0.4, 0.35, 0.25)  # chances of 1, 2 and 3 objects
 LOOK_ALIKES = 0.25  # chance that an object comes twice

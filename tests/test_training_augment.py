@@ -182,7 +182,9 @@ def test_a_framed_clip_is_not_cropped() -> None:
     seen = set()
     for seed in range(40):
         changed = augment(clip, (32, 48), np.random.default_rng(seed))
-        assert changed.framed and (changed.frames[changed.masks == 1] > 60).mean() > 0.5
+        inside = changed.masks == 1
+        assert changed.framed
+        assert changed.frames[inside].mean() > changed.frames[~inside].mean()
         seen.add(changed.masks.tobytes())
     assert seen == {np.ascontiguousarray(one).tobytes() for one in wanted}
     assert augment(clip, (16, 24), np.random.default_rng(0)).masks.shape == (3, 16, 24)

@@ -41,8 +41,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="synthetic, cache:FOLDER, davis:FOLDER or youtube:FOLDER; or several, with "
-            "weights: davis:FOLDER=5,synthetic=1."
+            help="synthetic, cache:FOLDER, paste:FOLDER, stills:FOLDER, davis:FOLDER or "
+            "youtube:FOLDER; or several, with weights: davis:FOLDER=5,synthetic=1."
         ),
     ] = "synthetic",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,

@@ -103,10 +103,14 @@ def train(
 
 
 def _clips(model: str, recipe: Recipe) -> DataOptions:
-    """What clips are drawn as: larger and longer than they are used, so that there is a choice."""
+    """What clips are drawn as: larger and longer than they are used, so that there is a choice;
+    but not those that are drawn as through a camera."""
     height, width = (round(CLIP_MARGIN * side / 16) * 16 for side in recipe.size)
     labelled = not entry(model).build.needs_mask
-    return DataOptions((height, width), recipe.frames + 2, recipe.seed, labelled=labelled)
+    return DataOptions(
+        (height, width), recipe.frames + 2, recipe.seed, labelled=labelled,
+        view=recipe.size, length=recipe.frames,
+    )  # fmt: skip
 
 
 def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:

@@ -99,6 +99,21 @@ def test_a_fused_convolution_is_what_it_stands_for(
         assert off <= 1.1 * worst + 1e-6
 
 
+@pytest.mark.parametrize("groups", [1, 24])
+def test_relu6_and_depthwise_convolutions_are_fused_too(groups: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(24, 48, 5, 2, 2, groups=groups).requires_grad_(False)
+    conv = conv.to(memory_format=torch.channels_last)
+    x = (8 * torch.randn(2, 24, 13, 18)).to(memory_format=torch.channels_last)
+    wanted = conv(x).clamp(0, 6)
+    assert (wanted == 6).any() and (wanted == 0).any()
+    pack_convolutions(nn.Sequential(conv))
+    with torch.no_grad():
+        fused = convolve(x, conv, relu6=True)
+    assert conv.packed._weight is not None
+    torch.testing.assert_close(fused, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_without_bfloat16_in_the_processor_a_convolution_is_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

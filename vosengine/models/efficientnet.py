@@ -92,10 +92,10 @@ class MBConv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inner = x
         if self.conv1 is not None:
-            inner = functional.relu6(self.bn1(self.conv1(inner)))
+            inner = convolve(inner, self.conv1, self.bn1, relu6=True)
         if self.same is not None:
             inner = pad_same(inner, *self.same)
-        inner = functional.relu6(self.bn2(self.conv2(inner)))
+        inner = convolve(inner, self.conv2, self.bn2, relu6=True)
         return convolve(inner, self.conv3, self.bn3, add=x if self.identity else None)
 
 

@@ -250,7 +250,8 @@ template <typename Number, void (*kernel)(const vosengine::ReadMemoryOf<Number>&
 void read_memory(uintptr_t query, std::array<int64_t, 2> query_stride, uintptr_t key,
                  std::array<int64_t, 2> key_stride, uintptr_t value,
                  std::array<int64_t, 3> value_stride, uintptr_t bias, uintptr_t length,
-                 uintptr_t out, std::array<int64_t, 6> sizes, float scale, int threads) {
+                 uintptr_t out, std::array<int64_t, 6> sizes, int64_t top_k, float scale,
+                 int threads) {
   check_threads(threads);
   vosengine::ReadMemoryOf<Number> call{};
   call.query = pointer<const Number>(query);
@@ -272,6 +273,7 @@ void read_memory(uintptr_t query, std::array<int64_t, 2> query_stride, uintptr_t
   call.positions = sizes[3];
   call.key_channels = sizes[4];
   call.value_channels = sizes[5];
+  call.top_k = top_k;
   call.scale = scale;
   call.threads = threads;
   kernel(call);
@@ -298,6 +300,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("pool_regions_cpu", &pool_regions_cpu, Release());
   module.def("prepare_frame_cpu", &prepare_frame_cpu, Release());
   module.def("read_memory_cpu", &read_memory<float, vosengine::read_memory_cpu>, Release());
+  module.def("read_memory_top_k_cpu", &read_memory<float, vosengine::read_memory_top_k_cpu>,
+             Release());
   module.def("read_memory_amx", &read_memory<uint16_t, vosengine::read_memory_amx>, Release());
 #ifdef VOSENGINE_CUDA
   bind_cuda(module);

@@ -16,6 +16,7 @@ struct ReadMemoryOf {
   const int32_t* length;  // [groups], or null
   Number* out;            // [groups, sets, queries, value_channels]
   int64_t groups, sets, queries, positions, key_channels, value_channels;
+  int64_t top_k;  // of read_memory_top_k_cpu alone: 1 or more
   float scale;
   int threads;
 };
@@ -29,6 +30,9 @@ template <typename Number>
 ReadMemoryOf<Number> group_of(const ReadMemoryOf<Number>& call, int64_t group);
 
 void read_memory_cpu(const ReadMemory& call);
+
+// Reads the top_k closest positions of every query.
+void read_memory_top_k_cpu(const ReadMemory& call);
 
 // On bfloat16, where the processor has AMX; throws std::runtime_error where it was not compiled.
 void read_memory_amx(const ReadMemoryBfloat16& call);

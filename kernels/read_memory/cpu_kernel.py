@@ -5,6 +5,9 @@ otherwise by way of float32 (a bias of any float dtype). The matrix of all score
 besides its output the call needs 1024 packed memory positions (with their values in all sets), per
 thread their scores for at most 96 queries, with AMX the output in float32, and in half precision
 without it the arguments. All sets are read by weights computed once.
+
+With top_k all scores of 12 queries (AVX2, AVX-512) are there at a time, in each thread; the
+top_k-th greatest is found in one pass over them, and only the values of those positions are summed.
 """
 
 from __future__ import annotations
@@ -26,8 +29,6 @@ def objection(
 ) -> str | None:
     if query_key.dtype not in COMPUTED_IN_FLOAT32:
         return f"wants float32, bfloat16 or float16, given {query_key.dtype}"
-    if top_k is not None:
-        return "has no top_k"
     rows = {"query_key": query_key, "memory_key": memory_key, "memory_value": memory_value}
     for name, tensor in rows.items():
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
@@ -46,7 +47,9 @@ def run(
     top_k: int | None = None,
 ) -> torch.Tensor:
     dtype = query_key.dtype
-    tiles = dtype == torch.bfloat16 and load().isa() == "amx"
+    if top_k is not None and top_k >= memory_key.shape[1]:
+        top_k = None
+    tiles = dtype == torch.bfloat16 and top_k is None and load().isa() == "amx"
     if not tiles and dtype != torch.float32:
         if length is not None:  # what is not read is not converted either
             longest = max(length.tolist(), default=0)
@@ -64,7 +67,10 @@ def run(
     if length is not None:
         length = length.contiguous()
     out = memory_value.new_empty(*memory_value.shape[:-2], queries, value_channels)
-    read = load().read_memory_amx if tiles else load().read_memory_cpu
+    module = load()
+    read = module.read_memory_cpu if top_k is None else module.read_memory_top_k_cpu
+    if tiles:
+        read = module.read_memory_amx
     read(
         query_key.data_ptr(),
         query_key.stride()[:2],
@@ -76,6 +82,7 @@ def run(
         0 if length is None else length.data_ptr(),
         out.data_ptr(),
         (groups, sets.shape[1], queries, positions, key_channels, value_channels),
+        top_k or 0,
         scale,
         torch.get_num_threads(),
     )

@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = {"kernels."}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "ambient": set(),
     "types": set(),
     "config": {"errors", "config."},
     "memory": {"types", "errors", "config"} | KERNELS,
     "frames": {"types", "errors", "config"} | KERNELS,
     "objects": {"types", "errors"} | KERNELS,
-    "finishing": {"types", "errors", "frames", "objects"} | KERNELS,
+    "finishing": {"ambient", "types", "errors", "frames", "objects"} | KERNELS,
     "proposals": {"types", "errors"},
     "support_plan": set(),
     "placements": set(),
@@ -30,8 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "device": {"errors"},
     "foreign": {"errors"},
     "detectors": {
-        *("config", "device", "errors", "foreign", "frames", "proposals", "registry", "types"),
-        *("weights", "models.target_aware", "detectors.", "runtime."),
+        *("ambient", "config", "device", "errors", "foreign", "frames", "proposals", "registry"),
+        *("types", "weights", "models.target_aware", "detectors.", "runtime."),
     },
     "runtime": {"errors", "models.backbone", "models.convolve", "runtime."},
     "timing": set(),

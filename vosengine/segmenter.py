@@ -17,7 +17,14 @@ from .errors import ConfigError, InputError, StateError
 from .finishing import Arrangement, compose, finish, named_ids
 from .frames import Array, check_frame, check_mask, prepare
 from .objects import ObjectSlots
-from .proposals import Proposals, ProposalSource, StatefulSource, check_proposals, to_network
+from .proposals import (
+    Proposals,
+    ProposalSource,
+    StatefulSource,
+    check_proposals,
+    clean,
+    to_network,
+)
 from .registry import entry
 from .rules import StaysHere, StreamRules
 from .runtime import (
@@ -298,7 +305,8 @@ class Segmenter(StaysHere):
         if self.proposals is None:
             return self._features(prepared)
         check_proposals(given, geometry.frame)
-        return self.method.encode(prepared, [to_network(given, geometry, self.device)])
+        fitted = to_network(given, geometry, self.device)
+        return self.method.encode(prepared, [clean(fitted, self.method.smallest_proposal)])
 
     def _features(self, prepared: torch.Tensor) -> Any:
         """The method's own features of a prepared frame: of a graph a copy, where they are kept."""

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..types import Size
 from .cached_source import CachedSource
 from .folders import LAYOUTS, FolderSource
+from .photos.library import PhotoLibrary, open_photos
+from .photos.paste_source import PasteSource
+from .photos.stills_source import StillsSource
 from .samples import Sample, Source
 from .streams import Stream, check_request, check_seed, generator
 from .synthetic_source import SyntheticSource
 
-WANTED = "synthetic, cache:FOLDER, davis:FOLDER or youtube:FOLDER, each with =WEIGHT if you like"
+WANTED = (
+    "synthetic, cache:FOLDER, paste:FOLDER, stills:FOLDER, davis:FOLDER or youtube:FOLDER, each"
+    " with =WEIGHT if you like"
+)
 
 
 class Mixture:
@@ -54,11 +62,13 @@ class DataOptions:
 def parse_data(text: str, options: DataOptions) -> Source:
     """The source that `text` names: one, or several with commas between them.
 
-    "synthetic", "cache:clips", "davis:data/DAVIS=5,youtube:data/YouTube=1,synthetic=2"; a weight
-    is 1 where none is given. Raises ConfigError for other words, and what the sources raise.
+    "synthetic", "cache:clips", "paste:photos=3,stills:photos", "davis:data/DAVIS=5,synthetic=2"; a
+    weight is 1 where none is given. Raises ConfigError for other words, and what the sources raise.
     """
     parts = [_weighted(part) for part in text.split(",")]
-    sources = [(_open(name, options), weight) for name, weight in parts]
+    # Sources of one folder share what is read.
+    photos = cache(lambda folder: open_photos(Path(folder), options.size))
+    sources = [(_open(name, options, photos), weight) for name, weight in parts]
     return sources[0][0] if len(sources) == 1 else Mixture(sources, options.seed)
 
 
@@ -75,12 +85,16 @@ def _weighted(part: str) -> tuple[str, float]:
     return name.strip(), value
 
 
-def _open(name: str, options: DataOptions) -> Source:
+def _open(name: str, options: DataOptions, photos: Callable[[str], PhotoLibrary]) -> Source:
     kind, _, folder = name.partition(":")
     if name == "synthetic":
         return SyntheticSource(options.frames, options.size, options.seed, options.labelled)
     if folder and kind == "cache":
         return CachedSource(Path(folder), options.seed, options.labelled)
+    if folder and kind in ("paste", "stills"):
+        source = PasteSource if kind == "paste" else StillsSource
+        library = photos(folder)
+        return source(library, options.frames, options.size, options.seed, options.labelled)
     if folder and kind in LAYOUTS:
         return FolderSource(Path(folder), kind, options.frames, options.seed, options.most_objects)
     raise ConfigError(f"data: {name!r} is no source; wanted {WANTED}")

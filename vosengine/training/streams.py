@@ -19,6 +19,7 @@ class Stream(IntEnum):
     CLIP = 2  # what a synthetic clip shows
     FEED = 3  # window and augmentation of a clip
     MIXTURE = 4  # from which source a clip comes
+    PHOTOS = 5  # what a clip made of photos shows
 
 
 def generator(stream: Stream, seed: int, number: int) -> np.random.Generator:

@@ -56,6 +56,7 @@ class Part:
     swing: Wander
     slide: Wander | None  # 1: pixels by which the texture moves across the stencil
     order: float  # parts are drawn by rising order
+    glow: Wander | None = None  # 1: log gain of its light
 
 
 @dataclass(frozen=True)
@@ -227,4 +228,5 @@ def _sample(
         x = x + np.float32(part.slide.at(time)[0])
     sheet = cv2.remap(part.sheet, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     alpha = stencil[..., 0] * np.float32(1 / 255)
-    return sheet * three(alpha * stencil[..., 1] * np.float32(1 / 128)), alpha
+    gain = 1.0 if part.glow is None else float(np.exp(part.glow.at(time)[0]))
+    return sheet * three(alpha * stencil[..., 1] * np.float32(gain / 128)), alpha

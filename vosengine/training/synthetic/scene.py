@@ -26,7 +26,8 @@ class Scene:
     """Everything about a clip that does not change with time."""
 
     screen: Window
-    backdrop: NDArray[np.uint8]  # [h, w, 3], larger than the screen, mirrored beyond its border
+    backdrop: NDArray[np.uint8]  # [h, w, 3], mirrored beyond its border
+    to_backdrop: Matrix  # pixels of the world -> of the backdrop
     camera: Camera
     cast: tuple[Actor, ...]  # from back to front
     look: Look
@@ -62,8 +63,7 @@ class Scene:
 
     def _background(self, time: int) -> NDArray[np.float32]:
         height, width = self.backdrop.shape[:2]
-        spare = ((width - self.screen.width) / 2, (height - self.screen.height) / 2)
-        source = translate(spare) @ invert(self.camera.matrix(time, BACKGROUND))
+        source = self.to_backdrop @ invert(self.camera.matrix(time, BACKGROUND))
         # The mirrored plane repeats every two sheets, which keeps OpenCV's short integers short.
         source[:2, 2] %= (2 * width, 2 * height)
         image = cv2.warpAffine(
@@ -90,11 +90,12 @@ def draw_scene(rng: np.random.Generator, config: ClipConfig) -> Scene:
     screen = Window(0, 0, config.width, config.height)
     camera = draw_camera(rng, frame, config.camera)
     backdrop, palettes = paint_background(rng, config)
+    spare = (np.array(backdrop.shape[1::-1]) - (screen.width, screen.height)) / 2
     cast = draw_cast(rng, config, palettes)
     placed = place_cast(rng, cast, screen)
     # Drawn last: switching an effect changes nothing else.
     look = draw_look(rng, frame, config.effects)
-    return Scene(screen, backdrop, camera, placed, look)
+    return Scene(screen, backdrop, translate(spare), camera, placed, look)
 
 
 def place_cast(

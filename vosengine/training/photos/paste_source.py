@@ -1,0 +1,66 @@
+"""Training clips in which cut-outs of photos move over other photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import ConfigError, InputError
+from ...types import Size
+from ..object_ids import renumber
+from ..samples import Sample
+from ..streams import Stream, check_request, check_seed, generator
+from ..synthetic.config import MIN_SIDE
+from .casting import Difficulty, draw_photo_scene, keep_seen
+from .library import PhotoLibrary, open_photos
+
+_TRIES = 8
+_CALM = 0.3  # difficulty of the hardest clips at the start of the training
+
+
+class PasteSource:
+    """Cut-outs of photos on photos: 1 to 4 objects, more motion as the training goes on."""
+
+    def __init__(
+        self, photos: Path | PhotoLibrary, frames: int, size: Size, seed: int,
+        labelled: bool = False,
+    ) -> None:  # fmt: skip
+        """photos  a folder of them, as `PhotoLibrary` finds them
+        frames  of every clip, 1 or more; size  (height, width) of every clip
+        seed  0 or more
+        labelled  whether all that moves by itself is an object
+
+        Raises ConfigError for values out of range, and what PhotoLibrary raises.
+        """
+        check_clip(frames, size)
+        self._frames, self._size, self._seed = frames, size, check_seed(seed)
+        self._labelled = labelled
+        self._library = open_photos(photos, size)
+
+    def sample(self, index: int, progress: float) -> Sample:
+        check_request(index, progress)
+        rng = generator(Stream.PHOTOS, self._seed, index)
+        for _ in range(_TRIES):
+            difficulty = Difficulty(rng.uniform(0, _CALM + (1 - _CALM) * progress))
+            step = int(rng.integers(1, difficulty.steps + 1))
+            times = [step * number for number in range(self._frames)]
+            scene = draw_photo_scene(
+                rng, self._library, self._size, times, difficulty, self._labelled
+            )
+            drawn = [scene.frame(time, rng) for time in times]
+            masks = renumber(keep_seen(np.stack([mask for _, mask in drawn])))
+            if masks[0].any():
+                frames = np.stack([frame for frame, _ in drawn])
+                return Sample(frames, masks, f"pasted clip {index}")
+        raise InputError(
+            f"pasted clip {index}: of {_TRIES} drawings none shows an object; look at the masks"
+        )
+
+
+def check_clip(frames: int, size: Size) -> None:
+    """Raises ConfigError where no clip has this length and size."""
+    if frames < 1:
+        raise ConfigError(f"frames: wanted at least 1, given {frames}")
+    if min(size) < MIN_SIDE:
+        raise ConfigError(f"size: wanted sides of at least {MIN_SIDE}, given {size}")

@@ -54,7 +54,7 @@ class StatefulSource(ProposalSource, Protocol):
         ...
 
 
-def check_proposals(proposals: Proposals, size: Size) -> None:
+def check_proposals(proposals: Proposals | None, size: Size) -> None:
     """Raise InputError unless these are proposals for a frame of that size.
 
     Boxes may reach beyond the frame; nothing is clipped.

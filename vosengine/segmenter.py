@@ -187,6 +187,8 @@ class Segmenter(StaysHere):
             with torch.no_grad():  # the source is the caller's, and so are all other settings
                 given = self.proposals(image, self.frame_count)
         with own_settings():
+            if self.proposals is not None:
+                check_proposals(given, (image.shape[0], image.shape[1]))
             return self._take(image, prompt, given)
 
     def _take(
@@ -302,9 +304,8 @@ class Segmenter(StaysHere):
         config = self.method.config
         wide = torch.promote_types(self.dtype, torch.float32)  # a network narrows it where it wants
         prepared = prepare(image, geometry, config.mean, config.std, wide)[None]
-        if self.proposals is None:
+        if given is None:
             return self._features(prepared)
-        check_proposals(given, geometry.frame)
         fitted = to_network(given, geometry, self.device)
         return self.method.encode(prepared, [clean(fitted, self.method.smallest_proposal)])
 

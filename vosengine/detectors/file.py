@@ -242,7 +242,7 @@ def _is_crowd(place: str, given: dict[str, Any]) -> bool:
 def _read_image(place: str, given: dict[str, Any], number: int) -> tuple[FrameEntry, int]:
     """An entry of `images`, and the index of its frame."""
     image_id, name, index = given.get("id"), given.get("file_name"), given.get("frame_index")
-    if type(image_id) not in (int, str):
+    if not isinstance(image_id, int | str) or isinstance(image_id, bool):
         raise InputError(f"{place}: id: wanted a number or a text, given {image_id!r}")
     if name is not None and not isinstance(name, str):
         raise InputError(f"{place}: file_name: wanted a text, given {name!r}")

@@ -125,8 +125,8 @@ def _usable(given: FrameProposals) -> np.ndarray:
     height, width = given.masks.shape[1:]
     boxes = given.boxes.astype(np.float64)
     inside = _sides(np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], (width, height)))
-    found: np.ndarray = given.masks.any(axis=(1, 2)) & (inside > 0).all(axis=1)
-    return found
+    shown: np.ndarray = np.asarray(given.masks.any(axis=(1, 2)))
+    return shown & (inside > 0).all(axis=1)
 
 
 def best_of(given: FrameProposals, *, overlap: float, limit: int) -> FrameProposals:

@@ -17,13 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = {"kernels."}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "ambient": set(),
     "files": {"errors"},
     "types": set(),
     "config": {"errors", "config."},
     "memory": {"types", "errors", "config"} | KERNELS,
     "frames": {"types", "errors", "config"} | KERNELS,
     "objects": {"types", "errors"} | KERNELS,
-    "finishing": {"types", "errors", "frames", "objects"} | KERNELS,
+    "finishing": {"ambient", "types", "errors", "frames", "objects"} | KERNELS,
     "proposals": {"types", "errors"},
     "support_plan": set(),
     "placements": set(),
@@ -31,11 +32,13 @@ ALLOWED: dict[str, set[str]] = {
     "device": {"errors"},
     "foreign": {"errors"},
     "detectors": {
-        *("config", "device", "errors", "files", "foreign", "frames", "proposals", "registry"),
-        "types",
-        *("weights", "models.target_aware", "detectors.", "runtime."),
+        "files",
+        *("ambient", "config", "device", "errors", "foreign", "frames", "proposals", "registry"),
+        *("types", "weights", "models.target_aware", "detectors.", "runtime."),
     },
-    "runtime": {"errors", "models.backbone", "models.convolve", "runtime."},
+    "runtime": {
+        *("errors", "models.backbone", "models.convolve", "models.efficientnet", "runtime."),
+    },
     "timing": set(),
     "video": {"errors", "files", "video."},
     "models": {
@@ -56,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "saved": {"types", "errors", "files"},
     "training": {
         *("config.", "errors", "files", "foreign", "memory", "models.", "proposals"),
-        *("registry", "types", "weights", "training."),
+        *("registry", "runtime.allocation", "types", "weights", "training."),
     }
     | KERNELS,
     "evaluation": {"errors", "files", "video.", "evaluation."},
@@ -68,7 +71,8 @@ RUNNER = {
 }
 BLOCKS = {
     *("method", "backbone", "blocks", "convolve", "support", "refinement"),
-    *("dnet", "reid", "appearance", "augment", "refiner"),
+    *("dnet", "reid", "appearance", "augment", "refiner", "encoder", "efficientnet"),
+    "mask_encoder",
 }
 
 

@@ -170,3 +170,21 @@ def test_renumbering_keeps_the_order_and_no_more_than_asked() -> None:
     chosen = {renumber(masks, 2, np.random.default_rng(seed)).tobytes() for seed in range(40)}
     assert len(chosen) == 6
     assert all(max(data) == 2 and set(data) == {0, 1, 2} for data in chosen)
+
+
+def test_a_framed_clip_is_not_cropped() -> None:
+    """It may be flipped, played backwards and recoloured; at another size it is cropped."""
+    masks = np.zeros((3, 32, 48), np.uint8)
+    for time in range(3):
+        masks[time, 4:12, 3 + 5 * time : 20] = 1
+    clip = Sample(np.repeat(masks[..., None] * 99, 3, 3), masks, "framed", framed=True)
+    wanted = (masks, masks[::-1], masks[:, :, ::-1], masks[::-1, :, ::-1])
+    seen = set()
+    for seed in range(40):
+        changed = augment(clip, (32, 48), np.random.default_rng(seed))
+        inside = changed.masks == 1
+        assert changed.framed
+        assert changed.frames[inside].mean() > changed.frames[~inside].mean()
+        seen.add(changed.masks.tobytes())
+    assert seen == {np.ascontiguousarray(one).tobytes() for one in wanted}
+    assert augment(clip, (16, 24), np.random.default_rng(0)).masks.shape == (3, 16, 24)

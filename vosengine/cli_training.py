@@ -32,12 +32,17 @@ if TYPE_CHECKING:
 def train(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, log and weights.")],
-    config: Annotated[str, typer.Option(help="small or paper.")] = "small",
+    config: Annotated[
+        str,
+        typer.Option(
+            help="lite, over a pretrained backbone (wants --init); small, from scratch; or paper."
+        ),
+    ] = "small",
     data: Annotated[
         str,
         typer.Option(
-            help="synthetic, cache:FOLDER, davis:FOLDER or youtube:FOLDER; or several, with "
-            "weights: davis:FOLDER=5,synthetic=1."
+            help="synthetic, cache:FOLDER, paste:FOLDER, stills:FOLDER, davis:FOLDER or "
+            "youtube:FOLDER; or several, with weights: davis:FOLDER=5,synthetic=1."
         ),
     ] = "synthetic",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
@@ -51,7 +56,7 @@ def train(
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, clips and draws.")] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Weights to start from: any model's, or a ResNet's.")
+        Path | None, typer.Option(help="Weights to start from: any model's, or a backbone's.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
     minutes: Annotated[

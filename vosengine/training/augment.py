@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +31,18 @@ def augment(sample: Sample, size: Size, rng: np.random.Generator) -> Sample:
 
     Masks follow the frames; objects of which no pixel is left are gone and the ids are without
     gaps. Some pixels of an object stay in the first frame, if it shows any that are not too few
-    for the size.
+    for the size. Of a clip that is `framed` no crop is taken, if it has that size.
     """
     frames, masks = sample.frames, sample.masks
     if rng.random() < BACKWARDS and masks[-1].any():
         frames, masks = frames[::-1], masks[::-1]
-    frames, masks = _crop(frames, masks, size, rng)
-    return Sample(_recolour(frames, rng), renumber(masks), sample.origin)
+    if not sample.framed or masks.shape[1:] != size:
+        frames, masks = _crop(frames, masks, size, rng)
+    elif rng.random() < FLIP:
+        frames, masks = frames[:, :, ::-1], masks[:, :, ::-1]
+    changed = _recolour(np.ascontiguousarray(frames), rng)
+    masks = renumber(np.ascontiguousarray(masks))
+    return replace(sample, frames=changed, masks=masks)
 
 
 def _crop(

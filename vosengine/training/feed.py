@@ -80,7 +80,7 @@ def _window(sample: Sample, frames: int, rng: np.random.Generator) -> Sample:
             chosen = np.sort(rng.choice(length, frames, replace=False))
         if sample.masks[chosen[0]].any():
             break
-    return Sample(sample.frames[chosen], sample.masks[chosen], sample.origin)
+    return replace(sample, frames=sample.frames[chosen], masks=sample.masks[chosen])
 
 
 def loader(feed: Feed, first_step: int = 0, workers: int = 0) -> DataLoader[Sample]:

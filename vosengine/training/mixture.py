@@ -50,13 +50,16 @@ class Mixture:
 @dataclass(frozen=True)
 class DataOptions:
     """What every source is asked for: (height, width) and frames of clips; objects at most; and
-    whether all that looks like an object in synthetic clips must be one."""
+    whether all that looks like an object in drawn clips must be one. `view` and `length`: the size
+    and frames of clips of which no crop or window is taken; None: the same."""
 
     size: Size
     frames: int
     seed: int
     most_objects: int = 6
     labelled: bool = False
+    view: Size | None = None
+    length: int | None = None
 
 
 def parse_data(text: str, options: DataOptions) -> Source:
@@ -67,7 +70,7 @@ def parse_data(text: str, options: DataOptions) -> Source:
     """
     parts = [_weighted(part) for part in text.split(",")]
     # Sources of one folder share what is read.
-    photos = cache(lambda folder: open_photos(Path(folder), options.size))
+    photos = cache(lambda folder: open_photos(Path(folder), options.view or options.size))
     sources = [(_open(name, options, photos), weight) for name, weight in parts]
     return sources[0][0] if len(sources) == 1 else Mixture(sources, options.seed)
 
@@ -94,7 +97,8 @@ def _open(name: str, options: DataOptions, photos: Callable[[str], PhotoLibrary]
     if folder and kind in ("paste", "stills"):
         source = PasteSource if kind == "paste" else StillsSource
         library = photos(folder)
-        return source(library, options.frames, options.size, options.seed, options.labelled)
+        size, frames = options.view or options.size, options.length or options.frames
+        return source(library, frames, size, options.seed, options.labelled)
     if folder and kind in LAYOUTS:
         return FolderSource(Path(folder), kind, options.frames, options.seed, options.most_objects)
     raise ConfigError(f"data: {name!r} is no source; wanted {WANTED}")

@@ -20,6 +20,7 @@ class Sample:
     frames: NDArray[np.uint8]  # [T, H, W, 3] RGB
     masks: NDArray[np.uint8]  # [T, H, W] object ids 1..N without gaps, 0 is background
     origin: str  # for messages: "synthetic clip 17", "bear, frames 3 7 12"
+    framed: bool = False  # seen by a camera of its own: no crop is taken of it
 
 
 class Source(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 
 import cv2
@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...types import Size
+from ..object_ids import count_ids
 from ..synthetic.actors import Actor
 from ..synthetic.camera import BACKGROUND, FOREGROUND, OBJECTS, Camera, draw_camera
 from ..synthetic.config import Effects
-from ..synthetic.effects import draw_look
+from ..synthetic.effects import Look, draw_look
 from ..synthetic.geometry import Matrix, Window, corners, invert, scale, transform, translate
 from ..synthetic.motion import draw_bending, draw_trajectory, draw_wander
 from ..synthetic.scene import Scene
 from .cutouts import ENLARGED, Figure, cut_out, draw_outline
 from .library import PhotoLibrary, Pixels
 
-SIZE = (0.02, 0.3)  # area of an object over that of the frame, about even on a log scale
+SIZE = (0.02, 0.35)  # area of an object over that of the frame, about even on a log scale
 KINDS = {"objects": 0.5, "regions": 0.2, "outlines": 0.3}  # where objects come from
 COUNTS = (0.4, 0.35, 0.25)  # chances of 1, 2 and 3 objects
 LOOK_ALIKES = 0.25  # chance that an object comes twice
@@ -120,9 +121,20 @@ def draw_photo_scene(
         enter(_draw_figure(rng, library, place), 0, FOREGROUND)
     order = rng.permutation(len(cast))
     cast = sorted((cast[i] for i in order), key=lambda actor: actor.nearness)
-    look = draw_look(rng, frame, difficulty.effects)
+    look = _draw_look(rng, frame, difficulty.effects)
     screen = Window(0, 0, frame[1], frame[0])
     return Scene(screen, sheet, to_backdrop, camera, tuple(cast), look)
+
+
+def _draw_look(rng: np.random.Generator, frame: Size, limits: Effects) -> Look:
+    """Light, lens, sensor and codec; what would hardly show is left out, which is faster."""
+    look = draw_look(rng, frame, limits)
+    return replace(
+        look,
+        noise=look.noise if look.noise > 0.7 else 0.0,
+        light=look.light if rng.random() < 0.5 else None,
+        quality=look.quality if rng.random() < 0.7 else None,
+    )
 
 
 def _within(photo: Pixels, camera: Camera, frame: Size, times: Sequence[int]) -> tuple[Camera, Box]:
@@ -180,7 +192,9 @@ def _draw_figure(rng: np.random.Generator, library: PhotoLibrary, place: Place) 
 def _raw_figure(
     rng: np.random.Generator, library: PhotoLibrary, place: Place, area: float
 ) -> Figure:
-    kinds = {"objects": library.objects, "regions": library.regions, "outlines": library.photos}
+    kinds: dict[str, Sized] = {
+        "objects": library.objects, "regions": library.regions, "outlines": library.photos,
+    }  # fmt: skip
     names = [name for name in KINDS if len(kinds[name])]
     chances = np.array([KINDS[name] for name in names])
     name = names[int(rng.choice(len(names), p=chances / chances.sum()))]
@@ -225,6 +239,8 @@ def _actor(
 def keep_seen(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The masks without objects of which no frame shows more than a few pixels."""
     least = max(20, masks[0].size // 1000)
-    counts = np.stack([np.bincount(mask.ravel(), minlength=256) for mask in masks])
-    table = np.where(counts.max(axis=0) >= least, np.arange(256), 0).astype(np.uint8)
-    return table[masks]
+    counts = np.stack([count_ids(mask) for mask in masks])
+    seen = counts.max(axis=0) >= least
+    if seen[counts.any(axis=0)].all():
+        return masks
+    return np.where(seen, np.arange(256), 0).astype(np.uint8)[masks]

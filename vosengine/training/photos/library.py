@@ -208,7 +208,9 @@ def _read_image(path: Path, side: int) -> Pixels:
             short = min(image.size)
             if short > side:  # JPEG is decoded at a half, a quarter or an eighth
                 image.draft("RGB", tuple(-(-s * side // short) for s in image.size))
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            pixels = np.asarray(image.convert("RGB"), np.uint8)
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(path, error) from error
     size = _reduced(pixels, side)

@@ -52,7 +52,7 @@ class PasteSource:
             masks = renumber(keep_seen(np.stack([mask for _, mask in drawn])))
             if masks[0].any():
                 frames = np.stack([frame for frame, _ in drawn])
-                return Sample(frames, masks, f"pasted clip {index}")
+                return Sample(frames, masks, f"pasted clip {index}", True)
         raise InputError(
             f"pasted clip {index}: of {_TRIES} drawings none shows an object; look at the masks"
         )

@@ -72,7 +72,9 @@ class StillsSource:
                 frames[time] = _lit(rng, frames[time], amount)
             masks = renumber(keep_seen(masks))
             if masks[0].any():
-                return Sample(frames, masks, f"{self._library.photos[number].image.name} warped")
+                return Sample(
+                    frames, masks, f"{self._library.photos[number].image.name} warped", True
+                )
         raise InputError(
             f"warped photo {index}: of {_TRIES} drawings none shows an object; look at the masks"
         )

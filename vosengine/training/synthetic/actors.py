@@ -95,10 +95,16 @@ class Actor:
         colour = np.zeros((window.height, window.width, 3), np.float32)
         alpha = np.zeros((window.height, window.width), np.float32)
         to_actor = invert(to_screen)
-        for _, i in drawn:
+        for order, (_, i) in enumerate(drawn):
             place = windows[i].slices(window)
             x, y = _lookup(to_actor, grid, self.parts[i].to_sprite, poses[i], windows[i])
             part_colour, part_alpha = _sample(self.parts[i], x, y, time)
+            if order == 0:  # nothing is behind it yet
+                if windows[i] == window:
+                    colour, alpha = part_colour, part_alpha
+                else:
+                    colour[place], alpha[place] = part_colour, part_alpha
+                continue
             through = 1 - part_alpha
             colour[place] = colour[place] * three(through) + part_colour
             alpha[place] = alpha[place] * through + part_alpha

@@ -36,7 +36,10 @@ class Look:
         if self.shadow == 0:
             return
         radius = self.shadow_radius
-        shade = np.pad(layer.alpha, 2 * radius)
+        rim = (2 * radius,) * 4
+        shade = np.asarray(
+            cv2.copyMakeBorder(layer.alpha, *rim, cv2.BORDER_CONSTANT, value=0), np.float32
+        )
         for _ in range(2):  # two box blurs: a triangle, soft enough
             shade = smear_evenly(shade, radius)
         whole = layer.window.grow(2 * radius).shift(*self.shadow_offset)
@@ -73,7 +76,8 @@ class Look:
         if self.noise > 0:
             # Grey noise: cameras smooth the colour noise away, and it costs a third.
             image = image + three(self.noise * rng.standard_normal(image.shape[:2], np.float32))
-        frame = np.asarray(cv2.convertScaleAbs(np.clip(image, 0, 255)), np.uint8)
+        # Converting takes the absolute value, and saturates.
+        frame = np.asarray(cv2.convertScaleAbs(np.maximum(image, 0)), np.uint8)
         if self.quality is not None:
             _, code = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
             frame = np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), np.uint8)

@@ -38,11 +38,11 @@ class Scene:
         """The frame [H, W, 3] RGB and its mask [H, W] of ids; `rng` serves sensor noise only."""
         image = self._background(time)
         mask = np.zeros(image.shape[:2], np.uint8)
+        views = {actor.nearness: self._view(time, actor.nearness) for actor in self.cast}
         for actor in self.cast:
-            view = self.camera.matrix(time, actor.nearness)
+            view, around = views[actor.nearness]
             kernel = None
             if self.look.shutter > 0:
-                around = self._around(time, actor.nearness)
                 kernel = self.look.streak(actor.velocity(around, time))
             margin = 0 if kernel is None else kernel.shape[0] // 2
             layer = actor.render(view, time, self.screen, margin)
@@ -63,25 +63,25 @@ class Scene:
 
     def _background(self, time: int) -> NDArray[np.float32]:
         height, width = self.backdrop.shape[:2]
-        source = self.to_backdrop @ invert(self.camera.matrix(time, BACKGROUND))
+        view, (before, after) = self._view(time, BACKGROUND)
+        source = self.to_backdrop @ invert(view)
         # The mirrored plane repeats every two sheets, which keeps OpenCV's short integers short.
         source[:2, 2] %= (2 * width, 2 * height)
         image = cv2.warpAffine(
             self.backdrop, source[:2], (self.screen.width, self.screen.height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT,
         )  # fmt: skip
-        before, after = self._around(time, BACKGROUND)
         middle = np.append(self.camera.centre, 1)
         kernel = self.look.streak(((after - before) @ middle)[:2])
         floating = np.asarray(image, np.float32)
         return floating if kernel is None else smear(floating, kernel)
 
-    def _around(self, time: int, nearness: float) -> tuple[Matrix, Matrix]:
-        """The camera half a frame before and after."""
-        return (
-            self.camera.matrix(time - 0.5, nearness),
-            self.camera.matrix(time + 0.5, nearness),
+    def _view(self, time: int, nearness: float) -> tuple[Matrix, tuple[Matrix, Matrix]]:
+        """The camera, and the same half a frame before and after."""
+        before, now, after = (
+            self.camera.matrix(time + step, nearness) for step in (-0.5, 0.0, 0.5)
         )
+        return now, (before, after)
 
 
 def draw_scene(rng: np.random.Generator, config: ClipConfig) -> Scene:

@@ -113,6 +113,11 @@ class PhotoLibrary:
         """For worker processes: all but what is in memory."""
         return {**self.__dict__, "_cache": OrderedDict(), "_bytes": 0}
 
+    @property
+    def bytes_kept(self) -> int:
+        """Of decoded photos in memory."""
+        return self._bytes
+
     def draw(self, rng: np.random.Generator) -> int:
         """The number of some photo."""
         return _drawn(rng, self._chances)

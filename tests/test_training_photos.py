@@ -267,6 +267,8 @@ def broken(folder: Path, kind: str) -> None:
         photo.write_bytes(b"nothing")
     elif kind == "truncated":
         photo.write_bytes(photo.read_bytes()[:-200])
+    elif kind == "tiny":
+        write_photo(photo, 1, (31, 90))
     elif kind == "mask of another size":
         write_mask(mask, disc(40, 30, 18)[:-1])
     elif kind == "mask without photo":
@@ -288,6 +290,7 @@ def broken(folder: Path, kind: str) -> None:
     [
         ("no picture", r"b\.jpg: cannot be read .*; repair or remove it"),
         ("truncated", r"b\.jpg: cannot be read .*; repair or remove it"),
+        ("tiny", r"b\.jpg: is 31x90, wanted sides of at least 32; remove it"),
         ("mask of another size", r"b\.png: is 59x96, wanted 60x96 as .*b\.jpg"),
         ("mask without photo", r"b\.png: there is no photo b in .*images; remove the mask"),
         ("regions without photo", r"c\.png: there is no photo c in .*images; remove the mask"),

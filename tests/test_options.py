@@ -18,6 +18,7 @@ from quick_streams import QUICK
 from typer.testing import CliRunner
 
 from vosengine.cli import app
+from vosengine.commands import train as train_command
 from vosengine.config import SMALL
 from vosengine.detectors.file import write_proposals
 from vosengine.errors import VosError
@@ -159,7 +160,8 @@ def test_what_never_goes_together_is_refused_by_name(given: Path, tmp_path: Path
         *(("memory", v, "mask", None) for v in RUN["memory"][1:]),  # such models follow masks
     }  # fmt: skip
     plain: Row = dict.fromkeys(RUN)
-    for (_, model), (name, value) in NEVER:
+    one_each = {(model, name): value for (_, model), (name, value) in sorted(NEVER, key=str)}
+    for (model, name), value in one_each.items():
         if model not in list_models() or (model, value) == ("dmn_aoa", None):
             continue
         shown = "first.png" if model in FOLLOWERS else None
@@ -239,6 +241,7 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     for model, changes in TRAINED.items():
         config = tiny_config(model, **{**QUICK.get(model, {}), **changes})
         monkeypatch.setitem(SMALL, model, config)
+    monkeypatch.setattr(train_command, "HELD_OUT", (1, 3))
 
 
 @pytest.mark.parametrize("row", TRAINS, ids=said)
@@ -336,6 +339,12 @@ def test_demo_draws_what_it_is_asked_for(given: Path, tmp_path: Path) -> None:
         assert "mean J of the foreground" in ran.output
     clips = [(tmp_path / seed / "input" / "clip.mp4").read_bytes() for seed in "12"]
     assert clips[0] != clips[1]
+
+
+def test_info_counts_what_it_is_asked_for() -> None:
+    ran = call("info", "imcnet", "--size", "64x96", "--objects", 2, "--max-objects", 4)
+    assert ran.exit_code == 0
+    assert "imcnet: 64x96, 2 objects" in ran.output
 
 
 def test_every_option_is_tried_somewhere() -> None:

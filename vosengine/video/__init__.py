@@ -1,22 +1,26 @@
 """Reading frames from anywhere, and writing label images, overlays and videos."""
 
 from .frame_source import FrameSource, SourceFrame
+from .masks import AS_FOUND, Mask, MaskRule, MaskSequence, mask_files, read_labels, read_mask
 from .palette import DAVIS_PALETTE
 from .sources import open_source
 from .writers import (
     VideoWriter,
     overlay,
     prepare_output_folder,
-    read_labels,
-    read_mask,
     write_labels,
 )
 
 __all__ = [
+    "AS_FOUND",
     "DAVIS_PALETTE",
     "FrameSource",
+    "Mask",
+    "MaskRule",
+    "MaskSequence",
     "SourceFrame",
     "VideoWriter",
+    "mask_files",
     "open_source",
     "overlay",
     "prepare_output_folder",

@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = {"kernels."}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "ambient": set(),
     "types": set(),
     "config": {"errors", "config."},
     "memory": {"types", "errors", "config"} | KERNELS,
     "frames": {"types", "errors", "config"} | KERNELS,
     "objects": {"types", "errors"} | KERNELS,
-    "finishing": {"types", "errors", "frames", "objects"} | KERNELS,
+    "finishing": {"ambient", "types", "errors", "frames", "objects"} | KERNELS,
     "proposals": {"types", "errors"},
     "support_plan": set(),
     "placements": set(),
@@ -31,10 +32,12 @@ ALLOWED: dict[str, set[str]] = {
     "device": {"errors"},
     "foreign": {"errors"},
     "detectors": {
-        *("config", "device", "errors", "foreign", "frames", "naming", "proposals", "registry"),
-        *("types", "weights", "models.target_aware", "detectors.", "runtime."),
+        *("ambient", "config", "device", "errors", "foreign", "frames", "naming", "proposals"),
+        *("registry", "types", "weights", "models.target_aware", "detectors.", "runtime."),
     },
-    "runtime": {"errors", "models.backbone", "models.convolve", "runtime."},
+    "runtime": {
+        *("errors", "models.backbone", "models.convolve", "models.efficientnet", "runtime."),
+    },
     "timing": set(),
     "video": {"errors", "video."},
     "models": {
@@ -55,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "saved": {"types", "errors"},
     "training": {
         *("config.", "errors", "foreign", "memory", "models.", "proposals"),
-        *("registry", "types", "weights", "training."),
+        *("registry", "runtime.allocation", "types", "weights", "training."),
     }
     | KERNELS,
     "evaluation": {"errors", "video.", "evaluation."},
@@ -64,7 +67,8 @@ ALLOWED: dict[str, set[str]] = {
 RUNNER = {"config", "errors", "objects", "onnx.", "placements", "rules", "support_plan", "types"}
 BLOCKS = {
     *("method", "backbone", "blocks", "convolve", "support", "refinement"),
-    *("dnet", "reid", "appearance", "augment", "refiner"),
+    *("dnet", "reid", "appearance", "augment", "refiner", "encoder", "efficientnet"),
+    "mask_encoder",
 }
 
 

@@ -98,6 +98,10 @@ def run(
         str | None,
         typer.Option(help="Whose objects: dnet[:WEIGHTS], file:FILE.json or torchvision:FILE.pth."),
     ] = None,
+    boxes_as_masks: Annotated[
+        bool,
+        typer.Option("--boxes-as-masks", help="Of a file: without a segmentation, the whole box."),
+    ] = False,
     weights: Weights = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -134,6 +138,7 @@ def run(
         mask_void=mask_void,
         threshold=threshold,
         proposals=proposals,
+        boxes_as_masks=boxes_as_masks,
         weights=weights,
         device=device,
         precision=precision,
@@ -194,9 +199,11 @@ def _run(options: RunOptions) -> None:
     if summary["mask"] is not None and summary["mask"]["with_void"]:
         console.print("mask: 255 is void, where no object is; --no-mask-void takes it for an id")
     if summary["proposals"] is not None:
-        source, caption = summary["proposals"]["source"], summary["proposals"]["weights"]
+        notes = dict(summary["proposals"])
+        source, caption = notes.pop("source"), notes.pop("weights")
+        said = [f"{count} {name.replace('_', ' ')}" for name, count in notes.items()]
         console.print(
-            f"proposals: {source}" + (f", {caption}" if caption else ""),
+            ", ".join([f"proposals: {source}", *([caption] if caption else []), *said]),
             style="yellow" if caption and "RANDOM" in caption else None,
             highlight=False,
             soft_wrap=True,

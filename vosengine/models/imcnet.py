@@ -14,8 +14,9 @@ from ..errors import InputError
 from ..kernels import deform_conv, read_memory
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
-from .backbone import ResNet, initialise
-from .blocks import ResBlock, conv3, to_positions
+from .backbone import initialise
+from .blocks import ResBlock, conv3, to_positions, wide
+from .encoder import make_encoder
 from .method import Method, State
 
 PROBABILITY_LIMIT = 1e-7
@@ -84,12 +85,13 @@ class Level(nn.Module):
     def forward(
         self, skip: torch.Tensor, above: torch.Tensor, attention: torch.Tensor
     ) -> torch.Tensor:
-        gated = self.block(self.conv(skip * upsample(attention)))
+        gated = self.block(self.conv(skip * upsample(attention).to(skip.dtype)))
         return self.merge(upsample(above) + gated)
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
-        """The attention in 0..1 that this level hands to the next finer one."""
-        return torch.sigmoid(self.predict(x))
+        """The attention in 0..1 that this level hands to the next finer one; float32 at least, for
+        in bfloat16 it is 1 from .998 on, where a loss would have no gradient."""
+        return torch.sigmoid(wide(self.predict(x)))
 
 
 class Propagation(nn.Module):
@@ -121,7 +123,7 @@ class Propagation(nn.Module):
 def activation_map(weighted: torch.Tensor) -> torch.Tensor:
     """[T, C, h, w] -> [T, 1, h, w]: the mean channel without its negative part, each frame's
     minimum moved to 0 and maximum to 1."""
-    mean = functional.relu(weighted.mean(dim=1, keepdim=True))
+    mean = functional.relu(wide(weighted).mean(dim=1, keepdim=True))
     low, high = mean.amin(dim=(2, 3), keepdim=True), mean.amax(dim=(2, 3), keepdim=True)
     return (mean - low) / (high - low + 1e-6)
 
@@ -216,7 +218,9 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         self.sees = config.sees
         self.size = config.size
         frames, channels = len(config.sees), config.channels
-        self.backbone = ResNet(config.backbone, config.width, layer4="strided", norm=config.norm)
+        self.backbone = make_encoder(
+            config.backbone, config.width, layer4="strided", norm=config.norm
+        )
         self.key = conv3(self.backbone.channels[3], channels)
         self.affinity = Affinity(frames, channels)
         self.propagation = Propagation(self.backbone.channels, channels)

@@ -16,8 +16,9 @@ from ..proposals import Proposals, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores, Size
 from .appearance import Tracks
 from .augment import augment
-from .backbone import ResNet, initialise
+from .backbone import initialise
 from .dnet import DNet, DNetFeatures, Padding
+from .encoder import make_encoder
 from .method import Method, State
 from .refiner import make_refiner
 from .reid import ReID
@@ -130,9 +131,10 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self.config: TargetAwareConfig = config
         self.size = config.size
         self.max_objects = config.max_tracks
+        self.smallest_proposal = config.smallest_proposal
         self.dnet = DNet(config)
         self.reid = ReID(config)
-        self.backbone = ResNet(
+        self.backbone = make_encoder(
             config.tracker_backbone, config.tracker_width, layer4="strided", norm=config.norm
         )
         self.refiner = make_refiner(config, self.backbone.channels)
@@ -176,7 +178,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         for track, proposal in enumerate(matched):
             if proposal is not None:
                 logits[track] = _sure(proposals.masks[proposal])
-        born = unseen[: max(0, state.capacity - state.object_count)]
+        born = self._apart(proposals.masks, unseen, state.capacity - state.object_count)
         rows = torch.cat((logits, _sure(proposals.masks[born])))
         verified = tuple(proposal is not None for proposal in matched)
         return Scores(rows, stride=1, evidence=Evidence(verified, maps, saliency))
@@ -231,6 +233,19 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
                 matched[track] = proposal
         is_new = ~candidate.any(dim=0) & (overlap.amax(dim=0) < config.birth_overlap)
         return matched, is_new.nonzero().flatten().tolist()
+
+    def _apart(self, masks: torch.Tensor, unseen: list[int], room: int) -> list[int]:
+        """Of the new proposals those that begin tracks: the best, none of which overlaps one before
+        it by birth_overlap, as none may that comes a frame later [O]. D-Net's never do; those of
+        other detectors do where they see an object twice."""
+        born: list[int] = []
+        for proposal in unseen:
+            if len(born) >= room:
+                break
+            shared = overlaps(masks[[proposal]], masks[born])
+            if not born or bool(shared.amax() < self.config.birth_overlap):
+                born.append(proposal)
+        return born
 
     def _compare(
         self,

@@ -272,8 +272,8 @@ def _check_hard(path: Path, shade: Labels, format_: str | None) -> None:
         return
     jpeg = "; JPEG does not keep ids" if format_ == "JPEG" else ""
     raise InputError(
-        f"{path}: holds {present} values between 0 and 255, most of them without an "
-        f"area: it looks like a mask with soft or JPEG edges, which are no object ids{jpeg}. Of one "
-        "object, give a threshold (--threshold 128); of several, write the ids without smoothing "
+        f"{path}: holds {present} values between 0 and 255, most of them without an area: it "
+        f"looks like a mask with soft or JPEG edges, which are no object ids{jpeg}. Of one object, "
+        "give a threshold (--threshold 128); of several, write the ids without smoothing "
         "(resized by nearest neighbour, stored as PNG)"
     )

@@ -1,4 +1,4 @@
-"""Training on top of a pretrained backbone: batches of clips at once, and what is kept of weights."""
+"""Training on a pretrained backbone: batches of clips at once, and what is kept of weights."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import InputError, OutputError
+from ..errors import InputError
+from ..files import write_whole
 from ..frames import Array
 from ..naming import listed, match_frames
 from ..proposals import Proposals, boxes_of, check_proposals
@@ -211,13 +212,7 @@ def write_proposals(path: str | Path, frames: Iterable[Proposals]) -> None:
             }
             for mask, (left, top, right, bottom), score in rows
         ]
-    partial = path.with_name(path.name + ".part")
-    try:
-        text = json.dumps({"images": images, "annotations": annotations})
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: the proposals cannot be written there ({error})") from error
+    write_whole(path, json.dumps({"images": images, "annotations": annotations}) + "\n")
 
 
 def _size_of(proposals: Proposals) -> Size:

@@ -4,8 +4,9 @@ from .frame_source import FrameSource, SourceFrame
 from .masks import AS_FOUND, Mask, MaskRule, MaskSequence, mask_files, read_labels, read_mask
 from .palette import DAVIS_PALETTE
 from .sources import open_source
+from .video_writer import VideoWriter
 from .writers import (
-    VideoWriter,
+    encode_labels,
     overlay,
     prepare_output_folder,
     write_labels,
@@ -20,6 +21,7 @@ __all__ = [
     "MaskSequence",
     "SourceFrame",
     "VideoWriter",
+    "encode_labels",
     "mask_files",
     "open_source",
     "overlay",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ConfigError, InputError
-from .images import is_image, natural_key
+from .images import is_image
+from .names import in_order
 
 StrPath = str | os.PathLike[str]
 Labels = NDArray[np.uint8]  # [H, W] object ids, 0 is background
@@ -134,7 +136,7 @@ def read_labels(path: StrPath) -> Labels:
 
 def mask_files(folder: Path) -> list[Path]:
     """The masks in a folder, in natural order: its PNGs, or where it has none its other images."""
-    found = sorted(filter(is_image, folder.iterdir()), key=lambda path: natural_key(path.name))
+    found = in_order(filter(is_image, folder.iterdir()))
     return [path for path in found if path.suffix.lower() == ".png"] or found
 
 
@@ -155,7 +157,7 @@ def _read_values(path: Path, threshold: int | None) -> Labels:
 
 def _read_ids(path: Path) -> tuple[Labels, str | None, NDArray[np.uint8] | None]:
     """The values, the file's format, and the palette [N, 3] of an indexed image."""
-    with _Opened(path) as image:
+    with _opened(path) as image:
         if image.mode not in _GREY_MODES:
             raise InputError(
                 f"{path}: is a {image.mode} image, wanted an indexed (palette) or grey one whose "
@@ -177,7 +179,7 @@ def _read_ids(path: Path) -> tuple[Labels, str | None, NDArray[np.uint8] | None]
 
 def _read_shade(path: Path) -> Labels:
     """How bright every pixel is, 0..255, of a grey, black and white, or opaque picture."""
-    with _Opened(path) as image:
+    with _opened(path) as image:
         if image.mode in _OPAQUE:
             alpha = np.asarray(image.convert("RGBA"))[..., 3]
             if alpha.min() < 255:
@@ -199,30 +201,23 @@ def _read_shade(path: Path) -> Labels:
     return _shades(pixels)
 
 
-class _Opened:
-    """A file opened by Pillow, with one image in it and errors that name it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A file that Pillow has read, with one image in it."""
+    with ExitStack() as stack:
         try:
-            self._image = Image.open(self.path)
-            count = getattr(self._image, "n_frames", 1)
-            self._image.load()
+            image = stack.enter_context(Image.open(path))
+            count = getattr(image, "n_frames", 1)
+            image.load()
         except FileNotFoundError as error:
-            raise InputError(f"{self.path}: no such file; wanted a label image") from error
+            raise InputError(f"{path}: no such file; wanted a label image") from error
         except _BAD_IMAGE as error:
             raise InputError(
-                f"{self.path}: not a readable image ({error}); wanted a whole PNG"
+                f"{path}: not a readable image ({error}); wanted a whole PNG"
             ) from error
         if count > 1:
-            self._image.close()
-            raise InputError(f"{self.path}: holds {count} images, wanted one mask a file")
-        return self._image
-
-    def __exit__(self, *_: object) -> None:
-        self._image.close()
+            raise InputError(f"{path}: holds {count} images, wanted one mask a file")
+        yield image
 
 
 def _palette(given: list[int]) -> NDArray[np.uint8]:

@@ -111,8 +111,7 @@ class Target:
 def _frames(path: Path) -> bool:
     with open_source(str(path)) as source:
         images = [frame.image for frame in source]
-    whole = all(x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] == 3 for x in images)
-    return bool(images) and whole and len({x.shape for x in images}) == 1
+    return bool(images) and all(x.dtype == np.uint8 and x.shape[2:] == (3,) for x in images)
 
 
 def _mask(path: Path) -> bool:

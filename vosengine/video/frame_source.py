@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -28,6 +29,7 @@ class FrameSource(ABC):
     fps: frames per second, DEFAULT_FPS where the source does not say.
     names: of all frames, where they are known before reading; None where frames are only numbered.
     live: frames arrive at their own pace (camera or stream), and do not wait for the reader.
+    reads: files and folders on disk that the frames come from; none of a camera or an address.
     description: what is being read, for messages; holds no password.
     close() may be called from another thread than the reading one, and twice.
     """
@@ -36,6 +38,7 @@ class FrameSource(ABC):
     fps: float = DEFAULT_FPS
     names: Sequence[str] | None = None
     live: bool = False
+    reads: Sequence[Path] = ()
     description: str = ""
     _closed: bool = False
 

@@ -116,7 +116,14 @@ class Outputs:
                 "run without --resume"
             )
 
-    def begin(self, options: RunOptions, note: str | None, fps: float, answered: int) -> None:
+    def begin(
+        self,
+        options: RunOptions,
+        note: str | None,
+        fps: float,
+        answered: int,
+        mask: dict[str, Any] | None,
+    ) -> None:
         """Start to write, in place of an earlier run; resumed, its masks stay. Once is enough.
 
         Raises  OutputError.
@@ -130,7 +137,7 @@ class Outputs:
         if self.earlier.interrupted:
             ours |= {STATE, OVERLAY} & self._there
         frames = dict(list(self.earlier.frames.items())[:answered])
-        self._journal = Journal(self.folder, self.earlier, frames)
+        self._journal = Journal(self.folder, mask, self.earlier, frames)
         self.begun = True
         self._clear(unfinished)
         if options.resume:

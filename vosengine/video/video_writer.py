@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 
 from ..errors import InputError, OutputError
 from ..files import cannot_write, whole
+from .frame_source import DEFAULT_TICK
 from .writers import StrPath, check_frame
 
 # Fragments of half a second, each with its own index, go to the disk as they are done: what a
@@ -40,6 +41,7 @@ class VideoWriter:
     path: ends in .mp4; fps: above 0; size: (height, width), else that of the first frame.
     An odd height or width grows by one pixel, the last row or column repeated, for 4:2:0 wants
     even sizes and cropping would lose data. A writer closed without a frame leaves no file.
+    tick: what the times of frames are rounded to, in seconds; without times fps says it all.
 
     Until close() the video is NAME.part.mp4, which can be played as far as it goes; an earlier file
     of that name is replaced. Where the disk is full it takes the final name as it is.
@@ -47,7 +49,14 @@ class VideoWriter:
     Raises OutputError when the file cannot be created or written, InputError on a bad fps.
     """
 
-    def __init__(self, path: StrPath, fps: float, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: StrPath,
+        fps: float,
+        size: tuple[int, int] | None = None,
+        *,
+        tick: Fraction = DEFAULT_TICK,
+    ) -> None:
         self.path = Path(path)
         if not (fps > 0 and math.isfinite(fps)):
             raise InputError(f"fps is {fps}, wanted a number above 0")
@@ -55,6 +64,9 @@ class VideoWriter:
             raise OutputError(f"{self.path}: wanted a name that ends in .mp4")
         self._rate = Fraction(float(fps)).limit_denominator(1001) or Fraction(1, 1001)
         self._size = size
+        self._tick = tick
+        self._last: int | None = None  # the newest frame's time in ticks
+        self._timed = False
         self._part = part_of(self.path)
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
@@ -65,8 +77,16 @@ class VideoWriter:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def write(self, frame: np.ndarray) -> None:
-        """Append uint8 RGB [H, W, 3]; InputError when its size differs from the video's."""
+    def write(
+        self, frame: np.ndarray, time_s: float | None = None, sar: Fraction = Fraction(1)
+    ) -> None:
+        """Append uint8 RGB [H, W, 3].
+
+        time_s: when it is shown, for all frames or for none; sar: width of a pixel over its height,
+        of which the first frame's counts.
+        Raises InputError when its size differs from the video's, or its time is not a tick later
+        than that of the frame before.
+        """
         check_frame(frame)
         if self._closed or self._failed:
             raise OutputError(f"{self.path}: is closed or broken; open a new writer to write more")
@@ -81,17 +101,44 @@ class VideoWriter:
             frame = cv2.copyMakeBorder(
                 np.ascontiguousarray(frame), 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE
             )
+        self._last = self._stamp(time_s)
         try:
             if self._container is None or self._stream is None:
-                self._container, self._stream = self._begin(frame.shape[0], frame.shape[1])
+                self._container, self._stream = self._begin(frame.shape[0], frame.shape[1], sar)
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            if self._timed:
+                picture.pts, picture.time_base = self._last, self._tick
             self._container.mux(self._stream.encode(picture))
         except av.error.FFmpegError as error:
             self._failed = True
             raise cannot_write(self.path, error) from error
 
-    def _begin(self, height: int, width: int) -> tuple[OutputContainer, VideoStream]:
+    def _stamp(self, time_s: float | None) -> int | None:
+        """The next frame's time in ticks; None where frames have no times."""
+        last = self._last
+        if self._container is None:
+            self._timed = time_s is not None
+        if (time_s is not None) != self._timed:
+            raise InputError(
+                f"{self.path}: frames with and without a time; wanted one or the other"
+            )
+        stamp = None if time_s is None else round(time_s / self._tick)
+        if stamp is not None and last is not None and stamp <= last:
+            raise InputError(
+                f"{self.path}: time_s is {time_s}, wanted later than {float(last * self._tick)}, "
+                f"the time of the frame before, by {self._tick} s at least"
+            )
+        longest = _longest_s(self._tick)
+        if time_s is not None and time_s - (last or 0) * self._tick > longest:
+            raise InputError(
+                f"{self.path}: time_s is {time_s}, more than the {int(longest)} s after the "
+                "frame before that an mp4 can hold; wanted times closer to each other, or a "
+                "constant rate (--fps)"
+            )
+        return stamp
+
+    def _begin(self, height: int, width: int, sar: Fraction) -> tuple[OutputContainer, VideoStream]:
         container = av.open(str(self._part.absolute()), "w", format="mp4", options=FRAGMENTED)
         stream = container.add_stream(
             "libx264", rate=self._rate, options={"crf": "20", "preset": "veryfast"}
@@ -101,6 +148,9 @@ class VideoWriter:
         context = stream.codec_context
         context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1
         context.color_range = 1
+        context.sample_aspect_ratio = sar
+        if self._timed:
+            context.time_base = self._tick
         return container, stream
 
     def close(self) -> None:
@@ -154,6 +204,14 @@ class VideoWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _longest_s(tick: Fraction) -> Fraction:
+    """The longest that FFmpeg lets a frame of an mp4 last, whose time scale is 10,000 or more."""
+    scale = tick.denominator
+    while scale < 10_000:
+        scale *= 2
+    return Fraction((1 << 31) - 1, scale)
 
 
 def _reindex(part: Path, path: Path) -> None:

@@ -33,7 +33,9 @@ ALLOWED: dict[str, set[str]] = {
         *("config", "device", "errors", "foreign", "frames", "proposals", "registry", "types"),
         *("weights", "models.target_aware", "detectors.", "runtime."),
     },
-    "runtime": {"errors", "models.backbone", "models.convolve", "runtime."},
+    "runtime": {
+        *("errors", "models.backbone", "models.convolve", "models.efficientnet", "runtime."),
+    },
     "timing": set(),
     "video": {"errors", "video."},
     "models": {
@@ -54,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "saved": {"types", "errors"},
     "training": {
         *("config.", "errors", "foreign", "memory", "models.", "proposals"),
-        *("registry", "types", "weights", "training."),
+        *("registry", "runtime.allocation", "types", "weights", "training."),
     }
     | KERNELS,
     "evaluation": {"errors", "video.", "evaluation."},
@@ -63,7 +65,8 @@ ALLOWED: dict[str, set[str]] = {
 RUNNER = {"config", "errors", "objects", "onnx.", "placements", "rules", "support_plan", "types"}
 BLOCKS = {
     *("method", "backbone", "blocks", "convolve", "support", "refinement"),
-    *("dnet", "reid", "appearance", "augment", "refiner"),
+    *("dnet", "reid", "appearance", "augment", "refiner", "encoder", "efficientnet"),
+    "mask_encoder",
 }
 
 

@@ -212,6 +212,8 @@ OTHER = {
     "norm_groups": 16,
     "projected_channels": 64,
     "refine_channels": 128,
+    "memory_encoder": "shared",
+    "fine_channels": 128,
 }
 
 

@@ -115,7 +115,7 @@ def test_minutes_stop_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config": "large"}, "config: wanted small or paper, given 'large'"),
+        ({"config": "large"}, "config: wanted lite, small or paper, given 'large'"),
         ({"data": "imagenet"}, "'imagenet' is no source"),
         ({"model": "sam"}, "wanted one of stm"),
         ({"changes": {"size": (60, 96)}}, "size: wanted two multiples of 16"),

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 def train(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, log and weights.")],
-    config: Annotated[str, typer.Option(help="small or paper.")] = "small",
+    config: Annotated[
+        str,
+        typer.Option(
+            help="lite, over a pretrained backbone (wants --init); small, from scratch; or paper."
+        ),
+    ] = "small",
     data: Annotated[
         str,
         typer.Option(
@@ -51,7 +56,7 @@ def train(
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, clips and draws.")] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Weights to start from: any model's, or a ResNet's.")
+        Path | None, typer.Option(help="Weights to start from: any model's, or a backbone's.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
     minutes: Annotated[

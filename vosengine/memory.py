@@ -11,11 +11,12 @@ from .config import MemoryConfig
 
 
 class Stored(NamedTuple):
-    """What `read_memory` takes: keys [O, N, Ck], values [O, N, Cv], length [O] int32."""
+    """What `read_memory` takes: keys [O, N, Ck], values [O, N, Cv], length [O] int32, or None where
+    all N positions count."""
 
     keys: torch.Tensor
     values: torch.Tensor
-    length: torch.Tensor
+    length: torch.Tensor | None
 
 
 class Memory(Protocol):

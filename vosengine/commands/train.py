@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import SMALL, ModelConfig
+from ..config import LITE, SMALL, ModelConfig
 from ..device import choose_device
 from ..errors import ConfigError, InputError
 from ..registry import build, config_to_json, entry
@@ -26,7 +26,7 @@ from ..training.trainer import CHECKPOINT, Progress, Trainer
 from ..video import prepare_output_folder
 
 WEIGHTS = "weights.safetensors"
-CONFIGS = ("small", "paper")
+CONFIGS = ("lite", "small", "paper")
 HELD_OUT = 8, 5  # clips, and their frames, of a seed that no training has
 HELD_OUT_SEED = 2**31 + 1
 CLIP_MARGIN = 1.4  # sides of a drawn clip over those of the crop that is trained on
@@ -36,10 +36,10 @@ CLIP_MARGIN = 1.4  # sides of a drawn clip over those of the crop that is traine
 class TrainOptions:
     """What `train` is asked for.
 
-    config       "small" or "paper"
+    config       "lite", which `init` must bring a pretrained backbone for, "small" or "paper"
     data         sources with weights, as `parse_data` reads them
     changes      fields of the recipe that differ from the model's own
-    init         weights to start from: of this or another model, or a ResNet's
+    init         weights to start from: of this or another model, or a backbone's
     resume       go on from the checkpoint in `out`
     workers      processes that prepare clips; 0: this one
     minutes      stop after so many, with a checkpoint, to be resumed; None: to the recipe's end
@@ -116,10 +116,15 @@ def _clips(model: str, recipe: Recipe) -> DataOptions:
 def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
     """The model as it starts, in a folder that holds no other run."""
     if options.config not in CONFIGS:
-        raise ConfigError(f"config: wanted {' or '.join(CONFIGS)}, given {options.config!r}")
+        raise ConfigError(f"config: wanted lite, small or paper, given {options.config!r}")
     config: ModelConfig = entry(options.model).config()
-    if options.config == "small":
-        config = SMALL[options.model]
+    if options.config != "paper":
+        config = {"small": SMALL, "lite": LITE}[options.config][options.model]
+    if options.config == "lite" and options.init is None:
+        raise ConfigError(
+            "init: --config lite trains on top of a pretrained backbone; wanted --init with weights"
+            f" of another model, or what weights/convert.py {config.backbone} has written"
+        )
     recipe = replace(recipe_for(options.model, options.config), **options.changes)
     device = choose_device(options.device)
     folder = prepare_output_folder(options.out)

@@ -3,7 +3,17 @@
 [P] the paper, [C] its released code or a close relative's, [O] our choice.
 """
 
-from .checks import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, SMALLEST_SIDE, check_size
+from .checks import (
+    BACKBONES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LITE_MEAN,
+    LITE_STD,
+    RESNETS,
+    SMALLEST_SIDE,
+    check_size,
+)
+from .lite import LITE
 from .matching import MemoryConfig, MUNetConfig, STMConfig
 from .multi_object import DMNAOAConfig, GIELConfig
 from .small import SMALL, ModelConfig
@@ -15,6 +25,10 @@ __all__ = [
     "BACKBONES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "LITE",
+    "LITE_MEAN",
+    "LITE_STD",
+    "RESNETS",
     "SMALL",
     "SMALLEST_SIDE",
     "DMNAOAConfig",

@@ -6,9 +6,12 @@ from typing import Protocol
 
 from ..errors import ConfigError
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+BACKBONES = (*RESNETS, "efficientnet_lite0", "efficientnet_lite2")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LITE_MEAN = (127 / 255,) * 3  # of EfficientNet-Lite: (x - 127) / 128 of 0..255
+LITE_STD = (128 / 255,) * 3
 SMALLEST_SIDE = 32  # pixels of a frame, and of what a network works at
 
 

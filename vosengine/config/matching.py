@@ -54,7 +54,9 @@ class MemoryConfig:
 def check_matching(config: STMConfig | MUNetConfig) -> None:
     """Raise ConfigError unless what STM and MUNet share fits."""
     check(config.key_stride in (8, 16), "key_stride", "8 or 16", config.key_stride)
-    check_choice(config, similarity=("dot", "l2"))
+    check_choice(config, similarity=("dot", "l2", "cosine"), memory_encoder=("full", "shared"))
+    fine = config.fine_channels
+    check(fine is None or fine >= 1, "fine_channels", "1 or more, or None", fine)
     check(0 < config.sharpness < inf, "sharpness", "a number above 0", config.sharpness)
     check(config.top_k is None or config.top_k >= 1, "top_k", "1 or more, or None", config.top_k)
 
@@ -63,12 +65,16 @@ def check_matching(config: STMConfig | MUNetConfig) -> None:
 class STMConfig:
     """STM, the baseline [C].
 
-    backbone          ResNet up to layer3, stride 16
-    width             channels of its stem; 64 is the published network
+    backbone          ResNet up to layer3, stride 16 [C], or EfficientNet-Lite [O]
+    width             channels of a ResNet's stem; 64 is the published network
     key_channels      Ck of the memory; value_channels: Cv
-    decoder_channels  width of the decoder ("mdim")
+    decoder_channels  width of the decoder ("mdim"); fine_channels: at stride 4; None: the same
+    memory_encoder    "full", a second backbone that sees frame and masks [C], or "shared": the
+                      memory has the query's key, and its value comes from the query's and the
+                      masks [O: STCN]
     key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 [O]
-    similarity        "dot" [C], or "l2", the negative squared distance [O: STCN]
+    similarity        "dot" [C]; "l2", the negative squared distance [O: STCN]; or "cosine", where
+                      `sharpness` alone is the factor of the scores [O]
     top_k             closest positions of the memory that every cell reads; None: all [O: XMem]
     sharpness         factor of the scores beside 1 / sqrt(Ck) [O]
     read_masks        the memory's masks are read too, as one more value channel, and the
@@ -82,6 +88,8 @@ class STMConfig:
     key_channels: int = 128
     value_channels: int = 512
     decoder_channels: int = 256
+    fine_channels: int | None = None
+    memory_encoder: str = "full"
     key_stride: int = 16
     similarity: str = "dot"
     top_k: int | None = None
@@ -111,7 +119,8 @@ class MUNetConfig:
                  or not at all ("exclude") [O]
     fusion       "attention" [P equation 3] or "add" [P table 4, row f]
 
-    key_stride, similarity, top_k, sharpness, read_masks, norm, size  as in STMConfig
+    backbone, fine_channels, memory_encoder, key_stride, similarity, top_k, sharpness, read_masks,
+    norm, size  as in STMConfig
     """
 
     backbone: str = "resnet50"
@@ -119,6 +128,8 @@ class MUNetConfig:
     key_channels: int = 128
     value_channels: int = 512
     decoder_channels: int = 256
+    fine_channels: int | None = None
+    memory_encoder: str = "full"
     key_stride: int = 16
     similarity: str = "dot"
     top_k: int | None = None

@@ -24,14 +24,15 @@ class GIELConfig:
     variant           "full": a decoder per instance [P equation 12]; "fast": coarse maps times the
                       global one [P equation 11]
     key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 [O]
-    similarity        "dot" [P equation 4], or "l2", the negative squared distance [O: STCN]
+    similarity        "dot" [P equation 4], "l2" or "cosine", as in STMConfig [O]
     top_k             closest positions of the support that every cell reads; None: all [O: XMem]
     sharpness         factor of the scores beside 1 / sqrt(Ck) [O]
     read_masks        the support's masks are read too, as one more value channel, and the
                       decoders' logits are added to theirs [O]
     norm              "batch", or "group" for training from scratch in small batches [O]
     size              what the frame is resized to: short side, (height, width), or None for its own
-    decoder_channels  width of STM's decoder [C: STM]
+    decoder_channels  width of STM's decoder [C: STM]; fine_channels, memory_encoder (here of the
+                      support): as in STMConfig [O]
     decoders          "separate" weights for the global and the instance branch, or "shared" [O]
     coarse_channels   between the two 1x1 layers of f_coarse [O]
     product           the instance decoder's map times the global one, as the text and the ablation
@@ -60,6 +61,8 @@ class GIELConfig:
     label_output: str = "linear"
     variant: str = "full"
     decoder_channels: int = 256
+    fine_channels: int | None = None
+    memory_encoder: str = "full"
     decoders: str = "separate"
     coarse_channels: int = 256
     product: bool = True
@@ -88,7 +91,8 @@ class GIELConfig:
         check(self.key_stride in (8, 16), "key_stride", "8 or 16", self.key_stride)
         check_choice(
             self,
-            similarity=("dot", "l2"),
+            similarity=("dot", "l2", "cosine"),
+            memory_encoder=("full", "shared"),
             heads=("shared", "separate"),
             label_output=("linear", "sigmoid"),
             variant=("full", "fast"),

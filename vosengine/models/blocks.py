@@ -81,19 +81,27 @@ class Decoder(nn.Module):
     pyramid      channels of r2 and r3
     channels     its own width ("mdim")
     classes      2, background and foreground (STM), or 1, the logit itself
+    fine_channels  width at stride 4; None: `channels`
     """
 
     def __init__(
-        self, channels_in: int, pyramid: tuple[int, ...], channels: int, classes: int = 2
+        self,
+        channels_in: int,
+        pyramid: tuple[int, ...],
+        channels: int,
+        classes: int = 2,
+        fine_channels: int | None = None,
     ) -> None:
         super().__init__()
+        fine = fine_channels or channels
         self.conv = conv3(channels_in, channels)
         self.block4 = ResBlock(channels, channels)
         self.skip3 = Skip(pyramid[1], channels)
         self.block3 = ResBlock(channels, channels)
-        self.skip2 = Skip(pyramid[0], channels)
-        self.block2 = ResBlock(channels, channels)
-        self.predict = conv3(channels, classes)
+        self.narrow = None if fine == channels else nn.Conv2d(channels, fine, 1)
+        self.skip2 = Skip(pyramid[0], fine)
+        self.block2 = ResBlock(fine, fine)
+        self.predict = conv3(fine, classes)
 
     def skips(self, pyramid: Pyramid) -> tuple[torch.Tensor, torch.Tensor]:
         """The skip branches at strides 8 and 4: 122.3 of 210.5 GFLOP at 480p, for all objects."""
@@ -108,9 +116,16 @@ class Decoder(nn.Module):
         if x.shape[2:] != skip3.shape[2:]:
             x = upsample(x, 2)
         x = self.block3(skip3 + x)
+        if self.narrow is not None:
+            x = self.narrow(x)
         x = self.block2(skip2 + upsample(x, 2))
         classes = self.predict(functional.relu(x))
         return classes[:, -1] if classes.shape[1] == 1 else classes[:, 1] - classes[:, 0]
+
+
+def make_key(x: torch.Tensor, similarity: str) -> torch.Tensor:
+    """A key [B, Ck, h, w] as it is compared: of length 1 in every cell where cosines are."""
+    return functional.normalize(wide(x), dim=1).to(x.dtype) if similarity == "cosine" else x
 
 
 def to_positions(x: torch.Tensor) -> torch.Tensor:
@@ -145,19 +160,23 @@ def read_objects(
 ) -> torch.Tensor:
     """Every object's memory read with one query, joined with the query's own value.
 
-    key [1, Ck, h, w], value [1, Cv, h, w] -> [O, Cs + Cv, h, w]; Cs, the memory's channels, is Cv
-    or, where masks are read too, Cv + 1
+    key [1 or O, Ck, h, w], value [1 or O, Cv, h, w] -> [O, Cs + Cv, h, w]; Cs, the memory's
+    channels, is Cv or, where masks are read too, Cv + 1
 
-    similarity  "dot", q k / sqrt(Ck) (STM section 3.3; the released code's scale), or "l2", the
+    similarity  "dot", q k / sqrt(Ck) (STM section 3.3; the released code's scale); "l2", the
                 negative squared distance (STCN, NeurIPS 2021, section 3.3), less what is the same
-                for all positions: (2 q k - k k) / sqrt(Ck)
+                for all positions: (2 q k - k k) / sqrt(Ck); "cosine", q k of keys from `make_key`
     top_k       positions that every cell reads; None: all
     sharpness   factor of the scores
     """
     height, width = key.shape[2:]
     stored = memory.read(object_count)
-    query_key = to_positions(key)[0].contiguous()
-    scale, bias = sharpness * key.shape[1] ** -0.5, None
+    query_key = to_positions(key).contiguous()
+    if len(query_key) == 1:
+        query_key = query_key[0]
+    scale, bias = sharpness, None
+    if similarity != "cosine":
+        scale *= key.shape[1] ** -0.5
     if similarity == "l2":
         bias = -scale * wide(stored.keys).square().sum(dim=2)
         scale = 2 * scale

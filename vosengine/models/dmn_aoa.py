@@ -12,8 +12,9 @@ from ..config import DMNAOAConfig
 from ..kernels import align_object, match_proposals, pool_regions, read_memory
 from ..proposals import Proposals, best_of, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores
-from .backbone import ResNet, initialise
+from .backbone import initialise
 from .blocks import KeyValue, MatchingState, carried, conv3, to_positions
+from .encoder import make_encoder
 from .method import Method
 from .refinement import Base, References, RefineNet, shrink
 
@@ -61,7 +62,7 @@ class BaseFeatures(nn.Module):
 
     def __init__(self, config: DMNAOAConfig) -> None:
         super().__init__()
-        self.backbone = ResNet(config.backbone, config.width, norm=config.norm)
+        self.backbone = make_encoder(config.backbone, config.width, norm=config.norm)
         groups, stages = config.norm_groups, self.backbone.channels
         self.reduce2, self.reduce3, self.reduce4 = (
             bottleneck(stage, channels, groups)

@@ -15,8 +15,9 @@ from ..config import TargetAwareConfig
 from ..errors import InputError
 from ..kernels import group_centres
 from ..proposals import Proposals, boxes_of
-from .backbone import ResNet, make_norm
+from .backbone import make_norm
 from .blocks import upsample
+from .encoder import make_encoder
 
 Padding = tuple[int, int, int, int]
 
@@ -165,8 +166,8 @@ class DNet(nn.Module):
         self.config = config
         channels, norm = config.aspp_channels, config.norm
         resnet = config.backbone, config.width
-        self.backbone = ResNet(*resnet, layer4="dilated", norm=norm)
-        self.guide_backbone = ResNet(*resnet, 1, layer4="dilated", norm=norm)
+        self.backbone = make_encoder(*resnet, layer4="dilated", norm=norm)
+        self.guide_backbone = make_encoder(*resnet, 1, layer4="dilated", norm=norm)
         pyramid = self.backbone.channels
         aspp = pyramid[3], channels, config.aspp_rates, norm
         self.saliency_aspp, self.instance_aspp, self.guide_aspp = (ASPP(*aspp) for _ in range(3))

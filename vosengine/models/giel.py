@@ -13,8 +13,19 @@ from ..config import GIELConfig
 from ..kernels import read_memory
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
-from .backbone import ResNet, initialise, make_norm
-from .blocks import Decoder, KeyValue, carried, to_positions, upsample, wide, with_masks
+from .backbone import initialise, make_norm
+from .blocks import (
+    Decoder,
+    KeyValue,
+    carried,
+    make_key,
+    to_positions,
+    upsample,
+    wide,
+    with_masks,
+)
+from .encoder import make_encoder
+from .mask_encoder import MaskEncoder
 from .method import Method
 from .support import Encoded, Reading, Support
 
@@ -114,16 +125,20 @@ class GIEL(Method[GIELFeatures, Support]):
         channels = config.key_channels, config.value_channels
         backbone = config.backbone, config.width
         options: Any = {"norm": config.norm, "key_stride": config.key_stride}
-        self.query_encoder = ResNet(*backbone, **options)
-        self.support_encoder = ResNet(*backbone, mask_channels=1, **options)
+        self.query_encoder = make_encoder(*backbone, **options)
+        if config.memory_encoder == "shared":
+            self.observes = "key", "value"
+            self.mask_encoder = MaskEncoder(channels[1], 1, channels[1], config.key_stride)
+        else:
+            self.support_encoder = make_encoder(*backbone, mask_channels=1, **options)
         pyramid = self.query_encoder.channels
         self.query_head = KeyValue(pyramid[2], *channels, size=1)
-        separate = config.heads == "separate"
+        separate = config.heads == "separate" and config.memory_encoder == "full"
         self.support_head = KeyValue(pyramid[2], *channels, size=1) if separate else None
         self.label_encoder = LabelEncoder(config)
         self.attention = TemporalAttention(config.key_channels)
         joined = 2 * config.value_channels + config.read_masks
-        decoder = joined, pyramid, config.decoder_channels, 1
+        decoder = joined, pyramid, config.decoder_channels, 1, config.fine_channels
         self.global_decoder = Decoder(*decoder)
         self.instance_decoder: Decoder | None = None
         self.coarse: nn.Sequential | None = None  # f_coarse of equation 10
@@ -151,6 +166,7 @@ class GIEL(Method[GIELFeatures, Support]):
     ) -> GIELFeatures:
         pyramid = self.query_encoder(frames)
         key, value = self.query_head(pyramid.r4)
+        key = make_key(key, self.config.similarity)
         own = () if self.instance_decoder is None else self.instance_decoder.skips(pyramid)
         return GIELFeatures(frames, key, value, self.global_decoder.skips(pyramid), own)
 
@@ -174,7 +190,7 @@ class GIEL(Method[GIELFeatures, Support]):
         """
         keys, values, bias = reading.keys, reading.values, None
         positions, scale = keys.shape[1], self.config.sharpness
-        if self.config.scaled:
+        if self.config.scaled and self.config.similarity != "cosine":
             scale *= keys.shape[2] ** -0.5
         if self.config.temporal != "none":
             query = self.attention.summary(now.key)
@@ -221,15 +237,20 @@ class GIEL(Method[GIELFeatures, Support]):
         mask = labels > 0
         if self.config.support_mask == "global" and not masks.prompted:
             mask = above_half(masks.evidence.saliency)
-        return self.stored(now.frame, labels, mask)
+        return self.stored(now, labels, mask)
 
-    def stored(self, frame: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> Encoded:
-        """What is kept of a frame [1, 3, H, W] with these labels [H, W], when the support encoder
-        sees `mask`, bool [H, W]."""
-        r4 = self.support_encoder(frame, mask[None, None].to(frame.dtype)).r4
-        key, value = (self.support_head or self.query_head)(r4)
+    def stored(self, now: GIELFeatures, labels: torch.Tensor, mask: torch.Tensor) -> Encoded:
+        """What is kept of a frame with these labels [H, W], when the support encoder sees `mask`,
+        bool [H, W]."""
+        plane = mask[None, None].to(now.frame.dtype)
+        if self.config.memory_encoder == "shared":
+            key, value = now.key, self.mask_encoder(now.value, now.frame, plane)
+        else:
+            r4 = self.support_encoder(now.frame, plane).r4
+            key, value = (self.support_head or self.query_head)(r4)
+            key = make_key(key, self.config.similarity)
         if self.config.read_masks:
-            value = with_masks(value, mask[None, None].to(value.dtype))
+            value = with_masks(value, plane.to(value.dtype))
         return Encoded(
             to_positions(key)[0],
             to_positions(value)[0],

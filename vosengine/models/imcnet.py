@@ -14,8 +14,9 @@ from ..errors import InputError
 from ..kernels import deform_conv, read_memory
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
-from .backbone import ResNet, initialise
+from .backbone import initialise
 from .blocks import ResBlock, conv3, to_positions
+from .encoder import make_encoder
 from .method import Method, State
 
 PROBABILITY_LIMIT = 1e-7
@@ -216,7 +217,9 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         self.sees = config.sees
         self.size = config.size
         frames, channels = len(config.sees), config.channels
-        self.backbone = ResNet(config.backbone, config.width, layer4="strided", norm=config.norm)
+        self.backbone = make_encoder(
+            config.backbone, config.width, layer4="strided", norm=config.norm
+        )
         self.key = conv3(self.backbone.channels[3], channels)
         self.affinity = Affinity(frames, channels)
         self.propagation = Propagation(self.backbone.channels, channels)

@@ -77,7 +77,10 @@ class Method(nn.Module, ABC, Generic[F, S]):
                      decides between whole objects
     capturable       of "encode" and "answer" (which is `segment` and `observe`) those that wait for
                      no numbers, so that a graph of their work on the device may be replayed
+    batched          whether `segment` and `observe` take the objects of several streams at once:
+                     features with a row for every object, and Masks with `streams`
     features         the NamedTuple that `encode` returns
+    observes         what `observe` takes of the newest frame's features beside the frame itself
     """
 
     sees: tuple[int, ...] = (0,)
@@ -91,7 +94,9 @@ class Method(nn.Module, ABC, Generic[F, S]):
     steady_in_half: ClassVar[bool] = True
     in_float32: ClassVar[tuple[str, ...]] = ()
     capturable: ClassVar[tuple[str, ...]] = ("encode", "answer")
+    batched: ClassVar[bool] = False
     features: ClassVar[Any]
+    observes: tuple[str, ...] = ()
 
     config: ModelConfig
 

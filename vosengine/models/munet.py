@@ -13,8 +13,19 @@ from ..config import MUNetConfig
 from ..kernels import correlate_frames
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
-from .backbone import ResNet, initialise
-from .blocks import Decoder, KeyValue, MatchingState, Stored, carried, read_objects, with_masks
+from .backbone import initialise
+from .blocks import (
+    Decoder,
+    KeyValue,
+    MatchingState,
+    Stored,
+    carried,
+    make_key,
+    read_objects,
+    with_masks,
+)
+from .encoder import make_encoder
+from .mask_encoder import MaskEncoder
 from .method import Method
 
 # Channels in and out and kernel size of the motion network (section 3.2, table 1), all stride 1.
@@ -74,6 +85,7 @@ class MotionAttention(nn.Module):
 class MUNet(Method[MUNetFeatures, MatchingState]):
     """Looks one frame back: the query's key and value depend on how the frame moved."""
 
+    batched = True
     sees = (-1, 0)
     features = MUNetFeatures
 
@@ -84,16 +96,23 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         channels = config.key_channels, config.value_channels
         backbone = config.backbone, config.width
         options: Any = {"norm": config.norm, "key_stride": config.key_stride}
-        self.query_encoder = ResNet(*backbone, **options)
-        self.reference_encoder = ResNet(*backbone, mask_channels=1, **options)
+        shared = config.memory_encoder == "shared"
+        self.query_encoder = make_encoder(*backbone, **options)
         pyramid = self.query_encoder.channels
         self.reduce = nn.Conv2d(pyramid[2], pyramid[2] // 4, 1)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.motion = MotionAttention(pyramid[2], config.fusion)
-        self.query_head = KeyValue(pyramid[2], *channels)
-        self.reference_head = KeyValue(pyramid[2], *channels)
+        self.query_head = KeyValue(pyramid[2], *channels, size=1 if shared else 3)
+        if shared:
+            self.observes = ("semantic",)
+            self.mask_encoder = MaskEncoder(channels[1], 1, channels[1], config.key_stride)
+        else:
+            self.reference_encoder = make_encoder(*backbone, mask_channels=1, **options)
+            self.reference_head = KeyValue(pyramid[2], *channels)
         joined = 2 * config.value_channels + config.read_masks
-        self.decoder = Decoder(joined, pyramid, config.decoder_channels)
+        self.decoder = Decoder(
+            joined, pyramid, config.decoder_channels, fine_channels=config.fine_channels
+        )
         initialise(self)
 
     def start(self, geometry: Geometry, max_objects: int) -> MatchingState:
@@ -120,6 +139,7 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         )
         key, value = self.query_head(self.motion(motion, now.semantic))
         config = self.config
+        key = make_key(key, config.similarity)
         reading = config.similarity, config.top_k, config.sharpness
         joined = read_objects(key, value, state.memory, state.object_count, *reading)
         logits = self.decoder(joined, now.skip3, now.skip2)
@@ -134,9 +154,15 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         """Key and value of every object; None where there is none."""
         if masks.object_count == 0:
             return None
-        planes = masks.probabilities[1:, None].to(seen[-1].frame.dtype)
-        pyramid = self.reference_encoder(seen[-1].frame, planes)
-        key, value = self.reference_head(pyramid.r4)
+        now = seen[-1]
+        planes = masks.probabilities[1:, None].to(now.frame.dtype)
+        if self.config.memory_encoder == "shared":
+            key, value = self.query_head(now.semantic)
+            key = make_key(key, self.config.similarity).expand(masks.object_count, -1, -1, -1)
+            value = self.mask_encoder(value, now.frame, planes)
+        else:
+            key, value = self.reference_head(self.reference_encoder(now.frame, planes).r4)
+            key = make_key(key, self.config.similarity)
         if self.config.read_masks:
             value = with_masks(value, planes[:, :1])
         return key, value

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..config import TargetAwareConfig
-from .backbone import ResNet
+from .encoder import make_encoder
 
 SMALLEST_SPAN = 1e-6  # pixels; keeps the mean over no span at all defined
 
@@ -21,7 +21,7 @@ class ReID(nn.Module):
     def __init__(self, config: TargetAwareConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ResNet(
+        self.backbone = make_encoder(
             config.reid_backbone, config.reid_width, layer4="strided", norm=config.norm
         )
         self.project = nn.Linear(self.backbone.channels[3], config.reid_channels)

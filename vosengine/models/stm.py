@@ -10,8 +10,19 @@ import torch
 from ..config import STMConfig
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
-from .backbone import ResNet, initialise
-from .blocks import Decoder, KeyValue, MatchingState, Stored, carried, read_objects, with_masks
+from .backbone import initialise
+from .blocks import (
+    Decoder,
+    KeyValue,
+    MatchingState,
+    Stored,
+    carried,
+    make_key,
+    read_objects,
+    with_masks,
+)
+from .encoder import make_encoder
+from .mask_encoder import MaskEncoder
 from .method import Method
 
 
@@ -26,8 +37,10 @@ class STMFeatures(NamedTuple):
 
 
 class STM(Method[STMFeatures, MatchingState]):
-    """Two ResNets: one sees the frame, the other also an object's mask and all the others'."""
+    """Query encoder on RGB; memory encoder on RGB + 2 mask channels (object, union of the others),
+    or, where it shares the query's features, on those and the mask channels."""
 
+    batched = True
     features = STMFeatures
 
     def __init__(self, config: STMConfig) -> None:
@@ -37,13 +50,20 @@ class STM(Method[STMFeatures, MatchingState]):
         channels = config.key_channels, config.value_channels
         backbone = config.backbone, config.width
         options: Any = {"norm": config.norm, "key_stride": config.key_stride}
-        self.query_encoder = ResNet(*backbone, **options)
-        self.memory_encoder = ResNet(*backbone, mask_channels=2, **options)
+        shared = config.memory_encoder == "shared"
+        self.query_encoder = make_encoder(*backbone, **options)
         pyramid = self.query_encoder.channels
-        self.query_head = KeyValue(pyramid[2], *channels)
-        self.memory_head = KeyValue(pyramid[2], *channels)
+        self.query_head = KeyValue(pyramid[2], *channels, size=1 if shared else 3)
+        if shared:
+            self.observes = "key", "value"
+            self.mask_encoder = MaskEncoder(channels[1], 2, channels[1], config.key_stride)
+        else:
+            self.memory_encoder = make_encoder(*backbone, mask_channels=2, **options)
+            self.memory_head = KeyValue(pyramid[2], *channels)
         joined = 2 * config.value_channels + config.read_masks
-        self.decoder = Decoder(joined, pyramid, config.decoder_channels)
+        self.decoder = Decoder(
+            joined, pyramid, config.decoder_channels, fine_channels=config.fine_channels
+        )
         initialise(self)
 
     def start(self, geometry: Geometry, max_objects: int) -> MatchingState:
@@ -57,6 +77,7 @@ class STM(Method[STMFeatures, MatchingState]):
     ) -> STMFeatures:
         pyramid = self.query_encoder(frames)
         key, value = self.query_head(pyramid.r4)
+        key = make_key(key, self.config.similarity)
         skip3, skip2 = self.decoder.skips(pyramid)
         return STMFeatures(frames, key, value, skip3, skip2)
 
@@ -77,10 +98,15 @@ class STM(Method[STMFeatures, MatchingState]):
         """Key and value of every object; None where there is none."""
         if masks.object_count == 0:
             return None
-        own = masks.probabilities[1:]
-        others = (own.sum(dim=0, keepdim=True) - own).clamp(0, 1)
-        planes = torch.stack((own, others), dim=1).to(seen[0].frame.dtype)
-        key, value = self.memory_head(self.memory_encoder(seen[0].frame, planes).r4)
+        (now,) = seen
+        planes = torch.stack((masks.probabilities[1:], masks.others()), dim=1)
+        planes = planes.to(now.frame.dtype)
+        if self.config.memory_encoder == "shared":
+            key = now.key.expand(masks.object_count, -1, -1, -1)
+            value = self.mask_encoder(now.value, now.frame, planes)
+        else:
+            key, value = self.memory_head(self.memory_encoder(now.frame, planes).r4)
+            key = make_key(key, self.config.similarity)
         if self.config.read_masks:
             value = with_masks(value, planes[:, :1])
         return key, value

@@ -16,8 +16,9 @@ from ..proposals import Proposals, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores, Size
 from .appearance import Tracks
 from .augment import augment
-from .backbone import ResNet, initialise
+from .backbone import initialise
 from .dnet import DNet, DNetFeatures, Padding
+from .encoder import make_encoder
 from .method import Method, State
 from .refiner import make_refiner
 from .reid import ReID
@@ -132,7 +133,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self.max_objects = config.max_tracks
         self.dnet = DNet(config)
         self.reid = ReID(config)
-        self.backbone = ResNet(
+        self.backbone = make_encoder(
             config.tracker_backbone, config.tracker_width, layer4="strided", norm=config.norm
         )
         self.refiner = make_refiner(config, self.backbone.channels)

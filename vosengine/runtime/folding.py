@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..models.backbone import Fuse, ResNet
+from ..models.efficientnet import EfficientNetLite
 
 Layer = tuple[nn.Module, str]  # a module and the name of its child
 
@@ -36,7 +37,7 @@ def fold_batch_norms(network: nn.Module) -> int:
 
 def _chains(module: nn.Module) -> Iterator[tuple[list[nn.Conv2d], Layer]]:
     """Convolutions whose sum goes into a norm, and where that norm is kept."""
-    if isinstance(module, ResNet):
+    if isinstance(module, (ResNet, EfficientNetLite)):
         stem = [module.conv1] if module.mask_conv is None else [module.conv1, module.mask_conv]
         yield stem, (module, "bn1")
     elif isinstance(module, Fuse):

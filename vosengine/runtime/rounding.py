@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..models.backbone import ResNet
+from ..models.efficientnet import EfficientNetLite
 
 RUN = 16  # input channels over which the error of a rounding is handed on
 
@@ -26,7 +27,7 @@ def round_network(network: nn.Module, device: torch.device, dtype: torch.dtype) 
     for name in getattr(network, "in_float32", ()):
         wide |= set(network.get_submodule(name).modules())
     for module in network.modules():
-        if isinstance(module, ResNet):
+        if isinstance(module, (ResNet, EfficientNetLite)):
             wide |= {module.conv1, module.mask_conv}
             module.dtype = dtype
         elif isinstance(module, nn.GroupNorm) and device.type == "cpu":

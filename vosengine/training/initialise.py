@@ -11,8 +11,14 @@ import torch
 from ..errors import WeightsError
 from ..foreign import read_state_dict
 from ..models.backbone import ResNet
+from ..models.blocks import KeyValue, ResBlock
+from ..models.efficientnet import EfficientNetLite
+from ..models.giel import GIEL
 from ..models.method import Method
+from ..models.munet import MotionAttention
 
+ENCODERS = (ResNet, EfficientNetLite)
+CLOSED = -3.0  # logit with which attention begins: its feature is 1.05 times what it was
 FIRST_ANSWERS = 0.02  # of the usual size are the weights that make the first logits
 
 # Parts of one model that begin as those of another: ours, theirs.
@@ -42,20 +48,35 @@ def start_gently(method: Method[Any, Any]) -> None:
     for name, parameter in method.named_parameters():
         if name.endswith("predict.weight"):
             parameter.mul_(FIRST_ANSWERS)
+    if getattr(method.config, "similarity", None) == "cosine":
+        _keep_features(method)
     parts = dict(method.named_children())
     for own, twin in TWINS:
         if own in parts and twin in parts:
             parts[own].load_state_dict(parts[twin].state_dict(), strict=False)
             encoder = parts[own]
-            if isinstance(encoder, ResNet) and encoder.mask_conv is not None:
+            if isinstance(encoder, ENCODERS) and encoder.mask_conv is not None:
                 encoder.mask_conv.weight.zero_()
 
 
+def _keep_features(method: Method[Any, Any]) -> None:
+    """Over pretrained features: keys begin as a rotation of them, blocks without norms as the
+    identity, and motion hardly counts."""
+    for module in method.modules():
+        if isinstance(module, KeyValue):
+            torch.nn.init.orthogonal_(module.key.weight)
+        elif isinstance(module, ResBlock):
+            module.conv2.weight.zero_()
+        elif isinstance(module, MotionAttention) and module.attention is not None:
+            module.attention.weight.zero_()
+            module.attention.bias.fill_(CLOSED)  # type: ignore[union-attr]
+
+
 def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
-    """Take over what fits of a file: weights of this or of another model, or a ResNet's.
+    """Take over what fits of a file: weights of this or of another model, or a backbone's.
 
     A tensor is taken by its name, or by that of the part that it is alike to (ALIKE); then every
-    ResNet that got nothing takes the one in the file whose shapes fit, the mask channels at 0
+    encoder that got nothing takes the one in the file whose shapes fit, the mask channels at 0
     where it has none. Returns the names of what was set, in order.
 
     Raises  WeightsError: unreadable, or nothing in it fits.
@@ -65,20 +86,43 @@ def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
     taken = {}
     for name, tensor in own.items():
         source = next((each for each in _names(name) if each in found), None)
-        if source is not None and name.endswith("mask_conv.weight"):
-            taken[name] = _mask_channels(tensor, found[source])
-        elif source is not None and found[source].shape == tensor.shape:
-            taken[name] = found[source]
+        if source is not None:
+            fitted = _fitted(name, tensor, _in_order(method, name, found[source]))
+            if fitted is not None:
+                taken[name] = fitted
     for prefix, module in method.named_modules():
-        if isinstance(module, ResNet) and not any(name.startswith(f"{prefix}.") for name in taken):
+        if isinstance(module, ENCODERS) and not any(
+            name.startswith(f"{prefix}.") for name in taken
+        ):
             taken |= _backbone(prefix, own, found)
     if not taken:
         raise WeightsError(
             f"{path}: no tensor fits this model; wanted weights of the same configuration, or a "
-            "ResNet of the same depth and width"
+            "backbone of the same name and width"
         )
     method.load_state_dict({**own, **taken})
     return sorted(taken)
+
+
+def _fitted(name: str, own: torch.Tensor, found: torch.Tensor) -> torch.Tensor | None:
+    """What of a tensor takes the place of ours of that name; None where it does not fit."""
+    if name.endswith("mask_conv.weight"):
+        return _mask_channels(own, found)
+    if name.endswith("mask_encoder.join.weight") and found.shape[0] == own.shape[0]:
+        planes = min(own.shape[1], found.shape[1])  # the mask planes are the last, the object first
+        return torch.cat((found[:, :planes], torch.zeros_like(own)[:, planes:]), dim=1)
+    if name.endswith(("predict.weight", "predict.bias")) and len(found) == 2 and len(own) == 1:
+        return found[1:] - found[:1]  # the logit of two classes
+    return found if found.shape == own.shape else None
+
+
+def _in_order(method: Method[Any, Any], name: str, found: torch.Tensor) -> torch.Tensor:
+    """STM's decoder is given the readout first, then the query's value; GIEL's the other way
+    round, with the mask that was read, if it was, still at the end of the readout."""
+    if not (isinstance(method, GIEL) and name.endswith("_decoder.conv.weight")):
+        return found
+    readout = found.shape[1] - method.config.value_channels
+    return torch.cat((found[:, readout:], found[:, :readout]), dim=1)
 
 
 def _names(name: str) -> list[str]:
@@ -90,7 +134,7 @@ def _names(name: str) -> list[str]:
 def _backbone(
     prefix: str, own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The tensors of one of our ResNets, from the first in the file that has all of their names
+    """The tensors of one of our encoders, from the first in the file that has all of their names
     and shapes; empty where none has."""
     inside = f"{prefix}."
     names = [n.removeprefix(inside) for n in own if n.startswith(inside)]

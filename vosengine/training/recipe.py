@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..config.checks import check
 from ..errors import ConfigError
@@ -22,6 +22,7 @@ class Recipe:
     ema            decay of the averaged weights, which are what is scored and exported; in the
                    first steps (1 + n) / (10 + n), where that is less
     precision      "fp32", or "bf16": autocast
+    backbone_rate  share of the rate with which pretrained backbones are trained; 0: not at all
     losses         of the models that follow masks
     parts          of target_aware that are trained: dnet, reid, tnet
     """
@@ -37,6 +38,7 @@ class Recipe:
     ema: float = 0.998
     precision: str = "fp32"
     seed: int = 0
+    backbone_rate: float = 1.0
     losses: FollowingLosses = field(default_factory=FollowingLosses)
     parts: tuple[str, ...] = PARTS
 
@@ -48,6 +50,7 @@ class Recipe:
         check(fits, "size", "two multiples of 16", self.size)
         check(0 < self.rate < 1, "rate", "0..1", self.rate)
         check(0 <= self.ema < 1, "ema", "0..1", self.ema)
+        check(0 <= self.backbone_rate <= 1, "backbone_rate", "0..1", self.backbone_rate)
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"precision: wanted fp32 or bf16, given {self.precision!r}")
 
@@ -57,11 +60,22 @@ FROM_SCRATCH = FollowingLosses(share=0.3, iou=1.0, saliency=1.0, readout=0.3, ob
 
 
 def recipe_for(model: str, config: str) -> Recipe:
-    """The recipe of a model's small configuration, or of its paper's.
+    """The recipe of a model's configuration: "lite", over a pretrained backbone; "small", from
+    scratch; or its paper's.
 
-    Of the latter the losses are the papers', and MUNet's rate and decay [P section 3.5]; the rest
+    Of the last the losses are the papers', and MUNet's rate and decay [P section 3.5]; the rest
     is ours: the papers' lengths and sizes differ, and not all are stated. [O]
     """
+    if config == "lite":
+        return Recipe(
+            frames=4,
+            size=(160, 288),
+            rate=1e-3,
+            warm_up=50,
+            ema=0.997,
+            backbone_rate=0.0,
+            losses=replace(FROM_SCRATCH, mean=1.0, share=0.3, spoilt=0.2),
+        )
     if config == "small":
         finds = model in ("imcnet", "target_aware")
         return Recipe(

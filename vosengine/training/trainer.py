@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from ..errors import TrainingError
+from ..models.efficientnet import EfficientNetLite
+from ..runtime.allocation import keep_freed_memory
 from .checkpoint import check_same, load_checkpoint, save_checkpoint
 from .objectives.objective import Objective
 from .recipe import Recipe
@@ -57,12 +59,16 @@ class Trainer:
         self.folder = folder
         self.identity = json.loads(json.dumps({**identity, "recipe": asdict(recipe)}))
         self.device = device
+        if device.type == "cpu":
+            keep_freed_memory()
         # Channels last: a seventh faster on a CPU, and what half precision wants on a GPU.
         method = objective.method.to(device).to(memory_format=torch.channels_last)
         self.network: nn.Module = method.requires_grad_(True).train()
-        self.optimiser = torch.optim.AdamW(
-            _groups(self.network, recipe.weight_decay), lr=recipe.rate
-        )
+        backbones = [m for m in method.modules() if isinstance(m, EfficientNetLite)]
+        if recipe.backbone_rate == 0:
+            for backbone in backbones:
+                backbone.requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(_groups(self.network, backbones, recipe), lr=recipe.rate)
         self.averaged = {n: x.detach().clone() for n, x in self.network.state_dict().items()}
         self.step = 0
         self.seconds = 0.0
@@ -151,7 +157,7 @@ class Trainer:
         start = time.monotonic()
         recipe = self.recipe
         for group in self.optimiser.param_groups:
-            group["lr"] = rate_at(self.step, recipe)
+            group["lr"] = group["share"] * rate_at(self.step, recipe)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
         with self._autocast():
             losses = self.objective.losses(self._moved(batch), generator)
@@ -160,7 +166,8 @@ class Trainer:
         if losses:  # a batch without any object has nothing to teach
             total = torch.stack(list(losses.values())).sum()
             torch.autograd.backward(total)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
+        trained = [p for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
         self._check(float(total.detach()), float(norm), batch)
         self.optimiser.step()
         self.step += 1
@@ -203,13 +210,20 @@ def rate_at(step: int, recipe: Recipe) -> float:
     return recipe.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
-def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; biases, norms and single numbers do not."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _groups(
+    network: nn.Module, backbones: Sequence[nn.Module], recipe: Recipe
+) -> list[dict[str, Any]]:
+    """Weights decay; biases, norms and single numbers do not. Pretrained backbones have a share of
+    the rate."""
+    slow = {id(p) for backbone in backbones for p in backbone.parameters()}
+    groups = []
+    for share, inside in ((1.0, False), (recipe.backbone_rate, True)):
+        own = [p for p in network.parameters() if p.requires_grad and (id(p) in slow) == inside]
+        for wide, decay in ((True, recipe.weight_decay), (False, 0.0)):
+            chosen = [p for p in own if (p.ndim > 1) == wide]
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "share": share})
+    return groups
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -65,7 +65,7 @@ class Segment(nn.Module):
 
 
 class Remember(nn.Module):
-    """prepared, masks, memory -> memory."""
+    """prepared, masks, memory, and the features that `observe` takes -> memory."""
 
     def __init__(self, method: STM | MUNet) -> None:
         super().__init__()
@@ -83,9 +83,11 @@ class Remember(nn.Module):
         values: torch.Tensor,
         length: torch.Tensor,
         cursor: torch.Tensor,
+        *observed_from: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         kind: Any = self.method.features
-        features = kind(prepared, *[None] * (len(kind._fields) - 1))
+        taken = dict(zip(self.method.observes, observed_from, strict=True))
+        features = kind(prepared, *[None] * (len(kind._fields) - 1))._replace(**taken)
         state: Any = None
         observed = self.method.observe([features], Masks(masks), state)
         assert observed is not None
@@ -155,6 +157,7 @@ def verbs(method: STM | MUNet, plan: Plan) -> list[Verb]:
         Given("frame_index", "caller.frame_index", torch.tensor(5), {}),
         *memory,
         Given("cursor", "state.cursor", torch.full((objects,), frames - 1), rows),
+        *(features[names.index(name)] for name in method.observes),
     ]
     kept = [(f"{each}_out", f"state.{each}") for each in ("keys", "values", "length", "cursor")]
     return [

@@ -88,7 +88,7 @@ class Segment(nn.Module):
 
 
 class Remember(nn.Module):
-    """prepared, masks -> what is stored of a frame."""
+    """prepared, masks, and the features that `stored` takes -> what is stored of a frame."""
 
     def __init__(self, method: GIEL) -> None:
         super().__init__()
@@ -98,15 +98,19 @@ class Remember(nn.Module):
         self,
         prepared: torch.Tensor,
         masks: torch.Tensor,
-        prompted: torch.Tensor | None = None,
-        saliency: torch.Tensor | None = None,
+        *others: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         labels = masks.argmax(dim=0)
         mask = labels > 0
-        if prompted is not None and saliency is not None:
+        names = self.method.observes
+        taken = dict(zip(names, others, strict=False))
+        if self.method.config.support_mask == "global":
+            prompted, saliency = others[len(names) :]
             told = prompted.any()
             mask = (mask & told) | (above_half(saliency) & ~told)
-        stored = self.method.stored(prepared, labels, mask)
+        kind: Any = self.method.features
+        features = kind(prepared, *[None] * (len(kind._fields) - 1))._replace(**taken)
+        stored = self.method.stored(features, labels, mask)
         stride = self.method.config.key_stride
         grid = prepared.shape[2] // stride, prepared.shape[3] // stride
         key, value = (x.unflatten(0, grid) for x in (stored.key, stored.value))
@@ -172,7 +176,7 @@ class Sketch:
         return [
             Verb("encode", encode, (frame,), tuple((name, "") for name in names)),
             Verb("segment", Segment(self.method), (*features, self.alive(), told, *places), answer),
-            Verb("remember", Remember(self.method), self.remember_inputs(), stored),
+            Verb("remember", Remember(self.method), self.remember_inputs(features), stored),
             Verb("place", Place(self.method), self.stored_inputs(), (("values", ""),)),
         ]
 
@@ -190,11 +194,12 @@ class Sketch:
             for name, (x, axes) in examples.items()
         ]
 
-    def remember_inputs(self) -> tuple[Given, ...]:
+    def remember_inputs(self, features: list[Given]) -> tuple[Given, ...]:
         height, width = self.plan.network
         masks = torch.rand(1 + self.plan.objects, height, width)
         axes = {0: "1+objects", 1: self.pixels[0], 2: self.pixels[1]}
-        given = self.frame(), Given("masks", "finish.masks", masks, axes)
+        observed = [each for each in features if each.name in self.method.observes]
+        given = self.frame(), Given("masks", "finish.masks", masks, axes), *observed
         if self.method.config.support_mask != "global":
             return given
         prompted = torch.zeros(self.plan.objects, dtype=torch.bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -14,6 +14,7 @@ from ...models.dmn_aoa import DMNAOA
 from ...models.giel import GIELEvidence
 from ...models.method import Method
 from ...types import Geometry, Masks, Scores
+from ..clip_memory import ClipMemory
 from ..forking import blank, fork
 from ..losses import binary, cross_entropy, hardest, soft_aggregation, soft_iou
 from ..samples import Batch
@@ -30,6 +31,7 @@ class FollowingLosses:
     """Weights of the losses on every predicted frame.
 
     cross_entropy  of the soft aggregation, its mean over the hardest `share` of the pixels
+    mean           of the same, its mean over all pixels [O]
     iou            1 - soft IoU of every object
     saliency       GIEL's global map against the union of all objects
     readout        the masks that were read from the memory, where the model reads them [O]
@@ -40,6 +42,7 @@ class FollowingLosses:
 
     cross_entropy: float = 1.0
     share: float = 1.0
+    mean: float = 0.0
     iou: float = 0.0
     saliency: float = 0.0
     readout: float = 0.0
@@ -55,10 +58,21 @@ PUBLISHED = {
 }
 
 
+class Step(NamedTuple):
+    """What a model says of one clip's frame: `time` in the clip, its scores, ln probabilities
+    [1 + O, H, W], and labels [H, W] to compare them with."""
+
+    time: int
+    scores: Scores
+    answer: torch.Tensor
+    labels: torch.Tensor
+
+
 class FollowingObjective(Objective[Method[Any, Any]]):
     """The first frame comes with its mask; in every later one what was predicted is remembered.
 
-    Gradients go back through the memory, as far as the method lets them: GIEL sees labels.
+    Gradients go back through the memory, as far as the method lets them: GIEL sees labels. Methods
+    that take the objects of several streams at once are given all clips of a batch together.
     """
 
     def __init__(self, method: Method[Any, Any], weights: FollowingLosses) -> None:
@@ -67,13 +81,12 @@ class FollowingObjective(Objective[Method[Any, Any]]):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         total: dict[str, torch.Tensor] = {}
+        masks = [from_first(clip, self.weights.objects, generator) for clip in batch.masks]
         predicted = 0
-        for index in range(len(batch.frames)):
-            masks = from_first(batch.masks[index], self.weights.objects, generator)
-            for t, scores, answer in self._follow(batch.frames[index], masks, generator):
-                predicted += 1
-                for name, loss in self._frame_losses(scores, answer, masks[t]).items():
-                    total[name] = total.get(name, torch.zeros(())) + loss
+        for step in self._steps(batch.frames, masks, generator):
+            predicted += 1
+            for name, loss in self._frame_losses(step).items():
+                total[name] = total.get(name, torch.zeros(())) + loss
         return {name: loss / max(1, predicted) for name, loss in total.items()}
 
     @torch.no_grad()
@@ -81,68 +94,96 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         """Mean J over clips, objects and all frames after the first."""
         generator = torch.Generator().manual_seed(0)
         found = []
-        for index in range(len(batch.frames)):
-            masks = from_first(batch.masks[index])
-            for t, _, answer in self._follow(batch.frames[index], masks, generator):
-                labels = answer.argmax(dim=0)
-                for each in range(1, len(answer)):
-                    own, target = labels == each, masks[t] == each
-                    joined = (own | target).sum()
-                    found.append(float((own & target).sum() / joined) if joined else 1.0)
+        masks = [from_first(clip) for clip in batch.masks]
+        for step in self._steps(batch.frames, masks, generator):
+            labels = step.answer.argmax(dim=0)
+            for each in range(1, len(step.answer)):
+                own, target = labels == each, step.labels == each
+                joined = (own | target).sum()
+                found.append(float((own & target).sum() / joined) if joined else 1.0)
         return sum(found) / max(1, len(found))
+
+    def _steps(
+        self, frames: torch.Tensor, masks: list[torch.Tensor], generator: torch.Generator
+    ) -> Iterator[Step]:
+        """Every frame after the first of all clips [B, T, H, W, 3] that show an object in it."""
+        shown = [i for i, clip in enumerate(masks) if clip[0].any()]
+        together = [shown] if self.method.batched else [[i] for i in shown]
+        for clips in together:
+            if clips:
+                chosen = torch.stack([masks[i] for i in clips])
+                yield from self._follow(frames[clips], chosen, generator)
 
     def _follow(
         self, frames: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
-    ) -> Iterator[tuple[int, Scores, torch.Tensor]]:
-        """Every frame after the first: its index, scores, and ln probabilities at full size.
+    ) -> Iterator[Step]:
+        """Clips [B, T, H, W, 3] side by side, their objects one after the other.
 
         While gradients are wanted, predicted masks are now and then spoilt before they are
         remembered.
         """
-        method, count = self.method, int(masks[0].max())
-        if count == 0:
-            return
-        size = (masks.shape[1], masks.shape[2])
-        geometry = Geometry.fit(size, size=None, multiple=method.stride)
-        state = method.start(geometry, count)
+        method, length = self.method, masks.shape[1]
+        counts = [int(clip[0].max()) for clip in masks]
+        size = (masks.shape[2], masks.shape[3])
+        state = method.start(Geometry.fit(size, size=None, multiple=method.stride), sum(counts))
         blank(state)
-        pictures = normalised(frames, method.config)
-        seen = [self._encode(pictures[:1], masks[:1], count, generator)]
-        given = Masks(one_hot(masks[0], count), tuple(range(count)))
-        method.remember(self._window(seen), given, state)
-        for t in range(1, len(frames)):
-            seen.append(self._encode(pictures[t : t + 1], masks[t : t + 1], count, generator))
-            scores = method.segment(self._window(seen), state)
-            answer = soft_aggregation(scores.logits, size)
-            yield t, scores, answer
-            if t + 1 < len(frames):
+        if method.batched:
+            state.memory = ClipMemory()
+        streams = torch.arange(len(masks)).repeat_interleave(torch.tensor(counts))
+        streams = streams.to(frames.device)
+        seen = self._encode(frames, masks, counts, streams, generator)
+        given = [one_hot(clip[0], count) for clip, count in zip(masks, counts, strict=True)]
+        prompted = tuple(range(sum(counts)))
+        method.remember(self._window(seen, 0), _joined(given, streams, prompted), state)
+        for t in range(1, length):
+            scores = method.segment(self._window(seen, t), state)
+            answers = []
+            for clip, part in enumerate(_parts(scores, counts)):
+                answers.append(soft_aggregation(part.logits, size))
+                yield Step(t, part, answers[-1], masks[clip, t])
+            if t + 1 < length:
                 fork(state)
-                shown = answer.exp()
-                if torch.is_grad_enabled() and _chance(self.weights.spoilt, generator):
-                    shown = spoil(shown, generator)
-                method.remember(self._window(seen), Masks(shown, (), scores.evidence), state)
+                predicted = [answer.exp() for answer in answers]
+                if torch.is_grad_enabled():
+                    predicted = [
+                        spoil(each, generator) if _chance(self.weights.spoilt, generator) else each
+                        for each in predicted
+                    ]
+                remembered = _joined(predicted, streams, (), scores.evidence)
+                method.remember(self._window(seen, t), remembered, state)
 
     def _encode(
-        self, frame: torch.Tensor, mask: torch.Tensor, count: int, generator: torch.Generator
-    ) -> Any:
-        if not isinstance(self.method, DMNAOA):
-            return self.method.encode(frame)
-        return self.method.encode(frame, [draw_proposals(mask[0], count, generator)])
+        self,
+        frames: torch.Tensor,
+        masks: torch.Tensor,
+        counts: list[int],
+        streams: torch.Tensor,
+        generator: torch.Generator,
+    ) -> list[Any]:
+        """Features of every frame, by time: of one clip, or a row for each object of several."""
+        pictures = normalised(frames, self.method.config)
+        length = pictures.shape[1]
+        if isinstance(self.method, DMNAOA):
+            drawn = [[draw_proposals(masks[0, t], counts[0], generator)] for t in range(length)]
+            return [self.method.encode(pictures[:, t], drawn[t]) for t in range(length)]
+        encoded = self.method.encode(pictures.transpose(0, 1).flatten(0, 1))
+        clips = len(frames)
+        rows = streams if clips > 1 else torch.zeros(1, dtype=torch.int64, device=frames.device)
+        return [chosen(encoded, t * clips + rows) for t in range(length)]
 
-    def _window(self, seen: list[Any]) -> list[Any]:
-        return [seen[max(0, len(seen) - 1 + offset)] for offset in self.method.sees]
+    def _window(self, seen: list[Any], time: int) -> list[Any]:
+        return [seen[max(0, time + offset)] for offset in self.method.sees]
 
-    def _frame_losses(
-        self, scores: Scores, answer: torch.Tensor, labels: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        weights, count = self.weights, len(answer) - 1
-        targets = one_hot(labels, count)[1:]
-        found = {
-            "ce": weights.cross_entropy * hardest(cross_entropy(answer, labels), weights.share)
-        }
+    def _frame_losses(self, step: Step) -> dict[str, torch.Tensor]:
+        weights, count = self.weights, len(step.answer) - 1
+        targets = one_hot(step.labels, count)[1:]
+        surprise = cross_entropy(step.answer, step.labels)
+        found = {"ce": weights.cross_entropy * hardest(surprise, weights.share)}
+        if weights.mean:
+            found["mean"] = weights.mean * surprise.mean()
         if weights.iou:
-            found["iou"] = weights.iou * soft_iou(answer[1:].exp(), targets)
-        evidence, read = scores.evidence, scores.evidence
+            found["iou"] = weights.iou * soft_iou(step.answer[1:].exp(), targets)
+        evidence, read = step.scores.evidence, step.scores.evidence
         if isinstance(evidence, GIELEvidence):
             union = _shrunk(targets.amax(dim=0, keepdim=True), evidence.saliency)
             found["saliency"] = weights.saliency * binary(evidence.saliency, union).mean()
@@ -152,6 +193,38 @@ class FollowingObjective(Objective[Method[Any, Any]]):
             likely = read.clamp(1e-4, 1 - 1e-4)
             found["readout"] = weights.readout * functional.binary_cross_entropy(likely, covered)
         return found
+
+
+def chosen(features: Any, rows: torch.Tensor) -> Any:
+    """The rows [N] int64 of every tensor of a method's features, also of those in tuples."""
+    if isinstance(features, torch.Tensor):
+        return features[rows]
+    parts = [chosen(each, rows) for each in features]
+    return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
+
+
+def _joined(
+    clips: list[torch.Tensor],
+    streams: torch.Tensor,
+    prompted: tuple[int, ...],
+    evidence: Any = None,
+) -> Masks:
+    """Probabilities [1 + O, H, W] of each clip as one set of masks. Of several clips the background
+    is that of the first: who takes several streams does not ask for it."""
+    if len(clips) == 1:
+        return Masks(clips[0], prompted, evidence)
+    rows = torch.cat([clips[0][:1], *(clip[1:] for clip in clips)])
+    return Masks(rows, prompted, evidence, streams)
+
+
+def _parts(scores: Scores, counts: list[int]) -> list[Scores]:
+    """The scores of each clip."""
+    if len(counts) == 1:
+        return [scores]
+    logits = torch.split(scores.logits, counts)
+    evidence = scores.evidence
+    own = [None] * len(counts) if evidence is None else torch.split(evidence, counts)
+    return [Scores(x, scores.stride, read) for x, read in zip(logits, own, strict=True)]
 
 
 def _chance(share: float, generator: torch.Generator) -> bool:
@@ -207,6 +280,6 @@ def for_clips(config: ModelConfig, frames: int) -> ModelConfig:
     if isinstance(config, MatchingConfig):
         memory = replace(config.memory, policy="all", max_frames=max(2, frames))
         changes["memory"] = memory
-    if isinstance(config, STMConfig | MUNetConfig | GIELConfig):
+    if isinstance(config, STMConfig | MUNetConfig | GIELConfig) and config.similarity != "cosine":
         changes["sharpness"] = SOFTER * config.sharpness
     return replace(config, **changes)

@@ -316,5 +316,5 @@ def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot be saved there"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write(tmp_path / "none" / "x.safetensors")

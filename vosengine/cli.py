@@ -90,6 +90,10 @@ def run(
         str | None,
         typer.Option(help="Whose objects: dnet[:WEIGHTS], file:FILE.json or torchvision:FILE.pth."),
     ] = None,
+    boxes_as_masks: Annotated[
+        bool,
+        typer.Option("--boxes-as-masks", help="Of a file: without a segmentation, the whole box."),
+    ] = False,
     weights: Weights = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -124,6 +128,7 @@ def run(
         export=export,
         mask=mask,
         proposals=proposals,
+        boxes_as_masks=boxes_as_masks,
         weights=weights,
         device=device,
         precision=precision,
@@ -182,9 +187,11 @@ def _run(options: RunOptions) -> None:
     note = summary["weights"]["note"]
     console.print(f"weights: {note}", style=None if summary["weights"]["trained"] else "yellow")
     if summary["proposals"] is not None:
-        source, caption = summary["proposals"]["source"], summary["proposals"]["weights"]
+        notes = dict(summary["proposals"])
+        source, caption = notes.pop("source"), notes.pop("weights")
+        said = [f"{count} {name.replace('_', ' ')}" for name, count in notes.items()]
         console.print(
-            f"proposals: {source}" + (f", {caption}" if caption else ""),
+            ", ".join([f"proposals: {source}", *([caption] if caption else []), *said]),
             style="yellow" if caption and "RANDOM" in caption else None,
             highlight=False,
             soft_wrap=True,

@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import OutputError, StateError
+from .errors import StateError
+from .files import cannot_write, whole
 from .types import Geometry
 
 FORMAT = "vosengine-stream-3"
@@ -60,13 +61,12 @@ def write_stream(path: Path, stream: SavedStream) -> None:
         "source": stream.source is not None,
     }
     # Cloned: safetensors refuses tensors that share storage, as views of one bank do.
-    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    partial = path.with_name(path.name + ".part")
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     try:
-        save_file(whole, partial, {"stream": json.dumps(described)})
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: the stream cannot be saved there ({error})") from error
+        with whole(path) as scratch:
+            save_file(tensors, scratch, {"stream": json.dumps(described)})
+    except SafetensorError as error:
+        raise cannot_write(path, error) from error
 
 
 def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> SavedStream:

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .config import ModelConfig
-from .errors import OutputError, WeightsError
+from .errors import WeightsError
+from .files import cannot_write, whole
 from .models.method import Method
 from .registry import build, config_from_json, config_to_json, entry
 
@@ -228,12 +229,13 @@ def save(
         "licence": licence,
     }
     metadata["sha256"] = digest_of(metadata, tensors)
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         # One key, so that equal weights are equal files: safetensors writes several in any order.
-        save_file(whole, path, {"vosengine": json.dumps(metadata, sort_keys=True)})
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: the weights cannot be saved there ({error})") from error
+        with whole(path) as scratch:
+            save_file(stored, scratch, {"vosengine": json.dumps(metadata, sort_keys=True)})
+    except SafetensorError as error:
+        raise cannot_write(path, error) from error
 
 
 def load_file(model: str, path: Path) -> tuple[Method[Any, Any], WeightCard]:

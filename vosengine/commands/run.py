@@ -45,7 +45,7 @@ class RunOptions:
     engine      "fast" or "eager", as in Segmenter; or "onnx", which runs an export
     export      the folder of that export; `model` is then what was exported
     proposals   where object proposals come from, as `open_proposals` takes it; None leaves it to
-                the model
+                the model; boxes_as_masks, as in FileSource, is of a file
     out         the folder to write to; an earlier run's files there are replaced
     limit       stop after that many frames; None goes to the end
     checkpoint  save the stream every that many frames too, so that even a killed run can be resumed
@@ -59,6 +59,7 @@ class RunOptions:
     export: Path | None = None
     mask: Path | None = None
     proposals: str | None = None
+    boxes_as_masks: bool = False
     weights: str | None = None
     device: str = "auto"
     precision: str = "auto"

@@ -13,6 +13,7 @@ from typing import Any
 from ..config import LITE, SMALL, ModelConfig
 from ..device import choose_device
 from ..errors import ConfigError, InputError
+from ..files import write_whole
 from ..registry import build, config_to_json, entry
 from ..training.export import export
 from ..training.feed import Feed, loader
@@ -143,7 +144,7 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
         "init": None if init is None else init.name,
     }
     objective = objective_for(method, recipe.losses, recipe.parts)
-    (folder / "run.json").write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "run.json", json.dumps(identity, indent=2) + "\n")
     return Trainer(objective, recipe, folder, identity, device), recipe
 
 

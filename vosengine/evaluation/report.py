@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..errors import OutputError
+from ..files import write_whole
 from .measure import Evaluation, Score
 
 
@@ -50,11 +50,8 @@ def comparison(columns: Mapping[str, Evaluation]) -> Table:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Raises OutputError where it cannot be written."""
-    try:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    """Write it as JSON. Raises OutputError where it cannot be written."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def _add_row(table: Table, name: str, scores: list[Score]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import WeightsError
+from ..files import write_whole
 
 FORMAT = "vosengine-onnx-1"
 MANIFEST = "model.json"
@@ -87,7 +88,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=1)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / MANIFEST, text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

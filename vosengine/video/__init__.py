@@ -3,8 +3,9 @@
 from .frame_source import FrameSource, SourceFrame
 from .palette import DAVIS_PALETTE
 from .sources import open_source
+from .video_writer import VideoWriter
 from .writers import (
-    VideoWriter,
+    encode_labels,
     overlay,
     prepare_output_folder,
     read_labels,
@@ -17,6 +18,7 @@ __all__ = [
     "FrameSource",
     "SourceFrame",
     "VideoWriter",
+    "encode_labels",
     "open_source",
     "overlay",
     "prepare_output_folder",

@@ -162,12 +162,12 @@ def test_weights_of_stm_begin_its_kin(tmp_path: Path) -> None:
     assert torch.equal(
         munet.mask_encoder.mask_conv.weight, stm.mask_encoder.mask_conv.weight[:, :1]
     )
-    joined = torch.randn(1, 33, 4, 6)  # STM: readout 16, mask 1, value 16
-    skips = torch.randn(1, 16, 4, 6), torch.randn(1, 8, 8, 12)
-    wanted = stm.decoder(joined, *skips)
+    joined = torch.randn(1, 33, 4, 6).double()  # STM: readout 16, mask 1, value 16
+    skips = torch.randn(1, 16, 4, 6).double(), torch.randn(1, 8, 8, 12).double()
+    wanted = stm.decoder.double()(joined, *skips)
     turned = torch.cat((joined[:, 17:], joined[:, :17]), dim=1)
     for decoder in (giel.global_decoder, giel.instance_decoder):
-        torch.testing.assert_close(decoder(turned, *skips), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(decoder.double()(turned, *skips), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -121,7 +121,8 @@ def backbone_file(name: str) -> Path:
 
 def _manifest() -> dict[str, Any]:
     text = (resources.files("vosengine.shipped") / "manifest.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    content: dict[str, Any] = tomllib.loads(text)
+    return content
 
 
 def cards() -> dict[str, WeightCard]:

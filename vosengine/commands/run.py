@@ -19,6 +19,7 @@ from ..timing import summarise, timed
 from ..types import Result
 from ..video import (
     FrameSource,
+    MaskRule,
     SourceFrame,
     VideoWriter,
     open_source,
@@ -28,6 +29,7 @@ from ..video import (
     write_labels,
 )
 from .engines import Stream, make_stream
+from .late import begin_late
 from .prompts import Prompts
 
 SUMMARY = "summary.json"
@@ -41,7 +43,9 @@ class RunOptions:
 
     source      a video file, a folder of images, a glob, a camera number, or an address
     mask        the first frame's object ids as a PNG, or a folder of PNGs: a frame is prompted with
-                the one of its name; None for methods that find objects themselves
+                the one of its name, or of its number; None for methods that find objects themselves
+    mask_void   what 255 is in a mask: True, void; False, an id; None, as `MaskRule` tells
+    threshold   masks are soft: what is at least that bright (1..255) is object 1; None: ids
     engine      "fast" or "eager", as in Segmenter; or "onnx", which runs an export
     export      the folder of that export; `model` is then what was exported
     proposals   where object proposals come from, as `open_proposals` takes it; None leaves it to
@@ -58,6 +62,8 @@ class RunOptions:
     engine: str = "fast"
     export: Path | None = None
     mask: Path | None = None
+    mask_void: bool | None = None
+    threshold: int | None = None
     proposals: str | None = None
     boxes_as_masks: bool = False
     weights: str | None = None
@@ -123,22 +129,27 @@ def run(
     Raises  a VosError. What was answered before a fault is on disk; the summary names the fault.
     """
     folder = prepare_output_folder(options.out)
-    prompts = Prompts(options.mask)
+    prompts = Prompts(options.mask, MaskRule(options.mask_void, options.threshold))
     earlier = _read_summary(folder)
     stream = make_stream(options)
-    segmenter = stream.segmenter
     source = open_source(options.source)
     with ExitStack() as stack:
         stack.callback(source.close)
         _check_prompted(options, stream)
-        if source.names is not None and isinstance(stream.proposals, FileSource):
-            stream.proposals.check_names(source.names[: options.limit])
+        prompts.match(source.names, source.length)
+        if isinstance(stream.proposals, FileSource):
+            stream.proposals.match(source.names, source.length, options.limit)
+        if stream.needs_mask and prompts.first_frame:
+            stream = begin_late(stream, prompts.first_frame)
+        segmenter = stream.segmenter
         if options.resume:
             _check_resumable(folder, earlier, source)
+            prompts.check_resumed(earlier.get("mask"))
             segmenter.load_state(folder / STATE)
         else:
             _remove(folder, earlier)
             earlier = {}
+        segmenter.reserve(prompts.ids)
         outputs = Outputs(options, stream.note, options.fps or source.fps)
         stack.callback(outputs.close)
         answered = max(0, segmenter.frame_count - segmenter.latency)
@@ -154,7 +165,7 @@ def run(
         (folder / STATE).unlink(missing_ok=True)
     elif segmenter.frame_count and stream.can_be_saved:
         segmenter.save_state(folder / STATE)
-    summary = _summary(options, stream, outputs.names, times, complete, fault)
+    summary = _summary(options, stream, prompts, outputs.names, times, complete, fault)
     _write_summary(folder, summary)
     if fault is not None:
         raise fault
@@ -216,6 +227,10 @@ def _drive(
     results, milliseconds = timed(segmenter.flush, stream.device)
     for result in results:
         answer(result, milliseconds / len(results))
+    if options.limit is None:
+        prompts.check_reached(segmenter.frame_count)
+        if isinstance(stream.proposals, FileSource):
+            stream.proposals.check_reached(segmenter.frame_count)
     return False
 
 
@@ -272,6 +287,7 @@ def _remove(folder: Path, earlier: dict[str, Any]) -> None:
 def _summary(
     options: RunOptions,
     stream: Stream,
+    prompts: Prompts,
     names: list[str],
     times: list[float],
     complete: bool,
@@ -282,6 +298,7 @@ def _summary(
         "vosengine": __version__,
         "source": options.source,
         **stream.facts,
+        "mask": prompts.facts(),
         "frame_size": list(geometry.frame) if geometry else None,
         "network_size": list(geometry.network) if geometry else None,
         "objects": list(stream.segmenter.ids),

@@ -223,13 +223,17 @@ def _run(options: RunOptions) -> None:
 def models() -> None:
     """List the models and the weights that ship."""
     from .registry import MODELS
-    from .weights import cards
+    from .weights import backbone_cards, cards
 
     table = Table("model", "what it is", "weights", "trained")
     for name, entry in MODELS.items():
         for card in (card for card in cards().values() if card.model == name):
             table.add_row(name, entry.summary, card.tag, "yes" if card.trained else "no: RANDOM")
     console.print(table)
+    backbones = Table("backbone", "from", "licence")
+    for backbone in backbone_cards().values():
+        backbones.add_row(backbone.name, backbone.source, backbone.licence)
+    console.print(backbones)
 
 
 @app.command()

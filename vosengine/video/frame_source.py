@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -41,6 +42,7 @@ class FrameSource(ABC):
     tick: what times are whole multiples of, in seconds.
     names: of all frames, where they are known before reading; None where frames are only numbered.
     live: frames arrive at their own pace (camera or stream), and do not wait for the reader.
+    reads: files and folders on disk that the frames come from; none of a camera or an address.
     description: what is being read, for messages; holds no password.
     close() may be called from another thread than the reading one, and twice.
     """
@@ -50,6 +52,7 @@ class FrameSource(ABC):
     tick: Fraction = DEFAULT_TICK
     names: Sequence[str] | None = None
     live: bool = False
+    reads: Sequence[Path] = ()
     description: str = ""
     _closed: bool = False
 

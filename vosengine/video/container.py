@@ -79,7 +79,8 @@ class Video(FrameSource):
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate else DEFAULT_FPS
         self.length = None if self.live else stream.frames or None
-        self.finite = not self.live or self._container.size > 0
+        lists = self._container.format.name in ("hls", "dash")  # their size is that of the list
+        self.finite = not self.live or (self._container.size > 0 and not lists)
         self._base = stream.time_base or Fraction(0)
         self.tick = max(self._base, FINEST_TICK) if self._base else self.tick
         self._clock = Clock(self.tick, self.fps)
@@ -279,11 +280,15 @@ def _reason(error: av.error.FFmpegError) -> str:
 
 
 def _array_format(frame: av.VideoFrame) -> str:
-    """What to decode to: 8 bits, unless the container has 16, which may hold data of fewer."""
-    components = frame.format.components
-    if any(component.bits < 16 for component in components) or "yuv" in frame.format.name:
-        return "rgb24"
-    return "rgb48le" if frame.format.is_rgb else "gray16le"
+    """What to decode to: 8 bits, unless pixels are grey or RGB in 16, where the data may have
+    fewer."""
+    name, components = frame.format.name, frame.format.components
+    if min(component.bits for component in components) >= 16:
+        if name.startswith(("gray", "ya")):
+            return "gray16le"
+        if frame.format.is_rgb and not name.startswith("bayer"):
+            return "rgb48le"
+    return "rgb24"
 
 
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> tuple[np.ndarray, bool]:

@@ -26,8 +26,8 @@ CACHE_BYTES = 256 << 20  # of decoded photos, in each process
 _VOID = 255  # beside other values the border between objects, as in VOC; alone it is the object
 _MOST_VALUES = 120  # a mask of more values is a soft matte
 _LEAST_SIDE = 32  # pixels
-_THUMB = 16
-_SAME = 20.0  # grey levels by which thumbnails of nearly the same photo differ, at most (RMS)
+_THUMB = 8  # pixels; at 8x8x3 products of bytes sum up exactly in float32, in any order
+_SAME = 18.0  # grey levels by which thumbnails of nearly the same photo differ, at most (RMS)
 _ORIENTATION = 0x0112  # EXIF's tag
 _MASK_MODES = ("P", "L", "1")  # Pillow's names: indexed, grey, black and white
 
@@ -180,7 +180,7 @@ def _files(folder: Path, extensions: Sequence[str]) -> list[Path]:
 
 
 def _glance(path: Path) -> tuple[Size, Pixels]:
-    """(height, width) as shown, and the photo at 16x16 [16, 16, 3]. Reads all of the file."""
+    """(height, width) as shown, and the photo at 8x8 [8, 8, 3]. Reads all of the file."""
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(_ORIENTATION, 1) >= 5  # on its side

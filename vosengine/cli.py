@@ -105,7 +105,16 @@ def run(
     online: Annotated[
         bool, typer.Option("--online", help="Answer at once, without looking ahead.")
     ] = False,
-    fps: Annotated[float | None, typer.Option(help="Of the overlay; the source's without.")] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(min=8, max=16, help="Depth of deep pixels; the first frames tell without."),
+    ] = None,
+    reconnect: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Open an address that drops again, N times.")
+    ] = 0,
+    fps: Annotated[
+        float | None, typer.Option(help="Of the overlay; without it frames keep their times.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after that many frames.")] = None,
     checkpoint: Annotated[
         int, typer.Option(min=0, help="Save the stream every N frames, so a killed run can resume.")
@@ -136,6 +145,8 @@ def run(
         size=working_size,
         memory=memory,
         online=online,
+        bits=bits,
+        reconnect=reconnect,
         fps=fps,
         limit=limit,
         checkpoint=checkpoint,

@@ -1,6 +1,6 @@
 """Reading frames from anywhere, and writing label images, overlays and videos."""
 
-from .frame_source import FrameSource, SourceFrame
+from .frame_source import FrameSource, SourceFrame, without_password
 from .palette import DAVIS_PALETTE
 from .sources import open_source
 from .video_writer import VideoWriter
@@ -24,5 +24,6 @@ __all__ = [
     "prepare_output_folder",
     "read_labels",
     "read_mask",
+    "without_password",
     "write_labels",
 ]

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from ..errors import SourceError
 from .clock import Clock
 from .depth import Depth, Raw
-from .frame_source import DEFAULT_FPS, FrameSource, SourceFrame
+from .frame_source import DEFAULT_FPS, FrameSource, SourceFrame, without_password
 
 STREAM_TIMEOUT_S = 10.0
 """How long a network address may take to open, and to deliver each further packet."""
@@ -57,7 +57,7 @@ class Video(FrameSource):
     """
 
     def __init__(self, location: str, *, address: bool, depth: Depth | None = None) -> None:
-        self.description = re.sub(r"//[^/@]*@", "//***@", location)
+        self.description = without_password(location)
         self._read = False
         self._tally = _Tally()
         self._lock = threading.Lock()

@@ -206,9 +206,9 @@ def test_a_stream_that_drops(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bits", "17"], "17"),
-        (["--bits", "7"], "7"),
-        (["--reconnect", "-1"], "-1"),
+        (["--bits", "17"], "bits: is 17, wanted 8 to 16"),
+        (["--bits", "7"], "bits: is 7, wanted 8 to 16"),
+        (["--reconnect", "-1"], "is no network address"),
         (["--reconnect", "2"], "is no network address"),
         (["--bits", "12"], "has 8 bits a value, not 12"),
     ],
@@ -230,6 +230,6 @@ def test_options_that_cannot_be_meant(
     monkeypatch.setattr(sys, "argv", ["vosengine", *given])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code in (1, 2)
+    assert ended.value.code == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()

@@ -107,10 +107,10 @@ def run(
     ] = False,
     bits: Annotated[
         int | None,
-        typer.Option(min=8, max=16, help="Depth of deep pixels; the first frames tell without."),
+        typer.Option(help="Depth of the data, 8 to 16; without it the first frames tell."),
     ] = None,
     reconnect: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Open an address that drops again, N times.")
+        int, typer.Option(help="Open an address that drops again, up to that many times.")
     ] = 0,
     fps: Annotated[
         float | None, typer.Option(help="Of the overlay; without it frames keep their times.")

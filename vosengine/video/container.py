@@ -175,7 +175,7 @@ class Video(FrameSource):
                     raise self._broken("the data is cut short or damaged")
                 yield frame
 
-    def _packets(self) -> Iterator[av.Packet | None]:
+    def _packets(self) -> Iterator[av.Packet[Any] | None]:
         """Those of the stream; None before the error of a connection that broke off: what came is
         whole, and the decoder still holds some of it."""
         try:

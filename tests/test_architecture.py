@@ -29,12 +29,13 @@ ALLOWED: dict[str, set[str]] = {
     "support_plan": set(),
     "placements": set(),
     "rules": {"errors", "types"},
+    "naming": {"errors"},
     "device": {"errors"},
     "foreign": {"errors"},
     "detectors": {
         "files",
-        *("ambient", "config", "device", "errors", "foreign", "frames", "proposals", "registry"),
-        *("types", "weights", "models.target_aware", "detectors.", "runtime."),
+        *("ambient", "config", "device", "errors", "foreign", "frames", "naming", "proposals"),
+        *("registry", "types", "weights", "models.target_aware", "detectors.", "runtime."),
     },
     "runtime": {
         *("errors", "models.backbone", "models.convolve", "models.efficientnet", "runtime."),

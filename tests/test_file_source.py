@@ -168,12 +168,64 @@ def test_frame_index_says_otherwise_than_the_order(opened: Opened) -> None:
 
 
 def test_names_are_compared_by_stem(opened: Opened) -> None:
+    """Where only some entries have one, they stay in order."""
     given = content()
     given["images"][0]["file_name"] = "JPEGImages/480p/00000.jpg"
-    source = opened(given)
-    source.check_names(["00000", "whatever: no name there", "further"])
+    opened(given).match(["00000", "whatever: no name there"], None)
     with pytest.raises(InputError, match=r"unknown frames: frame 0 is 'JPEG.*' there and 'a' in"):
-        source.check_names(["a", "00001"])
+        opened(given).match(["a", "00001"], None)
+
+
+def named(*names: str) -> dict[str, Any]:
+    given = content()
+    for image, name in zip(given["images"], names, strict=True):
+        image["file_name"] = name
+    return given
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "length"),
+    [
+        (("b.jpg", "JPEGImages/a.jpg"), ["a", "b"], None),
+        (("00001.jpg", "00000.jpg"), None, 2),
+        (("frame_1.jpg", "frame_0.jpg"), None, 2),
+        (("cam2_017.png", "cam2_009.png"), ["shot-009", "shot-017"], None),
+    ],
+)
+def test_shuffled_entries_are_matched_by_name_or_else_by_number(
+    files: tuple[str, str], names: list[str] | None, length: int | None, opened: Opened
+) -> None:
+    source = opened(named(*files))
+    source.match(names, length)
+    assert (len(source(FRAME, 0)), len(source(FRAME, 1))) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "length", "message"),
+    [
+        (named("a.jpg", "d.jpg"), ["a", "b"], None, "1 of 2 match no frame: d; wanted the names"),
+        (named("0.jpg", "2.jpg"), None, 2, r"1 of 2 match no frame: 2; .* counted from 0"),
+        (named("a.jpg", "c.jpg"), ["a", "b", "c"], None, "no entry in images for 1 of 3 frames: b"),
+        (content(), ["a"], None, r"1 entries in images belong to no frame: that of frame 1; the"),
+        (content(), None, 1, r"belong to no frame: that of frame 1; the video has 1 frames"),
+        (content(), ["a", "b", "c"], None, "no entry in images for 1 of 3 frames: c; wanted one"),
+    ],
+)
+def test_entries_and_frames_that_stand_alone_are_refused(
+    given: Any, names: list[str] | None, length: int | None, message: str, opened: Opened
+) -> None:
+    with pytest.raises(InputError, match=message):
+        opened(given).match(names, length)
+
+
+def test_frames_beyond_the_limit_need_no_entry(opened: Opened) -> None:
+    opened(named("a.jpg", "b.jpg")).match(["a", "b", "c"], None, limit=2)
+
+
+def test_a_stream_may_begin_late(opened: Opened) -> None:
+    source = opened(content())
+    source.first_frame = 1
+    assert len(source(FRAME, 0)) == 0
 
 
 def test_what_any_source_said_is_written_and_said_again(tmp_path: Path) -> None:

@@ -214,7 +214,6 @@ def test_a_video_has_no_names_to_compare(options: Options, clip: Clip, tmp_path:
 @pytest.mark.parametrize(
     ("frame", "change", "message"),
     [
-        (2, lambda c: c["images"][2].update(frame_index=9), "no entry in images for frame 2"),
         (1, lambda c: grow(c, 1), "frame 1: masks are 99 x 99, the frame is 65 x 99"),
         (0, lambda c: c["annotations"][0]["segmentation"].update(counts="0"), "cannot be decoded"),
     ],

@@ -86,6 +86,14 @@ def run(
         Path | None,
         typer.Option(help="Object ids of the first frame (PNG), or a folder with PNGs by frame."),
     ] = None,
+    mask_void: Annotated[
+        bool | None,
+        typer.Option(help="255 in a mask is void; or an id. By itself: void beside other ids."),
+    ] = None,
+    threshold: Annotated[
+        int | None,
+        typer.Option(min=1, max=255, help="Masks are soft: from that on, 0..255, is object 1."),
+    ] = None,
     proposals: Annotated[
         str | None,
         typer.Option(help="Whose objects: dnet[:WEIGHTS], file:FILE.json or torchvision:FILE.pth."),
@@ -136,6 +144,8 @@ def run(
         engine=engine,
         export=export,
         mask=mask,
+        mask_void=mask_void,
+        threshold=threshold,
         proposals=proposals,
         boxes_as_masks=boxes_as_masks,
         weights=weights,
@@ -197,6 +207,8 @@ def _run(options: RunOptions) -> None:
         )
     note = summary["weights"]["note"]
     console.print(f"weights: {note}", style=None if summary["weights"]["trained"] else "yellow")
+    if summary["mask"] is not None and summary["mask"]["with_void"]:
+        console.print("mask: 255 is void, where no object is; --no-mask-void takes it for an id")
     if summary["proposals"] is not None:
         notes = dict(summary["proposals"])
         source, caption = notes.pop("source"), notes.pop("weights")
@@ -222,13 +234,17 @@ def _run(options: RunOptions) -> None:
 def models() -> None:
     """List the models and the weights that ship."""
     from .registry import MODELS
-    from .weights import cards
+    from .weights import backbone_cards, cards
 
     table = Table("model", "what it is", "weights", "trained")
     for name, entry in MODELS.items():
         for card in (card for card in cards().values() if card.model == name):
             table.add_row(name, entry.summary, card.tag, "yes" if card.trained else "no: RANDOM")
     console.print(table)
+    backbones = Table("backbone", "from", "licence")
+    for backbone in backbone_cards().values():
+        backbones.add_row(backbone.name, backbone.source, backbone.licence)
+    console.print(backbones)
 
 
 @app.command()

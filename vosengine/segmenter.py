@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,11 @@ class Segmenter(StaysHere):
             results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
         self._flushed = True
         return results
+
+    def reserve(self, object_ids: Iterable[int]) -> None:
+        """Keep these ids (1..255) for prompts that are to come: objects that the model discovers in
+        this stream get others. Raises InputError for what is no id."""
+        self._slots.reserve(object_ids)
 
     @own_settings()
     def remove(self, object_id: int) -> None:

@@ -80,11 +80,55 @@ class WeightCard:
         return self.name if self.trained else f"RANDOM weights ({self.name}): the masks are noise"
 
 
+@dataclass(frozen=True)
+class BackboneCard:
+    """A pretrained backbone that ships, for networks to be trained on top of.
+
+    name     as configurations call it
+    file, sha256, bytes  as in WeightCard
+    source   the package and the version that weights/convert.py was given
+    licence  its SPDX name; the text and a notice lie beside the file
+    """
+
+    name: str
+    file: str
+    sha256: str
+    bytes: int
+    description: str
+    source: str
+    licence: str
+
+
+def backbone_cards() -> dict[str, BackboneCard]:
+    """The backbones of the manifest, by name."""
+    return {fields["name"]: BackboneCard(**fields) for fields in _manifest()["backbone"]}
+
+
+def backbone_file(name: str) -> Path:
+    """Where a pretrained backbone's tensors lie: those of models/'s module of that name, stages
+    beyond the ones that a network has among them.
+
+    Raises  WeightsError: none of that name ships; missing; failing its hash.
+    """
+    known = backbone_cards()
+    if name not in known:
+        raise WeightsError(
+            f"backbone: no pretrained {name} ships, only {', '.join(known)}; wanted a file that "
+            f"weights/convert.py {name} has written"
+        )
+    return _shipped_file(known[name])
+
+
+def _manifest() -> dict[str, Any]:
+    text = (resources.files("vosengine.shipped") / "manifest.toml").read_text(encoding="utf-8")
+    content: dict[str, Any] = tomllib.loads(text)
+    return content
+
+
 def cards() -> dict[str, WeightCard]:
     """Every card of the manifest, by name; a duplicate name is an error."""
-    text = (resources.files("vosengine.shipped") / "manifest.toml").read_text(encoding="utf-8")
     found: dict[str, WeightCard] = {}
-    for fields in tomllib.loads(text)["card"]:
+    for fields in _manifest()["card"]:
         card = WeightCard(**{**fields, "recipe": tuple(fields.get("recipe", ()))})
         if card.name in found:
             raise WeightsError(f"manifest.toml: two cards are named {card.name}")
@@ -114,9 +158,7 @@ def load(
     if card.file:
         if config is not None:
             raise WeightsError(f"config: {card.name} brings its own; leave one of the two out")
-        path = Path(str(resources.files("vosengine.shipped") / card.file))
-        _check_file_hash(path, card)
-        return load_file(model, path)[0], card
+        return load_file(model, _shipped_file(card))[0], card
     return build(model, config or entry(model).config(), card.seed), card
 
 
@@ -133,7 +175,9 @@ def _choose_card(model: str, weights: str | Path | None) -> WeightCard:
     return known[name]
 
 
-def _check_file_hash(path: Path, card: WeightCard) -> None:
+def _shipped_file(card: WeightCard | BackboneCard) -> Path:
+    """Where a card's file lies, its hash checked."""
+    path = Path(str(resources.files("vosengine.shipped") / card.file))
     if not path.is_file():
         raise WeightsError(f"{card.name}: the file {card.file} did not ship with this installation")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -142,6 +186,7 @@ def _check_file_hash(path: Path, card: WeightCard) -> None:
             f"{card.name}: {card.file} fails its hash (sha256 {digest[:12]}, the card says "
             f"{card.sha256[:12]}); the file is damaged or not the one that shipped: reinstall it"
         )
+    return path
 
 
 def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:

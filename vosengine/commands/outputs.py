@@ -121,7 +121,12 @@ class Outputs:
             )
 
     def begin(
-        self, options: RunOptions, note: str | None, source: FrameSource, answered: int
+        self,
+        options: RunOptions,
+        note: str | None,
+        source: FrameSource,
+        answered: int,
+        mask: dict[str, Any] | None,
     ) -> None:
         """Start to write, in place of an earlier run; resumed, its masks stay. Once is enough.
 
@@ -136,7 +141,7 @@ class Outputs:
         if self.earlier.interrupted:
             ours |= {STATE, OVERLAY} & self._there
         frames = dict(list(self.earlier.frames.items())[:answered])
-        self._journal = Journal(self.folder, self.earlier, frames)
+        self._journal = Journal(self.folder, mask, self.earlier, frames)
         self.begun = True
         self._clear(unfinished)
         if options.resume:

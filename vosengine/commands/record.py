@@ -32,6 +32,7 @@ class Earlier:
 
     files        what it wrote, and by what each is known
     frames       the names of the frames that it answered, with their times in ms
+    mask         what its masks were, as the summary has it
     complete     whether it came to its end
     summed_up    whether its summary is there
     interrupted  whether its journal is there: it did not come so far as to write the summary, or
@@ -41,6 +42,7 @@ class Earlier:
     folder: Path
     files: dict[str, set[Fingerprint]] = field(default_factory=dict)
     frames: dict[str, float] = field(default_factory=dict)
+    mask: dict[str, Any] | None = None
     complete: bool = False
     summed_up: bool = False
     interrupted: bool = False
@@ -81,8 +83,7 @@ def read_earlier(folder: Path) -> Earlier:
     earlier.interrupted = True
     if identity == header["run"]:  # killed after the summary: that is the last word
         return earlier
-    earlier.complete = False
-    earlier.frames = {}
+    earlier.complete, earlier.frames, earlier.mask = False, {}, header.get("mask")
     for line in lines:
         if "file" in line:
             earlier.add(line["file"], Fingerprint(line["bytes"], line["sha256"]))
@@ -104,6 +105,7 @@ def _read_summary(earlier: Earlier) -> str | None:
         for name, known in files.items():
             earlier.add(_plain(name), _fingerprint(known))
         earlier.complete = bool(summary["complete"])
+        earlier.mask = summary.get("mask")
         identity = summary.get("run")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _foreign(path, "summary", error) from error
@@ -160,6 +162,7 @@ def _foreign(path: Path, kind: str, error: Exception) -> OutputError:
 class Journal:
     """The journal of a run that is going on; no other run can have it at the same time.
 
+    mask     what its masks are, for whoever resumes it
     earlier  what is in the folder already and stays listed, so that a run that is killed now can
              still be told from what is the caller's
     frames   those of an earlier run that this one goes on from
@@ -167,10 +170,16 @@ class Journal:
     Raises  OutputError where it cannot be written, or another run is writing there.
     """
 
-    def __init__(self, folder: Path, earlier: Earlier, frames: dict[str, float]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mask: dict[str, Any] | None,
+        earlier: Earlier,
+        frames: dict[str, float],
+    ) -> None:
         self.path = folder / JOURNAL
         self.run = uuid.uuid4().hex
-        lines: list[dict[str, Any]] = [{"run": self.run}]
+        lines: list[dict[str, Any]] = [{"run": self.run, "mask": mask}]
         for name, known in earlier.files.items():
             lines += [_line(name, fingerprint) for fingerprint in known]
         lines += [{"frame": name, "ms": ms} for name, ms in frames.items()]

@@ -15,8 +15,9 @@ from ..detectors.file import FileSource
 from ..errors import ConfigError, InputError, OutputError, SourceError, VosError
 from ..timing import summarise, timed
 from ..types import Result
-from ..video import FrameSource, SourceFrame, open_source, without_password
+from ..video import FrameSource, MaskRule, SourceFrame, open_source, without_password
 from .engines import Stream, make_stream
+from .late import begin_late
 from .outputs import Outputs
 from .prompts import Prompts
 from .record import STATE
@@ -28,7 +29,9 @@ class RunOptions:
 
     source      a video file, a folder of images, a glob, a camera number, or an address
     mask        the first frame's object ids as a PNG, or a folder of PNGs: a frame is prompted with
-                the one of its name; None for methods that find objects themselves
+                the one of its name, or of its number; None for methods that find objects themselves
+    mask_void   what 255 is in a mask: True, void; False, an id; None, as `MaskRule` tells
+    threshold   masks are soft: what is at least that bright (1..255) is object 1; None: ids
     engine      "fast" or "eager", as in Segmenter; or "onnx", which runs an export
     export      the folder of that export; `model` is then what was exported
     proposals   where object proposals come from, as `open_proposals` takes it; None leaves it to
@@ -48,6 +51,8 @@ class RunOptions:
     engine: str = "fast"
     export: Path | None = None
     mask: Path | None = None
+    mask_void: bool | None = None
+    threshold: int | None = None
     proposals: str | None = None
     boxes_as_masks: bool = False
     weights: str | None = None
@@ -94,25 +99,32 @@ def run(
     """
     _check_options(options)
     outputs = Outputs(options)
-    prompts = Prompts(options.mask)
+    prompts = Prompts(options.mask, MaskRule(options.mask_void, options.threshold))
     stream = make_stream(options)
     source = open_source(options.source, bits=options.bits, reconnect=options.reconnect)
     with ExitStack() as stack:
         stack.callback(outputs.abandon)
         stack.callback(source.close)
         _check_prompted(options, stream)
-        if source.names is not None and isinstance(stream.proposals, FileSource):
-            stream.proposals.check_names(source.names[: options.limit])
-        answered = _resume(options, outputs, stream, source) if options.resume else 0
+        prompts.match(source.names, source.length)
+        if isinstance(stream.proposals, FileSource):
+            stream.proposals.match(source.names, source.length, options.limit)
+        if stream.needs_mask and prompts.first_frame:
+            stream = begin_late(stream, prompts.first_frame)
+        answered = 0
+        if options.resume:
+            answered = _resume(options, outputs, stream, source, prompts)
+        stream.segmenter.reserve(prompts.ids)
         outputs.check(options, source, answered)
-        stopped, faults = False, []
+        stopped = False
+        faults: list[VosError] = []
         try:
             stopped = _drive(options, stream, source, prompts, outputs, report, should_stop)
         except VosError as error:
             if not outputs.begun:
                 raise
             faults.append(error)
-        return _finish(options, stream, source, outputs, stopped, faults)
+        return _finish(options, stream, source, prompts, outputs, stopped, faults)
 
 
 def _check_options(options: RunOptions) -> None:
@@ -126,7 +138,13 @@ def _check_options(options: RunOptions) -> None:
         raise ConfigError(f"checkpoint: wanted 0 or more frames, given {options.checkpoint}")
 
 
-def _resume(options: RunOptions, outputs: Outputs, stream: Stream, source: FrameSource) -> int:
+def _resume(
+    options: RunOptions,
+    outputs: Outputs,
+    stream: Stream,
+    source: FrameSource,
+    prompts: Prompts,
+) -> int:
     """Load what the run to resume saved; how many frames it has answered by then.
 
     A run that was killed before it saved anything answers its frames once more, and writes each
@@ -140,14 +158,17 @@ def _resume(options: RunOptions, outputs: Outputs, stream: Stream, source: Frame
     if source.live:
         raise InputError(f"{source.description}: a live source cannot be resumed; start a new run")
     if stream.can_be_saved and (folder / STATE).is_file():
+        prompts.check_resumed(earlier.mask)
         stream.segmenter.load_state(folder / STATE)
-    return max(0, stream.segmenter.frame_count - stream.segmenter.latency)
+    answered: int = stream.segmenter.frame_count - stream.segmenter.latency
+    return max(0, answered)
 
 
 def _finish(
     options: RunOptions,
     stream: Stream,
     source: FrameSource,
+    prompts: Prompts,
     outputs: Outputs,
     stopped: bool,
     faults: list[VosError],
@@ -161,12 +182,12 @@ def _finish(
             faults.append(error)
 
     if not outputs.begun:  # stopped before the first frame
-        return _summary(options, stream, source, outputs, False, faults)
+        return _summary(options, stream, source, prompts, outputs, False, faults)
     attempt(outputs.close)
     complete = not (faults or stopped)
     if not complete and stream.segmenter.frame_count and stream.can_be_saved:
         attempt(lambda: outputs.save(stream.segmenter))
-    summary = _summary(options, stream, source, outputs, complete, faults)
+    summary = _summary(options, stream, source, prompts, outputs, complete, faults)
     try:
         summary = outputs.sum_up(summary)
     except VosError as error:
@@ -204,7 +225,7 @@ def _drive(
     total = source.length if options.limit is None else min(options.limit, source.length or 1 << 62)
     done_before = segmenter.frame_count
     answered = max(0, done_before - segmenter.latency)
-    begin = partial(outputs.begin, options, stream.note, source, answered)
+    begin = partial(outputs.begin, options, stream.note, source, answered, prompts.facts())
     waiting: dict[int, SourceFrame] = {}
     seen = 0
 
@@ -218,6 +239,9 @@ def _drive(
     if answered:
         begin()
     for frame in _limited(source, options.limit):
+        if not seen:
+            size = frame.image.shape[:2]
+            prompts.check(size, segmenter.max_objects, options.limit, frame.sar)
         seen += 1
         if frame.index < answered:
             outputs.replay(frame)
@@ -241,6 +265,10 @@ def _drive(
     results, milliseconds = timed(segmenter.flush, stream.device)
     for result in results:
         answer(result, milliseconds / len(results))
+    if options.limit is None:
+        prompts.check_reached(segmenter.frame_count)
+        if isinstance(stream.proposals, FileSource):
+            stream.proposals.check_reached(segmenter.frame_count)
     return False
 
 
@@ -255,6 +283,7 @@ def _summary(
     options: RunOptions,
     stream: Stream,
     source: FrameSource,
+    prompts: Prompts,
     outputs: Outputs,
     complete: bool,
     faults: list[VosError],
@@ -264,6 +293,7 @@ def _summary(
         "vosengine": __version__,
         "source": without_password(options.source),
         **stream.facts,
+        "mask": prompts.facts(),
         "frame_size": list(geometry.frame) if geometry else None,
         "network_size": list(geometry.network) if geometry else None,
         "pixel_aspect": None if aspect == 1 else f"{aspect.numerator}:{aspect.denominator}",

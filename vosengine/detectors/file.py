@@ -14,6 +14,7 @@ import torch
 from ..errors import InputError
 from ..files import write_whole
 from ..frames import Array
+from ..naming import listed, match_frames
 from ..proposals import Proposals, boxes_of, check_proposals
 from ..types import Size
 from .rle import decode, encode
@@ -34,6 +35,7 @@ class FrameEntry:
     name: str | None
     size: Size
     annotations: list[Annotation] = field(default_factory=list)
+    placed: bool = False  # by "frame_index"
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ class FileSource:
                           "segmentation": {"size": [480, 854], "counts": "WPi2..."}}]}
 
     `images` has one entry for each frame, in the order of the video; an optional "frame_index" says
-    otherwise. A frame without annotations has no proposals. A segmentation is run-length encoded,
-    as text or as numbers, or a list of polygons. Without "bbox" (left, top, width, height) the box
-    is the mask's, without "score" the score is 1. An annotation with "iscrowd" 1 is a region of
-    many objects, as COCO says, and no proposal. "category_id" and "id" are whole numbers, and
-    change nothing. What else the file holds is not read.
+    otherwise, and `match` puts them in order by "file_name". A frame without annotations has no
+    proposals. A segmentation is run-length encoded, as text or as numbers, or a list of polygons.
+    Without "bbox" (left, top, width, height) the box is the mask's, without "score" the score is 1.
+    An annotation with "iscrowd" 1 is a region of many objects, as COCO says, and no proposal.
+    "category_id" and "id" are whole numbers, and change nothing. What else the file holds is not
+    read.
 
     The file is read and checked at once, masks are decoded when their frame is asked for.
 
@@ -72,6 +75,7 @@ class FileSource:
 
     def __init__(self, path: str | Path, *, boxes_as_masks: bool = False) -> None:
         self.path = Path(path)
+        self.first_frame = 0  # of the video, where the caller's streams begin
         self._frames, self._crowds = _parse(self.path, boxes_as_masks)
         self._boxes_as_masks = boxes_as_masks
 
@@ -95,6 +99,7 @@ class FileSource:
                 damaged.
         """
         height, width = int(frame.shape[0]), int(frame.shape[1])
+        frame_index += self.first_frame
         entry = self._frames.get(frame_index)
         if entry is None:
             raise InputError(
@@ -123,16 +128,59 @@ class FileSource:
         scores = torch.tensor([a.score for a in entry.annotations], dtype=torch.float32)
         return Proposals(boxes, masks, scores)
 
-    def check_names(self, names: Sequence[str]) -> None:
-        """Raise InputError, naming the frame, where the video's names (of its frames, in order) are
-        not the stems of the file's "file_name", if it has any."""
+    def match(
+        self, names: Sequence[str] | None, length: int | None, limit: int | None = None
+    ) -> None:
+        """Hold the entries against the frames of a video, before it is read.
+
+        names   of its frames, in order; None where they are numbered only
+        length  how many there are; None where nobody knows
+        limit   only that many frames will be asked for; None: all
+
+        Where every entry has a "file_name" and none a "frame_index", they are put in the order of
+        the frames, by name or else by number (see `match_frames`). Otherwise they stay as they are,
+        and the names that there are have to be the frames'.
+
+        Raises  InputError: entries that belong to no frame, frames that have none, names of other
+                frames.
+        """
+        entries = list(self._frames.values())
+        if all(entry.name is not None and not entry.placed for entry in entries):
+            stems = [PurePath(entry.name or "").stem for entry in entries]
+            frames, _ = match_frames(stems, names, length, f"{self.path}: images")
+            self._frames = dict(zip(frames, entries, strict=True))
+        else:
+            self._check_names((names or ())[:limit])
+        self.check_reached(len(names) if names is not None else length)
+        missing = [
+            name for index, name in enumerate((names or ())[:limit]) if index not in self._frames
+        ]
+        if missing:
+            raise InputError(
+                f"{self.path}: has no entry in images for {len(missing)} of {len(names or ())} "
+                f"frames: {listed(missing)}; wanted one for every frame, also where nothing was "
+                "seen"
+            )
+
+    def check_reached(self, frames: int | None) -> None:
+        """Raise InputError for entries of frames that are not there: `frames` are all; None: nobody
+        knows."""
+        late = [index for index in self._frames if frames is not None and index >= frames]
+        if late:
+            entries = [self._frames[i].name or f"that of frame {i}" for i in sorted(late)]
+            raise InputError(
+                f"{self.path}: {len(late)} entries in images belong to no frame: "
+                f"{listed(entries)}; the video has {frames} frames, wanted one entry for each"
+            )
+
+    def _check_names(self, names: Sequence[str]) -> None:
         for index, name in enumerate(names):
             entry = self._frames.get(index)
             if entry is not None and entry.name is not None and PurePath(entry.name).stem != name:
                 raise InputError(
                     f"{self.path}: names unknown frames: frame {index} is {entry.name!r} there and "
                     f"{name!r} in the video; wanted the proposals of this video, one entry in "
-                    "images per frame, in order"
+                    "images per frame, in order or all with a file_name"
                 )
 
 
@@ -247,7 +295,8 @@ def _read_image(place: str, given: dict[str, Any], number: int) -> tuple[FrameEn
     height, width = size
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
         raise InputError(f"{place}: height and width: wanted pixels, given {list(size)}")
-    return FrameEntry(image_id, name, (height, width)), number if index is None else index
+    entry = FrameEntry(image_id, name, (height, width), placed=index is not None)
+    return entry, number if index is None else index
 
 
 def _read_annotation(

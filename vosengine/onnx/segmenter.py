@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -132,6 +132,11 @@ class OnnxSegmenter(StaysHere):
         results = [self._answer(self._ring, target, self.geometry) for target in waiting]
         self._flushed = True
         return results
+
+    def reserve(self, object_ids: Iterable[int]) -> None:
+        """Keep these ids (1..255) for prompts that are to come: objects that the model discovers in
+        this stream get others. Raises InputError for what is no id."""
+        self._slots.reserve(object_ids)
 
     def remove(self, object_id: int) -> None:
         """Forget an object, from the next answer on; its id may be used anew.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-import struct
 import tempfile
-import zlib
 from pathlib import Path
 
 import cv2
@@ -22,16 +20,6 @@ StrPath = str | os.PathLike[str]
 
 # Colours near the label's own, but light enough to stand out against its darker blend.
 _CONTOUR_COLOURS = (128 + DAVIS_PALETTE.astype(np.uint16) // 2).astype(np.uint8)
-BINARY_FOREGROUND = 255
-_GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-_BAD_IMAGE = (
-    OSError,  # unknown format or cut data
-    SyntaxError,  # a broken PNG chunk
-    ValueError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def prepare_output_folder(path: StrPath) -> Path:
@@ -74,42 +62,6 @@ def encode_labels(labels: np.ndarray, note: str | None = None) -> bytes:
     data = io.BytesIO()
     image.save(data, format="PNG", pnginfo=info)
     return data.getvalue()
-
-
-def read_labels(path: StrPath) -> np.ndarray:
-    """Object ids uint8 [H, W] of an indexed or grey image: palette indices, or grey values.
-
-    Raises InputError when it is missing, damaged, a colour image, or holds ids above 255.
-    """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            values = np.asarray(image) if mode in _GREY_MODES else None
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; wanted a label image") from error
-    except _BAD_IMAGE as error:
-        raise InputError(f"{path}: not a readable image ({error}); wanted a whole PNG") from error
-    if values is None:
-        raise InputError(
-            f"{path}: is a {mode} image, wanted an indexed (palette) or grey one whose values are "
-            "object ids; write it with vosengine.video.write_labels, or with Pillow: "
-            "Image.fromarray(ids.astype('uint8')).save('mask.png')"
-        )
-    if values.size and (values.max() > 255 or values.min() < 0):
-        raise InputError(
-            f"{path}: holds values from {values.min()} to {values.max()}, wanted object ids "
-            "0 to 255; renumber the objects"
-        )
-    return values.astype(np.uint8)
-
-
-def read_mask(path: StrPath) -> np.ndarray:
-    """A mask that shows objects, uint8 [H, W]: ids as `read_labels` has them; one that holds
-    nothing but 0 and 255 shows object 1, as in DAVIS 2016. Raises InputError likewise."""
-    labels = read_labels(path)
-    if set(np.unique(labels).tolist()) <= {0, BINARY_FOREGROUND}:
-        return (labels > 0).astype(np.uint8)
-    return labels
 
 
 def overlay(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import reduce
 from types import MappingProxyType
 from typing import Any, Protocol
+
+import torch
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
@@ -56,6 +59,9 @@ class Op:
 
     `reference` defines what is right and takes every valid call; `contract` has its signature and
     raises for every invalid one, before any backend is asked.
+
+    Under torch's autocast, where some floats of a call have been narrowed and others not, all are
+    taken in the widest of their dtypes; inside, autocast is off: an op says itself what it sums in.
     """
 
     def __init__(
@@ -73,6 +79,11 @@ class Op:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.name in (stand_ins := _stand_ins.get()):
             return stand_ins[self.name](*args, **kwargs)
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
+                    args, kwargs = _widened((args, kwargs))
+                    return self(*args, **kwargs)
         self.contract(*args, **kwargs)
         asked = _asked.get()
         if asked == "reference":
@@ -99,3 +110,29 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}: {', '.join((*self.backends, 'reference'))}>"
+
+
+def _widened(nested: Any) -> Any:
+    """Tuples, lists and dicts with their floating tensors in the widest dtype among them."""
+    dtypes = {x.dtype for x in _tensors_of(nested) if x.is_floating_point()}
+    return _cast(nested, reduce(torch.promote_types, dtypes)) if len(dtypes) > 1 else nested
+
+
+def _tensors_of(nested: Any) -> Iterator[torch.Tensor]:
+    if isinstance(nested, torch.Tensor):
+        yield nested
+    elif isinstance(nested, (tuple, list, dict)):
+        for each in nested.values() if isinstance(nested, dict) else nested:
+            yield from _tensors_of(each)
+
+
+def _cast(nested: Any, dtype: torch.dtype) -> Any:
+    if isinstance(nested, torch.Tensor):
+        return nested.to(dtype) if nested.is_floating_point() else nested
+    if isinstance(nested, dict):
+        return {name: _cast(each, dtype) for name, each in nested.items()}
+    return (
+        type(nested)(_cast(x, dtype) for x in nested)
+        if isinstance(nested, (tuple, list))
+        else nested
+    )

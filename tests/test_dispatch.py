@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vosengine.kernels import Op, ShapeError, UnsupportedBackend, use_backend
+from vosengine.kernels import Op, ShapeError, UnsupportedBackend, read_memory, use_backend
 from vosengine.kernels.shapes import check, check_dtype
 
 
@@ -108,3 +108,21 @@ def test_check_dtype() -> None:
     check_dtype("a", torch.empty(1), torch.float16, torch.float32)
     with pytest.raises(ShapeError, match="a: wanted uint8 or int32, given float32"):
         check_dtype("a", torch.empty(1), torch.uint8, torch.int32)
+
+
+def test_under_autocast_an_op_is_what_it_is_without() -> None:
+    """What autocast has narrowed is taken as it is where it all is, else in the widest dtype."""
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (torch.randn(1, 6, 4, generator=generator) for _ in range(3))
+    narrow = query.bfloat16()
+    with use_backend("reference"):
+        wanted = read_memory(narrow.float(), keys, values, scale=0.5)
+        all_narrow = read_memory(narrow, keys.bfloat16(), values.bfloat16(), scale=0.5)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype), use_backend("reference"):
+            assert torch.equal(read_memory(narrow, keys, values, scale=0.5), wanted)
+            found = read_memory(narrow, keys.bfloat16(), values.bfloat16(), scale=0.5)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, all_narrow)
+    with pytest.raises(ShapeError, match="memory_key: wanted bfloat16, given float32"):
+        read_memory(narrow, keys, values, scale=0.5)

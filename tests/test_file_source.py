@@ -86,17 +86,78 @@ def test_every_form_of_a_mask_is_read(opened: Opened) -> None:
     numbers = {"size": [40, 60], "counts": [120, 40, 2240]}
     triangle = [[10, 5, 30, 5, 30, 25]]
     pieces = [[1, 1, 5, 1, 5, 5, 1, 5], [20, 20, 26, 20, 26, 26, 20, 26]]
-    forms = (numbers, triangle, pieces, [])
+    forms = (numbers, triangle, pieces)
     given["annotations"] = [{"image_id": 7, "segmentation": form} for form in forms]
     found = opened(given)(FRAME, 0)
-    assert found.scores.tolist() == [1, 1, 1, 1]
-    column, drawn, joined, empty = found.masks
+    assert found.scores.tolist() == [1, 1, 1]
+    column, drawn, joined = found.masks
     assert column[:, 3].all() and int(column.sum()) == 40
     assert drawn[8, 28] and not drawn[20, 12]
     assert abs(int(drawn.sum()) - 200) < 25
     assert joined[3, 3] and joined[23, 23] and not joined[12, 12]
-    assert not empty.any()
     assert torch.equal(found.boxes, boxes_of(found.masks))
+
+
+NO_MASK: tuple[dict[str, Any], ...] = ({}, {"segmentation": []}, {"segmentation": None})
+
+
+@pytest.mark.parametrize("missing", NO_MASK)
+def test_a_box_alone_is_an_error_unless_boxes_are_masks(
+    missing: dict[str, Any], opened: Opened, tmp_path: Path
+) -> None:
+    given = content()
+    given["annotations"][0] = {"image_id": 7, "bbox": [3.5, 2, 8, 8.6], "score": 0.9, **missing}
+    wanted = r"annotations\[0\]: segmentation: wanted .*, given none; or --boxes-as-masks"
+    with pytest.raises(InputError, match=wanted):
+        opened(given)
+    source = FileSource(tmp_path / "proposals.json", boxes_as_masks=True)
+    assert source.notes == {"boxes_as_masks": 1}
+    found = source(FRAME, 0)
+    assert boxes_of(found.masks)[0].tolist() == [3, 2, 11, 11]  # centres of pixels decide
+    assert int(found.masks[0].sum()) == 72
+    np.testing.assert_array_equal(found.masks[1].numpy(), square(20, 30))
+
+
+@pytest.mark.parametrize("missing", NO_MASK)
+def test_neither_mask_nor_box_is_an_error_either_way(
+    missing: dict[str, Any], opened: Opened, tmp_path: Path
+) -> None:
+    given = content()
+    given["annotations"][0] = {"image_id": 7, **missing}
+    for boxes in (False, True):
+        with pytest.raises(InputError, match=r"annotations\[0\]: segmentation: .*, given none$"):
+            opened(given)
+        with pytest.raises(InputError, match=r"annotations\[0\]: segmentation: .*, given none$"):
+            FileSource(tmp_path / "proposals.json", boxes_as_masks=boxes)
+
+
+def test_ids_in_any_order_categories_and_crowds_as_coco_has_them(opened: Opened) -> None:
+    given = content()
+    given["images"] = [{**given["images"][0], "id": 9000}, {**given["images"][1], "id": 3}]
+    first, second = given["annotations"]
+    given["annotations"] = [
+        {**second, "image_id": 3, "id": 77, "category_id": 90, "iscrowd": 0},
+        {**first, "image_id": 9000, "id": 5, "category_id": 1},
+        {**second, "image_id": 9000, "id": 1, "category_id": 1, "iscrowd": 1},
+    ]
+    given["categories"] = [{"id": 1, "name": "person"}]
+    source = opened(given)
+    assert (len(source(FRAME, 0)), len(source(FRAME, 1))) == (1, 1)
+    np.testing.assert_array_equal(source(FRAME, 0).masks[0].numpy(), square(2, 3))
+    np.testing.assert_array_equal(source(FRAME, 1).masks[0].numpy(), square(20, 30))
+    assert source.notes == {"crowds_left_out": 1}
+    for annotation in given["annotations"]:
+        annotation["iscrowd"] = 1
+    with pytest.raises(InputError, match="nothing but regions of many objects"):
+        opened(given)
+
+
+def test_runs_that_overflow_and_lists_without_end_are_refused(opened: Opened) -> None:
+    source = opened(change(*RLE, "counts", to="o" * 6 + "O" + "o" * 6 + "O" * 3)())
+    with pytest.raises(InputError, match="the mask cannot be decoded: a run of"):
+        source(FRAME, 0)
+    with pytest.raises(InputError, match=r"proposals\.json: not valid JSON"):
+        opened("[" * 100_000)
 
 
 def test_frame_index_says_otherwise_than_the_order(opened: Opened) -> None:
@@ -107,12 +168,64 @@ def test_frame_index_says_otherwise_than_the_order(opened: Opened) -> None:
 
 
 def test_names_are_compared_by_stem(opened: Opened) -> None:
+    """Where only some entries have one, they stay in order."""
     given = content()
     given["images"][0]["file_name"] = "JPEGImages/480p/00000.jpg"
-    source = opened(given)
-    source.check_names(["00000", "whatever: no name there", "further"])
+    opened(given).match(["00000", "whatever: no name there"], None)
     with pytest.raises(InputError, match=r"unknown frames: frame 0 is 'JPEG.*' there and 'a' in"):
-        source.check_names(["a", "00001"])
+        opened(given).match(["a", "00001"], None)
+
+
+def named(*names: str) -> dict[str, Any]:
+    given = content()
+    for image, name in zip(given["images"], names, strict=True):
+        image["file_name"] = name
+    return given
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "length"),
+    [
+        (("b.jpg", "JPEGImages/a.jpg"), ["a", "b"], None),
+        (("00001.jpg", "00000.jpg"), None, 2),
+        (("frame_1.jpg", "frame_0.jpg"), None, 2),
+        (("cam2_017.png", "cam2_009.png"), ["shot-009", "shot-017"], None),
+    ],
+)
+def test_shuffled_entries_are_matched_by_name_or_else_by_number(
+    files: tuple[str, str], names: list[str] | None, length: int | None, opened: Opened
+) -> None:
+    source = opened(named(*files))
+    source.match(names, length)
+    assert (len(source(FRAME, 0)), len(source(FRAME, 1))) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "length", "message"),
+    [
+        (named("a.jpg", "d.jpg"), ["a", "b"], None, "1 of 2 match no frame: d; wanted the names"),
+        (named("0.jpg", "2.jpg"), None, 2, r"1 of 2 match no frame: 2; .* counted from 0"),
+        (named("a.jpg", "c.jpg"), ["a", "b", "c"], None, "no entry in images for 1 of 3 frames: b"),
+        (content(), ["a"], None, r"1 entries in images belong to no frame: that of frame 1; the"),
+        (content(), None, 1, r"belong to no frame: that of frame 1; the video has 1 frames"),
+        (content(), ["a", "b", "c"], None, "no entry in images for 1 of 3 frames: c; wanted one"),
+    ],
+)
+def test_entries_and_frames_that_stand_alone_are_refused(
+    given: Any, names: list[str] | None, length: int | None, message: str, opened: Opened
+) -> None:
+    with pytest.raises(InputError, match=message):
+        opened(given).match(names, length)
+
+
+def test_frames_beyond_the_limit_need_no_entry(opened: Opened) -> None:
+    opened(named("a.jpg", "b.jpg")).match(["a", "b", "c"], None, limit=2)
+
+
+def test_a_stream_may_begin_late(opened: Opened) -> None:
+    source = opened(content())
+    source.first_frame = 1
+    assert len(source(FRAME, 0)) == 0
 
 
 def test_what_any_source_said_is_written_and_said_again(tmp_path: Path) -> None:
@@ -187,6 +300,9 @@ RLE = ("annotations", 0, "segmentation")
         (change(*RLE, to=[[1, 2, 3, 4, 5]]), "segmentation: wanted"),
         (change(*RLE, to=[[0, 0, 1e9, 0, 3, 3]]), "further than one frame beyond"),
         (change("annotations", 0, "segmentation", to=...), "segmentation: wanted"),
+        (change("images", 0, "id", to=True), "id: wanted a number or a text, given True"),
+        (change("annotations", 0, "iscrowd", to=2), "iscrowd: wanted 0 or 1, given 2"),
+        (change("annotations", 0, "category_id", to="cat"), "category_id: wanted a whole number"),
         (change("annotations", 0, "score", to=float("nan")), "score: wanted a finite .* given nan"),
         (change("annotations", 0, "score", to=10**400), "score: wanted a finite number"),
         (change("annotations", 0, "score", to="0.5"), "score: wanted a finite number, given '0.5'"),
@@ -225,6 +341,11 @@ def test_a_frame_that_is_not_there_and_one_of_another_size(opened: Opened) -> No
         source(FRAME, 2)
     with pytest.raises(InputError, match="masks are 40 x 60, the frame is 60 x 40"):
         source(FRAME.transpose(1, 0, 2), 0)
+
+
+def test_only_a_file_has_boxes_for_masks() -> None:
+    with pytest.raises(ConfigError, match="boxes_as_masks: is for proposals from a file"):
+        open_proposals("dnet", boxes_as_masks=True)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from exported import Export, drawn
 from PIL import Image
 from typer.testing import CliRunner
 
 from vosengine import cli
+from vosengine.detectors.file import write_proposals
 from vosengine.errors import ConfigError, DeviceError, VosError, WeightsError
+from vosengine.proposals import Proposals, boxes_of
 from vosengine.video import VideoWriter, read_labels, read_mask, write_labels
 
 SIZE = 96, 144
@@ -57,6 +60,28 @@ def test_a_mask_of_0_and_255_shows_object_1(export: Export, video: Path) -> None
     differs = np.mean(np.stack(masks_in(out)) != np.stack(masks_in(other)))
     assert differs < 1e-3
     assert set(np.unique(masks_in(out)[-1])) == {0, 1}
+
+
+def test_an_export_asks_the_source_that_is_named(export: Export, video: Path) -> None:
+    """Of a model that takes proposals; another refuses them."""
+    clip = drawn(SIZE, 2, frames=2)
+    masks = [torch.from_numpy(np.stack([mask == i for i in (1, 2)])) for mask in clip.masks]
+    said = (Proposals(boxes_of(each), each, torch.tensor([0.9, 0.8])) for each in masks)
+    write_proposals(video.parent / "p.json", said)
+    proposals = ["--proposals", f"file:{video.parent / 'p.json'}"]
+    words = [video, "--mask", video.parent / "first.png", *proposals, "--limit", 2, "--no-overlay"]
+    out, other = video.parent / "onnx", video.parent / "torch"
+    ran = run("run", "--engine", "onnx", export("dmn_aoa"), *words, "--out", out)
+    assert ran.exit_code == 0, ran.output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["proposals"] == {"source": proposals[1], "weights": None}
+    assert (
+        run("run", "--model", "dmn_aoa", "--device", "cpu", *words, "--out", other).exit_code == 0
+    )
+    assert np.mean(np.stack(masks_in(out)) != np.stack(masks_in(other))) < 1e-3
+    ran = run("run", "--engine", "onnx", export("munet"), *words, "--out", out)
+    assert isinstance(ran.exception, ConfigError)
+    assert "an export of munet takes none" in str(ran.exception)
 
 
 @pytest.mark.parametrize(

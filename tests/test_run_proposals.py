@@ -214,7 +214,6 @@ def test_a_video_has_no_names_to_compare(options: Options, clip: Clip, tmp_path:
 @pytest.mark.parametrize(
     ("frame", "change", "message"),
     [
-        (2, lambda c: c["images"][2].update(frame_index=9), "no entry in images for frame 2"),
         (1, lambda c: grow(c, 1), "frame 1: masks are 99 x 99, the frame is 65 x 99"),
         (0, lambda c: c["annotations"][0]["segmentation"].update(counts="0"), "cannot be decoded"),
     ],
@@ -246,3 +245,37 @@ def test_frames_without_proposals_have_no_objects(options: Options, tmp_path: Pa
     edit(tmp_path / "proposals.json", lambda c: c["annotations"].clear())
     assert run(options())["objects"] == []
     assert not read_labels(tmp_path / "o" / "shot-2.png").any()
+
+
+def test_boxes_stand_for_masks_where_asked_and_the_summary_says_so(
+    options: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An annotation with a box alone, or beside an empty list: an error, and no empty mask."""
+    path = tmp_path / "proposals.json"
+    edit(path, lambda c: [a.update(segmentation=[]) for a in c["annotations"]])
+    edit(path, lambda c: c["annotations"][0].pop("segmentation"))
+    given = options()
+    with pytest.raises(InputError, match=r"annotations\[0\]: segmentation: .* --boxes-as-masks"):
+        run(given)
+    assert not list(given.out.glob("*"))
+    command = ["vosengine", "run", given.source, "--model", "target_aware", "--weights"]
+    command += [str(given.weights), "--out", str(given.out), "--proposals", str(given.proposals)]
+    monkeypatch.setattr(sys, "argv", [*command, "--no-overlay", "--boxes-as-masks"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    count = len(json.loads(path.read_text())["annotations"])
+    summary = json.loads((given.out / "summary.json").read_text())
+    assert summary["proposals"]["boxes_as_masks"] == count
+    assert f"proposals: {given.proposals}, {count} boxes as masks" in capsys.readouterr().out
+    boxes = [a["bbox"] for a in json.loads(path.read_text())["annotations"] if a["image_id"] == 0]
+    wanted = np.zeros((65, 99), bool)
+    for left, top, width, height in np.array(boxes).astype(int):
+        wanted[top : top + height, left : left + width] = True
+    np.testing.assert_array_equal(read_labels(given.out / "shot-0.png") > 0, wanted)
+    with pytest.raises(ConfigError, match="boxes_as_masks: is for --proposals file"):
+        run(options(proposals=None, boxes_as_masks=True))
+    with pytest.raises(ConfigError, match="boxes_as_masks: is for proposals from a file"):
+        run(options(proposals="dnet", boxes_as_masks=True))

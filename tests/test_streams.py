@@ -72,7 +72,7 @@ def test_a_stream_that_does_not_fit_is_refused(clip: Clip, tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(StateError, match="corrupt"):
         segmenter.load_state(path)
-    with pytest.raises(OutputError, match="cannot be saved"):
+    with pytest.raises(OutputError, match="cannot be written"):
         segmenter.save_state(tmp_path / "no" / "folder")
     assert segmenter.step(clip.frames[2]) is not None
 

@@ -15,6 +15,7 @@ from clips import (
     noise,
     read_all,
 )
+from full_disk import files_up_to, small_disk
 from PIL import Image
 
 from vosengine.errors import InputError, OutputError
@@ -205,16 +206,50 @@ def test_writer_refuses(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]  # nothing written, nothing left
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_writer_on_a_full_disk(tmp_path: Path) -> None:
+def frames_in(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_a_video_can_be_played_while_it_is_written(tmp_path: Path) -> None:
+    """What a killed process leaves: all but the last half second and what the encoder holds."""
     path = tmp_path / "a.mp4"
-    path.symlink_to("/dev/full")
+    with VideoWriter(path, 25) as writer:
+        for frame in noise(90):
+            writer.write(frame)
+        left = tmp_path / "left.mp4"
+        left.write_bytes((tmp_path / "a.part.mp4").read_bytes())
+        assert not path.exists()
+        assert 40 <= frames_in(left) < 90
+    assert frames_in(path) == 90
+    assert not (tmp_path / "a.part.mp4").exists()
+
+
+def test_writer_on_a_full_disk(tmp_path: Path) -> None:
+    """Each frame written before that can still be played."""
+    path = tmp_path / "a.mp4"
     writer = VideoWriter(path, 25)
-    with pytest.raises(OutputError, match=r"a\.mp4: cannot be written \(No space left"), writer:
-        for frame in noise(60):
+    full = pytest.raises(OutputError, match=r"a\.mp4: cannot be written \(File too large")
+    with files_up_to(100_000), full, writer:
+        for frame in noise(90):
             writer.write(frame)
     with pytest.raises(OutputError, match="is closed or broken"):
         writer.write(noise(1)[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+    assert 12 <= frames_in(path) < 60
+
+
+def test_no_room_for_the_second_copy_with_its_index(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 300) as disk:
+        path = disk / "a.mp4"
+        with (
+            pytest.raises(OutputError, match=r"a\.mp4: cannot be written"),
+            VideoWriter(path, 25) as writer,
+        ):
+            for frame in noise(100):
+                writer.write(frame)
+        assert [p.name for p in disk.iterdir()] == ["a.mp4"]
+        assert frames_in(path) == 100
 
 
 def test_output_folder(tmp_path: Path) -> None:

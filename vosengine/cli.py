@@ -86,10 +86,22 @@ def run(
         Path | None,
         typer.Option(help="Object ids of the first frame (PNG), or a folder with PNGs by frame."),
     ] = None,
+    mask_void: Annotated[
+        bool | None,
+        typer.Option(help="255 in a mask is void; or an id. By itself: void beside other ids."),
+    ] = None,
+    threshold: Annotated[
+        int | None,
+        typer.Option(min=1, max=255, help="Masks are soft: from that on, 0..255, is object 1."),
+    ] = None,
     proposals: Annotated[
         str | None,
         typer.Option(help="Whose objects: dnet[:WEIGHTS], file:FILE.json or torchvision:FILE.pth."),
     ] = None,
+    boxes_as_masks: Annotated[
+        bool,
+        typer.Option("--boxes-as-masks", help="Of a file: without a segmentation, the whole box."),
+    ] = False,
     weights: Weights = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -101,7 +113,16 @@ def run(
     online: Annotated[
         bool, typer.Option("--online", help="Answer at once, without looking ahead.")
     ] = False,
-    fps: Annotated[float | None, typer.Option(help="Of the overlay; the source's without.")] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Depth of the data, 8 to 16; without it the first frames tell."),
+    ] = None,
+    reconnect: Annotated[
+        int, typer.Option(help="Open an address that drops again, up to that many times.")
+    ] = 0,
+    fps: Annotated[
+        float | None, typer.Option(help="Of the overlay; without it frames keep their times.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after that many frames.")] = None,
     checkpoint: Annotated[
         int, typer.Option(min=0, help="Save the stream every N frames, so a killed run can resume.")
@@ -123,7 +144,10 @@ def run(
         engine=engine,
         export=export,
         mask=mask,
+        mask_void=mask_void,
+        threshold=threshold,
         proposals=proposals,
+        boxes_as_masks=boxes_as_masks,
         weights=weights,
         device=device,
         precision=precision,
@@ -131,6 +155,8 @@ def run(
         size=working_size,
         memory=memory,
         online=online,
+        bits=bits,
+        reconnect=reconnect,
         fps=fps,
         limit=limit,
         checkpoint=checkpoint,
@@ -181,10 +207,14 @@ def _run(options: RunOptions) -> None:
         )
     note = summary["weights"]["note"]
     console.print(f"weights: {note}", style=None if summary["weights"]["trained"] else "yellow")
+    if summary["mask"] is not None and summary["mask"]["with_void"]:
+        console.print("mask: 255 is void, where no object is; --no-mask-void takes it for an id")
     if summary["proposals"] is not None:
-        source, caption = summary["proposals"]["source"], summary["proposals"]["weights"]
+        notes = dict(summary["proposals"])
+        source, caption = notes.pop("source"), notes.pop("weights")
+        said = [f"{count} {name.replace('_', ' ')}" for name, count in notes.items()]
         console.print(
-            f"proposals: {source}" + (f", {caption}" if caption else ""),
+            ", ".join([f"proposals: {source}", *([caption] if caption else []), *said]),
             style="yellow" if caption and "RANDOM" in caption else None,
             highlight=False,
             soft_wrap=True,
@@ -204,13 +234,17 @@ def _run(options: RunOptions) -> None:
 def models() -> None:
     """List the models and the weights that ship."""
     from .registry import MODELS
-    from .weights import cards
+    from .weights import backbone_cards, cards
 
     table = Table("model", "what it is", "weights", "trained")
     for name, entry in MODELS.items():
         for card in (card for card in cards().values() if card.model == name):
             table.add_row(name, entry.summary, card.tag, "yes" if card.trained else "no: RANDOM")
     console.print(table)
+    backbones = Table("backbone", "from", "licence")
+    for backbone in backbone_cards().values():
+        backbones.add_row(backbone.name, backbone.source, backbone.licence)
+    console.print(backbones)
 
 
 @app.command()

@@ -39,7 +39,7 @@ class DependencyError(VosError):
 
 
 class StateError(VosError):
-    """A saved stream cannot be resumed here: another model, other weights, or a broken file."""
+    """A stream cannot go on here: another model, other weights, a broken file, another process."""
 
 
 class TrainingError(VosError):

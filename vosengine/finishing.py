@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from .ambient import own_settings
 from .frames import pad, resize_labels
 from .kernels import finish_masks
 from .objects import ObjectSlots
@@ -99,7 +100,7 @@ class Canvas:
         self, labels: torch.Tensor, frame_index: int, geometry: Geometry
     ) -> Result[torch.Tensor]:
         """The caller's answer, whose probabilities are made when they are asked for."""
-        probabilities = partial(self.probabilities, geometry.frame)
+        probabilities = own_settings()(partial(self.probabilities, geometry.frame))
         return Result(labels, self.rows.ids, frame_index, probabilities)
 
     def _finish(self, size: Size, probabilities: bool) -> tuple[torch.Tensor, torch.Tensor]:

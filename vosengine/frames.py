@@ -83,7 +83,7 @@ def check_mask(mask: Array, size: Size) -> torch.Tensor:
         )
     if high == 0:
         raise InputError("mask: holds no object, only id 0; wanted at least one id in 1..255")
-    return mask.to(torch.uint8)
+    return mask.to(torch.uint8, copy=True)  # the caller may write to theirs
 
 
 def prepare(

@@ -117,8 +117,8 @@ class MemoryBank:
             value = torch.where(there, value, self.values[rows, cursor])
             written = written.masked_fill(~shown, 0)
             keep = keep & shown
-        self.keys[rows, cursor] = key
-        self.values[rows, cursor] = value
+        self.keys[rows, cursor] = key.to(self.keys.dtype)  # autocast has narrowed it in training
+        self.values[rows, cursor] = value.to(self.values.dtype)
         self.length[:count] = torch.maximum(self.length[:count], written)
         following = torch.where(cursor + 1 < frames, cursor + 1, 1)  # past slot 0, which is pinned
         self.cursor[:count] = torch.where(keep, following, cursor)

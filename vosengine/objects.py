@@ -13,7 +13,9 @@ class ObjectSlots:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.ever: set[int] = set()  # every id that had a slot in this stream
+        self.ever: set[int] = (
+            set()
+        )  # every id that had a slot in this stream, or is kept for the caller
         self._ids: list[int] = []  # the id in every slot
 
     @property
@@ -45,6 +47,13 @@ class ObjectSlots:
     def joined_by(self, object_ids: Iterable[int]) -> tuple[int, ...]:
         """The ids in order of slot once these have slots too: new ones last, ascending."""
         return (*self._ids, *sorted(set(object_ids) - set(self._ids)))
+
+    def reserve(self, object_ids: Iterable[int]) -> None:
+        """Keep these ids for the caller: no object that is discovered gets one of them."""
+        ids = set(object_ids)
+        if not ids <= set(range(1, 256)):
+            raise InputError(f"reserve: wanted object ids in 1..255, given {sorted(ids)}")
+        self.ever |= ids
 
     def unused(self, count: int, named: Iterable[int]) -> tuple[int, ...]:
         """Ids for up to `count` discovered objects: the smallest that this stream never had and the

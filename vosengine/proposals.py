@@ -54,7 +54,7 @@ class StatefulSource(ProposalSource, Protocol):
         ...
 
 
-def check_proposals(proposals: Proposals, size: Size) -> None:
+def check_proposals(proposals: Proposals | None, size: Size) -> None:
     """Raise InputError unless these are proposals for a frame of that size.
 
     Boxes may reach beyond the frame; nothing is clipped.
@@ -105,6 +105,49 @@ def _ordered(boxes: torch.Tensor) -> torch.Tensor:
     return (boxes[:, 2:] >= boxes[:, :2]).all(dim=1)
 
 
+def clean(proposals: Proposals, smallest: int = 1) -> Proposals:
+    """The proposals that something can be matched with, each once, in the order that they had.
+
+    Left out are masks of fewer than `smallest` pixels, boxes without area inside the frame, and
+    exact doubles of a mask: of these the one of the best score stays, of equal scores the first.
+    Detectors give all of them, and whatever looks at proposals would take them for objects.
+    """
+    usable = _usable(proposals, smallest)
+    masks, scores = proposals.masks, proposals.scores
+    # Only masks of equal boxes are compared; all numbers are brought over together.
+    boxes = boxes_of(masks)
+    rows = torch.cat((boxes, scores[:, None], usable[:, None]), dim=1).tolist()
+    alike: dict[tuple[float, ...], list[int]] = {}
+    for number in sorted(range(len(rows)), key=lambda number: -rows[number][4]):
+        *box, _, is_usable = rows[number]
+        same = alike.setdefault(tuple(box), [])
+        if is_usable and not any(torch.equal(masks[number], masks[other]) for other in same):
+            same.append(number)
+    kept = sorted(number for same in alike.values() for number in same)
+    return proposals if len(kept) == len(rows) else _chosen(proposals, kept)
+
+
+def _usable(proposals: Proposals, smallest: int) -> torch.Tensor:
+    """bool [P]: a mask of that many pixels, and a box that has an area inside the frame."""
+    boxes, (height, width) = proposals.boxes.double(), proposals.masks.shape[1:]
+    inside = _sides(boxes, boxes.new_tensor((0, 0)), boxes.new_tensor((width, height)))
+    shown = _any(proposals.masks.flatten(1), 1)
+    if smallest > 1 and len(proposals):  # one by one: 8 ms, not 68, for 100 of 256 x 456 (CPU)
+        shown = torch.stack([mask.count_nonzero() for mask in proposals.masks]) >= smallest
+    return shown & (inside > 0).all(dim=1)
+
+
+def _chosen(proposals: Proposals, numbers: list[int]) -> Proposals:
+    rows = torch.tensor(numbers, dtype=torch.long, device=proposals.masks.device)
+    vectors = proposals.embeddings
+    return Proposals(
+        proposals.boxes[rows],
+        proposals.masks[rows],
+        proposals.scores[rows],
+        None if vectors is None else vectors[rows],
+    )
+
+
 def best_of(proposals: Proposals, *, overlap: float = 0.4, limit: int = 30) -> Proposals:
     """The best proposals that do not say the same twice: non-maximum suppression of boxes by
     falling score, then the first `limit`.
@@ -114,17 +157,14 @@ def best_of(proposals: Proposals, *, overlap: float = 0.4, limit: int = 30) -> P
     mask, or with a box that has no area inside the frame: detectors give such, and nothing can be
     matched with them.
     """
-    height, width = proposals.masks.shape[1:]
     order = proposals.scores.argsort(descending=True, stable=True)
     boxes = proposals.boxes[order].double()
-    inside = _sides(boxes, boxes.new_tensor((0, 0)), boxes.new_tensor((width, height)))
-    shown = _any(proposals.masks.flatten(1), 1)[order]
-    usable = shown & (inside > 0).all(dim=1)
+    usable = _usable(proposals, 1)[order]
     areas = _sides(boxes).prod(dim=1)
     shared = _sides(boxes[:, None], boxes[:, :2], boxes[:, 2:]).prod(dim=2)
     close = shared > overlap * (areas[:, None] + areas - shared)
     table = torch.cat((usable[:, None], close), dim=1).cpu().numpy()
-    alive, close_to = table[:, 0], table[:, 1:]
+    alive, close_to, places = table[:, 0], table[:, 1:], order.tolist()
     kept: list[int] = []
     for index in range(len(alive)):
         if len(kept) == limit:
@@ -132,14 +172,7 @@ def best_of(proposals: Proposals, *, overlap: float = 0.4, limit: int = 30) -> P
         if alive[index]:
             kept.append(index)
             alive &= ~close_to[index]
-    chosen = order[torch.tensor(kept, dtype=torch.long, device=order.device)]
-    vectors = proposals.embeddings
-    return Proposals(
-        proposals.boxes[chosen],
-        proposals.masks[chosen],
-        proposals.scores[chosen],
-        None if vectors is None else vectors[chosen],
-    )
+    return _chosen(proposals, [places[index] for index in kept])
 
 
 def _sides(

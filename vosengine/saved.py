@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import OutputError, StateError
+from .errors import StateError
+from .files import cannot_write, whole
 from .types import Geometry
 
-FORMAT = "vosengine-stream-3"
+FORMAT = "vosengine-stream-4"
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,14 @@ def write_stream(path: Path, stream: SavedStream) -> None:
         "source": stream.source is not None,
     }
     # Cloned: safetensors refuses tensors that share storage, as views of one bank do.
-    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    partial = path.with_name(path.name + ".part")
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    text = json.dumps(described)
+    metadata = {"stream": text, "sha256": _digest_of(text, tensors)}
     try:
-        save_file(whole, partial, {"stream": json.dumps(described)})
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: the stream cannot be saved there ({error})") from error
+        with whole(path) as scratch:
+            save_file(tensors, scratch, metadata)
+    except SafetensorError as error:
+        raise cannot_write(path, error) from error
 
 
 def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> SavedStream:
@@ -78,13 +82,17 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
         raise StateError(f"{path}: no such file; wanted one that save_state wrote")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            text = (file.metadata() or {}).get("stream")
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise StateError(f"{path}: corrupt, or no saved stream ({error})") from error
-    described = json.loads(text) if text else {}
-    if described.get("format") != FORMAT:
+    text = metadata.get("stream", "")
+    if f'"format": "{FORMAT}"' not in text:
         raise StateError(f"{path}: not a stream that this version saved (wanted {FORMAT})")
+    # What has the hash was written by `write_stream`: nothing in it has to be looked at twice.
+    if _digest_of(text, tensors) != metadata.get("sha256"):
+        raise StateError(f"{path}: fails its hash; the file is damaged: save the stream anew")
+    described = json.loads(text)
     _check_identity(path, described["identity"], json.loads(json.dumps(identity)))
     geometry = described["geometry"]
     return SavedStream(
@@ -101,6 +109,16 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
         ],
         source=_under("source/", tensors) if described["source"] else None,
     )
+
+
+def _digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over the description, then over names, dtypes, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .ambient import own_settings
 from .config import MatchingConfig, MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .device import choose_device
@@ -16,9 +17,16 @@ from .errors import ConfigError, InputError, StateError
 from .finishing import Arrangement, compose, finish, named_ids
 from .frames import Array, check_frame, check_mask, prepare
 from .objects import ObjectSlots
-from .proposals import ProposalSource, StatefulSource, check_proposals, to_network
+from .proposals import (
+    Proposals,
+    ProposalSource,
+    StatefulSource,
+    check_proposals,
+    clean,
+    to_network,
+)
 from .registry import entry
-from .rules import StreamRules
+from .rules import StaysHere, StreamRules
 from .runtime import (
     ENGINES,
     Pieces,
@@ -45,7 +53,7 @@ class Pending:
     prompt: torch.Tensor | None
 
 
-class Segmenter:
+class Segmenter(StaysHere):
     """Streaming video object segmentation: one `step` a frame, memory that never grows.
 
         segmenter = Segmenter("munet")
@@ -76,10 +84,15 @@ class Segmenter:
                  that has none and needs them asks target_aware's D-Net where this is None
     config       the network's configuration; only with random weights
 
+    The caller's torch settings (inference mode, autocast, default dtype and device) change no
+    answer and stay as they are; `proposals` are asked for under them. A Segmenter is neither copied
+    nor pickled (`save_state` writes its stream), and does not step in the child of a fork.
+
     Raises  ConfigError, DeviceError or WeightsError. Whatever `step` raises on bad input is an
             InputError, and leaves the stream as it was.
     """
 
+    @own_settings()
     def __init__(
         self,
         model: str,
@@ -95,6 +108,7 @@ class Segmenter:
         proposals: ProposalSource | None = None,
         config: ModelConfig | None = None,
     ) -> None:
+        super().__init__("use save_state(path), and load_state(path) of a Segmenter made alike")
         if max_objects is not None and not 1 <= max_objects <= 255:
             raise ConfigError(f"max_objects: wanted 1..255, given {max_objects}")
         if isinstance(size, str):
@@ -151,7 +165,6 @@ class Segmenter:
         make = None if self.engine == "eager" else graph_maker(self.device)
         self._pieces = None if make is None else Pieces(make)
 
-    @torch.no_grad()
     def step(self, frame: Array, mask: Array | None = None) -> Result[torch.Tensor] | None:
         """Take one frame and answer for the one that lies `latency` frames back.
 
@@ -160,19 +173,34 @@ class Segmenter:
                corrects those that exist; an error for a model that takes none
         returns  the Result, or None for the first `latency` frames of a stream
 
-        Raises  InputError, before anything has changed.
+        Raises  InputError, before anything has changed; StateError in the child of a fork.
         """
-        image = check_frame(frame)
-        height, width = image.shape[:2]
-        prompt = None if mask is None else check_mask(mask, (height, width)).to(self.device)
-        self._check_stream((height, width), prompt)
-        geometry = self.geometry or Geometry.fit(
-            (height, width), size=self.size, multiple=self.method.stride
-        )
+        self.check_process()
+        with own_settings():
+            image = check_frame(frame)
+            height, width = image.shape[:2]
+            prompt = None if mask is None else check_mask(mask, (height, width)).to(self.device)
+            self._check_stream((height, width), prompt)
+            image = self._upload(image)
+        given = None
+        if self.proposals is not None:
+            with torch.no_grad():  # the source is the caller's, and so are all other settings
+                given = self.proposals(image, self.frame_count)
+        with own_settings():
+            if self.proposals is not None:
+                check_proposals(given, (image.shape[0], image.shape[1]))
+            return self._take(image, prompt, given)
+
+    def _take(
+        self, image: torch.Tensor, prompt: torch.Tensor | None, given: Proposals | None
+    ) -> Result[torch.Tensor] | None:
+        """`step`, of what was checked, with the proposals that the source gave."""
+        frame = (image.shape[0], image.shape[1])
+        geometry = self.geometry or Geometry.fit(frame, size=self.size, multiple=self.method.stride)
         state = self._state or self.method.start(geometry, self.max_objects)
         target = self.frame_count - self.latency
         with self.precision.applied():
-            features = self._encode(self._upload(image), geometry)
+            features = self._encode(image, geometry, given)
             ring = [*self._ring, Pending(self.frame_count, features, prompt)]
             result = self._answer(ring, target, state, geometry) if target >= 0 else None
         oldest_needed = target + 1 + min(0, *self.method.sees)
@@ -181,9 +209,10 @@ class Segmenter:
         self.frame_count += 1
         return result
 
-    @torch.no_grad()
+    @own_settings()
     def flush(self) -> list[Result[torch.Tensor]]:
         """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
+        self.check_process()
         if self.geometry is None or self.latency == 0 or self._flushed:
             return []
         waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
@@ -192,7 +221,12 @@ class Segmenter:
         self._flushed = True
         return results
 
-    @torch.no_grad()
+    def reserve(self, object_ids: Iterable[int]) -> None:
+        """Keep these ids (1..255) for prompts that are to come: objects that the model discovers in
+        this stream get others. Raises InputError for what is no id."""
+        self._slots.reserve(object_ids)
+
+    @own_settings()
     def remove(self, object_id: int) -> None:
         """Forget an object, from the next answer on; its id may be used anew.
 
@@ -201,11 +235,14 @@ class Segmenter:
         if object_id not in self._slots:
             alive = ", ".join(map(str, self.ids)) or "none"
             raise InputError(f"remove: no object {object_id}; alive: {alive}")
+        self.check_process()
         self._state.forget(self._slots.slot(object_id))
         self._slots.remove(object_id)
 
+    @own_settings()
     def save_state(self, path: str | Path) -> None:
         """Write the stream to a file: resumed elsewhere, it goes on as if it had never stopped."""
+        self.check_process()
         source = self.proposals if isinstance(self.proposals, StatefulSource) else None
         stream = SavedStream(
             identity=self._identity(),
@@ -220,7 +257,7 @@ class Segmenter:
         )
         write_stream(Path(path), stream)
 
-    @torch.no_grad()
+    @own_settings()
     def load_state(self, path: str | Path) -> None:
         """Go on with a saved stream, in place of this one.
 
@@ -228,6 +265,7 @@ class Segmenter:
                 another model, weights, precision, size or memory, or with another kind of
                 proposals.
         """
+        self.check_process()
         stream = read_stream(Path(path), self._identity(), self.device)
         source = self.proposals if isinstance(self.proposals, StatefulSource) else None
         _check_source(path, stream, source)
@@ -266,16 +304,15 @@ class Segmenter:
             waiting = [held.prompt for held in self._ring if held.prompt is not None]
             self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
 
-    def _encode(self, image: torch.Tensor, geometry: Geometry) -> Any:
-        """The method's features of a frame, with the caller's proposals for it if there are any."""
+    def _encode(self, image: torch.Tensor, geometry: Geometry, given: Proposals | None) -> Any:
+        """The method's features of a frame, with the source's proposals for it if there is one."""
         config = self.method.config
         wide = torch.promote_types(self.dtype, torch.float32)  # a network narrows it where it wants
         prepared = prepare(image, geometry, config.mean, config.std, wide)[None]
-        if self.proposals is None:
+        if given is None:
             return self._features(prepared)
-        given = self.proposals(image, self.frame_count)
-        check_proposals(given, geometry.frame)
-        return self.method.encode(prepared, [to_network(given, geometry, self.device)])
+        fitted = to_network(given, geometry, self.device)
+        return self.method.encode(prepared, [clean(fitted, self.method.smallest_proposal)])
 
     def _features(self, prepared: torch.Tensor) -> Any:
         """The method's own features of a prepared frame: of a graph a copy, where they are kept."""

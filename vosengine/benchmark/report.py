@@ -11,7 +11,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..errors import DependencyError, OutputError
+from ..errors import DependencyError
+from ..files import whole
 from .ways import OURS, REFERENCE
 
 TIMES = ("p50", "p90", "p95", "p99", "mean")
@@ -188,10 +189,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         _draw_objects(objects, model["points"])
         _draw_stream(frames, model.get("stream"))
         objects.set_title(title_of(model, result["environment"]), loc="left", fontsize="small")
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise OutputError(f"{path}: the chart cannot be saved there ({error.strerror})") from error
+    with whole(path) as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
 
 
 def _draw_objects(axes: Any, points: Sequence[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from ..benchmark import (
     real_scene,
 )
 from ..device import choose_device
-from ..errors import OutputError
+from ..files import write_whole
 from ..registry import entry
 from ..runtime import Precision
 from ..timing import synchronise
@@ -147,18 +147,11 @@ def _points(model: str, scenes: list[Scene], objects: tuple[int, ...]) -> list[t
 
 def _write(result: dict[str, Any], options: BenchOptions) -> None:
     if options.json is not None:
-        _save(options.json, json.dumps(result, indent=1) + "\n")
+        write_whole(options.json, json.dumps(result, indent=1) + "\n")
     if options.markdown is not None:
-        _save(options.markdown, markdown_of(result))
+        write_whole(options.markdown, markdown_of(result))
     if options.chart is not None:
         draw(result, options.chart)
-
-
-def _save(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _release(device: torch.device) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..detectors import open_proposals
 from ..detectors.dnet import DNetSource
+from ..detectors.file import FileSource
 from ..errors import ConfigError, DependencyError
 from ..proposals import ProposalSource
 from ..segmenter import Segmenter
@@ -48,9 +51,6 @@ def make_stream(options: RunOptions) -> Stream:
 
 def make_segmenter(options: RunOptions) -> Segmenter:
     """The engine in torch that the options describe."""
-    proposals = None
-    if options.proposals is not None:
-        proposals = open_proposals(options.proposals, options.device)
     return Segmenter(
         options.model,
         weights=options.weights,
@@ -61,8 +61,26 @@ def make_segmenter(options: RunOptions) -> Segmenter:
         memory=options.memory,
         online=options.online,
         engine=options.engine,
-        proposals=proposals,
+        proposals=_source(options),
     )
+
+
+def _source(options: RunOptions) -> ProposalSource | None:
+    if options.proposals is not None:
+        device, boxes = options.device, options.boxes_as_masks
+        return open_proposals(options.proposals, device, boxes_as_masks=boxes)
+    if options.boxes_as_masks:
+        raise ConfigError("boxes_as_masks: is for --proposals file:FILE.json; leave it out")
+    return None
+
+
+def _facts_of(source: ProposalSource | None, name: str | None) -> dict[str, Any] | None:
+    """What the summary says of the source of proposals."""
+    if source is None:
+        return None
+    caption = source.card.caption if isinstance(source, DNetSource) else None
+    notes = source.notes if isinstance(source, FileSource) else {}
+    return {"source": name or "dnet", "weights": caption, **notes}
 
 
 def note_of(segmenter: Segmenter) -> str | None:
@@ -77,15 +95,11 @@ def note_of(segmenter: Segmenter) -> str | None:
 def _torch_stream(options: RunOptions) -> Stream:
     segmenter = make_segmenter(options)
     card, source = segmenter.card, segmenter.proposals
-    proposals = None
-    if source is not None:
-        caption = source.card.caption if isinstance(source, DNetSource) else None
-        proposals = {"source": options.proposals or "dnet", "weights": caption}
     facts = {
         "model": options.model,
         "engine": options.engine,
         "weights": {"name": card.name, "trained": card.trained, "note": card.caption},
-        "proposals": proposals,
+        "proposals": _facts_of(source, options.proposals),
         "device": str(segmenter.device),
         "device_name": device_name(segmenter.device),
         "torch": torch.__version__,
@@ -119,11 +133,13 @@ def _onnx_stream(options: RunOptions) -> Stream:
     from ..onnx import OnnxSegmenter
 
     assert options.export is not None
+    source = _source(options)
     segmenter = OnnxSegmenter(
         options.export,
         providers=_providers(options.device),
         max_objects=options.max_objects,
         online=options.online,
+        proposals=None if source is None else partial(_asked, source),
     )
     manifest, on_gpu = segmenter.manifest, segmenter.sessions.device == "cuda"
     weights = manifest.weights
@@ -135,7 +151,7 @@ def _onnx_stream(options: RunOptions) -> Stream:
             "trained": weights["trained"],
             "note": weights["caption"],
         },
-        "proposals": None,
+        "proposals": _facts_of(source, options.proposals),
         "device": segmenter.sessions.device,
         "device_name": "a GPU, by onnxruntime" if on_gpu else cpu_name(),
         "onnxruntime": onnxruntime.__version__,
@@ -150,7 +166,16 @@ def _onnx_stream(options: RunOptions) -> Stream:
         torch.device("cpu"),  # its answers are arrays: nothing is left to wait for
         facts,
         None if weights["trained"] else weights["caption"],
+        source,
     )
+
+
+def _asked(source: ProposalSource, frame: np.ndarray, frame_index: int) -> Any:
+    """What a source in torch sees, as arrays."""
+    from ..onnx.proposals import FrameProposals
+
+    found = source(torch.from_numpy(frame), frame_index)
+    return FrameProposals(*(x.cpu().numpy() for x in (found.boxes, found.masks, found.scores)))
 
 
 def _providers(device: str) -> list[str] | None:

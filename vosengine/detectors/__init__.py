@@ -17,18 +17,26 @@ FORMS = {
 }
 
 
-def open_proposals(text: str, device: str = "auto") -> ProposalSource:
+def open_proposals(
+    text: str, device: str = "auto", *, boxes_as_masks: bool = False
+) -> ProposalSource:
     """The source that a text names: "dnet", "dnet:TAG", "dnet:FILE.safetensors", "file:FILE.json"
     or "torchvision:FILE.pth". None of them gives embeddings: a model that wants some has its own.
+
+    boxes_as_masks  of a file, as in FileSource; ConfigError for any other source
 
     Raises  ConfigError for any other text, and what the source itself raises: InputError,
             WeightsError, DeviceError, DependencyError.
     """
     kind, colon, argument = text.partition(":")
+    if boxes_as_masks and kind != "file":
+        raise ConfigError(
+            f"boxes_as_masks: is for proposals from a file, given {text!r}; leave it out"
+        )
     if kind == "dnet" and (argument or not colon):
         return DNetSource(weights=argument or None, device=device, embed=False)
     if kind == "file" and argument:
-        return FileSource(argument)
+        return FileSource(argument, boxes_as_masks=boxes_as_masks)
     if kind == "torchvision" and argument:
         return TorchvisionSource(argument, device=device)
     forms = "; ".join(f"{form} ({what})" for form, what in FORMS.items())

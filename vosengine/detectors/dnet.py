@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 
+from ..ambient import own_settings
 from ..config import TargetAwareConfig
 from ..device import choose_device
 from ..errors import StateError
@@ -39,6 +40,7 @@ class DNetSource:
     engine           as in Segmenter
     """
 
+    @own_settings()
     def __init__(
         self,
         *,
@@ -60,7 +62,7 @@ class DNetSource:
         self._before: torch.Tensor | None = None  # what guided it
         self._after: torch.Tensor | None = None  # what it gives to the frame after it
 
-    @torch.no_grad()
+    @own_settings()
     def __call__(self, frame: Array, frame_index: int) -> Proposals:
         """Proposals for a frame [H, W, 3] RGB, uint8 or float32 in 0..1; by falling heat, none that
         overlap, with embeddings of target_aware's ReID network. Raises InputError."""
@@ -90,6 +92,7 @@ class DNetSource:
             held["after"] = self._after
         return held
 
+    @own_settings()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over what `tensors` gave.
 

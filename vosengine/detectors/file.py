@@ -11,13 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import InputError, OutputError
+from ..errors import InputError
+from ..files import write_whole
 from ..frames import Array
+from ..naming import listed, match_frames
 from ..proposals import Proposals, boxes_of, check_proposals
 from ..types import Size
 from .rle import decode, encode
 
 LARGEST = float(np.finfo(np.float32).max)
+SEGMENTATION = (
+    'segmentation: wanted {"size": [height, width], "counts": text or numbers}, or a list of '
+    "polygons [x, y, x, y, x, y, ...]"
+)
 STRUCTURE = 'wanted {"images": [...], "annotations": [...]}, as COCO has them'
 
 
@@ -29,11 +35,12 @@ class FrameEntry:
     name: str | None
     size: Size
     annotations: list[Annotation] = field(default_factory=list)
+    placed: bool = False  # by "frame_index"
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """One proposal, its mask still encoded. `number` is its place in the file."""
+    """One proposal, its mask still encoded; None: the box's. `number` is its place in the file."""
 
     number: int
     segmentation: Any
@@ -49,20 +56,38 @@ class FileSource:
                           "segmentation": {"size": [480, 854], "counts": "WPi2..."}}]}
 
     `images` has one entry for each frame, in the order of the video; an optional "frame_index" says
-    otherwise. A frame without annotations has no proposals. A segmentation is run-length encoded,
-    as text or as numbers, or a list of polygons. Without "bbox" (left, top, width, height) the box
-    is the mask's, without "score" the score is 1. What else the file holds is not read.
+    otherwise, and `match` puts them in order by "file_name". A frame without annotations has no
+    proposals. A segmentation is run-length encoded, as text or as numbers, or a list of polygons.
+    Without "bbox" (left, top, width, height) the box is the mask's, without "score" the score is 1.
+    An annotation with "iscrowd" 1 is a region of many objects, as COCO says, and no proposal.
+    "category_id" and "id" are whole numbers, and change nothing. What else the file holds is not
+    read.
 
     The file is read and checked at once, masks are decoded when their frame is asked for.
+
+    boxes_as_masks  an annotation without a segmentation, or with an empty list, stands for all of
+                    its box; it is an error otherwise
 
     Raises  InputError: no such file, no JSON, another structure, two entries for one frame, an
             annotation of no image, a mask that is not of its image's size, a score or a box that is
             no number.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, boxes_as_masks: bool = False) -> None:
         self.path = Path(path)
-        self._frames = _parse(self.path)
+        self.first_frame = 0  # of the video, where the caller's streams begin
+        self._frames, self._crowds = _parse(self.path, boxes_as_masks)
+        self._boxes_as_masks = boxes_as_masks
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """What the summary of a run is to say: how many boxes stand for masks, where that was
+        asked for, and how many regions of many objects were left out, where there are any."""
+        annotations = [a for entry in self._frames.values() for a in entry.annotations]
+        notes = {"crowds_left_out": self._crowds} if self._crowds else {}
+        if self._boxes_as_masks:
+            notes["boxes_as_masks"] = sum(a.segmentation is None for a in annotations)
+        return notes
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -74,6 +99,7 @@ class FileSource:
                 damaged.
         """
         height, width = int(frame.shape[0]), int(frame.shape[1])
+        frame_index += self.first_frame
         entry = self._frames.get(frame_index)
         if entry is None:
             raise InputError(
@@ -88,7 +114,7 @@ class FileSource:
         masks = torch.zeros(len(entry.annotations), height, width, dtype=torch.bool)
         for row, annotation in enumerate(entry.annotations):
             try:
-                masks[row] = torch.from_numpy(_decode(annotation.segmentation, entry.size))
+                masks[row] = torch.from_numpy(_decode(annotation, entry.size))
             except ValueError as error:
                 raise InputError(
                     f"{self.path}: frame {frame_index}: annotations[{annotation.number}]: the mask "
@@ -102,16 +128,59 @@ class FileSource:
         scores = torch.tensor([a.score for a in entry.annotations], dtype=torch.float32)
         return Proposals(boxes, masks, scores)
 
-    def check_names(self, names: Sequence[str]) -> None:
-        """Raise InputError, naming the frame, where the video's names (of its frames, in order) are
-        not the stems of the file's "file_name", if it has any."""
+    def match(
+        self, names: Sequence[str] | None, length: int | None, limit: int | None = None
+    ) -> None:
+        """Hold the entries against the frames of a video, before it is read.
+
+        names   of its frames, in order; None where they are numbered only
+        length  how many there are; None where nobody knows
+        limit   only that many frames will be asked for; None: all
+
+        Where every entry has a "file_name" and none a "frame_index", they are put in the order of
+        the frames, by name or else by number (see `match_frames`). Otherwise they stay as they are,
+        and the names that there are have to be the frames'.
+
+        Raises  InputError: entries that belong to no frame, frames that have none, names of other
+                frames.
+        """
+        entries = list(self._frames.values())
+        if all(entry.name is not None and not entry.placed for entry in entries):
+            stems = [PurePath(entry.name or "").stem for entry in entries]
+            frames, _ = match_frames(stems, names, length, f"{self.path}: images")
+            self._frames = dict(zip(frames, entries, strict=True))
+        else:
+            self._check_names((names or ())[:limit])
+        self.check_reached(len(names) if names is not None else length)
+        missing = [
+            name for index, name in enumerate((names or ())[:limit]) if index not in self._frames
+        ]
+        if missing:
+            raise InputError(
+                f"{self.path}: has no entry in images for {len(missing)} of {len(names or ())} "
+                f"frames: {listed(missing)}; wanted one for every frame, also where nothing was "
+                "seen"
+            )
+
+    def check_reached(self, frames: int | None) -> None:
+        """Raise InputError for entries of frames that are not there: `frames` are all; None: nobody
+        knows."""
+        late = [index for index in self._frames if frames is not None and index >= frames]
+        if late:
+            entries = [self._frames[i].name or f"that of frame {i}" for i in sorted(late)]
+            raise InputError(
+                f"{self.path}: {len(late)} entries in images belong to no frame: "
+                f"{listed(entries)}; the video has {frames} frames, wanted one entry for each"
+            )
+
+    def _check_names(self, names: Sequence[str]) -> None:
         for index, name in enumerate(names):
             entry = self._frames.get(index)
             if entry is not None and entry.name is not None and PurePath(entry.name).stem != name:
                 raise InputError(
                     f"{self.path}: names unknown frames: frame {index} is {entry.name!r} there and "
                     f"{name!r} in the video; wanted the proposals of this video, one entry in "
-                    "images per frame, in order"
+                    "images per frame, in order or all with a file_name"
                 )
 
 
@@ -143,13 +212,7 @@ def write_proposals(path: str | Path, frames: Iterable[Proposals]) -> None:
             }
             for mask, (left, top, right, bottom), score in rows
         ]
-    partial = path.with_name(path.name + ".part")
-    try:
-        text = json.dumps({"images": images, "annotations": annotations})
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: the proposals cannot be written there ({error})") from error
+    write_whole(path, json.dumps({"images": images, "annotations": annotations}) + "\n")
 
 
 def _size_of(proposals: Proposals) -> Size:
@@ -157,15 +220,15 @@ def _size_of(proposals: Proposals) -> Size:
     return (int(shape[-2]), int(shape[-1])) if len(shape) == 3 else (0, 0)
 
 
-def _parse(path: Path) -> dict[int, FrameEntry]:
-    """Every frame's entry by its index."""
+def _parse(path: Path, boxes_as_masks: bool) -> tuple[dict[int, FrameEntry], int]:
+    """Every frame's entry by its index, and how many regions of many objects were left out."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); wanted a JSON file of proposals"
         ) from error
-    except ValueError as error:  # of the encoding, or of the JSON
+    except (ValueError, RecursionError) as error:  # of the encoding, or of the JSON
         raise InputError(f"{path}: not valid JSON ({error}); write the file anew") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; {STRUCTURE}")
@@ -187,22 +250,42 @@ def _parse(path: Path) -> dict[int, FrameEntry]:
                 "another id for every frame"
             )
         frames[index] = by_id[entry.image_id] = entry
+    crowds = 0
     for number, given in enumerate(content["annotations"]):
         place = f"{path}: annotations[{number}]"
         image_id = given.get("image_id")
-        if not isinstance(image_id, int | str) or image_id not in by_id:
+        if type(image_id) not in (int, str) or image_id not in by_id:
             raise InputError(f"{place}: image_id {image_id!r} is the id of no entry in images")
         entry = by_id[image_id]
-        entry.annotations.append(_read_annotation(place, given, number, entry.size))
+        annotation = _read_annotation(place, given, number, entry.size, boxes_as_masks)
+        if _is_crowd(place, given):
+            crowds += 1
+        else:
+            entry.annotations.append(annotation)
+    if crowds and crowds == len(content["annotations"]):
+        raise InputError(
+            f"{path}: holds nothing but regions of many objects (iscrowd 1), which are no "
+            "proposals; set iscrowd to 0 where they are objects"
+        )
     for entry in frames.values():
         entry.annotations.sort(key=lambda annotation: -annotation.score)
-    return frames
+    return frames, crowds
+
+
+def _is_crowd(place: str, given: dict[str, Any]) -> bool:
+    for name in ("id", "category_id"):
+        if name in given and type(given[name]) is not int:
+            raise InputError(f"{place}: {name}: wanted a whole number, given {given[name]!r}")
+    crowd = given.get("iscrowd", 0)
+    if type(crowd) not in (int, bool) or crowd not in (0, 1):
+        raise InputError(f"{place}: iscrowd: wanted 0 or 1, given {crowd!r}")
+    return bool(crowd)
 
 
 def _read_image(place: str, given: dict[str, Any], number: int) -> tuple[FrameEntry, int]:
     """An entry of `images`, and the index of its frame."""
     image_id, name, index = given.get("id"), given.get("file_name"), given.get("frame_index")
-    if not isinstance(image_id, int | str):
+    if not isinstance(image_id, int | str) or isinstance(image_id, bool):
         raise InputError(f"{place}: id: wanted a number or a text, given {image_id!r}")
     if name is not None and not isinstance(name, str):
         raise InputError(f"{place}: file_name: wanted a text, given {name!r}")
@@ -212,12 +295,23 @@ def _read_image(place: str, given: dict[str, Any], number: int) -> tuple[FrameEn
     height, width = size
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
         raise InputError(f"{place}: height and width: wanted pixels, given {list(size)}")
-    return FrameEntry(image_id, name, (height, width)), number if index is None else index
+    entry = FrameEntry(image_id, name, (height, width), placed=index is not None)
+    return entry, number if index is None else index
 
 
-def _read_annotation(place: str, given: dict[str, Any], number: int, size: Size) -> Annotation:
+def _read_annotation(
+    place: str, given: dict[str, Any], number: int, size: Size, boxes_as_masks: bool
+) -> Annotation:
     segmentation = given.get("segmentation")
-    _check_segmentation(place, segmentation, size)
+    if segmentation in (None, []):  # some programs write an empty list where there is a box alone
+        if given.get("bbox") is None or not boxes_as_masks:
+            hint = ""
+            if given.get("bbox") is not None:
+                hint = "; or --boxes-as-masks (boxes_as_masks=True), and the box stands for it"
+            raise InputError(f"{place}: {SEGMENTATION}, given none{hint}")
+        segmentation = None
+    else:
+        _check_segmentation(place, segmentation, size)
     score = given.get("score", 1.0)
     if not _are_numbers([score]):
         raise InputError(f"{place}: score: wanted a finite number, given {score!r}")
@@ -254,10 +348,7 @@ def _check_segmentation(place: str, segmentation: Any, size: Size) -> None:
         ):
             return
         raise InputError(f"{place}: a polygon reaches further than one frame beyond its image")
-    raise InputError(
-        f'{place}: segmentation: wanted {{"size": [height, width], "counts": text or numbers}}, or '
-        "a list of polygons [x, y, x, y, x, y, ...]"
-    )
+    raise InputError(f"{place}: {SEGMENTATION}")
 
 
 def _is_polygon(given: Any) -> bool:
@@ -270,13 +361,25 @@ def _are_numbers(given: Sequence[Any]) -> bool:
     return all(type(value) in (int, float) and abs(value) <= LARGEST for value in given)
 
 
-def _decode(segmentation: Any, size: Size) -> np.ndarray:
+def _decode(annotation: Annotation, size: Size) -> np.ndarray:
     """The mask, bool [H, W]; ValueError where its runs are damaged."""
+    segmentation = annotation.segmentation
+    if segmentation is None:
+        assert annotation.box is not None
+        return _filled(annotation.box, size)
     if isinstance(segmentation, dict):
         return decode(segmentation["counts"], size)
     from pycocotools import mask as coco  # for polygons alone
 
     mask = np.zeros(size, bool)
-    for encoded in coco.frPyObjects(segmentation, *size) if segmentation else []:
+    for encoded in coco.frPyObjects(segmentation, *size):
         mask |= decode(encoded["counts"].decode("ascii"), size)
     return mask
+
+
+def _filled(box: tuple[float, float, float, float], size: Size) -> np.ndarray:
+    """The pixels whose centres lie in a box, bool [H, W]."""
+    y, x = (np.arange(side) + 0.5 for side in size)
+    left, top, right, bottom = box
+    found: np.ndarray = ((top <= y) & (y < bottom))[:, None] & ((left <= x) & (x < right))
+    return found

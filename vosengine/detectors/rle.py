@@ -27,6 +27,8 @@ def decode(counts: str | Sequence[int], size: Size) -> np.ndarray:
     height, width = size
     if len(runs) and runs.min() < 0:
         raise ValueError(f"a run of {runs.min()} pixels; wanted 0 or more")
+    if runs.max(initial=0) > height * width:  # a sum of such may overflow
+        raise ValueError(f"a run of {runs.max()} pixels in a mask of {height * width}")
     if runs.sum() != height * width:
         raise ValueError(
             f"the runs cover {runs.sum()} pixels; wanted {height} x {width} = {height * width}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..ambient import own_settings
 from ..device import choose_device
 from ..errors import ConfigError, DependencyError, WeightsError
 from ..foreign import read_state_dict
@@ -32,6 +33,7 @@ class TorchvisionSource:
             WeightsError where the file is missing, damaged, or does not fit the model.
     """
 
+    @own_settings()
     def __init__(
         self,
         weights: str | Path,
@@ -61,7 +63,7 @@ class TorchvisionSource:
         detector.load_state_dict(tensors, strict=False)
         self.detector = detector.eval().requires_grad_(False).to(self.device)
 
-    @torch.no_grad()
+    @own_settings()
     def __call__(self, frame: Array, frame_index: int) -> Proposals:
         """Proposals for a frame [H, W, 3] RGB, uint8 or float32 in 0..1, best first. Raises
         InputError."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..video.images import is_image, natural_key
+from ..video.images import is_image
+from ..video.names import in_order
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ def list_folders(path: Path) -> list[Path]:
 
 def annotation_files(folder: Path) -> list[Path]:
     """The masks of one sequence, in order."""
-    files = (path for path in folder.glob("*.png") if is_image(path))
-    return sorted(files, key=lambda path: natural_key(path.name))
+    return in_order(path for path in folder.glob("*.png") if is_image(path))
 
 
 def _resolution(folder: Path) -> Path:
@@ -58,7 +58,7 @@ def _resolution(folder: Path) -> Path:
 
 
 def _annotated(images: Path, masks: Path) -> Annotated:
-    frames = sorted(filter(is_image, images.iterdir()), key=lambda path: natural_key(path.name))
+    frames = in_order(filter(is_image, images.iterdir()))
     annotations = annotation_files(masks) if masks.is_dir() else []
     shown, annotated = ({p.stem for p in files} for files in (frames, annotations))
     if shown != annotated or len(frames) != len(annotations):

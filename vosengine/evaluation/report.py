@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
-from ..errors import OutputError
+from ..files import write_whole
 from .measure import Evaluation, Score
 
 
@@ -36,7 +37,7 @@ def report(evaluation: Evaluation) -> dict[str, Any]:
 def comparison(columns: Mapping[str, Evaluation]) -> Table:
     """J and F by sequence, and their mean over the sequences, of evaluations side by side; the
     name of each stands over its J."""
-    table = Table()
+    table = Table(box=box.SIMPLE, padding=0)  # four side by side fit into 80 columns
     table.add_column("sequence", vertical="bottom", no_wrap=True)
     for name in columns:
         table.add_column(f"{name}\nJ".lstrip(), justify="right", vertical="bottom")
@@ -49,11 +50,8 @@ def comparison(columns: Mapping[str, Evaluation]) -> Table:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Raises OutputError where it cannot be written."""
-    try:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    """Write it as JSON. Raises OutputError where it cannot be written."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def _add_row(table: Table, name: str, scores: list[Score]) -> None:

@@ -15,7 +15,7 @@ from ..kernels import deform_conv, read_memory
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
-from .blocks import ResBlock, conv3, to_positions
+from .blocks import ResBlock, conv3, to_positions, wide
 from .encoder import make_encoder
 from .method import Method, State
 
@@ -85,12 +85,13 @@ class Level(nn.Module):
     def forward(
         self, skip: torch.Tensor, above: torch.Tensor, attention: torch.Tensor
     ) -> torch.Tensor:
-        gated = self.block(self.conv(skip * upsample(attention)))
+        gated = self.block(self.conv(skip * upsample(attention).to(skip.dtype)))
         return self.merge(upsample(above) + gated)
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
-        """The attention in 0..1 that this level hands to the next finer one."""
-        return torch.sigmoid(self.predict(x))
+        """The attention in 0..1 that this level hands to the next finer one; float32 at least, for
+        in bfloat16 it is 1 from .998 on, where a loss would have no gradient."""
+        return torch.sigmoid(wide(self.predict(x)))
 
 
 class Propagation(nn.Module):
@@ -122,7 +123,7 @@ class Propagation(nn.Module):
 def activation_map(weighted: torch.Tensor) -> torch.Tensor:
     """[T, C, h, w] -> [T, 1, h, w]: the mean channel without its negative part, each frame's
     minimum moved to 0 and maximum to 1."""
-    mean = functional.relu(weighted.mean(dim=1, keepdim=True))
+    mean = functional.relu(wide(weighted).mean(dim=1, keepdim=True))
     low, high = mean.amin(dim=(2, 3), keepdim=True), mean.amax(dim=(2, 3), keepdim=True)
     return (mean - low) / (high - low + 1e-6)
 

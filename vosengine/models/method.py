@@ -69,6 +69,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     takes_mask       whether any frame may
     takes_proposals  whether `encode` may be given another detector's proposals
     needs_proposals  whether it must be, for every frame; then `takes_proposals` is True too
+    smallest_proposal  pixels of a proposal's mask in the network; smaller ones are left out
     max_objects      room for that many where the caller does not say
     stride           the network's input must be a multiple of it
     steady_in_half   whether bf16 leaves its labels what they are in fp32 (IoU above .99 over ten
@@ -89,6 +90,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     takes_mask: ClassVar[bool] = True
     takes_proposals: ClassVar[bool] = False
     needs_proposals: ClassVar[bool] = False
+    smallest_proposal: int = 1
     max_objects: int = 10
     stride: ClassVar[int] = 16
     steady_in_half: ClassVar[bool] = True

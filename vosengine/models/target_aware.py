@@ -131,6 +131,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self.config: TargetAwareConfig = config
         self.size = config.size
         self.max_objects = config.max_tracks
+        self.smallest_proposal = config.smallest_proposal
         self.dnet = DNet(config)
         self.reid = ReID(config)
         self.backbone = make_encoder(
@@ -177,7 +178,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         for track, proposal in enumerate(matched):
             if proposal is not None:
                 logits[track] = _sure(proposals.masks[proposal])
-        born = unseen[: max(0, state.capacity - state.object_count)]
+        born = self._apart(proposals.masks, unseen, state.capacity - state.object_count)
         rows = torch.cat((logits, _sure(proposals.masks[born])))
         verified = tuple(proposal is not None for proposal in matched)
         return Scores(rows, stride=1, evidence=Evidence(verified, maps, saliency))
@@ -232,6 +233,19 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
                 matched[track] = proposal
         is_new = ~candidate.any(dim=0) & (overlap.amax(dim=0) < config.birth_overlap)
         return matched, is_new.nonzero().flatten().tolist()
+
+    def _apart(self, masks: torch.Tensor, unseen: list[int], room: int) -> list[int]:
+        """Of the new proposals those that begin tracks: the best, none of which overlaps one before
+        it by birth_overlap, as none may that comes a frame later [O]. D-Net's never do; those of
+        other detectors do where they see an object twice."""
+        born: list[int] = []
+        for proposal in unseen:
+            if len(born) >= room:
+                break
+            shared = overlaps(masks[[proposal]], masks[born])
+            if not born or bool(shared.amax() < self.config.birth_overlap):
+                born.append(proposal)
+        return born
 
     def _compare(
         self,

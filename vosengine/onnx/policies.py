@@ -66,7 +66,9 @@ class Policy:
 
     def ask(self, source: Callable[[np.ndarray, int], Any]) -> None:
         """Take proposals from there. Raises ConfigError where the model takes none."""
-        raise ConfigError(f"proposals: {self.manifest.model} takes none; leave them out")
+        raise ConfigError(
+            f"proposals: an export of {self.manifest.model} takes none; leave them out"
+        )
 
     def start(self, geometry: Geometry) -> None:
         """Before the first frame of a stream."""

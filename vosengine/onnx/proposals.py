@@ -107,6 +107,28 @@ def to_network(given: FrameProposals, geometry: Geometry) -> FrameProposals:
     )
 
 
+def clean(given: FrameProposals) -> FrameProposals:
+    """The proposals that something can be matched with, each once: vosengine.proposals.clean, of
+    which this is the same without torch."""
+    usable, seen, kept = _usable(given), set[bytes](), []
+    for number in np.argsort(-given.scores, kind="stable").tolist():
+        mask = np.packbits(given.masks[number]).tobytes()
+        if usable[number] and mask not in seen:
+            seen.add(mask)
+            kept.append(number)
+    kept.sort()
+    return FrameProposals(given.boxes[kept], given.masks[kept], given.scores[kept])
+
+
+def _usable(given: FrameProposals) -> np.ndarray:
+    """bool [P]: a mask that is not empty, and a box that has an area inside the frame."""
+    height, width = given.masks.shape[1:]
+    boxes = given.boxes.astype(np.float64)
+    inside = _sides(np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], (width, height)))
+    shown: np.ndarray = np.asarray(given.masks.any(axis=(1, 2)))
+    return shown & (inside > 0).all(axis=1)
+
+
 def best_of(given: FrameProposals, *, overlap: float, limit: int) -> FrameProposals:
     """The best proposals that do not say the same twice: non-maximum suppression of boxes by
     falling score, then the first `limit`.
@@ -115,12 +137,9 @@ def best_of(given: FrameProposals, *, overlap: float, limit: int) -> FramePropos
     equal scores the earlier is the better. Left out before all that are proposals with an empty
     mask, or with a box that has no area inside the frame.
     """
-    height, width = given.masks.shape[1:]
     order = np.argsort(-given.scores, kind="stable")
     boxes = given.boxes[order].astype(np.float64)
-    inside = _sides(np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], (width, height)))
-    shown = np.asarray(given.masks.reshape(len(order), height * width).any(axis=1))
-    alive = shown[order] & (inside > 0).all(axis=1)
+    alive = _usable(given)[order]
     areas = _sides(boxes[:, :2], boxes[:, 2:]).prod(axis=1)
     low = np.maximum(boxes[:, None, :2], boxes[:, :2])
     shared = _sides(low, np.minimum(boxes[:, None, 2:], boxes[:, 2:])).prod(axis=2)
@@ -172,7 +191,7 @@ class ProposalPolicy(Policy):
         settings, value = self.manifest.settings, self.sessions.value
         given = check_proposals(self._seen(frame), self.geometry.frame)
         kept = best_of(
-            to_network(given, self.geometry),
+            clean(to_network(given, self.geometry)),
             overlap=settings["proposal_overlap"],
             limit=settings["max_proposals"],
         )

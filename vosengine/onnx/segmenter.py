@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from onnxruntime import OrtValue
 
 from ..errors import ConfigError, InputError
 from ..objects import ObjectSlots
-from ..rules import StreamRules
+from ..rules import StaysHere, StreamRules
 from ..types import Geometry, Result, Size
 from .manifest import Manifest
 from .pictures import check_frame, check_mask, named_ids
@@ -30,7 +30,7 @@ class Pending:
     prompt: np.ndarray | None
 
 
-class OnnxSegmenter:
+class OnnxSegmenter(StaysHere):
     """Segmenter's stream over exported graphs: the same `step`, `flush`, `reset` and `remove`, and
     the same Result, whose labels are numpy arrays.
 
@@ -63,6 +63,7 @@ class OnnxSegmenter:
         online: bool = False,
         proposals: Callable[[np.ndarray, int], Any] | None = None,
     ) -> None:
+        super().__init__("make one anew from the folder of its export")
         self.manifest = Manifest.read(Path(folder))
         room = self.manifest.max_objects
         if max_objects is not None and not 1 <= max_objects <= room:
@@ -100,7 +101,9 @@ class OnnxSegmenter:
 
     def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Result[np.ndarray] | None:
         """Take one frame [H, W, 3] uint8 RGB and answer for the one that lies `latency` back, as
-        Segmenter.step does. Raises InputError, before anything has changed."""
+        Segmenter.step does. Raises InputError, before anything has changed; StateError in the child
+        of a fork."""
+        self.check_process()
         image = check_frame(frame)
         size = (image.shape[0], image.shape[1])
         prompt = None if mask is None else check_mask(mask, size)
@@ -122,12 +125,18 @@ class OnnxSegmenter:
 
     def flush(self) -> list[Result[np.ndarray]]:
         """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
+        self.check_process()
         if self.geometry is None or self.latency == 0 or self._flushed:
             return []
         waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
         results = [self._answer(self._ring, target, self.geometry) for target in waiting]
         self._flushed = True
         return results
+
+    def reserve(self, object_ids: Iterable[int]) -> None:
+        """Keep these ids (1..255) for prompts that are to come: objects that the model discovers in
+        this stream get others. Raises InputError for what is no id."""
+        self._slots.reserve(object_ids)
 
     def remove(self, object_id: int) -> None:
         """Forget an object, from the next answer on; its id may be used anew.

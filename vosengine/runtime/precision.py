@@ -52,10 +52,13 @@ class Precision:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Products of float32 on a GPU as this precision wants them, within the block: torch's own
-        setting rounds those of convolutions."""
+        """Products of float32 as this precision wants them, within the block: torch's own setting
+        rounds those of convolutions on a GPU, and the caller's may round them on a CPU too."""
         torch_backends: Any = torch.backends  # whose types do not know their own members
-        backends = torch_backends.cudnn.conv, torch_backends.cuda.matmul
+        backends = (
+            *(torch_backends.cudnn.conv, torch_backends.cuda.matmul),
+            *(torch_backends.mkldnn.conv, torch_backends.mkldnn.matmul),
+        )
         before = [backend.fp32_precision for backend in backends]
         for backend in backends:
             backend.fp32_precision = "tf32" if self.name == "tf32" else "ieee"

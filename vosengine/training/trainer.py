@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import TrainingError
+from ..files import write_whole
 from ..models.efficientnet import EfficientNetLite
 from ..runtime.allocation import keep_freed_memory
 from .checkpoint import check_same, load_checkpoint, save_checkpoint
@@ -232,4 +233,4 @@ def _cut_log(path: Path, step: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")
+    write_whole(path, "".join(kept))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import cv2
 
 from ..errors import SourceError
+from .clock import Clock
 from .frame_source import DEFAULT_FPS, FrameSource, SourceFrame
+from .quiet import quiet_opencv
 
 
 class Camera(FrameSource):
-    """A camera by its number; it has no end of its own."""
+    """A camera by its number; it has no end of its own. A frame's time is that of its arrival."""
 
     live = True
 
@@ -30,18 +33,20 @@ class Camera(FrameSource):
         self.fps = float(fps) if fps > 0 else DEFAULT_FPS
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        index = 0
+        index, clock, began = 0, Clock(self.tick, self.fps), time.monotonic()
         while True:
             with self._lock:
                 if self._closed:
                     return
                 ok, image = self._capture.read()
+                stamp = round((time.monotonic() - began) / self.tick)
             if not ok:
                 raise SourceError(
                     f"{self.description} gave no picture after {index} frames; check its cable "
                     "and that no other program has taken it"
                 )
-            yield SourceFrame(f"{index:05d}", index, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+            rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            yield SourceFrame(f"{index:05d}", index, rgb, clock.time_of(stamp))
             index += 1
 
     def close(self) -> None:
@@ -55,16 +60,11 @@ def _connect(number: int) -> cv2.VideoCapture | None:
 
     Not by FFmpeg: its device code clashes with the FFmpeg that PyAV has loaded, and crashes.
     """
-    log = cv2.utils.logging
-    level = log.getLogLevel()
-    log.setLogLevel(log.LOG_LEVEL_SILENT)  # else each backend that fails fills the terminal
-    try:
+    with quiet_opencv():  # else each backend that fails fills the terminal
         for backend in cv2.videoio_registry.getCameraBackends() if number >= 0 else ():
             if backend != cv2.CAP_FFMPEG:
                 capture = cv2.VideoCapture(number, backend)
                 if capture.isOpened():
                     return capture
                 capture.release()
-    finally:
-        log.setLogLevel(level)
     return None

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import av.error
@@ -18,10 +19,14 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from ..errors import SourceError
-from .frame_source import DEFAULT_FPS, FrameSource, SourceFrame
+from .clock import Clock
+from .depth import Depth, Raw
+from .frame_source import DEFAULT_FPS, FrameSource, SourceFrame, without_password
 
 STREAM_TIMEOUT_S = 10.0
 """How long a network address may take to open, and to deliver each further packet."""
+FINEST_TICK = Fraction(1, 1_000_000)
+"""Finer ones (Matroska may have nanoseconds) are rounded to this, which an mp4 can hold."""
 MAX_BAD_PACKETS = 100
 """Undecodable packets in a row after which a live stream counts as broken."""
 
@@ -36,14 +41,28 @@ class _Tally:
     end_s: float = 0.0
 
 
-class Video(FrameSource):
-    """A video file or a network address, read by PyAV."""
+class BrokenOff(SourceError):
+    """A video ended before its end. reason: what FFmpeg says, or what was promised."""
 
-    def __init__(self, location: str, *, address: bool) -> None:
-        self.description = re.sub(r"//[^/@]*@", "//***@", location)
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Video(FrameSource):
+    """A video file or a network address, read by PyAV.
+
+    depth: brings pixels of 16 bits to 8.
+    finite: it is a file, here or behind an address, and begins anew when it is opened again.
+    """
+
+    def __init__(self, location: str, *, address: bool, depth: Depth | None = None) -> None:
+        self.description = without_password(location)
         self._read = False
         self._tally = _Tally()
         self._lock = threading.Lock()
+        self._depth = depth or Depth()
+        self._address = address
         self._container = _open_container(location, address, self.description)
         stream = self._container.streams.best("video")
         # A song's cover picture is a video stream to FFmpeg, but not to anybody else.
@@ -60,12 +79,27 @@ class Video(FrameSource):
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate else DEFAULT_FPS
         self.length = None if self.live else stream.frames or None
+        lists = self._container.format.name in ("hls", "dash")  # their size is that of the list
+        self.finite = not self.live or (self._container.size > 0 and not lists)
+        self._base = stream.time_base or Fraction(0)
+        self.tick = max(self._base, FINEST_TICK) if self._base else self.tick
+        self._clock = Clock(self.tick, self.fps)
+        self._sar = Fraction(stream.sample_aspect_ratio or 1)
 
     def __iter__(self) -> Iterator[SourceFrame]:
         if self._read or self._closed:
             raise SourceError(f"{self.description} was already read or closed; open it again")
         self._read = True
-        index, fault = 0, None
+        for index, raw in enumerate(self._depth.flatten(self._decoded())):
+            time_s = self._clock.time_of(raw.stamp)
+            yield SourceFrame(raw.name, index, raw.image, time_s, raw.sar)
+
+    def facts(self) -> dict[str, Any]:
+        return {"depth": self._depth.facts(), "mended_times": self._clock.mended}
+
+    def _decoded(self) -> Iterator[Raw]:
+        """All frames, counted; SourceError at the first fault."""
+        fault = None
         try:
             while True:
                 # PyAV crashes when a container in use is closed, so the two exclude each other.
@@ -73,18 +107,32 @@ class Video(FrameSource):
                     frame = next(self._frames, None)
                     if frame is None:
                         break
-                    image = _upright(frame.to_ndarray(format="rgb24"), frame)
-                self._tally.frames = index + 1
-                yield SourceFrame(f"{index:05d}", index, image)
-                index += 1
+                    raw = self._raw(frame)
+                self._tally.frames += 1
+                yield raw
             if not self._closed:
                 fault = self._shortfall()
         except av.error.FFmpegError as error:
-            fault = _reason(error)
+            fault = None if self._is_whole() else _reason(error)
         finally:
             self.close()
         if fault:
             raise self._broken(fault)
+
+    def _raw(self, frame: av.VideoFrame) -> Raw:
+        number = self._tally.frames
+        image, turned = _upright(frame.to_ndarray(format=_array_format(frame)), frame)
+        sar = 1 / self._sar if turned else self._sar
+        label = f"{self.description}, frame {number}"
+        return Raw(label, f"{number:05d}", image, self._stamp(frame), sar)
+
+    def _stamp(self, frame: av.VideoFrame) -> int | None:
+        """The frame's time in ticks, from where the container's streams start to be shown."""
+        stamp = frame.pts if frame.pts is not None else frame.dts
+        if stamp is None:
+            return None
+        start = Fraction(self._container.start_time or 0, av.time_base)
+        return round((stamp * self._base - start) / self.tick)
 
     def close(self) -> None:
         with self._lock:
@@ -96,8 +144,10 @@ class Video(FrameSource):
     def _decode(self) -> Generator[av.VideoFrame]:
         """All frames up to the end, or up to the first fault (FFmpegError or SourceError)."""
         tally, bad_packets = self._tally, 0
-        base = self._stream.time_base or Fraction(0)
-        for packet in self._container.demux(self._stream):
+        for packet in self._packets():
+            if packet is None:
+                yield from self._stream.decode(None)
+                continue
             if packet.is_corrupt and not self.live:
                 # The decoder still holds whole frames; those shown after the first lost one
                 # would be numbered wrongly. What is lost is shown at this packet's dts or later.
@@ -108,7 +158,7 @@ class Video(FrameSource):
                 tally.packets += 1
                 tally.hidden += packet.is_discard
                 end = (packet.pts or 0) + (packet.duration or 0)
-                tally.end_s = max(tally.end_s, float(end * base))
+                tally.end_s = max(tally.end_s, float(end * self._base))
                 if not packet.size:  # a skipped picture; to the decoder it would mean the end
                     continue
             try:
@@ -124,6 +174,24 @@ class Video(FrameSource):
                 if frame.is_corrupt and not self.live:
                     raise self._broken("the data is cut short or damaged")
                 yield frame
+
+    def _packets(self) -> Iterator[av.Packet[Any] | None]:
+        """Those of the stream; None before the error of a connection that broke off: what came is
+        whole, and the decoder still holds some of it."""
+        try:
+            yield from self._container.demux(self._stream)
+        except av.error.FFmpegError:
+            if self._address:
+                yield None
+            raise
+
+    def _is_whole(self) -> bool:
+        """Whether all that was promised came, so that what broke off was the connection alone: a
+        server that gives no length ends so."""
+        tally, promised, seconds = self._tally, self._stream.frames, self._promised_seconds()
+        if not self._address or self.live or not tally.frames:
+            return False
+        return 0 < promised <= tally.frames or 0 < seconds <= tally.end_s
 
     def _shortfall(self) -> str | None:
         """What the container promised and did not deliver; None when all came, or it is live.
@@ -170,17 +238,17 @@ class Video(FrameSource):
             return (self._container.duration or 0) / av.time_base
         return 0.0
 
-    def _broken(self, fault: str) -> SourceError:
+    def _broken(self, fault: str) -> BrokenOff:
         count = self._tally.frames
         if not count:
-            return SourceError(
-                f"{self.description}: holds no whole frame ({fault}); fetch it again"
+            message = f"{self.description}: holds no whole frame ({fault}); fetch it again"
+        else:
+            total = f" of {self.length}" if self.length else ""
+            message = (
+                f"{self.description}: broke off after {count}{total} frames ({fault}); "
+                "fetch or record it again"
             )
-        total = f" of {self.length}" if self.length else ""
-        return SourceError(
-            f"{self.description}: broke off after {count}{total} frames ({fault}); "
-            "fetch or record it again"
-        )
+        return BrokenOff(message, fault)
 
 
 def _open_container(location: str, address: bool, description: str) -> InputContainer:
@@ -211,16 +279,30 @@ def _reason(error: av.error.FFmpegError) -> str:
     return str(error.strerror or error)
 
 
-def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """The image turned and mirrored as the frame's display matrix says (phones); contiguous.
+def _array_format(frame: av.VideoFrame) -> str:
+    """What to decode to: 8 bits, unless pixels are grey or RGB in 16, where the data may have
+    fewer."""
+    name, components = frame.format.name, frame.format.components
+    if min(component.bits for component in components) >= 16:
+        if name.startswith(("gray", "ya")):
+            return "gray16le"
+        if frame.format.is_rgb and not name.startswith("bayer"):
+            return "rgb48le"
+    return "rgb24"
+
+
+def _upright(image: np.ndarray, frame: av.VideoFrame) -> tuple[np.ndarray, bool]:
+    """The image turned and mirrored as the frame's display matrix says (phones), contiguous; and
+    whether width and height have changed places.
 
     The matrix maps (x, y) to (a x + c y, b x + d y), y pointing down; quarter turns only.
     """
     data = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(data, SideData):
-        return np.ascontiguousarray(image)
+        return np.ascontiguousarray(image), False
     a, b, _, c, d = (int(v) for v in np.frombuffer(bytes(data), np.int32, 5))
-    if abs(b) > abs(a):
-        image = image.transpose(1, 0, 2)
+    turned = abs(b) > abs(a)
+    if turned:
+        image = image.swapaxes(0, 1)
         a, d = c, b
-    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]), turned

@@ -1,24 +1,23 @@
-"""Frames from still images: a folder, a pattern, or a single file."""
+"""Frames from image files: a folder, a pattern, or a single file."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from ..errors import SourceError
+from .clock import Clock
+from .depth import Depth, Raw
 from .frame_source import FrameSource, SourceFrame
+from .names import in_order
+from .pages import ANYTHING, Pages, pages_of, read_pages, to_rgb
+from .quiet import quiet_opencv
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff")
-
-
-def natural_key(text: str) -> tuple[list[str | int], str]:
-    """Sorting key under which frame2 comes before frame10; ties broken by the text itself."""
-    parts = re.split(r"(\d+)", text.lower())  # odd places hold the digits, so types never mix
-    return [int(p) if i % 2 else p for i, p in enumerate(parts)], text
 
 
 def is_image(path: Path) -> bool:
@@ -28,40 +27,76 @@ def is_image(path: Path) -> bool:
 
 
 class Images(FrameSource):
-    """Still images in natural order, each named by its stem."""
+    """Image files in natural order, each named by its stem.
 
-    def __init__(self, files: list[Path], description: str) -> None:
+    A file that holds several images (TIFF, animated WebP, PNG) gives a frame for each: numbered as
+    a video's are where it is the only file, else named by stem and number. Their times are the
+    file's; a still image has none, and neither has a source with a still image in it.
+
+    bits: as `Depth` takes it.
+    """
+
+    def __init__(self, files: Sequence[Path], description: str, bits: int | None = None) -> None:
         if not files:
             wanted = " ".join(IMAGE_EXTENSIONS)
             raise SourceError(f"{description} holds no images; wanted files ending in {wanted}")
-        self._files = sorted(files, key=lambda p: natural_key(str(p)))
-        self.length = len(files)
         self.description = description
-        self.names = [path.stem for path in self._files]
-        seen: dict[str, Path] = {}
-        for path in self._files:
-            if path.stem in seen:
-                raise SourceError(
-                    f"{description}: {seen[path.stem]} and {path} would both be named "
-                    f"{path.stem!r}, wanted one image per name; rename or remove one of them"
-                )
-            seen[path.stem] = path
+        self._depth = Depth(bits)
+        self._files = [(path, pages_of(path)) for path in in_order(files)]
+        self.length = sum(pages.count for _, pages in self._files)
+        self._numbered = len(files) == 1 and self.length > 1
+        self._timed = all(pages.count > 1 for _, pages in self._files)
+        names: dict[str, Path] = {}
+        for path, pages in self._files:
+            for name in self._names_of(path, pages):
+                if name in names:
+                    raise SourceError(
+                        f"{description}: {names[name]} and {path} would both be named "
+                        f"{name!r}, wanted one image per name; rename or remove one of them"
+                    )
+                names[name] = path
+        if not self._numbered:
+            self.names = list(names)
+
+    def _names_of(self, path: Path, pages: Pages) -> list[str]:
+        if pages.count == 1:
+            return [path.stem]
+        start = "" if self._numbered else f"{path.stem}_"
+        return [f"{start}{number:05d}" for number in range(pages.count)]
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        for index, path in enumerate(self._files):
+        clock = Clock(self.tick, self.fps)
+        for index, raw in enumerate(self._depth.flatten(self._read())):
             if self._closed:
                 return
-            yield SourceFrame(path.stem, index, _read_image(path))
+            yield SourceFrame(raw.name, index, raw.image, clock.time_of(raw.stamp))
+
+    def facts(self) -> dict[str, Any]:
+        return {"depth": self._depth.facts()}
+
+    def _read(self) -> Iterator[Raw]:
+        shown_ms = 0.0
+        for path, pages in self._files:
+            names = self._names_of(path, pages)
+            if pages.count == 1:
+                yield Raw(str(path), names[0], _read_image(path))
+                continue
+            for name, (image, lasts_ms) in zip(names, read_pages(path, pages), strict=True):
+                timed = self._timed and lasts_ms is not None
+                stamp = round(shown_ms / 1e3 / self.tick) if timed else None
+                yield Raw(f"{path}, image {name}", name, image, stamp)
+                shown_ms += lasts_ms or 0.0
 
 
 def _read_image(path: Path) -> np.ndarray:
-    """uint8 RGB [H, W, 3]; 16-bit values are scaled to 8, alpha is dropped, EXIF is followed.
+    """[H, W] or RGB [H, W, 3], as deep as it is; alpha is dropped, EXIF is followed.
 
     Read by hand and decoded from memory: imdecode refuses a cut file that imread half fills.
     """
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        with quiet_opencv():
+            image = cv2.imdecode(data, ANYTHING) if data.size else None
     except (OSError, cv2.error) as error:
         raise SourceError(f"{path}: cannot be read ({error}); repair or remove it") from error
     if image is None:
@@ -69,4 +104,4 @@ def _read_image(path: Path) -> np.ndarray:
             f"{path}: not an image that can be decoded (damaged, cut short or another format); "
             "repair or remove it"
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return to_rgb(image)

@@ -1,43 +1,25 @@
-"""Label images, overlays and videos on disk; nothing half-written is left under a final name."""
+"""Label images on disk, and overlays; nothing half-written is left under a final name."""
 
 from __future__ import annotations
 
 import io
 import math
 import os
-import struct
 import tempfile
-import zlib
-from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
-import av
-import av.error
 import cv2
 import numpy as np
-from av.container import OutputContainer
-from av.video.reformatter import Colorspace
-from av.video.stream import VideoStream
 from PIL import Image, PngImagePlugin
 
 from ..errors import InputError, OutputError
+from ..files import write_whole
 from .palette import DAVIS_PALETTE
 
 StrPath = str | os.PathLike[str]
 
 # Colours near the label's own, but light enough to stand out against its darker blend.
 _CONTOUR_COLOURS = (128 + DAVIS_PALETTE.astype(np.uint16) // 2).astype(np.uint8)
-BINARY_FOREGROUND = 255
-_GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-_BAD_IMAGE = (
-    OSError,  # unknown format or cut data
-    SyntaxError,  # a broken PNG chunk
-    ValueError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def prepare_output_folder(path: StrPath) -> Path:
@@ -66,6 +48,11 @@ def write_labels(path: StrPath, labels: np.ndarray, note: str | None = None) -> 
     note: stored as the PNG text "Comment". The file appears whole or not at all.
     Raises InputError on another dtype or shape, OutputError when it cannot be written.
     """
+    write_whole(Path(path), encode_labels(labels, note))
+
+
+def encode_labels(labels: np.ndarray, note: str | None = None) -> bytes:
+    """The bytes of the file that `write_labels` writes."""
     _check_labels(labels)
     image = Image.fromarray(labels)
     image.putpalette(DAVIS_PALETTE.tobytes())
@@ -74,54 +61,7 @@ def write_labels(path: StrPath, labels: np.ndarray, note: str | None = None) -> 
         info.add_text("Comment", note)
     data = io.BytesIO()
     image.save(data, format="PNG", pnginfo=info)
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            scratch.write_bytes(data.getbuffer())
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); check the folder and the free space"
-        ) from error
-
-
-def read_labels(path: StrPath) -> np.ndarray:
-    """Object ids uint8 [H, W] of an indexed or grey image: palette indices, or grey values.
-
-    Raises InputError when it is missing, damaged, a colour image, or holds ids above 255.
-    """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            values = np.asarray(image) if mode in _GREY_MODES else None
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; wanted a label image") from error
-    except _BAD_IMAGE as error:
-        raise InputError(f"{path}: not a readable image ({error}); wanted a whole PNG") from error
-    if values is None:
-        raise InputError(
-            f"{path}: is a {mode} image, wanted an indexed (palette) or grey one whose values are "
-            "object ids; write it with vosengine.video.write_labels, or with Pillow: "
-            "Image.fromarray(ids.astype('uint8')).save('mask.png')"
-        )
-    if values.size and (values.max() > 255 or values.min() < 0):
-        raise InputError(
-            f"{path}: holds values from {values.min()} to {values.max()}, wanted object ids "
-            "0 to 255; renumber the objects"
-        )
-    return values.astype(np.uint8)
-
-
-def read_mask(path: StrPath) -> np.ndarray:
-    """A mask that shows objects, uint8 [H, W]: ids as `read_labels` has them; one that holds
-    nothing but 0 and 255 shows object 1, as in DAVIS 2016. Raises InputError likewise."""
-    labels = read_labels(path)
-    if set(np.unique(labels).tolist()) <= {0, BINARY_FOREGROUND}:
-        return (labels > 0).astype(np.uint8)
-    return labels
+    return data.getvalue()
 
 
 def overlay(
@@ -132,7 +72,7 @@ def overlay(
     frame: uint8 RGB [H, W, 3]; labels: uint8 [H, W], 0 is left as it is.
     Raises InputError when they do not fit together or alpha is outside 0..1.
     """
-    _check_frame(frame)
+    check_frame(frame)
     _check_labels(labels)
     if frame.shape[:2] != labels.shape:
         raise InputError(f"frame is {frame.shape[:2]}, labels {labels.shape}; wanted equal sizes")
@@ -175,108 +115,7 @@ def _draw_caption(image: np.ndarray, text: str) -> None:
     strip[:] = np.maximum(faded, letters[..., None])
 
 
-class VideoWriter:
-    """An H.264 mp4 that any player shows; close() (or leaving `with`) makes it playable.
-
-    path: ends in .mp4; fps: above 0; size: (height, width), else that of the first frame.
-    An odd height or width grows by one pixel, the last row or column repeated, for 4:2:0 wants
-    even sizes and cropping would lose data. A writer closed without a frame leaves no file.
-
-    Raises OutputError when the file cannot be created or written, InputError on a bad fps.
-    """
-
-    def __init__(self, path: StrPath, fps: float, size: tuple[int, int] | None = None) -> None:
-        self.path = Path(path)
-        if not (fps > 0 and math.isfinite(fps)):
-            raise InputError(f"fps is {fps}, wanted a number above 0")
-        if self.path.suffix.lower() != ".mp4":
-            raise OutputError(f"{self.path}: wanted a name that ends in .mp4")
-        self._rate = Fraction(float(fps)).limit_denominator(1001) or Fraction(1, 1001)
-        self._size = size
-        self._container: OutputContainer | None = None
-        self._stream: VideoStream | None = None
-        self._closed = self._failed = False
-        try:  # FFmpeg opens its file at the first packet; a wrong path should show now
-            self.path.open("wb").close()
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append uint8 RGB [H, W, 3]; InputError when its size differs from the video's."""
-        _check_frame(frame)
-        if self._closed or self._failed:
-            raise OutputError(f"{self.path}: is closed or broken; open a new writer to write more")
-        self._size = self._size or (frame.shape[0], frame.shape[1])
-        height, width = self._size
-        if frame.shape[:2] != (height, width):
-            raise InputError(
-                f"{self.path}: frame is {frame.shape[:2]}, wanted {(height, width)} (height, "
-                "width) as for the whole video; resize it or start another video"
-            )
-        if height % 2 or width % 2:
-            frame = cv2.copyMakeBorder(
-                np.ascontiguousarray(frame), 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE
-            )
-        try:
-            if self._container is None or self._stream is None:
-                self._container, self._stream = self._begin(frame.shape[0], frame.shape[1])
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
-            self._container.mux(self._stream.encode(picture))
-        except av.error.FFmpegError as error:
-            self._failed = True
-            raise self._failure(error) from error
-
-    def _begin(self, height: int, width: int) -> tuple[OutputContainer, VideoStream]:
-        container = av.open(
-            str(self.path.absolute()), "w", format="mp4", options={"movflags": "faststart"}
-        )
-        stream = container.add_stream(
-            "libx264", rate=self._rate, options={"crf": "20", "preset": "veryfast"}
-        )
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # Say which matrix the colours went through; players guess differently by size otherwise.
-        context = stream.codec_context
-        context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1
-        context.color_range = 1
-        return container, stream
-
-    def close(self) -> None:
-        """Write what is pending and the index; safe to call twice. OutputError on failure."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._container is None or self._stream is None:
-            self.path.unlink(missing_ok=True)
-            return
-        try:
-            try:
-                if not self._failed:  # PyAV crashes when it goes on after a failed write
-                    self._container.mux(self._stream.encode(None))
-            finally:
-                self._container.close()
-        except av.error.FFmpegError as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: OSError | av.error.FFmpegError) -> OutputError:
-        return OutputError(
-            f"{self.path}: cannot be written ({error.strerror}); check the folder and the free "
-            "space, or choose another path"
-        )
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def _check_frame(frame: np.ndarray) -> None:
+def check_frame(frame: np.ndarray) -> None:
     _check_array("frame", frame, "uint8 RGB [H, W, 3]", frame.ndim == 3 and frame.shape[2] == 3)
 
 

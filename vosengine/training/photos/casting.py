@@ -21,11 +21,11 @@ from ..synthetic.scene import Scene
 from .cutouts import ENLARGED, Figure, cut_out, draw_outline
 from .library import PhotoLibrary, Pixels
 
-SIZE = (0.02, 0.35)  # area of an object over that of the frame, about even on a log scale
+SIZE = (0.012, 0.35)  # area of an object over that of the frame, about even on a log scale
 KINDS = {"objects": 0.5, "regions": 0.2, "outlines": 0.3}  # where objects come from
 COUNTS = (0.4, 0.35, 0.25)  # chances of 1, 2 and 3 objects
 LOOK_ALIKES = 0.25  # chance that an object comes twice
-_SMALLEST = 0.006  # of the frame: a cut-out that even enlarged is less is drawn again
+_SMALLEST = 0.005  # of the frame: a cut-out that even enlarged is less is drawn again
 _TRIES = 4
 _CALMER = 8  # times that a camera may be calmed
 ANCHORED = 0.6  # chance that what the border of its photo cuts is cut by the frame's
@@ -36,49 +36,35 @@ Box = tuple[NDArray[np.float64], NDArray[np.float64]]  # lowest and highest x, y
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How much happens in a clip, 0 (calm) to 1 (everything at once)."""
+    """How much happens in a clip; 1 is usual, chances are 0..1."""
 
-    level: float
+    steps: int  # frame intervals between two frames of the clip, at most
+    motion: float
+    growth: float
+    deformation: float
+    camera: float
+    leaving: float  # chance that an object leaves the frame and returns
+    distractors: float  # chance of one
+    occluders: float
+    effects: Effects
 
-    @property
-    def steps(self) -> int:
-        """Frame intervals between two frames of the clip, at most."""
-        return 3 + round(9 * self.level)
 
-    @property
-    def motion(self) -> float:
-        return 0.8 + 1.0 * self.level
-
-    @property
-    def growth(self) -> float:
-        return 1.0 + 1.5 * self.level
-
-    @property
-    def deformation(self) -> float:
-        return 0.8 + 0.8 * self.level
-
-    @property
-    def camera(self) -> float:
-        return 0.7 + 1.0 * self.level
-
-    @property
-    def leaving(self) -> float:
-        return 0.05 + 0.25 * self.level
-
-    @property
-    def distractors(self) -> float:
-        return 0.25 + 0.25 * self.level
-
-    @property
-    def occluders(self) -> float:
-        return 0.1 + 0.3 * self.level
-
-    @property
-    def effects(self) -> Effects:
-        return Effects(
-            shadow=0.4, blur=0.4 + 0.4 * self.level, light=0.2, drift=0.1 + 0.2 * self.level,
-            noise=4.0 + 4.0 * self.level, jpeg=(60 - round(30 * self.level), 95), focus=0.4,
-        )  # fmt: skip
+def difficulty_at(level: float) -> Difficulty:
+    """From calm clips (`level` 0) to everything at once (1)."""
+    return Difficulty(
+        steps=3 + round(9 * level),
+        motion=0.8 + 1.0 * level,
+        growth=1.0 + 1.5 * level,
+        deformation=0.8 + 0.8 * level,
+        camera=0.7 + 1.0 * level,
+        leaving=0.05 + 0.25 * level,
+        distractors=0.25 + 0.25 * level,
+        occluders=0.1 + 0.3 * level,
+        effects=Effects(
+            shadow=0.4, blur=0.4 + 0.4 * level, light=0.2, drift=0.1 + 0.2 * level,
+            noise=4.0 + 4.0 * level, jpeg=(60 - round(30 * level), 95), focus=0.4,
+        ),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,10 +90,11 @@ def draw_photo_scene(
     sheet, to_backdrop = _draw_backdrop(rng, photo, seen)
     place = Place(frame, photo, photo[::4, ::4].mean(axis=(0, 1)))
 
+    cast: list[Actor] = []
+
     def enter(figure: Figure, label: int, nearness: float = OBJECTS) -> None:
         cast.append(_actor(rng, frame, difficulty, figure, label, nearness))
 
-    cast: list[Actor] = []
     count = 1 + int(rng.choice(len(COUNTS), p=COUNTS))
     figures = [_draw_figure(rng, library, place) for _ in range(count)]
     for number, figure in enumerate(figures):
@@ -138,9 +125,10 @@ def _draw_look(rng: np.random.Generator, frame: Size, limits: Effects) -> Look:
 
 
 def _within(photo: Pixels, camera: Camera, frame: Size, times: Sequence[int]) -> tuple[Camera, Box]:
-    """The camera, calmed until the photo covers all that it sees, and the box of what it sees."""
+    """The camera, calmed until the photo covers what it sees without being enlarged too far, and
+    the box of what it sees."""
     screen = corners((0, 0), (frame[1], frame[0]))
-    largest = np.array(photo.shape[1::-1]) * ENLARGED
+    largest = np.maximum(np.array(photo.shape[1::-1]) * ENLARGED, 1.1 * screen[2])
     for _ in range(_CALMER):
         views = [invert(camera.matrix(time, BACKGROUND)) for time in times]
         points = np.concatenate([transform(view, screen) for view in views])
@@ -154,18 +142,18 @@ def _within(photo: Pixels, camera: Camera, frame: Size, times: Sequence[int]) ->
 
 def _draw_backdrop(rng: np.random.Generator, photo: Pixels, seen: Box) -> tuple[Pixels, Matrix]:
     """The photo as background, and the map from the world to its pixels: what is `seen` lies on
-    it, unless that would enlarge it too far."""
+    it."""
     if rng.random() < 0.5:
         photo = np.ascontiguousarray(photo[:, ::-1])
     low, extent = seen[0], seen[1] - seen[0]
     whole = np.array(photo.shape[1::-1], np.float64)
-    zoom = max(float((whole / extent).min()) * rng.uniform(0.6, 1.0), 1 / ENLARGED)
+    covers = float((whole / extent).min())
+    zoom = min(max(covers * rng.uniform(0.6, 1.0), 1 / ENLARGED), covers)
     if zoom > 1.2:
         size = np.ceil(whole / zoom).astype(int)
         photo = np.asarray(cv2.resize(photo, size.tolist(), interpolation=cv2.INTER_AREA), np.uint8)
         whole, zoom = size.astype(np.float64), 1.0
-    room = whole - zoom * extent
-    start = np.where(room > 0, room * rng.random(2), room / 2)
+    start = (whole - zoom * extent) * rng.random(2)
     return photo, translate(start) @ scale(np.full(2, zoom)) @ translate(-low)
 
 

@@ -25,8 +25,9 @@ LAYOUT = (
 CACHE_BYTES = 256 << 20  # of decoded photos, in each process
 _VOID = 255  # beside other values the border between objects, as in VOC; alone it is the object
 _MOST_VALUES = 120  # a mask of more values is a soft matte
-_THUMB = 16
-_SAME = 20.0  # grey levels by which thumbnails of nearly the same photo differ, at most (RMS)
+_LEAST_SIDE = 32  # pixels
+_THUMB = 8  # pixels; at 8x8x3 products of bytes sum up exactly in float32, in any order
+_SAME = 18.0  # grey levels by which thumbnails of nearly the same photo differ, at most (RMS)
 _ORIENTATION = 0x0112  # EXIF's tag
 _MASK_MODES = ("P", "L", "1")  # Pillow's names: indexed, grey, black and white
 
@@ -74,7 +75,7 @@ class PhotoLibrary:
         """side  photos are reduced to this short side, in pixels, where theirs is longer
 
         Every file is read here once. Raises InputError where there are no photos, one cannot be
-        read, or a mask has no photo, another size, or values that are no object ids.
+        read or is tiny, or a mask has no photo, another size, or values that are no object ids.
         """
         self.folder, self._side = folder, side
         self.photos = tuple(_find(folder))
@@ -88,6 +89,11 @@ class PhotoLibrary:
         regions: list[Cutout] = []
         for number, photo in enumerate(self.photos):
             size, thumb = _glance(photo.image)
+            if min(size) < _LEAST_SIDE:
+                raise InputError(
+                    f"{photo.image}: is {size[0]}x{size[1]}, wanted sides of at least"
+                    f" {_LEAST_SIDE}; remove it"
+                )
             thumbs.append(thumb)
             if photo.labels is None:
                 continue
@@ -112,6 +118,11 @@ class PhotoLibrary:
     def __getstate__(self) -> dict[str, object]:
         """For worker processes: all but what is in memory."""
         return {**self.__dict__, "_cache": OrderedDict(), "_bytes": 0}
+
+    @property
+    def bytes_kept(self) -> int:
+        """Of decoded photos in memory."""
+        return self._bytes
 
     def draw(self, rng: np.random.Generator) -> int:
         """The number of some photo."""
@@ -169,7 +180,7 @@ def _files(folder: Path, extensions: Sequence[str]) -> list[Path]:
 
 
 def _glance(path: Path) -> tuple[Size, Pixels]:
-    """(height, width) as shown, and the photo at 16x16 [16, 16, 3]. Reads all of the file."""
+    """(height, width) as shown, and the photo at 8x8 [8, 8, 3]. Reads all of the file."""
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(_ORIENTATION, 1) >= 5  # on its side

@@ -12,7 +12,7 @@ from ..object_ids import renumber
 from ..samples import Sample
 from ..streams import Stream, check_request, check_seed, generator
 from ..synthetic.config import MIN_SIDE
-from .casting import Difficulty, draw_photo_scene, keep_seen
+from .casting import difficulty_at, draw_photo_scene, keep_seen
 from .library import PhotoLibrary, open_photos
 
 _TRIES = 8
@@ -42,7 +42,7 @@ class PasteSource:
         check_request(index, progress)
         rng = generator(Stream.PHOTOS, self._seed, index)
         for _ in range(_TRIES):
-            difficulty = Difficulty(rng.uniform(0, _CALM + (1 - _CALM) * progress))
+            difficulty = difficulty_at(rng.uniform(0, _CALM + (1 - _CALM) * progress))
             step = int(rng.integers(1, difficulty.steps + 1))
             times = [step * number for number in range(self._frames)]
             scene = draw_photo_scene(

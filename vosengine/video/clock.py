@@ -1,0 +1,49 @@
+"""Presentation times that only grow, whatever a container says."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+CLOCK_RESET_S = 1.0
+"""A step back by more than this is a sender that set its clock anew, not two frames in a muddle."""
+
+
+class Clock:
+    """Turns the time stamps of one stream into times that grow from frame to frame.
+
+    tick: the unit of time stamps, in seconds; fps: the rate by which a missing one is filled in.
+    mended: how many stamps were missing, or not later than the one before.
+    """
+
+    def __init__(self, tick: Fraction, fps: float) -> None:
+        self.mended = 0
+        self._tick = tick
+        self._step = max(1, round(1 / (fps * tick)))
+        self._reset = CLOCK_RESET_S / tick
+        self._last: int | None = None
+        self._shift = 0
+        self._untimed = False
+
+    def time_of(self, stamp: int | None) -> float | None:
+        """Seconds of the next frame, whose time stamp is so many ticks; None where the first frame
+        had none, for then the stream is taken to have no times."""
+        if self._last is None:
+            self._untimed = self._untimed or stamp is None
+            if self._untimed or stamp is None:
+                return None
+            self._shift = max(0, -stamp)
+            self._last = stamp + self._shift
+        else:
+            self._last = self._next(self._last, stamp)
+        return float(self._last * self._tick)
+
+    def _next(self, last: int, stamp: int | None) -> int:
+        if stamp is not None and stamp + self._shift > last:
+            return stamp + self._shift
+        self.mended += 1
+        if stamp is None:
+            return last + self._step
+        if last - stamp - self._shift <= self._reset:
+            return last + 1
+        self._shift = last + self._step - stamp
+        return last + self._step

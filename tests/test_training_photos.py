@@ -84,7 +84,7 @@ def test_clips_have_objects_with_ids_without_gaps(kind: str, photos: Path) -> No
         assert clip.masks.shape == (3, *SIZE) and clip.masks.dtype == np.uint8
         ids = np.unique(clip.masks)
         assert ids.tolist() in ([*range(ids.max() + 1)], [*range(1, ids.max() + 1)])
-        assert clip.masks[0].any()
+        assert clip.masks[0].any() and clip.framed
         counts.add(int(ids.max()))
     assert {1, 2} <= counts
 
@@ -182,6 +182,23 @@ def test_cutouts_know_where_their_photo_ends(tmp_path: Path) -> None:
     assert 0.8 * wanted < figure.area < wanted
     rim = np.concatenate([figure.alpha[0], figure.alpha[-1], figure.alpha[:, 0]])
     assert not rim.any()
+
+
+@pytest.mark.parametrize("anchored", [0.0, 1.0])
+def test_what_a_photo_cuts_the_frame_cuts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anchored: float
+) -> None:
+    """A bust whose photo ends at the chest stands on the frame's lower border."""
+    write_photo(tmp_path / "images" / "a.jpg", 0)
+    write_mask(tmp_path / "masks" / "a.png", disc(48, 50, 20))
+    monkeypatch.setattr(casting, "KINDS", {"objects": 1.0, "regions": 0.0, "outlines": 0.0})
+    monkeypatch.setattr(casting, "ANCHORED", anchored)
+    monkeypatch.setattr(casting, "COUNTS", (1.0,))
+    monkeypatch.setattr(casting, "LOOK_ALIKES", 0.0)
+    source = PasteSource(tmp_path, 1, (64, 96), 0, labelled=True)
+    clips = [source.sample(number, 0.0) for number in range(20)]
+    standing = sum(bool(clip.masks[0, -3:].any()) for clip in clips)
+    assert standing >= 19 if anchored else standing <= 15
 
 
 def test_large_photos_are_reduced_with_their_masks(tmp_path: Path) -> None:

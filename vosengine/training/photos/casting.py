@@ -90,10 +90,11 @@ def draw_photo_scene(
     sheet, to_backdrop = _draw_backdrop(rng, photo, seen)
     place = Place(frame, photo, photo[::4, ::4].mean(axis=(0, 1)))
 
+    cast: list[Actor] = []
+
     def enter(figure: Figure, label: int, nearness: float = OBJECTS) -> None:
         cast.append(_actor(rng, frame, difficulty, figure, label, nearness))
 
-    cast: list[Actor] = []
     count = 1 + int(rng.choice(len(COUNTS), p=COUNTS))
     figures = [_draw_figure(rng, library, place) for _ in range(count)]
     for number, figure in enumerate(figures):

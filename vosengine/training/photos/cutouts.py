@@ -122,19 +122,9 @@ def draw_outline(rng: np.random.Generator, image: Pixels, area: float) -> Figure
 
 
 def _with_rim(image: Pixels, rows: slice, columns: slice) -> Pixels:
-    """A piece of the photo with RIM more pixels around, mirrored beyond the photo's border."""
-    height, width = image.shape[:2]
-    top, bottom = min(RIM, rows.start), min(RIM, max(0, height - rows.stop))
-    left, right = min(RIM, columns.start), min(RIM, max(0, width - columns.stop))
-    piece = image[
-        rows.start - top : rows.stop + bottom, columns.start - left : columns.stop + right
-    ]
-    wanted_h, wanted_w = rows.stop - rows.start + 2 * RIM, columns.stop - columns.start + 2 * RIM
-    above, before = RIM - top, RIM - left
-    return np.asarray(
-        cv2.copyMakeBorder(
-            piece, above, wanted_h - above - piece.shape[0], before,
-            wanted_w - before - piece.shape[1], cv2.BORDER_REPLICATE,
-        ),
-        np.uint8,
-    )  # fmt: skip
+    """A piece of the photo with RIM more pixels around; beyond the photo its edge goes on."""
+    ranges = (
+        np.clip(np.arange(part.start - RIM, part.stop + RIM), 0, side - 1)
+        for part, side in zip((rows, columns), image.shape[:2], strict=True)
+    )
+    return np.asarray(image[np.ix_(*ranges)], np.uint8)

@@ -15,7 +15,7 @@ from .errors import StateError
 from .files import cannot_write, whole
 from .types import Geometry
 
-FORMAT = "vosengine-stream-3"
+FORMAT = "vosengine-stream-4"
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class SavedStream:
     identity  model, weights, configuration...: what must agree where the stream goes on
     ids       the objects in order of slot
     ever      every id that the stream has had
+    reserved  the ids that are kept for the caller
     ring      (frame index, features by name, prompt or None) of every frame still held
     source    what the source of proposals remembers; None where it is no StatefulSource
     """
@@ -38,6 +39,7 @@ class SavedStream:
     state: dict[str, torch.Tensor]
     ring: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]]
     source: dict[str, torch.Tensor] | None = None
+    reserved: tuple[int, ...] = ()
 
 
 def write_stream(path: Path, stream: SavedStream) -> None:
@@ -55,6 +57,7 @@ def write_stream(path: Path, stream: SavedStream) -> None:
         "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],
         "ids": stream.ids,
         "ever": stream.ever,
+        "reserved": stream.reserved,
         "frame_count": stream.frame_count,
         "flushed": stream.flushed,
         "ring": [index for index, _, _ in stream.ring],
@@ -100,6 +103,7 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
             for index in described["ring"]
         ],
         source=_under("source/", tensors) if described["source"] else None,
+        reserved=tuple(described["reserved"]),
     )
 
 

@@ -136,7 +136,7 @@ def run(
     with ExitStack() as stack:
         stack.callback(source.close)
         _check_prompted(options, stream)
-        prompts.match(source.names, source.length)
+        prompts.match(source.names, source.length, options.limit)
         if isinstance(stream.proposals, FileSource):
             stream.proposals.match(source.names, source.length, options.limit)
         if stream.needs_mask and prompts.first_frame:
@@ -227,10 +227,9 @@ def _drive(
     results, milliseconds = timed(segmenter.flush, stream.device)
     for result in results:
         answer(result, milliseconds / len(results))
-    if options.limit is None:
-        prompts.check_reached(segmenter.frame_count)
-        if isinstance(stream.proposals, FileSource):
-            stream.proposals.check_reached(segmenter.frame_count)
+    prompts.check_reached(segmenter.frame_count)
+    if options.limit is None and isinstance(stream.proposals, FileSource):
+        stream.proposals.check_reached(segmenter.frame_count)
     return False
 
 

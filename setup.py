@@ -147,7 +147,7 @@ setup(
     package_dir={"vosengine.kernels": "kernels", "vosengine.shipped": "weights"},
     package_data={
         "vosengine": ["py.typed", "benchmark/*.toml"],
-        "vosengine.shipped": ["*.toml", "demo/*"],
+        "vosengine.shipped": ["*.toml", "*.safetensors", "LICENSE-*", "NOTICE", "demo/*"],
     },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtension},

@@ -45,6 +45,7 @@ def test_models_lists_every_model_and_says_random() -> None:
         assert name in done.stdout
     assert "no: RANDOM" in done.stdout
     assert re.search(r"demo +│ yes", done.stdout)
+    assert re.search(r"efficientnet_lite0 │ PyPI: .* │ Apache-2\.0", done.stdout)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,16 @@ from PIL import Image
 
 import vosengine.segmenter
 from vosengine.cli import main
-from vosengine.commands.evaluate import COPIED, ELLIPSE, WARPED, EvaluateOptions, Progress, evaluate
+from vosengine.commands.evaluate import (
+    COPIED,
+    ELLIPSE,
+    PROPAGATED,
+    WARPED,
+    EvaluateOptions,
+    Progress,
+    evaluate,
+)
+from vosengine.commands.propagation import Features, PropagatedMask
 from vosengine.errors import InputError
 from vosengine.evaluation import centred_ellipse, match_objects, measure, measure_folders
 from vosengine.segmenter import Segmenter
@@ -51,7 +60,8 @@ def data(tmp_path: Path, clips: dict[str, Clip]) -> Path:
 
 
 def options(model: str, data: Path, weights: Weights, **changes: Any) -> EvaluateOptions:
-    return EvaluateOptions(model, data, weights=str(weights(model)), device="cpu", **changes)
+    plain = {"weights": str(weights(model)), "device": "cpu", "propagation": False}
+    return EvaluateOptions(model, data, **{**plain, **changes})
 
 
 def printed(
@@ -95,6 +105,20 @@ def test_its_baselines_are_the_first_mask_copied_and_warped(
         assert found.baselines[COPIED].sequences[name] == measure(pairs)
     copied, warped = found.baselines[COPIED].mean, found.baselines[WARPED].mean
     assert copied.jf < warped.jf < 1
+
+
+def test_one_baseline_is_the_mask_propagated_by_a_backbone(
+    data: Path, clips: dict[str, Clip], tiny_weights: Weights
+) -> None:
+    plain = options("stm", data, tiny_weights, sequences=("two",), limit=3, propagation=True)
+    found = evaluate(plain)
+    assert set(found.baselines) == {COPIED, WARPED, PROPAGATED}
+    first, *others = (frame.image for frame in open_source(data / "JPEGImages/480p/two"))
+    masks = clips["two"].masks
+    propagated = PropagatedMask(Features(torch.device("cpu")), first, masks[0])
+    answers = [masks[0], *(propagated.step(frame) for frame in others[:2])]
+    wanted = measure(zip(answers, masks[:3], strict=True))
+    assert found.baselines[PROPAGATED].sequences["two"] == wanted
 
 
 def test_only_objects_of_the_first_frame_are_followed_and_scored(
@@ -226,7 +250,8 @@ def test_the_command_prints_a_table_and_writes_json(
     assert found["sequences"].keys() == {"two"}
     assert found["sequences"]["two"].keys() >= {"J", "F"}
     assert found["mean"].keys() == {"J", "F", "JF"}
-    assert found["baselines"].keys() == {COPIED, WARPED}
+    assert found["baselines"].keys() == {COPIED, WARPED, PROPAGATED}
+    assert all(word in text for word in PROPAGATED.split())
     assert found["weights"] == {"name": "stm.tiny-stm", "trained": True, "note": None}
     assert (found["network_size"], found["timed_frames"]) == ([64, 96], 3)
     for figures in (found, *found["baselines"].values()):
@@ -234,6 +259,20 @@ def test_the_command_prints_a_table_and_writes_json(
         assert f"{figures['mean']['J']:.3f}" in text
         assert f"{figures['mean']['F']:.3f}" in text
     assert f"{found['p50_ms']:.1f} ms a frame" in text
+
+
+def test_the_command_leaves_the_slow_baseline_out(
+    data: Path,
+    tmp_path: Path,
+    tiny_weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "figures.json"
+    asked = ("--model", "stm", "--weights", tiny_weights("stm"), "--data", data)
+    few = ("--size", "64x96", "--device", "cpu", "--sequences", "two", "--limit", 3)
+    printed([*asked, *few, "--no-propagation", "--json", path], monkeypatch, capsys)
+    assert json.loads(path.read_text())["baselines"].keys() == {COPIED, WARPED}
 
 
 def test_the_command_scores_folders(

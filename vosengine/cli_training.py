@@ -35,7 +35,7 @@ def train(
     config: Annotated[
         str,
         typer.Option(
-            help="lite, over a pretrained backbone (wants --init); small, from scratch; or paper."
+            help="lite, over a pretrained backbone (it ships); small, from scratch; or paper."
         ),
     ] = "small",
     data: Annotated[
@@ -56,7 +56,10 @@ def train(
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, clips and draws.")] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Weights to start from: any model's, or a backbone's.")
+        Path | None,
+        typer.Option(
+            help="Weights to start from: any model's, or a backbone's; lite: the one that ships."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
     minutes: Annotated[
@@ -206,11 +209,15 @@ def evaluate(
         int | None,
         typer.Option(min=1, max=255, help="Masks are soft: from that on, 0..255, is object 1."),
     ] = None,
+    propagation: Annotated[
+        bool,
+        typer.Option(help="Also the first mask carried on by a backbone's features, untrained."),
+    ] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to that file too.")
     ] = None,
 ) -> None:
-    """J and F of masks in a folder, or of a model beside baselines that need no network.
+    """J and F of masks in a folder, or of a model beside baselines that need no training.
 
     The first and the last frame of a sequence are left out; the mean is over sequences.
     """
@@ -245,6 +252,7 @@ def evaluate(
             binary=binary,
             rule=rule,
             out=out,
+            propagation=propagation,
         )
         content = _evaluate(options)
     if json_file is not None:

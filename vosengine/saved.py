@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +67,11 @@ def write_stream(path: Path, stream: SavedStream) -> None:
     }
     # Cloned: safetensors refuses tensors that share storage, as views of one bank do.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    text = json.dumps(described)
+    metadata = {"stream": text, "sha256": _digest_of(text, tensors)}
     try:
         with whole(path) as scratch:
-            save_file(tensors, scratch, {"stream": json.dumps(described)})
+            save_file(tensors, scratch, metadata)
     except SafetensorError as error:
         raise cannot_write(path, error) from error
 
@@ -81,13 +85,17 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
         raise StateError(f"{path}: no such file; wanted one that save_state wrote")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            text = (file.metadata() or {}).get("stream")
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise StateError(f"{path}: corrupt, or no saved stream ({error})") from error
-    described = json.loads(text) if text else {}
-    if described.get("format") != FORMAT:
+    text = metadata.get("stream", "")
+    if f'"format": "{FORMAT}"' not in text:
         raise StateError(f"{path}: not a stream that this version saved (wanted {FORMAT})")
+    # What has the hash was written by `write_stream`: nothing in it has to be looked at twice.
+    if _digest_of(text, tensors) != metadata.get("sha256"):
+        raise StateError(f"{path}: fails its hash; the file is damaged: save the stream anew")
+    described = json.loads(text)
     _check_identity(path, described["identity"], json.loads(json.dumps(identity)))
     geometry = described["geometry"]
     return SavedStream(
@@ -105,6 +113,16 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
         source=_under("source/", tensors) if described["source"] else None,
         reserved=tuple(described["reserved"]),
     )
+
+
+def _digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over the description, then over names, dtypes, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,64 @@ class WeightCard:
         return self.name if self.trained else f"RANDOM weights ({self.name}): the masks are noise"
 
 
+@dataclass(frozen=True)
+class BackboneCard:
+    """A pretrained backbone that ships, for networks to be trained on top of.
+
+    name     as configurations call it
+    file, sha256, bytes  as in WeightCard
+    source   the package and the version that weights/convert.py was given
+    licence  its SPDX name; the text and a notice lie beside the file
+    """
+
+    name: str
+    file: str
+    sha256: str
+    bytes: int
+    description: str
+    source: str
+    licence: str
+
+
+def backbone_cards() -> dict[str, BackboneCard]:
+    """The backbones of the manifest, by name."""
+    return {fields["name"]: BackboneCard(**fields) for fields in _manifest()["backbone"]}
+
+
+def backbone_file(name: str) -> Path:
+    """Where a pretrained backbone's tensors lie: those of models/'s module of that name, stages
+    beyond the ones that a network has among them.
+
+    Raises  WeightsError: none of that name ships; missing; failing its hash.
+    """
+    known = backbone_cards()
+    if name not in known:
+        raise WeightsError(
+            f"backbone: no pretrained {name} ships, only {', '.join(known)}; wanted a file that "
+            f"weights/convert.py {name} has written"
+        )
+    return _shipped_file(known[name])
+
+
+def licence_of(config: ModelConfig) -> str:
+    """Of weights that are trained here: MIT, and that of every backbone that ships and that they
+    stand on."""
+    known = backbone_cards()
+    fields = asdict(config)
+    names = sorted({v for k, v in fields.items() if k.endswith("backbone") and v in known})
+    return " AND ".join(["MIT", *(f"{known[name].licence} ({name})" for name in names)])
+
+
+def _manifest() -> dict[str, Any]:
+    text = (resources.files("vosengine.shipped") / "manifest.toml").read_text(encoding="utf-8")
+    content: dict[str, Any] = tomllib.loads(text)
+    return content
+
+
 def cards() -> dict[str, WeightCard]:
     """Every card of the manifest, by name; a duplicate name is an error."""
-    text = (resources.files("vosengine.shipped") / "manifest.toml").read_text(encoding="utf-8")
     found: dict[str, WeightCard] = {}
-    for fields in tomllib.loads(text)["card"]:
+    for fields in _manifest()["card"]:
         card = WeightCard(**{**fields, "recipe": tuple(fields.get("recipe", ()))})
         if card.name in found:
             raise WeightsError(f"manifest.toml: two cards are named {card.name}")
@@ -114,9 +167,7 @@ def load(
     if card.file:
         if config is not None:
             raise WeightsError(f"config: {card.name} brings its own; leave one of the two out")
-        path = Path(str(resources.files("vosengine.shipped") / card.file))
-        _check_file_hash(path, card)
-        return load_file(model, path)[0], card
+        return load_file(model, _shipped_file(card))[0], card
     return build(model, config or entry(model).config(), card.seed), card
 
 
@@ -133,7 +184,9 @@ def _choose_card(model: str, weights: str | Path | None) -> WeightCard:
     return known[name]
 
 
-def _check_file_hash(path: Path, card: WeightCard) -> None:
+def _shipped_file(card: WeightCard | BackboneCard) -> Path:
+    """Where a card's file lies, its hash checked."""
+    path = Path(str(resources.files("vosengine.shipped") / card.file))
     if not path.is_file():
         raise WeightsError(f"{card.name}: the file {card.file} did not ship with this installation")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -142,6 +195,7 @@ def _check_file_hash(path: Path, card: WeightCard) -> None:
             f"{card.name}: {card.file} fails its hash (sha256 {digest[:12]}, the card says "
             f"{card.sha256[:12]}); the file is damaged or not the one that shipped: reinstall it"
         )
+    return path
 
 
 def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
@@ -224,13 +278,13 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("vosengine", "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: corrupt, or no safetensors file ({error})") from error
     try:
         metadata: dict[str, str] = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: corrupt: its header cannot be read ({error})") from error
-    if metadata.get("format") != FORMAT:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise WeightsError(
             f"{path}: a safetensors file, but not one of vosengine's (format {FORMAT}); "
             "convert foreign weights with weights/convert.py"

@@ -38,6 +38,7 @@ from vosengine.weights import check_tensors, save, state_of
 Tensors = dict[str, torch.Tensor]
 
 CLASSES = 1000  # of ImageNet, in torchvision's last layer
+CHANGES = "converted from {}: tensors renamed, the classifier left out"
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 BASIC_FEATURES, BOTTLENECK_FEATURES = 512, 2048  # what that layer is given
 
@@ -260,7 +261,7 @@ def convert(model: str, source: Path, target: Path) -> str:
         layout = convert_backbone if model in RESNETS else convert_lite
         tensors = layout(model, str(source), released)
         try:
-            save_file(tensors, target, {"backbone": model})
+            save_file(tensors, target, {"backbone": f"{model}, {CHANGES.format(source.name)}"})
         except (OSError, SafetensorError) as error:
             raise OutputError(f"{target}: cannot be written ({error})") from error
         return _written(target, tensors)

@@ -41,10 +41,12 @@ from ..video import (
 )
 from ..video.images import Images
 from .engines import note_of
+from .propagation import Features, PropagatedMask
 
 MODEL = "model"
 COPIED = "first mask copied"
 WARPED = "mask warped by flow"
+PROPAGATED = "labels propagated"
 ELLIPSE = "centred ellipse"
 
 
@@ -59,6 +61,8 @@ class EvaluateOptions:
     rule       what 255 is in an annotation, as `measure_folders` has it
     out        keep the masks there as OUT/<sequence>/<frame>.png, as they were scored: with the
                annotation's ids, objects that match none left out
+    propagation  whether a model that needs a mask is also held against PropagatedMask, which takes
+               about as long as a small model
 
     The rest is as in Segmenter.
     """
@@ -75,6 +79,7 @@ class EvaluateOptions:
     binary: bool = False
     rule: MaskRule = AS_FOUND
     out: Path | None = None
+    propagation: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,10 @@ def evaluate(
 
     A model that needs a mask is given that of the first frame and follows the objects in it; those
     that only a later annotation shows are left out of it. Its baselines are that mask copied to
-    every frame, and carried on by optical flow. A model that needs none is given none. Where it
-    can find but one object, that is held against all annotated ones together; where it finds more,
-    `match_objects` says which is which. Its baseline, a centred ellipse, is treated alike.
+    every frame, carried on by optical flow, and by features that nobody trained for it. A model
+    that needs none is given none. Where it can find but one object, that is held against all
+    annotated ones together; where it finds more, `match_objects` says which is which. Its
+    baseline, a centred ellipse, is treated alike.
 
     progress  is called after every frame
 
@@ -148,11 +154,13 @@ def evaluate(
         size=options.size,
         memory=options.memory,
     )
+    propagation = options.propagation and segmenter.method.needs_mask
+    features = Features(segmenter.device) if propagation else None
     total, done = sum(len(sequence.frames) for sequence in found), 0
     scores: dict[str, dict[str, SequenceScore]] = {}
     milliseconds: list[float] = []
     for sequence in found:
-        run = SequenceRun(sequence, segmenter, options.rule)
+        run = SequenceRun(sequence, segmenter, features, options.rule)
         for frame in Images(list(sequence.frames), sequence.name):
             run.step(frame)
             done += 1
@@ -179,13 +187,19 @@ def evaluate(
 class SequenceRun:
     """One sequence: what the model and the baselines say of it, and the scores in the end.
 
+    features  for the mask to be propagated by; None: it is not
+
     Raises  InputError where the model needs a mask and the first annotation shows no object.
     """
 
     def __init__(
-        self, sequence: Annotated, segmenter: Segmenter, rule: MaskRule = AS_FOUND
+        self,
+        sequence: Annotated,
+        segmenter: Segmenter,
+        features: Features | None = None,
+        rule: MaskRule = AS_FOUND,
     ) -> None:
-        self.sequence, self.segmenter = sequence, segmenter
+        self.sequence, self.segmenter, self._features = sequence, segmenter, features
         files = MaskSequence(sequence.annotations, rule)
         self.masks = [files.read(path) for path in sequence.annotations]
         self.annotations = [mask.labels for mask in self.masks]
@@ -259,6 +273,8 @@ class SequenceRun:
         if self._prompted:
             self._baselines[COPIED] = FirstMask(image, first)
             self._baselines[WARPED] = WarpedMask(image, first)
+            if self._features is not None:
+                self._baselines[PROPAGATED] = PropagatedMask(self._features, image, first)
         else:
             first = centred_ellipse(*first.shape)
             self._baselines[ELLIPSE] = FirstMask(image, first)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,31 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import __version__
 from ..detectors.file import FileSource
 from ..errors import ConfigError, InputError, OutputError, SourceError, VosError
 from ..timing import summarise, timed
 from ..types import Result
-from ..video import (
-    FrameSource,
-    MaskRule,
-    SourceFrame,
-    VideoWriter,
-    open_source,
-    overlay,
-    prepare_output_folder,
-    read_labels,
-    write_labels,
-)
+from ..video import FrameSource, MaskRule, SourceFrame, open_source, without_password
 from .engines import Stream, make_stream
 from .late import begin_late
+from .outputs import Outputs
 from .prompts import Prompts
-
-SUMMARY = "summary.json"
-STATE = "state.safetensors"
-OVERLAY = "overlay.mp4"
+from .record import STATE
 
 
 @dataclass(frozen=True)
@@ -50,6 +36,9 @@ class RunOptions:
     export      the folder of that export; `model` is then what was exported
     proposals   where object proposals come from, as `open_proposals` takes it; None leaves it to
                 the model; boxes_as_masks, as in FileSource, is of a file
+    bits        depth of the data of deep pixels; None chooses it by the first frames
+    reconnect   how often an address that drops is opened again
+    fps         of the overlay; None shows frames at their times
     out         the folder to write to; an earlier run's files there are replaced
     limit       stop after that many frames; None goes to the end
     checkpoint  save the stream every that many frames too, so that even a killed run can be resumed
@@ -73,6 +62,8 @@ class RunOptions:
     size: int | tuple[int, int] | str | None = None
     memory: str | None = None
     online: bool = False
+    bits: int | None = None
+    reconnect: int = 0
     fps: float | None = None
     limit: int | None = None
     checkpoint: int = 0
@@ -89,31 +80,6 @@ class Progress:
     last_ms: float
 
 
-class Outputs:
-    """The files of a run: masks and overlay frames as they come, the summary at the end."""
-
-    def __init__(self, options: RunOptions, note: str | None, fps: float) -> None:
-        self.folder = options.out
-        self.note = note
-        self.names: list[str] = []
-        self._video = VideoWriter(self.folder / OVERLAY, fps) if options.overlay else None
-
-    def write(self, frame: SourceFrame, labels: np.ndarray) -> None:
-        write_labels(self.folder / f"{frame.name}.png", labels, self.note)
-        self.replay(frame, labels)
-
-    def replay(self, frame: SourceFrame, labels: np.ndarray) -> None:
-        """A frame whose mask is on disk already: only the overlay needs it again."""
-        self.names.append(frame.name)
-        if self._video is not None:
-            caption = None if self.note is None else "RANDOM WEIGHTS"
-            self._video.write(overlay(frame.image, labels, caption=caption))
-
-    def close(self) -> None:
-        if self._video is not None:
-            self._video.close()
-
-
 def run(
     options: RunOptions,
     *,
@@ -122,18 +88,22 @@ def run(
 ) -> dict[str, Any]:
     """Segment a whole source and write DIR/<frame>.png, DIR/overlay.mp4 and DIR/summary.json.
 
+    Files that an earlier run wrote there are removed when the first frame has been answered, not
+    before; those that it did not write, or that were changed since, are never touched.
+
     report       is called after every frame
     should_stop  is asked before every frame; True ends the run cleanly, to be resumed later
-    returns      the summary, as written
+    returns      the summary, as written; not written where no frame was begun
 
     Raises  a VosError. What was answered before a fault is on disk; the summary names the fault.
     """
-    folder = prepare_output_folder(options.out)
+    _check_options(options)
+    outputs = Outputs(options)
     prompts = Prompts(options.mask, MaskRule(options.mask_void, options.threshold))
-    earlier = _read_summary(folder)
     stream = make_stream(options)
-    source = open_source(options.source)
+    source = open_source(options.source, bits=options.bits, reconnect=options.reconnect)
     with ExitStack() as stack:
+        stack.callback(outputs.abandon)
         stack.callback(source.close)
         _check_prompted(options, stream)
         prompts.match(source.names, source.length, options.limit)
@@ -141,34 +111,89 @@ def run(
             stream.proposals.match(source.names, source.length, options.limit)
         if stream.needs_mask and prompts.first_frame:
             stream = begin_late(stream, prompts.first_frame)
-        segmenter = stream.segmenter
+        answered = 0
         if options.resume:
-            _check_resumable(folder, earlier, source)
-            prompts.check_resumed(earlier.get("mask"))
-            segmenter.load_state(folder / STATE)
-        else:
-            _remove(folder, earlier)
-            earlier = {}
-        segmenter.reserve(prompts.ids)
-        outputs = Outputs(options, stream.note, options.fps or source.fps)
-        stack.callback(outputs.close)
-        answered = max(0, segmenter.frame_count - segmenter.latency)
-        times: list[float] = list(earlier.get("per_frame_ms", []))[:answered]
-        fault: VosError | None = None
+            answered = _resume(options, outputs, stream, source, prompts)
+        stream.segmenter.reserve(prompts.ids)
+        outputs.check(options, source, answered)
         stopped = False
+        faults: list[VosError] = []
         try:
-            stopped = _drive(options, stream, source, prompts, outputs, times, report, should_stop)
+            stopped = _drive(options, stream, source, prompts, outputs, report, should_stop)
         except VosError as error:
-            fault = error
-    complete = fault is None and not stopped
-    if complete:
-        (folder / STATE).unlink(missing_ok=True)
-    elif segmenter.frame_count and stream.can_be_saved:
-        segmenter.save_state(folder / STATE)
-    summary = _summary(options, stream, prompts, outputs.names, times, complete, fault)
-    _write_summary(folder, summary)
-    if fault is not None:
-        raise fault
+            if not outputs.begun:
+                raise
+            faults.append(error)
+        return _finish(options, stream, source, prompts, outputs, stopped, faults)
+
+
+def _check_options(options: RunOptions) -> None:
+    if options.fps is not None and not (options.fps > 0 and math.isfinite(options.fps)):
+        raise ConfigError(
+            f"fps: wanted a number above 0, given {options.fps}; left out, it is the source's"
+        )
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"limit: wanted at least 1, given {options.limit}")
+    if options.checkpoint < 0:
+        raise ConfigError(f"checkpoint: wanted 0 or more frames, given {options.checkpoint}")
+
+
+def _resume(
+    options: RunOptions,
+    outputs: Outputs,
+    stream: Stream,
+    source: FrameSource,
+    prompts: Prompts,
+) -> int:
+    """Load what the run to resume saved; how many frames it has answered by then.
+
+    A run that was killed before it saved anything answers its frames once more, and writes each
+    mask over the one that is there.
+    """
+    folder, earlier = outputs.folder, outputs.earlier
+    if earlier.complete:
+        raise OutputError(f"{folder}: the run there is complete; there is nothing to resume")
+    if not (earlier.summed_up or earlier.interrupted):
+        raise OutputError(f"{folder}: holds no run to resume; start one without --resume")
+    if source.live:
+        raise InputError(f"{source.description}: a live source cannot be resumed; start a new run")
+    if stream.can_be_saved and (folder / STATE).is_file():
+        prompts.check_resumed(earlier.mask)
+        stream.segmenter.load_state(folder / STATE)
+    answered: int = stream.segmenter.frame_count - stream.segmenter.latency
+    return max(0, answered)
+
+
+def _finish(
+    options: RunOptions,
+    stream: Stream,
+    source: FrameSource,
+    prompts: Prompts,
+    outputs: Outputs,
+    stopped: bool,
+    faults: list[VosError],
+) -> dict[str, Any]:
+    """Bring every file to its end, whatever became of the others; raises the first fault."""
+
+    def attempt(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except VosError as error:
+            faults.append(error)
+
+    if not outputs.begun:  # stopped before the first frame
+        return _summary(options, stream, source, prompts, outputs, False, faults)
+    attempt(outputs.close)
+    complete = not (faults or stopped)
+    if not complete and stream.segmenter.frame_count and stream.can_be_saved:
+        attempt(lambda: outputs.save(stream.segmenter))
+    summary = _summary(options, stream, source, prompts, outputs, complete, faults)
+    try:
+        summary = outputs.sum_up(summary)
+    except VosError as error:
+        faults.append(error)
+    if faults:
+        raise faults[0]
     return summary
 
 
@@ -182,10 +207,8 @@ def _check_prompted(options: RunOptions, stream: Stream) -> None:
         raise InputError(
             f"mask: {stream.model} finds the foreground by itself and takes none; leave out --mask"
         )
-    if (options.resume or options.checkpoint) and not stream.can_be_saved:
-        raise ConfigError(
-            "resume, checkpoint: a stream of exported graphs cannot be saved; leave them out"
-        )
+    if options.checkpoint and not stream.can_be_saved:
+        raise ConfigError("checkpoint: a stream of exported graphs cannot be saved; leave it out")
 
 
 def _drive(
@@ -194,7 +217,6 @@ def _drive(
     source: FrameSource,
     prompts: Prompts,
     outputs: Outputs,
-    times: list[float],
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> bool:
@@ -202,28 +224,44 @@ def _drive(
     segmenter = stream.segmenter
     total = source.length if options.limit is None else min(options.limit, source.length or 1 << 62)
     done_before = segmenter.frame_count
+    answered = max(0, done_before - segmenter.latency)
+    begin = partial(outputs.begin, options, stream.note, source, answered, prompts.facts())
     waiting: dict[int, SourceFrame] = {}
+    seen = 0
 
     def answer(result: Result[Any] | None, milliseconds: float) -> None:
         if result is None:
             return
-        outputs.write(waiting.pop(result.frame_index), result.numpy())
-        times.append(round(milliseconds, 3))
+        frame = waiting.pop(result.frame_index)
+        outputs.write(frame, result.numpy(), round(milliseconds, 3))
         report(Progress(len(outputs.names), total, milliseconds))
 
+    if answered:
+        begin()
     for frame in _limited(source, options.limit):
-        if frame.index < done_before:
-            _replay(frame, outputs, options.out, waiting, done_before - segmenter.latency)
+        if not seen:
+            size = frame.image.shape[:2]
+            prompts.check(size, frame.sar)
+        seen += 1
+        if frame.index < answered:
+            outputs.replay(frame)
             continue
-        if should_stop():
+        if frame.index >= done_before and should_stop():
             return True
         waiting[frame.index] = frame
+        if frame.index < done_before:  # the stopped run has seen it, its answer is to come
+            continue
         prompt = prompts.of(frame)
-        answer(*timed(partial(segmenter.step, frame.image, prompt), stream.device))
+        result, milliseconds = timed(partial(segmenter.step, frame.image, prompt), stream.device)
+        begin()  # the first frame has passed: nothing that could be known speaks against it
+        answer(result, milliseconds)
         if options.checkpoint and segmenter.frame_count % options.checkpoint == 0:
-            segmenter.save_state(options.out / STATE)
-    if segmenter.frame_count < done_before or segmenter.frame_count == 0:
-        raise SourceError(f"{options.source}: holds {segmenter.frame_count} frames")
+            outputs.save(segmenter)
+    if seen < max(1, done_before):
+        raise SourceError(
+            f"{source.description}: holds {seen} frames, wanted at least {max(1, done_before)}"
+        )
+    begin()
     results, milliseconds = timed(segmenter.flush, stream.device)
     for result in results:
         answer(result, milliseconds / len(results))
@@ -233,20 +271,6 @@ def _drive(
     return False
 
 
-def _replay(
-    frame: SourceFrame,
-    outputs: Outputs,
-    folder: Path,
-    waiting: dict[int, SourceFrame],
-    answered: int,
-) -> None:
-    """A frame that the stopped run has seen: its mask is on disk, or its answer is to come."""
-    if frame.index < answered:
-        outputs.replay(frame, read_labels(folder / f"{frame.name}.png"))
-    else:
-        waiting[frame.index] = frame
-
-
 def _limited(source: FrameSource, limit: int | None) -> Iterator[SourceFrame]:
     for frame in source:
         if limit is not None and frame.index >= limit:
@@ -254,65 +278,32 @@ def _limited(source: FrameSource, limit: int | None) -> Iterator[SourceFrame]:
         yield frame
 
 
-def _read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of an earlier run in that folder; empty if there is none."""
-    path = folder / SUMMARY
-    if not path.is_file():
-        return {}
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise OutputError(f"{path}: not a summary that a run wrote ({error}); remove it") from error
-    return summary
-
-
-def _check_resumable(folder: Path, earlier: dict[str, Any], source: FrameSource) -> None:
-    if earlier.get("complete"):
-        raise OutputError(f"{folder}: the run there is complete; there is nothing to resume")
-    if not (folder / STATE).is_file():
-        raise OutputError(f"{folder}: holds no {STATE}, so no run to resume; start one without")
-    if source.live:
-        raise InputError(f"{source.description}: a live source cannot be resumed; start a new run")
-
-
-def _remove(folder: Path, earlier: dict[str, Any]) -> None:
-    """Delete what an earlier run's summary lists, and nothing else."""
-    for name in earlier.get("frames", []):
-        (folder / f"{name}.png").unlink(missing_ok=True)
-    for name in (SUMMARY, STATE, OVERLAY):
-        (folder / name).unlink(missing_ok=True)
-
-
 def _summary(
     options: RunOptions,
     stream: Stream,
+    source: FrameSource,
     prompts: Prompts,
-    names: list[str],
-    times: list[float],
+    outputs: Outputs,
     complete: bool,
-    fault: VosError | None,
+    faults: list[VosError],
 ) -> dict[str, Any]:
-    geometry = stream.segmenter.geometry
+    geometry, times, aspect = stream.segmenter.geometry, outputs.times, outputs.pixel_aspect
     return {
         "vosengine": __version__,
-        "source": options.source,
+        "source": without_password(options.source),
         **stream.facts,
         "mask": prompts.facts(),
         "frame_size": list(geometry.frame) if geometry else None,
         "network_size": list(geometry.network) if geometry else None,
+        "pixel_aspect": None if aspect == 1 else f"{aspect.numerator}:{aspect.denominator}",
+        **source.facts(),
         "objects": list(stream.segmenter.ids),
         "complete": complete,
-        "fault": str(fault) if fault else None,
-        "frame_count": len(names),
+        "fault": "; ".join(map(str, faults)) or None,
+        "frame_count": len(outputs.names),
         "first_frame_ms": times[0] if times else None,
         **summarise(times[1:]),  # the first frame is cold; it stands by itself
-        "frames": names,
+        "frames": outputs.names,
+        "times_s": None if None in outputs.shown_s else outputs.shown_s,
         "per_frame_ms": times,
     }
-
-
-def _write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    try:
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{folder / SUMMARY}: cannot be written ({error})") from error

@@ -25,6 +25,7 @@ from ..training.samples import Batch, collate
 from ..training.synthetic_source import SyntheticSource
 from ..training.trainer import CHECKPOINT, Progress, Trainer
 from ..video import prepare_output_folder
+from ..weights import backbone_file
 
 WEIGHTS = "weights.safetensors"
 CONFIGS = ("lite", "small", "paper")
@@ -37,10 +38,11 @@ CLIP_MARGIN = 1.4  # sides of a drawn clip over those of the crop that is traine
 class TrainOptions:
     """What `train` is asked for.
 
-    config       "lite", which `init` must bring a pretrained backbone for, "small" or "paper"
+    config       "lite", on top of a pretrained backbone, "small" or "paper"
     data         sources with weights, as `parse_data` reads them
     changes      fields of the recipe that differ from the model's own
-    init         weights to start from: of this or another model, or a backbone's
+    init         weights to start from: of this or another model, or a backbone's; without, "lite"
+                 starts from the backbone that ships
     resume       go on from the checkpoint in `out`
     workers      processes that prepare clips; 0: this one
     minutes      stop after so many, with a checkpoint, to be resumed; None: to the recipe's end
@@ -114,18 +116,27 @@ def _clips(model: str, recipe: Recipe) -> DataOptions:
     )  # fmt: skip
 
 
+def _check(options: TrainOptions) -> None:
+    """What neither the recipe nor the data looks at. Raises ConfigError."""
+    if "parts" in options.changes and options.model != "target_aware":
+        raise ConfigError(f"parts: are of target_aware, {options.model} has none; leave them out")
+    if options.minutes is not None and not options.minutes > 0:  # no number is not above 0
+        raise ConfigError(f"minutes: wanted a number above 0, given {options.minutes}")
+    if not options.save_every >= 0:
+        raise ConfigError(f"save_every: wanted 0 or more seconds, given {options.save_every}")
+
+
 def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
     """The model as it starts, in a folder that holds no other run."""
     if options.config not in CONFIGS:
         raise ConfigError(f"config: wanted lite, small or paper, given {options.config!r}")
     config: ModelConfig = entry(options.model).config()
+    _check(options)
     if options.config != "paper":
         config = {"small": SMALL, "lite": LITE}[options.config][options.model]
-    if options.config == "lite" and options.init is None:
-        raise ConfigError(
-            "init: --config lite trains on top of a pretrained backbone; wanted --init with weights"
-            f" of another model, or what weights/convert.py {config.backbone} has written"
-        )
+    init = options.init
+    if options.config == "lite" and init is None:
+        init = backbone_file(config.backbone)
     recipe = replace(recipe_for(options.model, options.config), **options.changes)
     device = choose_device(options.device)
     folder = prepare_output_folder(options.out)
@@ -135,13 +146,13 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
         )
     method = build(options.model, for_clips(config, recipe.frames), recipe.seed)
     start_gently(method)
-    if options.init is not None:
-        initialise_from(method, options.init)
+    if init is not None:
+        initialise_from(method, init)
     identity = {
         "model": options.model,
         "config": config_to_json(config),
         "data": options.data,
-        "init": None if options.init is None else options.init.name,
+        "init": None if init is None else init.name,
     }
     objective = objective_for(method, recipe.losses, recipe.parts)
     write_whole(folder / "run.json", json.dumps(identity, indent=2) + "\n")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ..files import write_whole
@@ -38,7 +39,7 @@ def report(evaluation: Evaluation) -> dict[str, Any]:
 def comparison(columns: Mapping[str, Evaluation]) -> Table:
     """J and F by sequence, and their mean over the sequences, of evaluations side by side; the
     name of each stands over its J."""
-    table = Table()
+    table = Table(box=box.SIMPLE, padding=0)  # four side by side fit into 80 columns
     table.add_column("sequence", vertical="bottom", no_wrap=True)
     for name in columns:
         table.add_column(f"{name}\nJ".lstrip(), justify="right", vertical="bottom")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +35,11 @@ class SourceFrame:
     sar: Fraction = Fraction(1)
 
 
+def without_password(location: str) -> str:
+    """An address without the user and password in it; anything else as it is."""
+    return re.sub(r"//[^/@]*@", "//***@", location)
+
+
 class FrameSource(ABC):
     """A sequence of frames that is read once, in order; open it again for another pass.
 
@@ -41,6 +48,7 @@ class FrameSource(ABC):
     tick: what times are whole multiples of, in seconds.
     names: of all frames, where they are known before reading; None where frames are only numbered.
     live: frames arrive at their own pace (camera or stream), and do not wait for the reader.
+    reads: files and folders on disk that the frames come from; none of a camera or an address.
     description: what is being read, for messages; holds no password.
     close() may be called from another thread than the reading one, and twice.
     """
@@ -50,6 +58,7 @@ class FrameSource(ABC):
     tick: Fraction = DEFAULT_TICK
     names: Sequence[str] | None = None
     live: bool = False
+    reads: Sequence[Path] = ()
     description: str = ""
     _closed: bool = False
 

@@ -47,14 +47,15 @@ def open_source(
             found = [p for p in path.iterdir() if is_image(p)]
         except OSError as error:
             raise SourceError(f"folder {path}: cannot be read ({error.strerror})") from error
-        return Images(found, f"folder {path}", bits)
+        return _reading(Images(found, f"folder {path}", bits), path)
     if path.exists():
         if is_image(path):
-            return Images([path], f"image {path}", bits)
-        return Video(text, address=False, depth=Depth(bits))
+            return _reading(Images([path], f"image {path}", bits), path)
+        return _reading(Video(text, address=False, depth=Depth(bits)), path)
     if glob.has_magic(text):
         found = [p for p in map(Path, glob.glob(text, recursive=True)) if is_image(p)]
-        return Images(found, f"pattern {text}", bits)
+        folders = dict.fromkeys(image.parent for image in found)
+        return _reading(Images(found, f"pattern {text}", bits), *folders, *found)
     raise SourceError(
         f"{text}: no such file or folder; wanted a video file, a folder of images, a pattern "
         "like 'frames/*.jpg', a camera number or an rtsp:// or http:// address"
@@ -66,3 +67,8 @@ def _refuse_reconnect(reconnect: int, source: str) -> None:
         raise ConfigError(
             f"reconnect: {source} is no network address, so nothing can drop; leave --reconnect out"
         )
+
+
+def _reading(source: FrameSource, *paths: Path) -> FrameSource:
+    source.reads = paths
+    return source

@@ -341,6 +341,25 @@ def test_demo_draws_what_it_is_asked_for(given: Path, tmp_path: Path) -> None:
     assert clips[0] != clips[1]
 
 
+@pytest.mark.parametrize("void", ["--mask-void", "--no-mask-void"])
+def test_run_takes_void_either_way(void: str, given: Path, tmp_path: Path) -> None:
+    words = ["--model", "stm", "--weights", given / "stm.safetensors", "--device", "cpu"]
+    ran = call("run", given / "JPEGImages/480p/a", "--mask", given / "first.png", *words, void,
+               "--limit", 2, "--out", tmp_path / "out")  # fmt: skip
+    assert ran.exit_code == 0, (ran.output, ran.exception)
+    wanted = read_labels(given / "first.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "out" / "00000.png"), wanted)
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_train_with_a_worker(tmp_path: Path) -> None:
+    words = ["--model", "stm", "--size", "64x64", "--steps", 1, "--batch", 1, "--frames", 2]
+    words += ["--score-every", 0, "--workers", 1, "--device", "cpu"]
+    ran = call("train", *words, "--out", tmp_path / "out")
+    assert ran.exit_code == 0, (ran.output, ran.exception)
+    assert (tmp_path / "out" / "weights.safetensors").is_file()
+
+
 def test_info_counts_what_it_is_asked_for() -> None:
     ran = call("info", "imcnet", "--size", "64x96", "--objects", 2, "--max-objects", 4)
     assert ran.exit_code == 0

@@ -32,6 +32,7 @@ _ASIDE = 0b101  # a page that is a smaller version or a transparency mask of ano
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError, struct.error, cv2.error),
     Image.DecompressionBombError,
+    MemoryError,  # a damaged length
 )
 
 

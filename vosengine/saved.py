@@ -27,6 +27,7 @@ class SavedStream:
     identity  model, weights, configuration...: what must agree where the stream goes on
     ids       the objects in order of slot
     ever      every id that the stream has had
+    reserved  the ids that are kept for the caller
     ring      (frame index, features by name, prompt or None) of every frame still held
     source    what the source of proposals remembers; None where it is no StatefulSource
     """
@@ -40,6 +41,7 @@ class SavedStream:
     state: dict[str, torch.Tensor]
     ring: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]]
     source: dict[str, torch.Tensor] | None = None
+    reserved: tuple[int, ...] = ()
 
 
 def write_stream(path: Path, stream: SavedStream) -> None:
@@ -57,6 +59,7 @@ def write_stream(path: Path, stream: SavedStream) -> None:
         "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],
         "ids": stream.ids,
         "ever": stream.ever,
+        "reserved": stream.reserved,
         "frame_count": stream.frame_count,
         "flushed": stream.flushed,
         "ring": [index for index, _, _ in stream.ring],
@@ -108,6 +111,7 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
             for index in described["ring"]
         ],
         source=_under("source/", tensors) if described["source"] else None,
+        reserved=tuple(described["reserved"]),
     )
 
 

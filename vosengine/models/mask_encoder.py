@@ -47,5 +47,5 @@ class MaskEncoder(nn.Module):
         for layer in self.stem:
             x = convolve(x, layer, relu=True)  # type: ignore[arg-type]
         covered = functional.adaptive_avg_pool2d(planes, cells)
-        shared = value.expand(len(planes), -1, -1, -1)
+        shared = value.expand(planes.shape[0], -1, -1, -1)
         return self.block2(self.block1(self.join(torch.cat((shared, x, covered), dim=1))))

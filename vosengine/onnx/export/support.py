@@ -198,7 +198,11 @@ class Sketch:
         height, width = self.plan.network
         masks = torch.rand(1 + self.plan.objects, height, width)
         axes = {0: "1+objects", 1: self.pixels[0], 2: self.pixels[1]}
-        observed = [each for each in features if each.name in self.method.observes]
+        observed = [  # under names that no output has
+            replace(each, name=f"seen_{each.name}")
+            for each in features
+            if each.name in self.method.observes
+        ]
         given = self.frame(), Given("masks", "finish.masks", masks, axes), *observed
         if self.method.config.support_mask != "global":
             return given

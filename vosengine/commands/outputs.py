@@ -51,7 +51,9 @@ class Outputs:
     Nothing is written or removed before `begin`. What can be known by then has been checked: that
     no input is in the way, nor a file that no earlier run wrote or that was changed since.
 
-    names  of the frames answered, times  of their steps in ms
+    names   of the frames answered
+    times   of their steps in ms
+    behind  whether the stream has given an answer that is not on disk
     """
 
     def __init__(self, options: RunOptions) -> None:
@@ -60,7 +62,7 @@ class Outputs:
         self.earlier = read_earlier(self.folder)
         self.names: list[str] = []
         self.times: list[float] = []
-        self.begun = False
+        self.begun = self.behind = False
         self._overlay = options.overlay
         self._files: dict[str, Fingerprint] = {}
         self._there = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()

@@ -11,7 +11,7 @@ from vosengine.commands.demo import Demo, make_demo_clip, score_demo
 from vosengine.commands.run import run
 from vosengine.config import SMALL
 from vosengine.registry import list_models
-from vosengine.weights import cards, load
+from vosengine.weights import cards, licence_of, load
 
 DEMOS = {name: card for name, card in cards().items() if card.tag == "demo"}
 # Mean J on a drawn clip: of what the first mask shows, or of a foreground that is to be found.
@@ -35,6 +35,7 @@ def test_a_demo_loads_and_says_where_it_comes_from(name: str) -> None:
     assert method.config == SMALL[card.model]
     assert card.trained
     assert card.bytes <= LARGEST
+    assert card.licence == licence_of(method.config)
     assert card.recipe
     assert card.steps > 0
     assert card.hours > 0

@@ -148,9 +148,9 @@ def test_clips_and_demo(tmp_path: Path) -> None:
     out = tmp_path / "o"
     out.mkdir()
     (out / "frames-0000.npy").write_text("mine")
-    refused(lambda: write_davis(out, 4, 2, (32, 32)), out, below=tmp_path)
-    refused(lambda: write_cache(out, 4, 2, (32, 32)), out / "frames-0000.npy", below=tmp_path)
-    demo = Demo(tmp_path / "d", "stm", 2, 32, 48, 0)
+    refused(lambda: write_davis(out, 4, 2, (48, 48)), out, below=tmp_path)
+    refused(lambda: write_cache(out, 4, 2, (48, 48)), out / "frames-0000.npy", below=tmp_path)
+    demo = Demo(tmp_path / "d", "stm", 2, 48, 64, 0)
     (tmp_path / "d" / "input").mkdir(parents=True)
     (tmp_path / "d" / "input" / "clip.mp4").write_text("mine")
     refused(lambda: make_demo_clip(demo), tmp_path / "d/input/clip.mp4", below=tmp_path)
@@ -167,7 +167,7 @@ def test_paths_are_printed_as_they_are(
     from vosengine.commands import run as command
 
     monkeypatch.setattr(command, "make_stream", stub_stream)
-    frames, out = make_frames(tmp_path / "[red]in[/]"), tmp_path / "[x] :x: [/y]"
+    frames, out = make_frames(tmp_path / "[red]in[bold]"), tmp_path / "[x] :x: [bold]"
     for source in (frames, tmp_path / "[z]"):
         words = ["run", str(source), "--model", "stm", "--out", str(out)]
         monkeypatch.setattr(sys, "argv", ["vosengine", *words])

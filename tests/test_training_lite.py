@@ -25,7 +25,7 @@ from vosengine.training.samples import Batch, collate
 from vosengine.training.synthetic_source import SyntheticSource
 from vosengine.training.trainer import Trainer
 from vosengine.types import Masks
-from vosengine.weights import backbone_file, state_of
+from vosengine.weights import backbone_file, load, state_of
 
 SIZE = (64, 96)
 BATCHED = ("stm", "munet")
@@ -180,6 +180,8 @@ def test_lite_starts_from_the_backbone_that_ships_or_is_given(
         "stm", tmp_path, config="lite", init=init, changes=changes, score_every=0
     )
     assert train(options).steps == 1
+    card = load("stm", tmp_path / "weights.safetensors")[1]
+    assert card.licence == "MIT AND Apache-2.0 (efficientnet_lite0)"
     source = init or backbone_file("efficientnet_lite0")
     assert json.loads((tmp_path / "run.json").read_text())["init"] == source.name
     wanted, found = load_file(source), load_file(tmp_path / "weights.safetensors")

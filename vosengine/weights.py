@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,15 @@ def backbone_file(name: str) -> Path:
             f"weights/convert.py {name} has written"
         )
     return _shipped_file(known[name])
+
+
+def licence_of(config: ModelConfig) -> str:
+    """Of weights that are trained here: MIT, and that of every backbone that ships and that they
+    stand on."""
+    known = backbone_cards()
+    fields = asdict(config)
+    names = sorted({v for k, v in fields.items() if k.endswith("backbone") and v in known})
+    return " AND ".join(["MIT", *(f"{known[name].licence} ({name})" for name in names)])
 
 
 def _manifest() -> dict[str, Any]:

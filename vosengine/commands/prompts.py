@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from ..errors import InputError, StateError
 from ..naming import BY_NAME, listed, match_frames
 from ..types import Size
 from ..video import AS_FOUND, MaskRule, MaskSequence, SourceFrame, mask_files
+
+
+def is_shown_size(size: Size, frame: Size, pixel_aspect: Fraction) -> bool:
+    """Whether players show a frame of that size so, where its pixels are not square: they stretch
+    the width or the height. All sizes are (height, width)."""
+    shown = (frame[0], frame[1] * pixel_aspect), (frame[0] / pixel_aspect, frame[1])
+    return pixel_aspect != 1 and any(
+        all(abs(a - b) <= 1 for a, b in zip(size, each, strict=True)) for each in shown
+    )
 
 
 @dataclass(frozen=True)
@@ -84,11 +94,18 @@ class Prompts:
         frames, self.matched_by = match_frames(stems, names, length, what)
         self._by_frame = dict(zip(frames, self._found, strict=True))
 
-    def check(self, frame: Size, room: int, limit: int | None = None) -> None:
+    def check(
+        self,
+        frame: Size,
+        room: int,
+        limit: int | None = None,
+        pixel_aspect: Fraction = Fraction(1),
+    ) -> None:
         """Hold the masks against the frames' size (height, width), and their objects together
         against the room that there is for them.
 
-        limit  frames from that index on are not segmented; None: all are
+        limit         frames from that index on are not segmented; None: all are
+        pixel_aspect  of the frames: width of a pixel over its height
 
         Raises  InputError, naming the mask.
         """
@@ -99,8 +116,14 @@ class Prompts:
             if prompt.size != frame:
                 raise InputError(
                     f"mask: {prompt.path} is {prompt.size[0]} x {prompt.size[1]}, the frames are "
-                    f"{frame[0]} x {frame[1]} (height x width); wanted the frame's size, resize "
-                    "the mask by nearest neighbour"
+                    f"{frame[0]} x {frame[1]} (height x width)"
+                    + (
+                        ": that is the size at which players show them, whose pixels are "
+                        f"{pixel_aspect.numerator}:{pixel_aspect.denominator}"
+                        if is_shown_size(prompt.size, frame, pixel_aspect)
+                        else ""
+                    )
+                    + "; wanted the frame's size, resize the mask by nearest neighbour"
                 )
             ids |= set(prompt.ids)
             if len(ids) > room:

@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 
 from ..registry import build, config_from_json
-from ..weights import save, state_of
+from ..weights import licence_of, save, state_of
 from .checkpoint import load_checkpoint
-
-LICENCE = "MIT"
 
 
 def export(checkpoint: Path, path: Path, description: str) -> None:
@@ -31,5 +29,5 @@ def export(checkpoint: Path, path: Path, description: str) -> None:
         tensors,
         trained=True,
         description=description,
-        licence=LICENCE,
+        licence=licence_of(config),
     )

@@ -1,6 +1,7 @@
 # make demo   set everything up and segment a clip that the project generates itself
 # make test   set everything up and run every test
 # make lint   ruff, mypy and clang-format, as CI runs them
+# make fuzz   random folders, many more of them than in the tests; FUZZ=N is how many
 # make bench  the CPU tables of the README, into bench/results/
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ CPP := csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test fuzz lint format bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
@@ -26,6 +27,10 @@ test: $(VENV)/ready
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/test_kernels.py \
 	  tests/test_interpreter_bfloat16.py $(INTERPRETED)
+
+FUZZ ?= 2000
+fuzz: $(VENV)/ready
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(wildcard tests/test_fuzz_*.py)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

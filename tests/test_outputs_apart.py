@@ -177,4 +177,7 @@ def test_paths_are_printed_as_they_are(
         if source == frames:
             assert ended.value.code == 0 and f"wrote {out}\n" in printed.out
         else:
-            assert ended.value.code == 1 and f"error: SourceError: {source}" in printed.err
+            assert (
+                ended.value.code == 1
+                and f"error: SourceError: pattern {source} holds" in printed.err
+            )

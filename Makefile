@@ -1,7 +1,7 @@
 # make demo   set everything up and segment a clip that the project generates itself
 # make test   set everything up and run every test
+# make fuzz   ten thousand damaged files, FUZZ=N random folders: typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
-# make fuzz   random folders, many more of them than in the tests; FUZZ=N is how many
 # make bench  the CPU tables of the README, into bench/results/
 
 PYTHON ?= python3
@@ -30,7 +30,8 @@ test: $(VENV)/ready
 
 FUZZ ?= 2000
 fuzz: $(VENV)/ready
-	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(wildcard tests/test_fuzz_*.py)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_files.py
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz_folders.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -106,7 +106,7 @@ def run(
         stack.callback(outputs.abandon)
         stack.callback(source.close)
         _check_prompted(options, stream)
-        prompts.match(source.names, source.length)
+        prompts.match(source.names, source.length, options.limit)
         if isinstance(stream.proposals, FileSource):
             stream.proposals.match(source.names, source.length, options.limit)
         if stream.needs_mask and prompts.first_frame:
@@ -244,7 +244,7 @@ def _drive(
     for frame in _limited(source, options.limit):
         if not seen:
             size = frame.image.shape[:2]
-            prompts.check(size, segmenter.max_objects, options.limit, frame.sar)
+            prompts.check(size, frame.sar)
         seen += 1
         if frame.index < answered:
             outputs.replay(frame)
@@ -270,10 +270,9 @@ def _drive(
         answer(result, milliseconds / len(results))
         outputs.behind = True  # until all are written: the stream does not give them again
     outputs.behind = False
-    if options.limit is None:
-        prompts.check_reached(segmenter.frame_count)
-        if isinstance(stream.proposals, FileSource):
-            stream.proposals.check_reached(segmenter.frame_count)
+    prompts.check_reached(segmenter.frame_count)
+    if options.limit is None and isinstance(stream.proposals, FileSource):
+        stream.proposals.check_reached(segmenter.frame_count)
     return False
 
 

@@ -1,6 +1,6 @@
 # make demo   set everything up and segment a clip that the project generates itself
 # make test   set everything up and run every test
-# make fuzz   ten thousand damaged files: typed errors or right answers, in bounded time and memory
+# make fuzz   ten thousand damaged files, FUZZ=N random folders: typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
 # make bench  the CPU tables of the README, into bench/results/
 
@@ -28,8 +28,10 @@ test: $(VENV)/ready
 	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/test_kernels.py \
 	  tests/test_interpreter_bfloat16.py $(INTERPRETED)
 
+FUZZ ?= 2000
 fuzz: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_files.py
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz_folders.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from . import __version__, cli_bench, cli_onnx, cli_training
 from .errors import VosError
@@ -21,10 +22,10 @@ from .terminal import (
     WorkingSize,
     asked_to_stop,
     console,
-    errors,
     parse_size,
     parse_working_size,
     progress_bar,
+    say_error,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def main() -> None:
     try:
         app()
     except VosError as error:
-        errors.print(f"[bold red]error:[/] {type(error).__name__}:", end=" ")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        say_error(f"{type(error).__name__}: {error}")
         raise SystemExit(1) from None
 
 
@@ -224,7 +224,7 @@ def _run(options: RunOptions) -> None:
         f", p50 {summary['p50_ms']} ms, p95 {summary['p95_ms']} ms" if "p50_ms" in summary else ""
     )
     console.print(f"{summary['frame_count']} frames on {summary['device_name']}{speed}")
-    console.print(f"wrote {options.out}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {options.out}", soft_wrap=True)
     if not summary["complete"]:
         console.print("stopped before the end; --resume goes on from here")
         raise typer.Exit(INTERRUPTED)
@@ -295,18 +295,19 @@ def doctor() -> None:
     failed = False
     for report in self_test():
         failed = failed or report.fault is not None
-        outcome = [f"[green]{report.tested} cases agree[/]"] if report.tested else []
+        outcome = Text(f"{report.tested} cases agree" if report.tested else "", style="green")
         if report.fault is not None:
-            outcome = [f"[bold red]FAILS[/] {report.fault}"]
+            outcome = Text.assemble(("FAILS", "bold red"), f" {report.fault}")
         elif report.reason is not None:
-            outcome.append(f"{'but not' if report.tested else 'not used'}: {report.reason}")
+            reason = f"{'; but not' if report.tested else 'not used'}: {report.reason}"
+            outcome = Text.assemble(outcome, reason)
         elif report.backend == "reference":
-            outcome = ["takes every call"]
+            outcome = Text("takes every call")
         chosen = "chosen" if report.chosen else ""
-        ops.add_row(report.op, report.device, report.backend, chosen, "; ".join(outcome))
+        ops.add_row(report.op, report.device, report.backend, chosen, outcome)
     console.print(ops)
     if failed:
-        errors.print("[bold red]error:[/] a backend disagrees with its reference; do not trust it")
+        say_error("a backend disagrees with its reference; do not trust it")
         raise typer.Exit(1)
 
 

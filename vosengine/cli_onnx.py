@@ -68,4 +68,4 @@ def export(
     )
     caption = written.caption
     console.print(f"weights: {caption}", style=None if written.trained else "yellow", markup=False)
-    console.print(f"wrote {written.folder}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {written.folder}", soft_wrap=True)

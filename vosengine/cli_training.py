@@ -226,10 +226,13 @@ def evaluate(
     if any(folders) == any(runs) or not (all(folders) or all(runs)):
         raise typer.BadParameter("wanted --predictions and --annotations, or --model and --data")
     from .evaluation import comparison, measure_folders, report, write_json
+    from .files import Given, keep_apart
     from .video import MaskRule, prepare_output_folder
 
     rule = MaskRule(void, threshold)
     if json_file is not None:
+        read = (("the masks", predictions), ("the annotations", annotations))
+        keep_apart([g for what, at in read for g in Given.named(what, at, tree=True)], [json_file])
         prepare_output_folder(json_file.absolute().parent)
     if predictions is not None and annotations is not None:
         measured = measure_folders(predictions, annotations, binary=binary, rule=rule)
@@ -252,6 +255,7 @@ def evaluate(
             binary=binary,
             rule=rule,
             out=out,
+            json=json_file,
             propagation=propagation,
         )
         content = _evaluate(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -195,3 +196,49 @@ def check_output_folder(path: Path) -> None:
             f"{path}: cannot be written (no permission in {place}); wanted a folder to put results "
             "in, choose another path or free this one"
         )
+
+
+class Ledger:
+    """A file in a folder that lists others there with their fingerprints: those that a command
+    wrote, which it may write again.
+
+    Raises  OutputError where there is a file of that name that is no ledger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, Fingerprint] = {}
+        try:
+            if path.is_file():
+                listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+                self._known = {
+                    str(n): Fingerprint(known["bytes"], known["sha256"])
+                    for n, known in listed.items()
+                }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise OutputError(
+                f"{path}: is no list of files that a command wrote ({error}); move it away or "
+                "choose another folder"
+            ) from error
+
+    def check(self, names: Iterable[str]) -> None:
+        """See that of these files those that exist are listed, and as they were written.
+
+        Raises  OutputError for one that is not: it would be lost.
+        """
+        for name in names:
+            path = self.path.parent / name
+            if not os.path.lexists(path):
+                continue
+            ours = path.is_file() and not path.is_symlink()
+            if not ours or self._known.get(name) != Fingerprint.read(path):
+                raise OutputError(
+                    f"{path}: is in the way: it would be replaced, but was not written by this "
+                    "command, or was changed since; move it away or choose another folder"
+                )
+
+    def add(self, names: Iterable[str]) -> None:
+        """List these files as they are now. Raises OutputError."""
+        self._known |= {name: Fingerprint.read(self.path.parent / name) for name in names}
+        files = {n: {"bytes": k.size, "sha256": k.sha256} for n, k in self._known.items()}
+        write_whole(self.path, json.dumps({"files": files}, indent=1) + "\n")

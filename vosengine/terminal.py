@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console()
-errors = Console(stderr=True)
+# What is printed holds paths: [x] and :x: in them are no styles and no pictures.
+console = Console(markup=False, emoji=False, highlight=False)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
@@ -26,6 +27,14 @@ WorkingSize = Annotated[
     str | None, typer.Option(help="What the network works at: short side, HEIGHTxWIDTH, or native.")
 ]
 Memory = Annotated[str | None, typer.Option(help="What is remembered: every-N, all or afb.")]
+
+
+def say_error(message: str) -> None:
+    """One message in the way of all errors; what the terminal cannot show is escaped."""
+    encoding = errors.encoding
+    shown = message.encode(encoding, "backslashreplace").decode(encoding)
+    errors.print("error:", style="bold red", end=" ")
+    errors.print(shown, soft_wrap=True)
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -48,7 +57,13 @@ def parse_working_size(size: str | None) -> int | tuple[int, int] | str | None:
 def progress_bar(*fields: TextColumn, unit: str = "frames") -> Progress:
     """A bar of frames, gone when it is done."""
     count = TextColumn("{task.completed}/{task.total} " + unit)
-    columns = (TextColumn("{task.description}"), BarColumn(), count, *fields, TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        count,
+        *fields,
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=errors, transient=True)
 
 

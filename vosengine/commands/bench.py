@@ -25,7 +25,7 @@ from ..benchmark import (
     real_scene,
 )
 from ..device import choose_device
-from ..files import write_whole
+from ..files import Given, keep_apart, write_whole
 from ..registry import entry
 from ..runtime import Precision
 from ..timing import synchronise
@@ -82,9 +82,10 @@ def bench(
     device = choose_device(options.device)
     names = {model: _weights_of(model, options.plan.weights) for model in options.models}
     ways = [way for way in WAYS if options.compiled or not way.compiled]
-    for file in (options.json, options.markdown, options.chart):
-        if file is not None:
-            prepare_output_folder(file.absolute().parent)
+    files = [f for f in (options.json, options.markdown, options.chart) if f is not None]
+    _check_files(options, files)
+    for file in files:
+        prepare_output_folder(file.absolute().parent)
     scenes = [_scene(options, size) for size in options.sizes]
     dtypes = {torch.float32, Precision.choose("auto", device).dtype}
     rates = measure_rates(device, tuple(dtypes))
@@ -120,6 +121,13 @@ def bench(
             _write(result, options)
             _release(device)
     return result
+
+
+def _check_files(options: BenchOptions, files: list[Path]) -> None:
+    """See that no file to write is one that is read. Raises OutputError."""
+    given = [*Given.named("the data", options.data)]
+    given += Given.named("the weights", options.plan.weights)
+    keep_apart(given, files)
 
 
 def _scene(options: BenchOptions, size: Size) -> Scene:

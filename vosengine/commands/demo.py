@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import Ledger
 from ..registry import entry
 from ..training.synthetic import ClipConfig, iterate_clip
 from ..video import VideoWriter, prepare_output_folder, read_labels, write_labels
@@ -45,11 +46,14 @@ def make_demo_clip(demo: Demo) -> RunOptions:
     that needs none is not shown it.
     """
     given = prepare_output_folder(demo.folder / "input")
+    ledger = Ledger(given / "drawn.json")
+    ledger.check((CLIP, FIRST_MASK))
     with VideoWriter(given / CLIP, FPS) as video:
         for index, (frame, mask) in enumerate(iterate_clip(demo.config, demo.seed)):
             video.write(frame)
             if index == 0:
                 write_labels(given / FIRST_MASK, mask)
+    ledger.add((CLIP, FIRST_MASK))
     prompt = given / FIRST_MASK if demo.prompted else None
     return RunOptions(source=str(given / CLIP), model=demo.model, out=demo.folder, mask=prompt)
 

@@ -28,6 +28,7 @@ from ..evaluation import (
     outside_void,
     report,
 )
+from ..files import Given, Ledger, check_output_folder, keep_apart
 from ..segmenter import Segmenter
 from ..timing import device_name, summarise, timed
 from ..types import Result
@@ -43,6 +44,7 @@ from ..video.images import Images
 from .engines import note_of
 from .propagation import Features, PropagatedMask
 
+MASKS = "masks.json"  # beside the masks: which they are
 MODEL = "model"
 COPIED = "first mask copied"
 WARPED = "mask warped by flow"
@@ -61,6 +63,7 @@ class EvaluateOptions:
     rule       what 255 is in an annotation, as `measure_folders` has it
     out        keep the masks there as OUT/<sequence>/<frame>.png, as they were scored: with the
                annotation's ids, objects that match none left out
+    json       where the caller will put the figures: no file that is read
     propagation  whether a model that needs a mask is also held against PropagatedMask, which takes
                about as long as a small model
 
@@ -79,6 +82,7 @@ class EvaluateOptions:
     binary: bool = False
     rule: MaskRule = AS_FOUND
     out: Path | None = None
+    json: Path | None = None
     propagation: bool = True
 
 
@@ -143,6 +147,7 @@ def evaluate(
     Raises  InputError and whatever Segmenter raises.
     """
     found = _find(options)
+    _check_outputs(options, found)
     sources = [_open(sequence) for sequence in found]
     with_void = []
     if options.out is not None:
@@ -306,10 +311,31 @@ def _find(options: EvaluateOptions) -> list[Annotated]:
     return found
 
 
+def _check_outputs(options: EvaluateOptions, found: list[Annotated]) -> None:
+    """See that no mask and no figures are written over what is read, or over files that are not
+    masks of an earlier evaluation. Raises OutputError."""
+    written = [] if options.json is None else [options.json]
+    if options.out is not None:
+        check_output_folder(options.out)
+        written += [options.out / s.name / f"{p.stem}.png" for s in found for p in s.frames]
+        written.append(options.out / MASKS)
+    keep_apart(
+        [
+            *Given.named("the data", options.data / "JPEGImages", tree=True),
+            *Given.named("the data", options.data / "Annotations", tree=True),
+            *Given.named("the weights", options.weights),
+        ],
+        written,
+    )
+    if options.out is not None:
+        Ledger(options.out / MASKS).check(f"{s.name}/{p.stem}.png" for s in found for p in s.frames)
+
+
 def _keep(run: SequenceRun, out: Path, note: str | None) -> None:
     folder = prepare_output_folder(out / run.sequence.name)
     for path, labels in zip(run.sequence.frames, run.answers[MODEL], strict=True):
         write_labels(folder / f"{path.stem}.png", labels, note)
+    Ledger(out / MASKS).add(f"{folder.name}/{path.stem}.png" for path in run.sequence.frames)
 
 
 def _settings(options: EvaluateOptions, segmenter: Segmenter) -> dict[str, Any]:

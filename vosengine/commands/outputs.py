@@ -52,7 +52,10 @@ class Outputs:
     Nothing is written or removed before `begin`. What can be known by then has been checked: that
     no input is in the way, nor a file that no earlier run wrote or that was changed since.
 
-    names  of the frames answered, times  of their steps in ms, shown_s  when they are shown
+    names    of the frames answered
+    times    of their steps in ms
+    shown_s  when they are shown
+    behind   whether the stream has given an answer that is not on disk
     """
 
     def __init__(self, options: RunOptions) -> None:
@@ -63,7 +66,7 @@ class Outputs:
         self.times: list[float] = []
         self.shown_s: list[float | None] = []
         self.pixel_aspect = Fraction(1)
-        self.begun = False
+        self.begun = self.behind = False
         self._overlay = options.overlay
         self._constant_rate = options.fps is not None
         self._files: dict[str, Fingerprint] = {}

@@ -185,7 +185,8 @@ def _finish(
         return _summary(options, stream, source, prompts, outputs, False, faults)
     attempt(outputs.close)
     complete = not (faults or stopped)
-    if not complete and stream.segmenter.frame_count and stream.can_be_saved:
+    # A stream that is ahead of the masks on disk would leave one out: an older one stays.
+    if not complete and stream.can_be_saved and not outputs.behind:
         attempt(lambda: outputs.save(stream.segmenter))
     summary = _summary(options, stream, source, prompts, outputs, complete, faults)
     try:
@@ -232,8 +233,10 @@ def _drive(
     def answer(result: Result[Any] | None, milliseconds: float) -> None:
         if result is None:
             return
+        outputs.behind = True
         frame = waiting.pop(result.frame_index)
         outputs.write(frame, result.numpy(), round(milliseconds, 3))
+        outputs.behind = False
         report(Progress(len(outputs.names), total, milliseconds))
 
     if answered:
@@ -265,6 +268,8 @@ def _drive(
     results, milliseconds = timed(segmenter.flush, stream.device)
     for result in results:
         answer(result, milliseconds / len(results))
+        outputs.behind = True  # until all are written: the stream does not give them again
+    outputs.behind = False
     prompts.check_reached(segmenter.frame_count)
     if options.limit is None and isinstance(stream.proposals, FileSource):
         stream.proposals.check_reached(segmenter.frame_count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,22 +13,23 @@ from typing import Any
 
 from ..config import LITE, SMALL, ModelConfig
 from ..device import choose_device
-from ..errors import ConfigError, InputError
-from ..files import write_whole
+from ..errors import ConfigError, InputError, OutputError
+from ..files import Given, check_output_folder, keep_apart, write_whole
 from ..registry import build, config_to_json, entry
 from ..training.export import export
 from ..training.feed import Feed, loader
 from ..training.initialise import initialise_from, start_gently
-from ..training.mixture import DataOptions, parse_data
+from ..training.mixture import DataOptions, folders_of, parse_data
 from ..training.objectives import for_clips, objective_for
 from ..training.recipe import Recipe, recipe_for
 from ..training.samples import Batch, collate
 from ..training.synthetic_source import SyntheticSource
-from ..training.trainer import CHECKPOINT, Progress, Trainer
+from ..training.trainer import CHECKPOINT, LOG, Progress, Trainer
 from ..video import prepare_output_folder
 from ..weights import backbone_file
 
 WEIGHTS = "weights.safetensors"
+RUN = "run.json"
 CONFIGS = ("lite", "small", "paper")
 HELD_OUT = 8, 5  # clips, and their frames, of a seed that no training has
 HELD_OUT_SEED = 2**31 + 1
@@ -139,11 +141,8 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
         init = backbone_file(config.backbone)
     recipe = replace(recipe_for(options.model, options.config), **options.changes)
     device = choose_device(options.device)
+    _check_outputs(options, init)
     folder = prepare_output_folder(options.out)
-    if not options.resume and (folder / CHECKPOINT).exists():
-        raise InputError(
-            f"{folder}: holds a training run; go on with it by --resume, or name another folder"
-        )
     method = build(options.model, for_clips(config, recipe.frames), recipe.seed)
     start_gently(method)
     if init is not None:
@@ -155,8 +154,32 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
         "init": None if init is None else init.name,
     }
     objective = objective_for(method, recipe.losses, recipe.parts)
-    write_whole(folder / "run.json", json.dumps(identity, indent=2) + "\n")
+    write_whole(folder / RUN, json.dumps(identity, indent=2) + "\n")
     return Trainer(objective, recipe, folder, identity, device), recipe
+
+
+def _check_outputs(options: TrainOptions, init: Path | None) -> None:
+    """See that training would write over nothing: neither what it reads, nor another run, nor
+    files that are the caller's. Raises InputError, OutputError."""
+    folder = options.out
+    check_output_folder(folder)
+    written = [folder / name for name in (CHECKPOINT, LOG, RUN, WEIGHTS)]
+    given = [*Given.named("the weights to start from", init)]
+    for place in folders_of(options.data):
+        given += Given.named("the data", place, tree=True)
+    keep_apart(given, written)
+    if options.resume:
+        return
+    if (folder / CHECKPOINT).exists():
+        raise InputError(
+            f"{folder}: holds a training run; go on with it by --resume, or name another folder"
+        )
+    there = [path for path in written if os.path.lexists(path)]
+    if there:
+        raise OutputError(
+            f"{there[0]}: is in the way, of a run without a checkpoint or of something else; move "
+            "it away or name another folder"
+        )
 
 
 def held_out(model: str, recipe: Recipe) -> list[Batch]:

@@ -31,10 +31,12 @@ from pathlib import Path
 import onnx
 
 from ..errors import ConfigError, OutputError
+from ..files import Ledger, whole, write_whole
 from .manifest import MANIFEST, Manifest
 from .server_config import Served, config_text
 from .server_step import alone, joined
 
+GRAPH, CONFIG = "1/model.onnx", "config.pbtxt"
 WHOLE = "memory", "foreground"  # policies that hold no numbers of their own
 
 
@@ -42,14 +44,21 @@ def write_repository(export: Path, repository: Path) -> None:
     """Write the models of an export's folder into a repository, over those of an earlier one.
 
     Raises  ConfigError where one served model wants the sizes fixed and they are not; WeightsError
-            where the folder is no export; OutputError.
+            where the folder is no export; OutputError, also where a file is in the way that this
+            did not write.
     """
     manifest = Manifest.read(export)
     models = served_models(export, manifest)
+    ledger = Ledger(repository / f"{manifest.model}.files.json")
+    names = [f"{s.name}/{name}" for s in models for name in (GRAPH, CONFIG)]
+    names.append(f"{manifest.model}.json")
+    ledger.check(names)
     try:
         for served in models:
             _write(served, repository / served.name)
-        shutil.copyfile(export / MANIFEST, repository / f"{manifest.model}.json")
+        with whole(repository / f"{manifest.model}.json") as scratch:
+            shutil.copyfile(export / MANIFEST, scratch)
+        ledger.add(names)
     except OSError as error:
         raise OutputError(f"{repository}: cannot be written to ({error.strerror})") from None
 
@@ -74,6 +83,7 @@ def check_fixed(model: str, policy: str, *, dynamic: bool) -> None:
 
 def _write(served: Served, folder: Path) -> None:
     """The graph before its configuration, which is what a server looks for."""
-    (folder / "1").mkdir(parents=True, exist_ok=True)
-    onnx.save(served.graph, str(folder / "1" / "model.onnx"))
-    (folder / "config.pbtxt").write_text(config_text(served), encoding="utf-8")
+    (folder / GRAPH).parent.mkdir(parents=True, exist_ok=True)
+    with whole(folder / GRAPH) as scratch:
+        onnx.save(served.graph, str(scratch), format="protobuf")
+    write_whole(folder / CONFIG, config_text(served))

@@ -75,6 +75,12 @@ def parse_data(text: str, options: DataOptions) -> Source:
     return sources[0][0] if len(sources) == 1 else Mixture(sources, options.seed)
 
 
+def folders_of(text: str) -> tuple[Path, ...]:
+    """The folders that such a text names; other words are for `parse_data` to refuse."""
+    names = (_weighted(part)[0].partition(":")[2] for part in text.split(","))
+    return tuple(Path(name) for name in names if name)
+
+
 def _weighted(part: str) -> tuple[str, float]:
     name, equals, weight = part.strip().rpartition("=")
     if not equals:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, OutputError
+from ..files import Given, keep_apart, whole
 
 SMOOTHING = 0.98  # of the running mean that is drawn through a loss
 
@@ -13,7 +14,8 @@ SMOOTHING = 0.98  # of the running mean that is drawn through a loss
 def plot_log(log: Path, picture: Path) -> None:
     """Losses, and the score on held-out clips, over the steps: a PNG.
 
-    Raises  InputError where there is no log; ConfigError without matplotlib.
+    Raises  InputError where there is no log; OutputError where the picture cannot be written, or is
+            no .png, or would be the log; ConfigError without matplotlib.
     """
     try:
         from matplotlib.figure import Figure
@@ -21,6 +23,9 @@ def plot_log(log: Path, picture: Path) -> None:
         raise ConfigError(
             'plot: matplotlib is not installed; pip install "vosengine[train]"'
         ) from error
+    if picture.suffix.lower() != ".png":
+        raise OutputError(f"{picture}: wanted a name that ends in .png")
+    keep_apart(Given.named("the log", log), [picture])
     if not log.is_file():
         raise InputError(f"{log}: no such log; wanted the log.jsonl of a training run")
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -39,7 +44,8 @@ def plot_log(log: Path, picture: Path) -> None:
         other = axes.twinx()
         other.plot([line["step"] for line in scored], [line["score"] for line in scored], "k.--")
         other.set(ylabel="held-out score (black)", ylim=(0, 1))
-    figure.savefig(picture)
+    with whole(picture) as scratch:
+        figure.savefig(scratch, format="png")
 
 
 def running_mean(values: list[float]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -18,8 +17,9 @@ from ...models.method import Method
 from ...registry import entry
 from ...runtime.folding import fold_batch_norms
 from ...types import Geometry, Size
-from ...weights import load
-from ..manifest import MANIFEST, Graph, Manifest, Port
+from ...weights import WeightCard, load
+from ..manifest import Graph, Manifest, Port
+from .folder import replaced_export
 from .frames import finish_graph, prepare_graph
 from .ops import exported_ops
 from .verb import Given, Plan, Verb, describe, deviation, write_verb
@@ -115,7 +115,10 @@ def export_model(
 ) -> tuple[Manifest, list[Compared]]:
     """Write a model's graphs and model.json, each graph checked and compared with torch.
 
-    Raises  ConfigError, before anything is written; OutputError where a graph disagrees.
+    An earlier export in the folder is replaced when the new one is whole; other files stay.
+
+    Raises  ConfigError, before anything is written; OutputError where a graph disagrees, or would
+            be written over something else than an earlier export.
     """
     options.check()
     entry(model)
@@ -124,12 +127,26 @@ def export_model(
     fold_batch_norms(method)
     method.to(PRECISIONS[options.precision])
     family = family_of(model)
-    settings = family.settings(method)
-    folder = _fresh_folder(options.out)
-    dynamic = options.size is None
     plan = _plan(method, options)
-    graphs = dict(_frame_graphs(method, folder, options))
     verbs = family.verbs(method, plan)
+    names = [f"{name}.onnx" for name in ("prepare", "finish", *(verb.name for verb in verbs))]
+    with replaced_export(options.out, names, options.weights) as folder:
+        manifest, compared = _write(method, card, options, folder, verbs, plan, report)
+    return manifest, compared
+
+
+def _write(
+    method: Method[Any, Any],
+    card: WeightCard,
+    options: ExportOptions,
+    folder: Path,
+    verbs: list[Verb],
+    plan: Plan,
+    report: Callable[[str], None],
+) -> tuple[Manifest, list[Compared]]:
+    """The graphs and the manifest in a fresh folder."""
+    model, dynamic, family = card.model, options.size is None, family_of(card.model)
+    graphs = dict(_frame_graphs(method, folder, options))
     for verb in verbs:
         report(f"{verb.name}.onnx")
         graphs[verb.name] = write_verb(verb, folder, dynamic=dynamic, opset=options.opset)
@@ -156,7 +173,7 @@ def export_model(
         },
         graphs=_in_order(graphs),
         state=_state(graphs),
-        settings=settings,
+        settings=family.settings(method),
     )
     compared = list(_compared(family, method, plan, verbs, folder, dynamic, options.precision))
     manifest.write(folder)
@@ -185,22 +202,6 @@ def _plan(method: Method[Any, Any], options: ExportOptions) -> Plan:
         frames,
         static=True,
     )
-
-
-def _fresh_folder(folder: Path) -> Path:
-    """The folder, made, without what an earlier export wrote there; other files stay."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / MANIFEST).is_file():
-            earlier = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            for graph in earlier["graphs"].values():
-                (folder / Path(graph["file"]).name).unlink(missing_ok=True)
-            (folder / MANIFEST).unlink()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise OutputError(f"{folder}: holds a {MANIFEST} of something else") from None
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to ({error.strerror})") from None
-    return folder
 
 
 def _frame_graphs(

@@ -139,6 +139,12 @@ def masks_file(folder: Path, shard: int) -> Path:
 def _describe(folder: Path, config: CacheConfig) -> None:
     """Write the description, or see that the one that is there is the same."""
     if not (folder / DESCRIPTION).exists():
+        taken = next(iter(sorted(folder.glob("*.npy"))), None)
+        if taken is not None:
+            raise OutputError(
+                f"{taken}: is in the way, of no cache that is described there; move it away or name"
+                " another folder"
+            )
         text = json.dumps(asdict(config), indent=2) + "\n"
         _put(folder / DESCRIPTION, lambda file: file.write(text.encode()))
         return

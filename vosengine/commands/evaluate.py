@@ -143,6 +143,7 @@ def evaluate(
     Raises  InputError and whatever Segmenter raises.
     """
     found = _find(options)
+    sources = [_open(sequence) for sequence in found]
     with_void = []
     if options.out is not None:
         prepare_output_folder(options.out)
@@ -159,9 +160,9 @@ def evaluate(
     total, done = sum(len(sequence.frames) for sequence in found), 0
     scores: dict[str, dict[str, SequenceScore]] = {}
     milliseconds: list[float] = []
-    for sequence in found:
+    for sequence, frames in zip(found, sources, strict=True):
         run = SequenceRun(sequence, segmenter, features, options.rule)
-        for frame in Images(list(sequence.frames), sequence.name):
+        for frame in frames:
             run.step(frame)
             done += 1
             progress(Progress(done, total, sequence.name))
@@ -182,6 +183,16 @@ def evaluate(
         settings=_settings(options, segmenter),
         milliseconds=milliseconds,
     )
+
+
+def _open(sequence: Annotated) -> Images:
+    frames = Images(sequence.frames, sequence.name)
+    if frames.length != len(sequence.frames):
+        raise InputError(
+            f"{sequence.name}: {len(sequence.frames)} files with {frames.length} images; wanted "
+            "one image in a file, beside its mask"
+        )
+    return frames
 
 
 class SequenceRun:

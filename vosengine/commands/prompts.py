@@ -19,10 +19,9 @@ from ..video import AS_FOUND, MaskRule, MaskSequence, SourceFrame, mask_files
 def is_shown_size(size: Size, frame: Size, pixel_aspect: Fraction) -> bool:
     """Whether players show a frame of that size so, where its pixels are not square: they stretch
     the width or the height. All sizes are (height, width)."""
-    shown = (frame[0], frame[1] * pixel_aspect), (frame[0] / pixel_aspect, frame[1])
-    return pixel_aspect != 1 and any(
-        all(abs(a - b) <= 1 for a, b in zip(size, each, strict=True)) for each in shown
-    )
+    wide, tall = float(frame[1] * pixel_aspect), float(frame[0] / pixel_aspect)
+    stretched = frame[0] == size[0] and abs(size[1] - wide) <= 1
+    return pixel_aspect != 1 and (stretched or (frame[1] == size[1] and abs(size[0] - tall) <= 1))
 
 
 @dataclass(frozen=True)

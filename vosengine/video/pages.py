@@ -138,9 +138,9 @@ class _Layout:
     def directory(self, file: BinaryIO, at: int) -> tuple[dict[int, _Value], int]:
         """The directory there, and where the offset of the next one is. Raises struct.error."""
         file.seek(at)
-        (entries,) = self._count.unpack(file.read(self._count.size))
+        entries = int(self._count.unpack(file.read(self._count.size))[0])
         table = file.read(min(entries, 1 << 16) * self._entry.size)
-        values = {tag: value for tag, *value in self._entry.iter_unpack(table)}
+        values: dict[int, _Value] = {tag: v for tag, *v in self._entry.iter_unpack(table)}
         return values, at + self._count.size + entries * self._entry.size
 
     def number(self, value: _Value) -> int:

@@ -1,5 +1,6 @@
 # make demo   set everything up and segment a clip that the project generates itself
 # make test   set everything up and run every test
+# make fuzz   ten thousand damaged files: typed errors or right answers, in bounded time and memory
 # make lint   ruff, mypy and clang-format, as CI runs them
 # make bench  the CPU tables of the README, into bench/results/
 
@@ -11,7 +12,7 @@ CPP := csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test fuzz lint format bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
@@ -26,6 +27,9 @@ test: $(VENV)/ready
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/test_kernels.py \
 	  tests/test_interpreter_bfloat16.py $(INTERPRETED)
+
+fuzz: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_files.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

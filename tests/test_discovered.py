@@ -113,6 +113,33 @@ def test_the_smallest_unused_ids_are_given() -> None:
     assert slots.unused(3, ()) == (255,)
 
 
+def test_reserved_ids_and_their_room_are_the_callers() -> None:
+    slots = ObjectSlots(4)
+    slots.reserve([1, 9])
+    assert slots.unused(9, ()) == (2, 3)
+    slots.assign([2, 3])
+    assert slots.unused(1, ()) == ()
+    slots.assign([2, 3, 9])  # the caller's comes: its room was its own
+    assert slots.unused(1, ()) == ()
+    slots.remove(3)
+    assert slots.unused(2, ()) == (4,)
+    for ids, message in (([0], "1..255, given"), ([256], "1..255"), ([5, 6], "5 objects .* = 4")):
+        with pytest.raises(InputError, match=message):
+            slots.reserve(ids)
+
+
+def test_reserved_ids_stay_so_in_a_saved_stream(tmp_path: Path) -> None:
+    segmenter = scripted({0: [0], 1: [3]})
+    segmenter.reserve([1, 3])
+    assert segmenter.step(FRAME).ids == (2,)  # type: ignore[union-attr]
+    segmenter.save_state(tmp_path / "s.safetensors")
+    again = scripted({0: [3]})
+    again.load_state(tmp_path / "s.safetensors")
+    assert again.step(FRAME).ids == (2, 4)  # type: ignore[union-attr]
+    again.reset()
+    assert again.step(FRAME).ids != (2, 4)  # type: ignore[union-attr]
+
+
 def test_discovered_objects_have_stable_ids_that_are_never_given_again() -> None:
     segmenter = scripted({0: [0, 3], 2: [5], 4: [1]})
     ids = []

@@ -324,3 +324,14 @@ def test_the_command_refuses_what_it_cannot_do(
         ["--predictions", masks, "--annotations", tmp_path / "none"], monkeypatch, capsys
     )
     assert "wanted one of stm" in printed(["--model", "x", "--data", data], monkeypatch, capsys)
+
+
+def test_a_file_of_several_images_has_no_single_mask(
+    data: Path, clips: dict[str, Clip], tiny_weights: Weights
+) -> None:
+    first, *others = [Image.fromarray(frame) for frame in clips["one"].frames]
+    folder = data / "JPEGImages/480p/two"
+    (folder / "00001.jpg").unlink()
+    first.save(folder / "00001.tif", save_all=True, append_images=others)
+    with pytest.raises(InputError, match="two: 4 files with 8 images; wanted one image in a file"):
+        evaluate(options("stm", data, tiny_weights))

@@ -82,6 +82,9 @@ def test_camera(monkeypatch: pytest.MonkeyPatch, number: int | str) -> None:
     assert cameras[0].released
     frames, message = read_until_fault(number)
     assert [f.name for f in frames] == ["00000", "00001", "00002"]
+    times = [f.time_s for f in frames]
+    assert times[0] is not None and 0 <= times[0] < 1
+    assert all(np.diff(times) >= 1 / 90_000 - 1e-9)  # of their arrival
     assert np.all(frames[0].image == (3, 2, 1))
     assert "camera 1 gave no picture after 3 frames" in message
     assert cameras[1].released

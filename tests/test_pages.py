@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 import cv2
@@ -58,6 +59,35 @@ def test_tiff_pages(tmp_path: Path, compression: str) -> None:
         np.testing.assert_array_equal(images, np.stack(expected)[..., ::-1])
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("large", [False, True])
+def test_tiff_of_either_byte_order_and_size(tmp_path: Path, order: str, large: bool) -> None:
+    """ImageJ writes the most significant byte first; BigTIFF has 64-bit offsets."""
+    pages_ = (noise(3)[..., 0].astype(np.uint16) * 16).astype(f"{order}u2")
+    offset, count, entry = ("Q", "Q", "HHQQ") if large else ("I", "H", "HHII")
+    at = 16 if large else 8
+    head = b"II" if order == "<" else b"MM"
+    data = head + struct.pack(
+        order + ("HHHQ" if large else "HI"), *(43, 8, 0, at) if large else (42, at)
+    )
+    for number, page in enumerate(pages_):
+        tags = {256: WIDTH, 257: HEIGHT, 258: 16, 259: 1, 262: 1, 273: 0, 277: 1, 278: HEIGHT}
+        tags[279] = page.nbytes
+        length = struct.calcsize(order + count + entry * len(tags) + offset)
+        tags[273] = at + length
+        after = at + length + page.nbytes if number < 2 else 0
+        data += struct.pack(order + count, len(tags))
+        for tag, value in tags.items():
+            data += struct.pack(order + entry, tag, 16 if large else 4, 1, value)
+        data += struct.pack(order + offset, after) + page.tobytes()
+        at = after
+    (tmp_path / "a.tif").write_bytes(data)
+    read = read_all(tmp_path / "a.tif")
+    assert len(read) == 3
+    for frame, wanted in zip(read, noise(3)[..., 0], strict=True):
+        assert np.abs(frame.image[..., 0].astype(int) - wanted).max() <= 1
+
+
 def test_tiff_of_more_than_opencv_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "OPENCV_BYTES", 1000)
     colour = noise(3)
@@ -73,6 +103,9 @@ def test_tiff_by_imagej_has_times(tmp_path: Path, said: str) -> None:
     text = f"ImageJ=1.54f\nimages=3\nframes=3\n{said}\nloop=false\n"
     path = save(tmp_path / "a.tif", noise(3), tiffinfo={270: text})
     np.testing.assert_allclose([f.time_s for f in read_all(path)], [0, 0.04, 0.08], atol=1e-6)
+    for nothing in ("finterval=0", "fps=0.0", "fps=1.2.3", "finterval=NaN"):
+        path = save(tmp_path / "b.tif", noise(3), tiffinfo={270: text.replace(said, nothing)})
+        assert [f.time_s for f in read_all(path)] == [None] * 3
 
 
 def test_smaller_versions_in_a_tiff_are_no_frames(tmp_path: Path) -> None:

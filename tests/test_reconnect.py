@@ -2,67 +2,20 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clips import make_faststart, make_video, noise, read_all
+from flaky_server import Flaky
 
 from vosengine.errors import ConfigError, SourceError
 from vosengine.video import SourceFrame, network, open_source
 
 COUNT = 30
-
-
-class Flaky:
-    """An HTTP server on this machine: what it sends is listed, one entry a connection, and then it
-    refuses. With a length in the header, or without one, as live streams come."""
-
-    def __init__(self, *bodies: bytes | None, length: int | None = None) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.bodies, self.length = list(bodies), length
-        self.connections = 0
-        self.thread = threading.Thread(target=self._serve)
-        self.thread.start()
-
-    def address(self, name: str) -> str:
-        return f"http://me:secret@127.0.0.1:{self.listener.getsockname()[1]}/{name}"
-
-    def _serve(self) -> None:
-        while self.bodies:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            body = self.bodies.pop(0)
-            with connection:
-                connection.recv(65536)
-                try:
-                    connection.sendall(self._answer(body))
-                except OSError:  # the reader left first
-                    continue
-        self.listener.close()
-
-    def _answer(self, body: bytes | None) -> bytes:
-        if body is None:
-            return b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
-        header = b"HTTP/1.1 200 OK\r\nContent-Type: video/x-matroska\r\n"
-        if self.length is None:
-            return header + b"Connection: close\r\n\r\n" + body
-        return header + b"Content-Length: %d\r\n\r\n" % self.length + body
-
-    def close(self) -> None:
-        self.bodies.clear()
-        with suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.thread.join()
 
 
 @pytest.fixture(autouse=True)

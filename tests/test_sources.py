@@ -303,3 +303,19 @@ def test_video_without_frames(tmp_path: Path, flags: str) -> None:
     end = min(data.index(box) for box in (b"mdat", b"moof") if box in data)
     frames, message = read_until_fault(cut(path, end - 4))
     assert frames == [] and "cut_a.mp4: holds no whole frame" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "white"),
+    [*((f"a.{kind}", 255) for kind in ("jpg", "png", "tif", "webp")), ("a.png", 65535)],
+)
+def test_exif_orientation(tmp_path: Path, name: str, white: int) -> None:
+    """Orientation 6: what is stored at the left is shown at the top."""
+    stored = np.zeros((HEIGHT, WIDTH), np.uint16 if white > 255 else np.uint8)
+    stored[:, :16] = white
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tmp_path / name, exif=exif)
+    (frame,) = read_all(tmp_path / name)
+    assert frame.image.shape == (WIDTH, HEIGHT, 3)
+    assert frame.image[:14].min() > 200 and frame.image[18:].max() < 50

@@ -120,7 +120,9 @@ def test_sources_without_times(tmp_path: Path) -> None:
     bare = make_video(tmp_path / "a.h264", noise(3))
     for path, count in ((folder, 2), (bare, 3)):
         assert [f.time_s for f in read_all(path)] == [None] * count
-        assert len(shown(copy(path, tmp_path / "o.mp4"))) == count
+        copied = shown(copy(path, tmp_path / "o.mp4"))
+        rate = 24 if path == folder else 25
+        np.testing.assert_allclose(copied, np.arange(count) / rate, atol=1e-4)
 
 
 def test_clock_only_goes_forward() -> None:
@@ -166,11 +168,8 @@ def test_times_that_do_not_grow_are_refused(tmp_path: Path) -> None:
     np.testing.assert_allclose(shown(tmp_path / "a.mp4"), [0.5, 0.6], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize(("name", "rotation"), [("a.mp4", 0), ("a.mkv", 0), ("a.mp4", 90)])
 def test_pixel_aspect_goes_into_the_overlay(tmp_path: Path, name: str, rotation: int) -> None:
-    if rotation and name == "a.mkv":
-        pytest.skip("FFmpeg writes no rotation into Matroska")
     path = make_uneven(tmp_path / name, sar=Fraction(64, 45), rotation=rotation)
     wanted = Fraction(45, 64) if rotation else Fraction(64, 45)
     assert {f.sar for f in read_all(path)} == {wanted}

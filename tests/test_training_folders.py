@@ -162,6 +162,16 @@ def test_black_and_white_masks_hold_one_object(tmp_path: Path) -> None:
     assert clip.masks[:, [0, 20], 0].tolist() == [[1, 0]] * 4
 
 
+def test_255_beside_other_ids_is_void(tmp_path: Path) -> None:
+    folder = davis(tmp_path, bear=2)
+    for number in range(2):
+        mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+        mask[:8] = 3 * (1 - number)
+        write_mask(folder / f"Annotations/480p/bear/{number:05d}.png", mask)
+    clip = FolderSource(folder, "davis", 2, 0, 6).sample(0, 0.0)
+    assert sorted(clip.masks[:, [0, 20], 0].tolist()) == [[0, 0], [1, 0]]
+
+
 def test_the_training_list_of_davis_is_obeyed(tmp_path: Path) -> None:
     folder = davis(tmp_path, bear=2, cat=2, dog=2)
     (folder / "ImageSets/2017").mkdir(parents=True)

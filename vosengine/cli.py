@@ -113,7 +113,16 @@ def run(
     online: Annotated[
         bool, typer.Option("--online", help="Answer at once, without looking ahead.")
     ] = False,
-    fps: Annotated[float | None, typer.Option(help="Of the overlay; the source's without.")] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Depth of the data, 8 to 16; without it the first frames tell."),
+    ] = None,
+    reconnect: Annotated[
+        int, typer.Option(help="Open an address that drops again, up to that many times.")
+    ] = 0,
+    fps: Annotated[
+        float | None, typer.Option(help="Of the overlay; without it frames keep their times.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after that many frames.")] = None,
     checkpoint: Annotated[
         int, typer.Option(min=0, help="Save the stream every N frames, so a killed run can resume.")
@@ -146,6 +155,8 @@ def run(
         size=working_size,
         memory=memory,
         online=online,
+        bits=bits,
+        reconnect=reconnect,
         fps=fps,
         limit=limit,
         checkpoint=checkpoint,

@@ -201,6 +201,14 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the model's masks there.")] = None,
     binary: Annotated[bool, typer.Option("--binary", help="All ids are one object.")] = False,
+    void: Annotated[
+        bool | None,
+        typer.Option(help="255 is void, or an id. By itself: void beside other ids."),
+    ] = None,
+    threshold: Annotated[
+        int | None,
+        typer.Option(min=1, max=255, help="Masks are soft: from that on, 0..255, is object 1."),
+    ] = None,
     propagation: Annotated[
         bool,
         typer.Option(help="Also the first mask carried on by a backbone's features, untrained."),
@@ -218,14 +226,16 @@ def evaluate(
     if any(folders) == any(runs) or not (all(folders) or all(runs)):
         raise typer.BadParameter("wanted --predictions and --annotations, or --model and --data")
     from .evaluation import comparison, measure_folders, report, write_json
-    from .video import prepare_output_folder
+    from .video import MaskRule, prepare_output_folder
 
+    rule = MaskRule(void, threshold)
     if json_file is not None:
         prepare_output_folder(json_file.absolute().parent)
     if predictions is not None and annotations is not None:
-        measured = measure_folders(predictions, annotations, binary=binary)
+        measured = measure_folders(predictions, annotations, binary=binary, rule=rule)
         console.print(comparison({"": measured}))
         content = report(measured)
+        _say_void(content)
     if model is not None and data is not None:
         from .commands.evaluate import EvaluateOptions
 
@@ -240,6 +250,7 @@ def evaluate(
             sequences=None if sequences is None else tuple(sequences.split(",")),
             limit=limit,
             binary=binary,
+            rule=rule,
             out=out,
             propagation=propagation,
         )
@@ -247,6 +258,17 @@ def evaluate(
     if json_file is not None:
         write_json(json_file, content)
         console.print(f"wrote {json_file}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _say_void(content: dict[str, Any]) -> None:
+    if content["with_void"]:
+        console.print(
+            f"255 is void in the annotation of {', '.join(content['with_void'])} and counts for "
+            "neither side; --no-void takes it for an id",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -264,6 +286,7 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
     style = "yellow" if found.note else None
     console.print(f"weights: {note}", style=style, highlight=False, markup=False)
     console.print(comparison({options.model: found.evaluation, **found.baselines}))
+    _say_void(content)
     console.print(
         f"{content['p50_ms']:.1f} ms a frame (median), {content['network_size']}, "
         f"{content['precision']}, {content['device_name']}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import warnings
 from pathlib import Path
 
 import torch
@@ -55,7 +56,9 @@ def _read(path: Path) -> object:
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{path}: corrupt, or no safetensors file ({error})") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd protocols, which are then read or refused
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise WeightsError(
             f"{path}: no file that torch.load can read with weights_only ({type(error).__name__}); "

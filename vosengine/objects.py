@@ -13,9 +13,8 @@ class ObjectSlots:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.ever: set[int] = (
-            set()
-        )  # every id that had a slot in this stream, or is kept for the caller
+        self.ever: set[int] = set()  # every id that had a slot in this stream
+        self.reserved: set[int] = set()  # kept for the caller, with room for them
         self._ids: list[int] = []  # the id in every slot
 
     @property
@@ -49,16 +48,20 @@ class ObjectSlots:
         return (*self._ids, *sorted(set(object_ids) - set(self._ids)))
 
     def reserve(self, object_ids: Iterable[int]) -> None:
-        """Keep these ids for the caller: no object that is discovered gets one of them."""
+        """Keep these ids for the caller, and room for them: no object that is discovered gets it.
+
+        Raises  InputError for what is no id, and for more of them than there is room for.
+        """
         ids = set(object_ids)
         if not ids <= set(range(1, 256)):
             raise InputError(f"reserve: wanted object ids in 1..255, given {sorted(ids)}")
-        self.ever |= ids
+        self.check_room(self.reserved | ids)
+        self.reserved |= ids
 
     def unused(self, count: int, named: Iterable[int]) -> tuple[int, ...]:
         """Ids for up to `count` discovered objects: the smallest that this stream never had and the
-        caller has not `named`, as many as there is room for beside those."""
-        together = {*self._ids, *named}
+        caller has neither `named` nor reserved, as many as there is room for beside those."""
+        together = {*self._ids, *named, *self.reserved}
         free = (i for i in range(1, 256) if i not in self.ever | together)
         return tuple(islice(free, max(0, min(count, self.capacity - len(together)))))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from .errors import StateError
 from .files import cannot_write, whole
 from .types import Geometry
 
-FORMAT = "vosengine-stream-3"
+FORMAT = "vosengine-stream-4"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class SavedStream:
     identity  model, weights, configuration...: what must agree where the stream goes on
     ids       the objects in order of slot
     ever      every id that the stream has had
+    reserved  the ids that are kept for the caller
     ring      (frame index, features by name, prompt or None) of every frame still held
     source    what the source of proposals remembers; None where it is no StatefulSource
     """
@@ -38,6 +41,7 @@ class SavedStream:
     state: dict[str, torch.Tensor]
     ring: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]]
     source: dict[str, torch.Tensor] | None = None
+    reserved: tuple[int, ...] = ()
 
 
 def write_stream(path: Path, stream: SavedStream) -> None:
@@ -55,6 +59,7 @@ def write_stream(path: Path, stream: SavedStream) -> None:
         "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],
         "ids": stream.ids,
         "ever": stream.ever,
+        "reserved": stream.reserved,
         "frame_count": stream.frame_count,
         "flushed": stream.flushed,
         "ring": [index for index, _, _ in stream.ring],
@@ -62,9 +67,11 @@ def write_stream(path: Path, stream: SavedStream) -> None:
     }
     # Cloned: safetensors refuses tensors that share storage, as views of one bank do.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    text = json.dumps(described)
+    metadata = {"stream": text, "sha256": _digest_of(text, tensors)}
     try:
         with whole(path) as scratch:
-            save_file(tensors, scratch, {"stream": json.dumps(described)})
+            save_file(tensors, scratch, metadata)
     except SafetensorError as error:
         raise cannot_write(path, error) from error
 
@@ -78,13 +85,17 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
         raise StateError(f"{path}: no such file; wanted one that save_state wrote")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            text = (file.metadata() or {}).get("stream")
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise StateError(f"{path}: corrupt, or no saved stream ({error})") from error
-    described = json.loads(text) if text else {}
-    if described.get("format") != FORMAT:
+    text = metadata.get("stream", "")
+    if f'"format": "{FORMAT}"' not in text:
         raise StateError(f"{path}: not a stream that this version saved (wanted {FORMAT})")
+    # What has the hash was written by `write_stream`: nothing in it has to be looked at twice.
+    if _digest_of(text, tensors) != metadata.get("sha256"):
+        raise StateError(f"{path}: fails its hash; the file is damaged: save the stream anew")
+    described = json.loads(text)
     _check_identity(path, described["identity"], json.loads(json.dumps(identity)))
     geometry = described["geometry"]
     return SavedStream(
@@ -100,7 +111,18 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
             for index in described["ring"]
         ],
         source=_under("source/", tensors) if described["source"] else None,
+        reserved=tuple(described["reserved"]),
     )
+
+
+def _digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over the description, then over names, dtypes, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -222,8 +222,11 @@ class Segmenter(StaysHere):
         return results
 
     def reserve(self, object_ids: Iterable[int]) -> None:
-        """Keep these ids (1..255) for prompts that are to come: objects that the model discovers in
-        this stream get others. Raises InputError for what is no id."""
+        """Keep these ids (1..255), and room for them, for prompts to come: objects that the model
+        discovers in this stream get others.
+
+        Raises  InputError for what is no id, and for more of them than max_objects.
+        """
         self._slots.reserve(object_ids)
 
     @own_settings()
@@ -249,6 +252,7 @@ class Segmenter(StaysHere):
             geometry=self.geometry,
             ids=self._slots.in_slot_order,
             ever=tuple(sorted(self._slots.ever)),
+            reserved=tuple(sorted(self._slots.reserved)),
             frame_count=self.frame_count,
             flushed=self._flushed,
             state={} if self._state is None else self._state.tensors(),
@@ -279,6 +283,7 @@ class Segmenter(StaysHere):
         self.geometry, self._state = stream.geometry, state
         self._slots.assign(stream.ids)
         self._slots.ever |= set(stream.ever)
+        self._slots.reserved |= set(stream.reserved)
         self._ring = [
             Pending(index, self.method.features(**in_layout(features, self.engine)), prompt)
             for index, features, prompt in stream.ring

@@ -278,13 +278,13 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("vosengine", "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: corrupt, or no safetensors file ({error})") from error
     try:
         metadata: dict[str, str] = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: corrupt: its header cannot be read ({error})") from error
-    if metadata.get("format") != FORMAT:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise WeightsError(
             f"{path}: a safetensors file, but not one of vosengine's (format {FORMAT}); "
             "convert foreign weights with weights/convert.py"

@@ -21,16 +21,24 @@ from ..evaluation import (
     Labels,
     SequenceScore,
     WarpedMask,
+    best_ids,
     centred_ellipse,
     find_annotated,
-    match_objects,
     measure,
+    outside_void,
     report,
 )
 from ..segmenter import Segmenter
 from ..timing import device_name, summarise, timed
 from ..types import Result
-from ..video import SourceFrame, prepare_output_folder, read_mask, write_labels
+from ..video import (
+    AS_FOUND,
+    MaskRule,
+    MaskSequence,
+    SourceFrame,
+    prepare_output_folder,
+    write_labels,
+)
 from ..video.images import Images
 from .engines import note_of
 from .propagation import Features, PropagatedMask
@@ -50,6 +58,7 @@ class EvaluateOptions:
     sequences  their names; None takes all
     limit      the first frames of every sequence, at least 3; None takes all
     binary     all ids above 0 are one object when J and F are taken
+    rule       what 255 is in an annotation, as `measure_folders` has it
     out        keep the masks there as OUT/<sequence>/<frame>.png, as they were scored: with the
                annotation's ids, objects that match none left out
     propagation  whether a model that needs a mask is also held against PropagatedMask, which takes
@@ -68,6 +77,7 @@ class EvaluateOptions:
     sequences: tuple[str, ...] | None = None
     limit: int | None = None
     binary: bool = False
+    rule: MaskRule = AS_FOUND
     out: Path | None = None
     propagation: bool = True
 
@@ -133,6 +143,8 @@ def evaluate(
     Raises  InputError and whatever Segmenter raises.
     """
     found = _find(options)
+    sources = [_open(sequence) for sequence in found]
+    with_void = []
     if options.out is not None:
         prepare_output_folder(options.out)
     segmenter = Segmenter(
@@ -148,9 +160,9 @@ def evaluate(
     total, done = sum(len(sequence.frames) for sequence in found), 0
     scores: dict[str, dict[str, SequenceScore]] = {}
     milliseconds: list[float] = []
-    for sequence in found:
-        run = SequenceRun(sequence, segmenter, features)
-        for frame in Images(list(sequence.frames), sequence.name):
+    for sequence, frames in zip(found, sources, strict=True):
+        run = SequenceRun(sequence, segmenter, features, options.rule)
+        for frame in frames:
             run.step(frame)
             done += 1
             progress(Progress(done, total, sequence.name))
@@ -158,15 +170,29 @@ def evaluate(
         for name, score in run.scores.items():
             scores.setdefault(name, {})[sequence.name] = score
         milliseconds += run.milliseconds[1:]  # the first frame is cold
+        if run.has_void:
+            with_void.append(sequence.name)
         if options.out is not None:
             _keep(run, options.out, note_of(segmenter))
     return ModelEvaluation(
-        evaluation=Evaluation(scores.pop(MODEL)),
-        baselines={name: Evaluation(by_sequence) for name, by_sequence in scores.items()},
+        evaluation=Evaluation(scores.pop(MODEL), tuple(with_void)),
+        baselines={
+            name: Evaluation(by_sequence, tuple(with_void)) for name, by_sequence in scores.items()
+        },
         note=note_of(segmenter),
         settings=_settings(options, segmenter),
         milliseconds=milliseconds,
     )
+
+
+def _open(sequence: Annotated) -> Images:
+    frames = Images(sequence.frames, sequence.name)
+    if frames.length != len(sequence.frames):
+        raise InputError(
+            f"{sequence.name}: {len(sequence.frames)} files with {frames.length} images; wanted "
+            "one image in a file, beside its mask"
+        )
+    return frames
 
 
 class SequenceRun:
@@ -178,10 +204,16 @@ class SequenceRun:
     """
 
     def __init__(
-        self, sequence: Annotated, segmenter: Segmenter, features: Features | None = None
+        self,
+        sequence: Annotated,
+        segmenter: Segmenter,
+        features: Features | None = None,
+        rule: MaskRule = AS_FOUND,
     ) -> None:
         self.sequence, self.segmenter, self._features = sequence, segmenter, features
-        self.annotations = [read_mask(path) for path in sequence.annotations]
+        files = MaskSequence(sequence.annotations, rule)
+        self.masks = [files.read(path) for path in sequence.annotations]
+        self.annotations = [mask.labels for mask in self.masks]
         self.scores: dict[str, SequenceScore] = {}
         self.milliseconds: list[float] = []
         self._prompted = segmenter.method.needs_mask
@@ -193,6 +225,11 @@ class SequenceRun:
 
     def __len__(self) -> int:
         return len(self.annotations)
+
+    @property
+    def has_void(self) -> bool:
+        """Whether any annotation has void in it, which counts for nobody."""
+        return any(mask.void is not None for mask in self.masks)
 
     def step(self, frame: SourceFrame) -> None:
         """Take the next frame. Raises InputError where its annotation has another size."""
@@ -220,10 +257,12 @@ class SequenceRun:
             self._take(result)
         binary = binary or (not self._prompted and self.segmenter.max_objects == 1)
         for name, labels in self.answers.items():
+            counted = [outside_void(*each) for each in zip(labels, self.masks, strict=True)]
             if not self._prompted and not binary:
-                labels = match_objects(labels, self.annotations, name=self.sequence.name)
-                self.answers[name] = labels
-            pairs = zip(labels, self.annotations, strict=True)
+                table = best_ids(counted, self.annotations, name=self.sequence.name)
+                self.answers[name] = [table[each] for each in labels]
+                counted = [table[each] for each in counted]
+            pairs = zip(counted, self.annotations, strict=True)
             self.scores[name] = measure(pairs, binary=binary, name=self.sequence.name)
 
     def _take(self, result: Result[Any] | None) -> None:
@@ -282,6 +321,8 @@ def _settings(options: EvaluateOptions, segmenter: Segmenter) -> dict[str, Any]:
         "data": str(options.data),
         "limit": options.limit,
         "binary": options.binary,
+        "void": options.rule.void,
+        "threshold": options.rule.threshold,
         "device": str(segmenter.device),
         "device_name": device_name(segmenter.device),
         "precision": str(segmenter.dtype).removeprefix("torch."),

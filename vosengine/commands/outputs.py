@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ class Outputs:
     Nothing is written or removed before `begin`. What can be known by then has been checked: that
     no input is in the way, nor a file that no earlier run wrote or that was changed since.
 
-    names  of the frames answered, times  of their steps in ms
+    names  of the frames answered, times  of their steps in ms, shown_s  when they are shown
     """
 
     def __init__(self, options: RunOptions) -> None:
@@ -60,8 +61,11 @@ class Outputs:
         self.earlier = read_earlier(self.folder)
         self.names: list[str] = []
         self.times: list[float] = []
+        self.shown_s: list[float | None] = []
+        self.pixel_aspect = Fraction(1)
         self.begun = False
         self._overlay = options.overlay
+        self._constant_rate = options.fps is not None
         self._files: dict[str, Fingerprint] = {}
         self._there = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
         self._kept: dict[str, Fingerprint] = {}
@@ -120,7 +124,7 @@ class Outputs:
         self,
         options: RunOptions,
         note: str | None,
-        fps: float,
+        source: FrameSource,
         answered: int,
         mask: dict[str, Any] | None,
     ) -> None:
@@ -148,7 +152,8 @@ class Outputs:
         self._clear([SUMMARY])
         self.times = list(frames.values())
         if options.overlay:
-            self._video = VideoWriter(self.folder / OVERLAY, fps)
+            rate = options.fps or source.fps
+            self._video = VideoWriter(self.folder / OVERLAY, rate, tick=source.tick)
 
     def _check_room(self, frames: int) -> None:
         place = self.folder.absolute()
@@ -201,9 +206,12 @@ class Outputs:
         self._show(frame, labels)
 
     def _show(self, frame: SourceFrame, labels: np.ndarray) -> None:
+        self.shown_s.append(frame.time_s)
+        self.pixel_aspect = frame.sar
         if self._video is not None:
             caption = None if self.note is None else "RANDOM WEIGHTS"
-            self._video.write(overlay(frame.image, labels, caption=caption))
+            time_s = None if self._constant_rate else frame.time_s
+            self._video.write(overlay(frame.image, labels, caption=caption), time_s, frame.sar)
 
     def save(self, segmenter: Any) -> None:
         """Write the stream. Raises OutputError."""

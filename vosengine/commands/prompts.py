@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from ..errors import InputError, StateError
 from ..naming import BY_NAME, listed, match_frames
 from ..types import Size
 from ..video import AS_FOUND, MaskRule, MaskSequence, SourceFrame, mask_files
+
+
+def is_shown_size(size: Size, frame: Size, pixel_aspect: Fraction) -> bool:
+    """Whether players show a frame of that size so, where its pixels are not square: they stretch
+    the width or the height. All sizes are (height, width)."""
+    wide, tall = float(frame[1] * pixel_aspect), float(frame[0] / pixel_aspect)
+    stretched = frame[0] == size[0] and abs(size[1] - wide) <= 1
+    return pixel_aspect != 1 and (stretched or (frame[1] == size[1] and abs(size[0] - tall) <= 1))
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Prompts:
         self._single = path is not None and not path.is_dir()
         self._found: list[Prompt] = []
         self._by_frame: dict[int, Prompt] = {}
+        self._limit: int | None = None
         self.empty = 0
         if path is None:
             return
@@ -67,16 +77,20 @@ class Prompts:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Every object id that any of the masks shows, ascending."""
-        return tuple(sorted({i for prompt in self._found for i in prompt.ids}))
+        """Every object id that the masks of frames before the limit show, ascending."""
+        return tuple(sorted({i for _, prompt in self._in_order() for i in prompt.ids}))
 
-    def match(self, names: Sequence[str] | None, length: int | None) -> None:
+    def match(
+        self, names: Sequence[str] | None, length: int | None, limit: int | None = None
+    ) -> None:
         """Say whose the masks of a folder are, by name or else by number (see `match_frames`).
 
         names, length  as a FrameSource has them
+        limit          frames from that index on are not segmented; None: all are
 
         Raises  InputError, naming the masks that are no frame's.
         """
+        self._limit = limit
         if self.path is None or self._single:
             return
         stems = [prompt.path.stem for prompt in self._found]
@@ -84,29 +98,25 @@ class Prompts:
         frames, self.matched_by = match_frames(stems, names, length, what)
         self._by_frame = dict(zip(frames, self._found, strict=True))
 
-    def check(self, frame: Size, room: int, limit: int | None = None) -> None:
-        """Hold the masks against the frames' size (height, width), and their objects together
-        against the room that there is for them.
+    def check(self, frame: Size, pixel_aspect: Fraction = Fraction(1)) -> None:
+        """Hold the masks against the frames' size (height, width).
 
-        limit  frames from that index on are not segmented; None: all are
+        pixel_aspect  of the frames: width of a pixel over its height
 
         Raises  InputError, naming the mask.
         """
-        ids: set[int] = set()
-        for index, prompt in sorted(self._by_frame.items()):
-            if limit is not None and index >= limit:
-                break
+        for _, prompt in self._in_order():
             if prompt.size != frame:
                 raise InputError(
                     f"mask: {prompt.path} is {prompt.size[0]} x {prompt.size[1]}, the frames are "
-                    f"{frame[0]} x {frame[1]} (height x width); wanted the frame's size, resize "
-                    "the mask by nearest neighbour"
-                )
-            ids |= set(prompt.ids)
-            if len(ids) > room:
-                raise InputError(
-                    f"mask: up to {prompt.path} there are {len(ids)} objects {sorted(ids)}, more "
-                    f"than max_objects = {room}; give room for them (--max-objects {len(ids)})"
+                    f"{frame[0]} x {frame[1]} (height x width)"
+                    + (
+                        ": that is the size at which players show them, whose pixels are "
+                        f"{pixel_aspect.numerator}:{pixel_aspect.denominator}"
+                        if is_shown_size(prompt.size, frame, pixel_aspect)
+                        else ""
+                    )
+                    + "; wanted the frame's size, resize the mask by nearest neighbour"
                 )
 
     def check_resumed(self, earlier: dict[str, Any] | None) -> None:
@@ -121,6 +131,8 @@ class Prompts:
 
     def check_reached(self, frames: int) -> None:
         """Raise InputError for masks of frames that never came: `frames` were all there are."""
+        if self._limit is not None:
+            return
         late = [str(p.path.name) for index, p in sorted(self._by_frame.items()) if index >= frames]
         if late:
             raise InputError(
@@ -147,6 +159,11 @@ class Prompts:
             "first_frame": self.first_frame,
             "matched_by": None if self._single else self.matched_by,
         }
+
+    def _in_order(self) -> list[tuple[int, Prompt]]:
+        """The masks of frames before the limit."""
+        end = self._limit
+        return sorted((i, p) for i, p in self._by_frame.items() if end is None or i < end)
 
     def _survey(self, path: Path) -> None:
         mask = self._masks.read(path)

@@ -15,7 +15,7 @@ from ..detectors.file import FileSource
 from ..errors import ConfigError, InputError, OutputError, SourceError, VosError
 from ..timing import summarise, timed
 from ..types import Result
-from ..video import FrameSource, MaskRule, SourceFrame, open_source
+from ..video import FrameSource, MaskRule, SourceFrame, open_source, without_password
 from .engines import Stream, make_stream
 from .late import begin_late
 from .outputs import Outputs
@@ -36,6 +36,9 @@ class RunOptions:
     export      the folder of that export; `model` is then what was exported
     proposals   where object proposals come from, as `open_proposals` takes it; None leaves it to
                 the model; boxes_as_masks, as in FileSource, is of a file
+    bits        depth of the data of deep pixels; None chooses it by the first frames
+    reconnect   how often an address that drops is opened again
+    fps         of the overlay; None shows frames at their times
     out         the folder to write to; an earlier run's files there are replaced
     limit       stop after that many frames; None goes to the end
     checkpoint  save the stream every that many frames too, so that even a killed run can be resumed
@@ -59,6 +62,8 @@ class RunOptions:
     size: int | tuple[int, int] | str | None = None
     memory: str | None = None
     online: bool = False
+    bits: int | None = None
+    reconnect: int = 0
     fps: float | None = None
     limit: int | None = None
     checkpoint: int = 0
@@ -96,12 +101,12 @@ def run(
     outputs = Outputs(options)
     prompts = Prompts(options.mask, MaskRule(options.mask_void, options.threshold))
     stream = make_stream(options)
-    source = open_source(options.source)
+    source = open_source(options.source, bits=options.bits, reconnect=options.reconnect)
     with ExitStack() as stack:
         stack.callback(outputs.abandon)
         stack.callback(source.close)
         _check_prompted(options, stream)
-        prompts.match(source.names, source.length)
+        prompts.match(source.names, source.length, options.limit)
         if isinstance(stream.proposals, FileSource):
             stream.proposals.match(source.names, source.length, options.limit)
         if stream.needs_mask and prompts.first_frame:
@@ -119,7 +124,7 @@ def run(
             if not outputs.begun:
                 raise
             faults.append(error)
-        return _finish(options, stream, prompts, outputs, stopped, faults)
+        return _finish(options, stream, source, prompts, outputs, stopped, faults)
 
 
 def _check_options(options: RunOptions) -> None:
@@ -162,6 +167,7 @@ def _resume(
 def _finish(
     options: RunOptions,
     stream: Stream,
+    source: FrameSource,
     prompts: Prompts,
     outputs: Outputs,
     stopped: bool,
@@ -176,12 +182,12 @@ def _finish(
             faults.append(error)
 
     if not outputs.begun:  # stopped before the first frame
-        return _summary(options, stream, prompts, outputs, False, faults)
+        return _summary(options, stream, source, prompts, outputs, False, faults)
     attempt(outputs.close)
     complete = not (faults or stopped)
     if not complete and stream.segmenter.frame_count and stream.can_be_saved:
         attempt(lambda: outputs.save(stream.segmenter))
-    summary = _summary(options, stream, prompts, outputs, complete, faults)
+    summary = _summary(options, stream, source, prompts, outputs, complete, faults)
     try:
         summary = outputs.sum_up(summary)
     except VosError as error:
@@ -219,8 +225,7 @@ def _drive(
     total = source.length if options.limit is None else min(options.limit, source.length or 1 << 62)
     done_before = segmenter.frame_count
     answered = max(0, done_before - segmenter.latency)
-    mask = prompts.facts()
-    begin = partial(outputs.begin, options, stream.note, options.fps or source.fps, answered, mask)
+    begin = partial(outputs.begin, options, stream.note, source, answered, prompts.facts())
     waiting: dict[int, SourceFrame] = {}
     seen = 0
 
@@ -235,7 +240,8 @@ def _drive(
         begin()
     for frame in _limited(source, options.limit):
         if not seen:
-            prompts.check(frame.image.shape[:2], segmenter.max_objects, options.limit)
+            size = frame.image.shape[:2]
+            prompts.check(size, frame.sar)
         seen += 1
         if frame.index < answered:
             outputs.replay(frame)
@@ -253,16 +259,15 @@ def _drive(
             outputs.save(segmenter)
     if seen < max(1, done_before):
         raise SourceError(
-            f"{options.source}: holds {seen} frames, wanted at least {max(1, done_before)}"
+            f"{source.description}: holds {seen} frames, wanted at least {max(1, done_before)}"
         )
     begin()
     results, milliseconds = timed(segmenter.flush, stream.device)
     for result in results:
         answer(result, milliseconds / len(results))
-    if options.limit is None:
-        prompts.check_reached(segmenter.frame_count)
-        if isinstance(stream.proposals, FileSource):
-            stream.proposals.check_reached(segmenter.frame_count)
+    prompts.check_reached(segmenter.frame_count)
+    if options.limit is None and isinstance(stream.proposals, FileSource):
+        stream.proposals.check_reached(segmenter.frame_count)
     return False
 
 
@@ -276,19 +281,22 @@ def _limited(source: FrameSource, limit: int | None) -> Iterator[SourceFrame]:
 def _summary(
     options: RunOptions,
     stream: Stream,
+    source: FrameSource,
     prompts: Prompts,
     outputs: Outputs,
     complete: bool,
     faults: list[VosError],
 ) -> dict[str, Any]:
-    geometry, times = stream.segmenter.geometry, outputs.times
+    geometry, times, aspect = stream.segmenter.geometry, outputs.times, outputs.pixel_aspect
     return {
         "vosengine": __version__,
-        "source": options.source,
+        "source": without_password(options.source),
         **stream.facts,
         "mask": prompts.facts(),
         "frame_size": list(geometry.frame) if geometry else None,
         "network_size": list(geometry.network) if geometry else None,
+        "pixel_aspect": None if aspect == 1 else f"{aspect.numerator}:{aspect.denominator}",
+        **source.facts(),
         "objects": list(stream.segmenter.ids),
         "complete": complete,
         "fault": "; ".join(map(str, faults)) or None,
@@ -296,5 +304,6 @@ def _summary(
         "first_frame_ms": times[0] if times else None,
         **summarise(times[1:]),  # the first frame is cold; it stands by itself
         "frames": outputs.names,
+        "times_s": None if None in outputs.shown_s else outputs.shown_s,
         "per_frame_ms": times,
     }

@@ -116,11 +116,22 @@ def _clips(model: str, recipe: Recipe) -> DataOptions:
     )  # fmt: skip
 
 
+def _check(options: TrainOptions) -> None:
+    """What neither the recipe nor the data looks at. Raises ConfigError."""
+    if "parts" in options.changes and options.model != "target_aware":
+        raise ConfigError(f"parts: are of target_aware, {options.model} has none; leave them out")
+    if options.minutes is not None and not options.minutes > 0:  # no number is not above 0
+        raise ConfigError(f"minutes: wanted a number above 0, given {options.minutes}")
+    if not options.save_every >= 0:
+        raise ConfigError(f"save_every: wanted 0 or more seconds, given {options.save_every}")
+
+
 def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
     """The model as it starts, in a folder that holds no other run."""
     if options.config not in CONFIGS:
         raise ConfigError(f"config: wanted lite, small or paper, given {options.config!r}")
     config: ModelConfig = entry(options.model).config()
+    _check(options)
     if options.config != "paper":
         config = {"small": SMALL, "lite": LITE}[options.config][options.model]
     init = options.init

@@ -1,6 +1,6 @@
 """J and F of label images, baselines that need no network, and data sets in DAVIS layout."""
 
-from .assignment import match_objects
+from .assignment import best_ids, match_objects
 from .baselines import FirstMask, Frame, WarpedMask, centred_ellipse
 from .layout import Annotated, find_annotated
 from .measure import (
@@ -11,6 +11,7 @@ from .measure import (
     SequenceScore,
     measure,
     measure_folders,
+    outside_void,
 )
 from .report import comparison, report, write_json
 
@@ -24,12 +25,14 @@ __all__ = [
     "Score",
     "SequenceScore",
     "WarpedMask",
+    "best_ids",
     "centred_ellipse",
     "comparison",
     "find_annotated",
     "match_objects",
     "measure",
     "measure_folders",
+    "outside_void",
     "report",
     "write_json",
 ]

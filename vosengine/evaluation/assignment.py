@@ -20,11 +20,18 @@ def match_objects(
     the whole sequence; predicted objects that are left over become background. The frames that
     count are those of `measure`, which also says what is raised.
     """
-    pairs = _best_pairs(predictions, annotations, name)
-    table = np.zeros(256, np.uint8)
-    for predicted, annotated in pairs.items():
-        table[predicted] = annotated
+    table = best_ids(predictions, annotations, name=name)
     return [table[prediction] for prediction in predictions]
+
+
+def best_ids(
+    predictions: Sequence[Labels], annotations: Sequence[Labels], *, name: str = "sequence"
+) -> Labels:
+    """uint8 [256]: what `match_objects` makes of every predicted id."""
+    table: Labels = np.zeros(256, np.uint8)
+    for predicted, annotated in _best_pairs(predictions, annotations, name).items():
+        table[predicted] = annotated
+    return table
 
 
 def _best_pairs(

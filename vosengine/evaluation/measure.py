@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DependencyError, InputError
-from ..video import read_mask
+from ..video import AS_FOUND, Mask, MaskRule, MaskSequence
 from .layout import annotation_files, list_folders
 
 Labels = NDArray[np.uint8]  # [H, W] object ids, 0 is background
@@ -60,9 +60,10 @@ class SequenceScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of several sequences, by name."""
+    """The scores of several sequences, by name, and which of them have void in their annotation."""
 
     sequences: Mapping[str, SequenceScore]
+    with_void: tuple[str, ...] = ()
 
     @property
     def mean(self) -> Score:
@@ -128,11 +129,23 @@ def measure(
     )
 
 
-def measure_folders(predictions: Path, annotations: Path, *, binary: bool = False) -> Evaluation:
+def outside_void(prediction: Labels, annotation: Mask) -> Labels:
+    """The prediction with background where the annotation says nothing, as it has there itself: so
+    void counts for neither side, in J and in F, as in DAVIS's own program."""
+    if annotation.void is None or prediction.shape != annotation.void.shape:
+        return prediction
+    return np.where(annotation.void, 0, prediction).astype(np.uint8)
+
+
+def measure_folders(
+    predictions: Path, annotations: Path, *, binary: bool = False, rule: MaskRule = AS_FOUND
+) -> Evaluation:
     """J and F of PREDICTIONS/<sequence>/<frame>.png against ANNOTATIONS/<sequence>/<frame>.png.
 
-    Every annotated frame counts, so that it needs a prediction; more predictions do no harm. Masks
-    that hold no ids but 0 and 255, as DAVIS 2016 has them, show object 1. `binary` as in `measure`.
+    Every annotated frame counts, so that it needs a prediction; more predictions do no harm. Where
+    all masks of a sequence hold no ids but 0 and 255, as DAVIS 2016 has them, they show object 1;
+    beside other ids 255 is void in an annotation (see `outside_void`), and no object in a
+    prediction. `rule` says otherwise; `binary` as in `measure`.
 
     Raises  InputError: no sequences; a prediction or its whole folder is missing; not an indexed
             or grey image; or what `measure` refuses.
@@ -159,21 +172,31 @@ def measure_folders(predictions: Path, annotations: Path, *, binary: bool = Fals
             f"{predictions}: lacks {len(lacking)} frames that are annotated, {lacking[0]} the "
             "first of them; wanted a mask for each"
         )
-    return Evaluation(
-        {
-            name: measure(
-                _read_pairs(predictions / name, annotation_files(annotations / name)),
-                binary=binary,
-                name=name,
-            )
-            for name in names
-        }
-    )
+    scores, with_void = {}, []
+    for name in names:
+        read = _ReadPairs(predictions / name, annotation_files(annotations / name), rule)
+        scores[name] = measure(read, binary=binary, name=name)
+        if read.void:
+            with_void.append(name)
+    return Evaluation(scores, tuple(with_void))
 
 
-def _read_pairs(predictions: Path, files: Sequence[Path]) -> Iterator[tuple[Labels, Labels]]:
-    for path in files:
-        yield read_mask(predictions / path.name), read_mask(path)
+class _ReadPairs:
+    """Prediction and annotation of every frame, and afterwards whether there was void."""
+
+    def __init__(self, predictions: Path, files: Sequence[Path], rule: MaskRule) -> None:
+        self.void = False
+        # A prediction has no void: what `rule` says of it is for the annotation alone.
+        shown = replace(rule, void=None) if rule.void else rule
+        self._predictions = MaskSequence([predictions / path.name for path in files], shown)
+        self._annotations = MaskSequence(files, rule)
+
+    def __iter__(self) -> Iterator[tuple[Labels, Labels]]:
+        files = zip(self._predictions.files, self._annotations.files, strict=True)
+        for prediction, annotation in files:
+            mask = self._annotations.read(annotation)
+            self.void = self.void or mask.void is not None
+            yield outside_void(self._predictions.read(prediction).labels, mask), mask.labels
 
 
 def _new_evaluator() -> Any:

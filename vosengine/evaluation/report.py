@@ -16,7 +16,8 @@ from .measure import Evaluation, Score
 
 def report(evaluation: Evaluation) -> dict[str, Any]:
     """`sequences: {name: {J, F, objects: {id: {J, F}}}}, mean: {J, F, JF}, mean_over_objects: {J,
-    F, JF}`, fractions 0..1. `mean` is over sequences; DAVIS-2017's global figure is the other."""
+    F, JF}, with_void: [name]`, fractions 0..1. `mean` is over sequences; DAVIS-2017's global figure
+    is the other."""
     return {
         "sequences": {
             name: {
@@ -31,6 +32,7 @@ def report(evaluation: Evaluation) -> dict[str, Any]:
         },
         "mean": _three(evaluation.mean),
         "mean_over_objects": _three(evaluation.mean_over_objects),
+        "with_void": list(evaluation.with_void),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from ..errors import WeightsError
 from ..files import write_whole
 
-FORMAT = "vosengine-onnx-1"
+FORMAT = "vosengine-onnx-2"
 MANIFEST = "model.json"
 
 Axis: TypeAlias = "int | str"
@@ -87,13 +87,14 @@ class Manifest:
         return max(0, *self.sees)
 
     def write(self, folder: Path) -> None:
-        text = json.dumps(asdict(self), indent=1)
+        fields = asdict(self)
+        text = json.dumps({**fields, "sha256": _digest_of(fields)}, indent=1)
         write_whole(folder / MANIFEST, text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Raises WeightsError: no export there, of another format, or its graphs are not those
-        that it was written with."""
+        """Raises WeightsError: no export there, of another format, damaged, or its graphs are not
+        those that it was written with."""
         path = folder / MANIFEST
         if not path.is_file():
             raise WeightsError(
@@ -101,11 +102,14 @@ class Manifest:
             )
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(f"{path}: is not JSON ({error}); export the model anew") from None
         found = fields.get("format") if isinstance(fields, dict) else None
         if found != FORMAT:
             raise WeightsError(f"{path}: wanted format {FORMAT}, given {found!r}; export anew")
+        # What has the hash was written by `write`: nothing in it has to be looked at twice.
+        if fields.pop("sha256", None) != _digest_of(fields):
+            raise WeightsError(f"{path}: fails its hash: damaged or edited; export the model anew")
         fields["graphs"] = {name: _graph(each) for name, each in fields["graphs"].items()}
         fields["state"] = _ports(fields["state"])
         for name in ("mean", "std", "sees"):
@@ -116,6 +120,12 @@ class Manifest:
         for graph in manifest.graphs.values():
             _check_hash(folder / graph.file, graph.sha256)
         return manifest
+
+
+def _digest_of(fields: dict[str, Any]) -> str:
+    """sha256 of all fields as compact JSON, their names in order."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_of(path: Path) -> str:

@@ -134,8 +134,11 @@ class OnnxSegmenter(StaysHere):
         return results
 
     def reserve(self, object_ids: Iterable[int]) -> None:
-        """Keep these ids (1..255) for prompts that are to come: objects that the model discovers in
-        this stream get others. Raises InputError for what is no id."""
+        """Keep these ids (1..255), and room for them, for prompts to come: objects that the model
+        discovers in this stream get others.
+
+        Raises  InputError for what is no id, and for more of them than max_objects.
+        """
         self._slots.reserve(object_ids)
 
     def remove(self, object_id: int) -> None:

@@ -85,9 +85,17 @@ class FolderSource:
         gap = round(WIDEST_GAP * min(1.0, progress / WIDEST_FROM)) // self._layout.spacing
         chosen = _draw_frames(len(video.frames), self._length, gap, rng)
         frames = np.stack([_read(video.frames[i], ("RGB",)) for i in chosen])
-        masks = np.stack([_read(video.masks[i], MASK_MODES) for i in chosen])
+        masks = _without_void(np.stack([_read(video.masks[i], MASK_MODES) for i in chosen]))
         origin = f"{video.name}, frames {' '.join(video.frames[i].stem for i in chosen)}"
         return Sample(frames, renumber(masks, self._most, rng), origin)
+
+
+def _without_void(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Beside other ids of the clip 255 is void, which is no object; alone it is one."""
+    void = masks == 255
+    if not void.any() or not (~void & (masks > 0)).any():
+        return masks
+    return np.where(void, 0, masks).astype(np.uint8)
 
 
 def _draw_frames(count: int, length: int, gap: int, rng: np.random.Generator) -> list[int]:

@@ -1,6 +1,6 @@
 """Reading frames from anywhere, and writing label images, overlays and videos."""
 
-from .frame_source import FrameSource, SourceFrame
+from .frame_source import FrameSource, SourceFrame, without_password
 from .masks import AS_FOUND, Mask, MaskRule, MaskSequence, mask_files, read_labels, read_mask
 from .palette import DAVIS_PALETTE
 from .sources import open_source
@@ -28,5 +28,6 @@ __all__ = [
     "prepare_output_folder",
     "read_labels",
     "read_mask",
+    "without_password",
     "write_labels",
 ]

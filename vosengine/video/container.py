@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from ..errors import SourceError
 from .clock import Clock
 from .depth import Depth, Raw
-from .frame_source import DEFAULT_FPS, FrameSource, SourceFrame
+from .frame_source import DEFAULT_FPS, FrameSource, SourceFrame, without_password
 
 STREAM_TIMEOUT_S = 10.0
 """How long a network address may take to open, and to deliver each further packet."""
@@ -57,7 +57,7 @@ class Video(FrameSource):
     """
 
     def __init__(self, location: str, *, address: bool, depth: Depth | None = None) -> None:
-        self.description = re.sub(r"//[^/@]*@", "//***@", location)
+        self.description = without_password(location)
         self._read = False
         self._tally = _Tally()
         self._lock = threading.Lock()
@@ -79,7 +79,8 @@ class Video(FrameSource):
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate else DEFAULT_FPS
         self.length = None if self.live else stream.frames or None
-        self.finite = not self.live or self._container.size > 0
+        lists = self._container.format.name in ("hls", "dash")  # their size is that of the list
+        self.finite = not self.live or (self._container.size > 0 and not lists)
         self._base = stream.time_base or Fraction(0)
         self.tick = max(self._base, FINEST_TICK) if self._base else self.tick
         self._clock = Clock(self.tick, self.fps)
@@ -174,7 +175,7 @@ class Video(FrameSource):
                     raise self._broken("the data is cut short or damaged")
                 yield frame
 
-    def _packets(self) -> Iterator[av.Packet | None]:
+    def _packets(self) -> Iterator[av.Packet[Any] | None]:
         """Those of the stream; None before the error of a connection that broke off: what came is
         whole, and the decoder still holds some of it."""
         try:
@@ -279,11 +280,15 @@ def _reason(error: av.error.FFmpegError) -> str:
 
 
 def _array_format(frame: av.VideoFrame) -> str:
-    """What to decode to: 8 bits, unless the container has 16, which may hold data of fewer."""
-    components = frame.format.components
-    if any(component.bits < 16 for component in components) or "yuv" in frame.format.name:
-        return "rgb24"
-    return "rgb48le" if frame.format.is_rgb else "gray16le"
+    """What to decode to: 8 bits, unless pixels are grey or RGB in 16, where the data may have
+    fewer."""
+    name, components = frame.format.name, frame.format.components
+    if min(component.bits for component in components) >= 16:
+        if name.startswith(("gray", "ya")):
+            return "gray16le"
+        if frame.format.is_rgb and not name.startswith("bayer"):
+            return "rgb48le"
+    return "rgb24"
 
 
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> tuple[np.ndarray, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ class SourceFrame:
     image: np.ndarray
     time_s: float | None = None
     sar: Fraction = Fraction(1)
+
+
+def without_password(location: str) -> str:
+    """An address without the user and password in it; anything else as it is."""
+    return re.sub(r"//[^/@]*@", "//***@", location)
 
 
 class FrameSource(ABC):

@@ -32,6 +32,7 @@ _BAD_IMAGE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    MemoryError,  # a damaged length
 )
 _SOFT_VALUES = 3
 """So many values that only edges have are no ids, whatever else is there."""

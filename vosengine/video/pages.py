@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import re
 import struct
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ..errors import SourceError
 from .quiet import quiet_opencv
@@ -25,22 +24,25 @@ OPENCV_BYTES = (1 << 31) - 1
 BROWSERS_MS = 100.0
 """What browsers make of a frame that is to last 0 ms."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SUBFILE, _DESCRIPTION = 254, 270
+_SUBFILE, _DESCRIPTION, _SHORT = 254, 270, 3
+_Value = Sequence[Any]  # of a tag: kind, count, and the value or its offset
 _ASIDE = 0b101  # a page that is a smaller version or a transparency mask of another
 
 
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError, struct.error, cv2.error),
     Image.DecompressionBombError,
+    MemoryError,  # a damaged length
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a TIFF: its number in the file, and where its directory is."""
+    """A page of a TIFF: its number, where its directory is, and where that names the next one."""
 
     number: int
     at: int
+    next_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,39 +123,75 @@ def _read_animation(path: Path, pages: Pages) -> Iterator[tuple[np.ndarray, floa
 # TIFF
 
 
+class _Layout:
+    """Where things are in a TIFF, by its first bytes: in either byte order, with offsets of 32 or
+    64 bits."""
+
+    def __init__(self, header: bytes) -> None:
+        self.order: Literal["little", "big"] = "little" if header[:2] == b"II" else "big"
+        large, sign = 43 in header[2:4], "<" if self.order == "little" else ">"
+        self.first_at = 8 if large else 4
+        self.offset = struct.Struct(sign + ("Q" if large else "I"))
+        self._count = struct.Struct(sign + ("Q" if large else "H"))
+        self._entry = struct.Struct(sign + ("HHQ8s" if large else "HHI4s"))
+
+    def directory(self, file: BinaryIO, at: int) -> tuple[dict[int, _Value], int]:
+        """The directory there, and where the offset of the next one is. Raises struct.error."""
+        file.seek(at)
+        entries = int(self._count.unpack(file.read(self._count.size))[0])
+        table = file.read(min(entries, 1 << 16) * self._entry.size)
+        values: dict[int, _Value] = {tag: v for tag, *v in self._entry.iter_unpack(table)}
+        return values, at + self._count.size + entries * self._entry.size
+
+    def number(self, value: _Value) -> int:
+        kind, _, data = value
+        return int.from_bytes(data[: 2 if kind == _SHORT else 4], self.order)
+
+    def text(self, file: BinaryIO, value: _Value) -> str:
+        _, count, data = value
+        if count > len(data):
+            file.seek(self.offset.unpack(data)[0])
+            data = file.read(min(count, 1 << 16))
+        return data[:count].decode("latin-1")
+
+    def offset_at(self, file: BinaryIO, at: int) -> int:
+        file.seek(at)
+        return int(self.offset.unpack(file.read(self.offset.size))[0])
+
+
 def _tiff_pages(path: Path) -> Pages:
     """A chain that is broken counts as one more page, which cannot be read."""
     found: list[Page] = []
     interval, number = None, 0
-    with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
-        header = file.read(8)
-        if header[2:4] in (b"+\0", b"\0+"):
-            header += file.read(8)
-        directory = ImageFileDirectory_v2(header)
-        at, seen = directory.next, set[int]()
+    with path.open("rb") as file:
+        layout = _Layout(file.read(4))
+        at, seen = layout.offset_at(file, layout.first_at), set[int]()
         while at and at not in seen:
             seen.add(at)
-            file.seek(at)
-            directory = ImageFileDirectory_v2(header)
+            aside = following = next_at = 0
             try:
-                directory.load(file)
-                aside = directory.get(_SUBFILE, 0) & _ASIDE
-                interval = _imagej_interval(directory) if number == 0 else interval
-                following = directory.next
-            except _DAMAGE:
-                aside, following = 0, 0
+                values, next_at = layout.directory(file, at)
+                if _SUBFILE in values:
+                    aside = layout.number(values[_SUBFILE]) & _ASIDE
+                if number == 0 and _DESCRIPTION in values:
+                    interval = _imagej_interval(layout.text(file, values[_DESCRIPTION]))
+                following = layout.offset_at(file, next_at)
+            except struct.error:
+                pass
             if not aside:
-                found.append(Page(number, at))
+                found.append(Page(number, at, next_at))
             at, number = following, number + 1
     return Pages(len(found), tuple(found), interval) if len(found) > 1 else Pages(1)
 
 
-def _imagej_interval(directory: ImageFileDirectory_v2) -> float | None:
-    text = str(directory.get(_DESCRIPTION, ""))
-    if not text.startswith("ImageJ="):
+def _imagej_interval(description: str) -> float | None:
+    if not description.startswith("ImageJ="):
         return None
-    said = dict(re.findall(r"^(finterval|fps)=([\d.eE+-]+)$", text, re.MULTILINE))
-    seconds = float(said["finterval"]) if "finterval" in said else 1 / float(said.get("fps", "inf"))
+    said = dict(
+        re.findall(r"^(finterval|fps)=(\d+\.?\d*(?:[eE][+-]?\d+)?)$", description, re.MULTILINE)
+    )
+    seconds, rate = float(said.get("finterval", 0)), float(said.get("fps", 0))
+    seconds = seconds or (1 / rate if rate else 0)
     return seconds * 1e3 if 0 < seconds < math.inf else None
 
 
@@ -164,13 +202,10 @@ def _read_tiff(path: Path, pages: Pages) -> Iterator[tuple[np.ndarray, float | N
     # OpenCV walks from the first page to the wanted one, which takes 95 ms a page by the 900th. So
     # in memory alone, each page is made the file's first and last.
     memory = np.memmap(path, np.uint8, mode="c")
-    order = "<" if memory[0] == ord("I") else ">"
-    large = 43 in memory[2:4]
-    start, place, counted = (8, f"{order}Q", 8) if large else (4, f"{order}I", 2)
+    layout = _Layout(memory[:4].tobytes())
     for page in pages.pages:
-        struct.pack_into(place, memory, start, page.at)
-        (entries,) = struct.unpack_from(f"{order}{'Q' if large else 'H'}", memory, page.at)
-        struct.pack_into(place, memory, page.at + counted + entries * (20 if large else 12), 0)
+        layout.offset.pack_into(memory.data, layout.first_at, page.at)
+        layout.offset.pack_into(memory.data, page.next_at, 0)
         with quiet_opencv():
             image = cv2.imdecode(memory, ANYTHING)
         if image is None:

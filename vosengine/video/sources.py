@@ -62,13 +62,13 @@ def open_source(
     )
 
 
-def _reading(source: FrameSource, *paths: Path) -> FrameSource:
-    source.reads = paths
-    return source
-
-
 def _refuse_reconnect(reconnect: int, source: str) -> None:
     if reconnect:
         raise ConfigError(
             f"reconnect: {source} is no network address, so nothing can drop; leave --reconnect out"
         )
+
+
+def _reading(source: FrameSource, *paths: Path) -> FrameSource:
+    source.reads = paths
+    return source

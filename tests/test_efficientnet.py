@@ -96,7 +96,13 @@ def test_keys_at_stride_8_join_both_maps() -> None:
     assert network.channels == (24, 40, 152)
     assert joined.r4.shape == (1, 152, 8, 12)
     torch.testing.assert_close(joined.r4[:, :40], normalise_cells(maps.r3))
-    assert joined.r4[:, :40].square().mean(dim=1).allclose(torch.ones(1, 8, 12), atol=1e-2)
+    above = functional.interpolate(
+        normalise_cells(maps.r4), scale_factor=2, mode="bilinear", align_corners=False
+    )
+    torch.testing.assert_close(joined.r4[:, 40:], above * (40 / 112) ** 0.5)
+    flat = EfficientNetLite("efficientnet_lite0", key_stride=8)(torch.ones(1, 3, 256, 256)).r4
+    lengths = [flat[:, part, 16, 16].norm().item() for part in (slice(40), slice(40, None))]
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.02)
 
 
 def test_mask_channels_that_are_zero_change_nothing() -> None:

@@ -23,7 +23,6 @@ STAGES = (
 SCALES = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite2": (1.1, 1.2)}  # width, depth
 STEM = 32  # channels, at every scale
 LEVELS = (1, 2, 4, 6)  # the stages whose maps are strides 4, 8, 16 and 32
-COARSE = 1.5  # weight of stride 16 where it is joined with stride 8
 LEAST = 1e-4  # added to a cell's mean square before it divides
 
 
@@ -107,8 +106,8 @@ class EfficientNetLite(nn.Module):
                   with the image's before the first norm
     layer4        None ends at stride 16; "strided" goes on to stride 32; "dilated" stays at 16, the
                   last stages with dilation 2
-    key_stride    of r4: 16, or 8, where it is [r3, 1.5 r4], every cell of both divided by its root
-                  mean square; not together with layer4
+    key_stride    of r4: 16, or 8, where it is [r3, r4], each scaled to the same length in every
+                  cell, the root of r3's channels; not together with layer4
     channels      of every map in the pyramid: 24, 40, 112 (152 at stride 8) and 320 in lite0
     dtype         of what leaves the stem; None, its own (see runtime/rounding.py)
 
@@ -173,5 +172,7 @@ class EfficientNetLite(nn.Module):
             above = functional.interpolate(
                 normalise_cells(r4), scale_factor=2, mode="bilinear", align_corners=False
             )
-            r4 = torch.cat((normalise_cells(r3), COARSE * above), dim=1)
+            # As wide maps go, stride 16 would count three times as much as stride 8.
+            even = (r3.shape[1] / r4.shape[1]) ** 0.5
+            r4 = torch.cat((normalise_cells(r3), even * above), dim=1)
         return Pyramid(r2, r3, r4, r5[0] if r5 else None)

@@ -308,3 +308,14 @@ def test_what_lies_under_a_prompt_is_not_discovered(folder: Path, clip: Clip) ->
     theirs = both(folder)[1]
     theirs.step(clip.frames[0], np.where(clip.masks[0] > 0, 5, 0).astype(np.uint8))
     assert ours.ids == theirs.ids
+
+
+def test_reserved_ids_are_not_discovered(folder: Path, clip: Clip) -> None:
+    segmenter = OnnxSegmenter(folder)
+    first = segmenter.step(clip.frames[0])
+    segmenter.reset()
+    segmenter.reserve([1, 3])
+    again = segmenter.step(clip.frames[0])
+    assert first is not None and again is not None and len(first.ids) > 0
+    wanted = [i for i in range(1, 99) if i not in (1, 3)]
+    assert again.ids == tuple(wanted[: len(first.ids)])

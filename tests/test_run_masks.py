@@ -254,23 +254,40 @@ def test_a_late_first_mask_by_an_export(export: Export, tmp_path: Path, masks: P
 # Whose ids
 
 
-@pytest.mark.parametrize("engine", ["fast", "onnx"])
 def test_no_discovered_object_has_an_id_that_is_on_disk(
-    engine: str, options: Options, clip: Clip, masks: Path, tmp_path: Path, export: Export
+    options: Options, clip: Clip, masks: Path, tmp_path: Path
 ) -> None:
-    """Frame 5 brings the ids 1 and 2; what is found before has others."""
+    """Frame 5 brings the ids 1 and 2; what is found before has others, and leaves room for them."""
     write_proposals(tmp_path / "p.json", map(proposals_of, clip.masks[:6]))
     write_labels(masks / "shot-5.png", np.where(clip.masks[5] == 1, 2, 0).astype(np.uint8))
     write_labels(masks / "shot-4.png", np.where(clip.masks[4] == 2, 1, 0).astype(np.uint8))
     weights = write_weights(tmp_path / "quick.safetensors")
-    given: dict[str, Any] = {"mask": masks, "proposals": f"file:{tmp_path / 'p.json'}"}
-    if engine == "onnx":
-        folder = export("target_aware", weights, size=(96, 128))
-        given |= {"engine": "onnx", "export": folder}
-        run(RunOptions(str(tmp_path / "images"), "", tmp_path / "o", device="cpu", **given))
-    else:
-        run(options("target_aware", weights=weights, **given))
+    proposals = f"file:{tmp_path / 'p.json'}"
+    run(options("target_aware", weights=weights, mask=masks, proposals=proposals))
     for name, labels in answers(tmp_path / "o").items():
         found = {*np.unique(labels).tolist()} - {0}
         assert not found & {1, 2} or name in ("shot-4", "shot-5")
         assert found or name != "shot-0"
+
+
+def test_more_ids_on_disk_than_there_is_room_for_are_refused_at_once(
+    options: Options, clip: Clip, masks: Path, tmp_path: Path
+) -> None:
+    for index in range(3):
+        write_labels(masks / f"shot-{index}.png", (clip.masks[index] > 0) * np.uint8(index + 1))
+    with pytest.raises(InputError, match=r"3 objects \[1, 2, 3\] are more than max_objects = 2"):
+        run(options(mask=masks, max_objects=2))
+    assert not (tmp_path / "o" / "shot-0.png").exists()
+    run(options(mask=masks, max_objects=2, limit=2))  # what is not reached needs none
+
+
+def test_a_late_mask_of_another_size_is_refused_at_once(
+    options: Options, clip: Clip, masks: Path, tmp_path: Path
+) -> None:
+    write_labels(masks / "shot-0.png", clip.masks[0])
+    run(options(mask=masks, limit=1))
+    before = {path: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    write_labels(masks / "shot-4.png", clip.masks[0][:60])
+    with pytest.raises(InputError, match=r"shot-4.png is 60 x 99, the frames are 65 x 99"):
+        run(options(mask=masks))
+    assert {path: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before

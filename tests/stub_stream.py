@@ -48,6 +48,8 @@ class StubSegmenter:
         size = frame.shape[0], frame.shape[1]
         if self.geometry is not None and self.geometry.frame != size:
             raise InputError(f"frame: the stream is {self.geometry.frame}, given {size}")
+        if mask is not None and len(np.unique(mask)) > 1 + self.max_objects:
+            raise InputError("mask: more objects than there is room for")
         labels = (frame[..., 0] > 127).astype(np.uint8) if mask is None else mask.copy()
         labels[0, 0] = 1 + self.frame_count % 200
         self.geometry = Geometry.fit(size, size=None, multiple=1)

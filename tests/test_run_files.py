@@ -249,7 +249,7 @@ def test_what_can_be_known_is_checked_first(
         (options(frames, out, checkpoint=-1), ConfigError, "checkpoint"),
         (options(frames, out, mask=tmp_path / "small.png"), InputError, "small.png is 5 x 5"),
         (options(frames, out, mask=tmp_path / "zero.png"), InputError, "shows no object"),
-        (options(frames, out, mask=tmp_path / "soft.png"), InputError, "soft.png"),
+        (options(frames, out, mask=tmp_path / "soft.png"), InputError, "more objects than"),
         (options(frames, out, mask=late), InputError, "shot-5.png is 5 x 5"),
         (options(other, out), SourceError, "shot-0.png"),
         (options(long, out), InputError, "too long"),

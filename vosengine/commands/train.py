@@ -128,14 +128,26 @@ def _check(options: TrainOptions) -> None:
         raise ConfigError(f"save_every: wanted 0 or more seconds, given {options.save_every}")
 
 
-def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
-    """The model as it starts, in a folder that holds no other run."""
+def _configuration(options: TrainOptions) -> ModelConfig:
+    """That of the model's paper, or the one that `config` names. Raises ConfigError."""
     if options.config not in CONFIGS:
         raise ConfigError(f"config: wanted lite, small or paper, given {options.config!r}")
-    config: ModelConfig = entry(options.model).config()
+    published: ModelConfig = entry(options.model).config()
+    if options.config == "paper":
+        return published
+    known = {"small": SMALL, "lite": LITE}[options.config]
+    if options.model not in known:
+        raise ConfigError(
+            f"config: {options.config!r} has none for {options.model}, wanted one of "
+            f"{', '.join(known)}; or small or paper"
+        )
+    return known[options.model]
+
+
+def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
+    """The model as it starts, in a folder that holds no other run."""
+    config = _configuration(options)
     _check(options)
-    if options.config != "paper":
-        config = {"small": SMALL, "lite": LITE}[options.config][options.model]
     init = options.init
     if options.config == "lite" and init is None:
         init = backbone_file(config.backbone)

@@ -64,8 +64,9 @@ def test_streamed_is_the_whole_clip_at_once(
     for result, probability in zip(results, wanted, strict=True):
         assert result.ids == (1,)
         background, foreground = result.probabilities
-        # A batch and a single frame are summed in other orders.
-        assert (foreground - probability).abs().max() < 5e-5
+        # A batch and a single frame are summed in other orders: up to 5.05e-5 on a processor with
+        # AVX2 alone. In float64 both agree to 1e-11 (below).
+        assert (foreground - probability).abs().max() < 1e-4
         torch.testing.assert_close(background, 1 - foreground, rtol=0, atol=1e-6)
         assert torch.equal(result.labels, (foreground > background).to(torch.uint8))
     assert torch.stack(wanted).std() > 0.01

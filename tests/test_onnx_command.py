@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typer.testing import CliRunner
 
 from vosengine import cli
 from vosengine.detectors.file import write_proposals
-from vosengine.errors import ConfigError, DeviceError, VosError, WeightsError
+from vosengine.errors import ConfigError, DeviceError, OutputError, VosError, WeightsError
+from vosengine.onnx.export.folder import replaced_export
+from vosengine.onnx.manifest import hash_of
 from vosengine.proposals import Proposals, boxes_of
 from vosengine.video import VideoWriter, read_labels, read_mask, write_labels
 
@@ -125,7 +128,8 @@ def test_export_says_what_it_wrote(tmp_path: Path) -> None:
     out.mkdir()
     (out / "old.onnx").write_bytes(b"")
     (out / "mine.onnx").write_bytes(b"mine")
-    (out / "model.json").write_text('{"graphs": {"old": {"file": "old.onnx"}}}')
+    old = {"file": "old.onnx", "sha256": hashlib.sha256(b"").hexdigest()}
+    (out / "model.json").write_text(json.dumps({"graphs": {"old": old}}))
     ran = run("export", "imcnet", "--out", out, "--size", "64x96", "--opset", "21")
     assert ran.exit_code == 0, ran.output
     said = " ".join(ran.output.split())
@@ -138,6 +142,31 @@ def test_export_says_what_it_wrote(tmp_path: Path) -> None:
         "mine.onnx",
         *(f"{verb}.onnx" for verb in ("prepare", "encode", "segment", "finish")),
     }
+
+
+def test_an_export_replaces_nothing_but_an_export(tmp_path: Path) -> None:
+    """Neither graphs that it does not list or that were changed, nor another model.json; after an
+    error nothing has changed."""
+    one = tmp_path / "one.onnx"
+    with replaced_export(tmp_path, ["one.onnx"], None) as folder:
+        (folder / "one.onnx").write_text("first")
+        known = {"graphs": {"one": {"file": "one.onnx", "sha256": hash_of(folder / "one.onnx")}}}
+        (folder / "model.json").write_text(json.dumps(known))
+    with pytest.raises(ZeroDivisionError), replaced_export(tmp_path, ["one.onnx"], None) as folder:
+        (folder / "one.onnx").write_text("second")
+        raise ZeroDivisionError
+    assert one.read_text() == "first" and len(list(tmp_path.iterdir())) == 2
+    weights = tmp_path / "model.json"
+    with pytest.raises(OutputError, match=r"the weights .*model\.json"):
+        replaced_export(tmp_path, ["two.onnx"], str(weights)).__enter__()
+    one.write_text("mine")
+    with pytest.raises(OutputError, match=r"one\.onnx: is in the way"):
+        replaced_export(tmp_path, ["one.onnx"], None).__enter__()
+    for text in ("[]", "{", '{"graphs": {"a": {"file": "../a", "sha256": ""}}}'):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(OutputError, match=r"holds a model\.json of something else"):
+            replaced_export(tmp_path, ["two.onnx"], None).__enter__()
+    assert one.read_text() == "mine"
 
 
 def test_export_of_what_cannot_be(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_bad_proposals_leave_the_stream_as_it_was(dynamic: Path) -> None:
 
 def test_a_model_that_takes_no_proposals_says_so() -> None:
     policy: Any = SimpleNamespace(manifest=SimpleNamespace(model="munet"))
-    with pytest.raises(ConfigError, match="proposals: munet takes none"):
+    with pytest.raises(ConfigError, match="proposals: an export of munet takes none"):
         Policy.ask(policy, lambda *_: None)
 
 

@@ -59,7 +59,7 @@ def test_the_proposals_are_read_as_printed(tmp_path: Path) -> None:
     assert torch.equal(first.boxes, boxes_of(first.masks))
     assert torch.equal(first.masks, second.masks)
     assert (first.scores.item(), second.scores.item()) == (pytest.approx(0.93), 1)
-    source.check_names(["00000", "00001"])
+    source.match(["00000", "00001"], 2)
 
 
 def test_the_python_runs_as_printed(folder: Path) -> None:

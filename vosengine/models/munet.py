@@ -98,16 +98,17 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         options: Any = {"norm": config.norm, "key_stride": config.key_stride}
         shared = config.memory_encoder == "shared"
         self.query_encoder = make_encoder(*backbone, **options)
-        pyramid = self.query_encoder.channels
-        self.reduce = nn.Conv2d(pyramid[2], pyramid[2] // 4, 1)
-        self.temperature = nn.Parameter(torch.tensor(config.temperature))
-        self.motion = MotionAttention(pyramid[2], config.fusion)
-        self.query_head = KeyValue(pyramid[2], *channels, size=1 if shared else 3)
         if shared:
             self.observes = ("semantic",)
             self.mask_encoder = MaskEncoder(channels[1], 1, channels[1], config.key_stride)
         else:
             self.reference_encoder = make_encoder(*backbone, mask_channels=1, **options)
+        pyramid = self.query_encoder.channels
+        self.reduce = nn.Conv2d(pyramid[2], pyramid[2] // 4, 1)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.motion = MotionAttention(pyramid[2], config.fusion)
+        self.query_head = KeyValue(pyramid[2], *channels, size=1 if shared else 3)
+        if not shared:
             self.reference_head = KeyValue(pyramid[2], *channels)
         joined = 2 * config.value_channels + config.read_masks
         self.decoder = Decoder(

@@ -52,13 +52,14 @@ class STM(Method[STMFeatures, MatchingState]):
         options: Any = {"norm": config.norm, "key_stride": config.key_stride}
         shared = config.memory_encoder == "shared"
         self.query_encoder = make_encoder(*backbone, **options)
-        pyramid = self.query_encoder.channels
-        self.query_head = KeyValue(pyramid[2], *channels, size=1 if shared else 3)
         if shared:
             self.observes = "key", "value"
             self.mask_encoder = MaskEncoder(channels[1], 2, channels[1], config.key_stride)
         else:
             self.memory_encoder = make_encoder(*backbone, mask_channels=2, **options)
+        pyramid = self.query_encoder.channels
+        self.query_head = KeyValue(pyramid[2], *channels, size=1 if shared else 3)
+        if not shared:
             self.memory_head = KeyValue(pyramid[2], *channels)
         joined = 2 * config.value_channels + config.read_masks
         self.decoder = Decoder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -288,10 +289,12 @@ def killed(wanted: RunOptions, at: int) -> None:
         if progress.done == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    gc.collect()  # an encoder of this process would be waited for for ever where it is freed there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # no thread of ours is running
         child = os.fork()
     if not child:
+        gc.disable()
         try:
             run(wanted, report=kill)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from quick_streams import SIZE, assert_sound, begin, play, rectangle
 from torch import nn
 from torch.nn import functional
 
+from vosengine import Segmenter
+from vosengine.config import LITE
 from vosengine.config.small import SMALL
 from vosengine.models.backbone import ResNet
 from vosengine.registry import build, list_models
@@ -156,3 +159,18 @@ def test_a_stream_in_half_precision_is_sound_and_goes_on_from_a_file(
     for mine, theirs in zip(one, other, strict=True):
         assert_sound(mine)
         assert torch.equal(mine.labels, theirs.labels)
+
+
+@pytest.mark.parametrize("model", ["stm", "munet", "giel"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_memory_that_shares_features_holds_in_half_precision(model: str, precision: str) -> None:
+    """Its stem sees the picture too, so it stays in float32, as an encoder's does."""
+    narrow = {"key_channels": 16, "value_channels": 16, "decoder_channels": 16, "size": None}
+    config = replace(LITE[model], **narrow)  # type: ignore[arg-type]
+    segmenter = Segmenter(model, config=config, device="cpu", precision=precision)
+    memory = segmenter.method.mask_encoder
+    assert memory.conv1.weight.dtype == memory.mask_conv.weight.dtype == torch.float32
+    assert memory.join.weight.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    frames = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3), np.uint8)
+    for result in play(segmenter, frames, {0: rectangle(4, 6, 20, 24)}):
+        assert_sound(result)

@@ -31,7 +31,7 @@ from vosengine.training.export import export
 from vosengine.training.initialise import start_gently
 from vosengine.training.losses import cross_entropy, hardest, soft_aggregation, soft_iou
 from vosengine.training.objectives import FollowingLosses, for_clips, objective_for
-from vosengine.training.objectives.following import from_first, spoil
+from vosengine.training.objectives.following import MOST_WORN, from_first, spoil, worn
 from vosengine.training.recipe import Recipe
 from vosengine.training.samples import Batch, Sample, collate
 from vosengine.training.synthetic import ClipConfig, make_clip
@@ -235,7 +235,8 @@ def test_exported_weights_load(tmp_path: Path) -> None:
     assert card.trained
     assert method.config.memory.policy == "every-5"  # the engine's, not that of short clips
     for name, parameter in method.named_parameters():
-        assert torch.equal(parameter, trainer.averaged[name].half().float()), name
+        wanted = trainer.averaged[name]
+        assert torch.equal(parameter, wanted.half().float() if wanted.ndim > 1 else wanted), name
 
 
 def test_soft_aggregation_is_that_of_the_engine() -> None:
@@ -277,6 +278,28 @@ def test_objects_of_the_first_frame_are_followed() -> None:
         for seed in range(20)
     }
     assert kept == {(0, 1, 0), (0, 0, 1)}
+
+
+def test_a_worn_mask_has_another_outline_and_the_rest_keeps_its_proportions() -> None:
+    masks = torch.zeros(3, 40, 60)
+    masks[1, 10:20, 10:24], masks[2, 10:30, 36:46] = 0.9, 0.96
+    masks[0] = 1 - masks.sum(dim=0)
+    changes = []
+    for seed in range(40):
+        found = worn(masks, torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(found.sum(dim=0), torch.ones(40, 60))
+        assert found.min() >= 0
+        areas = [
+            (each > 0.5).sum() - (before > 0.5).sum()
+            for each, before in zip(found, masks, strict=True)
+        ]
+        (slot,) = (1 + i for i, change in enumerate(areas[1:]) if change)
+        changes.append(int(areas[slot]))
+        height, width = ((10, 14), (20, 10))[slot - 1]
+        most = 2 * MOST_WORN  # grown by so much and moved by as much again, on either side
+        assert (height - most) * (width - most) <= height * width + changes[-1]
+        assert height * width + changes[-1] <= (height + most) * (width + most)
+    assert min(changes) < 0 < max(changes)
 
 
 def test_spoilt_masks_are_masks() -> None:

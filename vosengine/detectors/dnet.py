@@ -17,7 +17,7 @@ from ..frames import Array, check_frame, crop, prepare
 from ..models.target_aware import TargetAware
 from ..proposals import Proposals, boxes_of, resize_masks
 from ..registry import config_to_json
-from ..runtime import in_layout, prepare_network
+from ..runtime import Precision, in_layout, prepare_network
 from ..types import Geometry
 from ..weights import load
 
@@ -63,6 +63,7 @@ class DNetSource:
         self._after: torch.Tensor | None = None  # what it gives to the frame after it
 
     @own_settings()
+    @Precision("fp32").applied()
     def __call__(self, frame: Array, frame_index: int) -> Proposals:
         """Proposals for a frame [H, W, 3] RGB, uint8 or float32 in 0..1; by falling heat, none that
         overlap, with embeddings of target_aware's ReID network. Raises InputError."""

@@ -23,6 +23,7 @@ class MaskEncoder(nn.Module):
     planes          mask planes M: the object, and what else the method shows
     value_channels  of what is stored
     stride          of the keys: 8 or 16
+    dtype           of what leaves the stem; None, its own (see runtime/rounding.py)
     """
 
     def __init__(self, channels: int, planes: int, value_channels: int, stride: int) -> None:
@@ -36,6 +37,7 @@ class MaskEncoder(nn.Module):
         self.join = conv3(channels + widths[-1] + planes, value_channels)
         self.block1 = ResBlock(value_channels, value_channels)
         self.block2 = ResBlock(value_channels, value_channels)
+        self.dtype: torch.dtype | None = None
 
     def forward(
         self, value: torch.Tensor, frame: torch.Tensor, planes: torch.Tensor
@@ -43,9 +45,12 @@ class MaskEncoder(nn.Module):
         """value [1 or O, C, h, w], frame [1 or O, 3, H, W], planes [O, M, H, W] in 0..1 ->
         [O, Cv, h, w]; what is given once is shared by all objects."""
         cells = (value.shape[2], value.shape[3])
-        x = functional.relu(self.conv1(frame) + self.mask_conv(planes))
+        stem = self.conv1.weight.dtype
+        x = functional.relu(self.conv1(frame.to(stem)) + self.mask_conv(planes.to(stem)))
+        if self.dtype is not None:
+            x = x.to(self.dtype)
         for layer in self.stem:
             x = convolve(x, layer, relu=True)  # type: ignore[arg-type]
-        covered = functional.adaptive_avg_pool2d(planes, cells)
+        covered = functional.adaptive_avg_pool2d(planes, cells).to(x.dtype)
         shared = value.expand(planes.shape[0], -1, -1, -1)
         return self.block2(self.block1(self.join(torch.cat((shared, x, covered), dim=1))))

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ..models.backbone import ResNet
 from ..models.efficientnet import EfficientNetLite
+from ..models.mask_encoder import MaskEncoder
 
 RUN = 16  # input channels over which the error of a rounding is handed on
 
@@ -16,7 +17,7 @@ def round_network(network: nn.Module, device: torch.device, dtype: torch.dtype) 
     """Bring a network to half precision, in place, all but
 
     - the modules that it names in `in_float32`
-    - the stems of its ResNets: a picture has more bits than bfloat16's eight, and all else is
+    - the stems of its encoders: a picture has more bits than bfloat16's eight, and all else is
       computed from it
     - what its group norms multiply and add, which a rounding would move for whole channels; not
       on a GPU, where torch wants it in the dtype of the map
@@ -27,7 +28,7 @@ def round_network(network: nn.Module, device: torch.device, dtype: torch.dtype) 
     for name in getattr(network, "in_float32", ()):
         wide |= set(network.get_submodule(name).modules())
     for module in network.modules():
-        if isinstance(module, (ResNet, EfficientNetLite)):
+        if isinstance(module, (ResNet, EfficientNetLite, MaskEncoder)):
             wide |= {module.conv1, module.mask_conv}
             module.dtype = dtype
         elif isinstance(module, nn.GroupNorm) and device.type == "cpu":

@@ -12,7 +12,8 @@ from .checkpoint import load_checkpoint
 
 
 def export(checkpoint: Path, path: Path, description: str) -> None:
-    """Write the averaged weights of a checkpoint as safetensors, in half precision.
+    """Write the averaged weights of a checkpoint as safetensors, in half precision; what norms
+    multiply and add, and biases, which take no room, in single.
 
     Raises  WeightsError for what is no checkpoint; OutputError where nothing can be written.
     """
@@ -21,7 +22,8 @@ def export(checkpoint: Path, path: Path, description: str) -> None:
     config = config_from_json(model, content["identity"]["config"])
     with torch.device("meta"):  # only its names are wanted
         names = state_of(build(model, config)).keys()
-    tensors = {name: content["averaged"][name].to(torch.float16) for name in names}
+    averaged = {name: content["averaged"][name] for name in names}
+    tensors = {n: x.to(torch.float16 if x.ndim > 1 else torch.float32) for n, x in averaged.items()}
     save(
         path,
         model,

@@ -16,14 +16,17 @@ from ...models.method import Method
 from ...types import Geometry, Masks, Scores
 from ..clip_memory import ClipMemory
 from ..forking import blank, fork
-from ..losses import binary, cross_entropy, hardest, soft_aggregation, soft_iou
+from ..losses import LEAST, binary, cross_entropy, hardest, soft_aggregation, soft_iou
 from ..samples import Batch
 from .objective import Objective, normalised, one_hot
 from .proposals import draw_proposals
 
 # A clip has a twentieth of a stream's positions. Read as sharply as a stream, it would teach less.
 SOFTER = 0.5
-WHOLLY_LOST, LEAKS = 0.15, 0.3  # of spoilt masks: those of which nothing, or too much, is left
+# Of spoilt masks: those whose outline has drifted; of the others those that are lost, or leak.
+WORN, WHOLLY_LOST, LEAKS = 0.6, 0.15, 0.3
+MOST_WORN = 4  # pixels by which an outline drifts
+GROWN = 0.65  # of those whose outline drifts; the others shrink
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,37 @@ def from_first(
 
 
 def spoil(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """[1 + O, H, W] of which one object is no longer what it was: its outline has drifted, or it
+    has lost a part, or all of it, or has leaked into the background around it."""
+    if _chance(WORN, generator):
+        return worn(probabilities, generator)
+    return cut(probabilities, generator)
+
+
+def worn(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """[1 + O, H, W] in which one object has grown or shrunk by up to MOST_WORN pixels, not by the
+    same on all sides, as masks do that are carried from frame to frame."""
+    draw = torch.rand(5, generator=generator).tolist()
+    slot = 1 + int(draw[0] * (len(probabilities) - 1))
+    own = probabilities[slot]
+    if not (own > 0.5).any():
+        return probabilities
+    reach = 1 + int(draw[1] * MOST_WORN)
+    sign = 1 if draw[2] < GROWN else -1
+    moved = sign * functional.max_pool2d(sign * own[None], 2 * reach + 1, 1, reach)
+    moved = functional.pad(moved, (reach,) * 4, mode="replicate")[0]
+    top, left = (reach + round((2 * each - 1) * reach) for each in draw[3:])
+    moved = moved[top : top + own.shape[0], left : left + own.shape[1]]
+    # The others keep their proportions; where there are none, the background has the rest.
+    others = probabilities.clone()
+    others[slot] = 0
+    others[0] += LEAST
+    others *= (1 - moved) / others.sum(dim=0)
+    others[slot] = moved
+    return others
+
+
+def cut(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """[1 + O, H, W] in which one object has lost a part, or all of it, or has leaked into the
     background around it: a rectangle about one of its pixels."""
     height, width = probabilities.shape[1:]

@@ -21,15 +21,15 @@ from ..synthetic.scene import Scene
 from .cutouts import ENLARGED, Figure, cut_out, draw_outline
 from .library import PhotoLibrary, Pixels
 
-SIZE = (0.012, 0.35)  # area of an object over that of the frame, about even on a log scale
-KINDS = {"objects": 0.5, "regions": 0.2, "outlines": 0.3}  # where objects come from
+SIZE = (0.025, 0.35)  # area of an object over that of the frame, about even on a log scale
+KINDS = {"objects": 0.6, "regions": 0.05, "outlines": 0.35}  # where objects come from
 COUNTS = (0.4, 0.35, 0.25)  # chances of 1, 2 and 3 objects
 LOOK_ALIKES = 0.25  # chance that an object comes twice
 _SMALLEST = 0.005  # of the frame: a cut-out that even enlarged is less is drawn again
 _TRIES = 4
 _CALMER = 8  # times that a camera may be calmed
 ANCHORED = 0.6  # chance that what the border of its photo cuts is cut by the frame's
-CAMOUFLAGE = 0.15  # chance that an outline is filled with the background's photo
+CAMOUFLAGE = 0.05  # chance that an outline is filled with the background's photo
 
 Box = tuple[NDArray[np.float64], NDArray[np.float64]]  # lowest and highest x, y
 

@@ -16,7 +16,8 @@ from .casting import difficulty_at, draw_photo_scene, keep_seen
 from .library import PhotoLibrary, open_photos
 
 _TRIES = 8
-_CALM = 0.3  # difficulty of the hardest clips at the start of the training
+# Difficulty of the hardest clips, at the start of the training and at its end.
+_CALM, _LIVELY = 0.1, 0.3
 
 
 class PasteSource:
@@ -42,7 +43,7 @@ class PasteSource:
         check_request(index, progress)
         rng = generator(Stream.PHOTOS, self._seed, index)
         for _ in range(_TRIES):
-            difficulty = difficulty_at(rng.uniform(0, _CALM + (1 - _CALM) * progress))
+            difficulty = difficulty_at(rng.uniform(0, _CALM + (_LIVELY - _CALM) * progress))
             step = int(rng.integers(1, difficulty.steps + 1))
             times = [step * number for number in range(self._frames)]
             scene = draw_photo_scene(

@@ -21,7 +21,7 @@ from vosengine.onnx.export.verb import Plan, Verb
 from vosengine.onnx.support import SupportPolicy
 from vosengine.registry import build
 from vosengine.training.synthetic import Clip
-from vosengine.weights import load, save
+from vosengine.weights import load, save, state_of
 
 SIZE = 80, 112
 MOST = 1e-3  # of the labels may differ
@@ -34,7 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert isinstance(method.config, GIELConfig)
     config = replace(method.config, size=None, support=3, stored_frames=6)
     path = tmp_path_factory.mktemp("giel") / "small.safetensors"
-    save(path, "giel", config, method.state_dict(), trained=True, description="-", licence="MIT")
+    save(path, "giel", config, state_of(method), trained=True, description="-", licence="MIT")
     return path
 
 

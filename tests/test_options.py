@@ -341,6 +341,27 @@ def test_demo_draws_what_it_is_asked_for(given: Path, tmp_path: Path) -> None:
     assert clips[0] != clips[1]
 
 
+def test_demo_segments_a_clip_of_the_users(given: Path, tmp_path: Path) -> None:
+    clip, out = given / "JPEGImages/480p/a", tmp_path / "out"
+    words = ("demo", "--clip", clip, "--out", out)
+    ran = call(*words, "--model", "stm", "--mask", given / "first.png")
+    assert ran.exit_code == 0, (ran.output, ran.exception)
+    assert "mean J" not in ran.output  # of this clip nobody knows it
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["complete"], summary["frame_count"]) == (True, LENGTH)
+    assert not (out / "input").exists()
+    for more, message in (
+        ((), "mask: stm follows what a mask shows; name one with --mask"),
+        (("--seed", 3), "seed: is of a drawn clip, and --clip names one; leave it out"),
+        (("--frames", 3), "frames: is of a drawn clip, and --clip names one; leave it out"),
+        (("--size", "48x64"), "size: is of a drawn clip, and --clip names one; leave it out"),
+    ):
+        assert str(refused(*words, "--model", "stm", *more)) == message
+    message = "mask: is of a clip of yours; name that with --clip, or leave it out"
+    given_alone = ("demo", "--out", tmp_path / "o", "--mask", given / "first.png")
+    assert str(refused(*given_alone)) == message
+
+
 @pytest.mark.parametrize("void", ["--mask-void", "--no-mask-void"])
 def test_run_takes_void_either_way(void: str, given: Path, tmp_path: Path) -> None:
     words = ["--model", "stm", "--weights", given / "stm.safetensors", "--device", "cpu"]

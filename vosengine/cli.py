@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__, cli_bench, cli_onnx, cli_training
-from .errors import VosError
+from .errors import ConfigError, VosError
 from .terminal import (
     INTERRUPTED,
     Device,
@@ -179,18 +179,32 @@ def _split_sources(sources: list[str], engine: str) -> tuple[Path | None, str]:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the clip, masks and overlay.")],
     model: Annotated[str, typer.Option(help="Which model.")] = "giel",
-    frames: Annotated[int, typer.Option(min=2, help="Length of the clip.")] = 24,
-    size: Annotated[str, typer.Option(help="Frame size as HEIGHTxWIDTH.")] = "240x432",
-    seed: Annotated[int, typer.Option(min=0, help="Of the clip; another seed, another clip.")] = 3,
+    clip: Annotated[
+        str | None, typer.Option(help="A clip of yours instead of a drawn one; a source as in run.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="With --clip: masks as in run, of its first frame at least.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=2, help="Of the drawn clip; 24.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of its frames, HEIGHTxWIDTH; 240x432.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Another seed, another drawn clip; 3.")
+    ] = None,
 ) -> None:
-    """Draw a short clip with moving objects, then segment it."""
-    height, width = parse_size(size)
-    from .commands.demo import Demo, make_demo_clip, score_demo
+    """Draw a short clip with moving objects, then segment it; or segment a clip of yours."""
+    from .commands.demo import Demo, make_demo_clip, own_clip, score_demo
 
-    clip = Demo(out, model, frames, height, width, seed)
-    _run(make_demo_clip(clip))
-    of = "the objects" if clip.prompted else "the foreground"
-    console.print(f"mean J of {of}: {score_demo(clip):.3f}", highlight=False)
+    if clip is not None:
+        drawn = {"frames": frames, "size": size, "seed": seed}
+        _run(own_clip(out, model, clip, mask, [n for n, x in drawn.items() if x is not None]))
+        return
+    if mask is not None:
+        raise ConfigError("mask: is of a clip of yours; name that with --clip, or leave it out")
+    height, width = parse_size("240x432" if size is None else size)
+    made = Demo(out, model, frames or 24, height, width, 3 if seed is None else seed)
+    _run(make_demo_clip(made))
+    of = "the objects" if made.prompted else "the foreground"
+    console.print(f"mean J of {of}: {score_demo(made):.3f}", highlight=False)
 
 
 def _run(options: RunOptions) -> None:

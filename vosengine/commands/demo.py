@@ -1,12 +1,14 @@
-"""`vosengine demo`: a clip that the project draws itself, segmented like any other video."""
+"""`vosengine demo`: a clip that the project draws itself, or one of the user's, segmented."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..files import Ledger
 from ..registry import entry
 from ..training.synthetic import ClipConfig, iterate_clip
@@ -56,6 +58,22 @@ def make_demo_clip(demo: Demo) -> RunOptions:
     ledger.add((CLIP, FIRST_MASK))
     prompt = given / FIRST_MASK if demo.prompted else None
     return RunOptions(source=str(given / CLIP), model=demo.model, out=demo.folder, mask=prompt)
+
+
+def own_clip(
+    out: Path, model: str, clip: str, mask: Path | None, drawn: Sequence[str]
+) -> RunOptions:
+    """How to segment a clip of the user's into `out`.
+
+    drawn  names of options that were given and say how a clip is drawn
+
+    Raises  ConfigError for any of those, and where the model needs a mask and there is none.
+    """
+    if drawn:
+        raise ConfigError(f"{drawn[0]}: is of a drawn clip, and --clip names one; leave it out")
+    if mask is None and entry(model).build.needs_mask:
+        raise ConfigError(f"mask: {model} follows what a mask shows; name one with --mask")
+    return RunOptions(source=clip, model=model, out=out, mask=mask)
 
 
 def score_demo(demo: Demo) -> float:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .checks import LITE_MEAN, LITE_STD
-from .matching import MUNetConfig, STMConfig
+from .matching import MemoryConfig, MUNetConfig, STMConfig
 from .multi_object import GIELConfig
 from .small import SMALL, ModelConfig
 
@@ -15,50 +15,28 @@ BACKBONE: dict[str, Any] = {
     "mean": LITE_MEAN,
     "std": LITE_STD,
 }
+# Of those that match: the closest 30 positions are read, so that a small object does not thin out
+# as the memory grows.
+MATCHING: dict[str, Any] = {
+    **BACKBONE,
+    "key_channels": 64,
+    "value_channels": 96,
+    "decoder_channels": 64,
+    "fine_channels": 32,
+    "memory_encoder": "shared",
+    "key_stride": 8,
+    "similarity": "cosine",
+    "sharpness": 24.0,
+    "top_k": 30,
+    "read_masks": True,
+    "size": 384,
+}
+FRAMES = MemoryConfig(max_frames=6)  # more of them gain nothing and cost time
 
 LITE: dict[str, ModelConfig] = {
-    "stm": STMConfig(
-        **BACKBONE,
-        key_channels=64,
-        value_channels=96,
-        decoder_channels=64,
-        fine_channels=32,
-        memory_encoder="shared",
-        key_stride=8,
-        similarity="cosine",
-        sharpness=24.0,
-        read_masks=True,
-        size=256,
-    ),
-    "munet": MUNetConfig(
-        **BACKBONE,
-        key_channels=64,
-        value_channels=96,
-        decoder_channels=64,
-        fine_channels=32,
-        memory_encoder="shared",
-        key_stride=8,
-        similarity="cosine",
-        sharpness=24.0,
-        read_masks=True,
-        size=256,
-        radius=6,
-    ),
-    "giel": GIELConfig(
-        **BACKBONE,
-        key_channels=64,
-        value_channels=96,
-        label_channels=32,
-        norm="group",
-        decoder_channels=64,
-        fine_channels=32,
-        memory_encoder="shared",
-        key_stride=8,
-        similarity="cosine",
-        sharpness=24.0,
-        read_masks=True,
-        size=256,
-    ),
+    "stm": STMConfig(**MATCHING, memory=FRAMES),
+    "munet": MUNetConfig(**MATCHING, memory=FRAMES, radius=6),
+    "giel": GIELConfig(**MATCHING, label_channels=32, norm="group"),
     "dmn_aoa": replace(SMALL["dmn_aoa"], **BACKBONE),
     "imcnet": replace(SMALL["imcnet"], **BACKBONE),
 }

@@ -309,8 +309,11 @@ def cut(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 def for_clips(config: ModelConfig, frames: int) -> ModelConfig:
     """The configuration with which clips of so many frames are trained. No parameter differs; but
-    every frame is remembered, there is no room for more, and scores are softer."""
+    every frame is remembered, there is no room for more, all of it is read, and l2 and dot scores
+    are softer."""
     changes: dict[str, Any] = {}
+    if isinstance(config, STMConfig | MUNetConfig | GIELConfig):
+        changes["top_k"] = None
     if isinstance(config, MatchingConfig):
         memory = replace(config.memory, policy="all", max_frames=max(2, frames))
         changes["memory"] = memory

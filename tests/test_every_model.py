@@ -26,7 +26,7 @@ from vosengine.errors import InputError
 from vosengine.frames import prepare
 from vosengine.proposals import Proposals, boxes_of, to_network
 from vosengine.segmenter import Segmenter
-from vosengine.training.synthetic import Clip
+from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 from vosengine.types import Geometry, Result
 
 # Streaming
@@ -191,11 +191,13 @@ def test_objects_come_are_corrected_and_go(prompted_model: str, small: Clip) -> 
 
 
 def test_when_one_goes_the_others_do_not_care_which_slot_it_had(
-    prompted_model: str, small: Clip
+    prompted_model: str,
 ) -> None:
     """One of three goes: from slot 0, so that the last one moves there, or from slot 2, so that
-    none does. In float64, see above: 2e-14 was seen; and layer by layer, for in the other layout of
-    the maps two objects of GIEL's tie within the last bit."""
+    none does. In float64, see above: 2e-14 was seen; and with another clip, for in the usual one
+    two objects of GIEL's tie within the last bit, on some processors and in some layouts."""
+    config = ClipConfig(frames=6, height=SIZE[0], width=SIZE[1], objects=(2, 2))
+    small = make_clip(config, seed=4)
     mask = np.maximum(small.masks[0], rectangle(36, 44, 9, 16, 3))
     assert object_ids(mask) == {1, 2, 3}
     answers = []

@@ -350,16 +350,13 @@ def test_demo_segments_a_clip_of_the_users(given: Path, tmp_path: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["complete"], summary["frame_count"]) == (True, LENGTH)
     assert not (out / "input").exists()
-    for more, message in (
-        ((), "mask: stm follows what a mask shows; name one with --mask"),
-        (("--seed", 3), "seed: is of a drawn clip, and --clip names one; leave it out"),
-        (("--frames", 3), "frames: is of a drawn clip, and --clip names one; leave it out"),
-        (("--size", "48x64"), "size: is of a drawn clip, and --clip names one; leave it out"),
-    ):
-        assert str(refused(*words, "--model", "stm", *more)) == message
-    message = "mask: is of a clip of yours; name that with --clip, or leave it out"
-    given_alone = ("demo", "--out", tmp_path / "o", "--mask", given / "first.png")
-    assert str(refused(*given_alone)) == message
+    error = refused(*words, "--model", "stm")
+    assert str(error) == "mask: stm follows what a mask shows; name one with --mask"
+    for name, value in {"seed": 3, "frames": 3, "size": "48x64"}.items():
+        error = refused(*words, f"--{name}", value)
+        assert str(error) == f"{name}: is of a drawn clip, and --clip names one; leave it out"
+    error = refused("demo", "--out", tmp_path / "o", "--mask", given / "first.png")
+    assert str(error) == "mask: is of a clip of yours; name that with --clip, or leave it out"
 
 
 @pytest.mark.parametrize("void", ["--mask-void", "--no-mask-void"])

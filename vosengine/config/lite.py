@@ -31,7 +31,7 @@ MATCHING: dict[str, Any] = {
     "read_masks": True,
     "size": 384,
 }
-FRAMES = MemoryConfig(max_frames=6)  # more of them gain nothing and cost time
+FRAMES = MemoryConfig(max_frames=6)  # a step's time grows with them
 
 LITE: dict[str, ModelConfig] = {
     "stm": STMConfig(**MATCHING, memory=FRAMES),

@@ -74,7 +74,7 @@ def recipe_for(model: str, config: str) -> Recipe:
             warm_up=50,
             ema=0.997,
             backbone_rate=0.0,
-            losses=replace(FROM_SCRATCH, mean=1.0, share=0.3, spoilt=0.4),
+            losses=replace(FROM_SCRATCH, mean=1.0),
         )
     if config == "small":
         finds = model in ("imcnet", "target_aware")

@@ -1,11 +1,12 @@
 """What a step costs by weights and by the size at which the network sees a frame.
 
-    python bench/sizes.py giel=demo,stm=demo,stm=old.safetensors [--sizes own,256,384,480]
-        [--rounds 10] [--device auto] [--folder bench/results]
+    python bench/sizes.py giel=old.safetensors,giel=demo,giel=demo@256 [--rounds 10]
+        [--device auto] [--folder bench/results]
 
 Streams of a drawn clip of 480x854 with three objects, all of them side by side, a step of each in
-turn, after as many steps as fill the memories: noise meets all alike. `own` is the size that the
-weights name. Writes <date>-sizes-<device>.json.
+turn, after as many steps as fill the memories: noise meets all alike. Without @ the size is the
+weights' own. A ratio is the median over rounds of that to the model's first. Writes
+<date>-sizes-<device>.json.
 """
 
 from __future__ import annotations
@@ -30,34 +31,39 @@ WARM_UP = 30  # steps: six frames of memory, one in five
 
 def stream(model: str, weights: str, size: str, device: str, clip: Clip) -> Segmenter:
     """A stream that has seen the clip's first frame with its masks."""
-    options: dict[str, Any] = {} if size == "own" else {"size": int(size)}
+    options: dict[str, Any] = {"size": int(size)} if size else {}
     segmenter = Segmenter(model, weights=weights, device=device, **options)
     segmenter.step(clip.frames[0], clip.masks[0])
     return segmenter
 
 
-def measure(named: list[str], sizes: list[str], rounds: int, device: str) -> list[dict[str, Any]]:
-    """A row for each set of weights at each size."""
+def measure(named: list[str], rounds: int, device: str) -> list[dict[str, Any]]:
+    """A row for each "model=weights" or "model=weights@size"."""
     height, width = SIZE
     config = ClipConfig(frames=8, height=height, width=width, objects=(OBJECTS, OBJECTS))
     clip = make_clip(config, seed=3)
-    cases = [(*each.partition("=")[::2], size) for each in named for size in sizes]
+    cases = []
+    for each in named:
+        model, _, rest = each.partition("=")
+        weights, _, size = rest.partition("@")
+        cases.append((model, weights, size))
     streams = [stream(*case, device, clip) for case in cases]
     times: list[list[float]] = [[] for _ in cases]
     for index in range(WARM_UP + rounds):
-        frame = np.ascontiguousarray(clip.frames[1 + index % (len(clip.frames) - 1)])
+        frame = clip.frames[1 + index % (len(clip.frames) - 1)]
         for segmenter, taken in zip(streams, times, strict=True):
             milliseconds = timed(lambda s=segmenter, f=frame: s.step(f), segmenter.device)[1]
             if index >= WARM_UP:
                 taken.append(milliseconds)
+    first = {model: taken for (model, *_), taken in reversed([*zip(cases, times, strict=True)])}
     return [
         {
             "model": model,
             "weights": Path(weights).name,
-            "size": size,
+            "size": size or "own",
             "precision": segmenter.precision.name,
             "step": summarise(taken),
-            "to_first": round(float(np.median(np.divide(taken, times[0]))), 3),
+            "to_first": round(float(np.median(np.divide(taken, first[model]))), 3),
         }
         for (model, weights, size), segmenter, taken in zip(cases, streams, times, strict=True)
     ]
@@ -65,13 +71,12 @@ def measure(named: list[str], sizes: list[str], rounds: int, device: str) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A step by weights and size.")
-    parser.add_argument("weights", help="model=tag or model=file, with commas")
-    parser.add_argument("--sizes", default="own")
+    parser.add_argument("weights", help="model=tag or model=file, @size behind it; with commas")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args()
-    rows = measure(given.weights.split(","), given.sizes.split(","), given.rounds, given.device)
+    rows = measure(given.weights.split(","), given.rounds, given.device)
     table = Table("model", "weights", "size", "p50 ms", "p95 ms", "to the first")
     for row in rows:
         step = row["step"]

@@ -150,6 +150,10 @@ def test_a_reference_moves_where_its_key_is_and_takes_its_masks_along() -> None:
     planes = shuffled(masks[:, None], 4)[:, 0]
     references.write(key[:, order], refinement_module.Base(*mixed), planes)
     moved = references.move(key[0], 100.0)
+    # Of the closest cell alone that holds however softly all of them are weighed.
+    closest = references.move(key[0], 0.01, top_k=1)
+    torch.testing.assert_close(closest.features, moved.features, rtol=0, atol=2e-3)
+    torch.testing.assert_close(closest.previous, moved.previous, rtol=0, atol=2e-3)
     for level in range(3):
         torch.testing.assert_close(moved.features[level][0], base[level][0], rtol=0, atol=1e-3)
         torch.testing.assert_close(moved.features[level][1], base[level][0], rtol=0, atol=1e-3)

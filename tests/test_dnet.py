@@ -173,8 +173,12 @@ def test_the_first_frame_passes_as_if_alpha_were_one() -> None:
     assert_same(net(features, guidance), first)
 
 
-def test_guidance_depends_on_frame_and_saliency() -> None:
-    net = build()
+@pytest.mark.parametrize("guide", ["own", "shared"])
+def test_guidance_depends_on_frame_and_saliency(guide: str) -> None:
+    net = build(tiny(guide=guide))
+    if guide == "shared":
+        assert not any(name.startswith("guide_backbone") for name in net.state_dict())
+        nn.init.normal_(net.guide_mask.weight)
     frame, saliency = draw(1, 3, 64, 96, seed=4), torch.zeros(1, 1, 16, 24)
     saliency[:, :, 4:12, 4:12] = 1
     guidance = net.guide(frame, saliency)

@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn import functional
 
 from vosengine.config import LITE
+from vosengine.models.backbone import Pyramid
 from vosengine.models.efficientnet import (
     EfficientNetLite,
     MBConv,
+    Neck,
     normalise_cells,
     pad_same,
     scaled_stages,
@@ -153,3 +155,17 @@ def test_every_configuration_fits_16_mb(model: str) -> None:
     with torch.device("meta"):
         network = build(model, LITE[model], 0)
     assert 2 * sum(p.numel() for p in network.parameters()) < 16e6
+
+
+def test_a_neck_reads_directions_not_sizes() -> None:
+    """Cells of any size and sign become maps without a negative part, the deepest too."""
+    network = EfficientNetLite("efficientnet_lite0", layer4="strided")
+    neck = Neck(network.channels, (8, 8, 16, 16))
+    maps = network(torch.randn(2, 3, 64, 96))
+    found = neck(maps)
+    assert [tuple(x.shape[1:]) for x in found] == [
+        (8, 16, 24), (8, 8, 12), (16, 4, 6), (16, 2, 3),
+    ]  # fmt: skip
+    assert all((x >= 0).all() and (x > 0).any() for x in found)
+    larger = neck(Pyramid(*(100 * x for x in maps if x is not None)))
+    torch.testing.assert_close(larger, found, rtol=1e-3, atol=1e-3)

@@ -9,6 +9,7 @@ from .checks import LITE_MEAN, LITE_STD
 from .matching import MemoryConfig, MUNetConfig, STMConfig
 from .multi_object import GIELConfig
 from .small import SMALL, ModelConfig
+from .unsupervised import TargetAwareConfig
 
 BACKBONE: dict[str, Any] = {
     "backbone": "efficientnet_lite0",
@@ -37,6 +38,40 @@ LITE: dict[str, ModelConfig] = {
     "stm": STMConfig(**MATCHING, memory=FRAMES),
     "munet": MUNetConfig(**MATCHING, memory=FRAMES, radius=6),
     "giel": GIELConfig(**MATCHING, label_channels=32, norm="group"),
-    "dmn_aoa": replace(SMALL["dmn_aoa"], **BACKBONE),
-    "imcnet": replace(SMALL["imcnet"], **BACKBONE),
+    "dmn_aoa": replace(
+        SMALL["dmn_aoa"],
+        **BACKBONE,
+        base_channels=(32, 64, 96),
+        projected_channels=96,
+        refine_channels=64,
+        top_k=8,
+        size=480,
+    ),
+    "target_aware": TargetAwareConfig(
+        **BACKBONE,
+        aspp_channels=64,
+        aspp_rates=(3, 6, 9),
+        saliency_channels=64,
+        instance_channels=64,
+        saliency_skips=(32, 24),
+        instance_skips=(32, 24),
+        smallest_proposal=200,
+        guide="shared",
+        tracker_backbone="efficientnet_lite0",
+        tracker_stride=16,
+        tracker_size=352,
+        normalised=True,
+        target_channels=48,
+        first_iterations=(5, 10, 10, 10),
+        augmentations=2,
+        samples=20,
+        refiner_channels=48,
+        reid_backbone="efficientnet_lite0",
+        reid_stride=16,
+        reid_channels=64,
+        reid_crop=96,
+        norm="group",
+        size=320,
+    ),
+    "imcnet": replace(SMALL["imcnet"], **BACKBONE, neck=(24, 40, 64, 128), channels=48),
 }

@@ -139,6 +139,7 @@ class DMNAOAConfig:
     refine_channels    width of RefineNet at strides 8 and 4 [C: STM: 256]; 128 is a third of the
                        work
 
+    top_k              closest cells of a reference that every cell reads; None: all [O: XMem]
     read_masks         RefineNet's logits are added to those of the references' masks as they were
                        moved onto the frame, at stride 4, the mean of first and previous [O]
     norm               of the backbone: "batch", or "group" for training from scratch [O]
@@ -165,6 +166,7 @@ class DMNAOAConfig:
     matching_rate: float = 0.1
     assignment: str = "final"
     refine_channels: int = 256
+    top_k: int | None = None
     read_masks: bool = False
     norm: str = "batch"
     size: tuple[int, int] | int | None = None
@@ -191,6 +193,7 @@ class DMNAOAConfig:
         )
         check(0 < self.proposal_overlap <= 1, "proposal_overlap", "0..1", self.proposal_overlap)
         check(0 <= self.overlap_weight <= 1, "overlap_weight", "0..1", self.overlap_weight)
+        check(self.top_k is None or self.top_k >= 1, "top_k", "1 or more, or None", self.top_k)
         check(0 < self.sharpness < float("inf"), "sharpness", "a number above 0", self.sharpness)
         check(0 < self.matching_rate < 10, "matching_rate", "0..10", self.matching_rate)
 

@@ -22,6 +22,8 @@ class IMCNetConfig:
 
     backbone       ResNet with layer4, stride 32 [P section III-A: ResNet-101]
     width          of its stem; 64 is the published network
+    neck           channels of the four maps after a 1x1 convolution, for a backbone whose own maps
+                   are not as a ResNet's; None: the backbone's own [O]
     channels       of keys and decoder [C: 64]
     neighbours     frames looked at on each side, "N" [P table II: 1]
     step           frames between them, "delta t" [P table II: 4]
@@ -35,6 +37,7 @@ class IMCNetConfig:
 
     backbone: str = "resnet101"
     width: int = 64
+    neck: tuple[int, int, int, int] | None = None
     channels: int = 64
     neighbours: int = 1
     step: int = 4
@@ -54,6 +57,8 @@ class IMCNetConfig:
         wanted = f"a divisor of channels = {self.channels}"
         check(divides, "offset_groups", wanted, self.offset_groups)
         check_choice(self, fusion=("tsc", "conv3"))
+        fits = self.neck is None or (len(self.neck) == 4 and min(self.neck) >= 1)
+        check(fits, "neck", "four numbers of 1 or more, or None", self.neck)
 
     @property
     def sees(self) -> tuple[int, ...]:
@@ -86,10 +91,16 @@ class TargetAwareConfig:
     smallest_proposal    pixels at the network's size; smaller ones are dropped [O]
     guidance             the mask that guides the next frame: "saliency", D-Net's own, or "tracks",
                          the union of all of them [O]
+    guide                what sees the frame before with that mask: "own", a backbone of its own
+                         whose stem takes the mask too [P section 3.1]; "shared", D-Net's, the mask
+                         added at stride 16 through a 3x3 convolution [O]
 
     T-Net: one appearance model per object
     tracker_backbone, tracker_width  ResNet [P section 4.1: ResNet-101]
+    tracker_stride       of its deepest map: 32, or 16, without layer4 [O]
     tracker_size         side of the square that the frame is stretched to [P: 473]
+    normalised           every cell of its maps is brought to a root mean square of 1, for a
+                         backbone whose maps are not as a ResNet's [O]
     target_channels      between the model's two layers [P: 96]
     ridge                lambda of the 1x1 and of the 3x3 layer [C: FRTM]
     first_iterations     CG iterations per Gauss-Newton step on the first frame [C: FRTM]
@@ -105,6 +116,7 @@ class TargetAwareConfig:
 
     Verification and birth
     reid_backbone, reid_width, reid_channels  of the embedding [O: ResNet-50; C: 128, PReMVOS]
+    reid_stride          of the map that is averaged, as tracker_stride [O]
     reid_crop, reid_context, reid_smallest_box  crop in pixels, context around the box, least side
                          of a box [C: PReMVOS, UnOVOST]
     match_overlap        a proposal must overlap the tracked mask more than this [P equation 10]
@@ -132,10 +144,13 @@ class TargetAwareConfig:
     centre_limit: int = 20
     smallest_proposal: int = 400
     guidance: str = "saliency"
+    guide: str = "own"
 
     tracker_backbone: str = "resnet101"
     tracker_width: int = 64
+    tracker_stride: int = 32
     tracker_size: int = 473
+    normalised: bool = False
     target_channels: int = 96
     ridge: tuple[float, float] = (1e-4, 1e-2)
     first_iterations: tuple[int, ...] = (5, 10, 10, 10, 10)
@@ -152,6 +167,7 @@ class TargetAwareConfig:
     reid_backbone: str = "resnet50"
     reid_width: int = 64
     reid_channels: int = 128
+    reid_stride: int = 32
     reid_crop: int = 128
     reid_context: float = 1.2
     reid_smallest_box: int = 30
@@ -176,6 +192,7 @@ class TargetAwareConfig:
             squeeze=("pair", "literal"),
             heads=("separable", "dense"),
             guidance=("saliency", "tracks"),
+            guide=("own", "shared"),
             refiner=("frtm", "none"),
         )
         for field_ in fields(self):
@@ -188,6 +205,8 @@ class TargetAwareConfig:
                 check(fits, field_.name, "numbers of 1 or more", given)
         for name in ("saliency_threshold", "target_influence", "match_overlap", "birth_overlap"):
             check(0 <= getattr(self, name) < 1, name, "0..1", getattr(self, name))
+        for name in ("tracker_stride", "reid_stride"):
+            check(getattr(self, name) in (32, 16), name, "32 or 16", getattr(self, name))
         check(0 < self.learning_rate < 1, "learning_rate", "0..1", self.learning_rate)
         check(min(self.ridge) > 0 and len(self.ridge) == 2, "ridge", "two above 0", self.ridge)
         check(self.centre_window % 2 == 1, "centre_window", "an odd number", self.centre_window)

@@ -71,6 +71,10 @@ class BaseFeatures(nn.Module):
         single = config.region_levels == "res4"
         self.regions = bottleneck(stages[2], config.value_channels, groups) if single else None
 
+    @property
+    def reductions(self) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+        return self.reduce2, self.reduce3, self.reduce4
+
     def forward(self, frames: torch.Tensor) -> tuple[Base, tuple[torch.Tensor, ...]]:
         """[B, 3, H, W] -> the base features, and the maps that regions are pooled from."""
         pyramid = self.backbone(frames)
@@ -273,7 +277,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
     def segment(self, seen: Sequence[DMNAOAFeatures], state: ObjectState) -> Scores:
         (now,) = seen
         matching = self.match(self.templates(now, state), now.candidates[0], state)
-        moved = state.references.move(now.key[0], self.config.sharpness)
+        moved = state.references.move(now.key[0], self.config.sharpness, self.config.top_k)
         logits = self.refine(now.base, moved, matching.coarse)
         if self.config.read_masks:
             logits = carried(logits, (moved.first[0] + moved.previous[0])[:, 0] / 2)

@@ -16,8 +16,8 @@ from ..errors import InputError
 from ..kernels import group_centres
 from ..proposals import Proposals, boxes_of
 from .backbone import make_norm
-from .blocks import upsample
-from .encoder import make_encoder
+from .blocks import conv3, upsample
+from .encoder import Encoder, make_encoder
 
 Padding = tuple[int, int, int, int]
 
@@ -167,8 +167,12 @@ class DNet(nn.Module):
         channels, norm = config.aspp_channels, config.norm
         resnet = config.backbone, config.width
         self.backbone = make_encoder(*resnet, layer4="dilated", norm=norm)
-        self.guide_backbone = make_encoder(*resnet, 1, layer4="dilated", norm=norm)
         pyramid = self.backbone.channels
+        self.guide_backbone: Encoder | None = None
+        if config.guide == "own":
+            self.guide_backbone = make_encoder(*resnet, 1, layer4="dilated", norm=norm)
+        else:
+            self.guide_mask = conv3(1, pyramid[3], bias=False)
         aspp = pyramid[3], channels, config.aspp_rates, norm
         self.saliency_aspp, self.instance_aspp, self.guide_aspp = (ASPP(*aspp) for _ in range(3))
         self.saliency_guidance = Guidance(channels, config.squeeze_reduction)
@@ -203,7 +207,17 @@ class DNet(nn.Module):
         mask = functional.interpolate(
             saliency.to(frame.dtype), frame.shape[2:], mode="bilinear", align_corners=False
         )
-        return self.guide_aspp(self.guide_backbone(frame, mask).r5)
+        return self.guide_aspp(self.see(frame, mask))
+
+    def see(self, frame: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[B, C, H / 16, W / 16]: what the guidance is made of, of a frame [B, 3, H, W] with a mask
+        [B, 1, H, W]."""
+        if self.guide_backbone is not None:
+            found: torch.Tensor = self.guide_backbone(frame, mask).r5
+            return found
+        seen = self.backbone(frame).r5
+        shown = functional.avg_pool2d(mask, frame.shape[2] // seen.shape[2])
+        return seen + self.guide_mask(shown.to(seen.dtype))
 
     def forward(self, features: DNetFeatures, guidance: torch.Tensor | None) -> DNetMaps:
         """Maps of a frame. guidance: what `guide` made of the frame before; None in the first one,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -176,3 +178,24 @@ class EfficientNetLite(nn.Module):
             even = (r3.shape[1] / r4.shape[1]) ** 0.5
             r4 = torch.cat((normalise_cells(r3), even * above), dim=1)
         return Pyramid(r2, r3, r4, r5[0] if r5 else None)
+
+
+class Neck(nn.Module):
+    """Pretrained maps as a decoder that expects a ResNet's reads them: every cell brought to a root
+    mean square of 1, a 1x1 convolution, ReLU. An EfficientNet-Lite's own maps have either sign and
+    a size of about 8 at stride 4 and 2 at stride 32.
+
+    pyramid   channels of the maps
+    channels  after the convolutions, as many
+    """
+
+    def __init__(self, pyramid: Sequence[int], channels: Sequence[int]) -> None:
+        super().__init__()
+        pairs = zip(pyramid, channels, strict=True)
+        self.convs = nn.ModuleList(nn.Conv2d(own, wanted, 1) for own, wanted in pairs)
+
+    def forward(self, maps: Pyramid) -> tuple[torch.Tensor, ...]:
+        """[B, C, h, w] of every level, the finest first, alike."""
+        found = [x for x in maps if x is not None]
+        pairs = zip(self.convs, found, strict=True)
+        return tuple(functional.relu(conv(normalise_cells(x))) for conv, x in pairs)

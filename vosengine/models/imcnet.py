@@ -16,6 +16,7 @@ from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
 from .blocks import ResBlock, conv3, to_positions, wide
+from .efficientnet import Neck
 from .encoder import make_encoder
 from .method import Method, State
 
@@ -221,9 +222,11 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         self.backbone = make_encoder(
             config.backbone, config.width, layer4="strided", norm=config.norm
         )
-        self.key = conv3(self.backbone.channels[3], channels)
+        pyramid = config.neck or self.backbone.channels
+        self.neck = None if config.neck is None else Neck(self.backbone.channels, config.neck)
+        self.key = conv3(pyramid[3], channels)
         self.affinity = Affinity(frames, channels)
-        self.propagation = Propagation(self.backbone.channels, channels)
+        self.propagation = Propagation(pyramid, channels)
         self.alignments = nn.ModuleList(
             Alignment(channels, config.offset_groups) for _ in range(config.alignments)
         )
@@ -232,13 +235,14 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         self.predict = nn.Conv2d(channels, 1, 1)
         initialise(self)
         # Products of features would explode: random affinities of about 1, gated features of about
-        # the size of the others, offsets of about a cell, scores that do not saturate.
+        # the size of the others, offsets of about a cell, scores that do not saturate. What leaves
+        # a neck is of size 1 and stays so.
         offsets = [cast(Alignment, alignment).offset for alignment in self.alignments]
         with torch.no_grad():
             for conv, scale in (
                 (self.affinity.left, 0.02),
                 (self.affinity.right, 0.02),
-                (self.propagation.conv, 0.001),
+                (self.propagation.conv, 0.001 if self.neck is None else 1.0),
                 (self.predict, 0.005),
                 *((offset, 0.01) for offset in offsets),
             ):
@@ -250,7 +254,8 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
     ) -> IMCNetFeatures:
-        r2, r3, r4, r5 = self.backbone(frames)
+        pyramid = self.backbone(frames)
+        r2, r3, r4, r5 = pyramid if self.neck is None else self.neck(pyramid)
         return IMCNetFeatures(r2, r3, r4, r5, self.key(r5))
 
     def segment(self, seen: Sequence[IMCNetFeatures], state: ForegroundState) -> Scores:

@@ -120,12 +120,16 @@ class References:
         self.first = first
         self.rows[: len(first)] = torch.tensor(first, dtype=torch.int64)
 
-    def move(self, query: torch.Tensor, sharpness: float) -> Moved:
+    def move(self, query: torch.Tensor, sharpness: float, top_k: int | None = None) -> Moved:
         """Every reference aligned to the frame whose key is `query` [P, Ca], as AOA aligns
-        proposals (equations 2 and 3): cell by cell at stride 16, finer levels in blocks [O]."""
+        proposals (equations 2 and 3): cell by cell at stride 16, finer levels in blocks [O].
+
+        top_k  of each reference's cells only the closest are read; None: all
+        """
         rows, count = self.row_count, len(self.first)
         end = self.width + MASK_COLUMNS * count
-        moved = read_memory(query, self.keys[:rows], self.values[:rows, :, :end], scale=sharpness)
+        keys, values = self.keys[:rows], self.values[:rows, :, :end]
+        moved = read_memory(query, keys, values, scale=sharpness, top_k=top_k)
         widths = [c * s * s for c, s in zip(self.channels, BLOCKS, strict=True)]
         *levels, columns = torch.split(moved, [*widths, MASK_COLUMNS * count], dim=2)
         features = (from_blocks(x, s, self.cells) for x, s in zip(levels, BLOCKS, strict=True))

@@ -22,9 +22,12 @@ class ReID(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = make_encoder(
-            config.reid_backbone, config.reid_width, layer4="strided", norm=config.norm
+            config.reid_backbone,
+            config.reid_width,
+            layer4="strided" if config.reid_stride == 32 else None,
+            norm=config.norm,
         )
-        self.project = nn.Linear(self.backbone.channels[3], config.reid_channels)
+        self.project = nn.Linear(self.backbone.channels[-1], config.reid_channels)
 
     def forward(self, frame: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """Embeddings [N, C] float32 of length 1.
@@ -44,7 +47,9 @@ class ReID(nn.Module):
 
     def embed(self, crops: torch.Tensor) -> torch.Tensor:
         """`crop`'s squares -> embeddings [N, C] float32 of length 1."""
-        pooled = self.backbone(crops).r5.mean(dim=(2, 3))
+        pyramid = self.backbone(crops)
+        deepest = pyramid.r4 if pyramid.r5 is None else pyramid.r5
+        pooled = deepest.mean(dim=(2, 3))
         return functional.normalize(self.project(pooled).float(), dim=1)
 
 

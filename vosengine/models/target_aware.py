@@ -16,8 +16,9 @@ from ..proposals import Proposals, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores, Size
 from .appearance import Tracks
 from .augment import augment
-from .backbone import initialise
+from .backbone import Pyramid, initialise
 from .dnet import DNet, DNetFeatures, Padding
+from .efficientnet import normalise_cells
 from .encoder import make_encoder
 from .method import Method, State
 from .refiner import make_refiner
@@ -135,7 +136,10 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self.dnet = DNet(config)
         self.reid = ReID(config)
         self.backbone = make_encoder(
-            config.tracker_backbone, config.tracker_width, layer4="strided", norm=config.norm
+            config.tracker_backbone,
+            config.tracker_width,
+            layer4="strided" if config.tracker_stride == 32 else None,
+            norm=config.norm,
         )
         self.refiner = make_refiner(config, self.backbone.channels)
         initialise(self)
@@ -154,7 +158,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     ) -> TargetAwareFeatures:
         for each in proposals or ():
             self._check_embeddings(each.embeddings)
-        pyramid = self.backbone(self._stretched(frames))
+        pyramid = self.see(self._stretched(frames))
         reduced = tuple(self.refiner.reduce(pyramid))
         discovery = self.dnet.encode(frames) if proposals is None else None
         return TargetAwareFeatures(frames, pyramid.r4, reduced, discovery, proposals)
@@ -317,7 +321,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
             generator = torch.Generator("cpu").manual_seed(seed_of(state.frame_count, slot))
             square = self._stretched(now.frame)
             frames, moved = augment(square, target > 0.5, config.augmentations, generator)
-            features = torch.cat((features, self.backbone(frames).r4))
+            features = torch.cat((features, self.see(frames).r4))
             labels = torch.cat((labels, moved.float()))
         state.tracks.begin(slot, features, labels)
         state.born.append(state.frame_count)
@@ -334,6 +338,14 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
             saliency = masks.evidence.saliency
         state.guidance.copy_(self.dnet.guide(now.frame, saliency))
         state.guided = True
+
+    def see(self, squares: torch.Tensor) -> Pyramid:
+        """T-Net's maps of frames that were stretched."""
+        pyramid: Pyramid = self.backbone(squares)
+        if self.config.normalised:
+            maps = (x if x is None else normalise_cells(x) for x in pyramid)
+            pyramid = Pyramid(*maps)  # type: ignore[arg-type]
+        return pyramid
 
     def _stretched(self, frames: torch.Tensor) -> torch.Tensor:
         """What T-Net sees: the network's whole input, stretched to a square."""

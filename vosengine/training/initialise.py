@@ -12,14 +12,18 @@ from ..errors import WeightsError
 from ..foreign import read_state_dict
 from ..models.backbone import ResNet
 from ..models.blocks import KeyValue, ResBlock
+from ..models.dmn_aoa import DMNAOA
 from ..models.efficientnet import EfficientNetLite
 from ..models.giel import GIEL
+from ..models.imcnet import Fusion, IMCNet, Level
 from ..models.method import Method
 from ..models.munet import MotionAttention
+from ..models.refinement import NormedResBlock
 
 ENCODERS = (ResNet, EfficientNetLite)
 CLOSED = -3.0  # logit with which attention begins: its feature is 1.05 times what it was
 FIRST_ANSWERS = 0.02  # of the usual size are the weights that make the first logits
+ALIKE_AT_FIRST = 0.1  # of the usual size are the products by which frames are weighed
 
 # Parts of one model that begin as those of another: ours, theirs.
 ALIKE = (
@@ -50,6 +54,10 @@ def start_gently(method: Method[Any, Any]) -> None:
             parameter.mul_(FIRST_ANSWERS)
     if getattr(method.config, "similarity", None) == "cosine":
         _keep_features(method)
+    if isinstance(method, DMNAOA) and isinstance(method.base.backbone, EfficientNetLite):
+        _keep_base(method)
+    if isinstance(method, IMCNet) and method.neck is not None:
+        _calm_gates(method)
     parts = dict(method.named_children())
     for own, twin in TWINS:
         if own in parts and twin in parts:
@@ -70,6 +78,28 @@ def _keep_features(method: Method[Any, Any]) -> None:
         elif isinstance(module, MotionAttention) and module.attention is not None:
             module.attention.weight.zero_()
             module.attention.bias.fill_(CLOSED)  # type: ignore[union-attr]
+
+
+def _calm_gates(method: IMCNet) -> None:
+    """Over pretrained features: blocks begin as the identity, gates half open, and frames weigh
+    nearly alike."""
+    for module in method.modules():
+        if isinstance(module, ResBlock):
+            module.conv2.weight.zero_()
+        elif isinstance(module, Level):
+            module.predict[1].weight.mul_(FIRST_ANSWERS)
+        elif isinstance(module, Fusion):
+            module.centre.weight.mul_(ALIKE_AT_FIRST)
+
+
+def _keep_base(method: DMNAOA) -> None:
+    """Over pretrained features: what references are aligned by begins as a rotation of them, and
+    the refinement's blocks as the identity."""
+    for conv in (*(each[0] for each in method.base.reductions), method.refine.align):
+        torch.nn.init.orthogonal_(conv.weight)
+    for module in method.refine.modules():
+        if isinstance(module, NormedResBlock):
+            torch.nn.init.zeros_(module.norm2.weight)
 
 
 def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:

@@ -190,7 +190,7 @@ class Guide(nn.Module):
         mask = saliency.to(frame.dtype)
         if self.coarser > 1:
             mask = upsample(mask, self.coarser)
-        found: torch.Tensor = dnet.guide_aspp(dnet.guide_backbone(frame, mask).r5)
+        found: torch.Tensor = dnet.guide_aspp(dnet.see(frame, mask))
         return found
 
 

@@ -64,7 +64,7 @@ class Encode(nn.Module):
         self.method = method
 
     def forward(self, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pyramid = self.method.backbone(self.method._stretched(prepared))
+        pyramid = self.method.see(self.method._stretched(prepared))
         return (pyramid.r4, *self.method.refiner.reduce(pyramid))
 
 
@@ -162,7 +162,7 @@ class Begin(nn.Module):
         maps, labels = appearance, target[None]
         if more:
             frames, moved = self._augmented(target, *more)
-            maps = torch.cat((maps, self.method.backbone(frames).r4))
+            maps = torch.cat((maps, self.method.see(frames).r4))
             labels = torch.cat((labels, moved.float()))
         grid = to_grid(labels, config.target_influence, self.cells)
         maps = maps.float()

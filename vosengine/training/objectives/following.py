@@ -312,11 +312,11 @@ def for_clips(config: ModelConfig, frames: int) -> ModelConfig:
     every frame is remembered, there is no room for more, all of it is read, and l2 and dot scores
     are softer."""
     changes: dict[str, Any] = {}
+    if isinstance(config, MatchingConfig | GIELConfig):
+        changes["top_k"] = None
     if isinstance(config, MatchingConfig):
         memory = replace(config.memory, policy="all", max_frames=max(2, frames))
         changes["memory"] = memory
-    if isinstance(config, STMConfig | MUNetConfig | GIELConfig):
-        changes["top_k"] = None
-        if config.similarity != "cosine":
-            changes["sharpness"] = SOFTER * config.sharpness
+    if isinstance(config, STMConfig | MUNetConfig | GIELConfig) and config.similarity != "cosine":
+        changes["sharpness"] = SOFTER * config.sharpness
     return replace(config, **changes)

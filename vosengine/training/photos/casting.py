@@ -82,9 +82,10 @@ def draw_photo_scene(
 ) -> Scene:  # fmt: skip
     """A scene that is seen at `times`, in frames of size `frame` (height, width).
 
-    labelled  whether all that moves by itself is an object
+    labelled  whether all that moves by itself is an object; the background then is a photo in which
+              no mask shows one
     """
-    photo = library.image(library.draw(rng))
+    photo = library.image(library.draw_bare(rng) if labelled else library.draw(rng))
     camera = draw_camera(rng, frame, difficulty.camera)
     camera, seen = _within(photo, camera, frame, times)
     sheet, to_backdrop = _draw_backdrop(rng, photo, seen)

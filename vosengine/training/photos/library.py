@@ -112,6 +112,9 @@ class PhotoLibrary:
             self._labels[number] = (labels.shape, zlib.compress(labels.tobytes(), 1))
         self.rarity = _rarity(np.stack(thumbs))  # [n] the chance of each, 0..1
         self._chances = np.cumsum(self.rarity)
+        shows = {cutout.number for cutout in objects}
+        bare = [self.rarity[n] * (n not in shows) for n in range(len(self.photos))]
+        self._bare = np.cumsum(bare)
         self.objects = Cutouts(objects, self.rarity)
         self.regions = Cutouts(regions, self.rarity)
 
@@ -127,6 +130,10 @@ class PhotoLibrary:
     def draw(self, rng: np.random.Generator) -> int:
         """The number of some photo."""
         return _drawn(rng, self._chances)
+
+    def draw_bare(self, rng: np.random.Generator) -> int:
+        """The number of some photo without objects in its mask, where there is one."""
+        return _drawn(rng, self._bare if self._bare[-1] > 0 else self._chances)
 
     def image(self, number: int) -> Pixels:
         """[h, w, 3] RGB of photo `number`; not to be written to."""

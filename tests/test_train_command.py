@@ -116,7 +116,6 @@ def test_minutes_stop_a_run(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"config": "large"}, "config: wanted lite, small or paper, given 'large'"),
-        ({"model": "target_aware", "config": "lite"}, "'lite' has none for target_aware"),
         ({"data": "imagenet"}, "'imagenet' is no source"),
         ({"model": "sam"}, "wanted one of stm"),
         ({"changes": {"size": (60, 96)}}, "size: wanted two multiples of 16"),

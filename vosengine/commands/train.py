@@ -135,13 +135,7 @@ def _configuration(options: TrainOptions) -> ModelConfig:
     published: ModelConfig = entry(options.model).config()
     if options.config == "paper":
         return published
-    known = {"small": SMALL, "lite": LITE}[options.config]
-    if options.model not in known:
-        raise ConfigError(
-            f"config: {options.config!r} has none for {options.model}, wanted one of "
-            f"{', '.join(known)}; or small or paper"
-        )
-    return known[options.model]
+    return {"small": SMALL, "lite": LITE}[options.config][options.model]
 
 
 def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:

@@ -130,7 +130,7 @@ def test_a_backbone_is_trained_at_its_share_of_the_rate(tmp_path: Path) -> None:
         FollowingObjective(method, recipe.losses), recipe, tmp_path, {}, torch.device("cpu")
     )
     before = method.query_encoder.conv1.weight.detach().clone()
-    trainer._advance(clips(1))
+    trainer.advance(clips(1))
     rates = {group["share"]: group["lr"] for group in trainer.optimiser.param_groups}
     assert rates[0.1] == pytest.approx(0.1 * rates[1.0])
     change = (method.query_encoder.conv1.weight - before).abs().max()

@@ -15,6 +15,7 @@ from ..config import LITE, SMALL, ModelConfig
 from ..device import choose_device
 from ..errors import ConfigError, InputError, OutputError
 from ..files import Given, check_output_folder, keep_apart, write_whole
+from ..models.method import Method
 from ..registry import build, config_to_json, entry
 from ..training.export import export
 from ..training.feed import Feed, loader
@@ -149,10 +150,7 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
     device = choose_device(options.device)
     _check_outputs(options, init)
     folder = prepare_output_folder(options.out)
-    method = build(options.model, for_clips(config, recipe.frames), recipe.seed)
-    start_gently(method)
-    if init is not None:
-        initialise_from(method, init)
+    method = starting_network(options.model, config, recipe, init)
     identity = {
         "model": options.model,
         "config": config_to_json(config),
@@ -162,6 +160,18 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
     objective = objective_for(method, recipe.losses, recipe.parts)
     write_whole(folder / RUN, json.dumps(identity, indent=2) + "\n")
     return Trainer(objective, recipe, folder, identity, device), recipe
+
+
+def starting_network(
+    model: str, config: ModelConfig, recipe: Recipe, init: Path | None
+) -> Method[Any, Any]:
+    """The network with which a run starts: as for clips of the recipe's length, with the recipe's
+    seed, and with what fits of the weights `init`. Raises WeightsError."""
+    method = build(model, for_clips(config, recipe.frames), recipe.seed)
+    start_gently(method)
+    if init is not None:
+        initialise_from(method, init)
+    return method
 
 
 def _check_outputs(options: TrainOptions, init: Path | None) -> None:

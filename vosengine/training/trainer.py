@@ -127,7 +127,7 @@ class Trainer:
             for batch in batches:
                 if self.step >= self.recipe.steps or should_stop():
                     break
-                progress = self._advance(batch)
+                progress = self.advance(batch)
                 if score_every and self.step % score_every == 0:
                     progress = replace(progress, score=self.score(held_out))
                 log.write(json.dumps(asdict(progress)) + "\n")
@@ -154,7 +154,8 @@ class Trainer:
             frames=batch.frames.to(self.device), masks=batch.masks.to(self.device)
         )
 
-    def _advance(self, batch: Batch) -> Progress:
+    def advance(self, batch: Batch) -> Progress:
+        """One step of the optimiser on a batch. Raises TrainingError as `run` does."""
         start = time.monotonic()
         recipe = self.recipe
         for group in self.optimiser.param_groups:

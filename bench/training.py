@@ -1,0 +1,113 @@
+"""What a step of training costs, in float32 and bfloat16, and where the time goes.
+
+    python bench/training.py stm@lite,stm@small [--rounds 5] [--device auto]
+        [--folder bench/results]
+
+The recipe's batch of drawn clips, the same one again and again; a step in each precision in turn,
+so that noise meets both alike. A ratio is the median over rounds of fp32's time to bf16's. The
+profile is of one step in bf16: operators by the share of the time that they take themselves.
+Writes <date>-training-<device>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from environment import RESULTS, describe, write_json
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import profile
+
+from vosengine.commands.train import starting_network
+from vosengine.config import LITE, SMALL
+from vosengine.device import choose_device
+from vosengine.registry import entry
+from vosengine.timing import summarise, timed
+from vosengine.training.objectives import objective_for
+from vosengine.training.recipe import recipe_for
+from vosengine.training.samples import Batch, collate
+from vosengine.training.synthetic_source import SyntheticSource
+from vosengine.training.trainer import Trainer
+from vosengine.weights import backbone_file
+
+PRECISIONS = "fp32", "bf16"
+WARM_UP = 2  # steps
+SHOWN = 12  # operators of a profile
+
+
+def trainer(model: str, config: str, precision: str, device: torch.device, folder: Path) -> Trainer:
+    recipe = replace(recipe_for(model, config), precision=precision)
+    own = {"small": SMALL, "lite": LITE}[config][model]
+    init = backbone_file(own.backbone) if config == "lite" else None
+    method = starting_network(model, own, recipe, init)
+    objective = objective_for(method, recipe.losses, recipe.parts)
+    return Trainer(objective, recipe, folder, {}, device)
+
+
+def batch_of(model: str, config: str) -> Batch:
+    recipe = recipe_for(model, config)
+    labelled = not entry(model).build.needs_mask
+    source = SyntheticSource(recipe.frames, recipe.size, recipe.seed, labelled)
+    return collate([source.sample(number, 0.5) for number in range(recipe.batch)])
+
+
+def shares(trained: Trainer, batch: Batch) -> list[dict[str, Any]]:
+    """The operators of a step that take the most time themselves, each with its share."""
+    with profile() as found:
+        trained.advance(batch)
+    averages = found.key_averages()
+    total = sum(each.self_cpu_time_total for each in averages)
+    ranked = sorted(averages, key=lambda each: -each.self_cpu_time_total)[:SHOWN]
+    return [
+        {"operator": each.key, "share": round(each.self_cpu_time_total / total, 3)}
+        for each in ranked
+    ]
+
+
+def measure(model: str, config: str, rounds: int, device: torch.device) -> dict[str, Any]:
+    batch, times = batch_of(model, config), {name: [] for name in PRECISIONS}
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {p: trainer(model, config, p, device, Path(folder)) for p in PRECISIONS}
+        for number in range(WARM_UP + rounds):
+            for name, each in trainers.items():
+                milliseconds = timed(lambda t=each: t.advance(batch), device)[1]
+                if number >= WARM_UP:
+                    times[name].append(milliseconds)
+        profiled = shares(trainers["bf16"], batch)
+    return {
+        "model": model,
+        "config": config,
+        "steps": {name: summarise(taken) for name, taken in times.items()},
+        "fp32_to_bf16": round(float(np.median(np.divide(times["fp32"], times["bf16"]))), 3),
+        "profile": profiled,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A step of training.")
+    parser.add_argument("runs", help="model@config, with commas")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    device = choose_device(given.device)
+    named = [each.partition("@")[::2] for each in given.runs.split(",")]
+    rows = [measure(model, config, given.rounds, device) for model, config in named]
+    table = Table("model", "config", "fp32 ms", "bf16 ms", "fp32 / bf16", "most of bf16's time")
+    for row in rows:
+        steps = [f"{row['steps'][name]['p50_ms']:.0f}" for name in PRECISIONS]
+        most = ", ".join(f"{x['operator']} {x['share']:.0%}" for x in row["profile"][:3])
+        table.add_row(row["model"], row["config"], *steps, f"{row['fp32_to_bf16']:.2f}", most)
+    Console().print(table)
+    found = {**describe(device), "rows": rows}
+    write_json(found, given.folder / f"{found['date']}-training-{device.type}.json")
+
+
+if __name__ == "__main__":
+    main()

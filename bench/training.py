@@ -46,7 +46,13 @@ def trainer(model: str, config: str, precision: str, device: torch.device, folde
     own = {"small": SMALL, "lite": LITE}[config][model]
     init = backbone_file(own.backbone) if config == "lite" else None
     method = starting_network(model, own, recipe, init)
-    objective = objective_for(method, recipe.losses, recipe.parts)
+    objective = objective_for(
+        method,
+        recipe.losses,
+        recipe.parts,
+        discovery=recipe.discovery,
+        appearance=recipe.appearance,
+    )
     return Trainer(objective, recipe, folder, {}, device)
 
 

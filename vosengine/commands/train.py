@@ -157,7 +157,13 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
         "data": options.data,
         "init": None if init is None else init.name,
     }
-    objective = objective_for(method, recipe.losses, recipe.parts)
+    objective = objective_for(
+        method,
+        recipe.losses,
+        recipe.parts,
+        discovery=recipe.discovery,
+        appearance=recipe.appearance,
+    )
     write_whole(folder / RUN, json.dumps(identity, indent=2) + "\n")
     return Trainer(objective, recipe, folder, identity, device), recipe
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ..config.checks import check
 from ..errors import ConfigError
-from .objectives import PARTS, PUBLISHED, FollowingLosses
+from .objectives import PARTS, PUBLISHED, Appearance, Discovery, FollowingLosses
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Recipe:
     backbone_rate  share of the rate with which pretrained backbones are trained; 0: not at all
     losses         of the models that follow masks
     parts          of target_aware that are trained: dnet, reid, tnet
+    discovery, appearance  how its D-Net and its T-Net are trained
     """
 
     steps: int = 4000
@@ -41,6 +42,8 @@ class Recipe:
     backbone_rate: float = 1.0
     losses: FollowingLosses = field(default_factory=FollowingLosses)
     parts: tuple[str, ...] = PARTS
+    discovery: Discovery = field(default_factory=Discovery)
+    appearance: Appearance = field(default_factory=Appearance)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
@@ -75,6 +78,9 @@ def recipe_for(model: str, config: str) -> Recipe:
             ema=0.997,
             backbone_rate=0.0,
             losses=replace(FROM_SCRATCH, mean=1.0),
+            # Centres of things of any shape lie where nothing shows; what D-Net finds is rough.
+            discovery=Discovery(sigma=30.0),
+            appearance=Appearance(rough=8),
         )
     if config == "small":
         finds = model in ("imcnet", "target_aware")

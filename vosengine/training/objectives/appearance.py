@@ -12,6 +12,7 @@ from torch.nn import functional
 from ...models.appearance import Tracks
 from ...models.target_aware import TargetAware, TargetAwareFeatures
 from ..losses import binary, soft_iou
+from .following import drifted
 from .objective import nothing_for, one_hot
 
 
@@ -33,10 +34,14 @@ class Appearance:
 
     later   frames after the first that are looked at in each clip
     tracks  objects at most in each clip, of those in its first frame
+    rough   pixels of T-Net's square by which the outlines that models are fitted to have drifted,
+            at most, as those of discovered objects have: the refiner learns where they are; 0:
+            none [O]
     """
 
     later: int = 1
     tracks: int = 2
+    rough: int = 0
 
     def losses(
         self,
@@ -49,6 +54,8 @@ class Appearance:
         """frames [B, T, 3, H, W] normalised; masks [B, T, H, W] ids up to `objects`."""
         pixels, overlaps = [], []
         for clip in self._clips(method, frames, masks, objects, generator):
+            if self.rough:
+                clip = clip._replace(labels=self._roughened(clip.labels, generator))
             for logits, target in _follow(method, clip):
                 pixels.append(binary(logits, target).mean())
                 overlaps.append(soft_iou(torch.sigmoid(logits), target))
@@ -56,6 +63,11 @@ class Appearance:
             nothing = nothing_for(method.backbone) + nothing_for(method.refiner)
             return {"track": nothing, "track_iou": nothing}
         return {"track": torch.stack(pixels).mean(), "track_iou": torch.stack(overlaps).mean()}
+
+    def _roughened(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Labels [1 + later, K, S, S], those of the first frame with other outlines."""
+        first = [drifted(label, self.rough, generator) for label in labels[0]]
+        return torch.cat((torch.stack(first)[None], labels[1:]))
 
     def score(
         self, method: TargetAware, frames: torch.Tensor, masks: torch.Tensor, objects: int

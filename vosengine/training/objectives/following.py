@@ -266,17 +266,10 @@ def spoil(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tens
 def worn(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """[1 + O, H, W] in which one object has grown or shrunk by up to MOST_WORN pixels, not by the
     same on all sides, as masks do that are carried from frame to frame."""
-    draw = torch.rand(5, generator=generator).tolist()
-    slot = 1 + int(draw[0] * (len(probabilities) - 1))
-    own = probabilities[slot]
-    if not (own > 0.5).any():
+    slot = 1 + int(float(torch.rand((), generator=generator)) * (len(probabilities) - 1))
+    if not (probabilities[slot] > 0.5).any():
         return probabilities
-    reach = 1 + int(draw[1] * MOST_WORN)
-    sign = 1 if draw[2] < GROWN else -1
-    moved = sign * functional.max_pool2d(sign * own[None], 2 * reach + 1, 1, reach)
-    moved = functional.pad(moved, (reach,) * 4, mode="replicate")[0]
-    top, left = (reach + round((2 * each - 1) * reach) for each in draw[3:])
-    moved = moved[top : top + own.shape[0], left : left + own.shape[1]]
+    moved = drifted(probabilities[slot], MOST_WORN, generator)
     # The others keep their proportions; where there are none, the background has the rest.
     others = probabilities.clone()
     others[slot] = 0
@@ -284,6 +277,17 @@ def worn(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     others *= (1 - moved) / others.sum(dim=0)
     others[slot] = moved
     return others
+
+
+def drifted(own: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """A soft mask [H, W] that has grown or shrunk by 1 to `most` pixels, and moved by as many."""
+    draw = torch.rand(4, generator=generator).tolist()
+    reach = 1 + int(draw[0] * most)
+    sign = 1 if draw[1] < GROWN else -1
+    moved = sign * functional.max_pool2d(sign * own[None], 2 * reach + 1, 1, reach)
+    moved = functional.pad(moved, (reach,) * 4, mode="replicate")[0]
+    top, left = (reach + round((2 * each - 1) * reach) for each in draw[2:])
+    return moved[top : top + own.shape[0], left : left + own.shape[1]]
 
 
 def cut(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

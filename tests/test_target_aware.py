@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,34 @@ def test_objects_are_discovered_in_the_first_frame_and_keep_their_ids() -> None:
             assert len(object_ids(mask[result.numpy() == object_id])) == 1  # of one object only
         np.testing.assert_array_equal(result.numpy() > 0, mask > 0)
     assert samples_of(segmenter) == [10, 10]
+
+
+@pytest.mark.parametrize("whose", ["proposal", "own"])
+def test_a_verified_track_takes_the_proposals_mask_or_keeps_its_own(whose: str) -> None:
+    """Proposals that are a band wider than the square that they mean, after the first frame."""
+    frames, masks = squares(4, red=lambda t: (36, 36))
+    wide = masks.copy()
+    wide[1:, 32:64, 32:64] = 1
+    segmenter = following(wide, changes={"verified_mask": whose})
+    results = to_the_end(segmenter, frames)
+    assert [result.ids for result in results] == [(1,)] * 4
+    assert samples_of(segmenter) == [1 + 4 + 3]  # with augmentations; each later frame verified
+    taken = [np.array_equal(result.numpy(), wide[2]) for result in results[1:]]
+    assert taken == [whose == "proposal"] * 3
+
+
+def test_what_is_seen_with_little_confidence_begins_no_track() -> None:
+    frames, masks = squares(3, red=lambda t: (8, 8), blue=lambda t: (60, 60))
+
+    def source(frame: Any, index: int) -> Proposals:
+        found = ExactDiscovery(masks)(frame, index)
+        return replace(found, scores=torch.tensor([0.9, 0.4]))
+
+    def ids(least: float) -> tuple[int, ...]:
+        changes = {**SEEING, "birth_score": least}
+        return to_the_end(make("target_aware", changes=changes, proposals=source), frames)[-1].ids
+
+    assert (ids(0.4), ids(0.5), ids(0.95)) == ((1, 2), (1,), ())
 
 
 def test_an_object_that_comes_later_has_a_new_id() -> None:

@@ -123,7 +123,10 @@ class TargetAwareConfig:
     match_score          a match above this verifies the track [P: 0.6]
     verified_weight      factor of a verified sample's weight [P: 2]
     verified_feeds       whether that factor enters the recursion of the weights too [O: no]
+    verified_mask        of a verified track: the "proposal"'s mask [P section 3.3], or its "own",
+                         where the refiner draws better outlines than D-Net does [O]
     birth_overlap        a proposal that overlaps every track less than this is new [P: 0.1]
+    birth_score          one of a lower score begins no track [O]
     max_tracks           objects at a time [C: DAVIS's unsupervised track]
     """
 
@@ -175,7 +178,9 @@ class TargetAwareConfig:
     match_score: float = 0.6
     verified_weight: float = 2.0
     verified_feeds: bool = False
+    verified_mask: str = "proposal"
     birth_overlap: float = 0.1
+    birth_score: float = 0.0
     max_tracks: int = 20
 
     size: tuple[int, int] | int | None = 480
@@ -193,6 +198,7 @@ class TargetAwareConfig:
             heads=("separable", "dense"),
             guidance=("saliency", "tracks"),
             guide=("own", "shared"),
+            verified_mask=("proposal", "own"),
             refiner=("frtm", "none"),
         )
         for field_ in fields(self):
@@ -203,7 +209,8 @@ class TargetAwareConfig:
             elif str(field_.type).startswith("tuple[int") and field_.name != "size":
                 fits = len(given) > 0 and min(given) >= 1
                 check(fits, field_.name, "numbers of 1 or more", given)
-        for name in ("saliency_threshold", "target_influence", "match_overlap", "birth_overlap"):
+        shares = "saliency_threshold", "target_influence", "match_overlap", "birth_overlap"
+        for name in (*shares, "birth_score"):
             check(0 <= getattr(self, name) < 1, name, "0..1", getattr(self, name))
         for name in ("tracker_stride", "reid_stride"):
             check(getattr(self, name) in (32, 16), name, "32 or 16", getattr(self, name))

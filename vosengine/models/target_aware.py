@@ -180,9 +180,9 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         masks = _exclusive(logits, (height, width))
         matched, unseen = self._associate(now.frame, masks, proposals, state)
         for track, proposal in enumerate(matched):
-            if proposal is not None:
+            if proposal is not None and self.config.verified_mask == "proposal":
                 logits[track] = _sure(proposals.masks[proposal])
-        born = self._apart(proposals.masks, unseen, state.capacity - state.object_count)
+        born = self._apart(proposals, unseen, state.capacity - state.object_count)
         rows = torch.cat((logits, _sure(proposals.masks[born])))
         verified = tuple(proposal is not None for proposal in matched)
         return Scores(rows, stride=1, evidence=Evidence(verified, maps, saliency))
@@ -238,15 +238,20 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         is_new = ~candidate.any(dim=0) & (overlap.amax(dim=0) < config.birth_overlap)
         return matched, is_new.nonzero().flatten().tolist()
 
-    def _apart(self, masks: torch.Tensor, unseen: list[int], room: int) -> list[int]:
-        """Of the new proposals those that begin tracks: the best, none of which overlaps one before
-        it by birth_overlap, as none may that comes a frame later [O]. D-Net's never do; those of
-        other detectors do where they see an object twice."""
+    def _apart(self, proposals: Proposals, unseen: list[int], room: int) -> list[int]:
+        """Of the new proposals those that begin tracks: the best, of a score of birth_score or
+        more, none of which overlaps one before it by birth_overlap, as none may that comes a frame
+        later [O]. D-Net's never do; those of other detectors do where they see an object twice."""
         born: list[int] = []
+        if not unseen:
+            return born
+        scores = proposals.scores.tolist()
         for proposal in unseen:
             if len(born) >= room:
                 break
-            shared = overlaps(masks[[proposal]], masks[born])
+            if scores[proposal] < self.config.birth_score:
+                continue
+            shared = overlaps(proposals.masks[[proposal]], proposals.masks[born])
             if not born or bool(shared.amax() < self.config.birth_overlap):
                 born.append(proposal)
         return born

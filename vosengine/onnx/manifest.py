@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from ..errors import WeightsError
 from ..files import write_whole
 
-FORMAT = "vosengine-onnx-2"
+FORMAT = "vosengine-onnx-3"
 MANIFEST = "model.json"
 
 Axis: TypeAlias = "int | str"

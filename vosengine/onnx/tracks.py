@@ -57,17 +57,20 @@ class TrackPolicy(Policy):
         if scored is not None:
             owners = scored["labels"].numpy()
         matched, unseen = self._associate(now, owners, proposals, count)
-        born = unseen[: max(0, self.capacity - count)]
+        sure = [p for p in unseen if proposals.scores[p] >= self.settings["birth_score"]]
+        born = sure[: max(0, self.capacity - count)]
         maps = None if scored is None else scored["maps"]
         self.noted = Noted(tuple(p is not None for p in matched), maps, proposals.saliency)
         total = count + len(born)
-        if scored is not None and not born and not any(self.noted.verified):
+        taken = [(row, p) for row, p in enumerate(matched) if p is not None]
+        if self.settings["verified_mask"] == "own":
+            taken = []
+        if scored is not None and not (born or taken):
             return Found(scored["logits"], count, self.noted)
         rows = total if self.manifest.dynamic else max(self.rows, total)
         logits = np.zeros((rows, *self.geometry.network), np.float32)
         if scored is not None:
             logits[:count] = scored["logits"].numpy()[:count]
-        taken = [(row, p) for row, p in enumerate(matched) if p is not None]
         for row, proposal in (*taken, *enumerate(born, start=count)):
             logits[row] = np.where(proposals.masks[proposal], CERTAIN, -CERTAIN)
         return Found(self.sessions.value(logits), total, self.noted)

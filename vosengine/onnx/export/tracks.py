@@ -46,6 +46,7 @@ def settings(method: TargetAware) -> dict[str, Any]:
         *("tracker_size", "target_channels", "augmentations", "samples", "learning_rate"),
         *("verified_weight", "verified_feeds", "smallest_sample", "update_every", "max_tracks"),
         *("match_overlap", "match_score", "birth_overlap", "reid_channels"),
+        *("verified_mask", "birth_score"),
     )
     return {
         "stride": 1,

@@ -23,7 +23,8 @@ class IMCNetConfig:
     backbone       ResNet with layer4, stride 32 [P section III-A: ResNet-101]
     width          of its stem; 64 is the published network
     neck           channels of the four maps after a 1x1 convolution, for a backbone whose own maps
-                   are not as a ResNet's; None: the backbone's own [O]
+                   are not as a ResNet's; cells are then normalised before and after the frames are
+                   joined; None: the backbone's own [O]
     channels       of keys and decoder [C: 64]
     neighbours     frames looked at on each side, "N" [P table II: 1]
     step           frames between them, "delta t" [P table II: 4]

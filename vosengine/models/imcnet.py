@@ -16,7 +16,7 @@ from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
 from .blocks import ResBlock, conv3, to_positions, wide
-from .efficientnet import Neck
+from .efficientnet import Neck, normalise_cells
 from .encoder import make_encoder
 from .method import Method, State
 
@@ -277,11 +277,17 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
 
     def decode(self, features: torch.Tensor) -> torch.Tensor:
         """The frames' propagated features [T, C, H / 4, W / 4] -> what `foreground` returns."""
-        logits = self.predict(self.block(self.fusion(self.align(features))))
+        fused = self._even(self.fusion(self.align(self._even(features))))
+        logits = self.predict(self.block(fused))
         probability = torch.sigmoid(logits.float())
         return functional.interpolate(
             probability, scale_factor=4, mode="bilinear", align_corners=True
         )
+
+    def _even(self, features: torch.Tensor) -> torch.Tensor:
+        """With a neck every cell at a root mean square of 1: sums and products of features have no
+        norms between them, and would grow until a step of the training overshoots."""
+        return features if self.neck is None else normalise_cells(features)
 
     def align(self, features: torch.Tensor) -> torch.Tensor:
         """[T, C, h, w] with every neighbour aligned to the frame in the middle."""

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
         *("registry", "types", "weights", "models.target_aware", "detectors.", "runtime."),
     },
     "runtime": {
-        *("errors", "models.backbone", "models.convolve", "models.efficientnet"),
+        *("ambient", "errors", "models.backbone", "models.convolve", "models.efficientnet"),
         *("models.mask_encoder", "runtime."),
     },
     "timing": set(),

@@ -8,7 +8,6 @@ import platform
 from functools import cache
 
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of mallopt(3)
-REFUSED = os.environ.get("VOSENGINE_KEEP_FREED_MEMORY") == "0"
 
 
 @cache
@@ -20,7 +19,7 @@ def keep_freed_memory() -> bool:
     networks on two cores. Kept, the process stays as large as its largest step. The setting is the
     whole process's; with VOSENGINE_KEEP_FREED_MEMORY=0 in the environment it is left alone.
     """
-    if REFUSED or platform.libc_ver()[0] != "glibc":
+    if os.environ.get("VOSENGINE_KEEP_FREED_MEMORY") == "0" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # Blocks of every size on the heap, and none of it given back.

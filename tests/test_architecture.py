@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = {"kernels."}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "allocation": set(),
     "ambient": set(),
     "files": {"errors"},
     "types": set(),
@@ -61,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "saved": {"types", "errors", "files"},
     "training": {
         *("config.", "errors", "files", "foreign", "memory", "models.", "proposals"),
-        *("registry", "runtime.allocation", "types", "weights", "training."),
+        *("registry", "types", "weights", "training."),
     }
     | KERNELS,
     "evaluation": {"errors", "files", "video.", "evaluation."},

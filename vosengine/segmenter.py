@@ -77,9 +77,7 @@ class Segmenter(StaysHere):
                  "afb"); None takes the model's own setting
     online       a model that looks ahead answers at once, the newest frame standing in for those
                  that have not come; latency is 0
-    engine       "fast", which on a CPU has the process keep freed memory from step to step (see
-                 runtime/allocation.py); or "eager", every layer as it was written: to debug, and to
-                 compare with
+    engine       "fast", or "eager", every layer as it was written: to debug, and to compare with
     proposals    where object proposals come from, instead of the model's own detector; a model
                  that has none and needs them asks target_aware's D-Net where this is None
     config       the network's configuration; only with random weights

@@ -360,19 +360,21 @@ class Segmenter(StaysHere):
         the writing is one piece of work."""
         by_slot = self._slots.in_slot_order
         if self._arranged is None or self._arranged.by_slot != by_slot:
-            self._arranged = Arrangement.of(by_slot, (), by_slot, self.device)
-        rows = self._arranged
+            self._arranged = Arrangement.of(by_slot, (), by_slot, self.device, indexed=True)
+        arranged = self._arranged
 
-        def work(seen: Any) -> Any:
+        def work(given: tuple[list[Any], Arrangement]) -> Any:
+            seen, rows = given  # whose ids are those of the capture: only its tables count
             scores = self.method.segment(seen, state)
             canvas, labels, masks = compose(scores, rows, None, geometry)
             return canvas, labels, masks, self.method.observe(seen, masks, state)
 
-        name = "answer", by_slot, state.signature()
-        found = pieces.run(name, work, seen, shared=self._sees_more)
+        name = "answer", state.signature()
+        found = pieces.run(name, work, (seen, arranged), shared=self._sees_more)
         canvas, labels, masks, observed = found
         self.method.commit(observed, masks, state)
-        canvas = replace(canvas, logits=canvas.logits.clone())
+        rows = arranged._replace(table=arranged.table.clone())
+        canvas = replace(canvas, logits=canvas.logits.clone(), rows=rows)
         result: Result[torch.Tensor] = canvas.result(labels.clone(), target, geometry)
         return result
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .ambient import own_settings
-from .config import MatchingConfig, MemoryConfig, ModelConfig, check_size
+from .config import MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .device import choose_device
 from .errors import ConfigError, InputError, StateError
@@ -127,8 +127,7 @@ class Segmenter(StaysHere):
         self.dtype = self.precision.dtype
         self.model = model
         method, self.card = load(model, weights, config)
-        if memory is not None:
-            method.config = _with_memory(model, method.config, memory)
+        self.memory = _memory_of(model, method.config, memory)
         if proposals is not None and not method.takes_proposals:
             raise ConfigError(f"proposals: {model} takes none; leave them out")
         if proposals is None and method.needs_proposals:
@@ -195,7 +194,7 @@ class Segmenter(StaysHere):
         """`step`, of what was checked, with the proposals that the source gave."""
         frame = (image.shape[0], image.shape[1])
         geometry = self.geometry or Geometry.fit(frame, size=self.size, multiple=self.method.stride)
-        state = self._state or self.method.start(geometry, self.max_objects)
+        state = self._state or self.method.start(geometry, self.max_objects, self.memory)
         target = self.frame_count - self.latency
         with self.precision.applied():
             features = self._encode(image, geometry, given)
@@ -273,7 +272,7 @@ class Segmenter(StaysHere):
         _check_source(path, stream, source)
         state = None
         if stream.geometry is not None:
-            state = self.method.start(stream.geometry, self.max_objects)
+            state = self.method.start(stream.geometry, self.max_objects, self.memory)
             state.restore(stream.state, len(stream.ids))
         if source is not None and stream.source is not None:
             source.restore(stream.source)
@@ -290,10 +289,11 @@ class Segmenter(StaysHere):
 
     def _identity(self) -> dict[str, Any]:
         """What a saved stream must agree with to go on here."""
+        memory = {} if self.memory is None else {"memory": asdict(self.memory)}
         return {
             "model": self.model,
             "weights": self.card.identity,
-            "config": asdict(self.method.config),
+            "config": asdict(self.method.config) | memory,
             "precision": str(self.dtype),
             "size": self.size,
             "max_objects": self.max_objects,
@@ -379,12 +379,16 @@ class Segmenter(StaysHere):
         return result
 
 
-def _with_memory(model: str, config: ModelConfig, memory: MemoryConfig | str) -> MatchingConfig:
-    if not isinstance(config, MatchingConfig):
+def _memory_of(
+    model: str, config: ModelConfig, wanted: MemoryConfig | str | None
+) -> MemoryConfig | None:
+    """What the memory keeps; None of a model that has none."""
+    own: MemoryConfig | None = getattr(config, "memory", None)
+    if wanted is None:
+        return own
+    if own is None:
         raise ConfigError(f"memory: {model} has no memory to set; leave it out")
-    if isinstance(memory, str):
-        memory = replace(config.memory, policy=memory)
-    return replace(config, memory=memory)
+    return replace(own, policy=wanted) if isinstance(wanted, str) else wanted
 
 
 def _check_source(path: str | Path, stream: SavedStream, source: StatefulSource | None) -> None:

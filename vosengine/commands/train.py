@@ -155,7 +155,7 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
     device = choose_device(options.device)
     _check_outputs(options, init)
     folder = prepare_output_folder(options.out)
-    method = build(options.model, for_clips(config, recipe.frames), recipe.seed)
+    method = build(options.model, for_clips(config), recipe.seed)
     start_gently(method)
     if init is not None:
         initialise_from(method, init)

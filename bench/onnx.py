@@ -31,7 +31,7 @@ from environment import RESULTS, describe, write_json
 from rich.console import Console
 from rich.table import Table
 
-from vosengine import OnnxSegmenter, Segmenter, list_models
+from vosengine import OnnxSegmenter, Segmenter, keep_freed_memory, list_models
 from vosengine.benchmark import drawn_scene
 from vosengine.timing import summarise
 
@@ -93,6 +93,7 @@ def measure(ways: dict[str, Any], scene: Any, objects: int, frames: int) -> dict
 
 
 def main() -> None:
+    keep_freed_memory()  # as the command line does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="*", default=list(list_models()))
     parser.add_argument("--weights", default="demo")

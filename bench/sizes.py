@@ -20,7 +20,7 @@ from environment import RESULTS, describe, write_json
 from rich.console import Console
 from rich.table import Table
 
-from vosengine import Segmenter
+from vosengine import Segmenter, keep_freed_memory
 from vosengine.device import choose_device
 from vosengine.timing import summarise, timed
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
@@ -70,6 +70,7 @@ def measure(named: list[str], rounds: int, device: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    keep_freed_memory()  # as the command line does
     parser = argparse.ArgumentParser(description="A step by weights and size.")
     parser.add_argument("weights", help="model=tag or model=file, @size behind it; with commas")
     parser.add_argument("--rounds", type=int, default=10)

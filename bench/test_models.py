@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from vosengine import keep_freed_memory
 from vosengine.benchmark import WAYS, Plan, Scene, drawn_scene
 from vosengine.benchmark.measure import Cell, Runner
 from vosengine.benchmark.ways import Way
@@ -24,6 +25,7 @@ PLAN = Plan(weights="demo", warm_up=2)
 
 @pytest.fixture(scope="session")
 def scene() -> Scene:
+    keep_freed_memory()  # as the command line does
     return drawn_scene(SIZE)
 
 

@@ -58,7 +58,8 @@ def begin(model: str, **options: Any) -> Segmenter:
     nothing."""
     if entry(model).build.needs_proposals:
         options = {"proposals": quarters, **options}
-    return make(model, changes=QUICK.get(model, {}), **{"max_objects": 8, **options})
+    changes = {**QUICK.get(model, {}), **options.pop("changes", {})}
+    return make(model, changes=changes, **{"max_objects": 8, **options})
 
 
 def play(

@@ -64,7 +64,7 @@ class Script(Method[ScriptFeatures, ScriptState]):
         self.encoded = 0
         self.given: list[Proposals] = []
 
-    def start(self, geometry: Geometry, max_objects: int) -> ScriptState:
+    def start(self, geometry: Geometry, max_objects: int, memory: object = None) -> ScriptState:
         return ScriptState()
 
     def encode(

@@ -22,7 +22,7 @@ from quick_streams import (
 )
 
 from vosengine.config import MemoryConfig
-from vosengine.errors import InputError
+from vosengine.errors import InputError, StateError
 from vosengine.frames import prepare
 from vosengine.proposals import Proposals, boxes_of, to_network
 from vosengine.segmenter import Segmenter
@@ -151,6 +151,26 @@ def test_a_stream_goes_on_with_any_memory(
     memory = MemoryConfig(policy=policy, max_frames=4)
     first, second = (begin(matching_model, memory=memory) for _ in range(2))
     assert_goes_on(first, second, small, tmp_path / "stream.safetensors", changed=True)
+
+
+def test_a_memory_by_argument_is_the_memory_of_a_configuration(
+    matching_model: str, small: Clip, tmp_path: Path
+) -> None:
+    """Frames are kept alike, and a saved stream means the same."""
+    memory, file = MemoryConfig("every-2", max_frames=3), tmp_path / "stream.safetensors"
+    options: list[dict[str, Any]] = [{"memory": memory}, {"changes": {"memory": memory}}]
+    first, second, other = (begin(matching_model, **each) for each in (*options, {}))
+    prompts = {0: small.masks[0]}
+    answers = [play(each, small.frames, prompts) for each in (first, second, other)]
+    assert_same(*answers[:2])
+    assert first._state.every == second._state.every == 2 != other._state.every
+    assert first._state.memory.keys.shape == second._state.memory.keys.shape
+    second.save_state(file)
+    first.load_state(file)
+    assert first._state.every == 2
+    assert_same(play(first, small.frames[:5]), play(second, small.frames[:5]))
+    with pytest.raises(StateError, match="config"):
+        other.load_state(file)
 
 
 # The caller's masks

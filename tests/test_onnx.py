@@ -264,6 +264,7 @@ def fixed(export: Export) -> Path:
 
 def test_static_graphs_have_no_free_axis(fixed: Path) -> None:
     manifest = json.loads((fixed / "model.json").read_text())
+    assert manifest["settings"]["frames"] == 3
     for name, graph in manifest["graphs"].items():
         if name not in ("prepare", "finish"):
             for port in (*graph["inputs"], *graph["outputs"]):
@@ -380,4 +381,4 @@ def test_a_memory_that_does_not_export(tmp_path: Path) -> None:
 def test_a_memory_that_merges_by_content_is_refused(model: str) -> None:
     config = tiny_config(model, memory=MemoryConfig(policy="afb"))
     with pytest.raises(ConfigError, match="afb merges features by content"):
-        family_of(model).settings(build(model, config))
+        family_of(model).settings(build(model, config), Plan(16, (3, 5), 2, 4))

@@ -274,7 +274,7 @@ def test_training_in_bf16_loses_what_it_loses_in_fp32(model: str) -> None:
     batch = Batch(frames, masks, (2,), ("drawn",))
     found = []
     for narrow in (False, True):
-        method = build(model, for_clips(SMALL[model], 3), seed=1)
+        method = build(model, for_clips(SMALL[model]), seed=1)
         start_gently(method)
         objective = objective_for(method.train().requires_grad_(True), recipe.losses, recipe.parts)
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):

@@ -16,6 +16,8 @@ import torch
 from quick_streams import begin, play
 from torch import nn
 
+from vosengine import cli
+from vosengine.allocation import keep_freed_memory
 from vosengine.config import STMConfig
 from vosengine.errors import ConfigError
 from vosengine.models.backbone import ResNet, initialise
@@ -140,7 +142,7 @@ def test_a_packed_convolution_before_a_norm_or_with_a_gradient_is_left_as_it_is(
 
 FAULTS = """
     import resource, sys, torch
-    from vosengine.runtime.allocation import keep_freed_memory
+    from vosengine.allocation import keep_freed_memory
 
     print(keep_freed_memory())
     def faults():
@@ -165,6 +167,20 @@ def test_freed_memory_is_kept_unless_that_is_refused(asked: str) -> None:
     kept, faults = ran.stdout.split()
     assert kept == str(asked == "1")
     assert (int(faults) < 10_000) == (asked == "1")
+
+
+def test_the_command_line_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: done.append("kept"))
+    monkeypatch.setattr(cli, "app", lambda: done.append("ran"))
+    cli.main()
+    assert done == ["kept", "ran"]
+
+
+def test_a_segmenter_leaves_malloc_as_it_is(small: Clip) -> None:
+    before = keep_freed_memory.cache_info()  # of a process that has asked for it, or has not
+    begin("stm").step(small.frames[0], small.masks[0])
+    assert keep_freed_memory.cache_info() == before
 
 
 def test_both_engines_give_the_same_answers(any_model: str, small: Clip) -> None:

@@ -89,7 +89,10 @@ def test_every_memory_policy_works_and_is_bounded(
 
 
 def test_a_memory_policy_by_name() -> None:
-    assert make("stm", memory="every-3").method.config.memory == MemoryConfig("every-3", 4)
+    segmenter = make("stm", memory="every-3")
+    assert segmenter.memory == MemoryConfig("every-3", 4)
+    assert segmenter.method.config.memory == MemoryConfig(max_frames=4)  # as the weights have it
+    assert make("giel").memory is None
     with pytest.raises(ConfigError, match=r"memory\.policy: wanted every-N, all or afb"):
         make("stm", memory="often")
 

@@ -66,7 +66,7 @@ def trainer_of(
 ) -> Trainer:
     config = tiny_config(model, **{**TINY[model], **changes})
     recipe = Recipe(steps, 2, 3, SIZE, rate=rate, warm_up=2, losses=EVERYTHING)
-    method = build(model, for_clips(config, recipe.frames), recipe.seed)
+    method = build(model, for_clips(config), recipe.seed)
     start_gently(method)
     identity = {"model": model, "config": config_to_json(config)}
     return Trainer(
@@ -93,7 +93,7 @@ def test_twenty_steps_lower_the_loss_of_a_batch(model: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("small", [False, True], ids=["paper", "small"])
 def test_a_gradient_reaches_every_parameter(model: str, small: bool) -> None:
     changes = {"key_channels": 16, **(TINY[model] if small else {})}
-    config = for_clips(tiny_config(model, **changes), 4)
+    config = for_clips(tiny_config(model, **changes))
     method = build(model, config).requires_grad_(True).train()
     losses = objective_for(method, EVERYTHING).losses(batch_of(1, 2, frames=4), torch.Generator())
     torch.stack(list(losses.values())).sum().backward()

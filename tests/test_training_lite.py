@@ -40,7 +40,7 @@ def lite(model: str, **changes: Any) -> Any:
     """A narrow network over a random backbone, as clips are trained with."""
     narrow = {"key_channels": 16, "value_channels": 16, "decoder_channels": 16}
     config = replace(LITE[model], **{**narrow, "fine_channels": 8, **changes})  # type: ignore[arg-type]
-    method = build(model, for_clips(config, 3), 0)
+    method = build(model, for_clips(config), 0)
     start_gently(method)
     return method
 

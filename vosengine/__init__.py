@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .allocation import keep_freed_memory
     from .config import (
         DMNAOAConfig,
         GIELConfig,
@@ -49,6 +50,7 @@ _HOMES = {
     "TargetAwareConfig": "config",
     "TorchvisionSource": "detectors.torchvision",
     "VosError": "errors",
+    "keep_freed_memory": "allocation",
     "list_models": "registry",
     "open_proposals": "detectors",
     "write_proposals": "detectors.file",
@@ -71,6 +73,7 @@ __all__ = [
     "TargetAwareConfig",
     "TorchvisionSource",
     "VosError",
+    "keep_freed_memory",
     "list_models",
     "open_proposals",
     "write_proposals",

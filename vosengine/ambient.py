@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from threading import Lock
+from threading import Condition, Lock, get_ident
+from typing import Generic, TypeVar
 
 import torch
 
+V = TypeVar("V")
 
-class _DefaultDtype:
-    """float32 as torch's default while anyone is inside: it is one for all threads, so the first
-    one in sets it and the last one out puts the caller's back."""
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._inside = 0
-        self._callers = torch.float32
+class ProcessSetting(Generic[V]):
+    """A setting of torch that is one for all threads of the process.
+
+    Threads that hold it at one value are inside together: the first one in sets it, the last one
+    out puts the caller's value back. A thread that wants another value waits until they are out,
+    and whoever comes after it waits behind it. So what a thread computes while it holds a value
+    does not depend on the others, and none of them waits for ever.
+    """
+
+    def __init__(self, read: Callable[[], V], write: Callable[[V], None]) -> None:
+        self._read, self._write = read, write
+        self._line = Lock()  # held by the one thread that is next to come in
+        self._left = Condition()
+        self._inside: list[int] = []  # threads, as often as they came in
+        self._value: V  # while anyone is inside, and what the caller had
+        self._callers: V
 
     @contextmanager
-    def float32(self) -> Iterator[None]:
-        with self._lock:
-            if self._inside == 0:
-                self._callers = torch.get_default_dtype()
-                if self._callers != torch.float32:
-                    torch.set_default_dtype(torch.float32)
-            self._inside += 1
+    def held(self, value: V) -> Iterator[None]:
+        """Raises  RuntimeError where this thread already holds another value."""
+        if get_ident() in self._inside:
+            self._enter(value)
+        else:
+            with self._line:
+                self._enter(value)
         try:
             yield
         finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0 and self._callers != torch.float32:
-                    torch.set_default_dtype(self._callers)
+            with self._left:
+                self._inside.remove(get_ident())
+                if not self._inside:
+                    if self._callers != value:
+                        self._write(self._callers)
+                    self._left.notify()
+
+    def _enter(self, value: V) -> None:
+        with self._left:
+            if self._inside and self._value != value:
+                if get_ident() in self._inside:
+                    raise RuntimeError(f"wanted {value} inside of {self._value}, in one thread")
+                self._left.wait_for(lambda: not self._inside)
+            if not self._inside:
+                self._callers, self._value = self._read(), value
+                if self._callers != value:
+                    self._write(value)
+            self._inside.append(get_ident())
 
 
-_default_dtype = _DefaultDtype()
+_default_dtype = ProcessSetting(torch.get_default_dtype, torch.set_default_dtype)
 
 
 @contextmanager
@@ -56,5 +81,5 @@ def own_settings() -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_default_dtype.float32())
+        stack.enter_context(_default_dtype.held(torch.float32))
         yield

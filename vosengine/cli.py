@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__, cli_bench, cli_onnx, cli_training
+from .allocation import keep_freed_memory
 from .errors import ConfigError, VosError
 from .terminal import (
     INTERRUPTED,
@@ -43,6 +44,7 @@ def main() -> None:
     """Run the command line; a deliberate error is one message and exit code 1, no traceback."""
     # Waiting OpenMP threads that spin slow a step 20-fold where another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     try:
         app()
     except VosError as error:

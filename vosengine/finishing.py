@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +15,7 @@ from .objects import ObjectSlots
 from .types import Geometry, Masks, Result, Scores, Size
 
 
-@dataclass(frozen=True)
-class Arrangement:
+class Arrangement(NamedTuple):
     """Whose row is which, and the tables for it on the device, made once.
 
     before    ids with scores that count, ascending: those alive that no prompt names
@@ -42,8 +42,11 @@ class Arrangement:
         named: tuple[int, ...],
         by_slot: tuple[int, ...],
         device: torch.device,
+        *,
+        indexed: bool = False,
     ) -> Arrangement:
-        """alive: the ids of the scores' rows; named: of the prompt; by_slot: of both, by slot."""
+        """alive: the ids of the scores' rows; named: of the prompt; by_slot: of both, by slot;
+        indexed: `rows` and `order` are tables for any ids."""
 
         def index(rows: list[int]) -> torch.Tensor:
             return torch.tensor(rows, dtype=torch.int64, device=device)
@@ -52,8 +55,10 @@ class Arrangement:
         # A corrected object's scores count nowhere, not even against the background: where it was
         # sure and wrong, the background is as likely as the other objects' scores say.
         before = tuple(sorted(set(alive) - set(named)))
-        rows = None if before == alive else index([alive.index(each) for each in before])
-        order = None if by_slot == ids else index([0, *(1 + ids.index(each) for each in by_slot)])
+        as_they_are = before == alive and not indexed
+        rows = None if as_they_are else index([alive.index(each) for each in before])
+        as_they_are = by_slot == ids and not indexed
+        order = None if as_they_are else index([0, *(1 + ids.index(each) for each in by_slot)])
         prompted = tuple(slot for slot, each in enumerate(by_slot) if each in named)
         table = torch.tensor(before, dtype=torch.uint8, device=device)
         return cls(before, ids, by_slot, prompted, table, rows, order)

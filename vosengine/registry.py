@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -61,16 +62,19 @@ def entry(name: str) -> Entry:
     return MODELS[name]
 
 
+_drawing = Lock()  # torch's generator is one for all threads
+
+
 def build(name: str, config: ModelConfig, seed: int = 0) -> Method[Any, Any]:
     """A model in evaluation mode with seeded random weights, on torch's current default device.
 
     The same seed gives the same numbers on every machine with the same torch; the caller's random
-    state is left as it was.
+    state is left as it was, and models that are built in several threads come one after another.
     """
     chosen = entry(name)
     if not isinstance(config, chosen.config):  # type: ignore[arg-type]
         raise ConfigError(f"config: {name} wants another class, given {type(config).__name__}")
-    with torch.random.fork_rng(devices=[]):
+    with _drawing, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return chosen.build(config).eval().requires_grad_(False)
 

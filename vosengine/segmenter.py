@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .ambient import own_settings
-from .config import MatchingConfig, MemoryConfig, ModelConfig, check_size
+from .config import MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .device import choose_device
 from .errors import ConfigError, InputError, StateError
@@ -77,9 +77,7 @@ class Segmenter(StaysHere):
                  "afb"); None takes the model's own setting
     online       a model that looks ahead answers at once, the newest frame standing in for those
                  that have not come; latency is 0
-    engine       "fast", which on a CPU has the process keep freed memory from step to step (see
-                 runtime/allocation.py); or "eager", every layer as it was written: to debug, and to
-                 compare with
+    engine       "fast", or "eager", every layer as it was written: to debug, and to compare with
     proposals    where object proposals come from, instead of the model's own detector; a model
                  that has none and needs them asks target_aware's D-Net where this is None
     config       the network's configuration; only with random weights
@@ -129,8 +127,7 @@ class Segmenter(StaysHere):
         self.dtype = self.precision.dtype
         self.model = model
         method, self.card = load(model, weights, config)
-        if memory is not None:
-            method.config = _with_memory(model, method.config, memory)
+        self.memory = _memory_of(model, method.config, memory)
         if proposals is not None and not method.takes_proposals:
             raise ConfigError(f"proposals: {model} takes none; leave them out")
         if proposals is None and method.needs_proposals:
@@ -197,7 +194,7 @@ class Segmenter(StaysHere):
         """`step`, of what was checked, with the proposals that the source gave."""
         frame = (image.shape[0], image.shape[1])
         geometry = self.geometry or Geometry.fit(frame, size=self.size, multiple=self.method.stride)
-        state = self._state or self.method.start(geometry, self.max_objects)
+        state = self._state or self.method.start(geometry, self.max_objects, self.memory)
         target = self.frame_count - self.latency
         with self.precision.applied():
             features = self._encode(image, geometry, given)
@@ -275,7 +272,7 @@ class Segmenter(StaysHere):
         _check_source(path, stream, source)
         state = None
         if stream.geometry is not None:
-            state = self.method.start(stream.geometry, self.max_objects)
+            state = self.method.start(stream.geometry, self.max_objects, self.memory)
             state.restore(stream.state, len(stream.ids))
         if source is not None and stream.source is not None:
             source.restore(stream.source)
@@ -292,10 +289,11 @@ class Segmenter(StaysHere):
 
     def _identity(self) -> dict[str, Any]:
         """What a saved stream must agree with to go on here."""
+        memory = {} if self.memory is None else {"memory": asdict(self.memory)}
         return {
             "model": self.model,
             "weights": self.card.identity,
-            "config": asdict(self.method.config),
+            "config": asdict(self.method.config) | memory,
             "precision": str(self.dtype),
             "size": self.size,
             "max_objects": self.max_objects,
@@ -362,29 +360,35 @@ class Segmenter(StaysHere):
         the writing is one piece of work."""
         by_slot = self._slots.in_slot_order
         if self._arranged is None or self._arranged.by_slot != by_slot:
-            self._arranged = Arrangement.of(by_slot, (), by_slot, self.device)
-        rows = self._arranged
+            self._arranged = Arrangement.of(by_slot, (), by_slot, self.device, indexed=True)
+        arranged = self._arranged
 
-        def work(seen: Any) -> Any:
+        def work(given: tuple[list[Any], Arrangement]) -> Any:
+            seen, rows = given  # whose ids are those of the capture: only its tables count
             scores = self.method.segment(seen, state)
             canvas, labels, masks = compose(scores, rows, None, geometry)
             return canvas, labels, masks, self.method.observe(seen, masks, state)
 
-        name = "answer", by_slot, state.signature()
-        found = pieces.run(name, work, seen, shared=self._sees_more)
+        name = "answer", state.signature()
+        found = pieces.run(name, work, (seen, arranged), shared=self._sees_more)
         canvas, labels, masks, observed = found
         self.method.commit(observed, masks, state)
-        canvas = replace(canvas, logits=canvas.logits.clone())
+        rows = arranged._replace(table=arranged.table.clone())
+        canvas = replace(canvas, logits=canvas.logits.clone(), rows=rows)
         result: Result[torch.Tensor] = canvas.result(labels.clone(), target, geometry)
         return result
 
 
-def _with_memory(model: str, config: ModelConfig, memory: MemoryConfig | str) -> MatchingConfig:
-    if not isinstance(config, MatchingConfig):
+def _memory_of(
+    model: str, config: ModelConfig, wanted: MemoryConfig | str | None
+) -> MemoryConfig | None:
+    """What the memory keeps; None of a model that has none."""
+    own: MemoryConfig | None = getattr(config, "memory", None)
+    if wanted is None:
+        return own
+    if own is None:
         raise ConfigError(f"memory: {model} has no memory to set; leave it out")
-    if isinstance(memory, str):
-        memory = replace(config.memory, policy=memory)
-    return replace(config, memory=memory)
+    return replace(own, policy=wanted) if isinstance(wanted, str) else wanted
 
 
 def _check_source(path: str | Path, stream: SavedStream, source: StatefulSource | None) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import MatchingConfig, ModelConfig, TargetAwareConfig
+from ..config import MatchingConfig, MemoryConfig, ModelConfig, TargetAwareConfig
 from ..registry import entry
 from ..segmenter import NATIVE, Segmenter
 from ..timing import summarise, synchronise
@@ -105,7 +105,9 @@ def begin(
     """A new Segmenter for that way, with room for exactly so many objects."""
     options: dict[str, Any] = {}
     random = plan.weights == RANDOM_TAG
-    config = _config_of(model, objects, plan)
+    config = _config_of(model, objects)
+    if isinstance(config, MatchingConfig):  # full at T frames
+        options["memory"] = MemoryConfig("all", max_frames=max(2, plan.memory_frames))
     if random:
         options["config"] = config
         if not isinstance(config.size, tuple):
@@ -122,26 +124,16 @@ def begin(
         max_objects=objects,
         **options,
     )
-    if not random and isinstance(segmenter.method.config, MatchingConfig):
-        segmenter.method.config = _with_memory(segmenter.method.config, plan)
     way.prepare(segmenter)
     return segmenter
 
 
-def _config_of(model: str, objects: int, plan: Plan) -> ModelConfig:
-    """The paper's configuration with the memory full at T frames, and the tracker's room at the
-    number of objects that are given."""
+def _config_of(model: str, objects: int) -> ModelConfig:
+    """The paper's configuration, the tracker's room at the number of objects that are given."""
     config = entry(model).config()
-    if isinstance(config, MatchingConfig):
-        return _with_memory(config, plan)
     if isinstance(config, TargetAwareConfig):
         return replace(config, max_tracks=objects)
     return config
-
-
-def _with_memory(config: MatchingConfig, plan: Plan) -> MatchingConfig:
-    memory = replace(config.memory, policy="all", max_frames=max(2, plan.memory_frames))
-    return replace(config, memory=memory)
 
 
 def stream(segmenter: Segmenter, scene: Scene, objects: int) -> Iterator[Callable[[], Any]]:

@@ -58,9 +58,9 @@ def cost(
         geometry = Geometry.fit(size, size=method.size, multiple=method.stride)
         memory_bytes = method.start(geometry, max_objects or method.max_objects).nbytes
         remembers = isinstance(config, MatchingConfig | GIELConfig)
+        memory = None
         if isinstance(config, MatchingConfig):
             memory = dataclasses.replace(config.memory, max_frames=max(2, memory_frames))
-            method.config = dataclasses.replace(config, memory=memory)
         height, width = geometry.network
         proposals = None
         if isinstance(config, DMNAOAConfig):
@@ -72,7 +72,7 @@ def cost(
             with FlopCounterMode(display=False) as counter:
                 features = method.encode(torch.empty(1, 3, height, width), proposals)
             gflop["encode"] = counter.get_total_flops() / 1e9
-            state = method.start(geometry, objects)
+            state = method.start(geometry, objects, memory)
             seen = [features] * len(method.sees)
             masks = Masks(torch.empty(1 + objects, height, width))
             prompted = dataclasses.replace(masks, prompted=tuple(range(objects)))

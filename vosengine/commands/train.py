@@ -171,9 +171,9 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
 def starting_network(
     model: str, config: ModelConfig, recipe: Recipe, init: Path | None
 ) -> Method[Any, Any]:
-    """The network with which a run starts: as for clips of the recipe's length, with the recipe's
-    seed, and with what fits of the weights `init`. Raises WeightsError."""
-    method = build(model, for_clips(config, recipe.frames), recipe.seed)
+    """The network with which a run starts: as for short clips, with the recipe's seed, and with
+    what fits of the weights `init`. Raises WeightsError."""
+    method = build(model, for_clips(config), recipe.seed)
     start_gently(method)
     if init is not None:
         initialise_from(method, init)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..config import MatchingConfig
+from ..config import MatchingConfig, MemoryConfig
 from ..kernels import read_memory
 from ..memory import Memory, make_memory
 from ..types import Size
@@ -206,6 +206,7 @@ class MatchingState(State):
     def allocate(
         cls,
         config: MatchingConfig,
+        memory: MemoryConfig | None,
         cells: Size,
         max_objects: int,
         like: torch.Tensor,
@@ -213,10 +214,12 @@ class MatchingState(State):
     ) -> MatchingState:
         """Room for `max_objects` on a grid of `cells`, with the device and dtype of `like`.
 
+        memory          what it keeps; None: as the configuration says
         value_channels  of what is stored; None: the configuration's
         """
-        memory = make_memory(
-            config.memory,
+        kept = memory or config.memory
+        bank = make_memory(
+            kept,
             groups=max_objects,
             positions=cells[0] * cells[1],
             key_channels=config.key_channels,
@@ -224,7 +227,7 @@ class MatchingState(State):
             device=like.device,
             dtype=like.dtype,
         )
-        return cls(memory, config.memory.every, like.device)
+        return cls(bank, kept.every, like.device)
 
     @property
     def nbytes(self) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..config import DMNAOAConfig
+from ..config import DMNAOAConfig, MemoryConfig
 from ..kernels import align_object, match_proposals, pool_regions, read_memory
 from ..proposals import Proposals, best_of, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores
@@ -215,9 +215,11 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         self.memory_head.key.weight[:, :-1] = self.query_head.weight
         self.proposal_projector.load_state_dict(self.template_projector.state_dict())
 
-    def start(self, geometry: Geometry, max_objects: int) -> ObjectState:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+    ) -> ObjectState:
         like, side = self.query_head.weight, self.config.region_size
-        matching = MatchingState.allocate(self.config, (side, side), max_objects, like)
+        matching = MatchingState.allocate(self.config, memory, (side, side), max_objects, like)
         return ObjectState(
             matching,
             References(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..config import GIELConfig
+from ..config import GIELConfig, MemoryConfig
 from ..kernels import read_memory
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
@@ -151,7 +151,9 @@ class GIEL(Method[GIELFeatures, Support]):
             self.instance_decoder = Decoder(*decoder)
         initialise(self)
 
-    def start(self, geometry: Geometry, max_objects: int) -> Support:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+    ) -> Support:
         return Support(
             self.config,
             geometry.cells(self.config.key_stride),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..config import IMCNetConfig
+from ..config import IMCNetConfig, MemoryConfig
 from ..errors import InputError
 from ..kernels import deform_conv, read_memory
 from ..proposals import Proposals
@@ -248,7 +248,9 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
             ):
                 conv.weight *= scale
 
-    def start(self, geometry: Geometry, max_objects: int) -> ForegroundState:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+    ) -> ForegroundState:
         return ForegroundState()
 
     def encode(

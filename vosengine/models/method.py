@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import nn
 
-from ..config import ModelConfig
+from ..config import MemoryConfig, ModelConfig
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores, Size
 
@@ -103,8 +103,11 @@ class Method(nn.Module, ABC, Generic[F, S]):
     config: ModelConfig
 
     @abstractmethod
-    def start(self, geometry: Geometry, max_objects: int) -> S:
-        """Allocate everything the method will ever hold for one stream of this geometry."""
+    def start(self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None) -> S:
+        """Allocate everything the method will ever hold for one stream of this geometry.
+
+        memory  what the memory keeps, where the method's configuration has one; None: as that says
+        """
 
     @abstractmethod
     def encode(self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None) -> F:

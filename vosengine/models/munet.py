@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..config import MUNetConfig
+from ..config import MemoryConfig, MUNetConfig
 from ..kernels import correlate_frames
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
@@ -116,11 +116,13 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         )
         initialise(self)
 
-    def start(self, geometry: Geometry, max_objects: int) -> MatchingState:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+    ) -> MatchingState:
         weight = self.query_head.key.weight
         cells = geometry.cells(self.config.key_stride)
         channels = self.config.value_channels + self.config.read_masks
-        return MatchingState.allocate(self.config, cells, max_objects, weight, channels)
+        return MatchingState.allocate(self.config, memory, cells, max_objects, weight, channels)
 
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None

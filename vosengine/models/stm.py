@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config import STMConfig
+from ..config import MemoryConfig, STMConfig
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
@@ -67,11 +67,13 @@ class STM(Method[STMFeatures, MatchingState]):
         )
         initialise(self)
 
-    def start(self, geometry: Geometry, max_objects: int) -> MatchingState:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+    ) -> MatchingState:
         weight = self.query_head.key.weight
         cells = geometry.cells(self.config.key_stride)
         channels = self.config.value_channels + self.config.read_masks
-        return MatchingState.allocate(self.config, cells, max_objects, weight, channels)
+        return MatchingState.allocate(self.config, memory, cells, max_objects, weight, channels)
 
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from ..config import TargetAwareConfig
+from ..config import MemoryConfig, TargetAwareConfig
 from ..errors import InputError
 from ..kernels import finish_masks
 from ..placements import seed_of
@@ -144,7 +144,9 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self.refiner = make_refiner(config, self.backbone.channels)
         initialise(self)
 
-    def start(self, geometry: Geometry, max_objects: int) -> TrackState:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+    ) -> TrackState:
         config, like = self.config, next(self.dnet.guide_aspp.parameters())
         cells = (-(-config.tracker_size // 16),) * 2  # a ResNet rounds up
         tracks = Tracks(config, max_objects, self.backbone.channels[2], cells, like)

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ..models.convolve import pack_convolutions
-from .allocation import keep_freed_memory
 from .folding import fold_batch_norms
 from .rounding import round_network
 
@@ -39,7 +38,6 @@ def prepare_network(
         network.to(device, dtype)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
-        keep_freed_memory()
         pack_convolutions(network)
     return network
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..ambient import ProcessSetting
 from ..errors import ConfigError
 
 DTYPES = {
@@ -18,6 +19,23 @@ DTYPES = {
     "fp16": torch.float16,
 }
 PRECISIONS = (*DTYPES, "auto")
+
+
+def _backends() -> tuple[Any, ...]:
+    """Those of torch that multiply float32: their settings are the process's."""
+    backends: Any = torch.backends  # whose types do not know their own members
+    return (
+        *(backends.cudnn.conv, backends.cuda.matmul),
+        *(backends.mkldnn.conv, backends.mkldnn.matmul),
+    )
+
+
+def _set_products(chosen: tuple[str, ...]) -> None:
+    for backend, each in zip(_backends(), chosen, strict=True):
+        backend.fp32_precision = each
+
+
+_products = ProcessSetting(lambda: tuple(b.fp32_precision for b in _backends()), _set_products)
 
 
 @dataclass(frozen=True)
@@ -52,21 +70,11 @@ class Precision:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Products of float32 as this precision wants them, within the block: torch's own setting
-        rounds those of convolutions on a GPU, and the caller's may round them on a CPU too."""
-        torch_backends: Any = torch.backends  # whose types do not know their own members
-        backends = (
-            *(torch_backends.cudnn.conv, torch_backends.cuda.matmul),
-            *(torch_backends.mkldnn.conv, torch_backends.mkldnn.matmul),
-        )
-        before = [backend.fp32_precision for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "tf32" if self.name == "tf32" else "ieee"
-        try:
+        """Products of float32 as this precision wants them, within the block or the function that
+        this decorates: torch's own setting rounds those of convolutions on a GPU, and the caller's
+        may round them on a CPU too. Threads under tf32 and under the others take turns."""
+        with _products.held(("tf32" if self.name == "tf32" else "ieee",) * 4):
             yield
-        finally:
-            for backend, chosen in zip(backends, before, strict=True):
-                backend.fp32_precision = chosen
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -17,7 +17,6 @@ from torch import nn
 from ..errors import TrainingError
 from ..files import write_whole
 from ..models.efficientnet import EfficientNetLite
-from ..runtime.allocation import keep_freed_memory
 from .checkpoint import check_same, load_checkpoint, save_checkpoint
 from .objectives.objective import Objective
 from .recipe import Recipe
@@ -60,8 +59,6 @@ class Trainer:
         self.folder = folder
         self.identity = json.loads(json.dumps({**identity, "recipe": asdict(recipe)}))
         self.device = device
-        if device.type == "cpu":
-            keep_freed_memory()
         # Channels last: a seventh faster on a CPU, and what half precision wants on a GPU.
         method = objective.method.to(device).to(memory_format=torch.channels_last)
         self.network: nn.Module = method.requires_grad_(True).train()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import onnx
 import torch
 
-from ...config import check_size
+from ...config import MemoryConfig, check_size
 from ...errors import ConfigError, OutputError
 from ...models.method import Method
 from ...registry import entry
@@ -72,14 +72,14 @@ class Family(Protocol):
 
     POLICY                 name of the policy that drives the graphs
     verbs(method, plan)    the graphs but for `prepare` and `finish`
-    settings(method)       what the policy must know; `stride` of the logits among it
+    settings(method, plan) what the policy must know; `stride` of the logits among it
     """
 
     POLICY: str
 
     def verbs(self, method: Any, plan: Plan) -> list[Verb]: ...
 
-    def settings(self, method: Any) -> dict[str, Any]: ...
+    def settings(self, method: Any, plan: Plan) -> dict[str, Any]: ...
 
 
 FAMILIES = {  # a model's module in this folder
@@ -123,7 +123,6 @@ def export_model(
     options.check()
     entry(model)
     method, card = load(model, options.weights)
-    _set_memory(method, options)
     fold_batch_norms(method)
     method.to(PRECISIONS[options.precision])
     family = family_of(model)
@@ -173,26 +172,21 @@ def _write(
         },
         graphs=_in_order(graphs),
         state=_state(graphs),
-        settings=family.settings(method),
+        settings=family.settings(method, plan),
     )
     compared = list(_compared(family, method, plan, verbs, folder, dynamic, options.precision))
     manifest.write(folder)
     return manifest, compared
 
 
-def _set_memory(method: Method[Any, Any], options: ExportOptions) -> None:
-    memory = getattr(method.config, "memory", None)
-    if options.memory_frames is None:
-        return
-    if memory is None:
-        raise ConfigError("memory_frames: this model has no memory of frames; leave it out")
-    method.config = replace(method.config, memory=replace(memory, max_frames=options.memory_frames))
-
-
 def _plan(method: Method[Any, Any], options: ExportOptions) -> Plan:
-    memory = getattr(method.config, "memory", None)
+    memory: MemoryConfig | None = getattr(method.config, "memory", None)
+    if options.memory_frames is not None:
+        if memory is None:
+            raise ConfigError("memory_frames: this model has no memory of frames; leave it out")
+        memory = replace(memory, max_frames=options.memory_frames)
     if options.size is None:  # examples, all different
-        return Plan(method.stride, (3, 5), 2, 4)
+        return Plan(method.stride, (3, 5), 2, 4, memory=memory)
     geometry = Geometry.fit(options.size, size=options.size, multiple=method.stride)
     frames = 1 if memory is None else memory.max_frames
     return Plan(
@@ -201,6 +195,7 @@ def _plan(method: Method[Any, Any], options: ExportOptions) -> Plan:
         options.max_objects or method.max_objects,
         frames,
         static=True,
+        memory=memory,
     )
 
 
@@ -257,7 +252,7 @@ def _compared(
     """Every graph against torch; a dynamic one at another size, with another number of objects
     and another memory than it was traced with."""
     if dynamic:
-        verbs = family.verbs(method, Plan(plan.multiple, (7, 6), 3, 2))
+        verbs = family.verbs(method, replace(plan, cells=(7, 6), objects=3, frames=2))
     for verb in verbs:
         with exported_ops():
             examples = [given.example for given in verb.inputs]

@@ -13,7 +13,7 @@ from .verb import Given, Plan, Verb
 POLICY = "foreground"
 
 
-def settings(method: IMCNet) -> dict[str, Any]:
+def settings(method: IMCNet, plan: Plan) -> dict[str, Any]:
     """The logits' stride."""
     return {"stride": 1}
 

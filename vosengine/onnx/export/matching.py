@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ...config import MemoryConfig
 from ...memory import Stored
 from ...models.munet import MUNet
 from ...models.stm import STM
 from ...types import Masks
-from .verb import Given, Plan, Verb, check_bank, times
+from .verb import Given, Plan, Verb, memory_of, times
 
 
 class Read(NamedTuple):
@@ -67,10 +68,10 @@ class Segment(nn.Module):
 class Remember(nn.Module):
     """prepared, masks, memory, and the features that `observe` takes -> memory."""
 
-    def __init__(self, method: STM | MUNet) -> None:
+    def __init__(self, method: STM | MUNet, memory: MemoryConfig) -> None:
         super().__init__()
         self.method = method
-        self.every = method.config.memory.every
+        self.memory = memory
 
     def forward(
         self,
@@ -92,7 +93,7 @@ class Remember(nn.Module):
         observed = self.method.observe([features], Masks(masks), state)
         assert observed is not None
         key, value = (x.movedim(1, 3)[:, None] for x in observed)  # [O, 1, h, w, C]
-        keep = prompted | (frame_index % self.every == 0)
+        keep = prompted | (frame_index % self.memory.every == 0)
         shown = alive | prompted
         frames = torch.arange(keys.shape[1], device=keys.device)
         here = ((frames == cursor[:, None]) & shown[:, None])[:, :, None, None, None]
@@ -102,17 +103,16 @@ class Remember(nn.Module):
             torch.where(here, value, values),
             torch.where(shown, torch.maximum(length, cursor + 1), length),
             # Past the last slot the ring goes on at 1: slot 0 is pinned.
-            torch.where(following < self.method.config.memory.max_frames, following, 1),
+            torch.where(following < self.memory.max_frames, following, 1),
         )
 
 
 POLICY = "memory"
 
 
-def settings(method: STM | MUNet) -> dict[str, Any]:
+def settings(method: STM | MUNet, plan: Plan) -> dict[str, Any]:
     """The logits' stride, and what the memory keeps."""
-    memory = method.config.memory
-    check_bank(memory)
+    memory = memory_of(method.config, plan)
     return {"stride": 4, "every": memory.every, "frames": memory.max_frames}
 
 
@@ -163,5 +163,5 @@ def verbs(method: STM | MUNet, plan: Plan) -> list[Verb]:
     return [
         Verb("encode", encode, (frame,), tuple((name, "") for name in names)),
         Verb("segment", Segment(method), (*seen, *memory), (("logits", ""),)),
-        Verb("remember", Remember(method), tuple(remember), tuple(kept)),
+        Verb("remember", Remember(method, memory_of(config, plan)), tuple(remember), tuple(kept)),
     ]

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ...config import MemoryConfig
 from ...memory import Stored
 from ...models.blocks import READ_LIMIT, to_positions
 from ...models.dmn_aoa import DMNAOA, Candidates, DMNAOAFeatures
@@ -29,7 +30,7 @@ from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
 from .regions import align_object, gather_cells, match_proposals, spread_cells
-from .verb import Given, Plan, Verb, check_bank
+from .verb import Given, Plan, Verb, memory_of
 
 POLICY = "proposals"
 
@@ -196,16 +197,17 @@ def spread(x: torch.Tensor, channels: Sequence[int]) -> list[torch.Tensor]:
 class Remember(nn.Module):
     """features, masks, memory -> memory."""
 
-    def __init__(self, method: DMNAOA, features: int) -> None:
+    def __init__(self, method: DMNAOA, memory: MemoryConfig, features: int) -> None:
         super().__init__()
         self.method = method
+        self.memory = memory
         self.features = features
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         now = features_of(self.method, tensors[: self.features])
         masks, alive, prompted, frame_index, *held = tensors[self.features :]
         keys, values, length, boxes, born, first_masks, cursor = held
-        method, memory = self.method, self.method.config.memory
+        method, memory = self.method, self.memory
         soft = masks[1:]
         boxes, shown = self._boxes(soft, torch.where(alive[:, None], boxes, _whole(soft)))
         fresh = prompted & ~alive
@@ -254,15 +256,14 @@ def _whole(masks: torch.Tensor) -> torch.Tensor:
     return torch.cat((0 * width, 0 * height, width, height))
 
 
-def settings(method: DMNAOA) -> dict[str, Any]:
+def settings(method: DMNAOA, plan: Plan) -> dict[str, Any]:
     """The logits' stride, what the memory keeps, how proposals are chosen, and D-Net's."""
-    config = method.config
-    check_bank(config.memory)
+    config, memory = method.config, memory_of(method.config, plan)
     dnet, card = load_dnet(None, method.query_head.weight.dtype)
     return {
         "stride": 4,
-        "every": config.memory.every,
-        "frames": config.memory.max_frames,
+        "every": memory.every,
+        "frames": memory.max_frames,
         "max_proposals": config.max_proposals,
         "proposal_overlap": config.proposal_overlap,
         "discovery": {**discovery_settings(dnet.config), "weights": card.name},
@@ -295,7 +296,7 @@ def verbs(method: DMNAOA, plan: Plan) -> list[Verb]:
         ),
         Verb(
             "remember",
-            Remember(method, len(features)),
+            Remember(method, memory_of(method.config, plan), len(features)),
             (*features, *_marked(plan), *held, cursor),
             tuple((f"{name}_out", f"state.{name}") for name in kept),
         ),

@@ -22,7 +22,7 @@ POLICY = "support"
 PLACE = ("key", "values", "summary")  # what `segment` takes of each
 
 
-def settings(method: GIEL) -> dict[str, Any]:
+def settings(method: GIEL, plan: Plan) -> dict[str, Any]:
     """The logits' stride, and how frames are chosen."""
     config = method.config
     return {

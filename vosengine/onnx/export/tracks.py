@@ -38,7 +38,7 @@ def cells_of(method: TargetAware) -> Size:
     return (-(-method.config.tracker_size // 16),) * 2
 
 
-def settings(method: TargetAware) -> dict[str, Any]:
+def settings(method: TargetAware, plan: Plan) -> dict[str, Any]:
     """The logits' stride, D-Net's settings, and those of the tracks."""
     config = method.config
     side = config.tracker_size

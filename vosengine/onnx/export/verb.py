@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from ...config import MemoryConfig
+from ...config import MatchingConfig, MemoryConfig
 from ...errors import ConfigError, OutputError
 from ...types import Size
 from ..manifest import Axis, Graph, Port, hash_of
@@ -33,6 +33,7 @@ class Plan:
     cells    of the network's input at its coarsest stride, `multiple`
     objects  rows; frames: of the memory
     static   whether these are the sizes for good
+    memory   what it keeps, of a method whose configuration has one; None: as that says
     """
 
     multiple: int
@@ -40,6 +41,7 @@ class Plan:
     objects: int
     frames: int
     static: bool = False
+    memory: MemoryConfig | None = None
 
     @property
     def network(self) -> Size:
@@ -111,13 +113,15 @@ def write_verb(verb: Verb, folder: Path, *, dynamic: bool, opset: int) -> Graph:
     return describe(path, verb, dynamic)
 
 
-def check_bank(memory: MemoryConfig) -> None:
-    """Raise ConfigError for a memory whose tensors have no given axes."""
+def memory_of(config: MatchingConfig, plan: Plan) -> MemoryConfig:
+    """What the memory keeps. Raises ConfigError where its tensors have no given axes."""
+    memory = plan.memory or config.memory
     if memory.policy == "afb":
         raise ConfigError(
             "memory: afb merges features by content, which no graph of fixed shapes does; export "
             "a model with every-N or all"
         )
+    return memory
 
 
 class _Flat(nn.Module):

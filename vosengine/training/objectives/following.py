@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from ...config import GIELConfig, MatchingConfig, ModelConfig, MUNetConfig, STMConfig
+from ...config import GIELConfig, MemoryConfig, ModelConfig, MUNetConfig, STMConfig
 from ...models.dmn_aoa import DMNAOA
 from ...models.giel import GIELEvidence
 from ...models.method import Method
@@ -128,7 +128,9 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         method, length = self.method, masks.shape[1]
         counts = [int(clip[0].max()) for clip in masks]
         size = (masks.shape[2], masks.shape[3])
-        state = method.start(Geometry.fit(size, size=None, multiple=method.stride), sum(counts))
+        geometry = Geometry.fit(size, size=None, multiple=method.stride)
+        memory = MemoryConfig("all", max_frames=max(2, length))  # every frame, no room for more
+        state = method.start(geometry, sum(counts), memory)
         blank(state)
         if method.batched:
             state.memory = ClipMemory()
@@ -311,16 +313,12 @@ def cut(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     return probabilities + moved
 
 
-def for_clips(config: ModelConfig, frames: int) -> ModelConfig:
-    """The configuration with which clips of so many frames are trained. No parameter differs; but
-    every frame is remembered, there is no room for more, all of it is read, and l2 and dot scores
-    are softer."""
+def for_clips(config: ModelConfig) -> ModelConfig:
+    """The configuration with which short clips are trained. No parameter differs; but all of the
+    memory is read, and l2 and dot scores are softer."""
     changes: dict[str, Any] = {}
     if isinstance(config, MatchingConfig | GIELConfig):
         changes["top_k"] = None
-    if isinstance(config, MatchingConfig):
-        memory = replace(config.memory, policy="all", max_frames=max(2, frames))
-        changes["memory"] = memory
     if isinstance(config, STMConfig | MUNetConfig | GIELConfig) and config.similarity != "cosine":
         changes["sharpness"] = SOFTER * config.sharpness
     return replace(config, **changes)

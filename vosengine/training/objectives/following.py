@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from ...config import GIELConfig, MemoryConfig, ModelConfig, MUNetConfig, STMConfig
+from ...config import (
+    GIELConfig,
+    MatchingConfig,
+    ModelConfig,
+    MUNetConfig,
+    STMConfig,
+)
 from ...models.dmn_aoa import DMNAOA
 from ...models.giel import GIELEvidence
 from ...models.method import Method

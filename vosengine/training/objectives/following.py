@@ -12,6 +12,7 @@ from torch.nn import functional
 from ...config import (
     GIELConfig,
     MatchingConfig,
+    MemoryConfig,
     ModelConfig,
     MUNetConfig,
     STMConfig,

@@ -90,7 +90,7 @@ class Script(Method[ScriptFeatures, ScriptState]):
 
 def scripted(script: dict[int, list[int]], ahead: int = 0, **options: int) -> Segmenter:
     segmenter = make("stm", **options)
-    segmenter.method = Script(script, ahead)
+    segmenter.runs_on.method = Script(script, ahead)
     segmenter.reset()
     return segmenter
 

@@ -56,7 +56,7 @@ def encode_ahead(segmenter: Segmenter, frames: np.ndarray) -> None:
         given = ([to_network(each, geometry, segmenter.device) for each in found],)
     with torch.no_grad():
         features = method.encode(batch, *given)
-    segmenter._encode = lambda image, geometry, given: of_frame(features, segmenter.frame_count)
+    segmenter._encode = lambda job: of_frame(features, segmenter.frame_count)
 
 
 def in_float64(segmenter: Segmenter) -> Segmenter:

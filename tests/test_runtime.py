@@ -189,7 +189,7 @@ def test_both_engines_give_the_same_answers(any_model: str, small: Clip) -> None
     for engine in ENGINES:
         segmenter = begin(any_model, engine="eager")
         segmenter.dtype = torch.float64
-        segmenter.method = prepare_network(
+        segmenter.runs_on.method = prepare_network(
             segmenter.method.double(), segmenter.device, segmenter.dtype, engine
         )
         answers.append(play(segmenter, small.frames, {0: small.masks[0]}))

@@ -126,7 +126,7 @@ class Echo(Method[EchoFeatures, EchoState]):
 def test_a_method_that_looks_ahead_answers_late_and_flush_gives_the_rest() -> None:
     segmenter = make("stm")
     echo = Echo()
-    segmenter.method = echo
+    segmenter.runs_on.method = echo
     segmenter.reset()
     frame = np.zeros((64, 64, 3), np.uint8)
     mask = np.zeros((64, 64), np.uint8)
@@ -152,7 +152,7 @@ def test_a_method_that_looks_ahead_answers_late_and_flush_gives_the_rest() -> No
 
 def test_a_prompt_in_the_ring_counts_against_the_capacity() -> None:
     segmenter = make("stm", max_objects=2)
-    segmenter.method = Echo()
+    segmenter.runs_on.method = Echo()
     segmenter.reset()
     frame = np.zeros((64, 64, 3), np.uint8)
     mask = np.zeros((64, 64), np.uint8)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .detectors.dnet import DNetSource
     from .detectors.file import FileSource, write_proposals
     from .detectors.torchvision import TorchvisionSource
+    from .engine import Engine
     from .errors import VosError
     from .onnx import OnnxSegmenter
     from .proposals import Proposals, ProposalSource
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "DMNAOAConfig": "config",
     "DNetSource": "detectors.dnet",
+    "Engine": "engine",
     "FileSource": "detectors.file",
     "GIELConfig": "config",
     "IMCNetConfig": "config",
@@ -59,6 +61,7 @@ _HOMES = {
 __all__ = [
     "DMNAOAConfig",
     "DNetSource",
+    "Engine",
     "FileSource",
     "GIELConfig",
     "IMCNetConfig",

@@ -10,36 +10,25 @@ from typing import Any
 import torch
 
 from .ambient import own_settings
-from .config import MemoryConfig, ModelConfig, check_size
+from .config import MemoryConfig, ModelConfig, check_size, memory_of
 from .detectors.dnet import DNetSource
-from .device import choose_device
+from .engine import Engine, Job
 from .errors import ConfigError, InputError, StateError
 from .finishing import Arrangement, compose, finish, named_ids
 from .frames import Array, check_frame, check_mask, prepare
+from .kernels.spans import listened, span, spanned
 from .objects import ObjectSlots
 from .proposals import (
-    Proposals,
     ProposalSource,
     StatefulSource,
     check_proposals,
     clean,
     to_network,
 )
-from .registry import entry
 from .rules import StaysHere, StreamRules
-from .runtime import (
-    ENGINES,
-    Pieces,
-    Precision,
-    Uploader,
-    copied,
-    graph_maker,
-    in_layout,
-    prepare_network,
-)
-from .saved import SavedStream, read_stream, write_stream
+from .runtime import Pieces, Uploader, copied, in_layout
+from .saved import SavedStream, check_source, read_stream, write_stream
 from .types import Geometry, Result, Size
-from .weights import load
 
 NATIVE = "native"
 
@@ -77,7 +66,8 @@ class Segmenter(StaysHere):
                  "afb"); None takes the model's own setting
     online       a model that looks ahead answers at once, the newest frame standing in for those
                  that have not come; latency is 0
-    engine       "fast", or "eager", every layer as it was written: to debug, and to compare with
+    engine       "fast", or "eager", every layer as it was written: to debug, and to compare with;
+                 or an Engine, whose weights, device and precision this stream then shares
     proposals    where object proposals come from, instead of the model's own detector; a model
                  that has none and needs them asks target_aware's D-Net where this is None
     config       the network's configuration; only with random weights
@@ -102,7 +92,7 @@ class Segmenter(StaysHere):
         size: int | Size | str | None = None,
         memory: MemoryConfig | str | None = None,
         online: bool = False,
-        engine: str = "fast",
+        engine: str | Engine = "fast",
         proposals: ProposalSource | None = None,
         config: ModelConfig | None = None,
     ) -> None:
@@ -116,29 +106,36 @@ class Segmenter(StaysHere):
                 )
         else:
             check_size(size)
-        if engine not in ENGINES:
-            raise ConfigError(f"engine: wanted {' or '.join(ENGINES)}, given {engine!r}")
-        kind = entry(model).build
-        self.device = choose_device(device)
+        network: dict[str, Any] = {
+            "weights": weights, "device": device, "precision": precision, "config": config,
+        }  # fmt: skip
+        if isinstance(engine, Engine):
+            engine.check_shared(model, network)
+        else:
+            engine = Engine(model, mode=engine, **network)
+        self.runs_on = engine
+        self.model, self.card = model, engine.card
+        self.device, self.precision, self.dtype = engine.device, engine.precision, engine.dtype
+        self.engine = engine.mode
         self._upload = Uploader(self.device)
-        if precision == "auto" and not kind.steady_in_half:
-            precision = "fp32"
-        self.precision = Precision.choose(precision, self.device)
-        self.dtype = self.precision.dtype
-        self.model = model
-        method, self.card = load(model, weights, config)
-        self.memory = _memory_of(model, method.config, memory)
+        method = self.method
+        self.memory = memory_of(model, method.config, memory)
         if proposals is not None and not method.takes_proposals:
             raise ConfigError(f"proposals: {model} takes none; leave them out")
         if proposals is None and method.needs_proposals:
-            proposals = DNetSource(device=device, embed=False)
+            proposals = DNetSource(device=str(self.device), embed=False)
         self.max_objects = max_objects or method.max_objects
         self.size = method.size if size is None else None if isinstance(size, str) else size
         self.online = online
-        self.engine = engine
         self.proposals = proposals
-        self.method = prepare_network(method, self.device, self.dtype, engine)
+        self.job: Job | None = None  # the frame of this stream that waits in the engine
+        self._ended = False
         self.reset()
+
+    @property
+    def method(self) -> Any:
+        """The network, which the engine's other streams share."""
+        return self.runs_on.method
 
     @property
     def latency(self) -> int:
@@ -152,6 +149,7 @@ class Segmenter(StaysHere):
 
     def reset(self) -> None:
         """Forget the stream: the next frame is the first of a new one, of any size."""
+        self.check_free("reset")
         self.geometry: Geometry | None = None
         self._state: Any = None
         self._slots = ObjectSlots(self.max_objects)
@@ -159,9 +157,9 @@ class Segmenter(StaysHere):
         self.frame_count = 0
         self._flushed = False
         self._arranged: Arrangement | None = None  # of the objects alive, for steps without prompt
-        make = None if self.engine == "eager" else graph_maker(self.device)
-        self._pieces = None if make is None else Pieces(make)
+        self._pieces = self.runs_on.pieces()
 
+    @spanned("step")
     def step(self, frame: Array, mask: Array | None = None) -> Result[torch.Tensor] | None:
         """Take one frame and answer for the one that lies `latency` frames back.
 
@@ -170,9 +168,34 @@ class Segmenter(StaysHere):
                corrects those that exist; an error for a model that takes none
         returns  the Result, or None for the first `latency` frames of a stream
 
-        Raises  InputError, before anything has changed; StateError in the child of a fork.
+        Raises  InputError, before anything has changed; StateError in the child of a fork, and
+                while a frame of this stream waits in its engine.
         """
+        self.check_free("step")
+        with self.runs_on.lock:
+            return self.advance(self.accept(frame, mask))
+
+    def check_free(self, verb: str) -> None:
+        """Raise StateError unless the stream may go on: in the process that made it, not closed,
+        and with no frame that waits in its engine."""
         self.check_process()
+        if self._ended:
+            raise StateError(f"{verb}: the stream is closed; open another")
+        if self.job is not None:
+            raise StateError(
+                f"{verb}: a frame of this stream waits; call the engine's step() first"
+            )
+
+    def end(self) -> None:
+        """Let go of everything: what `Engine.close` does to a stream."""
+        self.job = None
+        if not self._ended:
+            self.reset()
+            self._ended = True
+
+    def accept(self, frame: Array, mask: Array | None) -> Job:
+        """`step`'s arguments, checked and on the device, and what the source of proposals says of
+        the frame; of the stream nothing has changed. Raises InputError."""
         with own_settings():
             image = check_frame(frame)
             height, width = image.shape[:2]
@@ -181,23 +204,27 @@ class Segmenter(StaysHere):
             image = self._upload(image)
         given = None
         if self.proposals is not None:
-            with torch.no_grad():  # the source is the caller's, and so are all other settings
+            # The source is the caller's, and so are all other settings.
+            with torch.no_grad(), span("proposals"):
                 given = self.proposals(image, self.frame_count)
         with own_settings():
             if self.proposals is not None:
-                check_proposals(given, (image.shape[0], image.shape[1]))
-            return self._take(image, prompt, given)
+                check_proposals(given, (height, width))
+        geometry = self.geometry or Geometry.fit(
+            (height, width), size=self.size, multiple=self.method.stride
+        )
+        return Job(image, geometry, prompt, given)
 
-    def _take(
-        self, image: torch.Tensor, prompt: torch.Tensor | None, given: Proposals | None
-    ) -> Result[torch.Tensor] | None:
-        """`step`, of what was checked, with the proposals that the source gave."""
-        frame = (image.shape[0], image.shape[1])
-        geometry = self.geometry or Geometry.fit(frame, size=self.size, multiple=self.method.stride)
+    @own_settings()
+    def advance(self, job: Job) -> Result[torch.Tensor] | None:
+        """`step`, of a frame that was accepted."""
+        geometry, prompt = job.geometry, job.prompt
         state = self._state or self.method.start(geometry, self.max_objects, self.memory)
         target = self.frame_count - self.latency
         with self.precision.applied():
-            features = self._encode(image, geometry, given)
+            features = job.features
+            if features is None:
+                features = self._encode(job)
             ring = [*self._ring, Pending(self.frame_count, features, prompt)]
             result = self._answer(ring, target, state, geometry) if target >= 0 else None
         oldest_needed = target + 1 + min(0, *self.method.sees)
@@ -209,7 +236,7 @@ class Segmenter(StaysHere):
     @own_settings()
     def flush(self) -> list[Result[torch.Tensor]]:
         """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
-        self.check_process()
+        self.check_free("flush")
         if self.geometry is None or self.latency == 0 or self._flushed:
             return []
         waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
@@ -232,17 +259,17 @@ class Segmenter(StaysHere):
 
         Raises  InputError if no such object is alive.
         """
+        self.check_free("remove")
         if object_id not in self._slots:
             alive = ", ".join(map(str, self.ids)) or "none"
             raise InputError(f"remove: no object {object_id}; alive: {alive}")
-        self.check_process()
         self._state.forget(self._slots.slot(object_id))
         self._slots.remove(object_id)
 
     @own_settings()
     def save_state(self, path: str | Path) -> None:
         """Write the stream to a file: resumed elsewhere, it goes on as if it had never stopped."""
-        self.check_process()
+        self.check_free("save_state")
         source = self.proposals if isinstance(self.proposals, StatefulSource) else None
         stream = SavedStream(
             identity=self._identity(),
@@ -266,10 +293,10 @@ class Segmenter(StaysHere):
                 another model, weights, precision, size or memory, or with another kind of
                 proposals.
         """
-        self.check_process()
+        self.check_free("load_state")
         stream = read_stream(Path(path), self._identity(), self.device)
         source = self.proposals if isinstance(self.proposals, StatefulSource) else None
-        _check_source(path, stream, source)
+        check_source(path, stream, source)
         state = None
         if stream.geometry is not None:
             state = self.method.start(stream.geometry, self.max_objects, self.memory)
@@ -307,22 +334,23 @@ class Segmenter(StaysHere):
             waiting = [held.prompt for held in self._ring if held.prompt is not None]
             self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
 
-    def _encode(self, image: torch.Tensor, geometry: Geometry, given: Proposals | None) -> Any:
-        """The method's features of a frame, with the source's proposals for it if there is one."""
+    def prepared(self, job: Job) -> torch.Tensor:
+        """A frame as the network sees it: [1, 3, H, W], float32 at least, which a network narrows
+        where it wants."""
         config = self.method.config
-        wide = torch.promote_types(self.dtype, torch.float32)  # a network narrows it where it wants
-        prepared = prepare(image, geometry, config.mean, config.std, wide)[None]
-        if given is None:
-            return self._features(prepared)
-        fitted = to_network(given, geometry, self.device)
-        return self.method.encode(prepared, [clean(fitted, self.method.smallest_proposal)])
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return prepare(job.image, job.geometry, config.mean, config.std, wide)[None]
 
-    def _features(self, prepared: torch.Tensor) -> Any:
-        """The method's own features of a prepared frame: of a graph a copy, where they are kept."""
-        if self._pieces is None or "encode" not in self.method.capturable:
-            return self.method.encode(prepared)
-        features = self._pieces.run("encode", self.method.encode, prepared)
-        return copied(features) if self._sees_more else features
+    def _encode(self, job: Job) -> Any:
+        """The method's features of a frame, with the source's proposals for it if there is one; of
+        a graph a copy, where they are kept."""
+        prepared = self.prepared(job)
+        with span("encode"):
+            if job.given is None:
+                features = self.runs_on.encode(prepared)
+                return copied(features) if self._sees_more else features
+            fitted = to_network(job.given, job.geometry, self.device)
+            return self.method.encode(prepared, [clean(fitted, self.method.smallest_proposal)])
 
     @property
     def _sees_more(self) -> bool:
@@ -342,14 +370,16 @@ class Segmenter(StaysHere):
         later = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
         reserved = tuple(i for mask in later for i in named_ids(mask))
         decided = prompt is None and len(self._slots) > 0 and "answer" in self.method.capturable
-        if decided and self._pieces is not None:
+        if decided and self._pieces is not None and not listened():
             return self._replay(self._pieces, seen, target, state, geometry)
         looks = len(self._slots) > 0 or not self.method.needs_mask
-        scores = self.method.segment(seen, state) if looks else None
+        with span("segment"):
+            scores = self.method.segment(seen, state) if looks else None
         result, masks, by_slot = finish(
             scores, prompt, self._slots, geometry, target, self.device, reserved
         )
-        self.method.remember(seen, masks, state)
+        with span("remember"):
+            self.method.remember(seen, masks, state)
         self._slots.assign(by_slot)
         return result
 
@@ -377,28 +407,3 @@ class Segmenter(StaysHere):
         canvas = replace(canvas, logits=canvas.logits.clone(), rows=rows)
         result: Result[torch.Tensor] = canvas.result(labels.clone(), target, geometry)
         return result
-
-
-def _memory_of(
-    model: str, config: ModelConfig, wanted: MemoryConfig | str | None
-) -> MemoryConfig | None:
-    """What the memory keeps; None of a model that has none."""
-    own: MemoryConfig | None = getattr(config, "memory", None)
-    if wanted is None:
-        return own
-    if own is None:
-        raise ConfigError(f"memory: {model} has no memory to set; leave it out")
-    return replace(own, policy=wanted) if isinstance(wanted, str) else wanted
-
-
-def _check_source(path: str | Path, stream: SavedStream, source: StatefulSource | None) -> None:
-    if stream.source is not None and source is None:
-        raise StateError(
-            f"{path}: the stream was saved with a source of proposals that remembers what it saw; "
-            "give this Segmenter such a source too (proposals=...)"
-        )
-    if stream.source is None and source is not None:
-        raise StateError(
-            f"{path}: the stream was saved without a source of proposals that remembers what it "
-            f"saw, and this Segmenter has one ({type(source).__name__}); leave it out"
-        )

@@ -15,6 +15,7 @@ from .checks import (
 )
 from .lite import LITE
 from .matching import MemoryConfig, MUNetConfig, STMConfig
+from .memory import memory_of
 from .multi_object import DMNAOAConfig, GIELConfig
 from .small import SMALL, ModelConfig
 from .unsupervised import IMCNetConfig, TargetAwareConfig
@@ -41,4 +42,5 @@ __all__ = [
     "STMConfig",
     "TargetAwareConfig",
     "check_size",
+    "memory_of",
 ]

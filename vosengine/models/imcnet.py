@@ -12,6 +12,7 @@ from torch.nn import functional
 from ..config import IMCNetConfig, MemoryConfig
 from ..errors import InputError
 from ..kernels import deform_conv, read_memory
+from ..kernels.spans import spanned
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
@@ -277,6 +278,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         features, _ = self.propagation(maps, self.affinity(keys, maps[3]))
         return self.decode(features)
 
+    @spanned("decode")
     def decode(self, features: torch.Tensor) -> torch.Tensor:
         """The frames' propagated features [T, C, H / 4, W / 4] -> what `foreground` returns."""
         fused = self._even(self.fusion(self.align(self._even(features))))
@@ -291,6 +293,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         norms between them, and would grow until a step of the training overshoots."""
         return features if self.neck is None else normalise_cells(features)
 
+    @spanned("align")
     def align(self, features: torch.Tensor) -> torch.Tensor:
         """[T, C, h, w] with every neighbour aligned to the frame in the middle."""
         middle = len(features) // 2

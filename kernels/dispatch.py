@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from .spans import listened, span
+
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 _asked: ContextVar[str] = ContextVar("vosengine_backend", default="auto")
@@ -84,6 +86,12 @@ class Op:
                 with torch.autocast(device, enabled=False):
                     args, kwargs = _widened((args, kwargs))
                     return self(*args, **kwargs)
+        if listened():
+            with span(self.name):
+                return self._run(*args, **kwargs)
+        return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         self.contract(*args, **kwargs)
         asked = _asked.get()
         if asked == "reference":

@@ -115,6 +115,20 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
     )
 
 
+def check_source(path: str | Path, stream: SavedStream, source: object | None) -> None:
+    """Raise StateError unless a source that remembers (None: there is none) goes with a stream."""
+    if stream.source is not None and source is None:
+        raise StateError(
+            f"{path}: the stream was saved with a source of proposals that remembers what it saw; "
+            "give this Segmenter such a source too (proposals=...)"
+        )
+    if stream.source is None and source is not None:
+        raise StateError(
+            f"{path}: the stream was saved without a source of proposals that remembers what it "
+            f"saw, and this Segmenter has one ({type(source).__name__}); leave it out"
+        )
+
+
 def _digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 over the description, then over names, dtypes, shapes and bytes of all tensors."""
     digest = hashlib.sha256(text.encode())

@@ -13,9 +13,10 @@ from .ambient import own_settings
 from .config import MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .device import choose_device
-from .errors import ConfigError, InputError, StateError
+from .errors import ConfigError, InputError
 from .finishing import Arrangement, compose, finish, named_ids
 from .frames import Array, check_frame, check_mask, prepare
+from .kernels.spans import listened, span, spanned
 from .objects import ObjectSlots
 from .proposals import (
     Proposals,
@@ -37,7 +38,7 @@ from .runtime import (
     in_layout,
     prepare_network,
 )
-from .saved import SavedStream, read_stream, write_stream
+from .saved import SavedStream, check_source, read_stream, write_stream
 from .types import Geometry, Result, Size
 from .weights import load
 
@@ -162,6 +163,7 @@ class Segmenter(StaysHere):
         make = None if self.engine == "eager" else graph_maker(self.device)
         self._pieces = None if make is None else Pieces(make)
 
+    @spanned("step")
     def step(self, frame: Array, mask: Array | None = None) -> Result[torch.Tensor] | None:
         """Take one frame and answer for the one that lies `latency` frames back.
 
@@ -181,7 +183,8 @@ class Segmenter(StaysHere):
             image = self._upload(image)
         given = None
         if self.proposals is not None:
-            with torch.no_grad():  # the source is the caller's, and so are all other settings
+            # The source is the caller's, and so are all other settings.
+            with torch.no_grad(), span("proposals"):
                 given = self.proposals(image, self.frame_count)
         with own_settings():
             if self.proposals is not None:
@@ -269,7 +272,7 @@ class Segmenter(StaysHere):
         self.check_process()
         stream = read_stream(Path(path), self._identity(), self.device)
         source = self.proposals if isinstance(self.proposals, StatefulSource) else None
-        _check_source(path, stream, source)
+        check_source(path, stream, source)
         state = None
         if stream.geometry is not None:
             state = self.method.start(stream.geometry, self.max_objects, self.memory)
@@ -315,13 +318,16 @@ class Segmenter(StaysHere):
         if given is None:
             return self._features(prepared)
         fitted = to_network(given, geometry, self.device)
-        return self.method.encode(prepared, [clean(fitted, self.method.smallest_proposal)])
+        with span("encode"):
+            return self.method.encode(prepared, [clean(fitted, self.method.smallest_proposal)])
 
     def _features(self, prepared: torch.Tensor) -> Any:
         """The method's own features of a prepared frame: of a graph a copy, where they are kept."""
-        if self._pieces is None or "encode" not in self.method.capturable:
-            return self.method.encode(prepared)
-        features = self._pieces.run("encode", self.method.encode, prepared)
+        pieces = None if listened() else self._pieces
+        if pieces is None or "encode" not in self.method.capturable:
+            with span("encode"):
+                return self.method.encode(prepared)
+        features = pieces.run("encode", self.method.encode, prepared)
         return copied(features) if self._sees_more else features
 
     @property
@@ -342,14 +348,16 @@ class Segmenter(StaysHere):
         later = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
         reserved = tuple(i for mask in later for i in named_ids(mask))
         decided = prompt is None and len(self._slots) > 0 and "answer" in self.method.capturable
-        if decided and self._pieces is not None:
+        if decided and self._pieces is not None and not listened():
             return self._replay(self._pieces, seen, target, state, geometry)
         looks = len(self._slots) > 0 or not self.method.needs_mask
-        scores = self.method.segment(seen, state) if looks else None
+        with span("segment"):
+            scores = self.method.segment(seen, state) if looks else None
         result, masks, by_slot = finish(
             scores, prompt, self._slots, geometry, target, self.device, reserved
         )
-        self.method.remember(seen, masks, state)
+        with span("remember"):
+            self.method.remember(seen, masks, state)
         self._slots.assign(by_slot)
         return result
 
@@ -389,16 +397,3 @@ def _memory_of(
     if own is None:
         raise ConfigError(f"memory: {model} has no memory to set; leave it out")
     return replace(own, policy=wanted) if isinstance(wanted, str) else wanted
-
-
-def _check_source(path: str | Path, stream: SavedStream, source: StatefulSource | None) -> None:
-    if stream.source is not None and source is None:
-        raise StateError(
-            f"{path}: the stream was saved with a source of proposals that remembers what it saw; "
-            "give this Segmenter such a source too (proposals=...)"
-        )
-    if stream.source is None and source is not None:
-        raise StateError(
-            f"{path}: the stream was saved without a source of proposals that remembers what it "
-            f"saw, and this Segmenter has one ({type(source).__name__}); leave it out"
-        )

@@ -1,16 +1,16 @@
-"""Where the time of a step goes: clocks around the parts of an engine, and none inside it."""
+"""Where the time of a step goes: a clock that listens to the names of what runs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import nn
 
-from ..kernels.dispatch import Op
+from ..kernels.spans import listen
 from ..segmenter import Segmenter
 from ..timing import synchronise
 
@@ -24,16 +24,21 @@ MODULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "target_aware": {"D-Net": ("dnet",), "ReID": ("reid",), "T-Net": ("backbone", "refiner")},
     "imcnet": {},
 }
-# Methods of a model that are a stage of its paper.
-METHODS: Mapping[str, Mapping[str, str]] = {
-    "dmn_aoa": {"templates": "OTG", "match": "AM"},
-    "imcnet": {"align": "align", "decode": "decode"},
-}
-OPS = {
+# Span -> stage; of ops, of the engine, and of what a method's paper names.
+SPANS = {
+    "step": "other",
+    "encode": "encode",
+    "segment": "segment",
+    "remember": "remember",
     "read_memory": "read",
+    "decode": "decode",
+    "align": "align",
     "align_object": "align",
     "correlate_frames": "align",
     "deform_conv": "align",
+    "proposals": "OPG",
+    "templates": "OTG",
+    "match": "AM",
 }
 
 
@@ -47,31 +52,33 @@ class StageClock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.milliseconds: dict[str, float] = {}
-        self._within: list[float] = []  # of every stage that is open: what its parts have taken
+        self._open: list[tuple[str, float, float]] = []  # stage, begin, and what its parts took
+
+    def begin(self, name: str) -> None:
+        synchronise(self.device)
+        self._open.append((name, time.perf_counter(), 0.0))
+
+    def end(self) -> None:
+        """Of the stage that began last."""
+        synchronise(self.device)
+        name, start, parts = self._open.pop()
+        taken = 1e3 * (time.perf_counter() - start)
+        self.milliseconds[name] = self.milliseconds.get(name, 0.0) + taken - parts
+        if self._open:
+            outer, start, parts = self._open[-1]
+            self._open[-1] = outer, start, parts + taken
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        synchronise(self.device)
-        self._within.append(0.0)
-        start = time.perf_counter()
+        self.begin(name)
         try:
             yield
         finally:
-            synchronise(self.device)
-            taken = 1e3 * (time.perf_counter() - start)
-            own = taken - self._within.pop()
-            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + own
-            if self._within:
-                self._within[-1] += taken
+            self.end()
 
-    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The call, timed as that stage."""
-
-        def timed_call(*args: Any, **kwargs: Any) -> Any:
-            with self.stage(name):
-                return call(*args, **kwargs)
-
-        return timed_call
+    def around(self, span: str) -> AbstractContextManager[None]:
+        """The stage that a span belongs to."""
+        return self.stage(SPANS[span]) if span in SPANS else nullcontext()
 
     def shares(self) -> dict[str, float]:
         """Of the time that was seen, the greatest first."""
@@ -84,56 +91,21 @@ class StageClock:
 def clocked(segmenter: Segmenter) -> Iterator[StageClock]:
     """A clock on every stage of a Segmenter, within the block; `step` itself counts as "other"."""
     clock = StageClock(segmenter.device)
-    method: Any = segmenter.method
     with ExitStack() as stack:
-
-        def replace(owner: Any, name: str, stage: str) -> None:
-            """Put the timed call before the class's own, as an attribute of the instance."""
-            before = vars(owner).get(name)
-            object.__setattr__(owner, name, clock.around(stage, getattr(owner, name)))
-            if before is None:
-                stack.callback(object.__delattr__, owner, name)
-            else:
-                stack.callback(object.__setattr__, owner, name, before)
-
-        stack.callback(setattr, segmenter, "_pieces", segmenter._pieces)
-        segmenter._pieces = None  # a graph has no parts to be timed
-        replace(segmenter, "step", "other")
-        for verb in ("encode", "segment", "remember"):
-            replace(method, verb, verb)
-        for name, stage in METHODS.get(segmenter.model, {}).items():
-            replace(method, name, stage)
         for stage, names in MODULES[segmenter.model].items():
             for name in names:
-                module = getattr(method, name, None)
+                module = getattr(segmenter.method, name, None)
                 if isinstance(module, nn.Module):
-                    replace(module, "forward", stage)
-        if segmenter.proposals is not None:
-            source = segmenter.proposals
-            segmenter.proposals = _TimedSource(source, clock)
-            stack.callback(setattr, segmenter, "proposals", source)
-        call = Op.__call__
-        Op.__call__ = _op_call(call, clock)  # type: ignore[method-assign]
-        stack.callback(setattr, Op, "__call__", call)
+                    begin, end = partial(_begin, clock, stage), partial(_end, clock)
+                    stack.callback(module.register_forward_pre_hook(begin).remove)
+                    stack.callback(module.register_forward_hook(end, always_call=True).remove)
+        stack.enter_context(listen(clock.around))
         yield clock
 
 
-def _op_call(call: Callable[..., Any], clock: StageClock) -> Callable[..., Any]:
-    def timed_call(self: Op, *args: Any, **kwargs: Any) -> Any:
-        if self.name not in OPS:
-            return call(self, *args, **kwargs)
-        with clock.stage(OPS[self.name]):
-            return call(self, *args, **kwargs)
-
-    return timed_call
+def _begin(clock: StageClock, stage: str, *_: object) -> None:
+    clock.begin(stage)
 
 
-class _TimedSource:
-    """A source of proposals, timed as DMN-AOA's OPG."""
-
-    def __init__(self, source: Any, clock: StageClock) -> None:
-        self._source, self._clock = source, clock
-
-    def __call__(self, frame: Any, frame_index: int) -> Any:
-        with self._clock.stage("OPG"):
-            return self._source(frame, frame_index)
+def _end(clock: StageClock, *_: object) -> None:
+    clock.end()

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..config import DMNAOAConfig, MemoryConfig
 from ..kernels import align_object, match_proposals, pool_regions, read_memory
+from ..kernels.spans import spanned
 from ..proposals import Proposals, best_of, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
@@ -281,6 +282,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
             logits = carried(logits, (moved.first[0] + moved.previous[0])[:, 0] / 2)
         return Scores(logits, stride=4, evidence=matching)
 
+    @spanned("templates")
     def templates(self, now: DMNAOAFeatures, state: ObjectState) -> torch.Tensor:
         """T' of every object [O, P, Cd]: its memory read with where it was last (equation 1)."""
         count, side = state.object_count, self.config.region_size
@@ -297,6 +299,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         maps = template.transpose(1, 2).unflatten(2, (side, side))
         return to_positions(self.template_projector(maps))
 
+    @spanned("match")
     def match(
         self, templates: torch.Tensor, candidates: Candidates, state: ObjectState
     ) -> Matching:

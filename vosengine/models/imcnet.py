@@ -12,6 +12,7 @@ from torch.nn import functional
 from ..config import IMCNetConfig, MemoryConfig
 from ..errors import InputError
 from ..kernels import deform_conv, read_memory
+from ..kernels.spans import spanned
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
@@ -272,6 +273,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         features, _ = self.propagation(maps, self.affinity(keys, maps[3]))
         return self.decode(features)
 
+    @spanned("decode")
     def decode(self, features: torch.Tensor) -> torch.Tensor:
         """The frames' propagated features [T, C, H / 4, W / 4] -> what `foreground` returns."""
         logits = self.predict(self.block(self.fusion(self.align(features))))
@@ -280,6 +282,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
             probability, scale_factor=4, mode="bilinear", align_corners=True
         )
 
+    @spanned("align")
     def align(self, features: torch.Tensor) -> torch.Tensor:
         """[T, C, h, w] with every neighbour aligned to the frame in the middle."""
         middle = len(features) // 2

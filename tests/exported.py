@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,41 @@ from vosengine import Segmenter
 from vosengine.onnx import ExportOptions, OnnxSegmenter, export_model
 from vosengine.onnx.manifest import MANIFEST
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
+from vosengine.weights import load, save, state_of
 
 FAILED = "failed"
 LONGEST = 600.0  # seconds that another process may take for one export
+SHORT_SIDE = 120  # of what a trained network sees in tests: it is most of what a step costs, and
+# of no network's stride a multiple, so that frames are padded
+SHIPPED = "weights"
+WEIGHTS = "demo.safetensors"  # so that they are named as those that ship
 
 Export = Callable[..., Path]
 
 
+def small_demo(folder: Path, model: str) -> Path:
+    """The trained weights that ship, in a file of a network that sees smaller frames. Processes
+    may write it at once: it appears whole, and is the same from all."""
+    path = folder / model / WEIGHTS
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        method, card = load(model, "demo")
+        config = method.config
+        if isinstance(config.size, int):
+            config = replace(config, size=SHORT_SIDE)
+        words = {"description": card.description, "licence": card.licence}
+        save(path, model, config, state_of(method), trained=card.trained, **words)
+    return path
+
+
+def weights_of(folder: Path, model: str) -> Path:
+    """The file whose weights an export of `exporter` has, those that ship."""
+    return small_demo(folder / SHIPPED, model)
+
+
 def exporter(factory: pytest.TempPathFactory, worker: str) -> Export:
     """`export("munet", size=(96, 160))`: the folder, written by this process or by another. A file
-    of weights is known by its name."""
+    of weights is known by its name; those that ship see small frames, and lie beside the graphs."""
     root = factory.getbasetemp()
     if worker != "master":
         root = root.parent
@@ -39,6 +65,8 @@ def exporter(factory: pytest.TempPathFactory, worker: str) -> Export:
             _wait(folder / MANIFEST)
         else:
             try:
+                if weights == "demo":
+                    weights = weights_of(folder, model)
                 export_model(model, ExportOptions(folder, weights=str(weights), **options))
             except BaseException:
                 (folder / FAILED).touch()  # those who wait need not wait on
@@ -65,8 +93,9 @@ def drawn(size: tuple[int, int], objects: int, frames: int = 6) -> Clip:
 def both(folder: Path, **options: Any) -> tuple[OnnxSegmenter, Segmenter]:
     """The export's stream, and torch's layer by layer."""
     ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
+    weights = weights_of(folder, ours.model)
     theirs = Segmenter(
-        ours.model, weights="demo", device="cpu", precision="fp32", engine="eager", **options
+        ours.model, weights=weights, device="cpu", precision="fp32", engine="eager", **options
     )
     return ours, theirs
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exported import small_demo
 from rich.console import Console
 from typer.testing import CliRunner
 
-from vosengine import cli, cli_bench
+from vosengine import cli, cli_bench, weights
 from vosengine.benchmark import Plan, drawn_scene, measure_point, measure_rates
-from vosengine.benchmark.measure import NO_ROOM, NOT_COMPILED, Cell, Runner, begin, compare
+from vosengine.benchmark.floor import Rates
+from vosengine.benchmark.measure import (
+    NO_ROOM,
+    NOT_COMPILED,
+    Cell,
+    Point,
+    Runner,
+    begin,
+    compare,
+)
 from vosengine.benchmark.published import published_of, published_rows
 from vosengine.benchmark.report import COLUMNS, rows_of, tables_of
-from vosengine.benchmark.scenes import GivenProposals
+from vosengine.benchmark.scenes import GivenProposals, Scene
 from vosengine.benchmark.stages import StageClock, clocked
 from vosengine.benchmark.ways import OURS, OURS_FP32, REFERENCE, WAYS, Way
 from vosengine.errors import ConfigError, DeviceError
@@ -29,15 +41,36 @@ from vosengine.runtime import has_bf16
 
 SIZE = 64, 96
 CPU = torch.device("cpu")
-PLAN = Plan(weights="demo", memory_frames=2, warm_up=0, steps=2)
+PLAN = Plan(memory_frames=2, warm_up=0, steps=2)
 QUICK = tuple(way for way in WAYS if not way.compiled)  # that takes minutes
 DTYPES = (torch.float32, torch.bfloat16) if has_bf16(CPU) else (torch.float32,)
-RATES = measure_rates(CPU, DTYPES)
 
 
 @pytest.fixture(scope="module")
-def scene() -> Any:
+def scene() -> Scene:
     return drawn_scene(SIZE)
+
+
+@pytest.fixture(scope="module")
+def rates() -> Rates:
+    return measure_rates(CPU, DTYPES)
+
+
+@pytest.fixture(scope="module")
+def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Plan]:
+    """PLAN with a model's trained weights, in a network that sees small frames."""
+    folder = tmp_path_factory.mktemp("weights")
+    return lambda model: replace(PLAN, weights=str(small_demo(folder, model)))
+
+
+@pytest.fixture
+def point_of(scene: Scene, rates: Rates, plan_of: Callable[[str], Plan]) -> Callable[..., Point]:
+    """A model with some objects, each of these ways."""
+
+    def measure(model: str, objects: int, ways: Sequence[Way]) -> Point:
+        return measure_point(model, objects, scene, CPU, plan_of(model), rates, ways)
+
+    return measure
 
 
 def run(*words: str) -> Any:
@@ -45,9 +78,10 @@ def run(*words: str) -> Any:
 
 
 @pytest.mark.parametrize("model", list_models())
-def test_every_model_is_timed_and_keeps_its_labels(model: str, scene: Any) -> None:
-    objects = 2 if model != "imcnet" else 1
-    point = measure_point(model, objects, scene, CPU, PLAN, RATES, QUICK)
+def test_every_model_is_timed_and_keeps_its_labels(
+    model: str, point_of: Callable[..., Point]
+) -> None:
+    point = point_of(model, 2 if model != "imcnet" else 1, QUICK)
     cells = {cell.way: cell for cell in point.cells}
     assert list(cells) == [way.name for way in QUICK]
     ran = [cell for cell in cells.values() if cell.fault is None]
@@ -64,11 +98,11 @@ def test_every_model_is_timed_and_keeps_its_labels(model: str, scene: Any) -> No
     assert point.floor is not None and point.floor.gflop > 0.1 and point.floor.mib > 0.5
 
 
-def test_stages_are_those_of_the_paper(scene: Any) -> None:
-    point = measure_point("dmn_aoa", 1, scene, CPU, PLAN, RATES, WAYS[-1:])
+def test_stages_are_those_of_the_paper(point_of: Callable[..., Point]) -> None:
+    point = point_of("dmn_aoa", 1, WAYS[-1:])
     assert {"BFE", "OPG", "OTG", "AM", "MRN"} <= set(point.cells[0].stages)
     assert point.floor is None  # without the reference way its work is not known
-    point = measure_point("target_aware", 1, scene, CPU, PLAN, RATES, WAYS[-1:])
+    point = point_of("target_aware", 1, WAYS[-1:])
     assert {"D-Net", "T-Net"} <= set(point.cells[0].stages)
 
 
@@ -82,8 +116,8 @@ def test_a_clock_counts_every_moment_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert clock.shares() == {"outer": 0.7, "inner": 0.3}
 
 
-def test_clocks_are_taken_away_again(scene: Any) -> None:
-    segmenter = begin("stm", WAYS[-1], 1, scene, CPU, PLAN)
+def test_clocks_are_taken_away_again(scene: Scene, plan_of: Callable[[str], Plan]) -> None:
+    segmenter = begin("stm", WAYS[-1], 1, scene, CPU, plan_of("stm"))
     call, attributes = Op.__call__, set(vars(segmenter))
     with clocked(segmenter) as clock:
         segmenter.step(scene.frame(0), scene.prompt(1))
@@ -94,7 +128,7 @@ def test_clocks_are_taken_away_again(scene: Any) -> None:
 
 
 def test_without_room_the_cell_says_so_and_the_others_go_on(
-    scene: Any, monkeypatch: pytest.MonkeyPatch
+    point_of: Callable[..., Point], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Runner.step
 
@@ -104,7 +138,7 @@ def test_without_room_the_cell_says_so_and_the_others_go_on(
         step(self)
 
     monkeypatch.setattr(Runner, "step", fails_for_one)
-    point = measure_point("stm", 1, scene, CPU, PLAN, RATES, QUICK)
+    point = point_of("stm", 1, QUICK)
     faults = {cell.way: cell.fault for cell in point.cells}
     assert faults[REFERENCE] == NO_ROOM and faults["ours"] is None
     assert point.floor is None
@@ -114,22 +148,29 @@ def test_without_room_the_cell_says_so_and_the_others_go_on(
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # in torch itself
 def test_a_compiler_that_is_missing_or_fails_is_one_cells_fault(
-    scene: Any, monkeypatch: pytest.MonkeyPatch
+    point_of: Callable[..., Point], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch.compile's own C++ compiler; gcc 12 has a defect that MUNet's code for AVX-512 meets."""
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
     compiled = Way("compiled fp32", "eager", "fp32", "reference", compiled=True)
-    point = measure_point("imcnet", 1, scene, CPU, PLAN, RATES, (compiled, WAYS[1]))
+    point = point_of("imcnet", 1, (compiled, WAYS[1]))
     faults = {cell.way: cell.fault for cell in point.cells}
     assert faults == {"compiled fp32": NOT_COMPILED, REFERENCE: None}
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 140])
-def test_no_figure_is_cut_off_on_any_terminal(scene: Any, width: int) -> None:
-    """What there is no room for is left out as a column, and named."""
+@pytest.fixture(scope="module")
+def imcnet_cells(scene: Scene, rates: Rates, plan_of: Callable[[str], Plan]) -> list[Any]:
     ways = [way for way in WAYS if way.name in ("published fp32", REFERENCE, "ours")]
-    (cell, *others) = measure_point("imcnet", 1, scene, CPU, PLAN, RATES, ways).as_json()["cells"]
+    point = measure_point("imcnet", 1, scene, CPU, plan_of("imcnet"), rates, ways)
+    cells: list[Any] = point.as_json()["cells"]
+    return cells
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_no_figure_is_cut_off_on_any_terminal(imcnet_cells: list[Any], width: int) -> None:
+    """What there is no room for is left out as a column, and named."""
+    (cell, *others) = copy.deepcopy(imcnet_cells)
     for other in others:
         other |= {f"{name}_ms": 12345.6 for name in ("p50", "p90", "p95", "p99", "mean")}
     paper = asdict(published_of("dmn_aoa")[0])
@@ -151,13 +192,15 @@ def test_no_figure_is_cut_off_on_any_terminal(scene: Any, width: int) -> None:
     assert ("no room for" in text) == (width < 140)
 
 
-def test_another_error_is_raised(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_is_raised(
+    point_of: Callable[..., Point], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(self: Runner) -> None:
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(Runner, "step", fails)
     with pytest.raises(RuntimeError, match="a defect"):
-        measure_point("stm", 1, scene, CPU, PLAN, RATES, WAYS[-1:])
+        point_of("stm", 1, WAYS[-1:])
 
 
 def test_labels_are_held_against_the_reference_way() -> None:
@@ -171,7 +214,7 @@ def test_labels_are_held_against_the_reference_way() -> None:
     assert cells[0].differs is None
 
 
-def test_prompts_and_proposals_have_that_many_objects(scene: Any) -> None:
+def test_prompts_and_proposals_have_that_many_objects(scene: Scene) -> None:
     for count in (1, 2, 3, 5, 10):
         prompt = scene.prompt(count)
         assert set(np.unique(prompt)) == {0, *range(1, count + 1)}
@@ -181,7 +224,7 @@ def test_prompts_and_proposals_have_that_many_objects(scene: Any) -> None:
             assert torch.equal(found.masks[each], torch.from_numpy(prompt == each + 1))
 
 
-def test_frames_go_to_and_fro(scene: Any) -> None:
+def test_frames_go_to_and_fro(scene: Scene) -> None:
     count = len(scene.frames)
     there = [scene.frame(index) for index in range(count)]
     back = [scene.frame(2 * (count - 1) - index) for index in range(count)]
@@ -195,7 +238,9 @@ def test_every_paper_that_prints_a_time_has_its_row() -> None:
     assert all(row.hardware and row.caveat and row.source for row in published_rows())
 
 
-def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
+def test_the_command_writes_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {model: small_demo(tmp_path / "weights", model) for model in ("munet", "imcnet")}
+    monkeypatch.setattr(weights, "_shipped_file", lambda card: small[card.model])
     files = {name: tmp_path / f"out/bench.{name}" for name in ("json", "md", "png")}
     outcome = run(
         *("--model", "munet,imcnet", "--weights", "demo", "--sizes", "64x96,96x64"),

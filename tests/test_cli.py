@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +26,42 @@ from vosengine.weights import cards
 Weights = Callable[[str], Path]
 
 
-def vosengine(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+Command = Callable[..., Done]
+
+
+def in_a_process(*arguments: object) -> Done:
+    """The command as a program of its own: 3 s where it loads torch."""
     command = [sys.executable, "-m", "vosengine.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def vosengine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command in this process: the same words, output and exit code."""
+
+    def run(*arguments: object) -> Done:
+        words = ["vosengine", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", words)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return Done(words, code, *capsys.readouterr())
+
+    return run
 
 
 def test_help_and_version_answer_at_once() -> None:
-    done = vosengine("--help")
+    done = in_a_process("--help")
     assert done.returncode == 0
     for command in ("run", "eval", "demo", "models", "info", "doctor"):
         assert command in done.stdout
-    assert vosengine("--version").stdout.startswith("vosengine 0.")
+    assert in_a_process("--version").stdout.startswith("vosengine 0.")
 
 
-def test_models_lists_every_model_and_says_random() -> None:
+def test_models_lists_every_model_and_says_random(vosengine: Command) -> None:
     done = vosengine("models")
     assert done.returncode == 0
     for name in list_models():
@@ -108,7 +131,7 @@ def test_info_counts_what_the_layers_add_up_to(
         assert found.memory_bytes == 4 * (20 * track + 256 * 30 * 54)
 
 
-def test_info_prints_a_table_and_refuses_a_bad_size() -> None:
+def test_info_prints_a_table_and_refuses_a_bad_size(vosengine: Command) -> None:
     done = vosengine("info", "munet", "--size", "64x96", "--objects", 2)
     assert done.returncode == 0
     assert "GFLOP" in done.stdout
@@ -117,7 +140,16 @@ def test_info_prints_a_table_and_refuses_a_bad_size() -> None:
     assert "HEIGHTxWIDTH" in done.stderr
 
 
-def test_doctor_passes_here_and_names_every_op_and_backend() -> None:
+@pytest.fixture(scope="module")
+def reports() -> list[doctor.BackendReport]:
+    """Every case of every op once: most of what `doctor` does."""
+    return list(doctor.self_test())
+
+
+def test_doctor_passes_here_and_names_every_op_and_backend(
+    vosengine: Command, reports: list[doctor.BackendReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "self_test", lambda: iter(reports))
     done = vosengine("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     for op in OPS:
@@ -127,8 +159,19 @@ def test_doctor_passes_here_and_names_every_op_and_backend() -> None:
     assert "FAILS" not in done.stdout
 
 
-def test_doctor_says_what_is_chosen_and_why_the_others_are_not() -> None:
-    reports = list(doctor.self_test())
+def test_a_backend_that_fails_is_said_and_is_exit_code_one(
+    vosengine: Command, reports: list[doctor.BackendReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = [replace(reports[-1], reason=None, tested=1, fault="error 1")]
+    monkeypatch.setattr(doctor, "self_test", lambda: iter([*reports[:-1], *wrong]))
+    done = vosengine("doctor")
+    assert done.returncode == 1
+    assert "FAILS" in done.stdout and "a backend disagrees" in done.stderr
+
+
+def test_doctor_says_what_is_chosen_and_why_the_others_are_not(
+    reports: list[doctor.BackendReport],
+) -> None:
     for op in OPS:
         mine = {r.backend: r for r in reports if r.op == op.name and r.device == "cpu"}
         assert tuple(mine) == BACKENDS
@@ -148,6 +191,7 @@ def test_doctor_fails_when_a_backend_computes_wrong(monkeypatch: pytest.MonkeyPa
         run = staticmethod(lambda *a, **k: op.reference(*a, **k) + 1)
 
     monkeypatch.setitem(op.backends, "cpu", Wrong)
+    monkeypatch.setattr(doctor, "OPS", (op,))
     faults = [r.fault for r in doctor.self_test() if (r.op, r.backend) == ("read_memory", "cpu")]
     assert faults
     assert "error 1" in str(faults[0])
@@ -170,13 +214,13 @@ def test_errors_are_one_message_and_exit_code_one(
         with pytest.raises(SystemExit, match="1"):
             main()
         assert message in capsys.readouterr().err
-    done = vosengine("info", "sam")
+    done = in_a_process("info", "sam")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert vosengine("run", "x.mp4").returncode == 2
+    assert in_a_process("run", "x.mp4").returncode == 2
 
 
 def test_a_truncated_video_keeps_its_frames_and_ends_with_an_error(
-    clip: Clip, tmp_path: Path, tiny_weights: Weights
+    vosengine: Command, clip: Clip, tmp_path: Path, tiny_weights: Weights
 ) -> None:
     whole = tmp_path / "whole.mp4"
     noise = np.random.default_rng(0)
@@ -195,7 +239,7 @@ def test_a_truncated_video_keeps_its_frames_and_ends_with_an_error(
 
 
 @pytest.mark.parametrize("model", ["munet", "imcnet"])
-def test_demo_draws_and_segments_a_clip(model: str, tmp_path: Path) -> None:
+def test_demo_draws_and_segments_a_clip(vosengine: Command, model: str, tmp_path: Path) -> None:
     size = ("--frames", 2, "--size", "64x96", "--model", model)
     done = vosengine("demo", "--out", tmp_path / "d", *size)
     assert done.returncode == 0, done.stderr
@@ -212,7 +256,9 @@ def test_demo_draws_and_segments_a_clip(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", list_models())
-def test_a_real_clip(model: str, davis: Path, tmp_path: Path, tiny_weights: Weights) -> None:
+def test_a_real_clip(
+    vosengine: Command, model: str, davis: Path, tmp_path: Path, tiny_weights: Weights
+) -> None:
     mask = ("--mask", davis / "FirstFrameIds/480p/horsejump-high.png")
     needs = entry(model).build.needs_proposals
     source = ("--proposals", f"dnet:{tiny_weights('target_aware')}") if needs else ()

@@ -39,6 +39,12 @@ def munet(export: Export) -> Path:
     return export("munet")
 
 
+@pytest.fixture(scope="module")
+def method() -> Any:
+    """The network of that export."""
+    return load("munet", "demo")[0]
+
+
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=CPU)
 
@@ -169,9 +175,10 @@ def test_every_graph_is_valid_and_plain(munet: Path) -> None:
 @pytest.mark.parametrize("frames", [1, 3, 5])
 @pytest.mark.parametrize("objects", [1, 2, 4])
 @pytest.mark.parametrize("cells", [(4, 6), (9, 5), (13, 16)])
-def test_dynamic_axes(munet: Path, cells: tuple[int, int], objects: int, frames: int) -> None:
+def test_dynamic_axes(
+    munet: Path, method: Any, cells: tuple[int, int], objects: int, frames: int
+) -> None:
     """Each graph beside torch at every size, number of objects and length of the memory."""
-    method, _ = load("munet", "demo")
     for verb in matching.verbs(method, Plan(16, cells, objects, frames)):
         with ops.exported_ops():
             examples = [given.example for given in verb.inputs]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported import Export, drawn
+from exported import Export, drawn, weights_of
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -53,13 +53,15 @@ def test_a_mask_of_0_and_255_shows_object_1(export: Export, video: Path) -> None
     assert set(np.unique(read_mask(mask))) == {0, 1} and read_labels(mask).max() == 255
     out, other = video.parent / "onnx", video.parent / "torch"
     words = [str(video), "--mask", mask, "--no-overlay", "--out"]
-    ran = run("run", "--engine", "onnx", export("munet"), *words, out)
+    folder = export("munet")
+    ran = run("run", "--engine", "onnx", folder, *words, out)
     assert ran.exit_code == 0, ran.output
     assert "weights: munet.demo" in ran.output
     summary = json.loads((out / "summary.json").read_text())
     assert summary["model"] == "munet" and summary["engine"] == "onnx"
     assert summary["objects"] == [1] and summary["complete"] and summary["frame_count"] == 5
-    assert run("run", "--model", "munet", "--device", "cpu", *words, other).exit_code == 0
+    by_torch = ["--model", "munet", "--weights", weights_of(folder, "munet"), "--device", "cpu"]
+    assert run("run", *by_torch, *words, other).exit_code == 0
     differs = np.mean(np.stack(masks_in(out)) != np.stack(masks_in(other)))
     assert differs < 1e-3
     assert set(np.unique(masks_in(out)[-1])) == {0, 1}
@@ -74,13 +76,13 @@ def test_an_export_asks_the_source_that_is_named(export: Export, video: Path) ->
     proposals = ["--proposals", f"file:{video.parent / 'p.json'}"]
     words = [video, "--mask", video.parent / "first.png", *proposals, "--limit", 2, "--no-overlay"]
     out, other = video.parent / "onnx", video.parent / "torch"
-    ran = run("run", "--engine", "onnx", export("dmn_aoa"), *words, "--out", out)
+    folder = export("dmn_aoa")
+    ran = run("run", "--engine", "onnx", folder, *words, "--out", out)
     assert ran.exit_code == 0, ran.output
     summary = json.loads((out / "summary.json").read_text())
     assert summary["proposals"] == {"source": proposals[1], "weights": None}
-    assert (
-        run("run", "--model", "dmn_aoa", "--device", "cpu", *words, "--out", other).exit_code == 0
-    )
+    by_torch = ["--model", "dmn_aoa", "--weights", weights_of(folder, "dmn_aoa"), "--device", "cpu"]
+    assert run("run", *by_torch, *words, "--out", other).exit_code == 0
     assert np.mean(np.stack(masks_in(out)) != np.stack(masks_in(other))) < 1e-3
     ran = run("run", "--engine", "onnx", export("munet"), *words, "--out", out)
     assert isinstance(ran.exception, ConfigError)

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from exported import Export, answers, differing, drawn
+from exported import SHORT_SIDE, Export, answers, differing, drawn
 from torch import nn
 from torch.export import Dim
 
@@ -220,7 +220,7 @@ def test_the_stream_is_torchs(
     """A frame without proposals among them."""
     folder = request.getfixturevalue("static" if size else "dynamic")
     clip = drawn(SIZE, objects)
-    ours, theirs = engines(folder, given_to(np.stack(clip.masks)), size=size or 320)
+    ours, theirs = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)
     labels = [answers(each, clip.frames, {0: clip.masks[0]}) for each in (ours, theirs)]
     assert differing(*labels) < MOST
     assert np.unique(labels[0][-1]).tolist() == list(range(1 + objects))
@@ -231,7 +231,7 @@ def test_objects_come_and_go(request: pytest.FixtureRequest, size: tuple[int, in
     """First frames are shared, given up and moved; a correction; an id that comes back."""
     folder = request.getfixturevalue("static" if size else "dynamic")
     clip = drawn(SIZE, 3, frames=8)
-    ours, theirs = engines(folder, given_to(np.stack(clip.masks)), size=size or 320)
+    ours, theirs = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)
 
     def only(index: int, *ids: int) -> np.ndarray:
         return np.where(np.isin(clip.masks[index], ids), clip.masks[index], 0).astype(np.uint8)
@@ -316,7 +316,7 @@ def test_proposals_come_from_dnet(
         precision="fp32",
         engine="eager",
         proposals=source,
-        size=size or 320,
+        size=size or SHORT_SIDE,
     )
     labels = [answers(each, clip.frames, {0: clip.masks[0]}) for each in (ours, theirs)]
     assert differing(*labels) < MOST

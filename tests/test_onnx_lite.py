@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from exported import Export, answers, differing, drawn
+from exported import Export, answers, both, differing, drawn
 
 from vosengine import MemoryConfig, OnnxSegmenter, Segmenter
 from vosengine.config import LITE
 from vosengine.registry import build
 from vosengine.training.initialise import start_gently
 from vosengine.weights import save, state_of
-
-SHARED = ("stm", "munet", "giel")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +40,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write
 
 
-@pytest.mark.parametrize("model", SHARED)
+@pytest.mark.parametrize("model", ["stm", "munet", "giel"])
 def test_a_stream_of_graphs_is_torchs(model: str, weights: Any, export: Export) -> None:
-    path = weights(model)
-    folder = export(model, path, max_objects=2)
-    ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
-    theirs = Segmenter(model, weights=path, device="cpu", precision="fp32", engine="eager")
+    """`munet` with the weights that ship, whose export other tests have too."""
+    if model == "munet":
+        ours, theirs = both(export(model))
+        assert theirs.method.config.memory_encoder == "shared"
+    else:
+        path = weights(model)
+        folder = export(model, path, max_objects=2)
+        ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
+        theirs = Segmenter(model, weights=path, device="cpu", precision="fp32", engine="eager")
     clip = drawn((72, 100), 2, frames=7)
     prompts = {0: clip.masks[0], 4: clip.masks[4]}
     found, wanted = (answers(engine, clip.frames, prompts) for engine in (ours, theirs))

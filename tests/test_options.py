@@ -9,73 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import typer
-from conftest import FOLLOWERS, PROMPTED, PROPOSED, WITH_MEMORY, object_ids, tiny_config
+from conftest import FOLLOWERS, PROMPTED, PROPOSED, WITH_MEMORY, object_ids
 from pairs import Row, pairwise
-from PIL import Image
-from quick_streams import QUICK
-from typer.testing import CliRunner
+from test_options_train import TRAIN
+from typed import LENGTH, SIZE, call, options_of, refused, said, write_files
 
 from vosengine.cli import app
-from vosengine.commands import train as train_command
-from vosengine.config import SMALL
-from vosengine.detectors.file import write_proposals
-from vosengine.errors import VosError
-from vosengine.proposals import Proposals, boxes_of
-from vosengine.registry import build, list_models
-from vosengine.training.initialise import start_gently
-from vosengine.training.objectives import for_clips, objective_for
-from vosengine.training.recipe import Recipe
-from vosengine.training.samples import Batch
-from vosengine.training.synthetic import ClipConfig, make_clip
-from vosengine.video import read_labels, write_labels
-from vosengine.weights import load_file, save, state_of
-
-LENGTH = 4
-SIZE = 48, 64
-
-
-def call(*words: object) -> Any:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def options_of(row: Row) -> list[str]:
-    """A row as it is typed; None and False are left out, True is the flag alone."""
-    words = []
-    for name, value in row.items():
-        if value is not None and value is not False:
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return words
-
-
-def said(row: Row) -> str:
-    return " ".join(options_of(row))
+from vosengine.registry import list_models
+from vosengine.video import read_labels
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny weights of every model, a clip in DAVIS layout, masks, and proposals from a file."""
-    root = tmp_path_factory.mktemp("given")
-    for model in list_models():
-        config = tiny_config(model, **QUICK.get(model, {}))
-        tensors = state_of(build(model, config, seed=3))
-        save(root / f"{model}.safetensors", model, config, tensors, trained=True,
-             description="tiny", licence="MIT")  # fmt: skip
-    clip = make_clip(ClipConfig(frames=LENGTH, height=48, width=64, objects=(2, 2)), seed=1)
-    for folder in ("JPEGImages/480p/a", "Annotations/480p/a", "masks"):
-        (root / folder).mkdir(parents=True)
-    said = []
-    for index, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
-        Image.fromarray(frame).save(root / f"JPEGImages/480p/a/{index:05}.jpg", quality=95)
-        write_labels(root / f"Annotations/480p/a/{index:05}.png", mask)
-        planes = torch.from_numpy(np.stack([mask == i for i in (1, 2)]))
-        said.append(Proposals(boxes_of(planes), planes, torch.tensor([0.9, 0.8])))
-    for index in (0, 2):
-        write_labels(root / f"masks/{index:05}.png", clip.masks[index])
-    write_labels(root / "first.png", clip.masks[0])
-    write_proposals(root / "seen.json", said)
-    return root
+    return write_files(tmp_path_factory.mktemp("given"))
 
 
 # run
@@ -177,12 +124,6 @@ def test_what_never_goes_together_is_refused_by_name(given: Path, tmp_path: Path
     assert not list(tmp_path.rglob("*.png"))
 
 
-def refused(*words: object) -> VosError:
-    ran = call(*words)
-    assert isinstance(ran.exception, VosError), (words, ran.output, ran.exception)
-    return ran.exception
-
-
 # eval
 
 EVAL: dict[str, tuple[Any, ...]] = {
@@ -209,99 +150,6 @@ def test_eval(row: Row, given: Path, tmp_path: Path) -> None:
         assert 0 <= content["mean"]["J"] <= 1
     if row["out"]:
         assert len(list(files["out"].rglob("*.png"))) == (row["limit"] or LENGTH)
-
-
-# train
-
-TRAIN: dict[str, tuple[Any, ...]] = {
-    "model": list_models(),
-    "precision": ("fp32", "bf16"),
-    "batch": (1, 2),
-    "frames": (2, 3),
-    "data": ("synthetic", "davis:DATA=3,synthetic=1"),
-    "score-every": (0, 1),
-    "init": (None, "other.safetensors"),
-    "seed": (None, 4),
-    "rate": (None, 1e-4),
-}
-GENTLE = {"norm": "group", "read_masks": True, "key_stride": 8, "similarity": "l2"}
-TRAINED: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("stm", "munet", "giel"), GENTLE),
-    "dmn_aoa": {"norm": "group", "read_masks": True},
-    **{model: {"norm": "group"} for model in ("imcnet", "target_aware")},
-}
-
-
-TRAINS, _ = pairwise(TRAIN, lambda row: True)
-
-
-@pytest.fixture
-def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small configurations, narrower still."""
-    for model, changes in TRAINED.items():
-        config = tiny_config(model, **{**QUICK.get(model, {}), **changes})
-        monkeypatch.setitem(SMALL, model, config)
-    monkeypatch.setattr(train_command, "HELD_OUT", (1, 3))
-
-
-@pytest.mark.parametrize("row", TRAINS, ids=said)
-@pytest.mark.usefixtures("_narrow")
-def test_train(row: Row, given: Path, tmp_path: Path) -> None:
-    out, found = tmp_path / "out", {**row, "data": row["data"].replace("DATA", str(given))}
-    if row["init"]:
-        found["init"] = given / "other.safetensors"
-        other = build("stm", tiny_config("stm", **GENTLE), seed=9)
-        save(found["init"], "stm", tiny_config("stm", **GENTLE), state_of(other),
-             trained=True, description="", licence="MIT")  # fmt: skip
-    words = [*options_of(found), "--size", "64x64", "--steps", 1, "--device", "cpu"]
-    ran = call("train", *words, "--out", out)
-    assert ran.exit_code == 0, (ran.output, ran.exception)
-    line = json.loads((out / "log.jsonl").read_text())
-    assert all(np.isfinite(loss) for loss in line["losses"].values())
-    assert np.isfinite(line["gradient_norm"])
-    assert (line["score"] is not None) is bool(row["score-every"])
-    method, card = load_file(row["model"], out / "weights.safetensors")
-    assert card.trained
-    assert all(tensor.isfinite().all() for tensor in method.state_dict().values())
-
-
-@pytest.mark.parametrize("model", list_models())
-@pytest.mark.usefixtures("_narrow")
-def test_training_in_bf16_loses_what_it_loses_in_fp32(model: str) -> None:
-    recipe = Recipe(frames=3, size=(64, 64))
-    clip = make_clip(ClipConfig(frames=3, height=64, width=64, objects=(2, 2)), seed=1)
-    frames, masks = (torch.from_numpy(x)[None] for x in (clip.frames, clip.masks))
-    batch = Batch(frames, masks, (2,), ("drawn",))
-    found = []
-    for narrow in (False, True):
-        method = build(model, for_clips(SMALL[model]), seed=1)
-        start_gently(method)
-        objective = objective_for(method.train().requires_grad_(True), recipe.losses, recipe.parts)
-        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-            losses = objective.losses(batch, torch.Generator().manual_seed(0))
-        found.append({name: float(loss.detach()) for name, loss in losses.items()})
-    exact, rough = found
-    assert rough == pytest.approx(exact, rel=0.02, abs=0.01)
-    assert rough != exact
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--precision", "fp16"], "precision: wanted fp32 or bf16, given 'fp16'"),
-        (["--parts", "dnet"], "parts: are of target_aware, stm has none"),
-        (["--size", "50x64"], "size: wanted two multiples of 16"),
-        (["--rate", "2"], "rate: wanted 0..1"),
-        (["--config", "large"], "config: wanted lite, small or paper"),
-        (["--data", "nothing"], "'nothing' is no source"),
-        (["--resume"], "no such checkpoint"),
-        (["--minutes", "nan"], "minutes: wanted"),
-        (["--save-every", "nan"], "save_every: wanted"),
-    ],
-)
-def test_what_train_refuses(words: list[str], message: str, tmp_path: Path) -> None:
-    error = refused("train", "--model", "stm", "--out", tmp_path / "out", "--device", "cpu", *words)
-    assert message in str(error)
 
 
 # clips, and all the commands together
@@ -367,15 +215,6 @@ def test_run_takes_void_either_way(void: str, given: Path, tmp_path: Path) -> No
     assert ran.exit_code == 0, (ran.output, ran.exception)
     wanted = read_labels(given / "first.png")
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / "00000.png"), wanted)
-
-
-@pytest.mark.usefixtures("_narrow")
-def test_train_with_a_worker(tmp_path: Path) -> None:
-    words = ["--model", "stm", "--size", "64x64", "--steps", 1, "--batch", 1, "--frames", 2]
-    words += ["--score-every", 0, "--workers", 1, "--device", "cpu"]
-    ran = call("train", *words, "--out", tmp_path / "out")
-    assert ran.exit_code == 0, (ran.output, ran.exception)
-    assert (tmp_path / "out" / "weights.safetensors").is_file()
 
 
 def test_info_counts_what_it_is_asked_for() -> None:

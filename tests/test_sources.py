@@ -64,6 +64,15 @@ def test_glob_pattern_and_literal_brackets(tmp_path: Path) -> None:
         open_source(str(tmp_path / "z*.png"))
 
 
+def test_a_folder_whose_name_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 alone is a camera."""
+    make_images(tmp_path / "0", "a.png", "b.png")
+    monkeypatch.chdir(tmp_path)
+    assert [f.name for f in read_all("./0")] == ["a", "b"]
+    with pytest.raises(SourceError, match="camera 0"):
+        open_source("0")
+
+
 def test_sixteen_bit_and_alpha_images(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.full((4, 4), 40000, np.uint16))
     cv2.imwrite(str(tmp_path / "b.png"), np.full((4, 4, 4), (10, 20, 30, 0), np.uint8))

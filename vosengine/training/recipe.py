@@ -79,7 +79,7 @@ def recipe_for(model: str, config: str) -> Recipe:
             backbone_rate=0.0,
             losses=replace(FROM_SCRATCH, mean=1.0),
             # Centres of things of any shape lie where nothing shows; what D-Net finds is rough.
-            discovery=Discovery(sigma=30.0, centre=130.0),
+            discovery=Discovery(sigma=30.0, centre=400.0),
             appearance=Appearance(rough=8),
         )
     if config == "small":

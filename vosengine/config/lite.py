@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from .checks import LITE_MEAN, LITE_STD
 from .matching import MemoryConfig, MUNetConfig, STMConfig
-from .multi_object import GIELConfig
+from .multi_object import DMNAOAConfig, GIELConfig
 from .small import SMALL, ModelConfig
-from .unsupervised import TargetAwareConfig
+from .unsupervised import IMCNetConfig, TargetAwareConfig
 
 BACKBONE: dict[str, Any] = {
     "backbone": "efficientnet_lite0",
@@ -39,7 +39,7 @@ LITE: dict[str, ModelConfig] = {
     "munet": MUNetConfig(**MATCHING, memory=FRAMES, radius=6),
     "giel": GIELConfig(**MATCHING, label_channels=32, norm="group"),
     "dmn_aoa": replace(
-        SMALL["dmn_aoa"],
+        cast(DMNAOAConfig, SMALL["dmn_aoa"]),
         **BACKBONE,
         base_channels=(32, 64, 96),
         projected_channels=96,
@@ -73,5 +73,7 @@ LITE: dict[str, ModelConfig] = {
         norm="group",
         size=320,
     ),
-    "imcnet": replace(SMALL["imcnet"], **BACKBONE, neck=(24, 40, 64, 128), channels=48),
+    "imcnet": replace(
+        cast(IMCNetConfig, SMALL["imcnet"]), **BACKBONE, neck=(24, 40, 64, 128), channels=48
+    ),
 }

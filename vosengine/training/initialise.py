@@ -87,7 +87,7 @@ def _calm_gates(method: IMCNet) -> None:
         if isinstance(module, ResBlock):
             module.conv2.weight.zero_()
         elif isinstance(module, Level):
-            module.predict[1].weight.mul_(FIRST_ANSWERS)
+            module.predict[1].weight.mul_(FIRST_ANSWERS)  # type: ignore[operator]
         elif isinstance(module, Fusion):
             module.centre.weight.mul_(ALIKE_AT_FIRST)
 
@@ -96,7 +96,7 @@ def _keep_base(method: DMNAOA) -> None:
     """Over pretrained features: what references are aligned by begins as a rotation of them, and
     the refinement's blocks as the identity."""
     for conv in (*(each[0] for each in method.base.reductions), method.refine.align):
-        torch.nn.init.orthogonal_(conv.weight)
+        torch.nn.init.orthogonal_(conv.weight)  # type: ignore[arg-type]
     for module in method.refine.modules():
         if isinstance(module, NormedResBlock):
             torch.nn.init.zeros_(module.norm2.weight)

@@ -14,9 +14,10 @@ from .config import MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .device import choose_device
 from .errors import ConfigError, InputError
-from .finishing import Arrangement, compose, finish, named_ids
+from .finishing import Arrangement, compose, finish, named
 from .frames import Array, check_frame, check_mask, prepare
 from .kernels.spans import listened, span, spanned
+from .memory import memory_of
 from .objects import ObjectSlots
 from .proposals import (
     Proposals,
@@ -39,7 +40,7 @@ from .runtime import (
     prepare_network,
 )
 from .saved import SavedStream, check_source, read_stream, write_stream
-from .types import Geometry, Result, Size
+from .types import Geometry, Prompt, Result, Size
 from .weights import load
 
 NATIVE = "native"
@@ -51,7 +52,11 @@ class Pending:
 
     index: int
     features: Any
-    prompt: torch.Tensor | None
+    prompt: Prompt[torch.Tensor] | None
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        return None if self.prompt is None else self.prompt.labels
 
 
 class Segmenter(StaysHere):
@@ -128,7 +133,7 @@ class Segmenter(StaysHere):
         self.dtype = self.precision.dtype
         self.model = model
         method, self.card = load(model, weights, config)
-        self.memory = _memory_of(model, method.config, memory)
+        self.memory = memory_of(model, method.config, memory)
         if proposals is not None and not method.takes_proposals:
             raise ConfigError(f"proposals: {model} takes none; leave them out")
         if proposals is None and method.needs_proposals:
@@ -177,9 +182,9 @@ class Segmenter(StaysHere):
         self.check_process()
         with own_settings():
             image = check_frame(frame)
-            height, width = image.shape[:2]
-            prompt = None if mask is None else check_mask(mask, (height, width)).to(self.device)
-            self._check_stream((height, width), prompt)
+            size = (image.shape[0], image.shape[1])
+            prompt = None if mask is None else named(check_mask(mask, size), self.device)
+            self._check_stream(size, prompt)
             image = self._upload(image)
         given = None
         if self.proposals is not None:
@@ -192,7 +197,7 @@ class Segmenter(StaysHere):
             return self._take(image, prompt, given)
 
     def _take(
-        self, image: torch.Tensor, prompt: torch.Tensor | None, given: Proposals | None
+        self, image: torch.Tensor, prompt: Prompt[torch.Tensor] | None, given: Proposals | None
     ) -> Result[torch.Tensor] | None:
         """`step`, of what was checked, with the proposals that the source gave."""
         frame = (image.shape[0], image.shape[1])
@@ -256,7 +261,7 @@ class Segmenter(StaysHere):
             frame_count=self.frame_count,
             flushed=self._flushed,
             state={} if self._state is None else self._state.tensors(),
-            ring=[(p.index, p.features._asdict(), p.prompt) for p in self._ring],
+            ring=[(p.index, p.features._asdict(), p.labels) for p in self._ring],
             source=None if source is None else source.tensors(),
         )
         write_stream(Path(path), stream)
@@ -285,8 +290,12 @@ class Segmenter(StaysHere):
         self._slots.ever |= set(stream.ever)
         self._slots.reserved |= set(stream.reserved)
         self._ring = [
-            Pending(index, self.method.features(**in_layout(features, self.engine)), prompt)
-            for index, features, prompt in stream.ring
+            Pending(
+                index,
+                self.method.features(**in_layout(features, self.engine)),
+                None if labels is None else named(labels, self.device),
+            )
+            for index, features, labels in stream.ring
         ]
         self.frame_count, self._flushed = stream.frame_count, stream.flushed
 
@@ -303,12 +312,12 @@ class Segmenter(StaysHere):
             "online": self.online,
         }
 
-    def _check_stream(self, size: tuple[int, int], prompt: torch.Tensor | None) -> None:
+    def _check_stream(self, size: Size, prompt: Prompt[torch.Tensor] | None) -> None:
         rules = StreamRules(self.model, self.method.needs_mask, self.method.takes_mask)
         rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
         if prompt is not None:
             waiting = [held.prompt for held in self._ring if held.prompt is not None]
-            self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
+            self._slots.check_room(i for each in (*waiting, prompt) for i in each.ids)
 
     def _encode(self, image: torch.Tensor, geometry: Geometry, given: Proposals | None) -> Any:
         """The method's features of a frame, with the source's proposals for it if there is one."""
@@ -346,7 +355,7 @@ class Segmenter(StaysHere):
         ]
         prompt = ring[target - first].prompt
         later = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
-        reserved = tuple(i for mask in later for i in named_ids(mask))
+        reserved = tuple(i for each in later for i in each.ids)
         decided = prompt is None and len(self._slots) > 0 and "answer" in self.method.capturable
         if decided and self._pieces is not None and not listened():
             return self._replay(self._pieces, seen, target, state, geometry)
@@ -385,15 +394,3 @@ class Segmenter(StaysHere):
         canvas = replace(canvas, logits=canvas.logits.clone(), rows=rows)
         result: Result[torch.Tensor] = canvas.result(labels.clone(), target, geometry)
         return result
-
-
-def _memory_of(
-    model: str, config: ModelConfig, wanted: MemoryConfig | str | None
-) -> MemoryConfig | None:
-    """What the memory keeps; None of a model that has none."""
-    own: MemoryConfig | None = getattr(config, "memory", None)
-    if wanted is None:
-        return own
-    if own is None:
-        raise ConfigError(f"memory: {model} has no memory to set; leave it out")
-    return replace(own, policy=wanted) if isinstance(wanted, str) else wanted

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from conftest import FOLLOWERS, WITH_MEMORY, follow, make, tiny_config, to_the_end
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vosengine.errors import InputError, OutputError, StateError
 from vosengine.models.method import Method, State
@@ -121,6 +122,31 @@ class Echo(Method[EchoFeatures, EchoState]):
     def remember(self, seen: Sequence[EchoFeatures], masks: Masks, state: EchoState) -> None:
         state.seen.append(tuple(int(features.number) for features in seen))
         state.object_count = masks.object_count
+
+
+class Counting(TorchDispatchMode):
+    """How often ids were looked for in a mask."""
+
+    times = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, given: Any = (), named: Any = None
+    ) -> Any:
+        self.times += function.overloadpacket.__name__ in ("bincount", "unique", "_unique2")
+        return function(*given, **(named or {}))
+
+
+def test_a_prompt_is_named_once_however_long_it_waits() -> None:
+    segmenter = make("stm")
+    segmenter.method = Echo()
+    segmenter.reset()
+    frame, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    mask[:9, :9] = 4
+    with Counting() as counting:
+        answers = [segmenter.step(frame, {0: mask, 2: mask + 1}.get(i)) for i in range(6)]
+        assert segmenter.flush()[-1].ids == (1, 4, 5)
+    assert answers[5] is not None and answers[5].ids == (1, 4, 5)
+    assert counting.times == 2
 
 
 def test_a_method_that_looks_ahead_answers_late_and_flush_gives_the_rest() -> None:

@@ -21,7 +21,7 @@ from .registry import entry
 from .rules import StaysHere
 from .runtime import ENGINES, Pieces, Precision, graph_maker, prepare_network
 from .scheduler import Scheduler
-from .types import Geometry, Result
+from .types import Geometry, Prompt, Result
 from .weights import load
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Job:
 
     image: torch.Tensor
     geometry: Geometry
-    prompt: torch.Tensor | None
+    prompt: Prompt[torch.Tensor] | None
     given: Proposals | None
     features: Any = None
 

@@ -12,7 +12,7 @@ from .ambient import own_settings
 from .frames import pad, resize_labels
 from .kernels import finish_masks
 from .objects import ObjectSlots
-from .types import Geometry, Masks, Result, Scores, Size
+from .types import Geometry, Masks, Prompt, Result, Scores, Size
 
 
 class Arrangement(NamedTuple):
@@ -121,7 +121,7 @@ class Canvas:
 
 def finish(
     scores: Scores | None,
-    prompt: torch.Tensor | None,
+    prompt: Prompt[torch.Tensor] | None,
     slots: ObjectSlots,
     geometry: Geometry,
     frame_index: int,
@@ -131,17 +131,17 @@ def finish(
     """The answer for a frame, the masks for the memory, and the ids in order of slot after it.
 
     scores    logits in order of slot, then of the discovered objects; None where there is no object
-    prompt    uint8 [H, W] object ids at frame size, or None
+    prompt    of this frame, on the device, or None
     device    the engine's, where the answer is to be
     reserved  ids that prompts of later frames name, not to be given to discovered objects
     """
-    named = () if prompt is None else named_ids(prompt)
-    scores, found = _discovered(scores, prompt, (*named, *reserved), slots, geometry)
+    named, shown = ((), None) if prompt is None else (prompt.ids, prompt.labels)
+    scores, found = _discovered(scores, shown, (*named, *reserved), slots, geometry)
     alive = (*slots.in_slot_order, *found) if scores is not None else ()
     rows = Arrangement.of(alive, named, (*slots.joined_by(named), *found), device)
     if scores is None:
         scores = Scores(torch.empty(0, 1, 1, device=device), 1)
-    canvas, labels, masks = compose(scores, rows, prompt, geometry)
+    canvas, labels, masks = compose(scores, rows, shown, geometry)
     return canvas.result(labels, frame_index, geometry), masks, rows.by_slot
 
 
@@ -189,10 +189,11 @@ def _discovered(
     return replace(scores, logits=scores.logits[kept]), ids
 
 
-def named_ids(prompt: torch.Tensor) -> tuple[int, ...]:
-    """The object ids that a prompt names, ascending."""
-    present = torch.bincount(prompt.flatten(), minlength=256).nonzero().flatten().tolist()
-    return tuple(object_id for object_id in present if object_id > 0)
+def named(labels: torch.Tensor, device: torch.device) -> Prompt[torch.Tensor]:
+    """A mask that was checked, uint8 [H, W], as a prompt on a device; its ids are found out, which
+    waits, where it lies."""
+    present = torch.bincount(labels.flatten(), minlength=256).nonzero().flatten().tolist()
+    return Prompt(labels.to(device), tuple(each for each in present if each > 0))
 
 
 def merge_prompt(

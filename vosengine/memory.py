@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
 
-from .config import MemoryConfig
+from .config import MemoryConfig, ModelConfig
+from .errors import ConfigError
 
 
 class Stored(NamedTuple):
@@ -43,6 +45,22 @@ class Memory(Protocol):
     def tensors(self, count: int) -> dict[str, torch.Tensor]: ...
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None: ...
+
+
+def memory_of(
+    model: str, config: ModelConfig, wanted: MemoryConfig | str | None
+) -> MemoryConfig | None:
+    """What a model's memory keeps: `wanted`, or the configuration's under that policy, or the
+    configuration's own. None of a model without such a memory.
+
+    Raises  ConfigError where that is wanted of such a model, or the policy is unknown.
+    """
+    own: MemoryConfig | None = getattr(config, "memory", None)
+    if wanted is None:
+        return own
+    if own is None:
+        raise ConfigError(f"memory: {model} has no memory to set; leave it out")
+    return replace(own, policy=wanted) if isinstance(wanted, str) else wanted
 
 
 def make_memory(

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from .ambient import own_settings
-from .config import MemoryConfig, ModelConfig, check_size, memory_of
+from .config import MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .engine import Engine, Job
 from .errors import ConfigError, InputError, StateError
-from .finishing import Arrangement, compose, finish, named_ids
+from .finishing import Arrangement, compose, finish, named
 from .frames import Array, check_frame, check_mask, prepare
 from .kernels.spans import listened, span, spanned
+from .memory import memory_of
 from .objects import ObjectSlots
 from .proposals import (
     ProposalSource,
@@ -28,7 +29,7 @@ from .proposals import (
 from .rules import StaysHere, StreamRules
 from .runtime import Pieces, Uploader, copied, in_layout
 from .saved import SavedStream, check_source, read_stream, write_stream
-from .types import Geometry, Result, Size
+from .types import Geometry, Prompt, Result, Size
 
 NATIVE = "native"
 
@@ -39,7 +40,11 @@ class Pending:
 
     index: int
     features: Any
-    prompt: torch.Tensor | None
+    prompt: Prompt[torch.Tensor] | None
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        return None if self.prompt is None else self.prompt.labels
 
 
 class Segmenter(StaysHere):
@@ -198,9 +203,9 @@ class Segmenter(StaysHere):
         the frame; of the stream nothing has changed. Raises InputError."""
         with own_settings():
             image = check_frame(frame)
-            height, width = image.shape[:2]
-            prompt = None if mask is None else check_mask(mask, (height, width)).to(self.device)
-            self._check_stream((height, width), prompt)
+            size = (image.shape[0], image.shape[1])
+            prompt = None if mask is None else named(check_mask(mask, size), self.device)
+            self._check_stream(size, prompt)
             image = self._upload(image)
         given = None
         if self.proposals is not None:
@@ -209,10 +214,8 @@ class Segmenter(StaysHere):
                 given = self.proposals(image, self.frame_count)
         with own_settings():
             if self.proposals is not None:
-                check_proposals(given, (height, width))
-        geometry = self.geometry or Geometry.fit(
-            (height, width), size=self.size, multiple=self.method.stride
-        )
+                check_proposals(given, size)
+        geometry = self.geometry or Geometry.fit(size, size=self.size, multiple=self.method.stride)
         return Job(image, geometry, prompt, given)
 
     @own_settings()
@@ -280,7 +283,7 @@ class Segmenter(StaysHere):
             frame_count=self.frame_count,
             flushed=self._flushed,
             state={} if self._state is None else self._state.tensors(),
-            ring=[(p.index, p.features._asdict(), p.prompt) for p in self._ring],
+            ring=[(p.index, p.features._asdict(), p.labels) for p in self._ring],
             source=None if source is None else source.tensors(),
         )
         write_stream(Path(path), stream)
@@ -309,8 +312,12 @@ class Segmenter(StaysHere):
         self._slots.ever |= set(stream.ever)
         self._slots.reserved |= set(stream.reserved)
         self._ring = [
-            Pending(index, self.method.features(**in_layout(features, self.engine)), prompt)
-            for index, features, prompt in stream.ring
+            Pending(
+                index,
+                self.method.features(**in_layout(features, self.engine)),
+                None if labels is None else named(labels, self.device),
+            )
+            for index, features, labels in stream.ring
         ]
         self.frame_count, self._flushed = stream.frame_count, stream.flushed
 
@@ -327,12 +334,12 @@ class Segmenter(StaysHere):
             "online": self.online,
         }
 
-    def _check_stream(self, size: tuple[int, int], prompt: torch.Tensor | None) -> None:
+    def _check_stream(self, size: Size, prompt: Prompt[torch.Tensor] | None) -> None:
         rules = StreamRules(self.model, self.method.needs_mask, self.method.takes_mask)
         rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
         if prompt is not None:
             waiting = [held.prompt for held in self._ring if held.prompt is not None]
-            self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
+            self._slots.check_room(i for each in (*waiting, prompt) for i in each.ids)
 
     def prepared(self, job: Job) -> torch.Tensor:
         """A frame as the network sees it: [1, 3, H, W], float32 at least, which a network narrows
@@ -368,7 +375,7 @@ class Segmenter(StaysHere):
         ]
         prompt = ring[target - first].prompt
         later = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
-        reserved = tuple(i for mask in later for i in named_ids(mask))
+        reserved = tuple(i for each in later for i in each.ids)
         decided = prompt is None and len(self._slots) > 0 and "answer" in self.method.capturable
         if decided and self._pieces is not None and not listened():
             return self._replay(self._pieces, seen, target, state, geometry)

@@ -64,6 +64,18 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Prompt(Generic[A]):
+    """What a caller's mask shows; found out once, where it comes in.
+
+    labels  [H, W] uint8 object ids at frame size, 0 where it says nothing
+    ids     those that it names, ascending
+    """
+
+    labels: A
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Scores:
     """What `segment` says of a frame.
 

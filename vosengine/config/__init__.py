@@ -15,7 +15,6 @@ from .checks import (
 )
 from .lite import LITE
 from .matching import MemoryConfig, MUNetConfig, STMConfig
-from .memory import memory_of
 from .multi_object import DMNAOAConfig, GIELConfig
 from .small import SMALL, ModelConfig
 from .unsupervised import IMCNetConfig, TargetAwareConfig
@@ -42,5 +41,4 @@ __all__ = [
     "STMConfig",
     "TargetAwareConfig",
     "check_size",
-    "memory_of",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import SMALLEST_SIDE
 from ..errors import InputError
-from ..types import Size
+from ..types import Prompt, Size
 
 
 def check_frame(frame: Any) -> np.ndarray:
@@ -28,8 +28,8 @@ def check_frame(frame: Any) -> np.ndarray:
     return frame
 
 
-def check_mask(mask: Any, size: Size) -> np.ndarray:
-    """A prompt as uint8 [H, W] of object ids; raises InputError for anything else."""
+def check_mask(mask: Any, size: Size) -> Prompt[np.ndarray]:
+    """A mask [H, W] of object ids as a prompt; raises InputError for anything else."""
     if not isinstance(mask, np.ndarray):
         raise InputError(f"mask: wanted a numpy array, given {type(mask).__name__}")
     if mask.dtype.kind not in "uib":
@@ -43,12 +43,6 @@ def check_mask(mask: Any, size: Size) -> np.ndarray:
         )
     if high == 0:
         raise InputError("mask: holds no object, only id 0; wanted at least one id in 1..255")
-    return mask.astype(np.uint8)
-
-
-def named_ids(prompt: np.ndarray | None) -> tuple[int, ...]:
-    """The object ids that a prompt names, ascending; none where there is no prompt."""
-    if prompt is None:
-        return ()
-    present = np.bincount(prompt.ravel(), minlength=256).nonzero()[0]
-    return tuple(int(each) for each in present if each > 0)
+    labels = mask.astype(np.uint8)
+    present = np.bincount(labels.ravel(), minlength=256).nonzero()[0]
+    return Prompt(labels, tuple(int(each) for each in present if each > 0))

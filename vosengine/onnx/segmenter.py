@@ -14,9 +14,9 @@ from onnxruntime import OrtValue
 from ..errors import ConfigError, InputError
 from ..objects import ObjectSlots
 from ..rules import StaysHere, StreamRules
-from ..types import Geometry, Result, Size
+from ..types import Geometry, Prompt, Result, Size
 from .manifest import Manifest
-from .pictures import check_frame, check_mask, named_ids
+from .pictures import check_frame, check_mask
 from .policies import Found, Marked, make_policy
 from .sessions import Sessions, Values, lookup
 
@@ -27,7 +27,7 @@ class Pending:
 
     index: int
     features: Values
-    prompt: np.ndarray | None
+    prompt: Prompt[np.ndarray] | None
 
 
 class OnnxSegmenter(StaysHere):
@@ -156,12 +156,12 @@ class OnnxSegmenter(StaysHere):
         self.policy.forget(self._slots.slot(object_id), len(self._slots))
         self._slots.remove(object_id)
 
-    def _check_stream(self, size: Size, prompt: np.ndarray | None) -> None:
+    def _check_stream(self, size: Size, prompt: Prompt[np.ndarray] | None) -> None:
         rules = StreamRules(self.model, self.manifest.needs_mask, self.manifest.takes_mask)
         rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
         if prompt is not None:
             waiting = [held.prompt for held in self._ring if held.prompt is not None]
-            self._slots.check_room(i for mask in (*waiting, prompt) for i in named_ids(mask))
+            self._slots.check_room(i for each in (*waiting, prompt) for i in each.ids)
 
     def _prepared(self, image: np.ndarray, geometry: Geometry) -> OrtValue:
         value = self.sessions.value
@@ -180,17 +180,18 @@ class OnnxSegmenter(StaysHere):
         offsets = self.manifest.sees
         seen = [ring[min(max(target + o, first), last) - first].features for o in offsets]
         prompt = ring[target - first].prompt
-        named = named_ids(prompt)
-        later = {i for held in ring[target - first + 1 :] for i in named_ids(held.prompt)}
+        named, shown = ((), None) if prompt is None else (prompt.ids, prompt.labels)
+        waiting = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
+        later = {i for each in waiting for i in each.ids}
         known = len(self._slots)
         looks = known > 0 or not self.manifest.needs_mask
         found = self.policy.segment(seen, known) if looks else None
-        fresh = self._discovered(found, known, prompt, (*named, *later))
+        fresh = self._discovered(found, known, shown, (*named, *later))
         by_slot = (*self._slots.joined_by(named), *(i for i, _ in fresh))
         if not by_slot:
             return self._nothing(seen, target, geometry)
         self.policy.make_rows(len(by_slot))
-        canvas = self._canvas(found, known, by_slot, dict(fresh), prompt, geometry)
+        canvas = self._canvas(found, known, by_slot, dict(fresh), shown, geometry)
         outputs = canvas.finish(geometry.resized, geometry.padding)
         labels = outputs["labels"]
         if geometry.resized != geometry.frame:

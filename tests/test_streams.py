@@ -138,7 +138,7 @@ class Counting(TorchDispatchMode):
 
 def test_a_prompt_is_named_once_however_long_it_waits() -> None:
     segmenter = make("stm")
-    segmenter.method = Echo()
+    segmenter.runs_on.method = Echo()
     segmenter.reset()
     frame, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
     mask[:9, :9] = 4

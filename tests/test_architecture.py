@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "support_plan": set(),
     "placements": set(),
     "rules": {"errors", "types"},
+    "scheduler": set(),
     "naming": {"errors"},
     "device": {"errors"},
     "foreign": {"errors"},

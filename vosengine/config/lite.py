@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from . import small
 from .checks import LITE_MEAN, LITE_STD
 from .matching import MemoryConfig, MUNetConfig, STMConfig
 from .multi_object import GIELConfig
-from .small import SMALL, ModelConfig
+from .small import ModelConfig
 from .unsupervised import TargetAwareConfig
 
+SMALL: dict[str, Any] = {**small.SMALL}  # `replace` of a union's member takes no field of it
 BACKBONE: dict[str, Any] = {
     "backbone": "efficientnet_lite0",
     "mean": LITE_MEAN,

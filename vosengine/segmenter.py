@@ -11,7 +11,7 @@ import torch
 
 from .ambient import own_settings
 from .config import MemoryConfig, ModelConfig, check_size
-from .detectors.dnet import DNetSource
+from .detectors import open_proposals
 from .device import choose_device
 from .errors import ConfigError, InputError, StateError
 from .finishing import Arrangement, compose, finish, named_ids
@@ -79,7 +79,7 @@ class Segmenter(StaysHere):
                  that have not come; latency is 0
     engine       "fast", or "eager", every layer as it was written: to debug, and to compare with
     proposals    where object proposals come from, instead of the model's own detector; a model
-                 that has none and needs them asks target_aware's D-Net where this is None
+                 that has none and needs them asks the source of its registry entry
     config       the network's configuration; only with random weights
 
     The caller's torch settings (inference mode, autocast, default dtype and device) change no
@@ -131,7 +131,7 @@ class Segmenter(StaysHere):
         if proposals is not None and not method.takes_proposals:
             raise ConfigError(f"proposals: {model} takes none; leave them out")
         if proposals is None and method.needs_proposals:
-            proposals = DNetSource(device=device, embed=False)
+            proposals = open_proposals(entry(model).proposals, device)
         self.max_objects = max_objects or method.max_objects
         self.size = method.size if size is None else None if isinstance(size, str) else size
         self.online = online

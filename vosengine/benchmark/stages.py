@@ -103,7 +103,7 @@ def clocked(segmenter: Segmenter) -> Iterator[StageClock]:
             replace(method, verb, verb)
         for name, stage in METHODS.get(segmenter.model, {}).items():
             replace(method, name, stage)
-        for stage, names in MODULES[segmenter.model].items():
+        for stage, names in MODULES.get(segmenter.model, {}).items():
             for name in names:
                 module = getattr(method, name, None)
                 if isinstance(module, nn.Module):

@@ -25,7 +25,6 @@ from rich.table import Table
 from torch.profiler import profile
 
 from vosengine.commands.train import starting_network
-from vosengine.config import LITE, SMALL
 from vosengine.device import choose_device
 from vosengine.registry import entry
 from vosengine.timing import summarise, timed
@@ -43,17 +42,10 @@ SHOWN = 12  # operators of a profile
 
 def trainer(model: str, config: str, precision: str, device: torch.device, folder: Path) -> Trainer:
     recipe = replace(recipe_for(model, config), precision=precision)
-    own = {"small": SMALL, "lite": LITE}[config][model]
+    own = entry(model).configuration(config)
     init = backbone_file(own.backbone) if config == "lite" else None
     method = starting_network(model, own, recipe, init)
-    objective = objective_for(
-        method,
-        recipe.losses,
-        recipe.parts,
-        discovery=recipe.discovery,
-        appearance=recipe.appearance,
-    )
-    return Trainer(objective, recipe, folder, {}, device)
+    return Trainer(objective_for(model, method, recipe), recipe, folder, {}, device)
 
 
 def batch_of(model: str, config: str) -> Batch:

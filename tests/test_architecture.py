@@ -182,6 +182,31 @@ def test_segmenter_knows_no_family() -> None:
     assert not {name for name in ours(path) if name.startswith("models")}
 
 
+def test_what_serves_all_models_names_none() -> None:
+    """What differs from model to model is said in the registry, or by the model's class."""
+    from vosengine.registry import list_models
+
+    blind = "segmenter", "weights", "onnx/export/__init__", "commands/train", "commands/info"
+    blind += "benchmark/ways", "benchmark/measure", "training/recipe", "training/initialise"
+    blind += ("training/objectives/__init__",)
+    for name in blind:
+        path = ROOT / "vosengine" / f"{name}.py"
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        said = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+        assert not said & {*list_models()}, path
+        families = {f"models.{model}" for model in list_models()}
+        assert not families & ours(path), path
+
+
+def test_the_registry_loads_no_training_and_no_export() -> None:
+    code = (
+        "import sys, vosengine.segmenter, vosengine.registry;"
+        "parts = 'vosengine.training', 'vosengine.onnx', 'onnx';"
+        "print([name for name in sys.modules if name.startswith(parts)])"
+    )
+    assert python(code) == "[]"
+
+
 def test_of_the_detectors_only_dnet_knows_a_family() -> None:
     for path in (ROOT / "vosengine" / "detectors").glob("*.py"):
         families = {name for name in ours(path) if name.startswith("models")}

@@ -15,7 +15,7 @@ import torch
 from conftest import follow, tiny_source
 from PIL import Image
 
-import vosengine.segmenter
+import vosengine.detectors
 from vosengine.cli import main
 from vosengine.commands.evaluate import (
     COPIED,
@@ -200,7 +200,7 @@ def test_objects_found_by_themselves_are_matched(
 def test_dmn_aoa_asks_for_its_own_proposals(
     data: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vosengine.segmenter, "DNetSource", lambda **given: tiny_source())
+    monkeypatch.setattr(vosengine.detectors, "DNetSource", lambda **given: tiny_source())
     plain = options("dmn_aoa", data, tiny_weights, sequences=("two",))
     assert set(evaluate(plain).evaluation.sequences["two"].objects) == {1, 2}
 

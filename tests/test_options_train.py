@@ -4,6 +4,7 @@ rest works. The networks and clips are as small as they can be."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from quick_streams import QUICK
 from typed import call, options_of, refused, said, write_files
 
 from vosengine.commands import train as train_command
-from vosengine.config import SMALL
-from vosengine.registry import build, list_models
+from vosengine.registry import MODELS, build, list_models
 from vosengine.training.initialise import start_gently
 from vosengine.training.objectives import for_clips, objective_for
 from vosengine.training.recipe import Recipe
@@ -58,7 +58,7 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small configurations, narrower still."""
     for model, changes in TRAINED.items():
         config = tiny_config(model, **{**QUICK.get(model, {}), **changes})
-        monkeypatch.setitem(SMALL, model, config)
+        monkeypatch.setitem(MODELS, model, replace(MODELS[model], small=config))
     monkeypatch.setattr(train_command, "HELD_OUT", (1, 3))
 
 
@@ -92,9 +92,9 @@ def test_training_in_bf16_loses_what_it_loses_in_fp32(model: str) -> None:
     batch = Batch(frames, masks, (2,), ("drawn",))
     found = []
     for narrow in (False, True):
-        method = build(model, for_clips(SMALL[model]), seed=1)
+        method = build(model, for_clips(MODELS[model].small), seed=1)
         start_gently(method)
-        objective = objective_for(method.train().requires_grad_(True), recipe.losses, recipe.parts)
+        objective = objective_for(model, method.train().requires_grad_(True), recipe)
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             losses = objective.losses(batch, torch.Generator().manual_seed(0))
         found.append({name: float(loss.detach()) for name, loss in losses.items()})
@@ -107,7 +107,7 @@ def test_training_in_bf16_loses_what_it_loses_in_fp32(model: str) -> None:
     ("words", "message"),
     [
         (["--precision", "fp16"], "precision: wanted fp32 or bf16, given 'fp16'"),
-        (["--parts", "dnet"], "parts: are of target_aware, stm has none"),
+        (["--parts", "dnet"], "parts: stm is trained as a whole"),
         (["--size", "50x64"], "size: wanted two multiples of 16"),
         (["--rate", "2"], "rate: wanted 0..1"),
         (["--config", "large"], "config: wanted lite, small or paper"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-import vosengine.segmenter as engine
+from vosengine import detectors
 from vosengine.detectors.dnet import DNetSource
 from vosengine.errors import StateError
 from vosengine.models.target_aware import TargetAware
@@ -164,14 +164,14 @@ def test_a_model_that_needs_proposals_asks_the_d_net(
         opened.append(options)
         return source(embed=options["embed"])
 
-    monkeypatch.setattr(engine, "DNetSource", open_tiny)
+    monkeypatch.setattr(detectors, "DNetSource", open_tiny)
     segmenter(None)
     assert opened == []
     monkeypatch.setattr(TargetAware, "needs_proposals", True)
     given = source()
     assert segmenter(given).proposals is given and opened == []
     alone = segmenter(None)
-    assert opened == [{"device": "cpu", "embed": False}]
+    assert opened == [{"weights": None, "device": "cpu", "embed": False}]
     asked = segmenter(source())
     for frame in frames[:2]:
         assert same_answer(alone.step(frame), asked.step(frame))

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,8 @@ from conftest import tiny_config
 from vosengine.cli import main
 from vosengine.commands import train as command
 from vosengine.commands.train import TrainOptions, held_out, train
-from vosengine.config import SMALL
 from vosengine.errors import ConfigError, InputError, VosError, WeightsError
-from vosengine.registry import build
+from vosengine.registry import MODELS, build, list_models
 from vosengine.training.checkpoint import load_checkpoint
 from vosengine.training.initialise import initialise_from
 from vosengine.training.recipe import recipe_for
@@ -37,7 +38,8 @@ QUICK = {"steps": 4, "batch": 2, "frames": 3, "size": (64, 96)}
 def _tiny_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small configurations, narrower still."""
     for model, changes in TINY.items():
-        monkeypatch.setitem(SMALL, model, tiny_config(model, **changes))
+        small = tiny_config(model, **changes)
+        monkeypatch.setitem(MODELS, model, replace(MODELS[model], small=small))
 
 
 def options(out: Path, model: str = "stm", **changes: Any) -> TrainOptions:
@@ -57,7 +59,7 @@ def test_a_run_ends_with_weights_that_load(model: str, tmp_path: Path) -> None:
     method, card = load_file(model, result.weights)
     assert card.trained
     assert "4 steps on synthetic" in card.description
-    assert method.config == SMALL[model]
+    assert method.config == MODELS[model].small
     assert len(scores) == 2
     assert all(0 <= score <= 1 for score in scores)
 
@@ -157,6 +159,18 @@ def test_another_model_can_be_started_from(tmp_path: Path) -> None:
     left = {name.split(".")[0] for name in ours if name not in taken}
     assert left == {"reduce", "temperature", "motion"}
     assert all(torch.equal(ours[name], before[name]) for name in ours if name not in taken)
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_weights_of_the_same_model_are_taken_as_they_are(
+    model: str, tiny_weights: Callable[[str], Path]
+) -> None:
+    method, file = build(model, tiny_config(model), seed=8), tiny_weights(model)
+    taken = initialise_from(method, file)
+    theirs, ours = state_of(load_file(model, file)[0]), state_of(method)
+    assert set(taken) == set(theirs)
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
 
 
 def test_a_resnet_starts_every_encoder_of_its_shape(tmp_path: Path) -> None:

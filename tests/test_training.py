@@ -15,7 +15,6 @@ import pytest
 import torch
 from conftest import FOLLOWERS, tiny_config
 
-from vosengine.config import SMALL
 from vosengine.errors import (
     ConfigError,
     InputError,
@@ -25,7 +24,7 @@ from vosengine.errors import (
     WeightsError,
 )
 from vosengine.kernels import finish_masks
-from vosengine.registry import build, config_to_json, list_models
+from vosengine.registry import build, config_to_json, entry, list_models
 from vosengine.training.checkpoint import load_checkpoint, save_checkpoint
 from vosengine.training.export import export
 from vosengine.training.initialise import start_gently
@@ -70,7 +69,7 @@ def trainer_of(
     start_gently(method)
     identity = {"model": model, "config": config_to_json(config)}
     return Trainer(
-        objective_for(method, recipe.losses), recipe, folder, identity, torch.device("cpu")
+        objective_for(model, method, recipe), recipe, folder, identity, torch.device("cpu")
     )
 
 
@@ -95,7 +94,8 @@ def test_a_gradient_reaches_every_parameter(model: str, small: bool) -> None:
     changes = {"key_channels": 16, **(TINY[model] if small else {})}
     config = for_clips(tiny_config(model, **changes))
     method = build(model, config).requires_grad_(True).train()
-    losses = objective_for(method, EVERYTHING).losses(batch_of(1, 2, frames=4), torch.Generator())
+    objective = objective_for(model, method, Recipe(losses=EVERYTHING))
+    losses = objective.losses(batch_of(1, 2, frames=4), torch.Generator())
     torch.stack(list(losses.values())).sum().backward()
     without = {n for n, p in method.named_parameters() if p.grad is None or not p.grad.any()}
     assert without <= NEVER_MOVED
@@ -322,7 +322,7 @@ def test_spoilt_masks_are_masks() -> None:
 @pytest.mark.parametrize("model", list_models())
 def test_small_configurations_are_small(model: str) -> None:
     with torch.device("meta"):
-        count = sum(x.numel() for x in build(model, SMALL[model]).state_dict().values())
+        count = sum(x.numel() for x in build(model, entry(model).small).state_dict().values())
     assert 2 * count < 12_000_000  # bytes, in half precision
 
 

@@ -19,7 +19,8 @@ from vosengine.models.munet import MUNet
 from vosengine.registry import build
 from vosengine.training.clip_memory import ClipMemory
 from vosengine.training.initialise import initialise_from, start_gently
-from vosengine.training.objectives import FollowingLosses, FollowingObjective, for_clips
+from vosengine.training.objectives import FollowingLosses, for_clips
+from vosengine.training.objectives.following import FollowingObjective
 from vosengine.training.recipe import recipe_for
 from vosengine.training.samples import Batch, collate
 from vosengine.training.synthetic_source import SyntheticSource

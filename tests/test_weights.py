@@ -107,7 +107,6 @@ def ship(monkeypatch: pytest.MonkeyPatch, folder: Path, *cards: dict[str, object
 
 
 CARD = {"model": "stm", "tag": "demo", "trained": True, "description": "a test's", "licence": "MIT"}
-RANDOM = {**CARD, "tag": "random", "trained": False}
 
 
 def shipped_card(file: Path) -> dict[str, object]:
@@ -119,8 +118,8 @@ def shipped_card(file: Path) -> dict[str, object]:
 def test_two_cards_of_one_name_are_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    ship(monkeypatch, tmp_path, RANDOM, CARD, RANDOM)
-    with pytest.raises(WeightsError, match=r"two cards are named stm\.random"):
+    ship(monkeypatch, tmp_path, CARD, CARD)
+    with pytest.raises(WeightsError, match=r"two cards are named stm\.demo"):
         weights.cards()
 
 
@@ -150,7 +149,7 @@ def test_a_backbone_that_does_not_ship_is_refused() -> None:
 def test_trained_weights_that_ship_come_first(
     monkeypatch: pytest.MonkeyPatch, file: Path, asked: str | None
 ) -> None:
-    ship(monkeypatch, file.parent, RANDOM, shipped_card(file))
+    ship(monkeypatch, file.parent, shipped_card(file))
     method, card = load("stm", asked)
     assert card.caption == "stm.demo"
     assert method.config == STM

@@ -1,16 +1,19 @@
-"""Every model by name: its class, its configuration, and how to get one with weights."""
+"""Every model by name, with all that the rest of the program must know of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from .config import (
+    LITE,
+    SMALL,
     DMNAOAConfig,
     GIELConfig,
     IMCNetConfig,
@@ -29,24 +32,109 @@ from .models.munet import MUNet
 from .models.stm import STM
 from .models.target_aware import TargetAware
 
+OBJECTIVES = "vosengine.training.objectives"
+EXPORTS = "vosengine.onnx.export"
 
-class Entry(NamedTuple):
-    """How a model is made."""
+
+@dataclass(frozen=True)
+class Entry:
+    """All that is said of a model outside its own files. What is imported only when it is wanted
+    (training, export) stands here by its name, as pkgutil.resolve_name reads it.
+
+    build      its class, which says what the model needs and takes of a stream
+    config     class of its configuration; the defaults are the paper's
+    small      the configuration to train from scratch
+    lite       the one over a pretrained backbone; None: there is none
+    objective  the Objective that it is trained for
+    recipes    by the name of a configuration ("lite", "small", "paper"): fields of the Recipe that
+               differ from those of other models, of `losses` the fields that do
+    export     the module that says what its graphs are; None: it has no ONNX export
+    proposals  the source, as `open_proposals` names it, that a model that needs proposals asks
+               where the caller has none
+    shares     its decoders that compute once what all objects have in common; the published form
+               in `vosengine bench` computes it for each
+    """
 
     build: type[Method[Any, Any]]
     config: Callable[..., ModelConfig]
     summary: str
+    small: ModelConfig
+    lite: ModelConfig | None = None
+    objective: str = f"{OBJECTIVES}.following:FollowingObjective"
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    export: str | None = None
+    proposals: str = "dnet"
+    shares: tuple[str, ...] = ()
+
+    def configuration(self, name: str) -> ModelConfig:
+        """ "lite", "small" or "paper". Raises ConfigError for a name that the model has not."""
+        known = {"lite": self.lite, "small": self.small, "paper": self.config()}
+        found = known.get(name)
+        if found is None:
+            *others, last = (each for each in known if known[each] is not None)
+            raise ConfigError(f"config: wanted {', '.join(others)} or {last}, given {name!r}")
+        return found
 
 
+FINDS: Mapping[str, Any] = {"size": (128, 224), "rate": 5e-4}  # recipe of who needs no mask
 MODELS: dict[str, Entry] = {
-    "stm": Entry(STM, STMConfig, "space-time memory, the baseline (ICCV 2019)"),
-    "munet": Entry(MUNet, MUNetConfig, "motion-uncertainty-aware matching"),
-    "giel": Entry(GIEL, GIELConfig, "global and instance embeddings, all objects in one pass"),
-    "dmn_aoa": Entry(DMNAOA, DMNAOAConfig, "object templates matched with aligned proposals"),
-    "target_aware": Entry(
-        TargetAware, TargetAwareConfig, "discovers objects and follows each, without a mask"
+    "stm": Entry(
+        STM,
+        STMConfig,
+        "space-time memory, the baseline (ICCV 2019)",
+        SMALL["stm"],
+        LITE["stm"],
+        export=f"{EXPORTS}.matching",
+        shares=("decoder",),
     ),
-    "imcnet": Entry(IMCNet, IMCNetConfig, "the foreground, without a mask, from three frames"),
+    "munet": Entry(
+        MUNet,
+        MUNetConfig,
+        "motion-uncertainty-aware matching",
+        SMALL["munet"],
+        LITE["munet"],
+        recipes={"paper": {"weight_decay": 0.5, "losses": {"share": 0.4, "iou": 1.0}}},
+        export=f"{EXPORTS}.matching",
+        shares=("decoder",),
+    ),
+    "giel": Entry(
+        GIEL,
+        GIELConfig,
+        "global and instance embeddings, all objects in one pass",
+        SMALL["giel"],
+        LITE["giel"],
+        recipes={"paper": {"losses": {"saliency": 1.0}}},
+        export=f"{EXPORTS}.support",
+        shares=("instance_decoder",),
+    ),
+    "dmn_aoa": Entry(
+        DMNAOA,
+        DMNAOAConfig,
+        "object templates matched with aligned proposals",
+        SMALL["dmn_aoa"],
+        LITE["dmn_aoa"],
+        export=f"{EXPORTS}.proposals",
+    ),
+    "target_aware": Entry(
+        TargetAware,
+        TargetAwareConfig,
+        "discovers objects and follows each, without a mask",
+        SMALL["target_aware"],
+        LITE["target_aware"],
+        objective=f"{OBJECTIVES}.target_aware:TargetAwareObjective",
+        recipes={"small": FINDS},
+        export=f"{EXPORTS}.tracks",
+    ),
+    "imcnet": Entry(
+        IMCNet,
+        IMCNetConfig,
+        "the foreground, without a mask, from three frames",
+        SMALL["imcnet"],
+        LITE["imcnet"],
+        objective=f"{OBJECTIVES}.foreground:IMCNetObjective",
+        recipes={"small": FINDS},
+        export=f"{EXPORTS}.foreground",
+    ),
 }
 
 

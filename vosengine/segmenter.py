@@ -11,7 +11,7 @@ import torch
 
 from .ambient import own_settings
 from .config import MemoryConfig, ModelConfig, check_size
-from .detectors.dnet import DNetSource
+from .detectors import open_proposals
 from .engine import Engine, Job
 from .errors import ConfigError, InputError, StateError
 from .finishing import Arrangement, compose, finish, named
@@ -26,6 +26,7 @@ from .proposals import (
     clean,
     to_network,
 )
+from .registry import entry
 from .rules import StaysHere, StreamRules
 from .runtime import Pieces, Uploader, copied, in_layout
 from .saved import SavedStream, check_source, read_stream, write_stream
@@ -74,7 +75,7 @@ class Segmenter(StaysHere):
     engine       "fast", or "eager", every layer as it was written: to debug, and to compare with;
                  or an Engine, whose weights, device and precision this stream then shares
     proposals    where object proposals come from, instead of the model's own detector; a model
-                 that has none and needs them asks target_aware's D-Net where this is None
+                 that has none and needs them asks the source of its registry entry
     config       the network's configuration; only with random weights
 
     The caller's torch settings (inference mode, autocast, default dtype and device) change no
@@ -128,7 +129,7 @@ class Segmenter(StaysHere):
         if proposals is not None and not method.takes_proposals:
             raise ConfigError(f"proposals: {model} takes none; leave them out")
         if proposals is None and method.needs_proposals:
-            proposals = DNetSource(device=str(self.device), embed=False)
+            proposals = open_proposals(entry(model).proposals, str(self.device))
         self.max_objects = max_objects or method.max_objects
         self.size = method.size if size is None else None if isinstance(size, str) else size
         self.online = online

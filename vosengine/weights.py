@@ -20,7 +20,7 @@ from .config import ModelConfig
 from .errors import WeightsError
 from .files import cannot_write, whole
 from .models.method import Method
-from .registry import build, config_from_json, config_to_json, entry
+from .registry import build, config_from_json, config_to_json, entry, list_models
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +29,7 @@ else:
 
 FORMAT = "vosengine-weights-1"
 RANDOM_TAG = "random"
+RANDOM = "seeded random numbers of the published size, for timing and testing"
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,10 @@ def _manifest() -> dict[str, Any]:
 
 
 def cards() -> dict[str, WeightCard]:
-    """Every card of the manifest, by name; a duplicate name is an error."""
-    found: dict[str, WeightCard] = {}
+    """Every card, by name: random weights of every model, and what the manifest names; a duplicate
+    name is an error."""
+    random = (WeightCard(model, RANDOM_TAG, False, RANDOM, "MIT") for model in list_models())
+    found = {card.name: card for card in random}
     for fields in _manifest()["card"]:
         card = WeightCard(**{**fields, "recipe": tuple(fields.get("recipe", ()))})
         if card.name in found:

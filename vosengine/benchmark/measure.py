@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import MatchingConfig, MemoryConfig, ModelConfig, TargetAwareConfig
+from ..config import MemoryConfig
 from ..registry import entry
 from ..segmenter import NATIVE, Segmenter
 from ..timing import summarise, synchronise
@@ -105,8 +105,8 @@ def begin(
     """A new Segmenter for that way, with room for exactly so many objects."""
     options: dict[str, Any] = {}
     random = plan.weights == RANDOM_TAG
-    config = _config_of(model, objects)
-    if isinstance(config, MatchingConfig):  # full at T frames
+    config = entry(model).config()
+    if hasattr(config, "memory"):  # full at T frames
         options["memory"] = MemoryConfig("all", max_frames=max(2, plan.memory_frames))
     if random:
         options["config"] = config
@@ -126,14 +126,6 @@ def begin(
     )
     way.prepare(segmenter)
     return segmenter
-
-
-def _config_of(model: str, objects: int) -> ModelConfig:
-    """The paper's configuration, the tracker's room at the number of objects that are given."""
-    config = entry(model).config()
-    if isinstance(config, TargetAwareConfig):
-        return replace(config, max_tracks=objects)
-    return config
 
 
 def stream(segmenter: Segmenter, scene: Scene, objects: int) -> Iterator[Callable[[], Any]]:

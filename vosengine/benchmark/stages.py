@@ -92,7 +92,7 @@ def clocked(segmenter: Segmenter) -> Iterator[StageClock]:
     """A clock on every stage of a Segmenter, within the block; `step` itself counts as "other"."""
     clock = StageClock(segmenter.device)
     with ExitStack() as stack:
-        for stage, names in MODULES[segmenter.model].items():
+        for stage, names in MODULES.get(segmenter.model, {}).items():
             for name in names:
                 module = getattr(segmenter.method, name, None)
                 if isinstance(module, nn.Module):

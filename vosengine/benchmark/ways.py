@@ -39,7 +39,7 @@ class Way:
 
     def objection(self, model: str, device: torch.device) -> str | None:
         """Why it cannot be timed here; None where it can."""
-        if self.published and model not in PUBLISHED_FORMS:
+        if self.published and not entry(model).shares:
             return "has no decoder per object"
         if self.precision == "bf16" and not has_bf16(device):
             return "bf16 is emulated here"
@@ -56,7 +56,7 @@ class Way:
         """Change a new Segmenter into this way of running."""
         method: Any = segmenter.method
         if self.published:
-            for name in PUBLISHED_FORMS[segmenter.model]:
+            for name in entry(segmenter.model).shares:
                 if hasattr(method, name):
                     _unshare(getattr(method, name))
         if self.compiled:
@@ -72,11 +72,6 @@ WAYS = (
     Way(OURS_FP32, "fast", "fp32", "auto"),
     Way(OURS, "fast", "auto", "auto"),
 )
-PUBLISHED_FORMS = {
-    "stm": ("decoder",),
-    "munet": ("decoder",),
-    "giel": ("instance_decoder",),
-}
 
 
 def _unshare(decoder: nn.Module) -> None:

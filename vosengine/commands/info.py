@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import DMNAOAConfig, GIELConfig, MatchingConfig, ModelConfig
+from ..config import ModelConfig
 from ..kernels import use_backend
 from ..models.method import tensors_in
 from ..proposals import Proposals
@@ -57,14 +57,13 @@ def cost(
         method = build(model, config)
         geometry = Geometry.fit(size, size=method.size, multiple=method.stride)
         memory_bytes = method.start(geometry, max_objects or method.max_objects).nbytes
-        remembers = isinstance(config, MatchingConfig | GIELConfig)
-        memory = None
-        if isinstance(config, MatchingConfig):
-            memory = dataclasses.replace(config.memory, max_frames=max(2, memory_frames))
+        memory = getattr(config, "memory", None)
+        if memory is not None:
+            memory = dataclasses.replace(memory, max_frames=max(2, memory_frames))
         height, width = geometry.network
         proposals = None
-        if isinstance(config, DMNAOAConfig):
-            count = config.max_proposals
+        if method.needs_proposals:
+            count = config.max_proposals  # type: ignore[union-attr]
             planes = torch.empty(count, height, width, dtype=torch.bool)
             proposals = [Proposals(torch.empty(count, 4), planes, torch.empty(count))]
         gflop = {}
@@ -76,7 +75,7 @@ def cost(
             seen = [features] * len(method.sees)
             masks = Masks(torch.empty(1 + objects, height, width))
             prompted = dataclasses.replace(masks, prompted=tuple(range(objects)))
-            for _ in range(memory_frames if remembers else 1):
+            for _ in range(memory_frames if method.keeps_frames else 1):
                 method.remember(seen, prompted, state)
             with FlopCounterMode(display=False) as counter:
                 found = method.segment(seen, state)
@@ -92,6 +91,6 @@ def cost(
         weights_bytes=parameters * bytes_per_number,
         features_bytes=sum(tensor.numel() for tensor in tensors_in(features)) * bytes_per_number,
         memory_bytes=memory_bytes * bytes_per_number // 4,
-        memory_frames=memory_frames if remembers else 0,
+        memory_frames=memory_frames if method.keeps_frames else 0,
         network_size=geometry.network,
     )

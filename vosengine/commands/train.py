@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import LITE, SMALL, ModelConfig
+from ..config import ModelConfig
 from ..device import choose_device
 from ..errors import ConfigError, InputError, OutputError
 from ..files import Given, check_output_folder, keep_apart, write_whole
@@ -21,7 +21,7 @@ from ..training.export import export
 from ..training.feed import Feed, loader
 from ..training.initialise import initialise_from, start_gently
 from ..training.mixture import DataOptions, folders_of, parse_data
-from ..training.objectives import for_clips, objective_for
+from ..training.objectives import for_clips, objective_class, objective_for
 from ..training.recipe import Recipe, recipe_for
 from ..training.samples import Batch, collate
 from ..training.synthetic_source import SyntheticSource
@@ -31,7 +31,6 @@ from ..weights import backbone_file
 
 WEIGHTS = "weights.safetensors"
 RUN = "run.json"
-CONFIGS = ("lite", "small", "paper")
 HELD_OUT = 8, 5  # clips, and their frames, of a seed that no training has
 HELD_OUT_SEED = 2**31 + 1
 CLIP_MARGIN = 1.4  # sides of a drawn clip over those of the crop that is trained on
@@ -121,27 +120,17 @@ def _clips(model: str, recipe: Recipe) -> DataOptions:
 
 def _check(options: TrainOptions) -> None:
     """What neither the recipe nor the data looks at. Raises ConfigError."""
-    if "parts" in options.changes and options.model != "target_aware":
-        raise ConfigError(f"parts: are of target_aware, {options.model} has none; leave them out")
+    if "parts" in options.changes and not objective_class(options.model).all_parts:
+        raise ConfigError(f"parts: {options.model} is trained as a whole; leave them out")
     if options.minutes is not None and not options.minutes > 0:  # no number is not above 0
         raise ConfigError(f"minutes: wanted a number above 0, given {options.minutes}")
     if not options.save_every >= 0:
         raise ConfigError(f"save_every: wanted 0 or more seconds, given {options.save_every}")
 
 
-def _configuration(options: TrainOptions) -> ModelConfig:
-    """That of the model's paper, or the one that `config` names. Raises ConfigError."""
-    if options.config not in CONFIGS:
-        raise ConfigError(f"config: wanted lite, small or paper, given {options.config!r}")
-    published: ModelConfig = entry(options.model).config()
-    if options.config == "paper":
-        return published
-    return {"small": SMALL, "lite": LITE}[options.config][options.model]
-
-
 def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
     """The model as it starts, in a folder that holds no other run."""
-    config = _configuration(options)
+    config = entry(options.model).configuration(options.config)
     _check(options)
     init = options.init
     if options.config == "lite" and init is None:
@@ -157,13 +146,7 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
         "data": options.data,
         "init": None if init is None else init.name,
     }
-    objective = objective_for(
-        method,
-        recipe.losses,
-        recipe.parts,
-        discovery=recipe.discovery,
-        appearance=recipe.appearance,
-    )
+    objective = objective_for(options.model, method, recipe)
     write_whole(folder / RUN, json.dumps(identity, indent=2) + "\n")
     return Trainer(objective, recipe, folder, identity, device), recipe
 

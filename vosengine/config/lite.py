@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
+from . import small
 from .checks import LITE_MEAN, LITE_STD
 from .matching import MemoryConfig, MUNetConfig, STMConfig
-from .multi_object import DMNAOAConfig, GIELConfig
-from .small import SMALL, ModelConfig
-from .unsupervised import IMCNetConfig, TargetAwareConfig
+from .multi_object import GIELConfig
+from .small import ModelConfig
+from .unsupervised import TargetAwareConfig
 
+SMALL: dict[str, Any] = {**small.SMALL}  # `replace` of a union's member takes no field of it
 BACKBONE: dict[str, Any] = {
     "backbone": "efficientnet_lite0",
     "mean": LITE_MEAN,
@@ -39,7 +41,7 @@ LITE: dict[str, ModelConfig] = {
     "munet": MUNetConfig(**MATCHING, memory=FRAMES, radius=6),
     "giel": GIELConfig(**MATCHING, label_channels=32, norm="group"),
     "dmn_aoa": replace(
-        cast(DMNAOAConfig, SMALL["dmn_aoa"]),
+        SMALL["dmn_aoa"],
         **BACKBONE,
         base_channels=(32, 64, 96),
         projected_channels=96,
@@ -76,7 +78,5 @@ LITE: dict[str, ModelConfig] = {
         norm="group",
         size=320,
     ),
-    "imcnet": replace(
-        cast(IMCNetConfig, SMALL["imcnet"]), **BACKBONE, neck=(24, 40, 64, 128), channels=48
-    ),
+    "imcnet": replace(SMALL["imcnet"], **BACKBONE, neck=(24, 40, 64, 128), channels=48),
 }

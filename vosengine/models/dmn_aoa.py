@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -15,9 +15,10 @@ from ..proposals import Proposals, best_of, boxes_of, overlaps
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
 from .blocks import KeyValue, MatchingState, carried, conv3, to_positions
+from .efficientnet import EfficientNetLite
 from .encoder import make_encoder
 from .method import Method
-from .refinement import Base, References, RefineNet, shrink
+from .refinement import Base, NormedResBlock, References, RefineNet, shrink
 
 STRIDES = (4, 8, 16)
 
@@ -190,6 +191,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
 
     takes_proposals = True
     needs_proposals = True
+    keeps_frames = True
     in_float32 = "memory_head", "query_head", "template_projector", "proposal_projector"
     capturable = ("answer",)  # which proposals are looked at is decided by numbers
     features = DMNAOAFeatures
@@ -215,6 +217,17 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         nn.init.dirac_(self.memory_head.value.weight)
         self.memory_head.key.weight[:, :-1] = self.query_head.weight
         self.proposal_projector.load_state_dict(self.template_projector.state_dict())
+
+    def start_gently(self) -> None:
+        """Over pretrained features: what references are aligned by begins as a rotation of them,
+        and the refinement's blocks as the identity."""
+        if not isinstance(self.base.backbone, EfficientNetLite):
+            return
+        for conv in (*(each[0] for each in self.base.reductions), self.refine.align):
+            nn.init.orthogonal_(cast(nn.Conv2d, conv).weight)
+        for module in self.refine.modules():
+            if isinstance(module, NormedResBlock):
+                nn.init.zeros_(module.norm2.weight)
 
     def start(
         self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None

@@ -116,6 +116,7 @@ class TemporalAttention(nn.Module):
 class GIEL(Method[GIELFeatures, Support]):
     """Two ResNets: one sees the frame, the other also the mask of all objects together."""
 
+    keeps_frames = True
     features = GIELFeatures
 
     def __init__(self, config: GIELConfig) -> None:
@@ -150,6 +151,14 @@ class GIEL(Method[GIELFeatures, Support]):
         elif config.decoders == "separate":
             self.instance_decoder = Decoder(*decoder)
         initialise(self)
+
+    def adopted(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """STM's decoder is given the readout first, then the query's value; this one's the other
+        way round, with the mask that was read, if it was, still at the end of the readout."""
+        if name != "decoder.conv.weight":
+            return tensor
+        readout = tensor.shape[1] - self.config.value_channels
+        return torch.cat((tensor[:, readout:], tensor[:, :readout]), dim=1)
 
     def start(
         self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None

@@ -19,8 +19,9 @@ from .backbone import initialise
 from .blocks import ResBlock, conv3, to_positions, wide
 from .efficientnet import Neck, normalise_cells
 from .encoder import make_encoder
-from .method import Method, State
+from .method import FIRST_ANSWERS, Method, State
 
+ALIKE_AT_FIRST = 0.1  # of the usual size are, when training begins, products that weigh frames
 PROBABILITY_LIMIT = 1e-7
 
 
@@ -248,6 +249,19 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
                 *((offset, 0.01) for offset in offsets),
             ):
                 conv.weight *= scale
+
+    def start_gently(self) -> None:
+        """Over pretrained features: blocks begin as the identity, gates half open, and frames weigh
+        nearly alike."""
+        if self.neck is None:
+            return
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                module.conv2.weight.zero_()
+            elif isinstance(module, Level):
+                cast(nn.Conv2d, module.predict[1]).weight.mul_(FIRST_ANSWERS)
+            elif isinstance(module, Fusion):
+                module.centre.weight.mul_(ALIKE_AT_FIRST)
 
     def start(
         self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None

@@ -45,6 +45,7 @@ class State(ABC):
         """Take over what `tensors` gave, for that many objects."""
 
 
+FIRST_ANSWERS = 0.02  # of the usual size are, when training begins, weights of the first logits
 F = TypeVar("F")  # a method's features of one frame: a NamedTuple of tensors [B, ...]
 
 
@@ -80,6 +81,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
                      no numbers, so that a graph of their work on the device may be replayed
     batched          whether `segment` and `observe` take the objects of several streams at once:
                      features with a row for every object, and Masks with `streams`
+    keeps_frames     whether a step costs more the more frames it remembers
     features         the NamedTuple that `encode` returns
     observes         what `observe` takes of the newest frame's features beside the frame itself
     """
@@ -97,10 +99,19 @@ class Method(nn.Module, ABC, Generic[F, S]):
     in_float32: ClassVar[tuple[str, ...]] = ()
     capturable: ClassVar[tuple[str, ...]] = ("encode", "answer")
     batched: ClassVar[bool] = False
+    keeps_frames: ClassVar[bool] = False
     features: ClassVar[Any]
     observes: tuple[str, ...] = ()
 
     config: ModelConfig
+
+    def start_gently(self) -> None:
+        """Before training, without gradients: what lets this network's first answers be unsure,
+        beside what `vosengine/training/initialise.py` does for all."""
+
+    def adopted(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor that another model has under this name, its channels in this model's order."""
+        return tensor
 
     @abstractmethod
     def start(self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None) -> S:

@@ -51,6 +51,9 @@ class MUNetFeatures(NamedTuple):
     skip2: torch.Tensor  # [B, 256, 4h, 4w]
 
 
+CLOSED = -3.0  # logit with which attention begins: its feature is 1.05 times what it was
+
+
 class MotionAttention(nn.Module):
     """Motion (d_x, d_y, confidence) to a feature, and the feature into the semantic one.
 
@@ -86,6 +89,7 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
     """Looks one frame back: the query's key and value depend on how the frame moved."""
 
     batched = True
+    keeps_frames = True
     sees = (-1, 0)
     features = MUNetFeatures
 
@@ -115,6 +119,13 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
             joined, pyramid, config.decoder_channels, fine_channels=config.fine_channels
         )
         initialise(self)
+
+    def start_gently(self) -> None:
+        """Over pretrained features motion hardly counts."""
+        attention = self.motion.attention
+        if self.config.similarity == "cosine" and attention is not None:
+            attention.weight.zero_()
+            attention.bias.fill_(CLOSED)  # type: ignore[union-attr]
 
     def start(
         self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None

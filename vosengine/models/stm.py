@@ -41,6 +41,7 @@ class STM(Method[STMFeatures, MatchingState]):
     or, where it shares the query's features, on those and the mask channels."""
 
     batched = True
+    keeps_frames = True
     features = STMFeatures
 
     def __init__(self, config: STMConfig) -> None:

@@ -12,18 +12,10 @@ from ..errors import WeightsError
 from ..foreign import read_state_dict
 from ..models.backbone import ResNet
 from ..models.blocks import KeyValue, ResBlock
-from ..models.dmn_aoa import DMNAOA
 from ..models.efficientnet import EfficientNetLite
-from ..models.giel import GIEL
-from ..models.imcnet import Fusion, IMCNet, Level
-from ..models.method import Method
-from ..models.munet import MotionAttention
-from ..models.refinement import NormedResBlock
+from ..models.method import FIRST_ANSWERS, Method
 
 ENCODERS = (ResNet, EfficientNetLite)
-CLOSED = -3.0  # logit with which attention begins: its feature is 1.05 times what it was
-FIRST_ANSWERS = 0.02  # of the usual size are the weights that make the first logits
-ALIKE_AT_FIRST = 0.1  # of the usual size are the products by which frames are weighed
 
 # Parts of one model that begin as those of another: ours, theirs.
 ALIKE = (
@@ -54,10 +46,7 @@ def start_gently(method: Method[Any, Any]) -> None:
             parameter.mul_(FIRST_ANSWERS)
     if getattr(method.config, "similarity", None) == "cosine":
         _keep_features(method)
-    if isinstance(method, DMNAOA) and isinstance(method.base.backbone, EfficientNetLite):
-        _keep_base(method)
-    if isinstance(method, IMCNet) and method.neck is not None:
-        _calm_gates(method)
+    method.start_gently()
     parts = dict(method.named_children())
     for own, twin in TWINS:
         if own in parts and twin in parts:
@@ -69,37 +58,12 @@ def start_gently(method: Method[Any, Any]) -> None:
 
 def _keep_features(method: Method[Any, Any]) -> None:
     """Over pretrained features: keys begin as a rotation of them, blocks without norms as the
-    identity, and motion hardly counts."""
+    identity."""
     for module in method.modules():
         if isinstance(module, KeyValue):
             torch.nn.init.orthogonal_(module.key.weight)
         elif isinstance(module, ResBlock):
             module.conv2.weight.zero_()
-        elif isinstance(module, MotionAttention) and module.attention is not None:
-            module.attention.weight.zero_()
-            module.attention.bias.fill_(CLOSED)  # type: ignore[union-attr]
-
-
-def _calm_gates(method: IMCNet) -> None:
-    """Over pretrained features: blocks begin as the identity, gates half open, and frames weigh
-    nearly alike."""
-    for module in method.modules():
-        if isinstance(module, ResBlock):
-            module.conv2.weight.zero_()
-        elif isinstance(module, Level):
-            module.predict[1].weight.mul_(FIRST_ANSWERS)  # type: ignore[operator]
-        elif isinstance(module, Fusion):
-            module.centre.weight.mul_(ALIKE_AT_FIRST)
-
-
-def _keep_base(method: DMNAOA) -> None:
-    """Over pretrained features: what references are aligned by begins as a rotation of them, and
-    the refinement's blocks as the identity."""
-    for conv in (*(each[0] for each in method.base.reductions), method.refine.align):
-        torch.nn.init.orthogonal_(conv.weight)  # type: ignore[arg-type]
-    for module in method.refine.modules():
-        if isinstance(module, NormedResBlock):
-            torch.nn.init.zeros_(module.norm2.weight)
 
 
 def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
@@ -117,7 +81,10 @@ def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
     for name, tensor in own.items():
         source = next((each for each in _names(name) if each in found), None)
         if source is not None:
-            fitted = _fitted(name, tensor, _in_order(method, name, found[source]))
+            theirs = found[source]
+            fitted = _fitted(
+                name, tensor, theirs if source == name else method.adopted(source, theirs)
+            )
             if fitted is not None:
                 taken[name] = fitted
     for prefix, module in method.named_modules():
@@ -144,15 +111,6 @@ def _fitted(name: str, own: torch.Tensor, found: torch.Tensor) -> torch.Tensor |
     if name.endswith(("predict.weight", "predict.bias")) and len(found) == 2 and len(own) == 1:
         return found[1:] - found[:1]  # the logit of two classes
     return found if found.shape == own.shape else None
-
-
-def _in_order(method: Method[Any, Any], name: str, found: torch.Tensor) -> torch.Tensor:
-    """STM's decoder is given the readout first, then the query's value; GIEL's the other way
-    round, with the mask that was read, if it was, still at the end of the readout."""
-    if not (isinstance(method, GIEL) and name.endswith("_decoder.conv.weight")):
-        return found
-    readout = found.shape[1] - method.config.value_channels
-    return torch.cat((found[:, readout:], found[:, :readout]), dim=1)
 
 
 def _names(name: str) -> list[str]:

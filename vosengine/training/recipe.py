@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from ..config.checks import check
 from ..errors import ConfigError
-from .objectives import PARTS, PUBLISHED, Appearance, Discovery, FollowingLosses
+from ..registry import entry
+from .objectives import PARTS, Appearance, Discovery, FollowingLosses
 
 
 @dataclass(frozen=True)
@@ -62,39 +63,31 @@ class Recipe:
 FROM_SCRATCH = FollowingLosses(share=0.3, iou=1.0, saliency=1.0, readout=0.3, objects=2, spoilt=0.4)
 
 
+RECIPES = {
+    "lite": Recipe(
+        frames=4,
+        size=(160, 288),
+        rate=1e-3,
+        warm_up=50,
+        ema=0.997,
+        backbone_rate=0.0,
+        losses=replace(FROM_SCRATCH, mean=1.0),
+        # Centres of things of any shape lie where nothing shows; what D-Net finds is rough.
+        discovery=Discovery(sigma=30.0, centre=400.0),
+        appearance=Appearance(rough=8),
+    ),
+    "small": Recipe(losses=FROM_SCRATCH),
+    "paper": Recipe(steps=100_000, batch=4, frames=4, size=(384, 384), rate=2e-5, weight_decay=0.0),
+}
+
+
 def recipe_for(model: str, config: str) -> Recipe:
     """The recipe of a model's configuration: "lite", over a pretrained backbone; "small", from
-    scratch; or its paper's.
+    scratch; or its "paper"'s. What differs from model to model, the registry says.
 
     Of the last the losses are the papers', and MUNet's rate and decay [P section 3.5]; the rest
     is ours: the papers' lengths and sizes differ, and not all are stated. [O]
     """
-    if config == "lite":
-        return Recipe(
-            frames=4,
-            size=(160, 288),
-            rate=1e-3,
-            warm_up=50,
-            ema=0.997,
-            backbone_rate=0.0,
-            losses=replace(FROM_SCRATCH, mean=1.0),
-            # Centres of things of any shape lie where nothing shows; what D-Net finds is rough.
-            discovery=Discovery(sigma=30.0, centre=400.0),
-            appearance=Appearance(rough=8),
-        )
-    if config == "small":
-        finds = model in ("imcnet", "target_aware")
-        return Recipe(
-            size=(128, 224) if finds else (112, 192),
-            rate=5e-4 if finds else 8e-4,
-            losses=FROM_SCRATCH,
-        )
-    return Recipe(
-        steps=100_000,
-        batch=4,
-        frames=4,
-        size=(384, 384),
-        rate=2e-5,
-        weight_decay=0.5 if model == "munet" else 0.0,
-        losses=PUBLISHED.get(model, FollowingLosses()),
-    )
+    recipe, changes = RECIPES[config], dict(entry(model).recipes.get(config, {}))
+    losses = replace(recipe.losses, **changes.pop("losses", {}))
+    return replace(recipe, losses=losses, **changes)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 import onnx
@@ -14,7 +14,7 @@ import torch
 from ...config import MemoryConfig, check_size
 from ...errors import ConfigError, OutputError
 from ...models.method import Method
-from ...registry import entry
+from ...registry import MODELS, entry
 from ...runtime.folding import fold_batch_norms
 from ...types import Geometry, Size
 from ...weights import WeightCard, load
@@ -82,19 +82,13 @@ class Family(Protocol):
     def settings(self, method: Any, plan: Plan) -> dict[str, Any]: ...
 
 
-FAMILIES = {  # a model's module in this folder
-    "stm": "matching",
-    "munet": "matching",
-    "giel": "support",
-    "dmn_aoa": "proposals",
-    "imcnet": "foreground",
-    "target_aware": "tracks",
-}
-
-
 def family_of(model: str) -> Family:
-    """The module that says how a model is exported."""
-    found: Any = import_module(f".{FAMILIES[model]}", __name__)
+    """The module that says how a model is exported. Raises ConfigError where there is none."""
+    module = entry(model).export
+    if module is None:
+        known = ", ".join(name for name, each in MODELS.items() if each.export)
+        raise ConfigError(f"export: {model} has no ONNX export; those that have: {known}")
+    found: Family = resolve_name(module)
     return found
 
 
@@ -121,11 +115,10 @@ def export_model(
             be written over something else than an earlier export.
     """
     options.check()
-    entry(model)
+    family = family_of(model)
     method, card = load(model, options.weights)
     fold_batch_norms(method)
     method.to(PRECISIONS[options.precision])
-    family = family_of(model)
     plan = _plan(method, options)
     verbs = family.verbs(method, plan)
     names = [f"{name}.onnx" for name in ("prepare", "finish", *(verb.name for verb in verbs))]

@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-from ...models.imcnet import IMCNet
 from ...models.method import Method
-from ...models.target_aware import TargetAware
+from ...registry import entry
 from .appearance import Appearance
 from .discovery import Discovery
-from .following import PUBLISHED, FollowingLosses, FollowingObjective, for_clips
-from .foreground import IMCNetObjective
+from .following import FollowingLosses, for_clips
 from .objective import Objective
-from .target_aware import PARTS, TargetAwareObjective
+from .target_aware import PARTS
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 __all__ = [
     "PARTS",
-    "PUBLISHED",
     "Appearance",
     "Discovery",
     "FollowingLosses",
-    "FollowingObjective",
-    "IMCNetObjective",
     "Objective",
-    "TargetAwareObjective",
     "for_clips",
+    "objective_class",
     "objective_for",
 ]
 
 
-def objective_for(
-    method: Method[Any, Any],
-    losses: FollowingLosses,
-    parts: Sequence[str] = PARTS,
-    *,
-    discovery: Discovery | None = None,
-    appearance: Appearance | None = None,
-) -> Objective[Any]:
-    """The objective of a model.
+def objective_class(model: str) -> type[Objective[Any]]:
+    """What the registry says that a model is trained for."""
+    found: type[Objective[Any]] = resolve_name(entry(model).objective)
+    return found
 
-    losses                 of those that follow masks
-    parts                  of target_aware that are trained
-    discovery, appearance  how its D-Net and its T-Net are; None: as usual
-    """
-    if isinstance(method, IMCNet):
-        return IMCNetObjective(method)
-    if isinstance(method, TargetAware):
-        return TargetAwareObjective(method, parts, discovery=discovery, appearance=appearance)
-    return FollowingObjective(method, losses)
+
+def objective_for(model: str, method: Method[Any, Any], recipe: Recipe) -> Objective[Any]:
+    """The objective of a network of that model, as the recipe wants it."""
+    return objective_class(model).of(method, recipe)

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
-from ...config import (
-    GIELConfig,
-    MatchingConfig,
-    MemoryConfig,
-    ModelConfig,
-    MUNetConfig,
-    STMConfig,
-)
-from ...models.dmn_aoa import DMNAOA
+from ...config import MemoryConfig, ModelConfig
 from ...models.giel import GIELEvidence
 from ...models.method import Method
 from ...types import Geometry, Masks, Scores
@@ -27,6 +19,9 @@ from ..losses import LEAST, binary, cross_entropy, hardest, soft_aggregation, so
 from ..samples import Batch
 from .objective import Objective, normalised, one_hot
 from .proposals import draw_proposals
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 # A clip has a twentieth of a stream's positions. Read as sharply as a stream, it would teach less.
 SOFTER = 0.5
@@ -60,14 +55,6 @@ class FollowingLosses:
     spoilt: float = 0.0
 
 
-PUBLISHED = {
-    "stm": FollowingLosses(),
-    "munet": FollowingLosses(share=0.4, iou=1.0),
-    "giel": FollowingLosses(saliency=1.0),
-    "dmn_aoa": FollowingLosses(),
-}
-
-
 class Step(NamedTuple):
     """What a model says of one clip's frame: `time` in the clip, its scores, ln probabilities
     [1 + O, H, W], and labels [H, W] to compare them with."""
@@ -88,6 +75,10 @@ class FollowingObjective(Objective[Method[Any, Any]]):
     def __init__(self, method: Method[Any, Any], weights: FollowingLosses) -> None:
         super().__init__(method)
         self.weights = weights
+
+    @classmethod
+    def of(cls, method: Method[Any, Any], recipe: Recipe) -> FollowingObjective:
+        return cls(method, recipe.losses)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         total: dict[str, torch.Tensor] = {}
@@ -175,7 +166,7 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         """Features of every frame, by time: of one clip, or a row for each object of several."""
         pictures = normalised(frames, self.method.config)
         length = pictures.shape[1]
-        if isinstance(self.method, DMNAOA):
+        if self.method.needs_proposals:
             drawn = [[draw_proposals(masks[0, t], counts[0], generator)] for t in range(length)]
             return [self.method.encode(pictures[:, t], drawn[t]) for t in range(length)]
         encoded = self.method.encode(pictures.transpose(0, 1).flatten(0, 1))
@@ -324,8 +315,8 @@ def for_clips(config: ModelConfig) -> ModelConfig:
     """The configuration with which short clips are trained. No parameter differs; but all of the
     memory is read, and l2 and dot scores are softer."""
     changes: dict[str, Any] = {}
-    if isinstance(config, MatchingConfig | GIELConfig):
+    if hasattr(config, "top_k"):
         changes["top_k"] = None
-    if isinstance(config, STMConfig | MUNetConfig | GIELConfig) and config.similarity != "cosine":
-        changes["sharpness"] = SOFTER * config.sharpness
+    if getattr(config, "similarity", "cosine") != "cosine":
+        changes["sharpness"] = SOFTER * config.sharpness  # type: ignore[union-attr]
     return replace(config, **changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -13,14 +13,27 @@ from ...errors import InputError
 from ...models.method import Method
 from ..samples import Batch
 
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
 M = TypeVar("M", bound=Method[Any, Any])
 
 
 class Objective(ABC, Generic[M]):
-    """A model and its losses."""
+    """A model and its losses.
+
+    all_parts  names of networks that may be trained by themselves (`parts` of the Recipe)
+    """
+
+    all_parts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, method: M) -> None:
         self.method = method
+
+    @classmethod
+    def of(cls, method: M, recipe: Recipe) -> Objective[M]:
+        """The objective, as the recipe wants it."""
+        return cls(method)
 
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +15,9 @@ from .discovery import Discovery, discovery_score
 from .embedding import Embedding
 from .objective import Objective, check_sides, normalised
 
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
 PARTS = ("dnet", "reid", "tnet")
 
 
@@ -23,6 +27,8 @@ class TargetAwareObjective(Objective[TargetAware]):
     parts  any of "dnet" (discovery), "reid" (embedding) and "tnet" (appearance); the parameters of
            the others get no gradient
     """
+
+    all_parts = PARTS
 
     def __init__(
         self,
@@ -40,6 +46,10 @@ class TargetAwareObjective(Objective[TargetAware]):
         self.discovery = discovery or Discovery()
         self.embedding = embedding or Embedding()
         self.appearance = appearance or Appearance()
+
+    @classmethod
+    def of(cls, method: TargetAware, recipe: Recipe) -> TargetAwareObjective:
+        return cls(method, recipe.parts, discovery=recipe.discovery, appearance=recipe.appearance)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         method, clips = self.method, self._clips(batch)

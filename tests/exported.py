@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vosengine import Segmenter
+from vosengine.config import TargetAwareConfig
 from vosengine.onnx import ExportOptions, OnnxSegmenter, export_model
 from vosengine.onnx.manifest import MANIFEST
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
@@ -37,6 +38,8 @@ def small_demo(folder: Path, model: str) -> Path:
         config = method.config
         if isinstance(config.size, int):
             config = replace(config, size=SHORT_SIDE)
+        if isinstance(config, TargetAwareConfig):  # in small frames, too, there is much to find
+            config = replace(config, smallest_proposal=20, centre_window=7, birth_score=0.0)
         words = {"description": card.description, "licence": card.licence}
         save(path, model, config, state_of(method), trained=card.trained, **words)
     return path

@@ -214,6 +214,11 @@ OTHER = {
     "refine_channels": 128,
     "memory_encoder": "shared",
     "fine_channels": 128,
+    "neck": (24, 40, 64, 128),
+    "guide": "shared",
+    "tracker_stride": 16,
+    "reid_stride": 16,
+    "verified_mask": "own",
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from exported import Export, answers, both, differing, drawn
+from exported import Export, answers, both, differing, drawn, weights_of
 from torch import nn
 
 from vosengine import DNetSource, OnnxSegmenter
@@ -115,7 +115,9 @@ def test_grouping_is_the_op(tmp_path: Path) -> None:
 def test_discoveries_are_dnets(folder: Path, clip: Clip) -> None:
     engine = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
     ours = Discovery(engine.manifest, engine.sessions)
-    theirs = DNetSource(weights="demo", device="cpu", embed=False, engine="eager")
+    theirs = DNetSource(
+        weights=weights_of(folder, "target_aware"), device="cpu", embed=False, engine="eager"
+    )
     for index, frame in enumerate([*clip.frames[:4], clip.frames[0]]):
         if index == 4:  # guided by nothing, as at first
             ours.reset()

@@ -1,0 +1,159 @@
+"""Many streams on one engine, beside as many Segmenters with weights of their own.
+
+    python bench/streams.py [--model stm] [--weights demo] [--streams 1,2,4,8,16] [--rounds 10]
+        [--max-batch N] [--device auto] [--folder bench/results]
+
+Streams of a drawn clip of 480x854 with one object each. In a round every stream is given a frame:
+the engine's are submitted and stepped until all are answered, then each Segmenter steps in turn;
+noise meets both alike. A ratio is the median over rounds of the Segmenters' time to the engine's:
+above 1 the engine is faster. p50 and p99 are of a frame, from the round's beginning to its answer
+in the engine. Resident memory is the process's, with so many streams of each kind open, each kind
+in a process of its own. Also: a stream opened, saved, loaded. Writes <date>-streams-<device>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environment import RESULTS, describe, write_json
+from rich.console import Console
+from rich.table import Table
+
+from vosengine import Engine, Segmenter
+from vosengine.device import choose_device
+from vosengine.timing import summarise, synchronise, timed
+from vosengine.training.synthetic import Clip, ClipConfig, make_clip
+
+SIZE = (480, 854)
+WARM_UP = 3  # rounds
+HELD = 2  # frames of every stream before memory is read
+MIB = 2**20
+
+
+def draw() -> Clip:
+    height, width = SIZE
+    return make_clip(ClipConfig(frames=8, height=height, width=width, objects=(1, 1)), seed=3)
+
+
+def prompt_of(segmenter: Segmenter, clip: Clip) -> np.ndarray | None:
+    return clip.masks[0] if segmenter.method.needs_mask else None
+
+
+def measure(given: argparse.Namespace, count: int, clip: Clip) -> dict[str, Any]:
+    """A round of `count` streams, on one engine and by themselves."""
+    options = {"weights": given.weights, "device": given.device}
+    engine = Engine(given.model, max_batch=given.max_batch, **options)
+    shared = [engine.open() for _ in range(count)]
+    alone = [Segmenter(given.model, **options) for _ in range(count)]
+    for stream in (*shared, *alone):
+        stream.step(clip.frames[0], prompt_of(stream, clip))
+    latencies: list[float] = []
+    together, apart = [], []
+    for index in range(WARM_UP + given.rounds):
+        frame = clip.frames[1 + index % (len(clip.frames) - 1)]
+        start = time.perf_counter()
+        answered: list[float] = []
+        for stream in shared:
+            engine.submit(stream, frame)
+        while found := engine.step():
+            synchronise(engine.device)
+            answered += [1e3 * (time.perf_counter() - start)] * len(found)
+        singly = sum(timed(lambda s=s, f=frame: s.step(f), engine.device)[1] for s in alone)
+        if index >= WARM_UP:
+            latencies += answered
+            together.append(answered[-1])
+            apart.append(singly)
+    return {
+        "streams": count,
+        "max_batch": engine.max_batch,
+        "frame": summarise(latencies),
+        "frames_per_second": round(1e3 * count / float(np.median(together)), 2),
+        "apart_over_together": round(float(np.median(np.divide(apart, together))), 3),
+    }
+
+
+def lifetime(given: argparse.Namespace, clip: Clip) -> dict[str, Any]:
+    """Milliseconds to open a stream up to its first answer, to save it and to load it."""
+    engine = Engine(given.model, weights=given.weights, device=given.device)
+    taken: dict[str, list[float]] = {"open": [], "save": [], "load": []}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stream"
+        for _ in range(WARM_UP + given.rounds):
+
+            def opened() -> Segmenter:
+                stream = engine.open()
+                stream.step(clip.frames[0], prompt_of(stream, clip))
+                return stream
+
+            stream, milliseconds = timed(opened, engine.device)
+            taken["open"].append(milliseconds)
+            taken["save"].append(timed(lambda s=stream: s.save_state(path), engine.device)[1])
+            taken["load"].append(timed(lambda s=stream: s.load_state(path), engine.device)[1])
+            engine.close(stream)
+        size = path.stat().st_size
+    return {
+        **{name: summarise(values[WARM_UP:]) for name, values in taken.items()},
+        "saved_mib": round(size / MIB, 2),
+    }
+
+
+def resident(model: str, weights: str, count: int, shares: bool) -> float:
+    """MiB that this process holds with so many streams, two frames old."""
+    clip = draw()
+    engine = Engine(model, weights=weights, device="cpu") if shares else None
+    streams = []
+    for _ in range(count):
+        stream = engine.open() if engine else Segmenter(model, weights=weights, device="cpu")
+        streams.append(stream)
+        for index in range(HELD):
+            stream.step(clip.frames[index], None if index else prompt_of(stream, clip))
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * 4096 / MIB
+
+
+def memory(given: argparse.Namespace, count: int) -> dict[str, float]:
+    found = {}
+    for name, shares in (("together", True), ("apart", False)):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            arguments = given.model, given.weights, count, shares
+            found[f"resident_{name}_mib"] = round(pool.apply(resident, arguments), 1)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Many streams on one engine.")
+    parser.add_argument("--model", default="stm")
+    parser.add_argument("--weights", default="demo")
+    parser.add_argument("--streams", default="1,2,4,8,16")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--max-batch", type=int, default=None)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    device, clip = choose_device(given.device), draw()
+    rows = []
+    table = Table("streams", "p50 ms", "p99 ms", "frames/s", "apart / together", "MiB", "MiB apart")
+    for count in map(int, given.streams.split(",")):
+        row = measure(given, count, clip)
+        if device.type == "cpu":
+            row |= memory(given, count)
+        rows.append(row)
+        held = [f"{row.get(f'resident_{n}_mib', 0):.0f}" for n in ("together", "apart")]
+        table.add_row(str(count), f"{row['frame']['p50_ms']:.0f}", f"{row['frame']['p99_ms']:.0f}",
+                      f"{row['frames_per_second']:.1f}", f"{row['apart_over_together']:.2f}",
+                      *held)  # fmt: skip
+    Console().print(table)
+    found = {**describe(device), "model": given.model, "frame": list(SIZE), "rows": rows,
+             "lifetime": lifetime(given, clip)}  # fmt: skip
+    Console().print({n: v["p50_ms"] for n, v in found["lifetime"].items() if isinstance(v, dict)})
+    write_json(found, given.folder / f"{found['date']}-streams-{device.type}.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,7 @@ def stream(model: str, weights: str, size: str, device: str, clip: Clip) -> Segm
     """A stream that has seen the clip's first frame with its masks."""
     options: dict[str, Any] = {"size": int(size)} if size else {}
     segmenter = Segmenter(model, weights=weights, device=device, **options)
-    segmenter.step(clip.frames[0], clip.masks[0])
+    segmenter.step(clip.frames[0], clip.masks[0] if segmenter.method.takes_mask else None)
     return segmenter
 
 

@@ -32,14 +32,13 @@ MATCHING: dict[str, Any] = {
     "sharpness": 24.0,
     "top_k": 30,
     "read_masks": True,
-    "size": 384,
 }
 FRAMES = MemoryConfig(max_frames=6)  # a step's time grows with them
 
 LITE: dict[str, ModelConfig] = {
-    "stm": STMConfig(**MATCHING, memory=FRAMES),
-    "munet": MUNetConfig(**MATCHING, memory=FRAMES, radius=6),
-    "giel": GIELConfig(**MATCHING, label_channels=32, norm="group"),
+    "stm": STMConfig(**MATCHING, memory=FRAMES, size=352),
+    "munet": MUNetConfig(**MATCHING, memory=FRAMES, radius=6, size=352),
+    "giel": GIELConfig(**MATCHING, label_channels=32, norm="group", size=384),
     "dmn_aoa": replace(
         SMALL["dmn_aoa"],
         **BACKBONE,

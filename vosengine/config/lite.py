@@ -77,5 +77,7 @@ LITE: dict[str, ModelConfig] = {
         norm="group",
         size=320,
     ),
-    "imcnet": replace(SMALL["imcnet"], **BACKBONE, neck=(24, 40, 64, 128), channels=48),
+    "imcnet": replace(
+        SMALL["imcnet"], **BACKBONE, neck=(24, 40, 64, 128), channels=48, size=(384, 672)
+    ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from .config import MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .engine import Engine, Job
 from .errors import ConfigError, InputError, StateError
-from .finishing import Arrangement, compose, finish, named
+from .finishing import Arrangement, Canvas, compose, finish, named
 from .frames import Array, check_frame, check_mask, prepare
 from .kernels.spans import listened, span, spanned
 from .memory import memory_of
@@ -26,25 +26,13 @@ from .proposals import (
     clean,
     to_network,
 )
+from .ring import Pending, View, awaited, still_needed
 from .rules import StaysHere, StreamRules
 from .runtime import Pieces, Uploader, copied, in_layout
 from .saved import SavedStream, check_source, read_stream, write_stream
 from .types import Geometry, Prompt, Result, Size
 
 NATIVE = "native"
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A frame in the ring: its number, its features, and the prompt that came with it."""
-
-    index: int
-    features: Any
-    prompt: Prompt[torch.Tensor] | None
-
-    @property
-    def labels(self) -> torch.Tensor | None:
-        return None if self.prompt is None else self.prompt.labels
 
 
 class Segmenter(StaysHere):
@@ -158,7 +146,7 @@ class Segmenter(StaysHere):
         self.geometry: Geometry | None = None
         self._state: Any = None
         self._slots = ObjectSlots(self.max_objects)
-        self._ring: list[Pending] = []
+        self._ring: list[Pending[torch.Tensor]] = []
         self.frame_count = 0
         self._flushed = False
         self._arranged: Arrangement | None = None  # of the objects alive, for steps without prompt
@@ -230,8 +218,7 @@ class Segmenter(StaysHere):
                 features = self._encode(job)
             ring = [*self._ring, Pending(self.frame_count, features, prompt)]
             result = self._answer(ring, target, state, geometry) if target >= 0 else None
-        oldest_needed = target + 1 + min(0, *self.method.sees)
-        self._ring = [held for held in ring if held.index >= oldest_needed]
+        self._ring = still_needed(ring, target, self.method.sees)
         self._state, self.geometry = state, geometry
         self.frame_count += 1
         return result
@@ -283,7 +270,9 @@ class Segmenter(StaysHere):
             frame_count=self.frame_count,
             flushed=self._flushed,
             state={} if self._state is None else self._state.tensors(),
-            ring=[(p.index, p.features._asdict(), p.labels) for p in self._ring],
+            ring=[
+                (p.index, p.features._asdict(), p.prompt and p.prompt.labels) for p in self._ring
+            ],
             source=None if source is None else source.tensors(),
         )
         write_stream(Path(path), stream)
@@ -338,8 +327,7 @@ class Segmenter(StaysHere):
         rules = StreamRules(self.model, self.method.needs_mask, self.method.takes_mask)
         rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
         if prompt is not None:
-            waiting = [held.prompt for held in self._ring if held.prompt is not None]
-            self._slots.check_room(i for each in (*waiting, prompt) for i in each.ids)
+            self._slots.check_room((*awaited(self._ring), *prompt.ids))
 
     def prepared(self, job: Job) -> torch.Tensor:
         """A frame as the network sees it: [1, 3, H, W], float32 at least, which a network narrows
@@ -365,17 +353,11 @@ class Segmenter(StaysHere):
         return len(self.method.sees) > 1
 
     def _answer(
-        self, ring: Sequence[Pending], target: int, state: Any, geometry: Geometry
+        self, ring: Sequence[Pending[torch.Tensor]], target: int, state: Any, geometry: Geometry
     ) -> Result[torch.Tensor]:
         """Segment, finish, remember: for the frame with that index."""
-        first, last = ring[0].index, ring[-1].index
-        seen = [
-            ring[min(max(target + offset, first), last) - first].features
-            for offset in self.method.sees
-        ]
-        prompt = ring[target - first].prompt
-        later = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
-        reserved = tuple(i for each in later for i in each.ids)
+        view = View.of(ring, target, self.method.sees)
+        seen, prompt = view.seen, view.prompt
         decided = prompt is None and len(self._slots) > 0 and "answer" in self.method.capturable
         if decided and self._pieces is not None and not listened():
             return self._replay(self._pieces, seen, target, state, geometry)
@@ -383,7 +365,7 @@ class Segmenter(StaysHere):
         with span("segment"):
             scores = self.method.segment(seen, state) if looks else None
         result, masks, by_slot = finish(
-            scores, prompt, self._slots, geometry, target, self.device, reserved
+            scores, prompt, self._slots, geometry, target, self.device, view.later
         )
         with span("remember"):
             self.method.remember(seen, masks, state)
@@ -410,7 +392,5 @@ class Segmenter(StaysHere):
         found = pieces.run(name, work, (seen, arranged), shared=self._sees_more)
         canvas, labels, masks, observed = found
         self.method.commit(observed, masks, state)
-        rows = arranged._replace(table=arranged.table.clone())
-        canvas = replace(canvas, logits=canvas.logits.clone(), rows=rows)
-        result: Result[torch.Tensor] = canvas.result(labels.clone(), target, geometry)
-        return result
+        kept: Canvas = canvas.copied(arranged)
+        return kept.result(labels.clone(), target, geometry)

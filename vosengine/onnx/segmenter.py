@@ -13,21 +13,13 @@ from onnxruntime import OrtValue
 
 from ..errors import ConfigError, InputError
 from ..objects import ObjectSlots
+from ..ring import Pending, View, awaited, still_needed
 from ..rules import StaysHere, StreamRules
 from ..types import Geometry, Prompt, Result, Size
 from .manifest import Manifest
 from .pictures import check_frame, check_mask
 from .policies import Found, Marked, make_policy
 from .sessions import Sessions, Values, lookup
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A frame in the ring: its number, its features, and the prompt that came with it."""
-
-    index: int
-    features: Values
-    prompt: Prompt[np.ndarray] | None
 
 
 class OnnxSegmenter(StaysHere):
@@ -94,7 +86,7 @@ class OnnxSegmenter(StaysHere):
         """Forget the stream: the next frame is the first of a new one, of any size."""
         self.geometry: Geometry | None = None
         self._slots = ObjectSlots(self.max_objects)
-        self._ring: list[Pending] = []
+        self._ring: list[Pending[np.ndarray]] = []
         self.frame_count = 0
         self._flushed = False
         self.policy.reset()
@@ -118,8 +110,7 @@ class OnnxSegmenter(StaysHere):
         target = self.frame_count - self.latency
         result = self._answer(ring, target, geometry) if target >= 0 else None
         self.geometry = geometry
-        oldest_needed = target + 1 + min(0, *self.manifest.sees)
-        self._ring = [held for held in ring if held.index >= oldest_needed]
+        self._ring = still_needed(ring, target, self.manifest.sees)
         self.frame_count += 1
         return result
 
@@ -160,8 +151,7 @@ class OnnxSegmenter(StaysHere):
         rules = StreamRules(self.model, self.manifest.needs_mask, self.manifest.takes_mask)
         rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
         if prompt is not None:
-            waiting = [held.prompt for held in self._ring if held.prompt is not None]
-            self._slots.check_room(i for each in (*waiting, prompt) for i in each.ids)
+            self._slots.check_room((*awaited(self._ring), *prompt.ids))
 
     def _prepared(self, image: np.ndarray, geometry: Geometry) -> OrtValue:
         value = self.sessions.value
@@ -173,20 +163,16 @@ class OnnxSegmenter(StaysHere):
         return self.sessions("prepare", lookup(caller))["prepared"]
 
     def _answer(
-        self, ring: Sequence[Pending], target: int, geometry: Geometry
+        self, ring: Sequence[Pending[np.ndarray]], target: int, geometry: Geometry
     ) -> Result[np.ndarray]:
         """Segment, finish, remember: for the frame with that index."""
-        first, last = ring[0].index, ring[-1].index
-        offsets = self.manifest.sees
-        seen = [ring[min(max(target + o, first), last) - first].features for o in offsets]
-        prompt = ring[target - first].prompt
+        view = View.of(ring, target, self.manifest.sees)
+        seen, prompt = view.seen, view.prompt
         named, shown = ((), None) if prompt is None else (prompt.ids, prompt.labels)
-        waiting = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
-        later = {i for each in waiting for i in each.ids}
         known = len(self._slots)
         looks = known > 0 or not self.manifest.needs_mask
         found = self.policy.segment(seen, known) if looks else None
-        fresh = self._discovered(found, known, shown, (*named, *later))
+        fresh = self._discovered(found, known, shown, (*named, *view.later))
         by_slot = (*self._slots.joined_by(named), *(i for i, _ in fresh))
         if not by_slot:
             return self._nothing(seen, target, geometry)

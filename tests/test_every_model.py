@@ -210,6 +210,26 @@ def test_objects_come_are_corrected_and_go(prompted_model: str, small: Clip) -> 
     assert 40 in step(7).ids
 
 
+def test_several_objects_go_at_once_or_not_at_all(prompted_model: str, small: Clip) -> None:
+    together, singly, calm = (begin(prompted_model) for _ in range(3))
+    prompts = {0: np.maximum(small.masks[0], rectangle(36, 44, 9, 16, 30))}
+    for segmenter in (together, singly, calm):
+        play(segmenter, small.frames[:2], prompts)
+    for bad in ([1, 99], (30, 1, 0), [1, "2"]):
+        with pytest.raises(InputError, match=r"^remove: "):
+            together.remove(bad)
+    together.remove([])
+    assert together.ids == calm.ids
+    assert_same(play(together, small.frames[2:4]), play(calm, small.frames[2:4]))
+    play(singly, small.frames[2:4])
+    together.remove([1, 30, 1])
+    singly.remove(1)
+    singly.remove(30)
+    assert together.ids == singly.ids
+    assert not {1, 30} & {*together.ids}
+    assert_same(play(together, small.frames[4:6]), play(singly, small.frames[4:6]))
+
+
 def test_when_one_goes_the_others_do_not_care_which_slot_it_had(
     prompted_model: str,
 ) -> None:
@@ -246,7 +266,7 @@ def test_a_model_that_takes_no_mask_refuses_it_and_goes_on(
             disturbed.step(frame, small.masks[index])
         found.append(disturbed.step(frame))
         with pytest.raises(InputError, match=f"^remove: {unprompted_model} answers with one"):
-            disturbed.remove(1)
+            disturbed.remove(1 if index % 2 else [1])
     assert_same(found, wanted)
 
 

@@ -219,6 +219,23 @@ def test_objects_come_and_go(munet: Path) -> None:
         ours.remove(1)
 
 
+def test_several_objects_go_at_once_or_not_at_all(munet: Path) -> None:
+    clip = drawn((96, 130), 3, frames=6)
+    together, singly = both(munet)[0], both(munet)[0]
+    for engine in (together, singly):
+        answers(engine, clip.frames[:3], {0: clip.masks[0]})
+    for bad in ([1, 99], (2, 1, 0), [3, None]):
+        with pytest.raises(InputError, match=r"^remove: "):
+            together.remove(bad)
+    assert together.ids == (1, 2, 3)
+    together.remove([1, 3])
+    singly.remove(1)
+    singly.remove(3)
+    assert together.ids == singly.ids == (2,)
+    rest = [answers(engine, clip.frames[3:], {}) for engine in (together, singly)]
+    assert differing(*rest) == 0
+
+
 def test_probabilities_are_torchs(munet: Path) -> None:
     clip = drawn((96, 130), 2)
     mask = np.where(clip.masks[0] == 1, 40, np.where(clip.masks[0] == 2, 7, 0))

@@ -13,7 +13,7 @@ from .ambient import own_settings
 from .config import MemoryConfig, ModelConfig, check_size
 from .detectors.dnet import DNetSource
 from .engine import Engine, Job
-from .errors import ConfigError, InputError, StateError
+from .errors import ConfigError, StateError
 from .finishing import Arrangement, Canvas, compose, finish, named
 from .frames import Array, check_frame, check_mask, prepare
 from .kernels.spans import listened, span, spanned
@@ -244,17 +244,18 @@ class Segmenter(StaysHere):
         self._slots.reserve(object_ids)
 
     @own_settings()
-    def remove(self, object_id: int) -> None:
-        """Forget an object, from the next answer on; its id may be used anew.
+    def remove(self, object_ids: int | Iterable[int]) -> None:
+        """Forget an object or several, from the next answer on; their ids may be used anew.
 
-        Raises  InputError if no such object is alive.
+        object_ids  an id, or any number of them; all go or, after an error, none
+
+        Raises  InputError, before anything has changed, if one of them is not alive, and for a
+                model whose one object always exists.
         """
         self.check_free("remove")
-        if object_id not in self._slots:
-            alive = ", ".join(map(str, self.ids)) or "none"
-            raise InputError(f"remove: no object {object_id}; alive: {alive}")
-        self._state.forget(self._slots.slot(object_id))
-        self._slots.remove(object_id)
+        for object_id in self._slots.living(object_ids):
+            self._state.forget(self._slots.slot(object_id))
+            self._slots.remove(object_id)
 
     @own_settings()
     def save_state(self, path: str | Path) -> None:

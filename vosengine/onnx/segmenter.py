@@ -132,20 +132,22 @@ class OnnxSegmenter(StaysHere):
         """
         self._slots.reserve(object_ids)
 
-    def remove(self, object_id: int) -> None:
-        """Forget an object, from the next answer on; its id may be used anew.
+    def remove(self, object_ids: int | Iterable[int]) -> None:
+        """Forget an object or several, from the next answer on; their ids may be used anew.
 
-        Raises  InputError if no such object is alive.
+        object_ids  an id, or any number of them; all go or, after an error, none
+
+        Raises  InputError, before anything has changed, if one of them is not alive, and for a
+                model whose one object always exists.
         """
-        if object_id not in self._slots:
-            alive = ", ".join(map(str, self.ids)) or "none"
-            raise InputError(f"remove: no object {object_id}; alive: {alive}")
-        if not self.manifest.takes_mask:
+        ids = self._slots.living(object_ids)
+        if ids and not self.manifest.takes_mask:
             raise InputError(
                 f"remove: {self.model} answers with one foreground mask, which always exists"
             )
-        self.policy.forget(self._slots.slot(object_id), len(self._slots))
-        self._slots.remove(object_id)
+        for object_id in ids:
+            self.policy.forget(self._slots.slot(object_id), len(self._slots))
+            self._slots.remove(object_id)
 
     def _check_stream(self, size: Size, prompt: Prompt[np.ndarray] | None) -> None:
         rules = StreamRules(self.model, self.manifest.needs_mask, self.manifest.takes_mask)

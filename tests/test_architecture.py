@@ -190,7 +190,7 @@ def test_of_the_detectors_only_dnet_knows_a_family() -> None:
 
 
 def test_every_part_has_a_rule_or_stands_at_the_top() -> None:
-    top = {"__init__", "segmenter", "engine", "commands", "terminal", "benchmark"}
+    top = {"__init__", "segmenter", "resume", "engine", "commands", "terminal", "benchmark"}
     top |= {"cli", "cli_training", "cli_bench", "cli_onnx", "onnx"}
     parts = {
         p.name.removesuffix(".py") for p in (ROOT / "vosengine").iterdir() if p.suffix == ".py"

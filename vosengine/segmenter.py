@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .ambient import own_settings
-from .config import MemoryConfig, ModelConfig, check_size
+from .config import MemoryConfig, ModelConfig, check_working_size
 from .detectors.dnet import DNetSource
 from .engine import Engine, Job
-from .errors import ConfigError, StateError
+from .errors import ConfigError, InputError, StateError
+from .files import write_whole
 from .finishing import Arrangement, Canvas, compose, finish, named
 from .frames import Array, check_frame, check_mask, prepare
 from .kernels.spans import listened, span, spanned
@@ -21,18 +21,16 @@ from .memory import memory_of
 from .objects import ObjectSlots
 from .proposals import (
     ProposalSource,
-    StatefulSource,
     check_proposals,
     clean,
     to_network,
 )
+from .resume import go_on, packed
 from .ring import Pending, View, awaited, still_needed
 from .rules import StaysHere, StreamRules
-from .runtime import Pieces, Uploader, copied, in_layout
-from .saved import SavedStream, check_source, read_stream, write_stream
+from .runtime import Pieces, Uploader, copied
+from .saved import read_file
 from .types import Geometry, Prompt, Result, Size
-
-NATIVE = "native"
 
 
 class Segmenter(StaysHere):
@@ -67,7 +65,8 @@ class Segmenter(StaysHere):
 
     The caller's torch settings (inference mode, autocast, default dtype and device) change no
     answer and stay as they are; `proposals` are asked for under them. A Segmenter is neither copied
-    nor pickled (`save_state` writes its stream), and does not step in the child of a fork.
+    nor pickled (`snapshot` and `save_state` save its stream), and does not step in the child of a
+    fork.
 
     Raises  ConfigError, DeviceError or WeightsError. Whatever `step` raises on bad input is an
             InputError, and leaves the stream as it was.
@@ -89,16 +88,12 @@ class Segmenter(StaysHere):
         proposals: ProposalSource | None = None,
         config: ModelConfig | None = None,
     ) -> None:
-        super().__init__("use save_state(path), and load_state(path) of a Segmenter made alike")
+        super().__init__(
+            "use save_state(path), or snapshot(), and load_state or restore of one made alike"
+        )
         if max_objects is not None and not 1 <= max_objects <= 255:
             raise ConfigError(f"max_objects: wanted 1..255, given {max_objects}")
-        if isinstance(size, str):
-            if size != NATIVE:
-                raise ConfigError(
-                    f'size: wanted pixels, (height, width) or "native", given {size!r}'
-                )
-        else:
-            check_size(size)
+        check_working_size(size)
         network: dict[str, Any] = {
             "weights": weights, "device": device, "precision": precision, "config": config,
         }  # fmt: skip
@@ -257,72 +252,41 @@ class Segmenter(StaysHere):
             self._state.forget(self._slots.slot(object_id))
             self._slots.remove(object_id)
 
-    @own_settings()
     def save_state(self, path: str | Path) -> None:
-        """Write the stream to a file: resumed elsewhere, it goes on as if it had never stopped."""
+        """Write `snapshot`'s bytes to a file, which appears whole or not at all. Raises OutputError
+        where it cannot be written."""
         self.check_free("save_state")
-        source = self.proposals if isinstance(self.proposals, StatefulSource) else None
-        stream = SavedStream(
-            identity=self._identity(),
-            geometry=self.geometry,
-            ids=self._slots.in_slot_order,
-            ever=tuple(sorted(self._slots.ever)),
-            reserved=tuple(sorted(self._slots.reserved)),
-            frame_count=self.frame_count,
-            flushed=self._flushed,
-            state={} if self._state is None else self._state.tensors(),
-            ring=[
-                (p.index, p.features._asdict(), p.prompt and p.prompt.labels) for p in self._ring
-            ],
-            source=None if source is None else source.tensors(),
-        )
-        write_stream(Path(path), stream)
+        write_whole(Path(path), packed(self))
 
-    @own_settings()
     def load_state(self, path: str | Path) -> None:
-        """Go on with a saved stream, in place of this one.
-
-        Raises  StateError, before anything has changed: no such file, corrupt, or a stream of
-                another model, weights, precision, size or memory, or with another kind of
-                proposals.
-        """
+        """`restore`, of a file that `save_state` wrote. Raises StateError as well where there is no
+        such file."""
         self.check_free("load_state")
-        stream = read_stream(Path(path), self._identity(), self.device)
-        source = self.proposals if isinstance(self.proposals, StatefulSource) else None
-        check_source(path, stream, source)
-        state = None
-        if stream.geometry is not None:
-            state = self.method.start(stream.geometry, self.max_objects, self.memory)
-            state.restore(stream.state, len(stream.ids))
-        if source is not None and stream.source is not None:
-            source.restore(stream.source)
-        self.reset()
-        self.geometry, self._state = stream.geometry, state
-        self._slots.assign(stream.ids)
-        self._slots.ever |= set(stream.ever)
-        self._slots.reserved |= set(stream.reserved)
-        self._ring = [
-            Pending(
-                index,
-                self.method.features(**in_layout(features, self.engine)),
-                None if labels is None else named(labels, self.device),
-            )
-            for index, features, labels in stream.ring
-        ]
-        self.frame_count, self._flushed = stream.frame_count, stream.flushed
+        go_on(self, read_file(Path(path)), str(path))
 
-    def _identity(self) -> dict[str, Any]:
-        """What a saved stream must agree with to go on here."""
-        memory = {} if self.memory is None else {"memory": asdict(self.memory)}
-        return {
-            "model": self.model,
-            "weights": self.card.identity,
-            "config": asdict(self.method.config) | memory,
-            "precision": str(self.dtype),
-            "size": self.size,
-            "max_objects": self.max_objects,
-            "online": self.online,
-        }
+    def snapshot(self) -> bytes:
+        """The stream as bytes: `restore` of a Segmenter made alike, in this process or another,
+        goes on with it as if it had never stopped, as often as it is asked. The stream itself goes
+        on too."""
+        self.check_free("snapshot")
+        return packed(self)
+
+    def restore(self, data: bytes) -> None:
+        """Go on with a stream that was saved, in place of this one.
+
+        data  what `snapshot` gave
+
+        Raises  InputError for what is no bytes, and StateError, before anything has changed:
+                damaged, or a stream of another model, weights, precision, size or memory, or with
+                another kind of proposals.
+        """
+        self.check_free("restore")
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise InputError(
+                f"restore: wanted the bytes of snapshot(), given {type(data).__name__}; "
+                "a file goes to load_state(path)"
+            )
+        go_on(self, bytes(data), "snapshot")
 
     def _check_stream(self, size: Size, prompt: Prompt[torch.Tensor] | None) -> None:
         rules = StreamRules(self.model, self.method.needs_mask, self.method.takes_mask)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +247,10 @@ def test_probabilities_are_torchs(munet: Path) -> None:
     assert one.ids == other.ids == (7, 40)
     assert np.abs(one.probabilities - other.probabilities.numpy()).max() < 1e-3
     assert one.numpy() is one.labels and one.frame_index == 2
+    for copied in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
+        assert (copied.ids, copied.frame_index) == (one.ids, one.frame_index)
+        assert np.array_equal(copied.labels, one.labels)
+        assert np.array_equal(copied.probabilities, one.probabilities)
 
 
 def test_a_stream_begins_anew_after_reset(munet: Path) -> None:

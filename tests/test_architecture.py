@@ -20,7 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "allocation": set(),
     "ambient": set(),
     "files": {"errors"},
-    "types": set(),
+    "rle": set(),
+    "types": {"errors", "rle"},
     "config": {"errors", "config."},
     "memory": {"types", "errors", "config"} | KERNELS,
     "frames": {"types", "errors", "config"} | KERNELS,
@@ -38,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "detectors": {
         "files",
         *("ambient", "config", "device", "errors", "foreign", "frames", "naming", "proposals"),
-        *("registry", "types", "weights", "models.target_aware", "detectors.", "runtime."),
+        *("registry", "rle", "types", "weights", "models.target_aware", "detectors.", "runtime."),
     },
     "runtime": {
         *("ambient", "errors", "models.backbone", "models.convolve", "models.efficientnet"),

@@ -1,8 +1,9 @@
-"""What a Result is good for once it is there: copied and sent elsewhere."""
+"""What a Result is good for once it is there: copied, sent elsewhere, and written as COCO does."""
 
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import follow, make
+from pycocotools import mask as coco
 
+from vosengine.errors import InputError
+from vosengine.rle import decode
 from vosengine.training.synthetic import Clip
 from vosengine.types import Result, _unpickled
 
@@ -118,3 +122,91 @@ def test_a_result_of_a_gpu_comes_back_on_it(clip: Clip) -> None:
     assert found.labels.device == wanted.labels.device
     assert torch.equal(found.labels, wanted.labels)
     assert torch.equal(found.probabilities, wanted.probabilities)
+
+
+# COCO's encoding, written a second time: from pycocotools' description, pixel by pixel
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    """Down the columns, background first."""
+    runs, value = [0], False
+    for pixel in mask.T.ravel().tolist():
+        if pixel != value:
+            runs.append(0)
+            value = pixel
+        runs[-1] += 1
+    return runs
+
+
+def text_of(runs: list[int]) -> str:
+    """From the fourth on the difference to the last but one; five bits to a character from 48 on,
+    the lowest first, and 32 more where the number goes on."""
+    text = ""
+    for place, run in enumerate(runs):
+        left = run - runs[place - 2] if place > 2 else run
+        more = True
+        while more:
+            bits, left = left & 31, left >> 5
+            more = left != (-1 if bits & 16 else 0)
+            text += chr(48 + bits + 32 * more)
+    return text
+
+
+def mask_of(text: str, size: tuple[int, int]) -> np.ndarray:
+    """The way back."""
+    runs: list[int] = []
+    number = place = 0
+    for character in text:
+        bits = ord(character) - 48
+        number += (bits & 31) << 5 * place
+        place += 1
+        if not bits & 32:
+            number -= (1 << 5 * place) if bits & 16 else 0
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = place = 0
+    pixels = [index % 2 == 1 for index, run in enumerate(runs) for _ in range(run)]
+    return np.array(pixels).reshape(size[1], size[0]).T
+
+
+def labelled(labels: np.ndarray, ids: tuple[int, ...], form: str) -> Result:
+    kept = torch.from_numpy(labels) if form == "torch" else labels
+    return Result(kept, ids, 0, lambda: kept)
+
+
+LABELS = {
+    "empty": np.zeros((5, 7), np.uint8),
+    "full": np.full((5, 7), 3, np.uint8),
+    "a corner": np.pad(np.full((1, 1), 3, np.uint8), ((0, 4), (0, 6))),
+    "the last pixel": np.pad(np.full((1, 1), 3, np.uint8), ((4, 0), (6, 0))),
+    "noise": np.random.default_rng(0).choice(np.array([0, 3, 9], np.uint8), (31, 45)),
+    "long runs": np.pad(np.full((300, 200), 3, np.uint8), ((100, 20), (90, 7))),
+}
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch"])
+@pytest.mark.parametrize("name", LABELS)
+def test_a_mask_as_coco_writes_it(name: str, form: str) -> None:
+    labels = LABELS[name]
+    found = labelled(labels, (3, 9), form).rle(3)
+    assert json.loads(json.dumps(found)) == found
+    assert set(found) == {"size", "counts"}
+    assert found["size"] == list(labels.shape)
+    assert found["counts"] == text_of(runs_of(labels == 3))
+    np.testing.assert_array_equal(mask_of(found["counts"], labels.shape), labels == 3)
+    np.testing.assert_array_equal(decode(found["counts"], labels.shape), labels == 3)
+    theirs = coco.encode(np.asfortranarray((labels == 3).astype(np.uint8)))
+    assert (found["size"], found["counts"]) == (theirs["size"], theirs["counts"].decode())
+
+
+def test_masks_of_an_answer_as_coco_writes_them(answer: Result[torch.Tensor]) -> None:
+    for object_id in answer.ids:
+        wanted = answer.numpy() == object_id
+        assert answer.rle(object_id)["counts"] == text_of(runs_of(wanted))
+
+
+def test_only_objects_of_the_frame_have_a_mask(answer: Result[torch.Tensor]) -> None:
+    for object_id in (0, 1, 255, -1):
+        with pytest.raises(InputError, match=rf"^rle: no object {object_id}; .*: 3, 8$"):
+            answer.rle(object_id)
+    with pytest.raises(InputError, match="no object 3; those of this frame: none"):
+        labelled(LABELS["full"], (), "numpy").rle(3)

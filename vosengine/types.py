@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from .errors import InputError
+from .rle import encode
+
 if TYPE_CHECKING:
     import torch
 
@@ -153,6 +156,19 @@ class Result(Generic[A]):
         labels: Any = self.labels
         array: np.ndarray = labels.cpu().numpy()
         return array
+
+    def rle(self, object_id: int) -> dict[str, Any]:
+        """One object's mask as COCO's JSON has it: {"size": [H, W], "counts": the runs down the
+        columns, as the compressed text that pycocotools reads and writes}. An object that is not
+        seen in this frame has an empty mask. Waits for the device.
+
+        Raises  InputError for an object that is not among `ids`.
+        """
+        if object_id not in self.ids:
+            alive = ", ".join(map(str, self.ids)) or "none"
+            raise InputError(f"rle: no object {object_id}; those of this frame: {alive}")
+        mask = self.numpy() == object_id
+        return {"size": list(mask.shape), "counts": encode(mask)}
 
     def __copy__(self) -> Result[A]:
         return replace(self)

@@ -210,6 +210,21 @@ def test_objects_come_are_corrected_and_go(prompted_model: str, small: Clip) -> 
     assert 40 in step(7).ids
 
 
+def test_a_mask_of_zeros_says_nothing(prompted_model: str, small: Clip) -> None:
+    """In any form, on the first frame too where none is needed there."""
+    told, calm = (begin(prompted_model) for _ in range(2))
+    zeros = np.zeros(SIZE, np.uint8)
+    forms: list[Any] = [zeros, zeros > 0, torch.from_numpy(zeros), zeros.astype(np.int64), zeros]
+    first = small.masks[0] if told.method.needs_mask else None
+    found = [told.step(small.frames[0], zeros if first is None else first)]
+    wanted = [calm.step(small.frames[0], first)]
+    for frame, empty in zip(small.frames[1:6], forms, strict=True):
+        found.append(told.step(frame, empty))
+        wanted.append(calm.step(frame))
+    assert told.ids == calm.ids
+    assert_same([r for r in found if r is not None], [r for r in wanted if r is not None])
+
+
 def test_several_objects_go_at_once_or_not_at_all(prompted_model: str, small: Clip) -> None:
     together, singly, calm = (begin(prompted_model) for _ in range(3))
     prompts = {0: np.maximum(small.masks[0], rectangle(36, 44, 9, 16, 30))}
@@ -262,8 +277,9 @@ def test_a_model_that_takes_no_mask_refuses_it_and_goes_on(
     wanted = play(begin(unprompted_model, online=True), small.frames[:4])
     found = []
     for index, frame in enumerate(small.frames[:4]):
-        with pytest.raises(InputError, match=f"^mask: {unprompted_model} finds the foreground"):
-            disturbed.step(frame, small.masks[index])
+        for mask in (small.masks[index], small.masks[index] * 0):
+            with pytest.raises(InputError, match=f"^mask: {unprompted_model} finds the foregro"):
+                disturbed.step(frame, mask)
         found.append(disturbed.step(frame))
         with pytest.raises(InputError, match=f"^remove: {unprompted_model} answers with one"):
             disturbed.remove(1 if index % 2 else [1])

@@ -221,6 +221,14 @@ def test_objects_come_and_go(munet: Path) -> None:
         ours.remove(1)
 
 
+def test_a_mask_of_zeros_says_nothing(munet: Path) -> None:
+    clip = drawn((96, 130), 2)
+    told, calm = both(munet)[0], both(munet)[0]
+    first, zeros = {0: clip.masks[0]}, np.zeros((96, 130), np.uint8)
+    found = answers(told, clip.frames, {**first, 1: zeros, 3: zeros > 0, 4: zeros})
+    assert differing(found, answers(calm, clip.frames, first)) == 0
+
+
 def test_several_objects_go_at_once_or_not_at_all(munet: Path) -> None:
     clip = drawn((96, 130), 3, frames=6)
     together, singly = both(munet)[0], both(munet)[0]
@@ -339,7 +347,7 @@ def test_bad_frames_and_masks(munet: Path) -> None:
         ("frame.png", mask, "wanted a numpy array, given str"),
         (frame, mask[:10], r"wanted the frame's size \[64, 80\], given \[10, 80\]"),
         (frame, mask.astype(np.float32), "wanted an integer dtype"),
-        (frame, mask * 0, "holds no object"),
+        (frame, mask * 0, "munet needs one with the first frame, .*this one shows no object"),
         (frame, mask.astype(np.int64) * 300, "wanted object ids in 1..255"),
         (frame, None, "munet needs one with the first frame"),
     ]

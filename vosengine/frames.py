@@ -62,7 +62,7 @@ def check_mask(mask: Array, size: Size) -> torch.Tensor:
     """A caller's prompt as a uint8 tensor [H, W] of object ids, 0 where it says nothing.
 
     Raises  InputError for another type, a dtype that is no integer or bool, another size than the
-            frame's, an id below 0 or above 255, and a mask with no id but 0.
+            frame's, and an id below 0 or above 255.
     """
     if isinstance(mask, np.ndarray):
         if mask.dtype.kind not in "uib":
@@ -81,8 +81,6 @@ def check_mask(mask: Array, size: Size) -> torch.Tensor:
         raise InputError(
             f"mask: wanted object ids in 1..255 (0 is background), given {low}..{high}"
         )
-    if high == 0:
-        raise InputError("mask: holds no object, only id 0; wanted at least one id in 1..255")
     return mask.to(torch.uint8, copy=True)  # the caller may write to theirs
 
 

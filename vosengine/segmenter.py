@@ -153,7 +153,7 @@ class Segmenter(StaysHere):
 
         frame  [H, W, 3] RGB, uint8 or float32 in 0..1, numpy or torch, on any device
         mask   [H, W] object ids in 1..255, 0 where it says nothing: starts the objects it names, or
-               corrects those that exist; an error for a model that takes none
+               corrects those that exist; all 0 is no mask; an error for a model that takes none
         returns  the Result, or None for the first `latency` frames of a stream
 
         Raises  InputError, before anything has changed; StateError in the child of a fork, and
@@ -188,7 +188,7 @@ class Segmenter(StaysHere):
             image = check_frame(frame)
             size = (image.shape[0], image.shape[1])
             prompt = None if mask is None else named(check_mask(mask, size), self.device)
-            self._check_stream(size, prompt)
+            prompt = self._check_stream(size, prompt)
             image = self._upload(image)
         given = None
         if self.proposals is not None:
@@ -288,11 +288,15 @@ class Segmenter(StaysHere):
             )
         go_on(self, bytes(data), "snapshot")
 
-    def _check_stream(self, size: Size, prompt: Prompt[torch.Tensor] | None) -> None:
+    def _check_stream(
+        self, size: Size, prompt: Prompt[torch.Tensor] | None
+    ) -> Prompt[torch.Tensor] | None:
+        """The prompt, where it shows anything. Raises InputError."""
         rules = StreamRules(self.model, self.method.needs_mask, self.method.takes_mask)
-        rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
+        prompt = rules.check(size, self.geometry, prompt, flushed=self._flushed)
         if prompt is not None:
             self._slots.check_room((*awaited(self._ring), *prompt.ids))
+        return prompt
 
     def prepared(self, job: Job) -> torch.Tensor:
         """A frame as the network sees it: [1, 3, H, W], float32 at least, which a network narrows

@@ -41,8 +41,6 @@ def check_mask(mask: Any, size: Size) -> Prompt[np.ndarray]:
         raise InputError(
             f"mask: wanted object ids in 1..255 (0 is background), given {low}..{high}"
         )
-    if high == 0:
-        raise InputError("mask: holds no object, only id 0; wanted at least one id in 1..255")
     labels = mask.astype(np.uint8)
     present = np.bincount(labels.ravel(), minlength=256).nonzero()[0]
     return Prompt(labels, tuple(int(each) for each in present if each > 0))

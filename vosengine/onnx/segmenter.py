@@ -99,7 +99,7 @@ class OnnxSegmenter(StaysHere):
         image = check_frame(frame)
         size = (image.shape[0], image.shape[1])
         prompt = None if mask is None else check_mask(mask, size)
-        self._check_stream(size, prompt)
+        prompt = self._check_stream(size, prompt)
         geometry = self.geometry
         if geometry is None:
             manifest = self.manifest
@@ -149,11 +149,15 @@ class OnnxSegmenter(StaysHere):
             self.policy.forget(self._slots.slot(object_id), len(self._slots))
             self._slots.remove(object_id)
 
-    def _check_stream(self, size: Size, prompt: Prompt[np.ndarray] | None) -> None:
+    def _check_stream(
+        self, size: Size, prompt: Prompt[np.ndarray] | None
+    ) -> Prompt[np.ndarray] | None:
+        """The prompt, where it shows anything. Raises InputError."""
         rules = StreamRules(self.model, self.manifest.needs_mask, self.manifest.takes_mask)
-        rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
+        prompt = rules.check(size, self.geometry, prompt, flushed=self._flushed)
         if prompt is not None:
             self._slots.check_room((*awaited(self._ring), *prompt.ids))
+        return prompt
 
     def _prepared(self, image: np.ndarray, geometry: Geometry) -> OrtValue:
         value = self.sessions.value

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "types": {"errors", "rle"},
     "config": {"errors", "config."},
     "memory": {"types", "errors", "config"} | KERNELS,
-    "frames": {"types", "errors", "config"} | KERNELS,
+    "frames": {"types", "errors", "config", "planes"} | KERNELS,
     "objects": {"types", "errors"} | KERNELS,
     "finishing": {"ambient", "types", "errors", "frames", "objects"} | KERNELS,
     "proposals": {"types", "errors"},
@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "placements": set(),
     "rules": {"errors", "types"},
     "ring": {"types"},
+    "planes": {"types", "errors"},
     "scheduler": set(),
     "naming": {"errors"},
     "device": {"errors"},
@@ -72,8 +73,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 # What runs an export: no torch, and nothing of ours that knows it.
 RUNNER = {
-    *("config", "errors", "files", "objects", "onnx.", "placements", "ring", "rules"),
-    *("support_plan", "types"),
+    *("config", "errors", "files", "objects", "onnx.", "placements", "planes", "ring"),
+    *("rules", "support_plan", "types"),
 }
 BLOCKS = {
     *("method", "backbone", "blocks", "convolve", "support", "refinement"),

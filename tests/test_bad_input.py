@@ -40,7 +40,9 @@ def bad_frames(frame: np.ndarray) -> list[tuple[Any, str]]:
 def bad_masks(mask: np.ndarray) -> list[tuple[Any, str]]:
     return [
         (mask[:-1], "wanted the frame's size"),
-        (mask[None], "wanted the frame's size"),
+        (mask[None].repeat(2, 1), "wanted the frame's size"),
+        (mask[None], "wanted 0 and 1"),
+        (mask[None].astype(np.float32), r"wanted 0\.\.1 in a soft mask"),
         (mask.astype(np.int32) * 200, r"1\.\.255"),
         (mask.astype(np.int32) - 1, r"1\.\.255"),
         (mask.astype(np.float32), "integer dtype"),

@@ -153,7 +153,9 @@ class Segmenter(StaysHere):
 
         frame  [H, W, 3] RGB, uint8 or float32 in 0..1, numpy or torch, on any device
         mask   [H, W] object ids in 1..255, 0 where it says nothing: starts the objects it names, or
-               corrects those that exist; all 0 is no mask; an error for a model that takes none
+               corrects those that exist; all 0 is no mask; an error for a model that takes none.
+               Or [O, H, W], a plane for each of the objects 1..O: float32 in 0..1, where the
+               greatest counts if it is above 0.5, or uint8 or bool, 1 where the object is
         returns  the Result, or None for the first `latency` frames of a stream
 
         Raises  InputError, before anything has changed; StateError in the child of a fork, and

@@ -175,7 +175,10 @@ class Kept:
             assert engine.frame_count == 0
             assert engine.geometry is None
             raise
-        shown = set() if mask is None else {*np.unique(np.asarray(mask)).tolist()} - {0}
+        given = np.zeros(1) if mask is None else np.asarray(mask)
+        if given.ndim == 3:
+            given = np.where(given.max(0) > 0.5, 1 + given.argmax(0), 0)
+        shown = {*np.unique(given).tolist()} - {0}
         assert result is not None
         return {*result.ids} >= shown and tuple(result.labels.shape) == tuple(frame.shape[:2])
 

@@ -40,8 +40,9 @@ def bad_frames(frame: np.ndarray) -> list[tuple[Any, str]]:
 def bad_masks(mask: np.ndarray) -> list[tuple[Any, str]]:
     return [
         (mask[:-1], "wanted the frame's size"),
-        (mask[None], "wanted the frame's size"),
-        (np.zeros_like(mask), "only id 0"),
+        (mask[None].repeat(2, 1), "wanted the frame's size"),
+        (mask[None], "wanted 0 and 1"),
+        (mask[None].astype(np.float32), r"wanted 0\.\.1 in a soft mask"),
         (mask.astype(np.int32) * 200, r"1\.\.255"),
         (mask.astype(np.int32) - 1, r"1\.\.255"),
         (mask.astype(np.float32), "integer dtype"),
@@ -82,7 +83,8 @@ def test_what_is_refused_at_first_begins_no_stream(any_model: str, small: Clip) 
     segmenter = begin(any_model, online=True)
     frame, mask = small.frames[0], small.masks[0]
     if segmenter.method.needs_mask:
-        refuse(segmenter, frame, None, f"^mask: {any_model} needs one with the first frame")
+        refuse(segmenter, frame, None, f"^mask: {any_model} needs one .*to say what to follow$")
+        refuse(segmenter, frame, mask * 0, f"^mask: {any_model} needs one .*; this one shows no ob")
     for bad, message in bad_frames(frame):
         refuse(segmenter, bad, mask, f"^frame: .*{message}")
     for bad, message in bad_masks(mask):

@@ -183,6 +183,8 @@ def test_what_is_refused_leaves_the_other_streams_alone(max_batch: int) -> None:
             (StateError, "waits", lambda: twins[0].stream.step(frame)),
             (StateError, "waits", lambda: twins[0].stream.remove(1)),
             (StateError, "waits", lambda: twins[0].stream.reset()),
+            (StateError, "waits", lambda: twins[0].stream.snapshot()),
+            (StateError, "waits", lambda: twins[0].stream.restore(b"")),
             (StateError, "another engine", lambda: engine.submit(stranger, frame)),
             (StateError, "another engine", lambda: engine.close(stranger)),
         ]

@@ -210,6 +210,42 @@ def test_objects_come_are_corrected_and_go(prompted_model: str, small: Clip) -> 
     assert 40 in step(7).ids
 
 
+def test_a_mask_of_zeros_says_nothing(prompted_model: str, small: Clip) -> None:
+    """In any form, on the first frame too where none is needed there."""
+    told, calm = (begin(prompted_model) for _ in range(2))
+    zeros = np.zeros(SIZE, np.uint8)
+    forms: list[Any] = [zeros, zeros > 0, torch.from_numpy(zeros), zeros.astype(np.int64), zeros]
+    first = small.masks[0] if told.method.needs_mask else None
+    found = [told.step(small.frames[0], zeros if first is None else first)]
+    wanted = [calm.step(small.frames[0], first)]
+    for frame, empty in zip(small.frames[1:6], forms, strict=True):
+        found.append(told.step(frame, empty))
+        wanted.append(calm.step(frame))
+    assert told.ids == calm.ids
+    assert_same([r for r in found if r is not None], [r for r in wanted if r is not None])
+    assert told.accept(small.frames[6], zeros).prompt is None  # so it may be batched, or a graph
+
+
+def test_several_objects_go_at_once_or_not_at_all(prompted_model: str, small: Clip) -> None:
+    together, singly, calm = (begin(prompted_model) for _ in range(3))
+    prompts = {0: np.maximum(small.masks[0], rectangle(36, 44, 9, 16, 30))}
+    for segmenter in (together, singly, calm):
+        play(segmenter, small.frames[:2], prompts)
+    for bad in ([1, 99], (30, 1, 0), [1, "2"]):
+        with pytest.raises(InputError, match=r"^remove: "):
+            together.remove(bad)
+    together.remove([])
+    assert together.ids == calm.ids
+    assert_same(play(together, small.frames[2:4]), play(calm, small.frames[2:4]))
+    play(singly, small.frames[2:4])
+    together.remove([1, 30, 1])
+    singly.remove(1)
+    singly.remove(30)
+    assert together.ids == singly.ids
+    assert not {1, 30} & {*together.ids}
+    assert_same(play(together, small.frames[4:6]), play(singly, small.frames[4:6]))
+
+
 def test_when_one_goes_the_others_do_not_care_which_slot_it_had(
     prompted_model: str,
 ) -> None:
@@ -242,11 +278,12 @@ def test_a_model_that_takes_no_mask_refuses_it_and_goes_on(
     wanted = play(begin(unprompted_model, online=True), small.frames[:4])
     found = []
     for index, frame in enumerate(small.frames[:4]):
-        with pytest.raises(InputError, match=f"^mask: {unprompted_model} finds the foreground"):
-            disturbed.step(frame, small.masks[index])
+        for mask in (small.masks[index], small.masks[index] * 0):
+            with pytest.raises(InputError, match=f"^mask: {unprompted_model} finds the foregro"):
+                disturbed.step(frame, mask)
         found.append(disturbed.step(frame))
         with pytest.raises(InputError, match=f"^remove: {unprompted_model} answers with one"):
-            disturbed.remove(1)
+            disturbed.remove(1 if index % 2 else [1])
     assert_same(found, wanted)
 
 

@@ -147,11 +147,9 @@ def test_ids_up_to_255_are_accepted() -> None:
         (mask(np.complex64), "integer dtype.*complex64"),
         (mask()[:, :-1], r"frame's size \[40, 56\], given \[40, 55\]"),
         (mask().T, r"frame's size \[40, 56\], given \[56, 40\]"),
-        (mask()[..., None], r"frame's size \[40, 56\], given \[40, 56, 1\]"),
+        (mask()[..., None], r"frame's size, .* given \[40, 56, 1\]"),
         (mask(np.int64, corner=256), r"1\.\.255 .*, given 0\.\.256"),
         (mask(np.int32, corner=-1), r"1\.\.255 .*, given -1\.\.1"),
-        (np.zeros(SIZE, np.uint8), "no object, only id 0"),
-        (np.zeros(SIZE, bool), "no object, only id 0"),
     ],
 )
 def test_a_bad_mask_is_refused_by_name(

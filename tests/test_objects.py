@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -260,3 +263,31 @@ def test_without_objects_all_is_background() -> None:
     assert result.labels.max() == 0
     assert torch.equal(result.probabilities, torch.ones(1, *RESIZED.frame))
     assert torch.equal(crop(masks.probabilities, RESIZED), torch.ones(1, *RESIZED.resized))
+
+
+@pytest.mark.parametrize(
+    "given_ids", [7, np.int64(7), torch.tensor(7), [7], (7, 7), {7}, iter([7])]
+)
+def test_ids_that_live_come_in_any_form(given_ids: Any) -> None:
+    assert slots(2, 7, 5).living(given_ids) == (7,)
+
+
+def test_ids_that_live_keep_their_order() -> None:
+    assert slots(2, 7, 5).living(np.array([5, 2])) == (5, 2)
+    assert slots(2, 7, 5).living([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("given_ids", "message"),
+    [
+        (9, "no object 9; alive: 2, 5, 7$"),
+        ([2, 9, 7, 8], "no object 9, 8; alive: 2, 5, 7$"),
+        ("7", "wanted one object id or several, given '7'"),
+        (7.0, "wanted one object id or several, given 7.0"),
+        ([7, None], r"wanted one object id or several, given \[7, None\]"),
+        (None, "wanted one object id or several, given None"),
+    ],
+)
+def test_what_does_not_live_is_named(given_ids: Any, message: str) -> None:
+    with pytest.raises(InputError, match="^remove: " + message):
+        slots(2, 7, 5).living(given_ids)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +221,31 @@ def test_objects_come_and_go(munet: Path) -> None:
         ours.remove(1)
 
 
+def test_a_mask_of_zeros_says_nothing(munet: Path) -> None:
+    clip = drawn((96, 130), 2)
+    told, calm = both(munet)[0], both(munet)[0]
+    first, zeros = {0: clip.masks[0]}, np.zeros((96, 130), np.uint8)
+    found = answers(told, clip.frames, {**first, 1: zeros, 3: zeros > 0, 4: zeros})
+    assert differing(found, answers(calm, clip.frames, first)) == 0
+
+
+def test_several_objects_go_at_once_or_not_at_all(munet: Path) -> None:
+    clip = drawn((96, 130), 3, frames=6)
+    together, singly = both(munet)[0], both(munet)[0]
+    for engine in (together, singly):
+        answers(engine, clip.frames[:3], {0: clip.masks[0]})
+    for bad in ([1, 99], (2, 1, 0), [3, None]):
+        with pytest.raises(InputError, match=r"^remove: "):
+            together.remove(bad)
+    assert together.ids == (1, 2, 3)
+    together.remove([1, 3])
+    singly.remove(1)
+    singly.remove(3)
+    assert together.ids == singly.ids == (2,)
+    rest = [answers(engine, clip.frames[3:], {}) for engine in (together, singly)]
+    assert differing(*rest) == 0
+
+
 def test_probabilities_are_torchs(munet: Path) -> None:
     clip = drawn((96, 130), 2)
     mask = np.where(clip.masks[0] == 1, 40, np.where(clip.masks[0] == 2, 7, 0))
@@ -228,6 +255,10 @@ def test_probabilities_are_torchs(munet: Path) -> None:
     assert one.ids == other.ids == (7, 40)
     assert np.abs(one.probabilities - other.probabilities.numpy()).max() < 1e-3
     assert one.numpy() is one.labels and one.frame_index == 2
+    for copied in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
+        assert (copied.ids, copied.frame_index) == (one.ids, one.frame_index)
+        assert np.array_equal(copied.labels, one.labels)
+        assert np.array_equal(copied.probabilities, one.probabilities)
 
 
 def test_a_stream_begins_anew_after_reset(munet: Path) -> None:
@@ -316,7 +347,7 @@ def test_bad_frames_and_masks(munet: Path) -> None:
         ("frame.png", mask, "wanted a numpy array, given str"),
         (frame, mask[:10], r"wanted the frame's size \[64, 80\], given \[10, 80\]"),
         (frame, mask.astype(np.float32), "wanted an integer dtype"),
-        (frame, mask * 0, "holds no object"),
+        (frame, mask * 0, "munet needs one with the first frame, .*this one shows no object"),
         (frame, mask.astype(np.int64) * 300, "wanted object ids in 1..255"),
         (frame, None, "munet needs one with the first frame"),
     ]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from vosengine.detectors.rle import decode, encode
+from vosengine.rle import decode, encode
 
 
 @st.composite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import FOLLOWERS, WITH_MEMORY, follow, make, tiny_config, to_the_end
+from safetensors.torch import save
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vosengine.errors import InputError, OutputError, StateError
 from vosengine.models.method import Method, State
+from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks, Scores
 
@@ -76,6 +78,69 @@ def test_a_stream_that_does_not_fit_is_refused(clip: Clip, tmp_path: Path) -> No
     with pytest.raises(OutputError, match="cannot be written"):
         segmenter.save_state(tmp_path / "no" / "folder")
     assert segmenter.step(clip.frames[2]) is not None
+
+
+@pytest.fixture
+def two_steps(clip: Clip) -> Segmenter:
+    segmenter = make("stm")
+    follow(segmenter, clip.frames[:2], clip.masks[0])
+    return segmenter
+
+
+def test_a_snapshot_is_a_saved_file_and_may_be_restored_again(
+    two_steps: Segmenter, clip: Clip, tmp_path: Path
+) -> None:
+    """Either is read as the other."""
+    data, file = two_steps.snapshot(), tmp_path / "stream.safetensors"
+    two_steps.save_state(file)
+    wanted = to_the_end(two_steps, clip.frames[2:5])
+    fresh = make("stm")
+    ways: list[Callable[[], None]] = [
+        lambda: fresh.restore(data),
+        lambda: two_steps.restore(data),
+        lambda: fresh.restore(file.read_bytes()),
+        lambda: (file.write_bytes(data), fresh.load_state(file))[1],
+    ]
+    for again, way in zip((fresh, two_steps, fresh, fresh), ways, strict=True):
+        way()
+        for one, other in zip(to_the_end(again, clip.frames[2:5]), wanted, strict=True):
+            assert one.frame_index == other.frame_index
+            assert torch.equal(one.probabilities, other.probabilities)
+    for same in (bytearray(data), memoryview(data)):
+        fresh.restore(same)  # type: ignore[arg-type]
+        assert fresh.frame_count == 2
+
+
+def test_a_snapshot_that_does_not_fit_is_refused(two_steps: Segmenter, clip: Clip) -> None:
+    data = two_steps.snapshot()
+    calm = make("stm")
+    calm.restore(data)
+    middle = bytearray(data)
+    middle[len(data) // 2] ^= 1
+    start = data.index(b'"flushed') if b'"flushed' in data else data.index(b"flushed")
+    renamed = data[:start] + data[start:].replace(b"flushed", b"flashed", 1)
+    bad: list[tuple[type[Exception], str, Any]] = [
+        (StateError, "corrupt, or no saved stream", b""),
+        (StateError, "corrupt, or no saved stream", data[:5]),
+        (StateError, "corrupt, or no saved stream", data[:-40]),
+        (StateError, "corrupt, or no saved stream", data[40:]),
+        (StateError, "corrupt, or no saved stream", data + b"0"),
+        (StateError, "fails its hash", bytes(middle)),
+        (StateError, "fails its hash", renamed),
+        (StateError, "not a stream that this version saved", save({"a": torch.ones(3)})),
+        (StateError, "max_objects: saved 3, here 10", make("stm", max_objects=3).snapshot()),
+        (StateError, "model: saved munet, here stm", make("munet").snapshot()),
+        (InputError, "wanted the bytes of snapshot", "stream.safetensors"),
+    ]
+    for kind, message, given in bad:
+        name = "snapshot" if kind is StateError else "restore"
+        with pytest.raises(kind, match=f"^{name}: .*{message}"):
+            two_steps.restore(given)
+    assert (two_steps.ids, two_steps.frame_count) == (calm.ids, calm.frame_count)
+    one, other = (each.step(clip.frames[2]) for each in (two_steps, calm))
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one.probabilities, other.probabilities)
 
 
 class EchoState(State):

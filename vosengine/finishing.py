@@ -108,6 +108,11 @@ class Canvas:
         probabilities = own_settings()(partial(self.probabilities, geometry.frame))
         return Result(labels, self.rows.ids, frame_index, probabilities)
 
+    def copied(self, rows: Arrangement) -> Canvas:
+        """The same with tensors of its own, and these rows."""
+        rows = rows._replace(table=rows.table.clone())
+        return replace(self, logits=self.logits.clone(), rows=rows)
+
     def _finish(self, size: Size, probabilities: bool) -> tuple[torch.Tensor, torch.Tensor]:
         labels, found = finish_masks(
             self.logits,

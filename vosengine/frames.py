@@ -9,6 +9,7 @@ from torch.nn import functional
 from .config import SMALLEST_SIDE
 from .errors import InputError
 from .kernels import prepare_frame
+from .planes import HARD, HINT, THRESHOLD, check_apart, check_planes, check_values
 from .types import Geometry, Size
 
 Array = np.ndarray | torch.Tensor
@@ -61,19 +62,33 @@ def check_frame(frame: Array) -> torch.Tensor:
 def check_mask(mask: Array, size: Size) -> torch.Tensor:
     """A caller's prompt as a uint8 tensor [H, W] of object ids, 0 where it says nothing.
 
-    Raises  InputError for another type, a dtype that is no integer or bool, another size than the
-            frame's, an id below 0 or above 255, and a mask with no id but 0.
+    mask  [H, W] object ids, of an integer dtype or bool; or [O, H, W], a plane for each of the
+          objects 1..O: float32 in 0..1, where the greatest counts if it is above 0.5, or uint8 or
+          bool, 1 where the object is
+
+    Raises  InputError for another type, dtype or size, an id below 0 or above 255, a soft mask
+            with a NaN or a value outside 0..1, and planes of 0 and 1 that overlap.
     """
     if isinstance(mask, np.ndarray):
-        if mask.dtype.kind not in "uib":
-            raise InputError(f"mask: wanted an integer dtype (object ids), given {mask.dtype}")
-        mask = torch.from_numpy(mask.astype(np.int64))
+        if mask.ndim == 3:
+            check_planes(mask.shape, size, mask.dtype.name)
+            mask = torch.from_numpy(np.array(mask, mask.dtype.type))
+        elif mask.dtype.kind not in "uib":
+            hint = HINT if mask.dtype.kind == "f" else ""
+            raise InputError(
+                f"mask: wanted an integer dtype (object ids), given {mask.dtype}{hint}"
+            )
+        else:
+            mask = torch.from_numpy(mask.astype(np.int64))
     if not isinstance(mask, torch.Tensor):
         raise InputError(
             f"mask: wanted a numpy array or a torch tensor, given {type(mask).__name__}"
         )
+    if mask.ndim == 3:
+        return _labels_of_planes(mask, size)
     if mask.is_floating_point() or mask.is_complex():
-        raise InputError(f"mask: wanted an integer dtype (object ids), given {mask.dtype}")
+        hint = HINT if mask.is_floating_point() else ""
+        raise InputError(f"mask: wanted an integer dtype (object ids), given {mask.dtype}{hint}")
     if tuple(mask.shape) != size:
         raise InputError(f"mask: wanted the frame's size {list(size)}, given {list(mask.shape)}")
     low, high = (int(x) for x in mask.long().aminmax())
@@ -81,9 +96,19 @@ def check_mask(mask: Array, size: Size) -> torch.Tensor:
         raise InputError(
             f"mask: wanted object ids in 1..255 (0 is background), given {low}..{high}"
         )
-    if high == 0:
-        raise InputError("mask: holds no object, only id 0; wanted at least one id in 1..255")
     return mask.to(torch.uint8, copy=True)  # the caller may write to theirs
+
+
+def _labels_of_planes(planes: torch.Tensor, size: Size) -> torch.Tensor:
+    dtype = str(planes.dtype).removeprefix("torch.")
+    check_planes(tuple(planes.shape), size, dtype)
+    planes = planes.byte() if dtype == "bool" else planes
+    low, high = (float(x) for x in planes.aminmax())
+    check_values(dtype, low, high)
+    if dtype in HARD:
+        check_apart(int((planes.sum(dim=0) > 1).sum()))
+    greatest, row = planes.max(dim=0)
+    return torch.where(greatest > THRESHOLD, row + 1, 0).to(torch.uint8)
 
 
 def prepare(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from operator import index
+from typing import Any
 
 from .errors import InputError
 
@@ -33,6 +35,23 @@ class ObjectSlots:
 
     def slot(self, object_id: int) -> int:
         return self._ids.index(object_id)
+
+    def living(self, object_ids: int | Iterable[int]) -> tuple[int, ...]:
+        """One id or several, each of which has a slot, as a tuple without repetitions.
+
+        Raises  InputError for what is no id, and naming those that have no slot.
+        """
+        given: Any = object_ids
+        try:
+            several = given if getattr(given, "ndim", isinstance(given, Iterable)) else (given,)
+            ids = tuple(dict.fromkeys(index(each) for each in several))
+        except TypeError:
+            raise InputError(f"remove: wanted one object id or several, given {given!r}") from None
+        unknown = [each for each in ids if each not in self._ids]
+        if unknown:
+            alive = ", ".join(map(str, self.ascending)) or "none"
+            raise InputError(f"remove: no object {', '.join(map(str, unknown))}; alive: {alive}")
+        return ids
 
     def check_room(self, object_ids: Iterable[int]) -> None:
         """Raise InputError if these ids, known or new, would be more than the capacity."""

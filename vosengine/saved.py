@@ -1,4 +1,4 @@
-"""A stream on disk: everything needed to go on with it elsewhere, in one safetensors file."""
+"""A stream as bytes: everything needed to go on with it elsewhere, in safetensors' format."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from .errors import StateError
-from .files import cannot_write, whole
 from .types import Geometry
 
 FORMAT = "vosengine-stream-4"
@@ -44,8 +43,8 @@ class SavedStream:
     reserved: tuple[int, ...] = ()
 
 
-def write_stream(path: Path, stream: SavedStream) -> None:
-    """Write a stream; the file appears whole or not at all. Raises OutputError."""
+def pack(stream: SavedStream) -> bytes:
+    """A stream as bytes, which `unpack` reads."""
     tensors = {f"state/{name}": tensor for name, tensor in stream.state.items()}
     tensors |= {f"source/{name}": tensor for name, tensor in (stream.source or {}).items()}
     for index, features, prompt in stream.ring:
@@ -69,34 +68,41 @@ def write_stream(path: Path, stream: SavedStream) -> None:
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps(described)
     metadata = {"stream": text, "sha256": _digest_of(text, tensors)}
-    try:
-        with whole(path) as scratch:
-            save_file(tensors, scratch, metadata)
-    except SafetensorError as error:
-        raise cannot_write(path, error) from error
+    return save(tensors, metadata)
 
 
-def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> SavedStream:
-    """Read a stream that goes on under `identity`, onto a device.
-
-    Raises  StateError: no such file, corrupt, no stream, or a stream of another identity.
-    """
+def read_file(path: Path) -> bytes:
+    """The content of a saved stream's file. Raises StateError where there is none."""
     if not path.is_file():
         raise StateError(f"{path}: no such file; wanted one that save_state wrote")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise StateError(f"{path}: corrupt, or no saved stream ({error})") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def unpack(data: bytes, where: str, identity: dict[str, Any], device: torch.device) -> SavedStream:
+    """The stream of `pack`'s bytes, which goes on under `identity`, onto a device; its tensors are
+    its own.
+
+    where   the name that errors give the bytes: a path, or "snapshot"
+
+    Raises  StateError: damaged, cut short, no stream, or a stream of another identity.
+    """
+    try:
+        tensors = load(data)
+        metadata = _metadata_of(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise StateError(f"{where}: corrupt, or no saved stream ({error})") from error
     text = metadata.get("stream", "")
     if f'"format": "{FORMAT}"' not in text:
-        raise StateError(f"{path}: not a stream that this version saved (wanted {FORMAT})")
-    # What has the hash was written by `write_stream`: nothing in it has to be looked at twice.
+        raise StateError(f"{where}: not a stream that this version saved (wanted {FORMAT})")
+    # What has the hash was written by `pack`: nothing in it has to be looked at twice.
     if _digest_of(text, tensors) != metadata.get("sha256"):
-        raise StateError(f"{path}: fails its hash; the file is damaged: save the stream anew")
+        raise StateError(f"{where}: fails its hash; it is damaged: save the stream anew")
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     described = json.loads(text)
-    _check_identity(path, described["identity"], json.loads(json.dumps(identity)))
+    _check_identity(where, described["identity"], json.loads(json.dumps(identity)))
     geometry = described["geometry"]
     return SavedStream(
         identity=identity,
@@ -115,18 +121,26 @@ def read_stream(path: Path, identity: dict[str, Any], device: torch.device) -> S
     )
 
 
-def check_source(path: str | Path, stream: SavedStream, source: object | None) -> None:
+def check_source(where: str, stream: SavedStream, source: object | None) -> None:
     """Raise StateError unless a source that remembers (None: there is none) goes with a stream."""
     if stream.source is not None and source is None:
         raise StateError(
-            f"{path}: the stream was saved with a source of proposals that remembers what it saw; "
+            f"{where}: the stream was saved with a source of proposals that remembers what it saw; "
             "give this Segmenter such a source too (proposals=...)"
         )
     if stream.source is None and source is not None:
         raise StateError(
-            f"{path}: the stream was saved without a source of proposals that remembers what it "
+            f"{where}: the stream was saved without a source of proposals that remembers what it "
             f"saw, and this Segmenter has one ({type(source).__name__}); leave it out"
         )
+
+
+def _metadata_of(data: bytes) -> dict[str, str]:
+    """What the header of sound safetensors bytes holds beside its tensors: its length in the first
+    eight bytes, the lowest first, then JSON."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8:end]).get("__metadata__", {})
+    return found
 
 
 def _digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -143,8 +157,8 @@ def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
-def _check_identity(path: Path, saved: dict[str, Any], here: dict[str, Any]) -> None:
+def _check_identity(where: str, saved: dict[str, Any], here: dict[str, Any]) -> None:
     different = [name for name in here if saved.get(name) != here[name]]
     if different:
         details = "; ".join(f"{n}: saved {saved.get(n)}, here {here[n]}" for n in different)
-        raise StateError(f"{path}: the stream was saved under other settings: {details}")
+        raise StateError(f"{where}: the stream was saved under other settings: {details}")

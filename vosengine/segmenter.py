@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .ambient import own_settings
-from .config import MemoryConfig, ModelConfig, check_size
+from .config import MemoryConfig, ModelConfig, check_working_size
 from .detectors import open_proposals
 from .engine import Engine, Job
 from .errors import ConfigError, InputError, StateError
-from .finishing import Arrangement, compose, finish, named
+from .files import write_whole
+from .finishing import Arrangement, Canvas, compose, finish, named
 from .frames import Array, check_frame, check_mask, prepare
 from .kernels.spans import listened, span, spanned
 from .memory import memory_of
 from .objects import ObjectSlots
 from .proposals import (
     ProposalSource,
-    StatefulSource,
     check_proposals,
     clean,
     to_network,
 )
 from .registry import entry
+from .resume import go_on, packed
+from .ring import Pending, View, awaited, still_needed
 from .rules import StaysHere, StreamRules
-from .runtime import Pieces, Uploader, copied, in_layout
-from .saved import SavedStream, check_source, read_stream, write_stream
+from .runtime import Pieces, Uploader, copied
+from .saved import read_file
 from .types import Geometry, Prompt, Result, Size
-
-NATIVE = "native"
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A frame in the ring: its number, its features, and the prompt that came with it."""
-
-    index: int
-    features: Any
-    prompt: Prompt[torch.Tensor] | None
-
-    @property
-    def labels(self) -> torch.Tensor | None:
-        return None if self.prompt is None else self.prompt.labels
 
 
 class Segmenter(StaysHere):
@@ -80,7 +66,8 @@ class Segmenter(StaysHere):
 
     The caller's torch settings (inference mode, autocast, default dtype and device) change no
     answer and stay as they are; `proposals` are asked for under them. A Segmenter is neither copied
-    nor pickled (`save_state` writes its stream), and does not step in the child of a fork.
+    nor pickled (`snapshot` and `save_state` save its stream), and does not step in the child of a
+    fork.
 
     Raises  ConfigError, DeviceError or WeightsError. Whatever `step` raises on bad input is an
             InputError, and leaves the stream as it was.
@@ -102,16 +89,12 @@ class Segmenter(StaysHere):
         proposals: ProposalSource | None = None,
         config: ModelConfig | None = None,
     ) -> None:
-        super().__init__("use save_state(path), and load_state(path) of a Segmenter made alike")
+        super().__init__(
+            "use save_state(path), or snapshot(), and load_state or restore of one made alike"
+        )
         if max_objects is not None and not 1 <= max_objects <= 255:
             raise ConfigError(f"max_objects: wanted 1..255, given {max_objects}")
-        if isinstance(size, str):
-            if size != NATIVE:
-                raise ConfigError(
-                    f'size: wanted pixels, (height, width) or "native", given {size!r}'
-                )
-        else:
-            check_size(size)
+        check_working_size(size)
         network: dict[str, Any] = {
             "weights": weights, "device": device, "precision": precision, "config": config,
         }  # fmt: skip
@@ -159,7 +142,7 @@ class Segmenter(StaysHere):
         self.geometry: Geometry | None = None
         self._state: Any = None
         self._slots = ObjectSlots(self.max_objects)
-        self._ring: list[Pending] = []
+        self._ring: list[Pending[torch.Tensor]] = []
         self.frame_count = 0
         self._flushed = False
         self._arranged: Arrangement | None = None  # of the objects alive, for steps without prompt
@@ -171,7 +154,9 @@ class Segmenter(StaysHere):
 
         frame  [H, W, 3] RGB, uint8 or float32 in 0..1, numpy or torch, on any device
         mask   [H, W] object ids in 1..255, 0 where it says nothing: starts the objects it names, or
-               corrects those that exist; an error for a model that takes none
+               corrects those that exist; all 0 is no mask; an error for a model that takes none.
+               Or [O, H, W], a plane for each of the objects 1..O: float32 in 0..1, where the
+               greatest counts if it is above 0.5, or uint8 or bool, 1 where the object is
         returns  the Result, or None for the first `latency` frames of a stream
 
         Raises  InputError, before anything has changed; StateError in the child of a fork, and
@@ -206,7 +191,7 @@ class Segmenter(StaysHere):
             image = check_frame(frame)
             size = (image.shape[0], image.shape[1])
             prompt = None if mask is None else named(check_mask(mask, size), self.device)
-            self._check_stream(size, prompt)
+            prompt = self._check_stream(size, prompt)
             image = self._upload(image)
         given = None
         if self.proposals is not None:
@@ -231,8 +216,7 @@ class Segmenter(StaysHere):
                 features = self._encode(job)
             ring = [*self._ring, Pending(self.frame_count, features, prompt)]
             result = self._answer(ring, target, state, geometry) if target >= 0 else None
-        oldest_needed = target + 1 + min(0, *self.method.sees)
-        self._ring = [held for held in ring if held.index >= oldest_needed]
+        self._ring = still_needed(ring, target, self.method.sees)
         self._state, self.geometry = state, geometry
         self.frame_count += 1
         return result
@@ -258,89 +242,64 @@ class Segmenter(StaysHere):
         self._slots.reserve(object_ids)
 
     @own_settings()
-    def remove(self, object_id: int) -> None:
-        """Forget an object, from the next answer on; its id may be used anew.
+    def remove(self, object_ids: int | Iterable[int]) -> None:
+        """Forget an object or several, from the next answer on; their ids may be used anew.
 
-        Raises  InputError if no such object is alive.
+        object_ids  an id, or any number of them; all go or, after an error, none
+
+        Raises  InputError, before anything has changed, if one of them is not alive, and for a
+                model whose one object always exists.
         """
         self.check_free("remove")
-        if object_id not in self._slots:
-            alive = ", ".join(map(str, self.ids)) or "none"
-            raise InputError(f"remove: no object {object_id}; alive: {alive}")
-        self._state.forget(self._slots.slot(object_id))
-        self._slots.remove(object_id)
+        for object_id in self._slots.living(object_ids):
+            self._state.forget(self._slots.slot(object_id))
+            self._slots.remove(object_id)
 
-    @own_settings()
     def save_state(self, path: str | Path) -> None:
-        """Write the stream to a file: resumed elsewhere, it goes on as if it had never stopped."""
+        """Write `snapshot`'s bytes to a file, which appears whole or not at all. Raises OutputError
+        where it cannot be written."""
         self.check_free("save_state")
-        source = self.proposals if isinstance(self.proposals, StatefulSource) else None
-        stream = SavedStream(
-            identity=self._identity(),
-            geometry=self.geometry,
-            ids=self._slots.in_slot_order,
-            ever=tuple(sorted(self._slots.ever)),
-            reserved=tuple(sorted(self._slots.reserved)),
-            frame_count=self.frame_count,
-            flushed=self._flushed,
-            state={} if self._state is None else self._state.tensors(),
-            ring=[(p.index, p.features._asdict(), p.labels) for p in self._ring],
-            source=None if source is None else source.tensors(),
-        )
-        write_stream(Path(path), stream)
+        write_whole(Path(path), packed(self))
 
-    @own_settings()
     def load_state(self, path: str | Path) -> None:
-        """Go on with a saved stream, in place of this one.
-
-        Raises  StateError, before anything has changed: no such file, corrupt, or a stream of
-                another model, weights, precision, size or memory, or with another kind of
-                proposals.
-        """
+        """`restore`, of a file that `save_state` wrote. Raises StateError as well where there is no
+        such file."""
         self.check_free("load_state")
-        stream = read_stream(Path(path), self._identity(), self.device)
-        source = self.proposals if isinstance(self.proposals, StatefulSource) else None
-        check_source(path, stream, source)
-        state = None
-        if stream.geometry is not None:
-            state = self.method.start(stream.geometry, self.max_objects, self.memory)
-            state.restore(stream.state, len(stream.ids))
-        if source is not None and stream.source is not None:
-            source.restore(stream.source)
-        self.reset()
-        self.geometry, self._state = stream.geometry, state
-        self._slots.assign(stream.ids)
-        self._slots.ever |= set(stream.ever)
-        self._slots.reserved |= set(stream.reserved)
-        self._ring = [
-            Pending(
-                index,
-                self.method.features(**in_layout(features, self.engine)),
-                None if labels is None else named(labels, self.device),
+        go_on(self, read_file(Path(path)), str(path))
+
+    def snapshot(self) -> bytes:
+        """The stream as bytes: `restore` of a Segmenter made alike, in this process or another,
+        goes on with it as if it had never stopped, as often as it is asked. The stream itself goes
+        on too."""
+        self.check_free("snapshot")
+        return packed(self)
+
+    def restore(self, data: bytes) -> None:
+        """Go on with a stream that was saved, in place of this one.
+
+        data  what `snapshot` gave
+
+        Raises  InputError for what is no bytes, and StateError, before anything has changed:
+                damaged, or a stream of another model, weights, precision, size or memory, or with
+                another kind of proposals.
+        """
+        self.check_free("restore")
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise InputError(
+                f"restore: wanted the bytes of snapshot(), given {type(data).__name__}; "
+                "a file goes to load_state(path)"
             )
-            for index, features, labels in stream.ring
-        ]
-        self.frame_count, self._flushed = stream.frame_count, stream.flushed
+        go_on(self, bytes(data), "snapshot")
 
-    def _identity(self) -> dict[str, Any]:
-        """What a saved stream must agree with to go on here."""
-        memory = {} if self.memory is None else {"memory": asdict(self.memory)}
-        return {
-            "model": self.model,
-            "weights": self.card.identity,
-            "config": asdict(self.method.config) | memory,
-            "precision": str(self.dtype),
-            "size": self.size,
-            "max_objects": self.max_objects,
-            "online": self.online,
-        }
-
-    def _check_stream(self, size: Size, prompt: Prompt[torch.Tensor] | None) -> None:
+    def _check_stream(
+        self, size: Size, prompt: Prompt[torch.Tensor] | None
+    ) -> Prompt[torch.Tensor] | None:
+        """The prompt, where it shows anything. Raises InputError."""
         rules = StreamRules(self.model, self.method.needs_mask, self.method.takes_mask)
-        rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
+        prompt = rules.check(size, self.geometry, prompt, flushed=self._flushed)
         if prompt is not None:
-            waiting = [held.prompt for held in self._ring if held.prompt is not None]
-            self._slots.check_room(i for each in (*waiting, prompt) for i in each.ids)
+            self._slots.check_room((*awaited(self._ring), *prompt.ids))
+        return prompt
 
     def prepared(self, job: Job) -> torch.Tensor:
         """A frame as the network sees it: [1, 3, H, W], float32 at least, which a network narrows
@@ -366,17 +325,11 @@ class Segmenter(StaysHere):
         return len(self.method.sees) > 1
 
     def _answer(
-        self, ring: Sequence[Pending], target: int, state: Any, geometry: Geometry
+        self, ring: Sequence[Pending[torch.Tensor]], target: int, state: Any, geometry: Geometry
     ) -> Result[torch.Tensor]:
         """Segment, finish, remember: for the frame with that index."""
-        first, last = ring[0].index, ring[-1].index
-        seen = [
-            ring[min(max(target + offset, first), last) - first].features
-            for offset in self.method.sees
-        ]
-        prompt = ring[target - first].prompt
-        later = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
-        reserved = tuple(i for each in later for i in each.ids)
+        view = View.of(ring, target, self.method.sees)
+        seen, prompt = view.seen, view.prompt
         decided = prompt is None and len(self._slots) > 0 and "answer" in self.method.capturable
         if decided and self._pieces is not None and not listened():
             return self._replay(self._pieces, seen, target, state, geometry)
@@ -384,7 +337,7 @@ class Segmenter(StaysHere):
         with span("segment"):
             scores = self.method.segment(seen, state) if looks else None
         result, masks, by_slot = finish(
-            scores, prompt, self._slots, geometry, target, self.device, reserved
+            scores, prompt, self._slots, geometry, target, self.device, view.later
         )
         with span("remember"):
             self.method.remember(seen, masks, state)
@@ -411,7 +364,5 @@ class Segmenter(StaysHere):
         found = pieces.run(name, work, (seen, arranged), shared=self._sees_more)
         canvas, labels, masks, observed = found
         self.method.commit(observed, masks, state)
-        rows = arranged._replace(table=arranged.table.clone())
-        canvas = replace(canvas, logits=canvas.logits.clone(), rows=rows)
-        result: Result[torch.Tensor] = canvas.result(labels.clone(), target, geometry)
-        return result
+        kept: Canvas = canvas.copied(arranged)
+        return kept.result(labels.clone(), target, geometry)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+
+from .errors import InputError
+from .rle import encode
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +134,9 @@ class Result(Generic[A]):
                  device, or from an OnnxSegmenter a numpy array
     ids          the objects alive after this frame, ascending
     frame_index  the frame answered for, counted from 0; it lags behind `step` by the latency
+
+    It may be copied and pickled. A pickle holds the probabilities too, 4 bytes a row and pixel,
+    and comes back on the device that it was on, or on the CPU where there is no such device.
     """
 
     labels: A
@@ -149,3 +156,51 @@ class Result(Generic[A]):
         labels: Any = self.labels
         array: np.ndarray = labels.cpu().numpy()
         return array
+
+    def rle(self, object_id: int) -> dict[str, Any]:
+        """One object's mask as COCO's JSON has it: {"size": [H, W], "counts": the runs down the
+        columns, as the compressed text that pycocotools reads and writes}. An object that is not
+        seen in this frame has an empty mask. Waits for the device.
+
+        Raises  InputError for an object that is not among `ids`.
+        """
+        if object_id not in self.ids:
+            alive = ", ".join(map(str, self.ids)) or "none"
+            raise InputError(f"rle: no object {object_id}; those of this frame: {alive}")
+        mask = self.numpy() == object_id
+        return {"size": list(mask.shape), "counts": encode(mask)}
+
+    def __copy__(self) -> Result[A]:
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Result[A]:
+        """Labels of its own; probabilities are made anew whenever they are asked for."""
+        return replace(self, labels=deepcopy(self.labels, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        labels: Any = self.labels
+        device = None if isinstance(labels, np.ndarray) else str(labels.device)
+        probabilities: Any = self.probabilities
+        if device is not None:
+            probabilities = probabilities.cpu().numpy()
+        given = self.numpy(), self.ids, self.frame_index, probabilities, device
+        return _unpickled, given
+
+
+def _unpickled(
+    labels: np.ndarray,
+    ids: tuple[int, ...],
+    frame_index: int,
+    probabilities: np.ndarray,
+    device: str | None,
+) -> Result[Any]:
+    """The Result that was pickled; device: where its tensors were, None where it had arrays."""
+    if device is None:
+        return Result(labels, ids, frame_index, probabilities.copy)
+    import torch
+
+    home = torch.device(device)
+    if home.type == "cuda" and (home.index or 0) >= torch.cuda.device_count():
+        home = torch.device("cpu")
+    held = torch.tensor(probabilities, device=home)
+    return Result(torch.tensor(labels, device=home), ids, frame_index, held.clone)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import MemoryConfig
+from ..config import NATIVE, MemoryConfig
 from ..registry import entry
-from ..segmenter import NATIVE, Segmenter
+from ..segmenter import Segmenter
 from ..timing import summarise, synchronise
 from ..weights import RANDOM_TAG
 from .floor import Floor, Rates, Work, work_of

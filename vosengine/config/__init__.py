@@ -9,9 +9,11 @@ from .checks import (
     IMAGENET_STD,
     LITE_MEAN,
     LITE_STD,
+    NATIVE,
     RESNETS,
     SMALLEST_SIDE,
     check_size,
+    check_working_size,
 )
 from .lite import LITE
 from .matching import MemoryConfig, MUNetConfig, STMConfig
@@ -28,6 +30,7 @@ __all__ = [
     "LITE",
     "LITE_MEAN",
     "LITE_STD",
+    "NATIVE",
     "RESNETS",
     "SMALL",
     "SMALLEST_SIDE",
@@ -41,4 +44,5 @@ __all__ = [
     "STMConfig",
     "TargetAwareConfig",
     "check_size",
+    "check_working_size",
 ]

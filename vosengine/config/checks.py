@@ -12,6 +12,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LITE_MEAN = (127 / 255,) * 3  # of EfficientNet-Lite: (x - 127) / 128 of 0..255
 LITE_STD = (128 / 255,) * 3
+NATIVE = "native"  # as a size: the frame's own
 SMALLEST_SIDE = 32  # pixels of a frame, and of what a network works at
 
 
@@ -45,6 +46,14 @@ def check_size(size: tuple[int, int] | int | None) -> None:
         sides = size if isinstance(size, tuple) else (size,)
         fits = len(sides) <= 2 and min(sides, default=0) >= SMALLEST_SIDE
         check(fits, "size", f"{SMALLEST_SIDE} or more pixels", size)
+
+
+def check_working_size(size: tuple[int, int] | int | str | None) -> None:
+    """The same for what a stream may be given, where "native" stands for the frame's own size."""
+    if not isinstance(size, str):
+        check_size(size)
+    else:
+        check(size == NATIVE, "size", f'pixels, (height, width) or "{NATIVE}"', size)
 
 
 def check_input(config: InputConfig) -> None:

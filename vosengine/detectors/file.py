@@ -16,8 +16,8 @@ from ..files import write_whole
 from ..frames import Array
 from ..naming import listed, match_frames
 from ..proposals import Proposals, boxes_of, check_proposals
+from ..rle import decode, encode
 from ..types import Size
-from .rle import decode, encode
 
 LARGEST = float(np.finfo(np.float32).max)
 SEGMENTATION = (

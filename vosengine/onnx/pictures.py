@@ -8,6 +8,7 @@ import numpy as np
 
 from ..config import SMALLEST_SIDE
 from ..errors import InputError
+from ..planes import HARD, HINT, THRESHOLD, check_apart, check_planes, check_values
 from ..types import Prompt, Size
 
 
@@ -29,11 +30,15 @@ def check_frame(frame: Any) -> np.ndarray:
 
 
 def check_mask(mask: Any, size: Size) -> Prompt[np.ndarray]:
-    """A mask [H, W] of object ids as a prompt; raises InputError for anything else."""
+    """A mask as a prompt: [H, W] object ids, or [O, H, W] with a plane for each object, as the
+    engine's `check_mask` takes them; raises InputError for anything else."""
     if not isinstance(mask, np.ndarray):
         raise InputError(f"mask: wanted a numpy array, given {type(mask).__name__}")
+    if mask.ndim == 3:
+        mask = _labels_of_planes(mask, size)
     if mask.dtype.kind not in "uib":
-        raise InputError(f"mask: wanted an integer dtype (object ids), given {mask.dtype}")
+        hint = HINT if mask.dtype.kind == "f" else ""
+        raise InputError(f"mask: wanted an integer dtype (object ids), given {mask.dtype}{hint}")
     if mask.shape != size:
         raise InputError(f"mask: wanted the frame's size {list(size)}, given {list(mask.shape)}")
     low, high = int(mask.min()), int(mask.max())
@@ -41,8 +46,17 @@ def check_mask(mask: Any, size: Size) -> Prompt[np.ndarray]:
         raise InputError(
             f"mask: wanted object ids in 1..255 (0 is background), given {low}..{high}"
         )
-    if high == 0:
-        raise InputError("mask: holds no object, only id 0; wanted at least one id in 1..255")
     labels = mask.astype(np.uint8)
     present = np.bincount(labels.ravel(), minlength=256).nonzero()[0]
     return Prompt(labels, tuple(int(each) for each in present if each > 0))
+
+
+def _labels_of_planes(planes: np.ndarray, size: Size) -> np.ndarray:
+    dtype = planes.dtype.name
+    check_planes(planes.shape, size, dtype)
+    check_values(dtype, float(planes.min()), float(planes.max()))
+    if dtype in HARD:
+        check_apart(int((planes.sum(axis=0) > 1).sum()))
+    found = np.where(planes.max(axis=0) > THRESHOLD, planes.argmax(axis=0) + 1, 0)
+    labels: np.ndarray = found.astype(np.uint8)
+    return labels

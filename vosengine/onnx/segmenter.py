@@ -13,21 +13,13 @@ from onnxruntime import OrtValue
 
 from ..errors import ConfigError, InputError
 from ..objects import ObjectSlots
+from ..ring import Pending, View, awaited, still_needed
 from ..rules import StaysHere, StreamRules
 from ..types import Geometry, Prompt, Result, Size
 from .manifest import Manifest
 from .pictures import check_frame, check_mask
 from .policies import Found, Marked, make_policy
 from .sessions import Sessions, Values, lookup
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A frame in the ring: its number, its features, and the prompt that came with it."""
-
-    index: int
-    features: Values
-    prompt: Prompt[np.ndarray] | None
 
 
 class OnnxSegmenter(StaysHere):
@@ -94,7 +86,7 @@ class OnnxSegmenter(StaysHere):
         """Forget the stream: the next frame is the first of a new one, of any size."""
         self.geometry: Geometry | None = None
         self._slots = ObjectSlots(self.max_objects)
-        self._ring: list[Pending] = []
+        self._ring: list[Pending[np.ndarray]] = []
         self.frame_count = 0
         self._flushed = False
         self.policy.reset()
@@ -107,7 +99,7 @@ class OnnxSegmenter(StaysHere):
         image = check_frame(frame)
         size = (image.shape[0], image.shape[1])
         prompt = None if mask is None else check_mask(mask, size)
-        self._check_stream(size, prompt)
+        prompt = self._check_stream(size, prompt)
         geometry = self.geometry
         if geometry is None:
             manifest = self.manifest
@@ -118,8 +110,7 @@ class OnnxSegmenter(StaysHere):
         target = self.frame_count - self.latency
         result = self._answer(ring, target, geometry) if target >= 0 else None
         self.geometry = geometry
-        oldest_needed = target + 1 + min(0, *self.manifest.sees)
-        self._ring = [held for held in ring if held.index >= oldest_needed]
+        self._ring = still_needed(ring, target, self.manifest.sees)
         self.frame_count += 1
         return result
 
@@ -141,27 +132,32 @@ class OnnxSegmenter(StaysHere):
         """
         self._slots.reserve(object_ids)
 
-    def remove(self, object_id: int) -> None:
-        """Forget an object, from the next answer on; its id may be used anew.
+    def remove(self, object_ids: int | Iterable[int]) -> None:
+        """Forget an object or several, from the next answer on; their ids may be used anew.
 
-        Raises  InputError if no such object is alive.
+        object_ids  an id, or any number of them; all go or, after an error, none
+
+        Raises  InputError, before anything has changed, if one of them is not alive, and for a
+                model whose one object always exists.
         """
-        if object_id not in self._slots:
-            alive = ", ".join(map(str, self.ids)) or "none"
-            raise InputError(f"remove: no object {object_id}; alive: {alive}")
-        if not self.manifest.takes_mask:
+        ids = self._slots.living(object_ids)
+        if ids and not self.manifest.takes_mask:
             raise InputError(
                 f"remove: {self.model} answers with one foreground mask, which always exists"
             )
-        self.policy.forget(self._slots.slot(object_id), len(self._slots))
-        self._slots.remove(object_id)
+        for object_id in ids:
+            self.policy.forget(self._slots.slot(object_id), len(self._slots))
+            self._slots.remove(object_id)
 
-    def _check_stream(self, size: Size, prompt: Prompt[np.ndarray] | None) -> None:
+    def _check_stream(
+        self, size: Size, prompt: Prompt[np.ndarray] | None
+    ) -> Prompt[np.ndarray] | None:
+        """The prompt, where it shows anything. Raises InputError."""
         rules = StreamRules(self.model, self.manifest.needs_mask, self.manifest.takes_mask)
-        rules.check(size, self.geometry, flushed=self._flushed, prompted=prompt is not None)
+        prompt = rules.check(size, self.geometry, prompt, flushed=self._flushed)
         if prompt is not None:
-            waiting = [held.prompt for held in self._ring if held.prompt is not None]
-            self._slots.check_room(i for each in (*waiting, prompt) for i in each.ids)
+            self._slots.check_room((*awaited(self._ring), *prompt.ids))
+        return prompt
 
     def _prepared(self, image: np.ndarray, geometry: Geometry) -> OrtValue:
         value = self.sessions.value
@@ -173,20 +169,16 @@ class OnnxSegmenter(StaysHere):
         return self.sessions("prepare", lookup(caller))["prepared"]
 
     def _answer(
-        self, ring: Sequence[Pending], target: int, geometry: Geometry
+        self, ring: Sequence[Pending[np.ndarray]], target: int, geometry: Geometry
     ) -> Result[np.ndarray]:
         """Segment, finish, remember: for the frame with that index."""
-        first, last = ring[0].index, ring[-1].index
-        offsets = self.manifest.sees
-        seen = [ring[min(max(target + o, first), last) - first].features for o in offsets]
-        prompt = ring[target - first].prompt
+        view = View.of(ring, target, self.manifest.sees)
+        seen, prompt = view.seen, view.prompt
         named, shown = ((), None) if prompt is None else (prompt.ids, prompt.labels)
-        waiting = [held.prompt for held in ring[target - first + 1 :] if held.prompt is not None]
-        later = {i for each in waiting for i in each.ids}
         known = len(self._slots)
         looks = known > 0 or not self.manifest.needs_mask
         found = self.policy.segment(seen, known) if looks else None
-        fresh = self._discovered(found, known, shown, (*named, *later))
+        fresh = self._discovered(found, known, shown, (*named, *view.later))
         by_slot = (*self._slots.joined_by(named), *(i for i, _ in fresh))
         if not by_slot:
             return self._nothing(seen, target, geometry)

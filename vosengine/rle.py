@@ -11,14 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..types import Size
-
 # A number is characters of 5 bits each, the lowest first, offset by 48; all but the last have the
 # sixth bit set. 48..79 is 0..O, 80..111 is P..o. A number of 32 bits takes at most 7 of them.
 _TEXT = re.compile(r"(?:[P-o]{0,6}[0-O])*")
 
 
-def decode(counts: str | Sequence[int], size: Size) -> np.ndarray:
+def decode(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray:
     """The mask, bool [H, W], of runs as text or as numbers.
 
     Raises  ValueError, saying what is wrong with the runs.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -362,8 +363,7 @@ def test_bad_frames_and_masks(munet: Path) -> None:
 
 
 def test_an_export_that_was_changed_is_refused(munet: Path, tmp_path: Path) -> None:
-    for path in munet.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(munet, tmp_path, dirs_exist_ok=True)
     segment = tmp_path / "segment.onnx"
     segment.write_bytes(segment.read_bytes() + b"\0")
     with pytest.raises(WeightsError, match=r"segment\.onnx: is not the graph that model.json"):

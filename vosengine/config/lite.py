@@ -32,13 +32,14 @@ MATCHING: dict[str, Any] = {
     "sharpness": 24.0,
     "top_k": 30,
     "read_masks": True,
+    "size": 352,
 }
 FRAMES = MemoryConfig(max_frames=6)  # a step's time grows with them
 
 LITE: dict[str, ModelConfig] = {
-    "stm": STMConfig(**MATCHING, memory=FRAMES, size=352),
-    "munet": MUNetConfig(**MATCHING, memory=FRAMES, radius=6, size=352),
-    "giel": GIELConfig(**MATCHING, label_channels=32, norm="group", size=384),
+    "stm": STMConfig(**MATCHING, memory=FRAMES),
+    "munet": MUNetConfig(**MATCHING, memory=FRAMES, radius=6),
+    "giel": GIELConfig(**MATCHING, label_channels=32, norm="group"),
     "dmn_aoa": replace(
         SMALL["dmn_aoa"],
         **BACKBONE,

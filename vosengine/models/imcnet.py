@@ -213,6 +213,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
     takes_mask = False
     stride = 32
     max_objects = 1
+    steady_in_half = False  # products of features: mean IoU .97 over ten clips, the lowest .91
     features = IMCNetFeatures
 
     def __init__(self, config: IMCNetConfig) -> None:

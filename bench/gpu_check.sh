@@ -124,7 +124,7 @@ export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 if "$python" -c 'import xdist' 2> /dev/null; then
   suite+=(-p xdist.plugin -n "$jobs")
 fi
-must "streams and captured graphs" 90 "${suite[@]}" tests/test_on_gpu.py tests/test_graphs.py
+must "streams and captured graphs" 90 "${suite[@]}" tests/test_on_gpu.py tests/test_graphs.py tests/test_engine.py
 
 if [ "$models" = yes ]; then
   base="$results/$(date +%F)-models-$device"
@@ -135,6 +135,11 @@ if [ "$models" = yes ]; then
   mkdir -p "$results"
   may "whole models" $((deadline - SECONDS - 120)) "${bench[@]}" --model "$order" "${sweep[@]}" \
     --no-compiled --output-json "$base.json" --output-md "$base.md"
+  # The goal: 32 live streams of 480x854 at 24 frames a second, p99 of a frame below 42 ms.
+  streams=(--streams 1,2,4,8,16,32 --rounds 20)
+  [ "$rehearse" = no ] || streams=(--streams 1,2 --rounds 1)
+  may "many streams" 180 "$python" bench/streams.py --device "$device" "${streams[@]}" \
+    --folder "$results"
   # Compiling takes minutes: as many models as there is time for.
   [ "$rehearse" = yes ] || may "against torch.compile" $((deadline - SECONDS - 5)) "${bench[@]}" \
     --model "$order" --objects 3 --frames 0 --output-json "$base-compiled.json"

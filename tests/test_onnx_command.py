@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def test_export_says_what_it_wrote(tmp_path: Path) -> None:
     ran = run("export", "imcnet", "--out", out, "--size", "64x96", "--opset", "21")
     assert ran.exit_code == 0, ran.output
     said = " ".join(ran.output.split())
-    assert "0.0000 % of the labels differ" in said and "weights: imcnet.demo" in said
+    (differ,) = re.findall(r"([0-9.]+) % of the labels differ", said)
+    assert float(differ) < 0.1 and "weights: imcnet.demo" in said
     assert "segment.onnx" in said and f"wrote {out}" in said
     manifest = json.loads((out / "model.json").read_text())
     assert manifest["opset"] == 21 and manifest["size"] == [64, 96] and not manifest["dynamic"]

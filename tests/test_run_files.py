@@ -123,6 +123,9 @@ def test_a_video_in_the_output_folder(tmp_path: Path) -> None:
         source = make_clip(out / name)
         refused(options(source, out), source, below=tmp_path)
         source.unlink()
+    hidden = make_clip(out / "mine.mp4").rename(out / ".00001.png.part")  # a frame's scratch name
+    refused(options(hidden, out), hidden, below=tmp_path)
+    hidden.unlink()
     source = make_clip(out / "mine.mp4")
     before = source.read_bytes()
     for _ in range(2):

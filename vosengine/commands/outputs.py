@@ -101,8 +101,9 @@ class Outputs:
         if names is not None:
             fixed += [f"{name}.png" for name in names]
         else:  # frames are numbered; what is not there cannot be lost
-            numbered = (re.fullmatch(r"(\d{5,})\.png", name) for name in self._there)
-            fixed += [m[0] for m in numbered if m and int(m[1]) >= answered]
+            numbered = (re.fullmatch(r"\.?(\d{5,}\.png)(\.part)?", name) for name in self._there)
+            there = {m[1] for m in numbered if m}
+            fixed += sorted(n for n in there if int(n.removesuffix(".png")) >= answered)
         scratches = [scratch_of(Path(name)).name for name in fixed]
         return [*fixed, *scratches, *([part_of(Path(OVERLAY)).name] if self._overlay else [])]
 

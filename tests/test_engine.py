@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from quick_streams import QUICK, begin, play, quarters
 
 from vosengine import Engine, Segmenter
-from vosengine.engine import row_of
 from vosengine.errors import ConfigError, InputError, StateError
 from vosengine.registry import entry, list_models
 from vosengine.types import Result
@@ -272,9 +271,31 @@ def test_threads_that_step_streams_of_one_engine_take_turns(model: str) -> None:
         ] * 5
 
 
-def test_a_row_of_features_is_a_copy() -> None:
-    features = (torch.arange(6.0).view(3, 2), (torch.zeros(3, 1),))
-    row = row_of(features, 1)
-    features[0].zero_()
-    assert row[0].tolist() == [[2.0, 3.0]]
-    assert row[1][0].shape == (1, 1)
+@pytest.mark.parametrize("broken", ["encode", "advance"])
+def test_an_error_in_a_step_costs_no_other_stream_its_frame(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there is no more memory: of the frames that go together the second fails."""
+    engine = open_engine("stm", max_batch=4)
+    twins = [Twin(engine, 2 * number) for number in range(3)]
+    for twin in twins:
+        twin.submit(prompted=False)
+    while found := engine.step():  # the first masks, one by one
+        for stream, result in found:
+            next(each for each in twins if each.stream is stream).compare(result)
+    for twin in twins:
+        twin.submit(prompted=False)
+
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine if broken == "encode" else twins[1].stream, broken, fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.step()
+    assert engine.waiting == (3 if broken == "encode" else 1)
+    answered = []
+    while found := engine.step():
+        answered += [next(i for i, t in enumerate(twins) if t.stream is s) for s, _ in found]
+    assert answered == ([0, 1, 2] if broken == "encode" else [0, 2])
+    twins[1].stream.step(frame_of(2, 2, SIZES[0]))  # and that stream goes on too

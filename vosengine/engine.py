@@ -16,10 +16,11 @@ from .device import choose_device
 from .errors import ConfigError, StateError
 from .frames import Array
 from .kernels.spans import listened, span
+from .models.method import rows_of
 from .proposals import Proposals
 from .registry import entry
 from .rules import StaysHere
-from .runtime import ENGINES, Pieces, Precision, graph_maker, prepare_network
+from .runtime import ENGINES, Pieces, Precision, copied, graph_maker, prepare_network
 from .scheduler import Scheduler
 from .types import Geometry, Prompt, Result
 from .weights import load
@@ -94,6 +95,7 @@ class Engine(StaysHere):
         self.max_batch = max_batch or MAX_BATCH.get(self.device.type, 8)
         self.lock = RLock()
         self._scheduler: Scheduler[Segmenter] = Scheduler(self.max_batch)
+        self._jobs: dict[Segmenter, Job] = {}  # of the streams in the scheduler
         self._answered: list[tuple[Segmenter, Result[torch.Tensor] | None]] = []
         self._make_graph = None if mode == "eager" else graph_maker(self.device)
         self._encoding = self.pieces()
@@ -111,12 +113,17 @@ class Engine(StaysHere):
         self._check(stream)
         with self.lock:
             self._scheduler.drop(stream)
+            self._jobs.pop(stream, None)
             stream.end()
 
     @property
     def waiting(self) -> int:
         """Frames that were submitted and not yet answered for."""
-        return len(self._scheduler)
+        return len(self._jobs)
+
+    def waits_for(self, stream: Segmenter) -> bool:
+        """Whether a frame of that stream was submitted and not yet answered for."""
+        return stream in self._jobs
 
     def submit(self, stream: Segmenter, frame: Array, mask: Array | None = None) -> None:
         """Take the next frame of a stream, as `Segmenter.step` does, to be answered by `step`.
@@ -127,35 +134,34 @@ class Engine(StaysHere):
         self._check(stream)
         with self.lock:
             stream.check_free("submit")
-            stream.job = job = stream.accept(frame, mask)
+            job = self._jobs[stream] = stream.accept(frame, mask)
             self._scheduler.add(stream, job.geometry, alone=job.prompt is not None)
 
     def step(self) -> list[tuple[Segmenter, Result[torch.Tensor] | None]]:
         """Answer for the frames whose turn it is: each stream with what its `step` would have
-        returned. Empty where no frame waits. What raises leaves the other streams as they are:
-        their answers come with the next call."""
+        returned. Empty where no frame waits. Where one raises, as for want of memory, its frame
+        is given up; what was answered before it, and what still waits, come with the next call."""
         with self.lock:
-            streams = self._scheduler.pick()
-            waiting = [(stream, stream.job) for stream in streams]
-            jobs = [(stream, job) for stream, job in waiting if job is not None]
-            self._encode_together(jobs)
-            for stream, job in jobs:
-                stream.job = None
-                self._answered.append((stream, stream.advance(job)))
+            streams = self._scheduler.next()
+            self._encode_together(streams)
+            for stream in streams:
+                self._scheduler.drop(stream)
+                self._answered.append((stream, stream.advance(self._jobs.pop(stream))))
             answered, self._answered = self._answered, []
             return answered
 
     @own_settings()
-    def _encode_together(self, jobs: Sequence[tuple[Segmenter, Job]]) -> None:
+    def _encode_together(self, streams: Sequence[Segmenter]) -> None:
         """The features of several frames at once; those with proposals of their own wait for their
         stream."""
-        plain = [(stream, job) for stream, job in jobs if job.given is None]
+        waiting = [(stream, self._jobs[stream]) for stream in streams]
+        plain = [(stream, job) for stream, job in waiting if job.given is None]
         if len(plain) < 2:
             return
         with self.precision.applied(), span("encode"):
             features = self.encode(torch.cat([stream.prepared(job) for stream, job in plain]))
         for row, (_, job) in enumerate(plain):
-            job.features = row_of(features, row)
+            job.features = copied(rows_of(features, slice(row, row + 1)))
 
     def encode(self, prepared: torch.Tensor) -> Any:
         """The method's features of prepared frames [B, 3, H, W]; of a graph, to be read before the
@@ -181,13 +187,3 @@ class Engine(StaysHere):
         self.check_process()
         if stream.runs_on is not self:
             raise StateError("engine: the stream is of another engine; hand it to its own")
-
-
-def row_of(features: Any, row: int) -> Any:
-    """Frame `row` of a method's features of several, B = 1, with tensors of its own."""
-    if isinstance(features, torch.Tensor):
-        return features[row : row + 1].clone(memory_format=torch.preserve_format)
-    if features is None:
-        return None
-    parts: Sequence[Any] = [row_of(each, row) for each in features]
-    return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)

@@ -50,9 +50,9 @@ class Scheduler(Generic[S]):
         """Forget what of a stream waits, if anything does."""
         self._waiting.pop(stream, None)
 
-    def pick(self) -> list[S]:
-        """The streams whose frames go next, in order of arrival; they wait no longer. Empty where
-        none waits."""
+    def next(self) -> list[S]:
+        """The streams whose frames go next, in order of arrival; each waits until it is dropped.
+        Empty where none waits."""
         if not self._waiting:
             return []
         first = next(iter(self._waiting.values()))
@@ -61,7 +61,4 @@ class Scheduler(Generic[S]):
             for each in self._waiting.values()
             if each is first or (each.group == first.group and not (first.alone or each.alone))
         ]
-        chosen = [each.stream for each in fellows[: self.max_batch]]
-        for stream in chosen:
-            del self._waiting[stream]
-        return chosen
+        return [each.stream for each in fellows[: self.max_batch]]

@@ -117,7 +117,6 @@ class Segmenter(StaysHere):
         self.size = method.size if size is None else None if isinstance(size, str) else size
         self.online = online
         self.proposals = proposals
-        self.job: Job | None = None  # the frame of this stream that waits in the engine
         self._ended = False
         self.reset()
 
@@ -162,8 +161,9 @@ class Segmenter(StaysHere):
         Raises  InputError, before anything has changed; StateError in the child of a fork, and
                 while a frame of this stream waits in its engine.
         """
-        self.check_free("step")
+        self.check_process()  # in the child of a fork nobody would let go of the lock
         with self.runs_on.lock:
+            self.check_free("step")
             return self.advance(self.accept(frame, mask))
 
     def check_free(self, verb: str) -> None:
@@ -172,14 +172,13 @@ class Segmenter(StaysHere):
         self.check_process()
         if self._ended:
             raise StateError(f"{verb}: the stream is closed; open another")
-        if self.job is not None:
+        if self.runs_on.waits_for(self):
             raise StateError(
                 f"{verb}: a frame of this stream waits; call the engine's step() first"
             )
 
     def end(self) -> None:
-        """Let go of everything: what `Engine.close` does to a stream."""
-        self.job = None
+        """Let go of everything: what `Engine.close` does to a stream of which no frame waits."""
         if not self._ended:
             self.reset()
             self._ended = True
@@ -224,14 +223,16 @@ class Segmenter(StaysHere):
     @own_settings()
     def flush(self) -> list[Result[torch.Tensor]]:
         """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
-        self.check_free("flush")
-        if self.geometry is None or self.latency == 0 or self._flushed:
-            return []
-        waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
-        with self.precision.applied():
-            results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
-        self._flushed = True
-        return results
+        self.check_process()
+        with self.runs_on.lock:
+            self.check_free("flush")
+            if self.geometry is None or self.latency == 0 or self._flushed:
+                return []
+            waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
+            with self.precision.applied():
+                results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
+            self._flushed = True
+            return results
 
     def reserve(self, object_ids: Iterable[int]) -> None:
         """Keep these ids (1..255), and room for them, for prompts to come: objects that the model

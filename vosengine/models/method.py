@@ -58,6 +58,19 @@ def tensors_in(features: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(each)
 
 
+def rows_of(features: Any, rows: slice | torch.Tensor) -> Any:
+    """Some frames of a method's features [B, ...], those in nested tuples too.
+
+    rows  a slice, of which views are made, or int64 [N], of which copies are
+    """
+    if isinstance(features, torch.Tensor):
+        return features[rows]
+    if features is None:
+        return None
+    parts = (rows_of(each, rows) for each in features)
+    return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
+
+
 S = TypeVar("S", bound=State)
 
 

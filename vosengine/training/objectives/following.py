@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ...config import MemoryConfig, ModelConfig
 from ...models.giel import GIELEvidence
-from ...models.method import Method
+from ...models.method import Method, rows_of
 from ...types import Geometry, Masks, Scores
 from ..clip_memory import ClipMemory
 from ..forking import blank, fork
@@ -172,7 +172,7 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         encoded = self.method.encode(pictures.transpose(0, 1).flatten(0, 1))
         clips = len(frames)
         rows = streams if clips > 1 else torch.zeros(1, dtype=torch.int64, device=frames.device)
-        return [chosen(encoded, t * clips + rows) for t in range(length)]
+        return [rows_of(encoded, t * clips + rows) for t in range(length)]
 
     def _window(self, seen: list[Any], time: int) -> list[Any]:
         return [seen[max(0, time + offset)] for offset in self.method.sees]
@@ -196,14 +196,6 @@ class FollowingObjective(Objective[Method[Any, Any]]):
             likely = read.clamp(1e-4, 1 - 1e-4)
             found["readout"] = weights.readout * functional.binary_cross_entropy(likely, covered)
         return found
-
-
-def chosen(features: Any, rows: torch.Tensor) -> Any:
-    """The rows [N] int64 of every tensor of a method's features, also of those in tuples."""
-    if isinstance(features, torch.Tensor):
-        return features[rows]
-    parts = [chosen(each, rows) for each in features]
-    return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
 
 
 def _joined(

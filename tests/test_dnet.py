@@ -185,6 +185,11 @@ def test_guidance_depends_on_frame_and_saliency(guide: str) -> None:
     assert guidance.shape == (1, 16, 4, 6)
     assert not torch.allclose(guidance, net.guide(frame, torch.zeros_like(saliency)))
     assert not torch.allclose(guidance, net.guide(draw(1, 3, 64, 96, seed=5), saliency))
+    deep = net.encode(frame).deep
+    assert (deep is None) == (guide == "own")
+    assert_same([guidance], [net.guide(frame, saliency, deep)])
+    if deep is not None:  # the frame is not seen twice
+        assert_same([guidance], [net.guide(frame * 0, saliency, deep)])
     at_frame_size = functional.interpolate(saliency, scale_factor=4, mode="bilinear")
     assert_same([guidance], [net.guide(frame, at_frame_size)])
 
@@ -211,7 +216,7 @@ def test_shapes_of_features_and_maps(heads: str) -> None:
     features = net.encode(draw(2, 3, 64, 96))
     assert features.saliency.shape == features.instance.shape == (2, 16, 4, 6)
     channels = {"separable": (6, 5, 4, 3), "dense": (16, 8, 16, 8)}[heads]
-    assert tuple(skip.shape[1] for skip in features[2:]) == channels
+    assert tuple(skip.shape[1] for skip in features[2:6]) == channels
     maps = net(features, net.guide(draw(2, 3, 64, 96), torch.rand(2, 1, 64, 96)))
     assert [tuple(each.shape) for each in maps] == [(2, c, 16, 24) for c in (1, 1, 2)]
 
@@ -240,7 +245,7 @@ def test_a_head_reaches_as_far_as_its_5x5_convolutions(heads: str) -> None:
 
 @HEADS
 def test_a_batch_is_its_frames_one_by_one(heads: str) -> None:
-    net = build(tiny(heads=heads))
+    net = build(tiny(heads=heads, guide="shared"))
     frames, saliency = draw(3, 3, 64, 96), torch.rand(3, 1, 16, 24)
     features, guidance = net.encode(frames), net.guide(frames, saliency)
     maps = net(features, guidance)

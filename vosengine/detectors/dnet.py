@@ -74,11 +74,12 @@ class DNetSource:
         known = self._guidance_of(frame_index)
         if known is not None and known.shape[2:] != geometry.cells(16):
             known = None
-        maps = self.dnet(self.dnet.encode(prepared), known)
+        features = self.dnet.encode(prepared)
+        maps = self.dnet(features, known)
         found = self.dnet.proposals(maps, geometry.padding)
         masks = resize_masks(crop(found.masks, geometry), geometry.frame)
         vectors = None if self.reid is None else self.reid(prepared, found.boxes)
-        after = self.dnet.guide(prepared, torch.sigmoid(maps.saliency))
+        after = self.dnet.guide(prepared, torch.sigmoid(maps.saliency), features.deep)
         self._index, self._before, self._after = frame_index, known, after
         return Proposals(boxes_of(masks), masks, found.scores, vectors)
 

@@ -28,7 +28,8 @@ class DNetFeatures(NamedTuple):
     """What D-Net knows of a frame before it is told what the frame before showed.
 
     The skips have as many channels as the heads project res3 and res2 to; dense heads take both
-    raw, and then the two heads share them.
+    raw, and then the two heads share them. `deep` is what guides the next frame, where the guide
+    shares the backbone; else None.
     """
 
     saliency: torch.Tensor  # [B, C, H / 16, W / 16], the paper's X^SAL
@@ -37,6 +38,7 @@ class DNetFeatures(NamedTuple):
     saliency_skip2: torch.Tensor  # [B, ., H / 4, W / 4]
     instance_skip3: torch.Tensor
     instance_skip2: torch.Tensor
+    deep: torch.Tensor | None = None  # [B, ., H / 16, W / 16], res5
 
 
 class DNetMaps(NamedTuple):
@@ -196,26 +198,33 @@ class DNet(nn.Module):
             self.saliency_head.skip2(pyramid.r2),
             self.instance_head.skip3(pyramid.r3),
             self.instance_head.skip2(pyramid.r2),
+            pyramid.r5 if self.guide_backbone is None else None,
         )
 
-    def guide(self, frame: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
+    def guide(
+        self, frame: torch.Tensor, saliency: torch.Tensor, deep: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The guidance X^SGM for the next frame [B, C, H / 16, W / 16].
 
         frame     [B, 3, H, W] prepared
         saliency  [B, 1, h, w] probability of its foreground, at any size
+        deep      what `encode` has of the frame under that name, where the guide shares the
+                  backbone; None: the backbone sees the frame once more
         """
         mask = functional.interpolate(
             saliency.to(frame.dtype), frame.shape[2:], mode="bilinear", align_corners=False
         )
-        return self.guide_aspp(self.see(frame, mask))
+        return self.guide_aspp(self.see(frame, mask, deep))
 
-    def see(self, frame: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def see(
+        self, frame: torch.Tensor, mask: torch.Tensor, deep: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """[B, C, H / 16, W / 16]: what the guidance is made of, of a frame [B, 3, H, W] with a mask
-        [B, 1, H, W]."""
+        [B, 1, H, W]; deep as in `guide`."""
         if self.guide_backbone is not None:
             found: torch.Tensor = self.guide_backbone(frame, mask).r5
             return found
-        seen = self.backbone(frame).r5
+        seen = self.backbone(frame).r5 if deep is None else deep
         shown = functional.avg_pool2d(mask, frame.shape[2] // seen.shape[2])
         return seen + self.guide_mask(shown.to(seen.dtype))
 

@@ -343,7 +343,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
             saliency = owned.any(dim=0, keepdim=True)[None].float()
         else:
             saliency = masks.evidence.saliency
-        state.guidance.copy_(self.dnet.guide(now.frame, saliency))
+        state.guidance.copy_(self.dnet.guide(now.frame, saliency, now.discovery.deep))
         state.guided = True
 
     def see(self, squares: torch.Tensor) -> Pyramid:

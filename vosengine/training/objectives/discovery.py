@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 
 from ...models.blocks import upsample
-from ...models.dnet import MAP_STRIDE, DNet, DNetFeatures, DNetMaps
+from ...models.dnet import MAP_STRIDE, DNet, DNetMaps
+from ...models.method import rows_of
 from ...proposals import overlaps
 from ..losses import binary, soft_iou
 from .objective import one_hot
@@ -102,10 +103,11 @@ def watch(dnet: DNet, frames: torch.Tensor) -> Iterator[DNetMaps]:
     guidance = None
     for index in range(length):
         rows = slice(index * clips, (index + 1) * clips)
-        maps = dnet(DNetFeatures(*(x[rows] for x in encoded)), guidance)
+        features = rows_of(encoded, rows)
+        maps = dnet(features, guidance)
         yield maps
         if index + 1 < length:
-            guidance = dnet.guide(frames[:, index], _shown(maps, dnet))
+            guidance = dnet.guide(frames[:, index], _shown(maps, dnet), features.deep)
 
 
 def discovery_score(dnet: DNet, frames: torch.Tensor, masks: torch.Tensor, objects: int) -> float:

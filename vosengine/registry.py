@@ -47,7 +47,7 @@ class Entry:
     lite       the one over a pretrained backbone; None: there is none
     objective  the Objective that it is trained for
     recipes    by the name of a configuration ("lite", "small", "paper"): fields of the Recipe that
-               differ from those of other models, of `losses` the fields that do
+               differ from those of other models, and of a field with fields of its own those
     export     the module that says what its graphs are; None: it has no ONNX export
     proposals  the source, as `open_proposals` names it, that a model that needs proposals asks
                where the caller has none
@@ -122,7 +122,11 @@ MODELS: dict[str, Entry] = {
         SMALL["target_aware"],
         LITE["target_aware"],
         objective=f"{OBJECTIVES}.target_aware:TargetAwareObjective",
-        recipes={"small": FINDS},
+        # Centres of things of any shape lie where nothing shows; what D-Net finds is rough.
+        recipes={
+            "small": FINDS,
+            "lite": {"discovery": {"sigma": 30.0, "centre": 400.0}, "appearance": {"rough": 8}},
+        },
         export=f"{EXPORTS}.tracks",
     ),
     "imcnet": Entry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ..config.checks import check
@@ -72,9 +73,6 @@ RECIPES = {
         ema=0.997,
         backbone_rate=0.0,
         losses=replace(FROM_SCRATCH, mean=1.0),
-        # Centres of things of any shape lie where nothing shows; what D-Net finds is rough.
-        discovery=Discovery(sigma=30.0, centre=400.0),
-        appearance=Appearance(rough=8),
     ),
     "small": Recipe(losses=FROM_SCRATCH),
     "paper": Recipe(steps=100_000, batch=4, frames=4, size=(384, 384), rate=2e-5, weight_decay=0.0),
@@ -88,6 +86,8 @@ def recipe_for(model: str, config: str) -> Recipe:
     Of the last the losses are the papers', and MUNet's rate and decay [P section 3.5]; the rest
     is ours: the papers' lengths and sizes differ, and not all are stated. [O]
     """
-    recipe, changes = RECIPES[config], dict(entry(model).recipes.get(config, {}))
-    losses = replace(recipe.losses, **changes.pop("losses", {}))
-    return replace(recipe, losses=losses, **changes)
+    recipe, changes = RECIPES[config], entry(model).recipes.get(config, {})
+    parts = {
+        n: replace(getattr(recipe, n), **v) for n, v in changes.items() if isinstance(v, Mapping)
+    }
+    return replace(recipe, **{**changes, **parts})

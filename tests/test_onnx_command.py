@@ -137,7 +137,7 @@ def test_export_says_what_it_wrote(tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     said = " ".join(ran.output.split())
     (differ,) = re.findall(r"([0-9.]+) % of the labels differ", said)
-    assert float(differ) < 0.1 and "weights: imcnet.demo" in said
+    assert float(differ) < 0.02 and "weights: imcnet.demo" in said
     assert "segment.onnx" in said and f"wrote {out}" in said
     manifest = json.loads((out / "model.json").read_text())
     assert manifest["opset"] == 21 and manifest["size"] == [64, 96] and not manifest["dynamic"]

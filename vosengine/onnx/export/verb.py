@@ -211,8 +211,10 @@ def _dynamic_shapes(inputs: Sequence[Given]) -> tuple[dict[int, Any], ...]:
     return tuple({axis: dim(text) for axis, text in given.axes.items()} for given in inputs)
 
 
-def deviation(path: Path, verb: Verb, inputs: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """The largest difference of onnxruntime from torch on these inputs, and the largest number."""
+def beside_torch(
+    path: Path, verb: Verb, inputs: Sequence[torch.Tensor]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What onnxruntime and what torch say on these inputs, float64, for every output."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     wanted = {each.name for each in session.get_inputs()}
     feeds = {g.name: x.numpy() for g, x in zip(verb.inputs, inputs, strict=True)}
@@ -220,9 +222,14 @@ def deviation(path: Path, verb: Verb, inputs: Sequence[torch.Tensor]) -> tuple[f
     with torch.no_grad():
         truth = verb.module(*inputs)
     truth = truth if isinstance(truth, tuple) else (truth,)
+    pairs = zip(found, truth, strict=True)
+    return [(np.asarray(ours, np.float64), theirs.double().numpy()) for ours, theirs in pairs]
+
+
+def deviation(path: Path, verb: Verb, inputs: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """The largest difference of onnxruntime from torch on these inputs, and the largest number."""
     worst = scale = 0.0
-    for ours, theirs in zip(found, truth, strict=True):
-        a, b = np.asarray(ours, np.float64), theirs.double().numpy()
+    for a, b in beside_torch(path, verb, inputs):
         if a.size:
             worst = max(worst, float(np.abs(a - b).max()))
             scale = max(scale, float(np.abs(b).max()))

@@ -31,6 +31,7 @@ from .record import FIXED, OVERLAY, STATE, SUMMARY, Journal, read_earlier
 if TYPE_CHECKING:
     from .run import RunOptions
 
+NUMBERED = r"(\d{5,})\.png|\.(\d{5,})\.png\.part"  # the mask of a frame without a name, its scratch
 LONGEST_NAME = 255 - len("..png.part")  # in bytes, of a frame
 LEAST_OF_A_MASK = 800  # bytes: its palette, and what a PNG has around it
 
@@ -101,9 +102,9 @@ class Outputs:
         if names is not None:
             fixed += [f"{name}.png" for name in names]
         else:  # frames are numbered; what is not there cannot be lost
-            numbered = (re.fullmatch(r"\.?(\d{5,}\.png)(\.part)?", name) for name in self._there)
-            there = {m[1] for m in numbered if m}
-            fixed += sorted(n for n in there if int(n.removesuffix(".png")) >= answered)
+            numbered = (re.fullmatch(NUMBERED, name) for name in self._there)
+            there = {m[1] or m[2] for m in numbered if m}
+            fixed += [f"{number}.png" for number in sorted(there) if int(number) >= answered]
         scratches = [scratch_of(Path(name)).name for name in fixed]
         return [*fixed, *scratches, *([part_of(Path(OVERLAY)).name] if self._overlay else [])]
 

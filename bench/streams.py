@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from environment import RESULTS, describe, write_json
 from rich.console import Console
 from rich.table import Table
 
 from vosengine import Engine, Segmenter
+from vosengine.benchmark.endless import held_bytes
+from vosengine.benchmark.measure import MIB
 from vosengine.device import choose_device
 from vosengine.timing import summarise, synchronise, timed
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
@@ -33,7 +36,6 @@ from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 SIZE = (480, 854)
 WARM_UP = 3  # rounds
 HELD = 2  # frames of every stream before memory is read
-MIB = 2**20
 
 
 def draw() -> Clip:
@@ -113,8 +115,7 @@ def resident(model: str, weights: str, count: int, shares: bool) -> float:
         streams.append(stream)
         for index in range(HELD):
             stream.step(clip.frames[index], None if index else prompt_of(stream, clip))
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * 4096 / MIB
+    return held_bytes(torch.device("cpu")) / MIB
 
 
 def memory(given: argparse.Namespace, count: int) -> dict[str, float]:

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from vosengine.config import LITE_MEAN, LITE_STD
 from vosengine.errors import InputError, OutputError, VosError
+from vosengine.files import write_whole
 from vosengine.models.efficientnet import EfficientNetLite
 from vosengine.shipped.convert import CLASSES, LITE_FEATURES, convert_lite, read_wheel
 from vosengine.training.photos.library import IMAGES, MASKS, PHOTO_EXTENSIONS
@@ -155,7 +156,7 @@ def mask_photos(wheel: Path, folder: Path) -> str:
             believed[path.stem] = mask
     masks.mkdir()
     for stem, mask in believed.items():
-        cv2.imwrite(str(masks / f"{stem}.png"), mask)
+        write_whole(masks / f"{stem}.png", cv2.imencode(".png", mask)[1].tobytes())
     return f"{masks}: masks for {len(believed)} of {len(photos)} photos"
 
 

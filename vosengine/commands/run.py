@@ -15,7 +15,13 @@ from ..detectors.file import FileSource
 from ..errors import ConfigError, InputError, OutputError, SourceError, VosError
 from ..timing import summarise, timed
 from ..types import Result
-from ..video import FrameSource, MaskRule, SourceFrame, open_source, without_password
+from ..video import (
+    FrameSource,
+    MaskRule,
+    SourceFrame,
+    open_source,
+    without_password,
+)
 from .engines import Stream, make_stream
 from .late import begin_late
 from .outputs import Outputs

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "planes": {"types", "errors"},
     "proposals": {"types", "errors"},
     "config": {"errors", "config."},
-    "policies": set(),
+    "policies": {"types", "errors"},
     "memory": {"types", "errors", "config", "memory."} | KERNELS,
     "frames": {"types", "errors", "config", "planes"} | KERNELS,
     "engine.scheduler": set(),

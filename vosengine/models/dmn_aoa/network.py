@@ -133,7 +133,7 @@ class ObjectState(MatchingState):
         return super().nbytes + self.references.nbytes + self.masks.nbytes + self.boxes.nbytes
 
     def signature(self) -> Hashable:
-        return self.object_count, tuple(self.references.first)
+        return self.object_count, tuple(self.references.first.rows)
 
     def ages(self, count: int) -> torch.Tensor:
         """Frames since the first of each of `count` objects, as of the next frame: [O]; of objects

@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine.snapshot": {"types", "errors", "files"},
     "engine.postprocess": {"ambient", "types", "errors", "frames", "engine.objects"} | KERNELS,
     "engine": {
+        "timing",
         *("ambient", "config", "detectors", "device", "errors", "files", "frames", "memory"),
         *("models.method", "proposals", "types", "zoo.registry", "zoo.weights"),
         *("engine.", "runtime."),

@@ -178,7 +178,9 @@ class OnnxSegmenter(StaysHere):
         known = len(self._slots)
         looks = known > 0 or not self.manifest.needs_mask
         found = self.policy.segment(seen, known) if looks else None
-        fresh = self._discovered(found, known, shown, (*named, *view.later))
+        rows = range(known, known if found is None else found.count)
+        under = [shown is not None and self.policy.lies_under(found, row, shown) for row in rows]
+        fresh = self._slots.discovered(under, (*named, *view.later))
         by_slot = (*self._slots.joined_by(named), *(i for i, _ in fresh))
         if not by_slot:
             return self._nothing(seen, target, geometry)
@@ -207,22 +209,6 @@ class OnnxSegmenter(StaysHere):
         marked = Marked(self.sessions.value(background), none, none, 0, 0)
         self.policy.remember(seen, marked)
         return Result(nothing, (), target, partial(np.ones, (1, *geometry.frame), np.float32))
-
-    def _discovered(
-        self,
-        found: Found | None,
-        known: int,
-        prompt: np.ndarray | None,
-        named: tuple[int, ...],
-    ) -> list[tuple[int, int]]:
-        """(id, row of the logits) of the objects that a model found by itself and that are kept:
-        not those under the prompt, nor those for which there is no room or no id."""
-        if found is None or found.count == known:
-            return []
-        rows = list(range(known, found.count))
-        if prompt is not None:
-            rows = [row for row in rows if not self.policy.lies_under(found, row, prompt)]
-        return list(zip(self._slots.unused(len(rows), named), rows, strict=False))
 
     def _canvas(
         self,

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "planes": {"config", "types", "errors"},
     "proposals": {"types", "policies.proposals"},
     "config": {"errors", "config."},
-    "policies": {"types", "errors"},
+    "policies": {"config", "types", "errors"},
     "memory": {"types", "errors", "config", "memory."} | KERNELS,
     "frames": {"types", "errors", "planes"} | KERNELS,
     "engine.scheduler": set(),

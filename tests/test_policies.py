@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ import pytest
 from vosengine.config import TargetAwareConfig
 from vosengine.policies.references import FirstFrames
 from vosengine.policies.support import SupportPlan
-from vosengine.policies.tracks import TrackRules
+from vosengine.policies.tracks import associate, begin_samples, births, lessons, push_sample
 
 
-def rules(**changes: Any) -> TrackRules:
-    return TrackRules.of(partial(getattr, TargetAwareConfig()))._replace(**changes)
+def rules(**changes: Any) -> TargetAwareConfig:
+    return TargetAwareConfig(**changes)
 
 
 def test_tracks_are_compared_once_with_the_proposals_that_overlap_them() -> None:
@@ -26,40 +25,43 @@ def test_tracks_are_compared_once_with_the_proposals_that_overlap_them() -> None
         asked.append((tracks.tolist(), proposals.tolist()))
         return np.full((len(tracks), len(proposals)), 0.61, np.float32)
 
-    assert rules().associate(overlap, compare) == ([0, None], [2])
+    assert associate(rules(), overlap, compare) == ([0, None], [2])
     assert asked == [([0], [0])]
 
 
 @pytest.mark.parametrize("birth_overlap", [0.0, 0.1])
 def test_without_tracks_every_proposal_is_new(birth_overlap: float) -> None:
-    found = rules(birth_overlap=birth_overlap).associate(np.zeros((0, 3), np.float32), None)  # type: ignore[arg-type]
+    found = associate(rules(birth_overlap=birth_overlap), np.zeros((0, 3), np.float32), None)  # type: ignore[arg-type]
     assert found == ([], [0, 1, 2])
-    assert rules().associate(np.zeros((2, 0), np.float32), None) == ([None, None], [])  # type: ignore[arg-type]
+    assert associate(rules(), np.zeros((2, 0), np.float32), None) == ([None, None], [])  # type: ignore[arg-type]
 
 
 def test_births_are_sure_apart_and_few() -> None:
     scores = np.array([0.9, 0.2, 0.8, 0.7, 0.6], np.float32)
     overlap = np.eye(5, dtype=np.float32)
     overlap[2, 0] = overlap[0, 2] = 0.1  # an object that is seen twice
-    assert rules(birth_score=0.3).births(scores, overlap, 9) == [0, 3, 4]
-    assert rules(birth_score=0.3).births(scores, overlap, 2) == [0, 3]
-    assert rules().births(scores, overlap, 0) == []
+    assert births(rules(birth_score=0.3), scores, overlap, 9) == [0, 3, 4]
+    assert births(rules(birth_score=0.3), scores, overlap, 2) == [0, 3]
+    assert births(rules(), scores, overlap, 0) == []
 
 
 def test_who_learns_and_who_is_fitted() -> None:
-    lessons = rules(smallest_sample=10, update_every=8).lessons(
-        [9, 10, 99, 99], [True, True, False, False], [8, 1, 16, 15]
+    taught = lessons(
+        rules(smallest_sample=10, update_every=8),
+        [9, 10, 99, 99],
+        [True, True, False, False],
+        [8, 1, 16, 15],
     )
-    assert lessons == [(1, True, True), (2, False, True), (3, False, False)]
+    assert taught == [(1, True, True), (2, False, True), (3, False, False)]
 
 
 def test_a_sample_pushes_out_the_lightest() -> None:
     chosen = rules(learning_rate=0.1, verified_weight=2.0, verified_feeds=False)
     weight = np.ones(3, np.float32)
-    chosen.begin(weight, 2)
+    begin_samples(chosen, weight, 2)
     assert weight.tolist() == pytest.approx([0.05, 0.05, 0])
-    assert chosen.push(weight, 2, verified=True) == 2
-    assert chosen.push(weight, 3, verified=False) == 0
+    assert push_sample(chosen, weight, 2, verified=True) == 2
+    assert push_sample(chosen, weight, 3, verified=False) == 0
     assert weight.tolist() == pytest.approx([0.1, 0.0405, 0.18])
 
 

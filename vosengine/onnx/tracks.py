@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from onnxruntime import OrtValue
 
-from ..policies.tracks import TrackRules
+from ..config import TargetAwareConfig
+from ..policies.tracks import RULES, associate, births, lessons
 from .discovery import Discovery, FrameProposals, boxes_of, nearest, run
 from .manifest import Manifest
 from .policies import Found, Marked, Policy
@@ -40,7 +41,7 @@ class TrackPolicy(Policy):
     def __init__(self, manifest: Manifest, sessions: Sessions) -> None:
         self.settings: dict[str, Any] = manifest.settings
         self.discovery = Discovery(manifest, sessions)
-        self.rules = TrackRules.of(self.settings.__getitem__)
+        self.rules = TargetAwareConfig(**{name: self.settings[name] for name in RULES})
         self.capacity = min(manifest.max_objects, self.settings["max_tracks"])
         super().__init__(manifest, sessions)
 
@@ -61,9 +62,9 @@ class TrackPolicy(Policy):
             owners = scored["labels"].numpy()
         overlap = overlaps(owners, proposals.masks, count)
         compare = partial(self._compare, now, owners, proposals)
-        matched, unseen = self.rules.associate(overlap, compare)
+        matched, unseen = associate(self.rules, overlap, compare)
         apart = np.zeros((len(unseen), len(unseen)))  # D-Net's objects never overlap
-        fresh = self.rules.births(proposals.scores[unseen], apart, self.capacity - count)
+        fresh = births(self.rules, proposals.scores[unseen], apart, self.capacity - count)
         born = [unseen[i] for i in fresh]
         maps = None if scored is None else scored["maps"]
         self.noted = Noted(tuple(p is not None for p in matched), maps, saliency)
@@ -135,10 +136,10 @@ class TrackPolicy(Policy):
         tracks, noted = self.tracks[: marked.before], self.noted.verified
         verified = [bool(marked.prompted[slot]) or sure for slot, sure in enumerate(noted)]
         ages = [self.frame_index - track.born for track in tracks]
-        lessons = self.rules.lessons(areas.tolist(), verified, ages)
-        for slot, sure, _ in lessons:
+        taught = lessons(self.rules, areas.tolist(), verified, ages)
+        for slot, sure, _ in taught:
             tracks[slot].push((maps[slot], bands[slot], aims[slot]), verified=sure)
-        due = [lesson.slot for lesson in lessons if lesson.due]
+        due = [lesson.slot for lesson in taught if lesson.due]
         if not due:
             return
         kernels = self.state["state.kernel"].numpy().copy()

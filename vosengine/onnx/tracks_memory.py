@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..config import TargetAwareConfig
 from ..policies.placement import BLUR_CHANCE, DRAWS, blur_width, placement, seed_of
-from ..policies.tracks import TrackRules
+from ..policies.tracks import begin_samples, push_sample
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]  # features [D, h, w], bands [9, h, w], targets
 
@@ -21,7 +22,7 @@ class Samples:
     """
 
     def __init__(
-        self, first: Planes, settings: dict[str, Any], rules: TrackRules, born: int
+        self, first: Planes, settings: dict[str, Any], rules: TargetAwareConfig, born: int
     ) -> None:
         self.rules = rules
         self.born = born
@@ -31,12 +32,12 @@ class Samples:
         for bank, each in zip(self.banks, first, strict=True):
             bank[:count] = each
         self.weight = np.zeros(room, np.float32)
-        rules.begin(self.weight, count)
+        begin_samples(rules, self.weight, count)
         self.filled = count
 
     def push(self, planes: Planes, *, verified: bool) -> None:
         """One more sample, in the next free place or in that of the lightest."""
-        place = self.rules.push(self.weight, self.filled, verified=verified)
+        place = push_sample(self.rules, self.weight, self.filled, verified=verified)
         for bank, each in zip(self.banks, planes, strict=True):
             bank[place] = each
         self.filled = min(self.filled + 1, len(self.weight))

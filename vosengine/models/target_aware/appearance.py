@@ -6,7 +6,6 @@ Target-aware U-VOS, section 3.2, with FRTM's settings (Robinson et al., CVPR 202
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from ...config import TargetAwareConfig
 from ...errors import InputError
 from ...kernels import fit_target
 from ...kernels.fit_target import reduce_labels
-from ...policies.tracks import TrackRules
+from ...policies.tracks import begin_samples, push_sample
 from ...types import Size
 
 
@@ -76,7 +75,6 @@ class Samples:
         self.features = torch.zeros(*rows, config.target_channels, *cells, device=device)
         self.bands = torch.zeros(*rows, 9, *cells, device=device)
         self.targets = torch.zeros(*rows, *cells, device=device)
-        self.rules = TrackRules.of(partial(getattr, config))
         self.weight = torch.zeros(*rows, device="cpu")
         self.filled = [0] * tracks
 
@@ -86,7 +84,7 @@ class Samples:
         self.features[slot, :count] = features
         self.bands[slot, :count] = labels.bands
         self.targets[slot, :count] = labels.targets
-        self.rules.begin(self.weight[slot].numpy(), count)
+        begin_samples(self.config, self.weight[slot].numpy(), count)
         self.filled[slot] = count
 
     def push(
@@ -95,7 +93,7 @@ class Samples:
         """One more sample, features [D, h, w], in the next free place or in that of the
         lightest."""
         weight = self.weight[slot].numpy()
-        place = self.rules.push(weight, self.filled[slot], verified=verified)
+        place = push_sample(self.config, weight, self.filled[slot], verified=verified)
         self.features[slot, place] = features
         self.bands[slot, place] = labels.bands
         self.targets[slot, place] = labels.targets

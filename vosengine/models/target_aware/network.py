@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...kernels import finish_masks
 from ...memory import PagePools
 from ...policies.placement import seed_of
-from ...policies.tracks import TrackRules
+from ...policies.tracks import associate, births, lessons
 from ...proposals import Proposals, boxes_of, overlaps
 from ...types import Geometry, Masks, Scores, Size
 from ..backbone import Pyramid, initialise
@@ -137,7 +137,6 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self.size = config.size
         self.max_objects = config.max_tracks
         self.smallest_proposal = config.smallest_proposal
-        self.rules = TrackRules.of(partial(getattr, config))
         self.dnet = DNet(config)
         self.reid = ReID(config)
         self.backbone = make_encoder(
@@ -228,12 +227,12 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self, frame: torch.Tensor, masks: torch.Tensor, proposals: Proposals, state: TrackState
     ) -> tuple[list[int | None], list[int]]:
         """Per track the proposal that verifies it, and the proposals that nothing tracked explains:
-        TrackRules.associate."""
+        `policies.tracks.associate`."""
         overlap = np.zeros((len(masks), len(proposals)), np.float32)
         if overlap.size:
             overlap = overlaps(masks, proposals.masks).cpu().numpy()
         compare = partial(self._compare, frame, masks, proposals, state)
-        return self.rules.associate(overlap, compare)
+        return associate(self.config, overlap, compare)
 
     def _births(self, proposals: Proposals, unseen: list[int], room: int) -> list[int]:
         """Of the new proposals those that begin tracks."""
@@ -242,7 +241,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         masks = proposals.masks[unseen]
         scores = proposals.scores[unseen, None]
         table = torch.cat((scores, overlaps(masks, masks)), dim=1).cpu().numpy()
-        return [unseen[i] for i in self.rules.births(table[:, 0], table[:, 1:], room)]
+        return [unseen[i] for i in births(self.config, table[:, 0], table[:, 1:], room)]
 
     def _compare(
         self,
@@ -295,10 +294,10 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         known = range(state.object_count)
         verified = [slot in masks.prompted or noted.verified[slot] for slot in known]
         ages = [state.frame_count - state.born[slot] for slot in known]
-        lessons = self.rules.lessons(areas, verified, ages)
-        for slot, sure, _ in lessons:
+        taught = lessons(self.config, areas, verified, ages)
+        for slot, sure, _ in taught:
             tracks.push(slot, noted.maps[slot], targets[slot], verified=sure)
-        tracks.update([lesson.slot for lesson in lessons if lesson.due])
+        tracks.update([lesson.slot for lesson in taught if lesson.due])
 
     def _begin(
         self, slot: int, now: TargetAwareFeatures, target: torch.Tensor, state: TrackState

@@ -12,7 +12,7 @@ from ...memory import Stored
 from ...models.munet import MUNet
 from ...models.stm import STM
 from ...types import Masks
-from .verb import Given, Plan, Verb, memory_of, times
+from .verb import Given, Plan, Verb, memory_of, times, written
 
 
 class Read(NamedTuple):
@@ -94,17 +94,8 @@ class Remember(nn.Module):
         assert observed is not None
         key, value = (x.movedim(1, 3)[:, None] for x in observed)  # [O, 1, h, w, C]
         keep = prompted | (frame_index % self.memory.every == 0)
-        shown = alive | prompted
-        frames = torch.arange(keys.shape[1], device=keys.device)
-        here = ((frames == cursor[:, None]) & shown[:, None])[:, :, None, None, None]
-        following = torch.where(keep & shown, cursor + 1, cursor)
-        return (
-            torch.where(here, key, keys),
-            torch.where(here, value, values),
-            torch.where(shown, torch.maximum(length, cursor + 1), length),
-            # Past the last slot the ring goes on at 1: slot 0 is pinned.
-            torch.where(following < self.memory.max_frames, following, 1),
-        )
+        held = keys, values, length, cursor
+        return written(self.memory, (key, value), held, keep, alive | prompted)
 
 
 POLICY = "memory"

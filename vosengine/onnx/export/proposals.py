@@ -30,7 +30,7 @@ from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
 from .regions import align_object, gather_cells, match_proposals, spread_cells
-from .verb import Given, Plan, Verb, memory_of
+from .verb import Given, Plan, Verb, memory_of, written
 
 POLICY = "proposals"
 
@@ -216,24 +216,12 @@ class Remember(nn.Module):
         observed = method.memory_head(method._embed(regions, frame_index - born))
         key, value = (to_positions(x)[:, None] for x in observed)  # [O, 1, P, C]
         shown = shown & (alive | prompted)
-        keep = (prompted | (frame_index % memory.every == 0)) & shown
-        frames = torch.arange(keys.shape[1], device=keys.device)
-        here = ((frames == cursor[:, None]) & shown[:, None])[:, :, None, None]
-        following = torch.where(keep, cursor + 1, cursor)
+        keep = prompted | (frame_index % memory.every == 0)
+        bank = keys, values, length, cursor
+        *stored, cursor = written(memory, (key, value), bank, keep, shown)
         small = shrink(soft, 4)
-        return (
-            torch.where(here, key, keys),
-            torch.where(here, value, values),
-            torch.where(shown, torch.maximum(length, cursor + 1), length),
-            boxes,
-            born,
-            torch.where(fresh[:, None, None], small, first_masks),
-            small,
-            # Past the last slot the ring goes on at 1: slot 0 is pinned.
-            torch.where(following < memory.max_frames, following, 1),
-            now.key.clone(),
-            gathered(now.base),
-        )
+        first = torch.where(fresh[:, None, None], small, first_masks)
+        return *stored, boxes, born, first, small, cursor, now.key.clone(), gathered(now.base)
 
     def _boxes(self, soft: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`boxes_of` what is above a half, or the last ones; and whether there is anything."""

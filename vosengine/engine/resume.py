@@ -12,6 +12,7 @@ from ..runtime import in_layout
 from .postprocess import named
 from .ring import Pending
 from .snapshot import SavedStream, check_source, pack, unpack
+from .stream import geometry_of
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -24,7 +25,7 @@ def packed(segmenter: Segmenter) -> bytes:
     return pack(
         SavedStream(
             identity=_identity(segmenter),
-            **segmenter.saved(),
+            book=segmenter.saved(),
             state={} if state is None else state.tensors(),
             ring=[
                 (
@@ -46,10 +47,10 @@ def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
     stream = unpack(data, where, _identity(segmenter), segmenter.device)
     source, method = _source(segmenter), segmenter.method
     check_source(where, stream, source)
-    state = None
-    if stream.geometry is not None:
-        state = segmenter.begin_state(stream.geometry)
-        state.restore(stream.state, len(stream.ids))
+    state, geometry = None, geometry_of(stream.book)
+    if geometry is not None:
+        state = segmenter.begin_state(geometry)
+        state.restore(stream.state, len(stream.book["ids"]))
     ring = [
         Pending(
             index,
@@ -62,7 +63,7 @@ def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
         source.restore(stream.source)
     segmenter.reset()
     segmenter._state = state
-    segmenter.go_on(stream, ring)
+    segmenter.go_on(stream.book, ring)
 
 
 def _source(segmenter: Segmenter) -> StatefulSource | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic
 
 from ..errors import InputError
@@ -101,21 +101,29 @@ class Stream(StaysHere, Generic[A]):
         self.frame_count += 1
 
     def saved(self) -> dict[str, Any]:
-        """What a SavedStream has of it, but for the ring."""
+        """What a SavedStream has of it, but for the ring: numbers and lists of them, as JSON takes
+        them."""
+        geometry, slots = self.geometry, self.slots
         return {
-            "geometry": self.geometry,
-            "ids": self.slots.in_slot_order,
-            "ever": tuple(sorted(self.slots.ever)),
-            "reserved": tuple(sorted(self.slots.reserved)),
+            "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],
+            "ids": slots.in_slot_order,
+            "ever": sorted(slots.ever),
+            "reserved": sorted(slots.reserved),
             "frame_count": self.frame_count,
             "flushed": self.flushed,
         }
 
-    def go_on(self, saved: Any, ring: list[Pending[A]]) -> None:
-        """Be the stream that a SavedStream is of."""
+    def go_on(self, book: Mapping[str, Any], ring: list[Pending[A]]) -> None:
+        """Be the stream of which `saved` gave this."""
         self.begin()
-        self.geometry, self.ring = saved.geometry, ring
-        self.slots.assign(saved.ids)
-        self.slots.ever |= set(saved.ever)
-        self.slots.reserved |= set(saved.reserved)
-        self.frame_count, self.flushed = saved.frame_count, saved.flushed
+        self.geometry, self.ring = geometry_of(book), ring
+        self.slots.assign(book["ids"])
+        self.slots.ever |= set(book["ever"])
+        self.slots.reserved |= set(book["reserved"])
+        self.frame_count, self.flushed = book["frame_count"], book["flushed"]
+
+
+def geometry_of(book: Mapping[str, Any]) -> Geometry | None:
+    """That of a stream of which `saved` gave this."""
+    found = book["geometry"]
+    return Geometry(*map(tuple, found)) if found else None

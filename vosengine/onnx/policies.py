@@ -33,13 +33,12 @@ class Found:
 class Marked:
     """The masks of a frame as `remember` takes them.
 
-    masks     [1 + rows, H, W] float32, padded
-    alive     bool [rows], before this frame; `prompted` bool [rows], shown in it by the caller
-    count     objects after this frame; `before`, before it
+    masks     [1 + rows, H, W] float32, padded; None without objects
+    prompted  bool [rows], shown in it by the caller
+    count     objects after this frame; `before`, before it: the first rows
     """
 
-    masks: OrtValue
-    alive: np.ndarray
+    masks: OrtValue | None
     prompted: np.ndarray
     before: int
     count: int
@@ -141,10 +140,11 @@ class Policy:
 
     def caller(self, marked: Marked) -> Values:
         """What the program itself has to say."""
+        assert marked.masks is not None
         value = self.sessions.value
         return {
             "finish.masks": marked.masks,
-            "caller.alive": value(marked.alive),
+            "caller.alive": value(np.arange(self.rows) < marked.before),
             "caller.prompted": value(marked.prompted),
             "caller.frame_index": value(np.array(self.frame_index)),
         }

@@ -158,8 +158,7 @@ class OnnxSegmenter(Stream[np.ndarray]):
         prompted = np.zeros(self.policy.rows, dtype=bool)
         prompted[[slot for slot, each in enumerate(by_slot) if each in named]] = True
         evidence = None if found is None else found.evidence
-        was_alive = np.arange(self.policy.rows) < known
-        marked = Marked(outputs["masks"], was_alive, prompted, known, len(by_slot), evidence)
+        marked = Marked(outputs["masks"], prompted, known, len(by_slot), evidence)
         self.policy.remember(seen, marked)
         self.slots.assign(by_slot)
         return canvas.result(labels.numpy(), target)
@@ -169,10 +168,7 @@ class OnnxSegmenter(Stream[np.ndarray]):
     ) -> Result[np.ndarray]:
         """The answer for a frame in which there is no object."""
         nothing = np.zeros(geometry.frame, dtype=np.uint8)
-        none = np.zeros(self.policy.rows, dtype=bool)
-        background = np.ones((1, *geometry.network), dtype=np.float32)
-        marked = Marked(self.sessions.value(background), none, none, 0, 0)
-        self.policy.remember(seen, marked)
+        self.policy.remember(seen, Marked(None, np.zeros(self.policy.rows, dtype=bool), 0, 0))
         return Result(nothing, (), target, partial(np.ones, (1, *geometry.frame), np.float32))
 
     def _canvas(

@@ -113,7 +113,7 @@ class TrackPolicy(Policy):
         (now,) = seen
         assert self.noted is not None
         owners = np.zeros(self.geometry.network, np.uint8)
-        if marked.count:
+        if marked.masks is not None:
             learnt = run(self.manifest, self.sessions, "learn", {"masks": marked.masks})
             owners = learnt["labels"].numpy()
             self._learn(marked, learnt, np.bincount(owners.ravel(), minlength=256)[1:])

@@ -231,6 +231,7 @@ class Segmenter(Stream[torch.Tensor]):
         awaits_prompt = job.prompt is not None or awaited(self.ring)
         return bool(
             self.method.batched
+            and not job.alone
             and not awaits_prompt
             and len(self.slots) > 0
             and self.frame_count >= self.latency

@@ -84,15 +84,17 @@ class ObjectSlots:
         free = (i for i in range(1, 256) if i not in self.ever | together)
         return tuple(islice(free, max(0, min(count, self.capacity - len(together)))))
 
-    def discovered(self, under: Sequence[bool], named: Iterable[int]) -> list[tuple[int, int]]:
+    def discovered(
+        self, pixels: Sequence[Sequence[int]], named: Iterable[int]
+    ) -> list[tuple[int, int]]:
         """(id, row of the scores) of the objects that a model found by itself and that are kept:
-        not those that lie under the prompt, which are what the caller has named, nor those for
-        which there is no room or no id; they may be discovered again in the next frame.
+        not those of which most lies under the prompt, which are what the caller has named, nor
+        those for which there is no room or no id; they may be discovered again in the next frame.
 
-        under  per row beyond the objects alive, whether it lies under the prompt
-        named  by the prompts of this frame and of later ones
+        pixels  per row beyond the objects alive, how many lie under the prompt, and of how many
+        named   by the prompts of this frame and of later ones
         """
-        rows = [row for row, hidden in enumerate(under, len(self)) if not hidden]
+        rows = [row for row, (under, own) in enumerate(pixels, len(self)) if 2 * under <= own]
         return list(zip(self.unused(len(rows), named), rows, strict=False))
 
     def assign(self, ids_by_slot: Iterable[int]) -> None:

@@ -176,13 +176,14 @@ def _discovered(
     known = len(slots)
     if scores is None or len(scores.logits) == known:
         return scores, ()
-    under = [False] * (len(scores.logits) - known)
+    pixels = [(0, 0)] * (len(scores.logits) - known)
     if prompt is not None:
         given = pad(resize_labels(prompt, geometry.resized), geometry)
         given = resize_labels(given, geometry.cells(scores.stride)) > 0
         found = scores.logits[known:] > 0
-        under = (2 * (found & given).sum(dim=(1, 2)) > found.sum(dim=(1, 2))).tolist()
-    fresh = slots.discovered(under, named)
+        counts = (each.sum(dim=(1, 2)) for each in (found & given, found))
+        pixels = torch.stack(tuple(counts), dim=1).tolist()
+    fresh = slots.discovered(pixels, named)
     kept = [*range(known), *(row for _, row in fresh)]
     if len(kept) < len(scores.logits):
         scores = replace(scores, logits=scores.logits[kept])

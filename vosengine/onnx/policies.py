@@ -117,10 +117,12 @@ class Policy:
         rows = count if self.manifest.needs_mask else self.manifest.max_objects
         return Found(outputs["logits"], rows)
 
-    def lies_under(self, found: Found, row: int, prompt: np.ndarray) -> bool:
-        """Whether a discovered object is what the caller's mask shows: never, where none is both
-        discovered and shown."""
-        return False
+    def pixels_under(
+        self, found: Found | None, row: int, prompt: np.ndarray | None
+    ) -> tuple[int, int]:
+        """How many pixels of a discovered object lie under the caller's mask, and of how many: no
+        matter where none is both discovered and shown."""
+        return 0, 0
 
     def named(self, seen: Sequence[Values]) -> Values:
         """The features of several frames: of the one answered for as they are, of the others with

@@ -144,8 +144,8 @@ class OnnxSegmenter(Stream[np.ndarray]):
         looks = known > 0 or not self.manifest.needs_mask
         found = self.policy.segment(seen, known) if looks else None
         rows = range(known, known if found is None else found.count)
-        under = [shown is not None and self.policy.lies_under(found, row, shown) for row in rows]
-        fresh = self.slots.discovered(under, (*named, *view.later))
+        pixels = [self.policy.pixels_under(found, row, shown) for row in rows]
+        fresh = self.slots.discovered(pixels, (*named, *view.later))
         by_slot = (*self.slots.joined_by(named), *(i for i, _ in fresh))
         if not by_slot:
             return self._nothing(seen, target, geometry)

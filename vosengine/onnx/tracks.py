@@ -98,14 +98,17 @@ class TrackPolicy(Policy):
         found: np.ndarray = ours @ theirs.T + first @ theirs.T
         return found
 
-    def lies_under(self, found: Found, row: int, prompt: np.ndarray) -> bool:
-        """Whether most of a discovered object is what the caller's mask shows."""
+    def pixels_under(
+        self, found: Found | None, row: int, prompt: np.ndarray | None
+    ) -> tuple[int, int]:
+        if found is None or prompt is None:
+            return 0, 0
         left, right, top, bottom = self.geometry.padding
         (height, width), frame = self.geometry.resized, self.geometry.frame
         given = prompt[nearest(frame[0], height)[:, None], nearest(frame[1], width)] > 0
         given = np.pad(given, ((top, bottom), (left, right)))
         mask = found.logits.numpy()[row] > 0
-        return bool(2 * (mask & given).sum() > mask.sum())
+        return int((mask & given).sum()), int(mask.sum())
 
     # Remember
 

@@ -20,8 +20,10 @@ class Lesson(NamedTuple):
 
 
 # What is decided by, of an export's settings too.
-RULES = ("match_overlap", "match_score", "birth_overlap", "birth_score", "smallest_sample")
-RULES += ("update_every", "learning_rate", "verified_weight", "verified_feeds")
+RULES = (
+    *("match_overlap", "match_score", "birth_overlap", "birth_score", "smallest_sample"),
+    *("update_every", "learning_rate", "verified_weight", "verified_feeds"),
+)
 
 
 def associate(

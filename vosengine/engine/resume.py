@@ -63,7 +63,7 @@ def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
         source.restore(stream.source)
     segmenter.reset()
     segmenter._state = state
-    segmenter.go_on(stream.book, ring)
+    segmenter.take_over(stream.book, ring)
 
 
 def _source(segmenter: Segmenter) -> StatefulSource | None:

@@ -113,7 +113,7 @@ class Stream(StaysHere, Generic[A]):
             "flushed": self.flushed,
         }
 
-    def go_on(self, book: Mapping[str, Any], ring: list[Pending[A]]) -> None:
+    def take_over(self, book: Mapping[str, Any], ring: list[Pending[A]]) -> None:
         """Be the stream of which `saved` gave this."""
         self.begin()
         self.geometry, self.ring = geometry_of(book), ring

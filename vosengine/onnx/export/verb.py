@@ -139,7 +139,8 @@ def written(
     """
     keys, values, length, cursor = held
     frames = torch.arange(keys.shape[1], device=keys.device)
-    here = ((frames == cursor[:, None]) & shown[:, None])[(..., *[None] * (keys.ndim - 2))]
+    wider = (..., *[None] * (keys.ndim - 2))
+    here = ((frames == cursor[:, None]) & shown[:, None])[wider]
     following = torch.where(keep & shown, cursor + 1, cursor)
     return (
         torch.where(here, new[0], keys),

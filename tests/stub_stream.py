@@ -66,7 +66,7 @@ class StubSegmenter:
         self.frame_count = json.loads(path.read_text())
 
 
-def stub_stream(options: Any, **changes: Any) -> Stream:
+def stub_stream(options: Any, shared: Any = None, **changes: Any) -> Stream:
     """What `make_stream` gives, with a stub."""
     facts = {
         "model": options.model,

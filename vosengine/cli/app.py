@@ -14,6 +14,7 @@ from rich.text import Text
 from .. import __version__
 from ..allocation import keep_freed_memory
 from ..errors import ConfigError, VosError
+from . import batch as cli_batch
 from . import bench as cli_bench
 from . import export as cli_onnx
 from . import training as cli_training
@@ -330,6 +331,7 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+app.command()(cli_batch.batch)
 app.command("eval")(cli_training.evaluate)
 app.command()(cli_training.train)
 app.command()(cli_training.clips)

@@ -12,6 +12,7 @@ import torch
 from ..detectors import open_proposals
 from ..detectors.dnet import DNetSource
 from ..detectors.file import FileSource
+from ..engine.engine import Engine
 from ..engine.segmenter import Segmenter
 from ..errors import ConfigError, DependencyError
 from ..proposals import ProposalSource
@@ -44,23 +45,31 @@ class Stream:
     proposals: ProposalSource | None = None
 
 
-def make_stream(options: RunOptions) -> Stream:
-    """The engine that the options describe."""
-    return _onnx_stream(options) if options.engine == ONNX else _torch_stream(options)
+def make_stream(options: RunOptions, shared: Engine | None = None) -> Stream:
+    """The engine that the options describe; or a stream of a shared one, of torch."""
+    if options.engine == ONNX and shared is None:
+        return _onnx_stream(options)
+    return _torch_stream(options, shared)
 
 
-def make_segmenter(options: RunOptions) -> Segmenter:
-    """The engine in torch that the options describe."""
-    return Segmenter(
+def make_engine(options: RunOptions) -> Engine:
+    """The network in torch that the options describe, for any number of streams."""
+    return Engine(
         options.model,
         weights=options.weights,
         device=options.device,
         precision=options.precision,
+        mode=options.engine,
+    )
+
+
+def make_segmenter(options: RunOptions, shared: Engine | None = None) -> Segmenter:
+    """The stream in torch that the options describe; on a shared engine, or one of its own."""
+    return (shared or make_engine(options)).open(
         max_objects=options.max_objects,
         size=options.size,
         memory=options.memory,
         online=options.online,
-        engine=options.engine,
         proposals=_source(options),
     )
 
@@ -92,8 +101,8 @@ def note_of(segmenter: Segmenter) -> str | None:
     return "; ".join(notes) or None
 
 
-def _torch_stream(options: RunOptions) -> Stream:
-    segmenter = make_segmenter(options)
+def _torch_stream(options: RunOptions, shared: Engine | None) -> Stream:
+    segmenter = make_segmenter(options, shared)
     card, source = segmenter.card, segmenter.proposals
     facts = {
         "model": options.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -177,7 +178,7 @@ class Outputs:
             raise OutputError(
                 f"{self.folder}: {frames} masks want {frames * LEAST_OF_A_MASK / 2**20:.1f} MiB at "
                 f"the least, {free / 2**20:.1f} MiB are free; make room or choose another disk"
-            )
+            ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _clear(self, names: Iterable[str]) -> None:
         for name in names:

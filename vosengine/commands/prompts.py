@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,19 @@ class Prompts:
 
     path  a mask, a folder, or None
     rule  what 255 is, and what a soft mask shows
+    first_masks  of a folder, a mask shows the objects that no earlier one has shown, and no others:
+          for annotations of whole videos
 
     Raises  InputError: no masks there, none that shows an object, or one that cannot be read.
     """
 
-    def __init__(self, path: Path | None, rule: MaskRule = AS_FOUND) -> None:
+    def __init__(
+        self, path: Path | None, rule: MaskRule = AS_FOUND, *, first_masks: bool = False
+    ) -> None:
         self.path = path
         self.matched_by = BY_NAME
         self._single = path is not None and not path.is_dir()
+        self._first_masks = first_masks and not self._single
         self._found: list[Prompt] = []
         self._by_frame: dict[int, Prompt] = {}
         self._limit: int | None = None
@@ -97,6 +102,8 @@ class Prompts:
         what = f"mask: {self.path}"
         frames, self.matched_by = match_frames(stems, names, length, what)
         self._by_frame = dict(zip(frames, self._found, strict=True))
+        if self._first_masks:
+            self._keep_first()
 
     def check(self, frame: Size, pixel_aspect: Fraction = Fraction(1)) -> None:
         """Hold the masks against the frames' size (height, width).
@@ -143,7 +150,12 @@ class Prompts:
     def of(self, frame: SourceFrame) -> np.ndarray | None:
         """The mask of a frame, uint8 [H, W]; None where it has none."""
         prompt = self._by_frame.get(frame.index)
-        return None if prompt is None else self._masks.read(prompt.path).labels
+        if prompt is None:
+            return None
+        labels = self._masks.read(prompt.path).labels
+        if not self._first_masks:
+            return labels
+        return np.where(np.isin(labels, prompt.ids), labels, 0).astype(np.uint8)
 
     def facts(self) -> dict[str, Any] | None:
         """For the summary: what was read how. None where no mask was given."""
@@ -164,6 +176,17 @@ class Prompts:
         """The masks of frames before the limit."""
         end = self._limit
         return sorted((i, p) for i, p in self._by_frame.items() if end is None or i < end)
+
+    def _keep_first(self) -> None:
+        """Of every mask, only the objects that no earlier one has shown."""
+        seen: set[int] = set()
+        for index, prompt in sorted(self._by_frame.items()):
+            new = tuple(each for each in prompt.ids if each not in seen)
+            seen.update(new)
+            if new:
+                self._by_frame[index] = replace(prompt, ids=new)
+            else:
+                del self._by_frame[index]
 
     def _survey(self, path: Path) -> None:
         mask = self._masks.read(path)

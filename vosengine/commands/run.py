@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..detectors.file import FileSource
+from ..engine.engine import Engine
 from ..engine.video import segment_video
 from ..errors import ConfigError, InputError, OutputError, SourceError, VosError
 from ..timing import summarise
@@ -31,6 +32,7 @@ class RunOptions:
     source      a video file, a folder of images, a glob, a camera number, or an address
     mask        the first frame's object ids as a PNG, or a folder of PNGs: a frame is prompted with
                 the one of its name, or of its number; None for methods that find objects themselves
+    first_masks of a folder of masks, each object is shown by the first of them that has it alone
     mask_void   what 255 is in a mask: True, void; False, an id; None, as `MaskRule` tells
     threshold   masks are soft: what is at least that bright (1..255) is object 1; None: ids
     engine      "fast" or "eager", as in Segmenter; or "onnx", which runs an export
@@ -52,6 +54,7 @@ class RunOptions:
     engine: str = "fast"
     export: Path | None = None
     mask: Path | None = None
+    first_masks: bool = False
     mask_void: bool | None = None
     threshold: int | None = None
     proposals: str | None = None
@@ -84,6 +87,7 @@ class Progress:
 def run(
     options: RunOptions,
     *,
+    shared: Engine | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -92,6 +96,7 @@ def run(
     Files that an earlier run wrote there are removed when the first frame has been answered, not
     before; those that it did not write, or that were changed since, are never touched.
 
+    shared       an engine that `make_engine` made of such options; None: the run has its own
     report       is called after every frame
     should_stop  is asked before every frame; True ends the run cleanly, to be resumed later
     returns      the summary, as written; not written where no frame was begun
@@ -100,12 +105,18 @@ def run(
     """
     _check_options(options)
     outputs = Outputs(options)
-    prompts = Prompts(options.mask, MaskRule(options.mask_void, options.threshold))
-    stream = make_stream(options)
+    prompts = Prompts(
+        options.mask,
+        MaskRule(options.mask_void, options.threshold),
+        first_masks=options.first_masks,
+    )
+    stream = make_stream(options, shared)
     source = open_source(options.source, bits=options.bits, reconnect=options.reconnect)
     with ExitStack() as stack:
         stack.callback(outputs.abandon)
         stack.callback(source.close)
+        if shared is not None:
+            stack.callback(shared.close, stream.segmenter)
         _check_prompted(options, stream)
         prompts.match(source.names, source.length, options.limit)
         if isinstance(stream.proposals, FileSource):

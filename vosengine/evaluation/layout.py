@@ -29,7 +29,7 @@ def find_annotated(root: Path, names: Sequence[str] | None = None) -> list[Annot
     Raises  InputError: no such folders, no sequences or not those asked for, and a sequence where
             frames and masks do not go together.
     """
-    images, masks = (_resolution(root / name) for name in ("JPEGImages", "Annotations"))
+    images, masks = (resolution_folder(root / name) for name in ("JPEGImages", "Annotations"))
     found = {folder.name: folder for folder in list_folders(images)}
     if not found:
         raise InputError(f"{images}: holds no sequences, wanted <sequence>/<frame>.jpg beneath it")
@@ -53,7 +53,8 @@ def annotation_files(folder: Path) -> list[Path]:
     return in_order(path for path in folder.glob("*.png") if is_image(path))
 
 
-def _resolution(folder: Path) -> Path:
+def resolution_folder(folder: Path) -> Path:
+    """The folder 480p in it, where there is one; else itself."""
     return folder / "480p" if (folder / "480p").is_dir() else folder
 
 

@@ -1,0 +1,193 @@
+"""Which clips a batch has: from files, folders, patterns, data sets and manifests."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..evaluation.layout import list_folders, resolution_folder
+from ..naming import listed
+from ..video.images import is_image
+from ..video.names import in_order
+
+VIDEOS = (
+    *("3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"),
+    *("mxf", "ogv", "ts", "webm", "wmv", "y4m"),
+)
+MANIFESTS = (".jsonl", ".csv")
+RESERVED = ("batch.json", "failed.jsonl")
+LONGEST = 200  # bytes of a name: what is made of it has room for more
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip, and what is asked for it alone.
+
+    name     of its folder
+    source   a video, a folder of images, or a pattern of images
+    mask     a PNG or a folder of them; None: there is none
+    given    whether somebody named that mask; otherwise it was found beside the clip
+    options  by name, fields of RunOptions that are not as for all others
+    """
+
+    name: str
+    source: str
+    mask: Path | None = None
+    given: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_clips(given: Sequence[str], mask_suffix: str = "") -> list[Clip]:
+    """The clips that are meant, in order; all of them are there, each with a name of its own.
+
+    given        videos, folders of frames, folders of such videos and folders, patterns, data sets
+                 (JPEGImages and Annotations), or one manifest
+    mask_suffix  the mask of NAME.mp4, and of a folder NAME, is NAME + suffix + .png beside it, or
+                 the folder NAME + suffix of masks
+
+    Raises  InputError, naming what is missing or what two clips would share.
+    """
+    from .manifest import read_manifest  # which makes clips
+
+    if any(Path(each).suffix.lower() in MANIFESTS for each in given):
+        if len(given) > 1:
+            raise InputError(
+                f"clips: wanted one manifest, or no manifest; given {', '.join(given)}"
+            )
+        clips = read_manifest(Path(given[0]))
+    else:
+        clips = [clip for each in given for clip in _expand(each, mask_suffix)]
+    if not clips:
+        raise InputError(f"clips: there are none in {', '.join(given)}")
+    clips = [
+        clip if clip.mask else replace(clip, mask=_beside(clip, mask_suffix)) for clip in clips
+    ]
+    _check_there(clips)
+    _check_names(clips)
+    return clips
+
+
+def name_of(text: str) -> str:
+    """A folder's name from any text: letters, digits and . _ - stay, all else becomes _."""
+    return re.sub(r"[^\w.-]", "_", text).lstrip(".-")
+
+
+def _expand(given: str, suffix: str) -> Iterator[Clip]:
+    path = Path(given)
+    if path.is_dir():
+        yield from _in_folder(path, suffix)
+    elif path.is_file():
+        if is_image(path):
+            raise InputError(f"{path}: is one image, wanted a video or a folder of frames")
+        yield _plain(path)
+    elif glob.has_magic(given):
+        found = in_order(map(Path, glob.glob(given, recursive=True)))
+        clips = [clip for each in _without_masks(found, suffix) for clip in _expand(str(each), "")]
+        if not clips:
+            raise InputError(
+                f"{given}: matches no video and no folder of frames; of frames, name their folder"
+            )
+        yield from clips
+    else:
+        raise InputError(f"{given}: no such file or folder; wanted videos or folders of frames")
+
+
+def _in_folder(path: Path, suffix: str) -> Iterator[Clip]:
+    """The clips of a folder: a data set's sequences, itself, or what lies in it."""
+    if (path / "JPEGImages").is_dir():
+        yield from _sequences(path)
+        return
+    if _holds_images(path) and not any(map(_is_video, path.iterdir())):
+        yield _plain(path)
+        return
+    inner = [p for p in path.iterdir() if _is_video(p) or (p.is_dir() and _holds_images(p))]
+    clips = _without_masks(in_order(inner), suffix)
+    if not clips:
+        raise InputError(f"{path}: holds no videos, no frames and no folders of frames")
+    yield from map(_plain, clips)
+
+
+def _sequences(root: Path) -> Iterator[Clip]:
+    """Of a data set as DAVIS and YouTube-VOS have it, each with its objects' first masks."""
+    images, masks = (resolution_folder(root / name) for name in ("JPEGImages", "Annotations"))
+    for folder in list_folders(images):
+        annotated = masks / folder.name
+        options = {"first_masks": True}
+        there = annotated if annotated.is_dir() else None
+        yield Clip(name_of(folder.name), str(folder), there, False, options)
+
+
+def _plain(path: Path) -> Clip:
+    real = path if path.name else path.resolve()  # "." has no name
+    return Clip(name_of(real.name if path.is_dir() else path.stem), str(path))
+
+
+def _without_masks(paths: Iterable[Path], suffix: str) -> list[Path]:
+    """Without images, and without folders that are the masks of another one of them."""
+    paths = [path for path in paths if path.is_dir() or _is_video(path)]
+    masks = {_stem(path) + suffix for path in paths if suffix or not path.is_dir()}
+    return [p for p in paths if not (p.is_dir() and str(p) in masks)]
+
+
+def _beside(clip: Clip, suffix: str) -> Path | None:
+    if not os.path.exists(clip.source):  # a pattern
+        return None
+    stem = _stem(Path(clip.source))
+    image, folder = Path(f"{stem}{suffix}.png"), Path(f"{stem}{suffix}")
+    if image.is_file():
+        return image
+    same = os.path.abspath(folder) == os.path.abspath(clip.source)
+    return folder if folder.is_dir() and not same else None
+
+
+def _stem(path: Path) -> str:
+    return str(path if path.is_dir() else path.with_suffix(""))
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix[1:].lower() in VIDEOS and path.name[0] != "." and path.is_file()
+
+
+def _holds_images(path: Path) -> bool:
+    return any(map(is_image, path.iterdir()))
+
+
+def _check_there(clips: Sequence[Clip]) -> None:
+    missing = []
+    for clip in clips:
+        pattern = glob.has_magic(clip.source) and glob.glob(clip.source, recursive=True)
+        if not pattern and not os.path.exists(clip.source):
+            missing.append(f"{clip.source} (clip {clip.name})")
+        if os.path.isdir(clip.source) and not _holds_images(Path(clip.source)):
+            missing.append(f"frames in {clip.source} (clip {clip.name})")
+        if clip.mask is not None and not clip.mask.exists():
+            missing.append(f"{clip.mask} (mask of {clip.name})")
+    if missing:
+        raise InputError(
+            f"clips: {len(missing)} missing: {listed(missing)}; wanted files and folders that are "
+            "there; nothing was started"
+        )
+
+
+def _check_names(clips: Sequence[Clip]) -> None:
+    owners: dict[str, Clip] = {}
+    for clip in clips:
+        name, low = clip.name, clip.name.casefold()
+        if not name or low in RESERVED or low.endswith(".part") or len(name.encode()) > LONGEST:
+            raise InputError(
+                f"{clip.source}: cannot be named {name!r}, wanted at most {LONGEST} bytes, not "
+                f"empty, not {' or '.join(RESERVED)}, and no .part at the end; give it a name in a "
+                "manifest"
+            )
+        if low in owners:
+            raise InputError(
+                f"{clip.source}: would be named {name!r} as {owners[low].source}; wanted a name for "
+                "each: give them in a manifest, or run two batches"
+            )
+        owners[low] = clip

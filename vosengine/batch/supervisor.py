@@ -1,0 +1,222 @@
+"""Jobs dealt out to processes, which are replaced when they die."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from ..errors import DeviceError, VosError
+from .worker import Work, serve
+
+TICK_S = 0.2  # how often somebody who wants to stop is heard
+PATIENCE_S = 10.0  # for a process that has been told to end
+
+
+@dataclass
+class Task:
+    """A job, and how many processes have died of it."""
+
+    job: Any
+    deaths: int = 0
+
+
+@dataclass(frozen=True)
+class Event:
+    """kind   "frames", "done", "failed" (set aside) or "stopped"
+    job    of which
+    value  the number of frames, the facts, or the error's text
+    tries  how often the job was begun; of those that ended
+    """
+
+    kind: str
+    job: Any
+    value: Any = None
+    tries: int = 1
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    connection: Connection
+    task: Task | None = None
+    ready: bool = False
+    last_words: str = ""
+
+
+class Supervisor:
+    """Does jobs in processes of their own.
+
+    start    makes what does jobs in each process, which is spawned: it must be found by its name
+    workers  how many processes at most
+    retries  how often a job is begun again after its process died
+    listen   is called with every Event
+    lock     a file that every process locks, shared, while it lives
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Work],
+        *,
+        workers: int,
+        retries: int,
+        listen: Callable[[Event], None],
+        lock: Path | None = None,
+    ) -> None:
+        self._start, self._lock = start, lock
+        self._most, self._retries, self._listen = workers, retries, listen
+        self._context = get_context("spawn")
+        self._workers: list[_Worker] = []
+        self._waiting: deque[Task] = deque()
+        self._failed_starts = 0
+        self._stopping = False
+        self._fatal: VosError | None = None
+
+    def work(self, jobs: Iterable[Any], should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Do them all; True where it was stopped before that. Jobs that are on their way then save
+        what they have.
+
+        Raises  the VosError for which no job can be done; the others have been stopped.
+        """
+        self._waiting.extend(Task(job) for job in jobs)
+        try:
+            while True:
+                if should_stop():
+                    self._stop()
+                self._deal_out()
+                if not any(worker.task for worker in self._workers):
+                    break
+                self._hear()
+        finally:
+            self._end()
+        if self._fatal is not None:
+            raise self._fatal
+        return self._stopping
+
+    def _deal_out(self) -> None:
+        if self._stopping:
+            return
+        for worker in self._workers:
+            if worker.task is None and self._waiting:
+                self._give(worker)
+        while self._waiting and len(self._workers) < self._most:
+            ours, theirs = self._context.Pipe()
+            arguments = theirs, self._start, self._lock
+            process = self._context.Process(target=serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()  # or the end of the process would not be seen
+            worker = _Worker(process, ours)
+            self._workers.append(worker)
+            self._give(worker)
+
+    def _give(self, worker: _Worker) -> None:
+        task = worker.task = self._waiting.popleft()
+        _send(worker, task.job)
+
+    def _hear(self) -> None:
+        by_connection: dict[Any, _Worker] = {each.connection: each for each in self._workers}
+        for connection in wait(list(by_connection), TICK_S):
+            worker = by_connection[connection]
+            try:
+                kind, value = worker.connection.recv()
+            except (EOFError, OSError):  # the process is gone
+                self._bury(worker)
+                continue
+            self._take(worker, kind, value)
+
+    def _take(self, worker: _Worker, kind: str, value: Any) -> None:
+        if kind == "ready":
+            worker.ready, self._failed_starts = True, 0
+        elif kind == "crashed":
+            worker.last_words = value
+        elif worker.task is not None:
+            task = worker.task
+            tries = task.deaths + 1
+            if kind == "frames":
+                self._listen(Event(kind, task.job, value))
+                return
+            worker.task = None
+            if kind == "done":
+                self._listen(Event("done", task.job, value, tries))
+            elif kind == "failed" and self._fatal is None:
+                self._listen(Event("failed", task.job, _text(value), tries))
+            elif kind == "stopped" and not self._stopping:  # somebody ended that process alone
+                self._waiting.appendleft(task)
+                self._retire(worker)
+            else:
+                self._listen(Event("stopped", task.job, None, tries))
+            if kind == "fatal":
+                self._give_up(value)
+
+    def _bury(self, worker: _Worker) -> None:
+        """Take away a process that died, and decide about its job."""
+        self._retire(worker)
+        task = worker.task
+        if task is None:
+            return
+        how = worker.last_words or _how(worker.process.exitcode)
+        if not worker.ready:
+            self._failed_starts += 1
+            self._waiting.appendleft(task)
+            if self._failed_starts > self._retries:
+                self._give_up(DeviceError(f"workers: {self._failed_starts} did not start: {how}"))
+            return
+        task.deaths += 1
+        if self._stopping:
+            self._listen(Event("stopped", task.job, None, task.deaths))
+        elif task.deaths > self._retries:
+            text = f"its process died {task.deaths} times, at last: {how}"
+            self._listen(Event("failed", task.job, text, task.deaths))
+        else:
+            self._waiting.append(task)  # the others first: this one may be at fault
+
+    def _retire(self, worker: _Worker) -> None:
+        worker.process.join()
+        worker.connection.close()
+        self._workers.remove(worker)
+
+    def _give_up(self, error: VosError) -> None:
+        self._fatal = self._fatal or error
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            for worker in self._workers:
+                _send(worker, None)
+
+    def _end(self) -> None:
+        """Let all processes go; one that still has a job is killed: a second Ctrl-C."""
+        for worker in self._workers:
+            if worker.task is not None:
+                worker.process.kill()
+            worker.connection.close()
+        for worker in self._workers:
+            worker.process.join(PATIENCE_S)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers.clear()
+
+
+def _send(worker: _Worker, message: Any) -> None:
+    try:
+        worker.connection.send(message)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # it is gone; the loop finds the end of its pipe
+
+
+def _text(error: VosError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _how(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"

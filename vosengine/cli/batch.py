@@ -1,0 +1,119 @@
+"""The command that segments many clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import TextColumn
+from rich.table import Table
+
+from .terminal import (
+    INTERRUPTED,
+    Device,
+    Memory,
+    Precision,
+    Weights,
+    WorkingSize,
+    asked_to_stop,
+    console,
+    parse_working_size,
+    progress_bar,
+    say_error,
+)
+
+
+def batch(
+    clips: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CLIPS...",
+            help="Videos, folders of frames, globs, folders of such, data sets in DAVIS or "
+            "YouTube-VOS layout; or one manifest, .jsonl or .csv.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for a folder of every clip.")],
+    model: Annotated[str, typer.Option(help="Which; a manifest may name others.")] = "giel",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Begin a clip again that often after its process died.")
+    ] = 2,
+    checkpoint: Annotated[
+        int, typer.Option(min=0, help="Save a clip's stream every N frames; 0: only when stopped.")
+    ] = 100,
+    mask_suffix: Annotated[
+        str, typer.Option(help="The mask of NAME.mp4 is NAME + suffix + .png, or such a folder.")
+    ] = "",
+    rle: Annotated[bool, typer.Option("--rle", help="Write masks.jsonl, COCO RLE, too.")] = False,
+    overlay: Annotated[bool, typer.Option(help="Write overlay.mp4 too.")] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Of each clip that many frames.")] = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="What was finished with other options is done again.")
+    ] = False,
+    weights: Weights = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    max_objects: Annotated[
+        int | None, typer.Option(min=1, max=255, help="Room for that many objects at a time.")
+    ] = None,
+    size: WorkingSize = None,
+    memory: Memory = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Answer at once, without looking ahead.")
+    ] = False,
+) -> None:
+    """Segment many clips: for each a folder as `run` writes it, done once, whatever dies."""
+    working_size = parse_working_size(size)
+    from ..batch.plan import BatchOptions
+    from ..commands.batch import Tally
+    from ..commands.batch import batch as work
+
+    run = {
+        "model": model,
+        "weights": weights,
+        "device": device,
+        "precision": precision,
+        "max_objects": max_objects,
+        "size": working_size,
+        "memory": memory,
+        "online": online,
+        "limit": limit,
+        "checkpoint": checkpoint,
+        "overlay": overlay,
+    }
+    options = BatchOptions(tuple(clips), out, run, mask_suffix, workers, retries, rle, redo)
+    fields = TextColumn("{task.fields[failed]} failed, {task.fields[rate]:.1f} frames/s")
+    with asked_to_stop() as stop, progress_bar(fields, unit="clips") as bar:
+        task = bar.add_task("batch", total=None, failed=0, rate=0.0)
+
+        def show(tally: Tally) -> None:
+            failed, skipped = tally.counts["failed"], tally.counts["skipped"]
+            bar.update(
+                task,
+                completed=tally.counts["done"] + failed,
+                total=len(tally.rows) - skipped,
+                failed=failed,
+                rate=tally.frames_per_second,
+            )
+
+        summary = work(options, report=show, should_stop=lambda: bool(stop))
+    _say(summary, out)
+    if summary["failed"]:
+        say_error(f"{summary['failed']} clips failed; {out / 'failed.jsonl'} says why")
+    if stop and summary["stopped"] + summary["waiting"]:
+        console.print("stopped before the end; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED)
+    if summary["failed"]:
+        raise typer.Exit(1)
+
+
+def _say(summary: dict[str, Any], out: Path) -> None:
+    table = Table("clips", "done", "failed", "skipped", "not finished", "frames", "frames/s")
+    left = summary["stopped"] + summary["waiting"]
+    counts = (summary[name] for name in ("clips", "done", "failed", "skipped"))
+    table.add_row(
+        *map(str, (*counts, left, summary["frames"], f"{summary['frames_per_second']:.2f}"))
+    )
+    console.print(table)
+    console.print(f"wrote {out}", soft_wrap=True)

@@ -114,6 +114,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from batch_units import Deadly, main  # by the name by which processes find it
+    import batch_units  # the name by which processes find what is in it
 
-    main()
+    batch_units.main()

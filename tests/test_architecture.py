@@ -63,6 +63,14 @@ ALLOWED: dict[str, set[str]] = {
     }
     | KERNELS,
     "evaluation": {"errors", "files", "video.", "evaluation."},
+    "batch.clips": {"errors", "naming", "evaluation.layout", "video.", "batch.manifest"},
+    "batch.manifest": {"errors", "config", "batch.clips"},
+    "batch.worker": {"allocation", "errors"},
+    "batch.supervisor": {"errors", "batch.worker"},
+    "batch": {
+        *("commands.engines", "commands.record", "commands.run", "engine.engine", "errors"),
+        *("files", "naming", "rle", "video", "zoo.registry", "zoo.weights", "batch."),
+    },
 }
 TOP = {"__init__", "__main__", "benchmark", "cli", "commands", "onnx"}  # anything beneath them
 # What runs an export: no torch, and nothing of ours that knows it.

@@ -103,10 +103,12 @@ def _in_folder(path: Path, suffix: str) -> Iterator[Clip]:
     if (path / "JPEGImages").is_dir():
         yield from _sequences(path)
         return
-    if _holds_images(path) and not any(map(_is_video, path.iterdir())):
+    inner = [p for p in path.iterdir() if _is_video(p) or (p.is_dir() and _holds_images(p))]
+    masks = {f"{_stem(each)}{suffix}.png" for each in inner}
+    frames = any(is_image(p) and str(p) not in masks for p in path.iterdir())
+    if frames and not any(map(_is_video, inner)):
         yield _plain(path)
         return
-    inner = [p for p in path.iterdir() if _is_video(p) or (p.is_dir() and _holds_images(p))]
     clips = _without_masks(in_order(inner), suffix)
     if not clips:
         raise InputError(f"{path}: holds no videos, no frames and no folders of frames")
@@ -187,7 +189,7 @@ def _check_names(clips: Sequence[Clip]) -> None:
             )
         if low in owners:
             raise InputError(
-                f"{clip.source}: would be named {name!r} as {owners[low].source}; wanted a name for "
-                "each: give them in a manifest, or run two batches"
+                f"{clip.source}: would be named {name!r} as {owners[low].source}; wanted a "
+                "name for each: give them in a manifest, or run two batches"
             )
         owners[low] = clip

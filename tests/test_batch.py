@@ -1,0 +1,435 @@
+"""`vosengine batch`: done once, whatever dies; and which clips there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from batch_units import Broken, Scripted, Sleeper
+from full_disk import small_disk
+from PIL import Image
+
+from vosengine.batch.clips import Clip, find_clips
+from vosengine.batch.plan import BatchOptions, plan
+from vosengine.batch.supervisor import Event, Supervisor
+from vosengine.batch.unit import ClipWorker, process_clip
+from vosengine.batch.worker import CannotGoOnError
+from vosengine.commands.batch import batch
+from vosengine.commands.run import RunOptions, run
+from vosengine.errors import DeviceError, InputError, OutputError
+from vosengine.rle import decode
+from vosengine.video import read_labels, write_labels
+
+TESTS = Path(__file__).parent
+SIZE = (32, 48)
+RUN: dict[str, Any] = {"model": "stm", "device": "cpu", "size": 32, "checkpoint": 2}
+CLIPS = {"a": 3, "b": 6, "c": 4}
+
+
+def make_frames(folder: Path, count: int, seed: int) -> None:
+    """A bright square that moves over noise."""
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(seed).integers(0, 90, (*SIZE, 3), np.uint8)
+    for index in range(count):
+        image = noise.copy()
+        image[8:22, 6 + 3 * index : 20 + 3 * index] = 200, 180, 40 * seed
+        Image.fromarray(image).save(folder / f"{index:05d}.png")
+
+
+def square(left: int, *ids: int) -> np.ndarray:
+    """A mask with an upright block for every id, beside each other."""
+    labels = np.zeros(SIZE, np.uint8)
+    for number, each in enumerate(ids):
+        labels[8:22, left + 8 * number : left + 8 * number + 7] = each
+    return labels
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips with their masks beside them."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, (name, count) in enumerate(CLIPS.items(), 1):
+        make_frames(folder / name, count, seed)
+        write_labels(folder / f"{name}.png", square(6, 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """What `run` writes of each clip."""
+    out = tmp_path_factory.mktemp("alone")
+    for name in CLIPS:
+        run(RunOptions(str(data / name), out=out / name, mask=data / f"{name}.png", **RUN))
+    return {name: results(out / name) for name in CLIPS}
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Masks and overlay by name: what hangs on no clock."""
+    files = (path for path in folder.iterdir() if path.suffix in (".png", ".mp4"))
+    return {path.name: path.read_bytes() for path in files}
+
+
+def options(data: Path, out: Path, **changes: Any) -> BatchOptions:
+    run = {**RUN, **changes.pop("run", {})}
+    return BatchOptions((str(data),), out, run, **changes)
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are done here: for what has nothing to do with processes."""
+
+    def work(self: Supervisor, jobs: list[Any], should_stop: Callable[[], bool]) -> bool:
+        worker = self._start()
+        for job in jobs:
+            self._listen(Event("done", job, worker(job, lambda frames: None, should_stop)))
+        return False
+
+    monkeypatch.setattr(Supervisor, "work", work)
+
+
+def everything(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file beneath, with its size and time, but for what each batch writes anew."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent != folder
+    }
+
+
+# Finished folders
+
+
+def test_by_processes_it_writes_what_run_writes_and_only_once(
+    data: Path, alone: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    summary = batch(options(data, out, workers=2, rle=True))
+    assert (summary["done"], summary["frames"], summary["complete"]) == (3, 13, True)
+    assert json.loads((out / "batch.json").read_text()) == summary
+    assert (out / "failed.jsonl").read_text() == ""
+    for name, count in CLIPS.items():
+        assert results(out / name) == alone[name]
+        assert json.loads((out / name / "summary.json").read_text())["complete"] is True
+        lines = [json.loads(x) for x in (out / name / "masks.jsonl").read_text().splitlines()]
+        assert {line["frame"] for line in lines} <= {f"{i:05d}" for i in range(count)}
+        for line in lines:
+            runs = line["segmentation"]
+            labels = read_labels(out / name / f"{line['frame']}.png")
+            found = decode(runs["counts"], tuple(runs["size"]))
+            np.testing.assert_array_equal(found, labels == line["id"])
+    before = everything(out)
+    summary = batch(options(data, out, workers=2, rle=True))
+    assert (summary["skipped"], summary["done"], summary["frames"]) == (3, 0, 0)
+    assert everything(out) == before
+
+
+def test_what_was_finished_otherwise_is_refused_or_redone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_this_process(monkeypatch)
+    data = Path(shutil.copytree(data, tmp_path / "data"))
+    out = tmp_path / "out"
+    batch(options(data, out))
+    before = everything(out)
+    write_labels(data / "b.png", square(9, 1))
+    with pytest.raises(OutputError, match=r"1 were finished .*: b; .*mask_sha256.*--redo"):
+        batch(options(data, out))
+    with pytest.raises(OutputError, match=r"3 were finished .* with limit None, now 2"):
+        batch(options(data, out, run={"limit": 2}))
+    assert everything(out) == before
+    (out / "b" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"b/notes\.txt: would be lost"):
+        batch(options(data, out, redo=True))
+    (out / "b" / "notes.txt").unlink()
+    summary = batch(options(data, out, redo=True))
+    assert [row["state"] for row in summary["table"]] == ["skipped", "done", "skipped"]
+    np.testing.assert_array_equal(read_labels(out / "b" / "00000.png"), square(9, 1))
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["a", "b", "c"]
+    shutil.rmtree(out / "c")
+    (out / "c").mkdir()
+    with pytest.raises(OutputError, match="c: is in the way"):
+        batch(options(data, out, redo=True))
+
+
+def test_an_unfinished_clip_of_other_options_begins_anew(
+    data: Path, alone: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    first, other = plan(options(data, tmp_path / "out", run={"limit": 5}))[1], None
+    count = 0
+
+    def stop() -> bool:
+        nonlocal count
+        count += 1
+        return count > 4
+
+    assert process_clip(first, should_stop=stop) is None
+    assert (first.part / "state.safetensors").is_file() and not first.folder.exists()
+    other = plan(options(data, tmp_path / "out"))[1]
+    seen: list[int] = []
+    assert process_clip(other, report=seen.append)
+    assert len(seen) == CLIPS["b"]
+    assert results(other.folder) == alone["b"]
+    assert not other.part.exists()
+
+
+def test_killed_between_its_last_steps(data: Path, tmp_path: Path) -> None:
+    """Complete, and neither tidied nor renamed: no frame is answered again."""
+    job = plan(options(data, tmp_path / "out", rle=True))[0]
+    process_clip(job)
+    frames = sorted(os.listdir(job.folder))
+    os.rename(job.folder, job.part)
+    identity = json.loads((job.part / "summary.json").read_text())["run"]
+    (job.part / "journal.jsonl").write_text(json.dumps({"run": identity, "mask": None}) + "\n")
+    (job.part / "state.safetensors").write_bytes(b"state")
+    job.old.mkdir()
+    seen: list[int] = []
+    assert process_clip(job, report=seen.append) == process_clip(job) | {
+        "seconds": pytest.approx(0, abs=9)
+    }
+    assert not seen and sorted(os.listdir(job.folder)) == frames
+    assert not job.old.exists()
+
+
+def test_streams_are_closed(data: Path, tmp_path: Path) -> None:
+    worker = ClipWorker(1)
+    for job in plan(options(data, tmp_path / "out")):
+        worker(job, lambda frames: None, lambda: False)
+        (engine,) = worker._engines.values()
+        assert all(pool.pages_used == 0 for pool in engine.pools._pools.values())
+
+
+def test_a_full_disk_stops_everything(data: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 100) as disk:
+        big = options(data, disk / "out", run={"overlay": False})
+        done, full, _ = plan(big)
+        worker = ClipWorker(1)
+        assert worker(done, lambda frames: None, lambda: False)
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 4096))
+        with pytest.raises(CannotGoOnError, match="space"):
+            worker(full, lambda frames: None, lambda: False)
+        (disk / "filler").unlink()
+        before = everything(disk / "out" / "a")
+        assert worker(full, lambda frames: None, lambda: False)
+        assert everything(disk / "out" / "a") == before
+
+
+# Killed
+
+
+def command(data: Path, out: Path, notes: Path, victim: str) -> subprocess.CompletedProcess[str]:
+    words = [str(data), "--out", str(out), "--model", "stm", "--device", "cpu", "--size", "32"]
+    return subprocess.run(
+        [sys.executable, str(TESTS / "batch_units.py"), "batch", *words, "--checkpoint", "2"],
+        env={**os.environ, "VICTIM": victim, "AT": "4", "NOTES": str(notes)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("victim", ["worker", "parent", "stop"])
+def test_killed_in_the_middle_of_a_clip(
+    data: Path, alone: dict[str, dict[str, bytes]], tmp_path: Path, victim: str
+) -> None:
+    notes, out = tmp_path / "notes", tmp_path / "out"
+    notes.mkdir()
+    done = command(data, out, notes, victim)
+    if victim != "worker":
+        expected = -signal.SIGKILL if victim == "parent" else 130
+        assert done.returncode == expected, done.stderr
+        assert (out / "a").is_dir() and not (out / "b").exists()
+        done = command(data, out, notes, victim)
+    assert done.returncode == 0, done.stderr
+    for name in CLIPS:
+        assert results(out / name) == alone[name]
+    table = json.loads((out / "batch.json").read_text())
+    states = {"worker": ["done"] * 3, "parent": ["skipped", "done", "done"]}
+    assert [row["state"] for row in table["table"]] == states.get(victim, states["parent"])
+    answered = len((notes / "b").read_text())
+    assert CLIPS["b"] <= answered <= CLIPS["b"] + 2  # a checkpoint's interval
+
+
+# Processes
+
+
+def supervise(
+    jobs: list[Any], start: Any = Scripted, stop: Callable[[], bool] = lambda: False, **given: int
+) -> tuple[bool, list[Event]]:
+    events: list[Event] = []
+    given = {"workers": 2, "retries": 1, **given}
+    supervisor = Supervisor(start, listen=events.append, **given)
+    try:
+        stopped = supervisor.work(jobs, stop)
+    finally:
+        assert not supervisor._workers
+    return stopped, [event for event in events if event.kind != "frames"]
+
+
+def test_what_fails_is_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+    script = {
+        "poison": ("failed", 2, "died 2 times, at last: exit code 7"),
+        "bad": ("failed", 1, "InputError: mask: bad"),
+        "killed once": ("done", 2, ""),
+        "ended once": ("done", 1, ""),
+        "raises": ("failed", 2, "RuntimeError: not of ours"),
+        "fine": ("done", 1, ""),
+    }
+    stopped, events = supervise([(name, name, tmp_path) for name in script])
+    assert not stopped and len(events) == len(script)
+    for event in events:
+        kind, tries, text = script[event.job[0]]
+        assert (event.kind, event.tries) == (kind, tries), event
+        assert text in str(event.value)
+
+
+def test_what_no_clip_can_do_without_stops_all(tmp_path: Path) -> None:
+    jobs = [("1", "long", tmp_path), ("2", "full", tmp_path), ("3", "fine", tmp_path)]
+    with pytest.raises(OutputError, match="disk: full"):
+        supervise(jobs)
+    assert not (tmp_path / "3").exists()
+    with pytest.raises(DeviceError, match="2 did not start: exit code 3"):
+        supervise(jobs, Broken, workers=1)
+
+
+def test_asked_to_stop(tmp_path: Path) -> None:
+    jobs = [(name, "long", tmp_path) for name in "abc"]
+    stopped, events = supervise(jobs, stop=lambda: len([*tmp_path.iterdir()]) == 2)
+    assert stopped and [event.kind for event in events] == ["stopped", "stopped"]
+
+
+def test_eight_processes_do_eight_times_as_much() -> None:
+    _, events = supervise([0.4] * 40, Sleeper, workers=8)
+    done = [event.value for event in events]
+    processes = {each["process"] for each in done}
+    assert len(done) == 40 and len(processes) == 8
+    start = max(min(x["began"] for x in done if x["process"] == p) for p in processes)
+    end = min(max(x["ended"] for x in done if x["process"] == p) for p in processes)
+    busy = sum(max(0.0, min(x["ended"], end) - max(x["began"], start)) for x in done)
+    assert busy >= 0.9 * 8 * (end - start)  # one process alone is busy all the time
+
+
+# Which clips
+
+
+def test_folders_patterns_and_masks_beside(data: Path, tmp_path: Path) -> None:
+    clips = find_clips([str(data)])
+    assert [(c.name, c.mask) for c in clips] == [(n, data / f"{n}.png") for n in CLIPS]
+    assert find_clips([str(data / "*")]) == clips
+    assert find_clips([str(data / "b"), str(data / "[a]")]) == [clips[1], clips[0]]
+    for name in ("one.mp4", "two.MOV", "one_mask.png", ".hidden.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    make_frames(tmp_path / "two_mask", 1, 1)
+    found = [(clip.name, clip.mask) for clip in find_clips([str(tmp_path)], "_mask")]
+    assert found == [("one", tmp_path / "one_mask.png"), ("two", tmp_path / "two_mask")]
+    assert [c.name for c in find_clips([str(tmp_path / "*.m*")])] == ["one"]
+    (tmp_path / "-odd näme*.mp4").write_bytes(b"x")
+    assert find_clips([str(tmp_path / "-odd näme*.mp4")])[0].name == "odd_näme_"
+
+
+@pytest.mark.parametrize("kind", ["davis", "youtube"])
+def test_data_sets_are_read_as_they_are(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object's later masks are not shown: they would say what is to be found."""
+    in_this_process(monkeypatch)
+    inner = "480p" if kind == "davis" else ""
+    for name in ("x", "y"):
+        make_frames(tmp_path / "JPEGImages" / inner / name, 4, 1)
+        masks = tmp_path / "Annotations" / inner / name
+        masks.mkdir(parents=True)
+        write_labels(masks / "00000.png", square(6, 2))
+        write_labels(masks / "00001.png", square(30, 2))  # wrong on purpose
+        write_labels(masks / "00002.png", square(6, 2, 5))
+    given = options(tmp_path, tmp_path / "out")
+    jobs = plan(given)
+    assert [job.name for job in jobs] == ["x", "y"]
+    batch(given)
+    first, second, third = (read_labels(tmp_path / f"out/x/0000{i}.png") for i in range(3))
+    assert np.unique(first).tolist() == [0, 2]
+    assert (second == 2).sum() == 0 or (second[:, 30:37] == 2).sum() < 7 * 14
+    np.testing.assert_array_equal(third == 5, square(6, 2, 5) == 5)
+
+
+def write_manifest(path: Path, text: str) -> list[Clip]:
+    path.write_text(text)
+    return find_clips([str(path)])
+
+
+def test_manifests(data: Path, tmp_path: Path) -> None:
+    os.symlink(data, tmp_path / "in")
+    clips = write_manifest(
+        tmp_path / "m.csv",
+        "clip,mask,name,model,size,max_objects\nin/a,in/a.png,first one,,32x48,\nin/b,,,munet,,3\n",
+    )
+    first = Clip("first_one", f"{tmp_path}/in/a", tmp_path / "in/a.png", True, {"size": (32, 48)})
+    options_of_b = {"model": "munet", "max_objects": 3}
+    assert clips[0] == first
+    assert clips[1] == Clip("b", f"{tmp_path}/in/b", tmp_path / "in/b.png", False, options_of_b)
+    line = {"clip": "in/a", "name": "z", "online": False, "size": "native", "mask": None}
+    (clip,) = write_manifest(tmp_path / "m.jsonl", "\n" + json.dumps(line) + "\n")
+    assert (clip.name, clip.options) == ("z", {"online": False, "size": "native"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"clip": "in/a", "colour": 1, "x": 2}', r"line 1: unknown: colour, x; wanted among clip"),
+        ('{"mask": "in/a.png"}', "line 1: has no clip"),
+        ("[1]", "line 1: wanted an object"),
+        ('{"clip": ', "line 1: is no JSON"),
+        ('{"clip": "in/a", "size": "big"}', "line 1: size: wanted 480"),
+        ('{"clip": "in/a", "size": -3}', "line 1: size: "),
+        ('{"clip": "in/a", "max_objects": 256}', "line 1: max_objects: wanted 1 to 255"),
+        ('{"clip": "in/a", "online": "maybe"}', "line 1: online: wanted true or false"),
+        ('{"clip": "in/a", "mask": 3}', "line 1: mask: wanted text"),
+        (
+            '{"clip": "in/no"}\n{"clip": "in/a", "mask": "in/z.png"}',
+            r"2 missing: \S*in/no .*z\.png",
+        ),
+        ('{"clip": "in/a"}\n{"clip": "in/b", "name": "A"}', "would be named 'A' as"),
+        ('{"clip": "in/a", "name": "a.part"}', "cannot be named 'a.part'"),
+        ('{"clip": "in/a", "name": "Batch.json"}', "cannot be named"),
+        ('{"clip": "in/a", "name": "/"}', None),
+        ("", "there are none"),
+    ],
+)
+def test_manifests_that_are_refused(
+    data: Path, tmp_path: Path, text: str, message: str | None
+) -> None:
+    os.symlink(data, tmp_path / "in")
+    if message is None:
+        assert write_manifest(tmp_path / "m.jsonl", text)[0].name == "_"
+        return
+    with pytest.raises(InputError, match=message):
+        write_manifest(tmp_path / "m.jsonl", text)
+
+
+def test_nothing_begins_before_all_inputs_are_there(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_frames(tmp_path / "bare", 1, 1)
+    given = (str(data / "a"), str(tmp_path / "bare"))
+    with pytest.raises(InputError, match="1 without a mask: bare"):
+        batch(BatchOptions(given, out, RUN))
+    with pytest.raises(InputError, match=r"no set named stm\.none"):
+        batch(options(data, out, run={"weights": "none"}))
+    with pytest.raises(InputError, match=r"no\.safetensors: no such file"):
+        batch(options(data, out, run={"weights": "no.safetensors"}))
+    with pytest.raises(InputError, match="is one image"):
+        batch(BatchOptions((str(data / "a.png"),), out, RUN))
+    with pytest.raises(InputError, match="no such file or folder"):
+        batch(BatchOptions((str(data / "no"),), out, RUN))
+    masked = tmp_path / "m.jsonl"
+    masked.write_text(json.dumps({"clip": str(data / "a"), "mask": str(data / "a.png")}))
+    with pytest.raises(InputError, match="imcnet finds the foreground by itself"):
+        batch(BatchOptions((str(masked),), out, {**RUN, "model": "imcnet"}))
+    assert plan(BatchOptions((str(data),), out, {**RUN, "model": "imcnet"}))[0].options.mask is None
+    assert not out.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, export: Export) -> Path:
         for frame in clip.frames:
             video.write(frame)
     write_labels(path / "first.png", clip.masks[0])
+    (path / "clips").mkdir()
+    for name in ("one", "two"):
+        shutil.copy(path / "clip.mp4", path / "clips" / f"{name}.mp4")
+        shutil.copy(path / "first.png", path / "clips" / f"{name}.png")
     write_proposals(path / "proposals.json", map(everything_in, clip.masks))
     (path / "exported").mkdir()
     (path / "exported" / "munet").symlink_to(export("munet"))

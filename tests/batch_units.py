@@ -96,11 +96,16 @@ class Deadly:
         return self._worker(job, noted, should_stop)
 
     def _kill(self) -> None:
-        victim = os.environ["VICTIM"]
-        pid = os.getpid() if victim == "worker" else os.getppid()
-        os.kill(pid, signal.SIGTERM if victim == "stop" else signal.SIGKILL)
+        victim, parent = os.environ["VICTIM"], os.getppid()
+        if victim == "worker":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if victim == "parent":
+            os.kill(parent, signal.SIGKILL)
+            while os.getppid() == parent:  # with its end the pipe's is closed
+                time.sleep(0.01)
         if victim == "stop":
-            time.sleep(1)  # until it was heard
+            os.kill(parent, signal.SIGTERM)
+            time.sleep(2)  # until it was heard
 
 
 def main() -> None:

@@ -209,7 +209,7 @@ def test_streams_are_closed(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_stops_everything(data: Path, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 100) as disk:
+    with small_disk(tmp_path / "disk", 4096) as disk:
         big = options(data, disk / "out", run={"overlay": False})
         done, full, _ = plan(big)
         worker = ClipWorker(1)

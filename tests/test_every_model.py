@@ -164,7 +164,7 @@ def test_a_memory_by_argument_is_the_memory_of_a_configuration(
     answers = [play(each, small.frames, prompts) for each in (first, second, other)]
     assert_same(*answers[:2])
     assert first._state.every == second._state.every == 2 != other._state.every
-    assert first._state.memory.keys.shape == second._state.memory.keys.shape
+    assert first._state.memory.table.shape == second._state.memory.table.shape
     second.save_state(file)
     first.load_state(file)
     assert first._state.every == 2
@@ -342,7 +342,7 @@ def without(segmenter: Segmenter, *object_ids: int) -> Callable[..., Any]:
     def segment(seen: Any, state: Any) -> Any:
         scores = real(seen, state)
         for object_id in object_ids:
-            scores.logits[segmenter._slots.slot(object_id)] = -1e4
+            scores.logits[segmenter.slots.slot(object_id)] = -1e4
         return scores
 
     return segment
@@ -394,5 +394,5 @@ def test_memory_does_not_grow(any_model: str) -> None:
         assert_counted(state)
         allocated.add(state.nbytes)
         assert sum(tensor.nbytes for tensor in state.tensors().values()) <= state.nbytes + 256
-        assert len(segmenter._ring) <= max(sees) - min(sees)
+        assert len(segmenter.ring) <= max(sees) - min(sees)
     assert len(allocated) == 1

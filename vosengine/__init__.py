@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .detectors.torchvision import TorchvisionSource
     from .engine.engine import Engine
     from .engine.segmenter import Segmenter
+    from .engine.video import segment_video
     from .errors import VosError
     from .onnx import OnnxSegmenter
     from .proposals import Proposals, ProposalSource
@@ -55,6 +56,7 @@ _HOMES = {
     "keep_freed_memory": "allocation",
     "list_models": "zoo.registry",
     "open_proposals": "detectors",
+    "segment_video": "engine.video",
     "write_proposals": "detectors.file",
 }
 
@@ -79,6 +81,7 @@ __all__ = [
     "keep_freed_memory",
     "list_models",
     "open_proposals",
+    "segment_video",
     "write_proposals",
 ]
 

@@ -227,6 +227,14 @@ class JoinedState(NamedTuple):
         stored = self.memory.stored
         return cast(torch.Tensor, stored.length), cast(torch.Tensor, stored.pages)
 
+    def padded(self, count: int) -> JoinedState:
+        """The same with as many objects, of which the further ones have an empty memory."""
+        more = count - self.object_count
+        length, pages = (
+            functional.pad(each, [0] * (2 * each.ndim - 1) + [more]) for each in self.tables
+        )
+        return self._replace(object_count=count).at((length, pages))
+
     def at(self, tables: tuple[torch.Tensor, ...]) -> JoinedState:
         """The same with these tables."""
         stored = self.memory.stored._replace(length=tables[0], pages=tables[1])

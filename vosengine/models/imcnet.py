@@ -47,6 +47,10 @@ class JoinedForeground(NamedTuple):
     object_count: int
     tables: tuple[torch.Tensor, ...] = ()
 
+    def padded(self, count: int) -> JoinedForeground:
+        """The same: a stream has one object."""
+        return self
+
     def at(self, tables: tuple[torch.Tensor, ...]) -> JoinedForeground:
         """The same: nothing of it changes."""
         return self

@@ -81,9 +81,9 @@ def answer_together(
     views = [View.of(turn.ring, turn.target, method.sees).seen for _, turn in turns]
     seen = [join_features(each) for each in zip(*views, strict=True)]
     counts = [state.object_count for state in states]
-    captured = engine.together is not None and not listened()
+    pieces = None if listened() else engine.together
     joined = type(states[0]).join(states)
-    if captured:
+    if pieces is not None:
         joined = joined.padded(next(size for size in BUCKETS if size >= sum(counts)))
     by_slot = tuple(stream.slots.in_slot_order for stream in streams)
     layout = layout_of(by_slot, joined.object_count, engine.device)
@@ -93,9 +93,9 @@ def answer_together(
         return _work(method, seen, layout, joined.at(tables), geometry)
 
     given = seen, layout, joined.tables
-    if captured:
+    if pieces is not None:
         name = geometry, len(turns), joined.object_count, engine.pools.version
-        found = engine.together.run(name, work, given, shared=True)
+        found = pieces.run(name, work, given, shared=True)
     else:
         found = work(given)
     return _settle(method, turns, counts, geometry, *found)

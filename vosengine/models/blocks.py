@@ -207,7 +207,7 @@ class JoinedMemory(NamedTuple):
         """Of the first `counts` groups of each; all in one pool, in rings of equal length."""
         parts = [memory.read(count) for memory, count in zip(memories, counts, strict=True)]
         tables = [(part.length, part.pages) for part in parts]
-        length, pages = (torch.cat(each) for each in zip(*tables, strict=True))  # type: ignore
+        length, pages = (torch.cat(each) for each in zip(*tables, strict=True))
         return cls(parts[0]._replace(length=length, pages=pages))
 
     def read(self, count: int) -> Stored:

@@ -27,7 +27,9 @@ from vosengine.batch.worker import CannotGoOnError
 from vosengine.cli.app import app
 from vosengine.commands.batch import batch
 from vosengine.commands.run import RunOptions, run
-from vosengine.errors import DeviceError, InputError, OutputError
+from vosengine.engine.engine import Engine
+from vosengine.engine.segmenter import Segmenter
+from vosengine.errors import DeviceError, InputError, OutputError, StateError
 from vosengine.rle import decode
 from vosengine.video import read_labels, write_labels
 
@@ -200,12 +202,25 @@ def test_killed_between_its_last_steps(data: Path, tmp_path: Path) -> None:
     assert not job.old.exists()
 
 
-def test_streams_are_closed(data: Path, tmp_path: Path) -> None:
+def test_streams_are_closed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One engine for all clips of a model, and no clip's memory is left in it."""
+    opened: list[Segmenter] = []
+    make = Engine.open
+
+    def noted(self: Engine, **given: Any) -> Segmenter:
+        opened.append(make(self, **given))
+        return opened[-1]
+
+    monkeypatch.setattr(Engine, "open", noted)
     worker = ClipWorker(1)
     for job in plan(options(data, tmp_path / "out")):
         worker(job, lambda frames: None, lambda: False)
-        (engine,) = worker._engines.values()
-        assert engine.pools.used == 0
+    assert len(worker._engines) == 1 and len(opened) == 3
+    assert {stream.runs_on for stream in opened} == {*worker._engines.values()}
+    assert opened[0].runs_on.pools.used == 0
+    for stream in opened:
+        with pytest.raises(StateError, match="closed"):
+            stream.step(np.zeros((*SIZE, 3), np.uint8))
 
 
 def test_a_full_disk_stops_everything(data: Path, tmp_path: Path) -> None:

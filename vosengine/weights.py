@@ -201,6 +201,15 @@ def _shipped_file(card: WeightCard | BackboneCard) -> Path:
     return path
 
 
+def demo_of(model: str) -> tuple[Path, WeightCard]:
+    """The file of the trained set that ships for a network that is no model of `list_models`, its
+    hash checked, and its card. Raises WeightsError."""
+    card = cards().get(f"{model}.demo")
+    if card is None:
+        raise WeightsError(f"{model}.demo: did not ship with this installation")
+    return _shipped_file(card), card
+
+
 def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 over the metadata (less the hash itself), then over names, dtypes, shapes and bytes of
     all tensors, in order of name."""

@@ -8,6 +8,7 @@ as inputs are RITM's (Sofiiuk et al., arXiv 2102.06583); the box is one more pla
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -91,8 +92,7 @@ class ClickNet(nn.Module):
         r2, r3, r4 = self.backbone.channels
         widths = (3 + PLANES, *config.stem)
         self.stem = nn.ModuleList(
-            nn.Conv2d(before, after, 3, 2, 1)
-            for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(before, after, 3, 2, 1) for before, after in pairwise(widths)
         )
         top, middle, fine = config.channels
         _, s4, s8, s16 = config.stem

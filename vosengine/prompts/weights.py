@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError, WeightsError
-from ..weights import WeightCard, check_tensors, demo_of, licence_of, read_file, save, state_of
+from ..zoo.weights import WeightCard, check_tensors, demo_of, licence_of, read_file, save, state_of
 from .network import ClickConfig, ClickNet
 
 MODEL = "click"

@@ -14,7 +14,7 @@ from ...config.checks import check
 from ...errors import InputError
 from ...prompts.network import ClickConfig, ClickNet
 from ...prompts.weights import MODEL, build_click, load_click, save_click
-from ...weights import backbone_file
+from ...zoo.weights import backbone_file
 from ..feed import Feed, loader
 from ..initialise import initialise_from
 from ..recipe import Recipe

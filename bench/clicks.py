@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Marked(NamedTuple):
     """One object of one frame."""
 
     clip: str
-    index: int  # of the frame
+    number: int  # of the frame
     frame: np.ndarray  # [H, W, 3]
     truth: np.ndarray  # bool [H, W]
 
@@ -92,8 +93,8 @@ def clicked(make: Maker, marked: Marked, most: int) -> tuple[list[float], list[f
         wrong = next_click(mask > 0, marked.truth, made=points)
         if wrong is not None:  # a person who has nothing to correct does not click
             points.append(wrong)
-            options = {"box": box, "points": tuple(points), "previous": mask}
-            mask, taken = timed(lambda o=options: make(marked.frame, **o), CPU)
+            again = partial(make, marked.frame, box=box, points=tuple(points), previous=mask)
+            mask, taken = timed(again, CPU)
             times.append(taken)
         scores.append(overlap(mask, marked.truth))
     return scores, times, mask
@@ -115,7 +116,7 @@ def makers(given: argparse.Namespace) -> dict[str, Maker]:
     """By name of the method; "click" by other weights or at another size where they are given."""
     found: dict[str, Maker] = {}
     for name in given.methods.split(","):
-        found[name] = lambda frame, n=name, **marks: mask_from(frame, method=n, **marks)
+        found[name] = partial(mask_from, method=name)
     if given.weights is not None:
         model = ClickModel(load_click(given.weights, size=given.size)[0])
 
@@ -133,7 +134,7 @@ def measure(made: dict[str, Maker], clips: list[Annotated], track: bool) -> dict
     times: dict[str, list[float]] = {name: [] for name in made}
     rows = []
     for marked in (each for clip in clips for each in objects(clip)):
-        row: dict[str, Any] = {"clip": marked.clip, "frame": marked.index}
+        row: dict[str, Any] = {"clip": marked.clip, "frame": marked.number}
         for name, make in made.items():
             js, taken, _ = clicked(make, marked, CLICKS[-1])
             scores[name].append(js)

@@ -91,9 +91,11 @@ class ClickNet(nn.Module):
         self.backbone = EfficientNetLite(config.backbone)
         r2, r3, r4 = self.backbone.channels
         widths = (3 + PLANES, *config.stem)
-        self.stem = nn.ModuleList(
-            nn.Conv2d(before, after, 3, 2, 1) for before, after in pairwise(widths)
-        )
+        stem = [nn.Conv2d(before, after, 3, 2, 1) for before, after in pairwise(widths)]
+        # Without norms: what is marked is to arrive as large as the backbone's cells are.
+        for conv in stem:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        self.stem = nn.ModuleList(stem)
         top, middle, fine = config.channels
         _, s4, s8, s16 = config.stem
         self.level16 = Level(0, r4, s16, top, config.blocks[0])
@@ -103,10 +105,7 @@ class ClickNet(nn.Module):
 
     @torch.no_grad()
     def start_gently(self) -> None:
-        """Before training: blocks begin as the identity, the first answers are unsure, and the
-        stem, which has no norms, keeps what is marked as large as the backbone's cells."""
-        for conv in self.stem:
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        """Before training: blocks begin as the identity, and the first answers are unsure."""
         for module in self.modules():
             if isinstance(module, ResBlock):
                 module.conv2.weight.zero_()

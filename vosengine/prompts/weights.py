@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,11 +48,12 @@ def load_click(path: Path, size: int | None = None) -> tuple[ClickNet, dict[str,
     metadata, tensors = read_file(path)
     if metadata["model"] != MODEL:
         raise WeightsError(f"{path}: holds weights of {metadata['model']}, wanted {MODEL}")
-    values = json.loads(metadata["config"])
+    values: dict[str, Any] = json.loads(metadata["config"])
     unknown = sorted(set(values) - {field.name for field in fields(ClickConfig)})
     if unknown:
         raise ConfigError(f"config of {MODEL}: unknown fields {', '.join(unknown)}")
-    config = ClickConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    config = ClickConfig(**values)
     if size is not None:
         config = replace(config, size=size)
     network = build_click(config)

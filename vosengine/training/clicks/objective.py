@@ -34,7 +34,7 @@ class ClickObjective(Objective[Any]):
     """
 
     def __init__(self, network: ClickNet) -> None:
-        super().__init__(network)  # type: ignore[arg-type]
+        super().__init__(network)
         self.network = network
         self._backbone = prepare_network(
             deepcopy(network.backbone).eval().requires_grad_(False),
@@ -73,7 +73,7 @@ class ClickObjective(Objective[Any]):
         frames = frames.contiguous(memory_format=torch.channels_last)
         maps = [self._backbone(each[None]) for each in frames]
         joined = [torch.cat(level) for level in zip(*(m[:3] for m in maps), strict=True)]
-        return as_seen(frames, Pyramid(*joined, None))
+        return as_seen(frames, Pyramid(joined[0], joined[1], joined[2], None))
 
     def _first_mark(self, truth: NDArray[np.bool_], rng: np.random.Generator) -> Marks:
         marks = Marks(_no_planes(truth.shape), self.network.config.radius)

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 
 from ...config.checks import check
-from ...errors import InputError
+from ...files import Given
 from ...prompts.network import ClickConfig, ClickNet
 from ...prompts.weights import MODEL, build_click, load_click, save_click
-from ...zoo.weights import backbone_file
+from ...zoo.checkpoints import read_state_dict
+from ...zoo.weights import backbone_file, state_of
 from ..feed import Feed, loader
-from ..initialise import initialise_from
 from ..recipe import Recipe
-from ..trainer import Progress, Trainer
+from ..run_folder import check_run_folder
+from ..trainer import CHECKPOINT, LOG, Progress, Trainer
 from .objective import ClickObjective
 from .square_source import SquareSource
 
@@ -75,6 +76,9 @@ def train_clicks(options: ClickTraining, say: Callable[[str], None] = lambda _: 
             and TrainingError after, with the last checkpoint whole.
     """
     recipe = options.recipe
+    given = [*Given.named("the weights to start from", options.init)]
+    given += Given.named("the photos", options.photos, tree=True)
+    check_run_folder(options.out, (CHECKPOINT, LOG, WEIGHTS), given, options.resume)
     source = SquareSource(options.photos, options.size, options.seed)
     network = _start(options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -86,11 +90,6 @@ def train_clicks(options: ClickTraining, say: Callable[[str], None] = lambda _: 
     trainer = Trainer(ClickObjective(network), recipe, options.out, identity, torch.device("cpu"))
     if options.resume:
         trainer.resume()
-    elif trainer.path.exists():
-        raise InputError(
-            f"{options.out}: holds a training run; go on with it by --resume, or name another"
-            " folder"
-        )
     feed = Feed(source, recipe.size, 1, recipe.seed, recipe.steps, recipe.batch)
     deadline = time.monotonic() + 60 * (options.minutes or math.inf)
     recent: list[Progress] = []
@@ -117,7 +116,9 @@ def _start(options: ClickTraining) -> ClickNet:
         return load_click(options.init)[0]
     network = build_click(ClickConfig(), options.seed)
     network.start_gently()
-    initialise_from(network, backbone_file(network.config.backbone))
+    found = read_state_dict(backbone_file(network.config.backbone))
+    names = state_of(network.backbone)
+    network.backbone.load_state_dict({name: found[name] for name in names}, strict=False)
     return network
 
 

@@ -94,9 +94,8 @@ def spoilt(truth: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.boo
     """A mask as a tracker may have left it: moved a little, grown or shrunk, a piece missing."""
     x, y, wide, high = box_of(truth.astype(np.uint8))
     reach = max(1, round(OFF * max(wide, high)))
-    shift = np.float32(
-        [[1, 0, rng.integers(-reach, reach + 1)], [0, 1, rng.integers(-reach, reach + 1)]]
-    )
+    right, down = rng.integers(-reach, reach + 1, 2)
+    shift = np.array([[1, 0, right], [0, 1, down]], np.float32)
     mask = cv2.warpAffine(truth.astype(np.uint8), shift, truth.shape[::-1], flags=cv2.INTER_NEAREST)
     width = 2 * int(rng.integers(0, reach + 1)) + 1
     change = cv2.dilate if rng.random() < 0.5 else cv2.erode

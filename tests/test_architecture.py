@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         *("models.efficientnet", "runtime.network", "zoo.weights", "prompts."),
     },
     "training.clicks": {
-        *("config.checks", "files", "models.backbone", "prompts.", "runtime.network"),
+        *("config.checks", "errors", "files", "models.backbone", "prompts.", "runtime.network"),
         *("zoo.checkpoints", "zoo.weights", "training."),
     },
     "training": {

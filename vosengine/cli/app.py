@@ -273,6 +273,8 @@ def models() -> None:
     for name, entry in MODELS.items():
         for card in (card for card in cards().values() if card.model == name):
             table.add_row(name, entry.summary, card.tag, "yes" if card.trained else "no: RANDOM")
+    for card in (card for card in cards().values() if card.model not in MODELS):
+        table.add_row(card.model, card.description, card.tag, "yes")
     console.print(table)
     backbones = Table("backbone", "from", "licence")
     for backbone in backbone_cards().values():

@@ -19,7 +19,7 @@ from vosengine.errors import ConfigError, InputError, OutputError, StateError, W
 from vosengine.prompts.click import ClickModel, planes_of
 from vosengine.prompts.crop import GREY, LEAST, Crop, box_of, marked_box, square_around
 from vosengine.prompts.hints import check_hints
-from vosengine.prompts.network import ClickConfig
+from vosengine.prompts.network import ClickConfig, ClickNet, Seen
 from vosengine.prompts.weights import build_click, load_click, save_click
 from vosengine.training.clicks.__main__ import main
 from vosengine.training.clicks.objective import ClickObjective
@@ -114,10 +114,28 @@ def test_marks_change_the_answer_and_the_same_marks_do_not() -> None:
         for points in ([], [(50, 40, True)], [(50, 40, False)], [])
     ]
     for each in answers:
-        assert (each.dtype, each.shape) == (np.uint8, (90, 120))
+        assert each.dtype == np.uint8 and each.shape == (90, 120)
         assert {*np.unique(each)} <= {0, 1}
     np.testing.assert_array_equal(answers[0], answers[3])
     assert (answers[1] != answers[2]).any()
+
+
+def test_a_square_is_seen_once_and_another_frame_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fresh = (ClickModel(build_click(TINY, seed=1)) for _ in range(2))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), np.uint8)
+    box, seen = (30, 20, 50, 40), []
+    encode = ClickNet.encode
+
+    def counted(network: ClickNet, frame: torch.Tensor) -> Seen:
+        seen.append(frame)
+        return encode(network, frame)
+
+    monkeypatch.setattr(ClickNet, "encode", counted)
+    for frame in (frames[0], frames[0].copy(), frames[1]):
+        answer = model.mask(frame, check_hints(frame, box, [(50, 40, True)], None, None))
+    assert len(seen) == 2
+    hints = check_hints(frames[1], box, [(50, 40, True)], None, None)
+    np.testing.assert_array_equal(answer, fresh.mask(frames[1], hints))
 
 
 def test_a_file_brings_its_network_back(tmp_path: Path) -> None:
@@ -237,7 +255,7 @@ def test_some_steps_lower_the_loss_and_leave_the_backbone(photos: Path) -> None:
         assert {*losses} == {"bce_first", "iou_first", "bce_later", "iou_later"}
         total = torch.stack(list(losses.values())).sum()
         optimiser.zero_grad()
-        total.backward()
+        torch.autograd.backward(total)
         optimiser.step()
         totals.append(float(total.detach()))
     assert totals[-1] < 0.6 * totals[0]

@@ -23,7 +23,7 @@ from vosengine.video import read_labels
 
 SIZE = 120, 160
 BOX = 40, 30, 60, 50  # of the left one of two squares
-COLOURS = {"method": "grabcut"}
+COLOURS: Any = {"method": "grabcut"}
 
 
 def picture() -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def overlap(mask: np.ndarray, truth: np.ndarray) -> float:
 def test_what_is_marked_is_cut_out_by_its_colours(marks: dict[str, Any]) -> None:
     frame, truth = picture()
     mask = mask_from(frame, **marks, **COLOURS)
-    assert (mask.dtype, mask.shape) == (np.uint8, SIZE)
+    assert mask.dtype == np.uint8 and mask.shape == SIZE
     assert {*np.unique(mask)} == {0, 1}
     assert overlap(mask, truth) > 0.9
     np.testing.assert_array_equal(mask, mask_from(frame, **marks, **COLOURS))

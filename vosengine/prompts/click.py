@@ -13,33 +13,43 @@ from ..ambient import own_settings
 from ..runtime.network import prepare_network
 from .crop import GREY, Crop, marked_box, square_around
 from .hints import BACKGROUND, OBJECT, Hints, Pixels
-from .network import PLANES, ClickNet
+from .network import PLANES, ClickNet, Seen
 from .weights import load_shipped
 
 _loading = Lock()
 
 
 class ClickModel:
-    """A click network as it runs: on the CPU, in float32. May be shared by threads."""
+    """A click network as it runs: on the CPU, in float32. May be shared by threads.
+
+    What the backbone saw last is kept: a further click into the same square costs the decoder.
+    """
 
     def __init__(self, network: ClickNet) -> None:
         """network  in evaluation mode; taken over, and no longer to be used by itself"""
         self.config = network.config
         self._network = prepare_network(network, torch.device("cpu"), torch.float32)
+        self._last: tuple[np.ndarray, Seen] | None = None
 
     @own_settings()
     def mask(self, frame: np.ndarray, hints: Hints) -> Pixels:
         """uint8 [H, W], 0 or 1, of a frame uint8 [H, W, 3]."""
         crop, size = square_around(marked_box(hints), hints.size), self.config.size
-        mean, std = (
-            torch.tensor(each)[:, None, None] for each in (self.config.mean, self.config.std)
-        )
-        pixels = torch.from_numpy(crop.cut(frame, size, GREY)).permute(2, 0, 1)
-        normal = ((pixels.float() / 255 - mean) / std)[None]
+        seen = self._seen(crop.cut(frame, size, GREY))
         planes = torch.from_numpy(planes_of(hints, crop, size, self.config.radius))[None]
-        seen = self._network.encode(normal.contiguous(memory_format=torch.channels_last))
         logits = self._network(seen, planes)[0].numpy()
         return np.asarray(crop.paste(logits, outside=-1.0) > 0, np.uint8)
+
+    def _seen(self, pixels: np.ndarray) -> Seen:
+        """What the backbone sees in a square uint8 [size, size, 3]."""
+        last = self._last  # of one moment: another thread may put its own there
+        if last is not None and np.array_equal(last[0], pixels):
+            return last[1]
+        mean, std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
+        normal = ((torch.from_numpy(pixels).float() / 255 - mean) / std).permute(2, 0, 1)[None]
+        seen = self._network.encode(normal)  # channels last as they lie
+        self._last = pixels, seen
+        return seen
 
 
 def planes_of(hints: Hints, crop: Crop, size: int, radius: int) -> np.ndarray:

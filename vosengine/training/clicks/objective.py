@@ -29,8 +29,8 @@ class ClickObjective(Objective[Any]):
     """Cross-entropy and soft IoU of the answer to the first mark, and of that to one of the next
     clicks; the answers between them have no gradient.
 
-    The backbone does not learn: one whose norms are folded into its convolutions looks, photo by
-    photo, in less than half the time.
+    The backbone does not learn: a copy whose norms are folded into its convolutions looks, photo by
+    photo, so that its maps stay in the cache.
     """
 
     def __init__(self, network: ClickNet) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -96,15 +96,20 @@ def assert_same(found: list[Result], wanted: list[Result]) -> None:
         assert torch.equal(a.probabilities, b.probabilities)
 
 
-def everything_in(thing: object) -> list[torch.Tensor]:
+def everything_in(thing: object, seen: set[int] | None = None) -> list[torch.Tensor]:
     """Every tensor that can be reached from an object's attributes."""
+    seen = set() if seen is None else seen
     if isinstance(thing, torch.Tensor):
         return [thing]
-    if isinstance(thing, dict):
-        return [t for item in thing.values() for t in everything_in(item)]
+    if id(thing) in seen:  # what is part of what it points to
+        return []
+    seen.add(id(thing))
+    items: Iterable[object] = ()
     if isinstance(thing, (list, tuple)):
-        return [t for item in thing for t in everything_in(item)]
-    return everything_in(vars(thing)) if hasattr(thing, "__dict__") else []
+        items = thing
+    elif isinstance(thing, dict) or hasattr(thing, "__dict__"):
+        items = (thing if isinstance(thing, dict) else vars(thing)).values()
+    return [tensor for item in items for tensor in everything_in(item, seen)]
 
 
 def assert_counted(state: State) -> None:

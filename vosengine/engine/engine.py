@@ -16,6 +16,7 @@ from ..device import choose_device
 from ..errors import ConfigError, StateError
 from ..frames import Array
 from ..kernels.spans import listened, span
+from ..memory import PagePools
 from ..models.method import rows_of
 from ..proposals import Proposals
 from ..runtime import (
@@ -31,6 +32,7 @@ from ..zoo.registry import entry
 from ..zoo.weights import load
 from .rules import StaysHere
 from .scheduler import Scheduler
+from .together import answer_together
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -41,13 +43,18 @@ MAX_BATCH = {"cpu": 1}  # a CPU gains nothing from more, and keeps its bits; a G
 @dataclass
 class Job:
     """A frame that was checked, on the device, with its prompt and its proposals, and what an
-    engine has made of it."""
+    engine has made of it.
+
+    features  what the method encodes of it, once that is done
+    alone     whether it is no longer answered for together with others
+    """
 
     image: torch.Tensor
     geometry: Geometry
     prompt: Prompt[torch.Tensor] | None
     given: Proposals | None
     features: Any = None
+    alone: bool = False
 
 
 class Engine(StaysHere):
@@ -66,9 +73,11 @@ class Engine(StaysHere):
 
     model, weights, device, precision, config  as in Segmenter
     mode       "fast" or "eager", as Segmenter's `engine`
-    max_batch  frames at most that go through the encoder together: of streams of one size; None: 1
+    max_batch  frames at most that go through the network together: of streams of one size; None: 1
                on a CPU, 8 on a GPU. With 1 every stream has the labels, to the bit, that it has by
                itself
+    memory_budget  bytes that the memories of all streams may take together; a frame that needs more
+               raises CapacityError. None: what the device has
 
     Raises  ConfigError, DeviceError or WeightsError.
     """
@@ -84,12 +93,15 @@ class Engine(StaysHere):
         mode: str = "fast",
         config: ModelConfig | None = None,
         max_batch: int | None = None,
+        memory_budget: int | None = None,
     ) -> None:
         super().__init__("make one in each process")
         if mode not in ENGINES:
             raise ConfigError(f"engine: wanted {' or '.join(ENGINES)}, given {mode!r}")
         if max_batch is not None and max_batch < 1:
             raise ConfigError(f"max_batch: wanted 1 or more, given {max_batch}")
+        if memory_budget is not None and memory_budget < 1:
+            raise ConfigError(f"memory_budget: wanted 1 byte or more, given {memory_budget}")
         kind = entry(model).build
         self.model, self.mode = model, mode
         self.device = choose_device(device)
@@ -100,12 +112,14 @@ class Engine(StaysHere):
         method, self.card = load(model, weights, config)
         self.method = prepare_network(method, self.device, self.dtype, mode)
         self.max_batch = max_batch or MAX_BATCH.get(self.device.type, 8)
+        self.pools = PagePools(memory_budget)
         self.lock = RLock()
         self._scheduler: Scheduler[Segmenter] = Scheduler(self.max_batch)
         self._jobs: dict[Segmenter, Job] = {}  # of the streams in the scheduler
         self._answered: list[tuple[Segmenter, Result[torch.Tensor] | None]] = []
         self._make_graph = None if mode == "eager" else graph_maker(self.device)
         self._encoding = self.pieces()
+        self.together = self.pieces()
 
     def open(self, **options: Any) -> Segmenter:
         """A new stream: a Segmenter on this engine's weights. options: Segmenter's that are of a
@@ -142,20 +156,44 @@ class Engine(StaysHere):
         with self.lock:
             stream.check_free("submit")
             job = self._jobs[stream] = stream.accept(frame, mask)
-            self._scheduler.add(stream, job.geometry, alone=job.prompt is not None)
+            group = job.geometry, stream.memory
+            self._scheduler.add(stream, group, alone=job.prompt is not None)
 
     def step(self) -> list[tuple[Segmenter, Result[torch.Tensor] | None]]:
         """Answer for the frames whose turn it is: each stream with what its `step` would have
-        returned. Empty where no frame waits. Where one raises, as for want of memory, its frame
-        is given up; what was answered before it, and what still waits, come with the next call."""
+        returned. Empty where no frame waits.
+
+        Where a frame raises, as for want of memory, it is given up; where several that are computed
+        together do, they wait on, and the next call computes them one by one. What was answered
+        before an error, and what still waits, come with the next call."""
         with self.lock:
             streams = self._scheduler.next()
             self._encode_together(streams)
+            joining = [each for each in streams if each.may_join(self._jobs[each])]
+            if len(joining) > 1:
+                for stream in joining:
+                    self._jobs[stream].alone = True  # from the second time on
+                self._answer_together(joining)
             for stream in streams:
-                self._scheduler.drop(stream)
-                self._answered.append((stream, stream.advance(self._jobs.pop(stream))))
+                if stream in self._jobs:
+                    self._answered.append((stream, stream.advance(self._give_up(stream))))
             answered, self._answered = self._answered, []
             return answered
+
+    def _give_up(self, stream: Segmenter) -> Job:
+        """A stream's job, which waits no longer."""
+        self._scheduler.drop(stream)
+        return self._jobs.pop(stream)
+
+    @own_settings()
+    def _answer_together(self, streams: Sequence[Segmenter]) -> None:
+        with self.precision.applied():
+            turns = [(stream, stream.turn(self._jobs[stream])) for stream in streams]
+            results = answer_together(self, turns)
+        for (stream, turn), result in zip(turns, results, strict=True):
+            self._give_up(stream)
+            stream.take_turn(turn)
+            self._answered.append((stream, result))
 
     @own_settings()
     def _encode_together(self, streams: Sequence[Segmenter]) -> None:

@@ -10,6 +10,8 @@ import torch
 from conftest import make, object_ids
 
 from vosengine.engine.segmenter import Segmenter
+from vosengine.memory import MemoryBank
+from vosengine.memory.pages import FIRST_PAGES
 from vosengine.models.method import State
 from vosengine.proposals import Proposals, boxes_of
 from vosengine.types import Result
@@ -113,6 +115,15 @@ def everything_in(thing: object, seen: set[int] | None = None) -> list[torch.Ten
 
 
 def assert_counted(state: State) -> None:
-    """All tensors of a state, but for counters and the like, are in its `nbytes`."""
+    """All tensors of a state, but for counters and the like, are in its `nbytes`; a pool of pages
+    has room for twice as many as are used, or for the first few."""
     held = sum(tensor.nbytes for tensor in everything_in(vars(state)))
-    assert state.nbytes <= held <= state.nbytes + 2048
+    memory = getattr(state, "memory", None)
+    if not isinstance(memory, MemoryBank):
+        assert state.nbytes <= held <= state.nbytes + 2048
+        return
+    pool = memory.pages
+    rest = state.nbytes - memory.nbytes
+    assert rest <= held - pool.capacity * pool.page_bytes <= rest + 2048
+    assert pool.used * pool.page_bytes == memory.held_bytes <= memory.nbytes
+    assert pool.capacity <= max(2 * pool.used, FIRST_PAGES)

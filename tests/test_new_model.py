@@ -42,7 +42,7 @@ class ToyConfig:
     """backbone, width, norm, size  as in STMConfig; channels  of what an object is known by."""
 
     backbone: str = "resnet18"
-    width: int = 16  # 8: oneDNN writes past its memory on AVX-512 (1x1, stride 2, backwards)
+    width: int = 8
     channels: int = 16
     norm: str = "group"
     size: tuple[int, int] | int | None = None

@@ -20,13 +20,14 @@ from vosengine.prompts.click import ClickModel, planes_of
 from vosengine.prompts.crop import GREY, LEAST, Crop, box_of, marked_box, square_around
 from vosengine.prompts.hints import check_hints
 from vosengine.prompts.network import ClickConfig, ClickNet, Seen
-from vosengine.prompts.weights import build_click, load_click, save_click
+from vosengine.prompts.weights import build_click, load_click, load_shipped, save_click
 from vosengine.training.clicks.__main__ import main
 from vosengine.training.clicks.objective import ClickObjective
 from vosengine.training.clicks.run import ClickTraining, train_clicks
 from vosengine.training.clicks.simulation import drawn_box, next_click, spoilt
 from vosengine.training.clicks.square_source import SquareSource
 from vosengine.training.samples import collate
+from vosengine.zoo import weights
 from vosengine.zoo.registry import build
 from vosengine.zoo.weights import save, state_of
 
@@ -161,6 +162,12 @@ def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
         load_click(other)
     with pytest.raises(WeightsError, match="no such file"):
         load_click(tmp_path / "none.safetensors")
+
+
+def test_without_its_weights_the_network_is_no_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "cards", dict)
+    with pytest.raises(WeightsError, match=r"^click\.demo: did not ship"):
+        load_shipped()
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,7 @@ def test_some_steps_lower_the_loss_and_leave_the_backbone(photos: Path) -> None:
     for _ in range(25):
         losses = objective.losses(batch, torch.Generator().manual_seed(0))
         assert {*losses} == {"bce_first", "iou_first", "bce_later", "iou_later"}
+        assert all(loss.requires_grad for loss in losses.values())
         total = torch.stack(list(losses.values())).sum()
         optimiser.zero_grad()
         torch.autograd.backward(total)

@@ -22,6 +22,7 @@ from ..errors import ConfigError, InputError, StateError, VosError
 from .connection import Connection
 from .guard import Guard
 from .images import decode_image
+from .openapi import document
 from .page import page_routes
 from .protocol import (
     BAD_MESSAGE,
@@ -60,13 +61,12 @@ def make_app(service: Service) -> Starlette:
             await service.stop()
 
     routes = Routes(service)
-    app = Starlette(
+    return Starlette(
         routes=[*routes.all(), *page_routes()],
         middleware=[Middleware(Guard, settings=service.settings, metrics=service.metrics)],
         exception_handlers={Refused: _refused, 404: _not_there, 405: _not_there},
         lifespan=lifespan,
     )
-    return app
 
 
 class Routes:
@@ -89,6 +89,7 @@ class Routes:
             Route("/healthz", self.health, methods=["GET"]),
             Route("/readyz", self.readiness, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
         ]
 
     # Sessions.
@@ -236,6 +237,9 @@ class Routes:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(document(self._service.settings.max_message))
 
     async def _json(self, request: Request) -> Any:
         body = await self._body(request, most=1 << 16)

@@ -184,7 +184,7 @@ SCHEMAS: Schema = {
     "Readiness": _all_of(ready=_YES_NO),
 }
 
-PROMPT = [
+PROMPT: list[Schema] = [
     {
         "name": "box",
         "in": "query",

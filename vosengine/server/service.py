@@ -165,6 +165,10 @@ class Service:
         given = hashed(token)
         return [s for s in self._sessions.values() if s.owner == given or holds_token(s, given)]
 
+    def holds(self, session: Session) -> bool:
+        """Whether a session has not ended."""
+        return self._sessions.get(session.id) is session
+
     # Coming and going.
 
     async def open(self, owner: str, wanted: Wanted) -> tuple[Session, str]:

@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InputError, StateError
+from .controls import ENDED, Control, Listener
 from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes
 from .protocol import REPLIES, TAKEN_OVER, encode_masks, text
 from .resident import Resident, Shared
@@ -22,23 +22,6 @@ if TYPE_CHECKING:
     from ..segmenter import Segmenter
 
 KEPT_BEYOND_WINDOW = 4  # outcomes
-ENDED = "session: has ended; make another"
-
-
-class Listener(Protocol):
-    """Whoever hears of a session's outcomes: its connection."""
-
-    def send(self, message: bytes | str) -> None: ...
-
-    def finish(self, reason: str, code: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Control:
-    """Work on the stream that waits for the frames before it."""
-
-    work: Callable[[], Awaitable[Any]]
-    done: asyncio.Future[Any] = field(repr=False)
 
 
 class Session:
@@ -68,7 +51,8 @@ class Session:
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._retiring = False
         self.listener: Listener | None = None
-        self._asked: dict[int, asyncio.Future[Outcome]] = {}
+        self._asked: dict[int, asyncio.Future[list[Outcome]]] = {}
+        self._settled: list[Outcome] = []  # by the step that is under way
         self.used = time.monotonic()  # when a frame last came
         self._task = asyncio.get_running_loop().create_task(self._work_off())
 
@@ -157,13 +141,14 @@ class Session:
         self.used = time.monotonic()
         self._record(Failed(frame_id, code, why))
 
-    async def ask(self, frame: Frame) -> Outcome:
-        """Take the next frame and wait for what comes of it."""
+    async def ask(self, frame: Frame) -> list[Outcome]:
+        """Take the next frame, and wait for its step; what that settled: of this frame, and of an
+        earlier one that was held. Raises StateError where the session ends before."""
         asked = self._asked[frame.id] = asyncio.get_running_loop().create_future()
         try:
             self.put(frame)
-            outcome: Outcome = await asked
-            return outcome
+            settled: list[Outcome] = await asked
+            return settled
         finally:
             self._asked.pop(frame.id, None)
 
@@ -206,9 +191,8 @@ class Session:
             self._shared.metrics.dropped.inc()
         if self.listener is not None:
             self.listener.send(outcome.message())
-        asked = self._asked.get(frame_id)
-        if asked is not None and not asked.done():
-            asked.set_result(outcome)
+        if self._asked:
+            self._settled.append(outcome)
 
     # Controls.
 
@@ -297,7 +281,7 @@ class Session:
         self._task.cancel()
         for item in self._inbox:
             if isinstance(item, Control):
-                _ended(item)
+                item.give_up()
         self._inbox.clear()
         for asked in self._asked.values():
             if not asked.done():
@@ -313,8 +297,12 @@ class Session:
                 self._wake.clear()
                 await self._wake.wait()
             item = self._inbox.popleft()
+            self._settled.clear()
             if isinstance(item, Frame):
                 await self._step(item)
+                asked = self._asked.get(item.id)
+                if asked is not None and not asked.done():
+                    asked.set_result(list(self._settled))
             elif not item.done.done():
                 await self._do(item)
 
@@ -322,7 +310,7 @@ class Session:
         try:
             found = await control.work()
         except asyncio.CancelledError:
-            _ended(control)
+            control.give_up()
             raise
         except STEP_ERRORS as error:
             if not control.done.done():
@@ -352,9 +340,9 @@ class Session:
         self.size = list(stepped.frame.image.shape[:2])
         self.home.measure()
         self._indices[index] = stepped.frame.id
-        if stepped.result is None:
+        if stepped.result is None or stepped.result.frame_index != index:
             self._record(Held(stepped.frame.id))
-        else:
+        if stepped.result is not None:
             await self._answer(stepped)
         every = self._shared.settings.autosave
         if every and self.frames % every == 0:
@@ -398,9 +386,3 @@ class Session:
 def _as_they_are(labels: np.ndarray, ids: tuple[int, ...], reply: str) -> bytes:
     """Labels for one who asks in this process."""
     return labels.tobytes()
-
-
-def _ended(control: Control) -> None:
-    """Tell whoever waits for a control that it will not come."""
-    if not control.done.done():
-        control.done.set_exception(StateError(ENDED))

@@ -257,8 +257,8 @@ def test_held_frames_are_answered_later_and_flushed() -> None:
             line.frame(2, 2)
             assert line.hear() == {"type": "held", "frame": 2}
             line.frame(3, 3)
-            assert line.hear() == {"type": "held", "frame": 3}
             assert line.hear()["frame"] == 0
+            assert line.hear() == {"type": "held", "frame": 3}
             line.frame(0)
             assert line.hear()["repeated"]
             line.frame(3)

@@ -340,10 +340,11 @@ class Session:
         self.size = list(stepped.frame.image.shape[:2])
         self.home.measure()
         self._indices[index] = stepped.frame.id
-        if stepped.result is None or stepped.result.frame_index != index:
-            self._record(Held(stepped.frame.id))
-        if stepped.result is not None:
+        result = stepped.result
+        if result is not None:
             await self._answer(stepped)
+        if result is None or result.frame_index != index:  # what it brought is heard before
+            self._record(Held(stepped.frame.id))
         every = self._shared.settings.autosave
         if every and self.frames % every == 0:
             await self.home.save_aside(self._saved)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import make, tiny_config
 
+from vosengine.engine.objects import ObjectSlots
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import InputError
 from vosengine.models.method import Method, State
-from vosengine.objects import ObjectSlots
 from vosengine.proposals import Proposals, boxes_of, to_network
-from vosengine.segmenter import Segmenter
 from vosengine.types import Geometry, Masks, Scores
 
 FRAME = np.zeros((64, 64, 3), np.uint8)

@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vosengine.kernels import ShapeError, UnsupportedBackend, gpu, read_memory, use_backend
+from vosengine.kernels import (
+    ShapeError,
+    UnsupportedBackend,
+    gpu,
+    read_memory,
+    use_backend,
+)
 from vosengine.kernels.extension import missing
 from vosengine.kernels.parity import widened
 from vosengine.kernels.read_memory.cases import CASES

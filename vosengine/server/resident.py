@@ -17,7 +17,7 @@ from .store import Saved, Store
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from ..segmenter import Segmenter
+    from ..engine.segmenter import Segmenter
 
 log = logging.getLogger("vosengine.server")
 

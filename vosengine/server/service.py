@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..errors import StateError, VosError
 from .metrics import Metrics
 from .protocol import CLOSED, RESTARTS

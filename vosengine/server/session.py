@@ -19,7 +19,7 @@ from .store import Saved
 from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn
 
 if TYPE_CHECKING:
-    from ..segmenter import Segmenter
+    from ..engine.segmenter import Segmenter
 
 KEPT_BEYOND_WINDOW = 4  # outcomes
 

@@ -17,8 +17,8 @@ from ..errors import VosError
 from .metrics import Metrics
 
 if TYPE_CHECKING:
-    from ..engine import Engine
-    from ..segmenter import Segmenter
+    from ..engine.engine import Engine
+    from ..engine.segmenter import Segmenter
     from ..types import Result
 
 T = TypeVar("T")

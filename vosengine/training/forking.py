@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ..memory import AdaptiveBank, MemoryBank
+from ..models.dmn_aoa.refinement import References
 from ..models.method import State
-from ..models.refinement import References
 
 HOLDERS = (State, MemoryBank, AdaptiveBank, References)
 

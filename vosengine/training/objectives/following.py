@@ -10,12 +10,19 @@ import torch
 from torch.nn import functional
 
 from ...config import MemoryConfig, ModelConfig
-from ...models.giel import GIELEvidence
+from ...models.giel.network import GIELEvidence
 from ...models.method import Method, rows_of
 from ...types import Geometry, Masks, Scores
 from ..clip_memory import ClipMemory
 from ..forking import blank, fork
-from ..losses import LEAST, binary, cross_entropy, hardest, soft_aggregation, soft_iou
+from ..losses import (
+    LEAST,
+    binary,
+    cross_entropy,
+    hardest,
+    soft_aggregation,
+    soft_iou,
+)
 from ..samples import Batch
 from .objective import Objective, normalised, one_hot
 from .proposals import draw_proposals

@@ -64,7 +64,9 @@ class Script(Method[ScriptFeatures, ScriptState]):
         self.encoded = 0
         self.given: list[Proposals] = []
 
-    def start(self, geometry: Geometry, max_objects: int, memory: object = None) -> ScriptState:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: object = None, pools: object = None
+    ) -> ScriptState:
         return ScriptState()
 
     def encode(

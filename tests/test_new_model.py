@@ -24,6 +24,7 @@ from vosengine.cli import app as cli
 from vosengine.config import IMAGENET_MEAN, IMAGENET_STD, MemoryConfig
 from vosengine.config.checks import check_input, check_positive
 from vosengine.errors import ConfigError
+from vosengine.memory import PagePools
 from vosengine.models.backbone import initialise
 from vosengine.models.encoder import make_encoder
 from vosengine.models.method import Method, State
@@ -96,7 +97,11 @@ class Toy(Method[ToyFeatures, ToyState]):
         initialise(self)
 
     def start(
-        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+        self,
+        geometry: Geometry,
+        max_objects: int,
+        memory: MemoryConfig | None = None,
+        pools: PagePools | None = None,
     ) -> ToyState:
         return ToyState(self.project.weight.new_zeros(max_objects, self.config.channels))
 

@@ -174,7 +174,9 @@ class Echo(Method[EchoFeatures, EchoState]):
         self.config = tiny_config("stm")
         self.encoded = 0
 
-    def start(self, geometry: Geometry, max_objects: int, memory: object = None) -> EchoState:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: object = None, pools: object = None
+    ) -> EchoState:
         return EchoState()
 
     def encode(self, frames: torch.Tensor) -> EchoFeatures:

@@ -28,7 +28,8 @@ def serve(
         int | None, typer.Option(min=1, help="Sessions of one token.")
     ] = None,
     max_memory: Annotated[
-        int | None, typer.Option(min=1, help="MiB that all streams may hold together.")
+        int | None,
+        typer.Option(min=1, help="MiB for the memory of all streams."),
     ] = None,
     max_batch: Annotated[
         int | None, typer.Option(min=1, help="Frames that are encoded together.")

@@ -16,6 +16,7 @@ from ..device import choose_device
 from ..errors import ConfigError, StateError
 from ..frames import Array
 from ..kernels.spans import listened, span
+from ..memory import PagePools
 from ..models.method import rows_of
 from ..proposals import Proposals
 from ..runtime import (
@@ -31,6 +32,7 @@ from ..zoo.registry import entry
 from ..zoo.weights import load
 from .rules import StaysHere
 from .scheduler import Scheduler
+from .together import answer_together
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -66,9 +68,11 @@ class Engine(StaysHere):
 
     model, weights, device, precision, config  as in Segmenter
     mode       "fast" or "eager", as Segmenter's `engine`
-    max_batch  frames at most that go through the encoder together: of streams of one size; None: 1
+    max_batch  frames at most that go through the network together: of streams of one size; None: 1
                on a CPU, 8 on a GPU. With 1 every stream has the labels, to the bit, that it has by
                itself
+    memory_budget  bytes that the memories of all streams may take together; a frame that needs more
+               raises CapacityError. None: what the device has
 
     Raises  ConfigError, DeviceError or WeightsError.
     """
@@ -84,12 +88,15 @@ class Engine(StaysHere):
         mode: str = "fast",
         config: ModelConfig | None = None,
         max_batch: int | None = None,
+        memory_budget: int | None = None,
     ) -> None:
         super().__init__("make one in each process")
         if mode not in ENGINES:
             raise ConfigError(f"engine: wanted {' or '.join(ENGINES)}, given {mode!r}")
         if max_batch is not None and max_batch < 1:
             raise ConfigError(f"max_batch: wanted 1 or more, given {max_batch}")
+        if memory_budget is not None and memory_budget < 1:
+            raise ConfigError(f"memory_budget: wanted 1 byte or more, given {memory_budget}")
         kind = entry(model).build
         self.model, self.mode = model, mode
         self.device = choose_device(device)
@@ -100,12 +107,14 @@ class Engine(StaysHere):
         method, self.card = load(model, weights, config)
         self.method = prepare_network(method, self.device, self.dtype, mode)
         self.max_batch = max_batch or MAX_BATCH.get(self.device.type, 8)
+        self.pools = PagePools(memory_budget)
         self.lock = RLock()
         self._scheduler: Scheduler[Segmenter] = Scheduler(self.max_batch)
         self._jobs: dict[Segmenter, Job] = {}  # of the streams in the scheduler
         self._answered: list[tuple[Segmenter, Result[torch.Tensor] | None]] = []
         self._make_graph = None if mode == "eager" else graph_maker(self.device)
         self._encoding = self.pieces()
+        self.together = self.pieces()
 
     def open(self, **options: Any) -> Segmenter:
         """A new stream: a Segmenter on this engine's weights. options: Segmenter's that are of a
@@ -142,26 +151,45 @@ class Engine(StaysHere):
         with self.lock:
             stream.check_free("submit")
             job = self._jobs[stream] = stream.accept(frame, mask)
-            self._scheduler.add(stream, job.geometry, alone=job.prompt is not None)
+            group = job.geometry, stream.memory
+            self._scheduler.add(stream, group, alone=job.prompt is not None)
 
     def step(
         self, at_most: int | None = None
     ) -> list[tuple[Segmenter, Result[torch.Tensor] | None]]:
         """Answer for the frames whose turn it is: each stream with what its `step` would have
         returned. Empty where no frame waits. Where one raises, as for want of memory, its frame
-        is given up; what was answered before it, and what still waits, come with the next call.
+        is given up, and with it those that were computed together with it; what was answered before
+        it, and what still waits, come with the next call.
 
-        at_most  frames of this step, where the engine's max_batch is more: what several cannot do
-                 together, each may do by itself
+        at_most  frames of this step, where the engine's max_batch is more
         """
         with self.lock:
             streams = self._scheduler.next()[:at_most]
             self._encode_together(streams)
+            joining = [each for each in streams if each.may_join(self._jobs[each])]
+            if len(joining) > 1:
+                self._answer_together(joining)
             for stream in streams:
-                self._scheduler.drop(stream)
-                self._answered.append((stream, stream.advance(self._jobs.pop(stream))))
+                if stream in self._jobs:
+                    self._answered.append((stream, stream.advance(self._give_up(stream))))
             answered, self._answered = self._answered, []
             return answered
+
+    def _give_up(self, stream: Segmenter) -> Job:
+        """A stream's job, which waits no longer."""
+        self._scheduler.drop(stream)
+        return self._jobs.pop(stream)
+
+    @own_settings()
+    def _answer_together(self, streams: Sequence[Segmenter]) -> None:
+        jobs = [self._give_up(stream) for stream in streams]
+        with self.precision.applied():
+            turns = [(stream, stream.turn(job)) for stream, job in zip(streams, jobs, strict=True)]
+            results = answer_together(self, turns)
+        for (stream, turn), result in zip(turns, results, strict=True):
+            stream.take_turn(turn)
+            self._answered.append((stream, result))
 
     @own_settings()
     def _encode_together(self, streams: Sequence[Segmenter]) -> None:

@@ -53,7 +53,7 @@ def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
     check_source(where, stream, source)
     state = None
     if stream.geometry is not None:
-        state = method.start(stream.geometry, segmenter.max_objects, segmenter.memory)
+        state = segmenter.begin_state(stream.geometry)
         state.restore(stream.state, len(stream.ids))
     ring = [
         Pending(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ from .resume import go_on, packed
 from .ring import Pending, View, awaited, still_needed
 from .rules import StaysHere, StreamRules
 from .snapshot import read_file
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A stream one frame later: its geometry, state and ring, and the index of the frame that is
+    answered for, below 0 where there is none yet."""
+
+    geometry: Geometry
+    state: Any
+    ring: list[Pending[torch.Tensor]]
+    target: int
 
 
 class Segmenter(StaysHere):
@@ -113,6 +125,7 @@ class Segmenter(StaysHere):
         self.online = online
         self.proposals = proposals
         self._ended = False
+        self._state: Any = None
         self.reset()
 
     @property
@@ -132,14 +145,16 @@ class Segmenter(StaysHere):
 
     @property
     def memory_bytes(self) -> int:
-        """What the stream remembers takes on the device, from its first frame on; never more."""
+        """Bytes on the device that its memory may come to take; 0 before its first frame."""
         return 0 if self._state is None else int(self._state.nbytes)
 
     def reset(self) -> None:
         """Forget the stream: the next frame is the first of a new one, of any size."""
         self.check_free("reset")
+        if self._state is not None:
+            self._state.release()
         self.geometry: Geometry | None = None
-        self._state: Any = None
+        self._state = None
         self._slots = ObjectSlots(self.max_objects)
         self._ring: list[Pending[torch.Tensor]] = []
         self.frame_count = 0
@@ -206,19 +221,38 @@ class Segmenter(StaysHere):
     @own_settings()
     def advance(self, job: Job) -> Result[torch.Tensor] | None:
         """`step`, of a frame that was accepted."""
-        geometry, prompt = job.geometry, job.prompt
-        state = self._state or self.method.start(geometry, self.max_objects, self.memory)
-        target = self.frame_count - self.latency
         with self.precision.applied():
-            features = job.features
-            if features is None:
-                features = self._encode(job)
-            ring = [*self._ring, Pending(self.frame_count, features, prompt)]
-            result = self._answer(ring, target, state, geometry) if target >= 0 else None
-        self._ring = still_needed(ring, target, self.method.sees)
-        self._state, self.geometry = state, geometry
-        self.frame_count += 1
+            turn = self.turn(job)
+            result = None
+            if turn.target >= 0:
+                result = self._answer(turn.ring, turn.target, turn.state, turn.geometry)
+        self.take_turn(turn)
         return result
+
+    def turn(self, job: Job) -> Turn:
+        """What an accepted frame makes of the stream: all is new, the stream is as it was."""
+        state = self._state or self.begin_state(job.geometry)
+        features = self._encode(job) if job.features is None else job.features
+        ring = [*self._ring, Pending(self.frame_count, features, job.prompt)]
+        return Turn(job.geometry, state, ring, self.frame_count - self.latency)
+
+    def take_turn(self, turn: Turn) -> None:
+        """Go on to the next frame, after the turn's answer."""
+        self._ring = still_needed(turn.ring, turn.target, self.method.sees)
+        self._state, self.geometry = turn.state, turn.geometry
+        self.frame_count += 1
+
+    def may_join(self, job: Job) -> bool:
+        """Whether this frame may be answered for together with other streams': nothing begins with
+        it, and the memory is one that is read in common."""
+        awaits_prompt = job.prompt is not None or awaited(self._ring)
+        return bool(
+            self.method.batched
+            and not awaits_prompt
+            and len(self._slots) > 0
+            and self.frame_count >= self.latency
+            and not (self.memory is not None and self.memory.policy == "afb")
+        )
 
     @own_settings()
     def flush(self) -> list[Result[torch.Tensor]]:
@@ -292,6 +326,10 @@ class Segmenter(StaysHere):
             )
         go_on(self, bytes(data), "snapshot")
 
+    def begin_state(self, geometry: Geometry) -> Any:
+        """The method's state for a stream of this geometry, with pages of the engine."""
+        return self.method.start(geometry, self.max_objects, self.memory, self.runs_on.pools)
+
     def _check_stream(
         self, size: Size, prompt: Prompt[torch.Tensor] | None
     ) -> Prompt[torch.Tensor] | None:
@@ -345,15 +383,19 @@ class Segmenter(StaysHere):
         self._slots.assign(by_slot)
         return result
 
+    def arranged(self) -> Arrangement:
+        """Of the objects alive, where none begins."""
+        by_slot = self._slots.in_slot_order
+        if self._arranged is None or self._arranged.by_slot != by_slot:
+            self._arranged = Arrangement.of(by_slot, (), by_slot, self.device, indexed=True)
+        return self._arranged
+
     def _replay(
         self, pieces: Pieces, seen: list[Any], target: int, state: Any, geometry: Geometry
     ) -> Result[torch.Tensor]:
         """`_answer` for a frame without a prompt, in which the method discovers nothing: all but
         the writing is one piece of work."""
-        by_slot = self._slots.in_slot_order
-        if self._arranged is None or self._arranged.by_slot != by_slot:
-            self._arranged = Arrangement.of(by_slot, (), by_slot, self.device, indexed=True)
-        arranged = self._arranged
+        arranged = self.arranged()
 
         def work(given: tuple[list[Any], Arrangement]) -> Any:
             seen, rows = given  # whose ids are those of the capture: only its tables count

@@ -1,7 +1,8 @@
-"""Memory of past frames: allocated once, bounded, its valid length kept on the device."""
+"""Memory of past frames: bounded, in pages that streams share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,30 +12,41 @@ from ..config import MemoryConfig, ModelConfig
 from ..errors import ConfigError
 from .adaptive import AdaptiveBank
 from .bank import MemoryBank, Stored
+from .pages import PagePools, Pages
 
-__all__ = ["AdaptiveBank", "Memory", "MemoryBank", "Stored", "make_memory", "memory_of"]
+__all__ = [
+    "AdaptiveBank",
+    "Memory",
+    "MemoryBank",
+    "PagePools",
+    "Pages",
+    "Stored",
+    "make_memory",
+    "memory_of",
+]
 
 
 class Memory(Protocol):
     """What the methods know of a memory, whatever its policy."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-
     @property
     def nbytes(self) -> int: ...
+
+    def make_room(self, count: int) -> None: ...
 
     def write(
         self,
         key: torch.Tensor,
         value: torch.Tensor,
-        keep: torch.Tensor,
+        keep: Sequence[bool],
         shown: torch.Tensor | None = None,
     ) -> None: ...
 
     def read(self, count: int) -> Stored: ...
 
     def forget(self, group: int, count: int) -> None: ...
+
+    def release(self) -> None: ...
 
     def tensors(self, count: int) -> dict[str, torch.Tensor]: ...
 
@@ -66,9 +78,14 @@ def make_memory(
     value_channels: int,
     device: torch.device,
     dtype: torch.dtype,
+    pools: PagePools | None = None,
 ) -> Memory:
-    """The memory that a policy asks for: `groups` objects, `positions` cells a frame."""
+    """The memory that a policy asks for: `groups` objects, `positions` cells a frame.
+
+    pools  where whole frames get their pages from; None: from one of its own
+    """
     channels = (key_channels, value_channels)
     if config.policy == "afb":
         return AdaptiveBank(config, groups, positions, channels, device=device, dtype=dtype)
-    return MemoryBank(groups, config.max_frames, positions, channels, device=device, dtype=dtype)
+    pages = (pools or PagePools()).of(positions, channels, device=device, dtype=dtype)
+    return MemoryBank(groups, config.max_frames, pages)

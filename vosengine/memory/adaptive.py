@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
@@ -45,11 +47,18 @@ class AdaptiveBank:
     def nbytes(self) -> int:
         return sum(bank.nbytes for bank in (self.keys, self.values, self.merges, self.age))
 
+    def make_room(self, count: int) -> None:
+        """There is room: it was made at the start."""
+
+    def release(self) -> None:
+        """Forget all groups."""
+        self.length.zero_()
+
     def write(
         self,
         key: torch.Tensor,
         value: torch.Tensor,
-        keep: torch.Tensor,
+        keep: Sequence[bool],
         shown: torch.Tensor | None = None,
     ) -> None:
         """Merge or append the features of one frame of the groups that are `shown`, or of all;

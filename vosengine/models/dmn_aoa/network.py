@@ -11,6 +11,7 @@ from torch import nn
 from ...config import DMNAOAConfig, MemoryConfig
 from ...kernels import align_object, match_proposals, pool_regions, read_memory
 from ...kernels.spans import spanned
+from ...memory import PagePools
 from ...proposals import Proposals, best_of, boxes_of, overlaps
 from ...types import Geometry, Masks, Scores
 from ..backbone import initialise
@@ -121,7 +122,7 @@ class ObjectState(MatchingState):
         boxes: torch.Tensor,
         masks: torch.Tensor,
     ) -> None:
-        super().__init__(matching.memory, matching.every, matching.device)
+        super().__init__(matching.memory, matching.every)
         self.references = references
         self.boxes = boxes
         self.masks = masks
@@ -132,8 +133,8 @@ class ObjectState(MatchingState):
     def nbytes(self) -> int:
         return super().nbytes + self.references.nbytes + self.masks.nbytes + self.boxes.nbytes
 
-    def signature(self) -> Hashable:
-        return self.object_count, tuple(self.references.first)
+    def signature(self) -> tuple[Hashable, ...]:
+        return *super().signature(), tuple(self.references.first)
 
     def ages(self, count: int) -> torch.Tensor:
         """Frames since the first of each of `count` objects, as of the next frame: [O]; of objects
@@ -146,6 +147,7 @@ class ObjectState(MatchingState):
         """Take in a frame. An object that is not in it keeps the memory of those that showed it.
         [O]"""
         count = len(seen.boxes)
+        self.memory.make_room(count)
         self.born[self.object_count : count] = self.now
         self.references.write(seen.frame_key, seen.base, seen.masks)
         self.boxes[:count], self.masks[:count] = seen.boxes, seen.masks
@@ -230,10 +232,16 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
                 nn.init.zeros_(module.norm2.weight)
 
     def start(
-        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+        self,
+        geometry: Geometry,
+        max_objects: int,
+        memory: MemoryConfig | None = None,
+        pools: PagePools | None = None,
     ) -> ObjectState:
         like, side = self.query_head.weight, self.config.region_size
-        matching = MatchingState.allocate(self.config, memory, (side, side), max_objects, like)
+        matching = MatchingState.allocate(
+            self.config, memory, (side, side), max_objects, like, pools=pools
+        )
         return ObjectState(
             matching,
             References(
@@ -312,6 +320,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
             stored.values,
             scale=self.config.key_channels**-0.5,
             length=stored.length,
+            pages=stored.pages,
         )
         maps = template.transpose(1, 2).unflatten(2, (side, side))
         return to_positions(self.template_projector(maps))

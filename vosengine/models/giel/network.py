@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ...config import GIELConfig, MemoryConfig
 from ...kernels import read_memory
+from ...memory import PagePools
 from ...proposals import Proposals
 from ...types import Geometry, Masks, Scores
 from ..backbone import initialise, make_norm
@@ -161,7 +162,11 @@ class GIEL(Method[GIELFeatures, Support]):
         return torch.cat((tensor[:, readout:], tensor[:, :readout]), dim=1)
 
     def start(
-        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+        self,
+        geometry: Geometry,
+        max_objects: int,
+        memory: MemoryConfig | None = None,
+        pools: PagePools | None = None,
     ) -> Support:
         return Support(
             self.config,

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ...config import MemoryConfig, TargetAwareConfig
 from ...errors import InputError
 from ...kernels import finish_masks
+from ...memory import PagePools
 from ...policies.placement import seed_of
 from ...proposals import Proposals, boxes_of, overlaps
 from ...types import Geometry, Masks, Scores, Size
@@ -145,7 +146,11 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         initialise(self)
 
     def start(
-        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+        self,
+        geometry: Geometry,
+        max_objects: int,
+        memory: MemoryConfig | None = None,
+        pools: PagePools | None = None,
     ) -> TrackState:
         config, like = self.config, next(self.dnet.guide_aspp.parameters())
         cells = (-(-config.tracker_size // 16),) * 2  # a ResNet rounds up

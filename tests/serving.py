@@ -37,9 +37,14 @@ def tiny_engine(model: str = "stm", **options: Any) -> Engine:
 class Running:
     """A server that listens."""
 
-    def __init__(self, service: Service, port: int) -> None:
+    def __init__(self, server: Server, service: Service, port: int) -> None:
         self.service, self.url = service, f"http://127.0.0.1:{port}"
+        self._server = server
         self.http = httpx.Client(base_url=self.url, headers=bearer(TOKEN))
+
+    def stop(self) -> None:
+        """Ask it to end, as SIGTERM does."""
+        self._server.should_exit = True
 
     def open(self, **wanted: Any) -> dict[str, Any]:
         """A session's description, with its token."""
@@ -120,7 +125,7 @@ def running(engine: Any, **changes: Any) -> Iterator[Running]:
     thread.start()
     try:
         assert listening.wait(20)
-        found = Running(service, ports[0])
+        found = Running(server, service, ports[0])
         with found.http:
             yield found
     finally:

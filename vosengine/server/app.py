@@ -40,12 +40,14 @@ def make_app(service: Service) -> Starlette:
         finally:
             await service.stop()
 
-    return Starlette(
+    app = Starlette(
         routes=[*Routes(service).all(), *KServe(service).routes(), *page_routes()],
         middleware=[Middleware(Guard, settings=service.settings, metrics=service.metrics)],
         exception_handlers={Refused: _refused, 404: _not_there, 405: _not_there},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class Routes:

@@ -132,8 +132,14 @@ class Service:
             _, late = await asyncio.wait(retiring, timeout=0.7 * self.settings.stop_within)
             for task in late:
                 task.cancel()
+        listeners = [session.listener for session in sessions if session.listener is not None]
         for session in sessions:
             session.stop("restart", RESTARTS)
+        told = [asyncio.ensure_future(listener.finished()) for listener in listeners]
+        if told:
+            _, late = await asyncio.wait(told, timeout=0.1 * self.settings.stop_within)
+            for waiting in late:
+                waiting.cancel()
         self._sessions.clear()
 
     async def stop(self) -> None:

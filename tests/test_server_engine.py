@@ -17,24 +17,16 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from conftest import make
+from conftest import make, tiny_config
 from serving import SIZE, TOKEN, Line, Running, bearer, running, tiny_engine, until
 from websockets.exceptions import ConnectionClosed
 
 from vosengine.client import Client, ServerError
 from vosengine.training.synthetic import ClipConfig, make_clip
+from vosengine.zoo.registry import build
+from vosengine.zoo.weights import save, state_of
 
 SESSIONS, FRAMES = 16, 4
-SERVER = """
-import sys
-sys.path.insert(0, {tests!r})
-from serving import Service, Server, configure, settings, tiny_engine
-service = Service(
-    settings(model="stm", state_dir=__import__("pathlib").Path(sys.argv[1]), autosave=2),
-    tiny_engine(),
-)
-Server(configure(service), service, lambda port: print(port, flush=True)).run()
-"""
 
 
 def clip_of(seed: int, frames: int = FRAMES) -> Any:
@@ -188,20 +180,25 @@ def test_the_client_sends_again_after_a_cut() -> None:
 
 
 @contextmanager
-def process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Any]]:
-    """A server in a process of its own."""
-    code = SERVER.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", code, str(folder)]
+def process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Running]]:
+    """`vosengine serve` in a process of its own, with narrow weights, and who speaks with it."""
+    weights, states = folder / "narrow.safetensors", folder / "states"
+    if not weights.exists():
+        config = tiny_config("stm")
+        words = {"trained": True, "description": "narrow", "licence": "MIT"}
+        save(weights, "stm", config, state_of(build("stm", config)), **words)
+    command = [sys.executable, "-m", "vosengine", "serve", "--model", "stm"]
+    command += ["--weights", str(weights), "--device", "cpu", "--precision", "fp32", "--port", "0"]
+    command += ["--token", TOKEN, "--state-dir", str(states), "--autosave", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         try:
-            port = int(server.stdout.readline())
-            found = Running.__new__(Running)
-            found.url = f"http://127.0.0.1:{port}"
-            found.http = httpx.Client(base_url=found.url, headers=bearer(TOKEN))
-            with found.http:
-                yield server, found
+            address = server.stdout.readline().strip()
+            url, _, token = address.partition("/#token=")
+            assert token == TOKEN, address
+            with httpx.Client(base_url=url, headers=bearer(TOKEN), trust_env=False) as http:
+                yield server, Running(url, http)
         finally:
             if server.poll() is None:
                 server.kill()

@@ -96,7 +96,7 @@ def drain(line: Line, number: int) -> int:
 
 def test_requests_after_the_description_cause_no_error(shared: Running) -> None:
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{shared.url}/openapi.json"]
-    command += ["--header", f"Authorization: Bearer {TOKEN}", "--max-examples", "8"]
+    command += ["--header", f"Authorization: Bearer {TOKEN}", "--max-examples", "4"]
     command += [
         "--checks",
         "not_a_server_error,response_schema_conformance,status_code_conformance",

@@ -218,26 +218,27 @@ class Worker:
                 at_most = 1
                 self._sort_out(error)
             else:
-                self._settle(found, 1e3 * (time.perf_counter() - start))
+                if found:
+                    self._metrics.stepped(len(found), time.perf_counter() - start)
+                self._settle(found)
         self._note_memory()
 
     def _note_memory(self) -> None:
         self.used_bytes = self.engine.pools.used_bytes
         self._metrics.hold(self.engine.pools)
 
-    def _settle(self, found: list[Answered], step_ms: float) -> None:
-        if found:
-            self._metrics.stepped(len(found), step_ms / 1e3)
+    def _settle(self, found: list[Answered]) -> None:
+        now = time.perf_counter()
         for stream, result, labels in found:
             turn, frame, begun = self._begun.pop(stream)
-            queue_ms = 1e3 * (begun - frame.arrived)
-            turn.done.set_result(Stepped(frame, result, labels, queue_ms, step_ms))
+            times = 1e3 * (begun - frame.arrived), 1e3 * (now - begun)
+            turn.done.set_result(Stepped(frame, result, labels, *times))
 
     def _sort_out(self, error: BaseException) -> None:
         """After a step that raised: what was answered before it is settled; a frame that was
         computed alone is given up; those that were computed together are submitted once more, to go
         one by one."""
-        self._settle([(s, r, None if r is None else r.numpy()) for s, r in self.engine.step(0)], 0)
+        self._settle([(s, r, None if r is None else r.numpy()) for s, r in self.engine.step(0)])
         lost = [stream for stream in self._begun if not self.engine.waits_for(stream)]
         for stream in lost:
             turn, frame, _ = self._begun[stream]

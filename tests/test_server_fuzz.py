@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ def drain(line: Line, number: int) -> int:
                 number = max(number, said["frame"] + 1)
 
 
-def test_requests_after_the_description_cause_no_error(shared: Running) -> None:
+def test_requests_after_the_description_cause_no_error(shared: Running, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{shared.url}/openapi.json"]
     command += ["--header", f"Authorization: Bearer {TOKEN}", "--max-examples", "4"]
     command += [
@@ -102,7 +103,9 @@ def test_requests_after_the_description_cause_no_error(shared: Running) -> None:
         "not_a_server_error,response_schema_conformance,status_code_conformance",
     ]
     command += ["--phases", "examples,fuzzing", "--seed", "1", "--no-color"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-500:]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +27,8 @@ from .protocol import BAD_MESSAGE, NO_SESSION, RESTARTS, SUBPROTOCOL, WRONG_TOKE
 from .service import RETRY_SECONDS, Full, Service, Unknown
 from .session import Session
 from .settings import Wanted
+
+MOST_PROMPTS = 8  # under way at a time
 
 
 def make_app(service: Service) -> Starlette:
@@ -55,6 +57,7 @@ class Routes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._prompting = 0
 
     def all(self) -> list[Route | WebSocketRoute]:
         session = "/v1/sessions/{id}"
@@ -185,12 +188,22 @@ class Routes:
             if method not in METHODS:
                 raise InputError(f"method: wanted {', '.join(METHODS)}")
             body = await self._read(request, settings.max_message)
-            png = await asyncio.get_running_loop().run_in_executor(
-                self._service.pool, mask_png, body, box, points, method, settings.max_pixels
-            )
+            png = await self._prompted(mask_png, body, box, points, method, settings.max_pixels)
         except (InputError, ConfigError) as error:
             raise self._reject(400, "bad_prompt", str(error)) from error
         return Response(png, media_type="image/png")
+
+    async def _prompted(self, work: Callable[..., bytes], *given: Any) -> bytes:
+        """Do it in the one thread for prompts, which takes as long as many frames; others wait."""
+        if self._prompting >= MOST_PROMPTS:
+            headers = {"retry-after": "1"}
+            raise self._reject(429, "busy", "prompt: too many at a time; try again", **headers)
+        self._prompting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._service.prompts, work, *given)
+        finally:
+            self._prompting -= 1
 
     async def models(self, request: Request) -> Response:
         engine = self._service.engine

@@ -89,6 +89,7 @@ class Service:
         self.store = Store(settings.state_dir or Path(self._folder.name if self._folder else "."))
         self.worker = Worker(self.engine, self.metrics, on_death)
         self.pool = ThreadPoolExecutor(2, "images")
+        self.prompts = ThreadPoolExecutor(1, "prompts")
         self._disk = ThreadPoolExecutor(1, "disk")
         self._shared = Shared(
             settings,
@@ -148,6 +149,7 @@ class Service:
         await asyncio.get_running_loop().run_in_executor(None, self.worker.stop)
         self._disk.shutdown()
         self.pool.shutdown()
+        self.prompts.shutdown()
         if self._folder is not None:
             self._folder.cleanup()
 

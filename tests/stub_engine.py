@@ -134,10 +134,10 @@ class StubEngine:
     def step(self) -> list[tuple[StubStream, Answer | None]]:
         batch = list(self.waiting)[: self.max_batch]
         assert self.may_step.wait(20)
-        if self.joins and len(batch) > 1:
-            if any(self.waiting[stream][0][0, 0, 0] == self.poison for stream in batch):
-                self.joins = False  # the next call computes them one by one
-                raise self.error
+        poisoned = [s for s in batch if self.waiting[s][0][0, 0, 0] == self.poison]
+        if self.joins and len(batch) > 1 and poisoned:
+            self.joins = False  # the next call computes them one by one
+            raise self.error
         for stream in batch:
             self._take(stream, *self.waiting.pop(stream))
         answered, self.answered = self.answered, []

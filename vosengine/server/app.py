@@ -118,14 +118,28 @@ class Routes:
             "takes_mask": bool(method.takes_mask),
         }
 
+    def _state(self, session: Session) -> dict[str, Any]:
+        return {
+            "id": session.id,
+            "state": session.state,
+            "model": self._service.settings.model,
+            "policy": session.policy,
+            "reply": session.reply,
+            "next_frame": session.expected,
+            "ids": session.ids,
+            "frames": session.frames,
+            "dropped": session.dropped,
+            "memory_bytes": session.home.memory_bytes,
+        }
+
     async def list_sessions(self, request: Request) -> Response:
         token = token_of(request)
         if not self._service.known(token):
             raise self._reject(401, "token", "token: is not this server's; see its --token")
-        return JSONResponse([session.describe() for session in self._service.owned(token)])
+        return JSONResponse([self._state(session) for session in self._service.owned(token)])
 
     async def show_session(self, request: Request) -> Response:
-        return JSONResponse(self._session(request).describe())
+        return JSONResponse(self._state(self._session(request)))
 
     async def end_session(self, request: Request) -> Response:
         await self._service.end(self._session(request))

@@ -71,21 +71,6 @@ class Session:
         """Whether anything is under way."""
         return bool(self._inbox or self._outstanding or self._turn)
 
-    def describe(self) -> dict[str, Any]:
-        """What GET /v1/sessions/{id} answers."""
-        return {
-            "id": self.id,
-            "state": self.state,
-            "model": self._shared.settings.model,
-            "policy": self.policy,
-            "reply": self.reply,
-            "next_frame": self.expected,
-            "ids": self.ids,
-            "frames": self.frames,
-            "dropped": self.dropped,
-            "memory_bytes": self.home.memory_bytes,
-        }
-
     def hello(self) -> str:
         """What a connection is told first."""
         return text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -258,3 +259,14 @@ def test_the_page_is_its_files_and_no_others(tmp_path: Any) -> None:
     routes = {route.path for route in page.page_routes(tmp_path)}
     assert routes == {"/", "/index.html", "/parts/a.js"}
     assert not any(isinstance(route, WebSocketRoute) for route in page.page_routes(tmp_path))
+
+
+def test_without_its_extra_the_command_says_how_to_get_it() -> None:
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; sys.argv = ['vosengine', 'serve'];"
+        "from vosengine.cli.app import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "DependencyError" in done.stderr and "vosengine[serve]" in done.stderr
+    assert "Traceback" not in done.stderr

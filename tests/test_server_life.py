@@ -39,7 +39,7 @@ def test_a_session_without_frames_is_parked_and_comes_back() -> None:
             step(line, 0, one_object(4))
             assert state_of(server, session) == "live"
             until(lambda: state_of(server, session) == "parked")
-            assert engine.opened[0].closed
+            until(lambda: engine.opened[0].closed)
             shown = server.http.get(f"/v1/sessions/{session['id']}").json()
             assert (shown["memory_bytes"], shown["ids"], shown["next_frame"]) == (0, [4], 1)
             answer = step(line, 1)  # over the same connection

@@ -74,6 +74,8 @@ ALLOWED: dict[str, set[str]] = {
     }
     | KERNELS,
     "evaluation": {"errors", "files", "video.", "evaluation."},
+    "server": {"errors", "files", "prompts", "rle", "types", "engine.", "server."},
+    "client": {"errors", "server.protocol"},
 }
 TOP = {"__init__", "__main__", "benchmark", "cli", "commands", "onnx"}  # anything beneath them
 # What runs an export: no torch, and nothing of ours that knows it.

@@ -16,6 +16,7 @@ from ..allocation import keep_freed_memory
 from ..errors import ConfigError, VosError
 from . import bench as cli_bench
 from . import export as cli_onnx
+from . import serve as cli_serve
 from . import training as cli_training
 from .terminal import (
     INTERRUPTED,
@@ -352,6 +353,7 @@ app.command()(cli_training.clips)
 app.command()(cli_training.plot)
 app.command()(cli_bench.bench)
 app.command()(cli_onnx.export)
+app.command()(cli_serve.serve)
 
 
 if __name__ == "__main__":

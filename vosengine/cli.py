@@ -11,7 +11,7 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from . import __version__, cli_bench, cli_onnx, cli_training
+from . import __version__, cli_bench, cli_onnx, cli_serve, cli_training
 from .allocation import keep_freed_memory
 from .errors import ConfigError, VosError
 from .terminal import (
@@ -333,6 +333,7 @@ app.command()(cli_training.clips)
 app.command()(cli_training.plot)
 app.command()(cli_bench.bench)
 app.command()(cli_onnx.export)
+app.command()(cli_serve.serve)
 
 
 if __name__ == "__main__":

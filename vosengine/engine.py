@@ -137,12 +137,18 @@ class Engine(StaysHere):
             job = self._jobs[stream] = stream.accept(frame, mask)
             self._scheduler.add(stream, job.geometry, alone=job.prompt is not None)
 
-    def step(self) -> list[tuple[Segmenter, Result[torch.Tensor] | None]]:
+    def step(
+        self, at_most: int | None = None
+    ) -> list[tuple[Segmenter, Result[torch.Tensor] | None]]:
         """Answer for the frames whose turn it is: each stream with what its `step` would have
         returned. Empty where no frame waits. Where one raises, as for want of memory, its frame
-        is given up; what was answered before it, and what still waits, come with the next call."""
+        is given up; what was answered before it, and what still waits, come with the next call.
+
+        at_most  frames of this step, where the engine's max_batch is more: what several cannot do
+                 together, each may do by itself
+        """
         with self.lock:
-            streams = self._scheduler.next()
+            streams = self._scheduler.next()[:at_most]
             self._encode_together(streams)
             for stream in streams:
                 self._scheduler.drop(stream)

@@ -135,6 +135,11 @@ class Segmenter(StaysHere):
         """The objects alive, ascending; those of a prompt still in the ring not among them."""
         return self._slots.ascending
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the stream's memory takes on the device, from its first frame on; it does not grow."""
+        return 0 if self._state is None else int(self._state.nbytes)
+
     def reset(self) -> None:
         """Forget the stream: the next frame is the first of a new one, of any size."""
         self.check_free("reset")

@@ -1,6 +1,6 @@
 // The page: what its controls do.
 
-import { Api } from "./api.js";
+import { Api, Refused, Unreachable } from "./api.js";
 import { announce, element, notice } from "./dom.js";
 import { Drawing } from "./draw.js";
 import { Editor } from "./editor.js";
@@ -18,6 +18,8 @@ import { View } from "./view.js";
 
 const STATUS_MS = 500;
 const MEMORY_MS = 3000;
+const RETRY_MS = 1500;
+const AWAY = "The server is away. This goes on as soon as it is back.";
 
 const view = new View(element("frame"), element("image"), element("marks"), element("stage"));
 const [stats, history] = [new Stats(), new History()];
@@ -44,7 +46,7 @@ async function choose(open, isLive) {
   try {
     const source = await open();
     editor.clear();
-    await live.begin(source, element("model").value || undefined);
+    await live.begin(source, Number(element("detail").value) || undefined);
     await showSource(source);
   } catch (error) {
     fail(error);
@@ -214,7 +216,7 @@ function fail(error) {
 function showState(state) {
   update();
   if (state === "open") notice(null);
-  if (state === "lost") notice("The server is away. This goes on as soon as it is back.", { waiting: true });
+  if (state === "lost") notice(AWAY, { waiting: true });
   if (state === "resumed") notice("The session goes on. Choose its source again.", { seconds: 20 });
   if (state === "began anew") {
     editor.clear();
@@ -235,7 +237,7 @@ function update() {
   element("play").setAttribute("aria-label", playing && !draft ? "Pause" : "Play");
   element("undo").disabled = !editor.canUndo;
   element("redo").disabled = !editor.canRedo;
-  element("reset").disabled = !source || !live.connection;
+  element("reset").disabled = !source || !live.connection?.isOpen;
   element("save-png").disabled = !shown?.labels;
   element("save-json").disabled = history.length === 0;
   element("record").disabled = !shown;
@@ -294,26 +296,27 @@ editor.addEventListener("preview", ({ detail: pixels }) => {
 async function start(token) {
   if (!token) return askToken();
   live.api = new Api(token);
+  let resumed;
   try {
     await live.api.sessions();
+    notice(null);
+    await showModel();
+    resumed = await live.resume();
   } catch (error) {
     if (error.status === 401) return askToken("That token is not this server's.");
-    notice("The server is away. This goes on as soon as it is back.", { waiting: true });
-    setTimeout(() => start(token), 1500);
+    if (!(error instanceof Unreachable || error instanceof Refused)) throw error;
+    notice(error instanceof Refused ? error.message : AWAY, { waiting: true });
+    setTimeout(() => start(token), RETRY_MS);
     return undefined;
   }
-  notice(null);
-  await showModels();
-  const resumed = await live.resume();
   if (resumed?.source?.live && (await cameraAllowed())) useCamera();
   return undefined;
 }
 
-async function showModels() {
-  const { models } = await live.api.models();
-  const select = element("model");
-  select.replaceChildren(...models.map(({ name }) => new Option(name, name)));
-  element("model-field").hidden = models.length < 2;
+async function showModel() {
+  const [{ name, weights, device, precision, trained }] = (await live.api.models()).models;
+  element("model").textContent = `${name}.${weights} on ${device}, ${precision}`;
+  if (!trained) notice("The weights of this server are RANDOM: its masks are noise.");
 }
 
 async function cameraAllowed() {

@@ -20,7 +20,7 @@ export class Connection extends EventTarget {
 
   /**
    * @param {import("./api.js").Api} api
-   * @param {{id: string, token: string}} session
+   * @param {import("./session.js").Remembered} session
    */
   constructor(api, session) {
     super();
@@ -57,6 +57,11 @@ export class Connection extends EventTarget {
     this.#socket = null;
     socket?.close();
     this.#setState("closed");
+  }
+
+  /** Closes the socket to open it again: its `hello` says where the stream stands. */
+  reopen() {
+    this.#socket?.close();
   }
 
   /**

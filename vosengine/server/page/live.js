@@ -1,5 +1,6 @@
 // The session at the server: made, resumed after a reload or a restart, begun anew.
 
+import { Refused, Unreachable } from "./api.js";
 import { Connection } from "./connection.js";
 import { remember, remembered } from "./session.js";
 
@@ -58,15 +59,15 @@ export class Live {
    * Frames come from here from now on: of the session that was resumed where it is the same source,
    * of a new one otherwise.
    * @param {import("./source.js").Source} source
-   * @param {string} [model]
+   * @param {number} [size] lines that the network works at; the model's own if left out
    */
-  async begin(source, model) {
+  async begin(source, size) {
     const place = this.#resumed?.source;
     this.#resumed = null;
     if (place && place.live === source.live && (place.live || place.name === source.name)) {
       if (!source.live) await source.rewind(place);
     } else {
-      await this.#new({ policy: source.live ? "latest" : "all", reply: "labels", model });
+      await this.#new({ policy: source.live ? "latest" : "all", reply: "labels", size });
     }
     await this.stream.open(source);
   }
@@ -112,8 +113,9 @@ export class Live {
     if (!this.connection?.isOpen || document.hidden) return null;
     try {
       return (await this.api.session(this.connection.session.id)).memory_bytes;
-    } catch {
-      return null; // the socket says what is wrong with the server
+    } catch (error) {
+      if (error instanceof Unreachable || error instanceof Refused) return null;
+      throw error;
     }
   }
 

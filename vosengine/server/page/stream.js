@@ -66,7 +66,8 @@ export class Stream extends EventTarget {
     on("dropped", ({ frames }) => frames.forEach((id) => this.#dropped(id)));
     on("held", ({ frame }) => this.#settle(frame));
     on("removed", ({ object, ids }) => this.#removed(object, ids));
-    on("error", ({ message, frame }) => {
+    on("error", ({ code, message, frame }) => {
+      if (code === "bad_frame_id") connection.reopen();
       if (frame !== null && frame !== undefined) this.#forget(frame);
       this.#emit("failed", new Error(message));
     });

@@ -215,7 +215,7 @@ function fail(error) {
 
 function showState(state) {
   update();
-  if (state === "open") notice(null);
+  if (state === "open" && element("notice-text").textContent === AWAY) notice(null);
   if (state === "lost") notice(AWAY, { waiting: true });
   if (state === "resumed") notice("The session goes on. Choose its source again.", { seconds: 20 });
   if (state === "began anew") {
@@ -242,12 +242,13 @@ function update() {
   element("save-json").disabled = history.length === 0;
   element("record").disabled = !shown;
   element("held").hidden = !draft;
+  element("progress").hidden = source?.live !== false || Boolean(draft);
   element("commit").disabled = editor.busy;
   element("held-text").textContent = editor.busy ? "Looking for the outline…" : heldText();
   const idle = Boolean(shown) && !draft && !stream.following;
   element("hint").hidden = !idle || element("notice").hidden === false;
   element("hint").textContent = live.takesMask
-    ? "Draw over an object, then press Enter"
+    ? "Draw over an object, then press Follow"
     : "This model finds its objects by itself";
 }
 
@@ -256,13 +257,11 @@ function heldText() {
 }
 
 function showStatus() {
-  const { progress, live: isLive } = stream.source ?? {};
+  const { progress } = stream.source ?? {};
   element("rate").textContent = stats.frames ? stats.rate.toFixed(1) : "–";
   element("latency").textContent = stats.frames ? `${Math.round(stats.latency)} ms` : "–";
-  element("overhead").textContent = stats.frames ? `${stats.overhead.toFixed(1)} ms` : "–";
   element("dropped").textContent = stats.dropped;
-  element("progress").hidden = isLive !== false;
-  if (isLive === false) element("progress").value = progress || 0;
+  element("progress").value = progress || 0;
 }
 
 async function showMemory() {

@@ -1,0 +1,346 @@
+// What a person does with the page, scenario by scenario: `node page.test.mjs NAME`, with the server
+// and the clips in the environment (harness.mjs). tests/test_page.py runs them.
+
+import assert from "node:assert/strict";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import * as harness from "./harness.mjs";
+
+const { given, openPage, openClip, findBall, judgePictures, judgedPictures, picture, stroke } = harness;
+const RADIUS = 26;
+
+/** Object `id` drawn over the ball with one dab of a brush of its size. */
+async function dabBall(page) {
+  const ball = await findBall(page);
+  assert.ok(ball.pixels > 1500, `no ball in the picture: ${JSON.stringify(ball)}`);
+  await page.fill("#size", String(2 * RADIUS));
+  await stroke(page, [[ball.x, ball.y]]);
+}
+
+/** Masks belong to their pictures: one that is a frame late covers less than .7 of the ball. */
+function assertFollows(pictures, least = 0.7) {
+  const scores = pictures.map(({ iou }) => iou).sort((a, b) => a - b);
+  const median = scores[scores.length >> 1];
+  assert.ok(median > 0.8 && scores[0] > least, `masks cover the ball by ${scores.map((s) => s.toFixed(2))}`);
+}
+
+const scenarios = {
+  async camera() {
+    const { page, close } = await openPage();
+    await page.selectOption("#detail", "128");
+    await page.click("#empty-camera");
+    await page.waitForFunction(() => vosengine.stream.shown?.frame.index > 2);
+    assert.equal(page.url(), given.url, "the token left the address");
+    await picture(page, "camera-hint");
+    await page.keyboard.press(" ");
+    await dabBall(page);
+    await picture(page, "camera-draft");
+    await judgePictures(page);
+    await page.keyboard.press("Enter");
+    assertFollows(await judgedPictures(page, 10));
+
+    // Pointer down holds the picture that is shown, and that picture goes back with the mask.
+    await page.keyboard.press("2");
+    await stroke(page, [[20, 20], [40, 20]]);
+    const held = await page.evaluate(() => vosengine.stream.shown.frame.index);
+    await page.waitForTimeout(400);
+    assert.equal(await page.evaluate(() => vosengine.stream.shown.frame.index), held);
+    await page.evaluate(() => (judged.length = 0));
+    await page.keyboard.press("Enter");
+    const after = await judgedPictures(page, 4);
+    assert.ok(after.some(({ index }) => index === held), "the held picture came back first");
+    assert.deepEqual(after.at(-1).ids, [1, 2]);
+    assert.equal(await page.locator("#remove").isEnabled(), true);
+    await page.click("#remove");
+    await page.waitForFunction(() => String(vosengine.stream.ids) === "1");
+    await picture(page, "camera-followed");
+    await close();
+  },
+
+  async file() {
+    const { page, close } = await openPage();
+    await openClip(page);
+    const ball = await findBall(page);
+    await page.keyboard.press("l");
+    const circle = Array.from({ length: 17 }, (_, i) => [
+      ball.x + RADIUS * Math.cos((i * Math.PI) / 8),
+      ball.y + RADIUS * Math.sin((i * Math.PI) / 8),
+    ]);
+    await stroke(page, circle);
+    await judgePictures(page);
+    await page.click("#commit");
+    await page.waitForFunction(() => vosengine.history.length === 48 && !vosengine.stream.playing, null, {
+      timeout: 60_000,
+    });
+    const pictures = await page.evaluate(() => judged);
+    assertFollows(pictures);
+    const indices = pictures.map(({ index }) => index);
+    assert.deepEqual(indices, [...indices].sort((a, b) => a - b), "in the order of the video");
+    assert.equal(new Set(indices).size, 48);
+    for (const [button, name] of [["#save-json", "masks.json"], ["#save-png", "mask.png"]]) {
+      const [saved] = await Promise.all([page.waitForEvent("download"), page.click(button)]);
+      await saved.saveAs(join(given.out, name));
+    }
+    await page.click("#reset");
+    await page.waitForFunction(() => !vosengine.stream.ids.length && vosengine.history.length === 0);
+    await page.waitForFunction(() => vosengine.stream.shown.frame.index === 0);
+    await close();
+  },
+
+  async player() {
+    const { page, close } = await openPage();
+    await openClip(page, given.webm);
+    await dabBall(page);
+    await judgePictures(page);
+    await page.click("#record");
+    await page.click("#commit");
+    assertFollows(await judgedPictures(page, 8), 0.5);
+    const [saved] = await Promise.all([page.waitForEvent("download"), page.click("#record")]);
+    await saved.saveAs(join(given.out, "overlay.webm"));
+    await close();
+  },
+
+  async prompts() {
+    const { page, close } = await openPage();
+    await openClip(page);
+    const { x, y } = await findBall(page);
+    const preview = () => page.waitForFunction(() => vosengine.editor.assist?.previewed);
+    const drawn = () => page.evaluate(() => vosengine.editor.draft?.map.data.filter((id) => id).length ?? 0);
+    await page.keyboard.press("r");
+    const corners = [[x - 34, y - 34], [x + 34, y + 34]];
+    await stroke(page, corners);
+    await preview();
+    await picture(page, "box-preview");
+    const area = await drawn();
+    assert.ok(Math.abs(area - Math.PI * RADIUS ** 2) < 500, `the outline has ${area} pixels`);
+    await page.keyboard.press("Escape");
+    await page.waitForFunction(() => !vosengine.editor.draft && !vosengine.stream.held);
+    assert.equal(await page.evaluate(() => vosengine.stream.following), false, "nothing was sent");
+
+    await stroke(page, corners);
+    await preview();
+    await page.keyboard.press("c");
+    await page.keyboard.down("Alt");
+    await stroke(page, [[x - 31, y - 31]]);
+    await page.keyboard.up("Alt");
+    await page.waitForFunction(() => vosengine.editor.assist.points.length === 1 && !vosengine.editor.busy);
+    assert.equal(await page.evaluate(() => vosengine.editor.assist.points[0].positive), false);
+    await judgePictures(page);
+    await page.keyboard.press("Enter");
+    assertFollows(await judgedPictures(page, 4));
+    await close();
+  },
+
+  async undo() {
+    const { page, close } = await openPage();
+    await openClip(page);
+    const drawn = () => page.evaluate(() => vosengine.editor.draft?.map.data.filter((id) => id).length ?? 0);
+    await dabBall(page);
+    const one = await drawn();
+    await stroke(page, [[20, 20], [80, 20]]);
+    const two = await drawn();
+    assert.ok(two > one + 1000);
+    await page.keyboard.press("Control+z");
+    assert.equal(await drawn(), one);
+    await page.keyboard.press("Control+Shift+z");
+    assert.equal(await drawn(), two);
+    await page.keyboard.press("Control+z");
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => vosengine.history.length > 2);
+    // What was sent comes back with one stroke less: of the object nothing is left.
+    await page.keyboard.press("Control+z");
+    await page.waitForFunction(() => vosengine.editor.draft && vosengine.stream.held);
+    assert.equal(await drawn(), 0);
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => vosengine.stream.ids.length === 0);
+    await close();
+  },
+
+  async reload() {
+    const { page, close } = await openPage();
+    await openClip(page);
+    await dabBall(page);
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => vosengine.history.length > 4);
+    await page.keyboard.press(" ");
+    await page.waitForFunction(() => vosengine.stream.shown.frame.index > 4);
+    const state = () =>
+      page.evaluate(() => ({
+        id: vosengine.live.connection.session.id,
+        next: vosengine.live.connection.nextFrame,
+        index: vosengine.stream.shown?.frame.index,
+      }));
+    await page.waitForTimeout(500);
+    const before = await state();
+    await page.reload();
+    await page.waitForFunction(() => vosengine.live.connection?.isOpen);
+    assert.match(await page.textContent("#notice"), /goes on/);
+    await page.setInputFiles("#file", given.clip);
+    await page.waitForFunction(() => vosengine.stream.shown);
+    await judgePictures(page);
+    await page.keyboard.press(" ");
+    assertFollows(await judgedPictures(page, 4));
+    const after = await state();
+    assert.equal(after.id, before.id, "the same session");
+    assert.ok(after.next > before.next && after.index >= before.index, JSON.stringify([before, after]));
+    await close();
+  },
+
+  async restart() {
+    const { page, close } = await openPage({ expected: ["ERR_CONNECTION_REFUSED", "WebSocket", "Failed to load"] });
+    const said = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+    await openClip(page);
+    await dabBall(page);
+    await judgePictures(page);
+    await page.keyboard.press("Enter");
+    await judgedPictures(page, 6);
+    console.log("kill the server");
+    await said.next();
+    await page.waitForFunction(() => /away/.test(document.getElementById("notice").textContent));
+    await picture(page, "server-away");
+    await page.evaluate(() => (judged.length = 0));
+    console.log("start the server");
+    await said.next();
+    assertFollows(await judgedPictures(page, 6));
+    assert.equal(await page.locator("#notice").isVisible(), false);
+    await close();
+    process.stdin.destroy();
+  },
+
+  async keyboard() {
+    const { page, close } = await openPage();
+    await page.selectOption("#detail", "128");
+    const press = async (keys) => {
+      for (const key of keys.split(" ")) await page.keyboard.press(key === "Space" ? " " : key);
+    };
+    for (let i = 0; i < 40; i++) {
+      await press("Tab");
+      if (await page.evaluate(() => document.activeElement.id === "empty-open")) break;
+    }
+    const [chooser] = await Promise.all([page.waitForEvent("filechooser"), press("Enter")]);
+    await chooser.setFiles(given.clip);
+    await page.waitForFunction(() => vosengine.stream.shown && document.activeElement.id === "marks");
+    const ball = await findBall(page); // at (250, 120); the cursor begins in the middle, (160, 120)
+    assert.ok(Math.hypot(ball.x - 250, ball.y - 120) < 3);
+    await press("? Escape r");
+    const times = (key, n) => press(Array(n).fill(key).join(" "));
+    await times("ArrowRight", 6); // 220
+    await times("ArrowUp", 3); // 90
+    await press("x");
+    await times("ArrowRight", 6);
+    await times("ArrowDown", 6);
+    await picture(page, "keyboard-box");
+    await press("x");
+    await page.waitForFunction(() => vosengine.editor.assist?.previewed);
+    await page.waitForFunction(() => /Outline of/.test(document.getElementById("live").textContent));
+    await judgePictures(page);
+    await press("Enter");
+    assertFollows(await judgedPictures(page, 3));
+    await press("Space");
+    await page.waitForFunction(() => !vosengine.stream.playing);
+    await page.waitForTimeout(600);
+    const shown = () => page.evaluate(() => vosengine.stream.shown.frame.index);
+    const before = await shown();
+    await press(".");
+    await page.waitForFunction((index) => vosengine.stream.shown.frame.index === index + 1, before);
+    await close();
+  },
+
+  async token() {
+    const { page, close } = await openPage({ hash: "", expected: ["401"] });
+    await page.waitForSelector("#token-dialog[open]");
+    await page.fill("#token", "wrong");
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => /not this server's/.test(document.getElementById("token-text").textContent));
+    await page.fill("#token", given.token);
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => /demo/.test(document.getElementById("model").textContent));
+    assert.equal(await page.locator("#token-dialog").isVisible(), false);
+    await close();
+  },
+
+  async maskless() {
+    const { page, close } = await openPage();
+    await page.route("**/v1/sessions", async (route) => {
+      const response = await route.fetch();
+      const json = await response.json();
+      await route.fulfill({ response, json: { ...json, takes_mask: false } });
+    });
+    await openClip(page);
+    await page.waitForFunction(() => document.getElementById("tools").disabled);
+    assert.match(await page.getAttribute("#tools", "title"), /takes no mask/);
+    await stroke(page, [[100, 100], [150, 100]]);
+    assert.equal(await page.evaluate(() => vosengine.editor.draft), null);
+    await close();
+  },
+
+  async looks() {
+    const { page, close } = await openPage({ hasTouch: true, reducedMotion: "reduce" });
+    const sizes = { wide: { width: 1280, height: 800 }, phone: { width: 390, height: 844 } };
+    const all = async (name) => {
+      for (const [size, viewport] of Object.entries(sizes)) {
+        await page.setViewportSize(viewport);
+        for (const colorScheme of ["light", "dark"]) {
+          await page.emulateMedia({ colorScheme });
+          await picture(page, `${name}-${size}-${colorScheme}`);
+        }
+        const [inner, wanted] = await page.evaluate(() => [innerWidth, document.documentElement.scrollWidth]);
+        assert.ok(wanted <= inner, `${name}: ${wanted} pixels in a window of ${inner}`);
+      }
+      await page.setViewportSize(sizes.wide);
+    };
+    await all("empty");
+    await openClip(page);
+    await dabBall(page);
+    await all("draft");
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => vosengine.history.length > 3);
+    await all("followed");
+    await page.click("#help-open");
+    await all("help");
+    await page.keyboard.press("Escape");
+    await page.setViewportSize(sizes.phone);
+    await page.click("#more");
+    await picture(page, "settings-phone-dark");
+    await close();
+  },
+
+  /** Time and memory that the page itself takes. */
+  async cost() {
+    const frames = Number(process.env.PAGE_FRAMES ?? 60);
+    const { page, context, close } = await openPage();
+    await page.selectOption("#detail", "128");
+    await page.click("#empty-camera");
+    await page.waitForFunction(() => vosengine.stream.shown?.frame.index > 2);
+    await page.keyboard.press(" ");
+    await dabBall(page);
+    await page.keyboard.press("Enter");
+    const devtools = await context.newCDPSession(page);
+    const heap = async (count) => {
+      await page.waitForFunction((n) => vosengine.stats.frames >= n, count, { timeout: 0 });
+      await devtools.send("HeapProfiler.collectGarbage");
+      return (await devtools.send("Runtime.getHeapUsage")).usedSize / 2 ** 20;
+    };
+    const half = await heap(frames / 2);
+    const full = await heap(frames);
+    const { overheads, rate, latency } = await page.evaluate(() => {
+      const { overheads, rate, latency } = vosengine.stats;
+      return { overheads: overheads.sort((a, b) => a - b), rate, latency };
+    });
+    const at = (share) => overheads[Math.floor(overheads.length * share)].toFixed(1);
+    console.log(
+      `page overhead of a 320x240 frame: least ${at(0)} ms, p50 ${at(0.5)}, p95 ${at(0.95)}; ` +
+        `latency p50 ${latency.toFixed(0)} ms, ${rate.toFixed(1)} frames/s; ` +
+        `heap ${half.toFixed(2)} MiB after ${frames / 2} frames, ${full.toFixed(2)} after ${frames}`,
+    );
+    assert.ok(full - half < 1, "the heap grows");
+    await close();
+  },
+};
+
+const name = process.argv[2];
+if (!scenarios[name]) {
+  console.error(`wanted one of ${Object.keys(scenarios).join(", ")}`);
+  process.exit(2);
+}
+await scenarios[name]();

@@ -137,7 +137,7 @@ class Segmenter(StaysHere):
 
     @property
     def memory_bytes(self) -> int:
-        """What the stream's memory takes on the device, from its first frame on; it does not grow."""
+        """What the stream remembers takes on the device, from its first frame on; never more."""
         return 0 if self._state is None else int(self._state.nbytes)
 
     def reset(self) -> None:

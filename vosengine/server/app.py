@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import cv2
-import numpy as np
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -21,31 +18,15 @@ from starlette.websockets import WebSocket
 from ..errors import ConfigError, InputError, StateError, VosError
 from .connection import Connection
 from .guard import Guard
-from .images import decode_image
+from .http import Refused, error_response, read_body, token_of
+from .kserve import KServe
+from .openapi import document
 from .page import page_routes
-from .protocol import (
-    BAD_MESSAGE,
-    NO_SESSION,
-    SUBPROTOCOL,
-    TOKEN_SUBPROTOCOL,
-    WRONG_TOKEN,
-    text,
-)
+from .prompting import METHODS, mask_png, parse_box, parse_points
+from .protocol import BAD_MESSAGE, NO_SESSION, RESTARTS, SUBPROTOCOL, WRONG_TOKEN, text
 from .service import RETRY_SECONDS, Full, Service, Unknown
 from .session import Session
 from .settings import Wanted
-
-Handler = Callable[[Request], Awaitable[Response]]
-MOST_POINTS = 256  # of a prompt
-METHODS = ("auto", "grabcut", "click")
-
-
-class Refused(Exception):
-    """An answer that is an error."""
-
-    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.headers = status, code, headers
 
 
 def make_app(service: Service) -> Starlette:
@@ -59,14 +40,12 @@ def make_app(service: Service) -> Starlette:
         finally:
             await service.stop()
 
-    routes = Routes(service)
-    app = Starlette(
-        routes=[*routes.all(), *page_routes()],
+    return Starlette(
+        routes=[*Routes(service).all(), *KServe(service).routes(), *page_routes()],
         middleware=[Middleware(Guard, settings=service.settings, metrics=service.metrics)],
         exception_handlers={Refused: _refused, 404: _not_there, 405: _not_there},
         lifespan=lifespan,
     )
-    return app
 
 
 class Routes:
@@ -89,6 +68,7 @@ class Routes:
             Route("/healthz", self.health, methods=["GET"]),
             Route("/readyz", self.readiness, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
         ]
 
     # Sessions.
@@ -177,7 +157,7 @@ class Routes:
         elif not service.known(token):
             await self._turn_away(socket, WRONG_TOKEN, "token: is not this server's")
         elif service.closing:
-            await self._turn_away(socket, 1012, "restart")
+            await self._turn_away(socket, RESTARTS, "restart")
         else:
             try:
                 session = service.find(socket.path_params["id"], token)
@@ -198,13 +178,13 @@ class Routes:
             raise self._reject(401, "token", "token: is not this server's; see its --token")
         asked, settings = request.query_params, self._service.settings
         try:
-            box, points = _box(asked.getlist("box")), _points(asked.getlist("point"))
+            box, points = parse_box(asked.getlist("box")), parse_points(asked.getlist("point"))
             method = asked.get("method", "auto")
             if method not in METHODS:
                 raise InputError(f"method: wanted {', '.join(METHODS)}")
-            body = await self._body(request)
+            body = await self._read(request, settings.max_message)
             png = await asyncio.get_running_loop().run_in_executor(
-                self._service.pool, _mask_png, body, box, points, method, settings.max_pixels
+                self._service.pool, mask_png, body, box, points, method, settings.max_pixels
             )
         except (InputError, ConfigError) as error:
             raise self._reject(400, "bad_prompt", str(error)) from error
@@ -237,42 +217,25 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(document(self._service.settings.max_message))
+
     async def _json(self, request: Request) -> Any:
-        body = await self._body(request, most=1 << 16)
+        body = await self._read(request, 1 << 16)
         try:
             return json.loads(body) if body else {}
         except (ValueError, RecursionError) as error:
             raise self._reject(400, "bad_json", "body: is no JSON") from error
 
-    async def _body(self, request: Request, most: int | None = None) -> bytes:
-        """A request's body, of a bounded length."""
-        most = most or self._service.settings.max_message
-        parts, length = [], 0
+    async def _read(self, request: Request, most: int) -> bytes:
         try:
-            async for part in request.stream():
-                length += len(part)
-                if length > most:
-                    raise self._reject(413, "too_large", f"body: wanted at most {most} bytes")
-                parts.append(part)
-        except ClientDisconnect as error:
-            raise self._reject(400, "cut_short", "body: was cut short") from error
-        return b"".join(parts)
+            return await read_body(request, most)
+        except Refused as error:
+            raise self._reject(error.status, error.code, str(error)) from error
 
     def _reject(self, status: int, code: str, message: str, **headers: str) -> Refused:
         self._service.metrics.rejections.labels(code).inc()
         return Refused(status, code, message, **headers)
-
-
-def token_of(connection: HTTPConnection) -> str | None:
-    """The token of a request: of its Authorization, or of a WebSocket's subprotocols, since a
-    browser can set no headers there."""
-    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token:
-        return token.strip()
-    for offered in connection.scope.get("subprotocols", []):
-        if offered.startswith(TOKEN_SUBPROTOCOL):
-            return str(offered).removeprefix(TOKEN_SUBPROTOCOL)
-    return None
 
 
 async def _refused(_request: Any, error: Exception) -> Response:
@@ -284,61 +247,3 @@ async def _not_there(request: Any, error: Any) -> Response:
     message = f"{request.method}: wanted a route of /openapi.json"
     code = "no_route" if error.status_code == 404 else "no_method"
     return error_response(error.status_code, code, message, error.headers)
-
-
-def error_response(status: int, code: str, message: str, headers: Any = None) -> JSONResponse:
-    """An error as every route answers it."""
-    error = {"code": code, "message": message}
-    return JSONResponse({"error": error}, status, headers=headers or None)
-
-
-def _numbers(text: str, count: int) -> list[int]:
-    parts = text.split(",")
-    if len(parts) != count or not all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
-        raise InputError(f"wanted {count} whole numbers with commas between them")
-    return [int(part) for part in parts]
-
-
-def _box(given: list[str]) -> tuple[int, int, int, int] | None:
-    """X,Y,W,H."""
-    if not given:
-        return None
-    if len(given) > 1:
-        raise InputError("box: wanted one")
-    try:
-        left, top, width, height = _numbers(given[0], 4)
-    except InputError as error:
-        raise InputError(f"box: {error}, X,Y,W,H") from error
-    return left, top, width, height
-
-
-def _points(given: list[str]) -> list[tuple[int, int, bool]]:
-    """X,Y on the object, or X,Y,- beside it."""
-    if len(given) > MOST_POINTS:
-        raise InputError(f"point: wanted at most {MOST_POINTS}, given {len(given)}")
-    points = []
-    for each in given:
-        on = not each.endswith(",-")
-        try:
-            x, y = _numbers(each.removesuffix(",-").removesuffix(",+"), 2)
-        except InputError as error:
-            raise InputError(f"point: {error}, X,Y or X,Y,-") from error
-        points.append((x, y, on))
-    return points
-
-
-def _mask_png(
-    body: bytes,
-    box: tuple[int, int, int, int] | None,
-    points: list[tuple[int, int, bool]],
-    method: str,
-    max_pixels: int,
-) -> bytes:
-    """The PNG of a mask; in a thread. Raises InputError."""
-    frame = decode_image(body, max_pixels)
-    prompts = importlib.import_module("vosengine.prompts")
-    mask: np.ndarray = prompts.mask_from(frame, box=box, points=points, method=method)
-    done, png = cv2.imencode(".png", np.where(mask > 0, 255, 0).astype(np.uint8))
-    if not done:
-        raise InputError("prompt: the mask cannot be written as PNG")
-    return png.tobytes()

@@ -1,4 +1,4 @@
-"""What every request must pass: the Host and Origin that are allowed, and the headers of answers."""
+"""What every request must pass, its Host and its Origin, and the headers of every answer."""
 
 from __future__ import annotations
 

@@ -23,28 +23,39 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._sessions, self._memory = sessions, memory
         self._registry.register(self)
-        new = {"registry": self._registry}
-        self.frames = Counter("vosengine_frames", "Frames by what came of them", ["outcome"], **new)
+        registry = self._registry
+        self.frames = Counter(
+            "vosengine_frames", "Frames by what came of them", ["outcome"], registry=registry
+        )
         self.dropped = Counter(
-            "vosengine_dropped_frames", "Frames that a newer one replaced", **new
+            "vosengine_dropped_frames", "Frames that a newer one replaced", registry=registry
         )
         self.rejections = Counter(
-            "vosengine_rejections", "Requests and connections refused", ["reason"], **new
+            "vosengine_rejections",
+            "Requests and connections refused",
+            ["reason"],
+            registry=registry,
         )
         self.step_seconds = Histogram(
-            "vosengine_step_seconds", "A step of the engine", buckets=SECONDS, **new
+            "vosengine_step_seconds", "A step of the engine", buckets=SECONDS, registry=registry
         )
         self.queue_seconds = Histogram(
-            "vosengine_queue_seconds", "From a frame's arrival to its step", buckets=SECONDS, **new
+            "vosengine_queue_seconds",
+            "From a frame's arrival to its step",
+            buckets=SECONDS,
+            registry=registry,
         )
         self.batch_size = Histogram(
-            "vosengine_batch_size", "Frames of a step", buckets=(1, 2, 4, 8, 16, 32), **new
+            "vosengine_batch_size",
+            "Frames of a step",
+            buckets=(1, 2, 4, 8, 16, 32),
+            registry=registry,
         )
         self.snapshot_seconds = Histogram(
-            "vosengine_snapshot_seconds", "A stream saved", buckets=SECONDS, **new
+            "vosengine_snapshot_seconds", "A stream saved", buckets=SECONDS, registry=registry
         )
         self.failed_snapshots = Counter(
-            "vosengine_failed_snapshots", "Streams that could not be saved", **new
+            "vosengine_failed_snapshots", "Streams that could not be saved", registry=registry
         )
 
     def stepped(self, frames: int, seconds: float) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import InputError, VosError
 from .protocol import ANSWER, REPLIES, error_text, pack, text
+
+log = logging.getLogger("vosengine.server")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,18 @@ class Failed:
     frame_id: int
     code: str
     why: str
+
+    @classmethod
+    def of(cls, frame_id: int, error: BaseException | None) -> Failed:
+        """An error as its frame's outcome: only what is said on purpose is passed on."""
+        if isinstance(error, VosError):
+            code = "bad_frame" if isinstance(error, InputError) else "unavailable"
+            return cls(frame_id, code, str(error))
+        log.error("a step failed", exc_info=error)
+        kind = type(error).__name__
+        return cls(
+            frame_id, "step_failed", f"step: failed ({kind}); the frame is given up, send a new one"
+        )
 
     def message(self, *, repeated: bool = False) -> bytes | str:
         return error_text(self.code, self.why, self.frame_id)

@@ -28,7 +28,8 @@ class Socket(WebSocketsSansIOProtocol):
     plain way waits for the client to read first."""
 
     async def run_asgi(self) -> None:
-        self.scope["extensions"][CUT] = self._cut  # type: ignore[index]
+        extensions: Any = self.scope["extensions"]
+        extensions[CUT] = self._cut
         await super().run_asgi()
 
     def _cut(self, code: int) -> None:

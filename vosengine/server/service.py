@@ -18,7 +18,8 @@ from ..engine import Engine
 from ..errors import StateError, VosError
 from .metrics import Metrics
 from .protocol import CLOSED, RESTARTS
-from .session import Session, Shared
+from .resident import Shared
+from .session import Session
 from .settings import Settings, Wanted
 from .store import Saved, Store
 from .worker import STEP_ERRORS, Worker
@@ -50,7 +51,7 @@ def hashed(token: str | None) -> str:
 
 def holds_token(session: Session, given: str) -> bool:
     """Whether that is the hash of one of a session's own tokens."""
-    return any([hmac.compare_digest(each, given) for each in session.tokens])
+    return sum(hmac.compare_digest(each, given) for each in session.tokens) > 0
 
 
 class Service:
@@ -90,7 +91,7 @@ class Service:
         self.pool = ThreadPoolExecutor(2, "images")
         self._disk = ThreadPoolExecutor(1, "disk")
         self._shared = Shared(
-            settings, self.worker, self.metrics, self.store, self.pool, self._disk, self._admit
+            settings, self.worker, self.metrics, self.store, self.pool, self._disk, self._make_room
         )
         self.ready = self.closing = False
         self._closed = False
@@ -125,7 +126,7 @@ class Service:
             for task in late:
                 task.cancel()
         for session in sessions:
-            session.leave("restart", RESTARTS)
+            session.stop("restart", RESTARTS)
         self._sessions.clear()
 
     async def stop(self) -> None:
@@ -164,6 +165,10 @@ class Service:
         given = hashed(token)
         return [s for s in self._sessions.values() if s.owner == given or holds_token(s, given)]
 
+    def holds(self, session: Session) -> bool:
+        """Whether a session has not ended."""
+        return self._sessions.get(session.id) is session
+
     # Coming and going.
 
     async def open(self, owner: str, wanted: Wanted) -> tuple[Session, str]:
@@ -171,14 +176,14 @@ class Service:
         if self.closing:
             raise Full("closing", "session: the server is about to end; try again later")
         mine = sum(s.owner == owner for s in self._sessions.values())
-        if self.settings.sessions_per_token is not None:
-            if mine + self._opening >= self.settings.sessions_per_token:
-                raise Full("sessions", f"session: this token has {mine}; end one of them first")
+        most = self.settings.sessions_per_token
+        if most is not None and mine + self._opening >= most:
+            raise Full("sessions", f"session: this token has {mine}; end one of them first")
         if len(self._sessions) + self._opening >= self._most:
             raise Full("sessions", f"session: there are {len(self._sessions)}; try again later")
         self._opening += 1
         try:
-            await self._make_room(1)
+            await self._make_room()
             options = wanted.options
             stream = await asyncio.wrap_future(
                 self.worker.call(lambda: self.engine.open(**options))
@@ -229,21 +234,17 @@ class Service:
         return {state: found[state] for state in STATES}
 
     def _memory(self) -> int:
-        return sum(session.memory_bytes for session in self._sessions.values())
+        return sum(session.home.memory_bytes for session in self._sessions.values())
 
-    async def _admit(self, session: Session) -> None:
-        """Room for the stream of a parked session. Raises Full."""
-        await self._make_room(1)
-
-    async def _make_room(self, wanted: int) -> None:
+    async def _make_room(self) -> None:
         """See that another stream fits into memory; those that rest the longest are parked for it.
         Raises Full."""
-        while (reason := self._lacks(wanted)) is not None:
+        while (reason := self._lacks()) is not None:
             now = time.monotonic()
             resting = [
                 session
                 for session in self._sessions.values()
-                if session.stream is not None
+                if session.home.stream is not None
                 and not session.busy
                 and now - session.used >= RESTS_AFTER
             ]
@@ -251,14 +252,14 @@ class Service:
                 raise Full(reason, f"session: no {reason} left; try again in {RETRY_SECONDS} s")
             await min(resting, key=lambda each: each.used).park()
 
-    def _lacks(self, wanted: int) -> str | None:
-        """What there is too little of for so many streams more."""
-        held = [s for s in self._sessions.values() if s.stream is not None]
-        if len(held) + max(wanted, self._opening) > self.settings.max_sessions:
+    def _lacks(self) -> str | None:
+        """What there is too little of for another stream."""
+        held = [s for s in self._sessions.values() if s.home.stream is not None]
+        if len(held) + max(1, self._opening) > self.settings.max_sessions:
             return "sessions"
-        self._largest = max([self._largest, *(s.memory_bytes for s in held)])
+        self._largest = max([self._largest, *(s.home.memory_bytes for s in held)])
         most = self.settings.max_memory
-        if most is not None and self._memory() + wanted * self._largest > most:
+        if most is not None and self._memory() + self._largest > most:
             return "memory"
         return None
 
@@ -282,7 +283,7 @@ class Service:
                     continue
                 if rests >= self.settings.close_after:
                     await self.end(session)
-                elif rests >= self.settings.park_after and session.stream is not None:
+                elif rests >= self.settings.park_after and session.home.stream is not None:
                     await self._park(session)
 
     async def _park(self, session: Session) -> None:

@@ -3,63 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, OutputError, StateError, VosError
-from .metrics import Metrics
+from ..errors import InputError, StateError
+from .controls import ENDED, Control, Listener
 from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes
 from .protocol import REPLIES, TAKEN_OVER, encode_masks, text
-from .settings import Settings
-from .store import Saved, Store
-from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn, Worker
+from .resident import Resident, Shared
+from .store import Saved
+from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn
 
 if TYPE_CHECKING:
     from ..segmenter import Segmenter
 
-log = logging.getLogger("vosengine.server")
 KEPT_BEYOND_WINDOW = 4  # outcomes
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all sessions of a server use.
-
-    pool   threads that decode and encode
-    disk   the one thread that reads and writes saved streams
-    admit  asked before a session's stream comes back into memory; raises Full
-    """
-
-    settings: Settings
-    worker: Worker
-    metrics: Metrics
-    store: Store
-    pool: Executor
-    disk: Executor
-    admit: Callable[[Session], Awaitable[None]]
-
-
-class Listener(Protocol):
-    """Whoever hears of a session's outcomes: its connection."""
-
-    def send(self, message: bytes | str) -> None: ...
-
-    def finish(self, reason: str, code: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Control:
-    """Work on the stream that waits for the frames before it."""
-
-    work: Callable[[], Awaitable[Any]]
-    done: asyncio.Future[Any] = field(repr=False)
 
 
 class Session:
@@ -76,29 +38,28 @@ class Session:
         self._shared = shared
         self.id, self.owner, self.tokens = saved.id, saved.owner, list(saved.tokens)
         self.policy, self.reply, self.options = saved.policy, saved.reply, saved.options
-        self.stream = stream
+        self.home = Resident(shared, saved.id, saved.options, stream)
         self.expected = saved.next_frame  # the id of the next frame to come
         self.ids, self.size = list(saved.ids), saved.size
         self.frames, self.dropped = saved.frames, saved.dropped
-        self.memory_bytes = 0
         self.outcomes = Outcomes(shared.settings.window + KEPT_BEYOND_WINDOW)
         self.outcomes.restore(saved.answers)
-        self._indices = {index: frame_id for index, frame_id in saved.indices}
+        self._indices: dict[int, int] = dict(saved.indices)  # the engine's count to the client's
         self._outstanding: set[int] = set()  # taken, without an outcome
         self._inbox: deque[Frame | Control] = deque()
         self._turn: Turn | None = None
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._retiring = False
-        self._saving: asyncio.Future[None] | None = None
         self.listener: Listener | None = None
-        self._asked: dict[int, asyncio.Future[Outcome]] = {}
+        self._asked: dict[int, asyncio.Future[list[Outcome]]] = {}
+        self._settled: list[Outcome] = []  # by the step that is under way
         self.used = time.monotonic()  # when a frame last came
         self._task = asyncio.get_running_loop().create_task(self._work_off())
 
     @property
     def state(self) -> str:
         """live (connected), idle (nobody is) or parked (on disk)."""
-        if self.stream is None:
+        if self.home.stream is None:
             return "parked"
         return "idle" if self.listener is None else "live"
 
@@ -119,7 +80,7 @@ class Session:
             "ids": self.ids,
             "frames": self.frames,
             "dropped": self.dropped,
-            "memory_bytes": self.memory_bytes,
+            "memory_bytes": self.home.memory_bytes,
         }
 
     def hello(self) -> str:
@@ -180,12 +141,14 @@ class Session:
         self.used = time.monotonic()
         self._record(Failed(frame_id, code, why))
 
-    async def ask(self, frame: Frame) -> Outcome:
-        """Take the next frame and wait for what comes of it."""
+    async def ask(self, frame: Frame) -> list[Outcome]:
+        """Take the next frame, and wait for its step; what that settled: of this frame, and of an
+        earlier one that was held. Raises StateError where the session ends before."""
         asked = self._asked[frame.id] = asyncio.get_running_loop().create_future()
         try:
             self.put(frame)
-            return await asked
+            settled: list[Outcome] = await asked
+            return settled
         finally:
             self._asked.pop(frame.id, None)
 
@@ -197,16 +160,19 @@ class Session:
             self._room.clear()
             await self._room.wait()
 
+    def _waiting(self) -> list[Frame]:
+        """The frames in the inbox."""
+        return [item for item in self._inbox if isinstance(item, Frame)]
+
     def _drop_older(self, newest: Frame) -> None:
         """Of the frames that wait, give up the oldest without a mask that has a newer one."""
-        turn = self._turn
+        turn, waiting = self._turn, self._waiting()
         first = None if turn is None else turn.waits
-        waiting = [item for item in self._inbox if isinstance(item, Frame)]
-        if turn is not None and first is not None and first.mask is None:
-            if turn.exchange(waiting[0]):
-                self._inbox.remove(waiting[0])
-                self._record(Dropped(first.id))
-                return
+        # Between the two looks its turn may have come.
+        if turn and first and first.mask is None and turn.exchange(waiting[0]):
+            self._inbox.remove(waiting[0])
+            self._record(Dropped(first.id))
+            return
         for frame in waiting:
             if frame is not newest and frame.mask is None:
                 self._inbox.remove(frame)
@@ -225,9 +191,8 @@ class Session:
             self._shared.metrics.dropped.inc()
         if self.listener is not None:
             self.listener.send(outcome.message())
-        asked = self._asked.get(frame_id)
-        if asked is not None and not asked.done():
-            asked.set_result(outcome)
+        if self._asked:
+            self._settled.append(outcome)
 
     # Controls.
 
@@ -242,8 +207,8 @@ class Session:
         """Forget an object; the ids that are left. Raises InputError where it is not alive."""
 
         async def work() -> list[int]:
-            stream = await self._awake()
-            await self._call(lambda: stream.remove(object_id))
+            stream = await self.home.awake()
+            await self.home.call(lambda: stream.remove(object_id))
             self.ids = list(stream.ids)
             return self.ids
 
@@ -254,14 +219,10 @@ class Session:
         """Begin a new stream; its frames count from 0."""
 
         async def work() -> None:
-            if self.stream is None:
-                await self._shared.admit(self)
-                engine, options = self._shared.worker.engine, self.options
-                self.stream = await self._call(lambda: engine.open(**options))
-            await self._call(self.stream.reset)
+            await self.home.anew()
             self.outcomes.clear()
             self._indices.clear()
-            self.expected, self.ids, self.size, self.memory_bytes = 0, [], None, 0
+            self.expected, self.ids, self.size = 0, [], None
 
         await self.control(work)
 
@@ -269,32 +230,32 @@ class Session:
         """Answer for the frames whose answers are still to come."""
 
         async def work() -> None:
-            stream = await self._awake()
-            results = await self._call(lambda: [(r, r.numpy()) for r in stream.flush()])
+            stream = await self.home.awake()
+            results = await self.home.call(lambda: [(r, r.numpy()) for r in stream.flush()])
             for result, labels in results:
                 await self._answer(Stepped(None, result, labels))
 
         await self.control(work)
 
     async def park(self) -> None:
-        """Save the stream and let go of its memory, if nothing is under way."""
+        """Save the stream and let go of its memory, if no frame waits. Raises OutputError."""
 
         async def work() -> None:
-            stream = self.stream
-            if stream is None or any(isinstance(item, Frame) for item in self._inbox):
-                return
-            engine = self._shared.worker.engine
-            data = await self._snapshot(stream)
-            await self._save(self._saved(), data)
-            await self._call(lambda: engine.close(stream))
-            self.stream, self.memory_bytes = None, 0
+            if self.home.stream is not None and not self._waiting():
+                await self.home.save(self._saved)
+                await self.home.leave()
 
         await self.control(work)
+
+    async def awake(self) -> None:
+        """See that the stream is in memory. Raises StateError where it cannot go on here, Full
+        where there is no room."""
+        await self.control(self.home.awake)
 
     async def retire(self, *, save: bool) -> None:
         """Finish the frame that is begun, forget those that are not, and save the stream."""
         self._retiring = True
-        gone = [item for item in self._inbox if isinstance(item, Frame)]
+        gone = self._waiting()
         for frame in gone:
             self._inbox.remove(frame)
         waits = None if self._turn is None else self._turn.waits
@@ -304,38 +265,27 @@ class Session:
         self.expected = min((frame.id for frame in gone), default=self.expected)
 
         async def work() -> None:
-            if save and self.stream is not None:
-                data = await self._snapshot(self.stream)
-                await self._save(self._saved(), data)
+            if save:
+                await self.home.save(self._saved)
 
         await self.control(work)
 
-    async def awake(self) -> None:
-        """See that the stream is in memory. Raises StateError where it cannot go on here, Full
-        where there is no room."""
-        await self.control(self._awake)
-
     async def end(self, reason: str, code: int) -> None:
         """Let go of the stream, on disk too; the session is not used again."""
-        self._stop(reason, code)
-        await self._in(self._shared.disk, self._shared.store.remove, self.id)
-        stream, engine = self.stream, self._shared.worker.engine
-        if stream is not None:
-            self.stream = None
-            await self._call(lambda: engine.close(stream))
+        self.stop(reason, code)
+        await self.home.forget()
+        await self.home.leave()
 
-    def leave(self, reason: str, code: int) -> None:
-        """End with the server: what is saved stays."""
-        self._stop(reason, code)
-
-    def _stop(self, reason: str, code: int) -> None:
+    def stop(self, reason: str, code: int) -> None:
+        """End the task and the connection; what is saved stays."""
         self._task.cancel()
         for item in self._inbox:
             if isinstance(item, Control):
-                _ended(item)
+                item.give_up()
         self._inbox.clear()
         for asked in self._asked.values():
-            asked.cancel()
+            if not asked.done():
+                asked.set_exception(StateError(ENDED))
         if self.listener is not None:
             self.listener.finish(reason, code)
 
@@ -347,8 +297,12 @@ class Session:
                 self._wake.clear()
                 await self._wake.wait()
             item = self._inbox.popleft()
+            self._settled.clear()
             if isinstance(item, Frame):
                 await self._step(item)
+                asked = self._asked.get(item.id)
+                if asked is not None and not asked.done():
+                    asked.set_result(list(self._settled))
             elif not item.done.done():
                 await self._do(item)
 
@@ -356,7 +310,7 @@ class Session:
         try:
             found = await control.work()
         except asyncio.CancelledError:
-            _ended(control)
+            control.give_up()
             raise
         except STEP_ERRORS as error:
             if not control.done.done():
@@ -367,16 +321,16 @@ class Session:
 
     async def _step(self, frame: Frame) -> None:
         try:
-            stream = await self._awake()
+            stream = await self.home.awake()
         except STEP_ERRORS as error:
-            self._record(_failed(frame.id, error))
+            self._record(Failed.of(frame.id, error))
             return
         index = stream.frame_count
         self._turn = Turn(stream, frame)
         try:
             stepped = await asyncio.wrap_future(self._shared.worker.step(self._turn))
         except StepFailed as failed:
-            self._record(_failed(failed.frame.id, failed.__cause__))
+            self._record(Failed.of(failed.frame.id, failed.__cause__))
             return
         finally:
             self._turn = None
@@ -384,20 +338,24 @@ class Session:
             return
         self.frames += 1
         self.size = list(stepped.frame.image.shape[:2])
-        self.memory_bytes = self.memory_bytes or stream.memory_bytes
+        self.home.measure()
         self._indices[index] = stepped.frame.id
-        if stepped.result is None:
-            self._record(Held(stepped.frame.id))
-        else:
+        result = stepped.result
+        if result is not None:
             await self._answer(stepped)
-        await self._autosave(stream)
+        if result is None or result.frame_index != index:  # what it brought is heard before
+            self._record(Held(stepped.frame.id))
+        every = self._shared.settings.autosave
+        if every and self.frames % every == 0:
+            await self.home.save_aside(self._saved)
 
     async def _answer(self, stepped: Stepped) -> None:
         result, labels, reply = stepped.result, stepped.labels, self.reply
         assert result is not None and labels is not None
         self.ids = list(result.ids)
         encode = encode_masks if reply in REPLIES else _as_they_are
-        masks = await self._in(self._shared.pool, encode, labels, result.ids, reply)
+        loop, pool = asyncio.get_running_loop(), self._shared.pool
+        masks = await loop.run_in_executor(pool, encode, labels, result.ids, reply)
         info = {
             "ids": self.ids,
             "queue_ms": round(stepped.queue_ms, 3),
@@ -405,52 +363,9 @@ class Session:
         }
         self._record(Answered(self._indices.pop(result.frame_index), reply, masks, info))
 
-    # Memory and disk.
-
-    async def _awake(self) -> Segmenter:
-        """The stream, fetched from disk if it is parked."""
-        if self.stream is None:
-            await self._shared.admit(self)
-            _, data = await self._in(self._shared.disk, self._shared.store.load, self.id)
-            engine, options = self._shared.worker.engine, self.options
-
-            def restored() -> Segmenter:
-                stream = engine.open(**options)
-                stream.restore(data)
-                return stream
-
-            self.stream = await self._call(restored)
-            self.memory_bytes = self.stream.memory_bytes
-        return self.stream
-
-    async def _autosave(self, stream: Segmenter) -> None:
-        every = self._shared.settings.autosave
-        if not every or self.frames % every or (self._saving and not self._saving.done()):
-            return
-        data = await self._snapshot(stream)
-        self._saving = asyncio.ensure_future(self._try_to_save(self._saved(), data))
-
-    async def _try_to_save(self, saved: Saved, data: bytes) -> None:
-        try:
-            await self._save(saved, data)
-        except OutputError as error:
-            log.error("a stream could not be saved: %s", error)
-
-    async def _snapshot(self, stream: Segmenter) -> bytes:
-        return await self._call(stream.snapshot)
-
-    async def _save(self, saved: Saved, data: bytes) -> None:
-        start = time.perf_counter()
-        try:
-            await self._in(self._shared.disk, self._shared.store.save, saved, data)
-        except OutputError:
-            self._shared.metrics.failed_snapshots.inc()
-            raise
-        self._shared.metrics.snapshot_seconds.observe(time.perf_counter() - start)
-
     def _saved(self) -> Saved:
         """The session as it goes to disk: without the frames that are not begun."""
-        waiting = [item.id for item in self._inbox if isinstance(item, Frame)]
+        waiting = [frame.id for frame in self._waiting()]
         return Saved(
             id=self.id,
             model=self._shared.settings.model,
@@ -464,36 +379,11 @@ class Session:
             frames=self.frames,
             dropped=self.dropped,
             size=self.size,
-            indices=[[index, frame_id] for index, frame_id in self._indices.items()],
+            indices=list(self._indices.items()),
             answers=self.outcomes.answers(),
         )
-
-    async def _call(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.wrap_future(self._shared.worker.call(work))
-
-    @staticmethod
-    async def _in(executor: Executor, work: Callable[..., Any], *given: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(executor, work, *given)
 
 
 def _as_they_are(labels: np.ndarray, ids: tuple[int, ...], reply: str) -> bytes:
     """Labels for one who asks in this process."""
     return labels.tobytes()
-
-
-def _ended(control: Control) -> None:
-    """Tell whoever waits for a control that it will not come."""
-    if not control.done.done():
-        control.done.set_exception(StateError("session: has ended; make another"))
-
-
-def _failed(frame_id: int, error: BaseException | None) -> Failed:
-    """An error as its frame's outcome; only what is said on purpose is passed on."""
-    if isinstance(error, VosError):
-        code = "bad_frame" if isinstance(error, InputError) else "unavailable"
-        return Failed(frame_id, code, str(error))
-    log.error("a step failed", exc_info=error)
-    kind = type(error).__name__
-    return Failed(
-        frame_id, "step_failed", f"step: failed ({kind}); the frame changed nothing, send a new one"
-    )

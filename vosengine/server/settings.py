@@ -82,7 +82,12 @@ class Settings:
                 raise ConfigError(
                     f"allow-origin: wanted one such as https://example.org, given {origin!r}"
                 )
-        least = {"max_sessions": 1, "parked_sessions": 0, "window": 1, "max_pixels": 32 * 32}
+        least: dict[str, float] = {
+            "max_sessions": 1,
+            "parked_sessions": 0,
+            "window": 1,
+            "max_pixels": 32 * 32,
+        }
         least |= {"max_message": 1024, "autosave": 0, "park_after": 0.0, "close_after": 0.0}
         for name, value in least.items():
             if getattr(self, name) < value:

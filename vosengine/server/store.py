@@ -39,7 +39,7 @@ class Saved:
     frames: int
     dropped: int
     size: list[int] | None
-    indices: list[list[int]] = field(default_factory=list)
+    indices: list[tuple[int, int]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import av
@@ -16,15 +17,15 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco
 
+from vosengine import rle
 from vosengine.video import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER = Path(__file__).with_name("browser")
 OUT = ROOT / "out" / "browser"  # pictures, to look at
 TOKEN = "of-the-tests"
-FRAMES, HEIGHT, WIDTH, RADIUS = 48, 240, 320, 26
+FRAMES, ROUND, HEIGHT, WIDTH, RADIUS = 24, 48, 240, 320, 26
 SECONDS = 120.0  # for a scenario
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -42,11 +43,11 @@ needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"without {', '.join(MI
 
 
 def draw_ball(index: int) -> np.ndarray:
-    """A frame of the clip: a yellow ball that goes round on grey, once in FRAMES."""
+    """A frame of the clip: a yellow ball that goes round on grey, once in ROUND frames."""
     coarse = np.random.default_rng(5).integers(0, 24, (30, 40), dtype=np.uint8)
     grey = 84 + cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
     frame = np.repeat(grey[..., None], 3, axis=2)
-    turn = 2 * np.pi * index / FRAMES
+    turn = 2 * np.pi * index / ROUND
     x, y = 160 + 90 * np.cos(turn), 120 + 60 * np.sin(turn)
     centre = round(x * 16), round(y * 16)
     cv2.circle(frame, centre, RADIUS * 16, (230, 210, 50), -1, cv2.LINE_AA, 4)
@@ -57,7 +58,7 @@ def write_clip(path: Path, codec: str, pixels: str, options: dict[str, str], for
     with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=24, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
-        for index in range(FRAMES):
+        for index in range(ROUND):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(draw_ball(index), "rgb24")))
         container.mux(stream.encode())
 
@@ -86,7 +87,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it listens; a second time, on the same port."""
-        command = [str(Path(sys.executable).with_name("vosengine")), "serve", "--model", "munet"]
+        command = [sys.executable, "-m", "vosengine", "serve", "--model", "munet"]
         command += ["--token", TOKEN, "--port", str(self.port), "--device", "cpu"]
         command += ["--state-dir", str(self._states), "--autosave", "2"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -94,9 +95,12 @@ class Server:
             command, stdout=subprocess.PIPE, text=True, env=environment
         )
         assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().split("#")[0].strip()
-        assert self.url, "the server did not start"
+        said = self._process.stdout.readline()
+        self.url = said.split("#")[0]
         self.port = urlsplit(self.url).port or 0
+        if not self.port:
+            self.kill()
+            raise AssertionError(f"the server did not start: {said!r}")
 
     def kill(self) -> None:
         self._process.kill()
@@ -112,40 +116,45 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.kill()
 
 
-Play = Callable[[str], "subprocess.Popen[str]"]
+class Browser:
+    """A Chromium and the program that drives it."""
 
-
-@pytest.fixture
-def play(server: Server, clips: dict[str, str]) -> Iterator[Play]:
-    """Start a scenario."""
-    begun: list[subprocess.Popen[str]] = []
-
-    def start(name: str) -> subprocess.Popen[str]:
-        given = {"PAGE_URL": server.url, "PAGE_TOKEN": TOKEN, "PAGE_OUT": str(OUT), **clips}
-        begun.append(
-            subprocess.Popen(
-                [str(NODE), "page.test.mjs", name],
-                cwd=BROWSER,
-                env={**os.environ, "CHROMIUM": CHROMIUM, **given},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    def __init__(self, given: dict[str, str]) -> None:
+        self._driver = subprocess.Popen(
+            [str(NODE), "page.test.mjs"],
+            cwd=BROWSER,
+            env={**os.environ, "CHROMIUM": CHROMIUM, **given},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        return begun[-1]
 
-    yield start
-    for process in begun:
-        process.terminate()
-        process.communicate()
+    def play(self, name: str, **acts: Callable[[], None]) -> str:
+        """What a scenario has to say; it must succeed. acts: what is done when it asks for it."""
+        answer = self._tell(name)
+        while "ask" in answer:
+            acts[answer["ask"]]()
+            answer = self._tell("done")
+        assert answer["ok"], answer["said"]
+        return str(answer["said"])
+
+    def _tell(self, line: str) -> dict[str, Any]:
+        assert self._driver.stdin is not None and self._driver.stdout is not None
+        self._driver.stdin.write(f"{line}\n")
+        self._driver.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._driver.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        self._driver.communicate(timeout=SECONDS)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """What a scenario printed; it must succeed."""
-    said, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, said
-    return said
+@pytest.fixture(scope="module")
+def browser(server: Server, clips: dict[str, str]) -> Iterator[Browser]:
+    given = {"PAGE_URL": server.url, "PAGE_TOKEN": TOKEN, "PAGE_OUT": str(OUT)}
+    browser = Browser({**given, **clips})
+    yield browser
+    browser.close()
 
 
 @pytest.mark.skipif(NODE is None, reason="without node")
@@ -165,43 +174,41 @@ def test_the_modules_that_need_no_browser() -> None:
     "name",
     ["camera", "player", "prompts", "undo", "reload", "keyboard", "token", "maskless", "looks"],
 )
-def test_scenario(play: Play, name: str) -> None:
-    finish(play(name))
+def test_scenario(browser: Browser, name: str) -> None:
+    browser.play(name)
 
 
 @needs_browser
-def test_a_file_plays_through_and_its_masks_are_saved(play: Play) -> None:
-    finish(play("file"))
+def test_a_file_plays_through_and_its_masks_are_saved(browser: Browser) -> None:
+    browser.play("file")
     saved = json.loads((OUT / "masks.json").read_text())
     assert [image["frame_index"] for image in saved["images"]] == list(range(FRAMES))
     assert [each["category_id"] for each in saved["annotations"]] == [1] * FRAMES
-    masks = [coco.decode(each["segmentation"]) for each in saved["annotations"]]
+    masks = [decode(each["segmentation"]) for each in saved["annotations"]]
     for index, mask in enumerate(masks):
         ball = draw_ball(index)[..., 2] < 70
         assert (mask & ball).sum() / (mask | ball).sum() > 0.7, index
-    last = saved["annotations"][-1]
+    last, (rows, columns) = saved["annotations"][-1], np.nonzero(masks[-1])
     assert last["area"] == masks[-1].sum()
-    assert last["bbox"] == coco.toBbox(last["segmentation"]).tolist()
+    left, top, width, height = last["bbox"]
+    assert (left, top) == (columns.min(), rows.min())
+    assert (left + width - 1, top + height - 1) == (columns.max(), rows.max())
     with Image.open(OUT / "mask.png") as picture:
         assert picture.mode == "P"
         assert np.array_equal(np.asarray(picture), masks[-1])
 
 
-@needs_browser
-def test_the_server_is_killed_and_the_page_goes_on(play: Play, server: Server) -> None:
-    process = play("restart")
-    assert process.stdin is not None and process.stdout is not None
-    for wanted, act in (("kill", server.kill), ("start", server.start)):
-        said = process.stdout.readline()
-        assert said == f"{wanted} the server\n", said + process.stdout.read()
-        act()
-        process.stdin.write("done\n")
-        process.stdin.flush()
-    finish(process)
+def decode(segmentation: dict[str, Any]) -> np.ndarray:
+    return rle.decode(segmentation["counts"], segmentation["size"])
 
 
 @needs_browser
-def test_the_page_costs_little(play: Play, capsys: pytest.CaptureFixture[str]) -> None:
-    said = finish(play("cost"))
+def test_the_server_is_killed_and_the_page_goes_on(browser: Browser, server: Server) -> None:
+    browser.play("restart", kill=server.kill, start=server.start)
+
+
+@needs_browser
+def test_the_page_costs_little(browser: Browser, capsys: pytest.CaptureFixture[str]) -> None:
+    said = browser.play("cost")
     with capsys.disabled():
-        print(f"\n{said.strip()}")  # noqa: T201
+        sys.stdout.write(f"\n{said}\n")

@@ -1,8 +1,7 @@
 // Chromium, opened on the page and watched: what the scenarios share.
 
 import assert from "node:assert/strict";
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 
@@ -29,19 +28,26 @@ export const given = {
   out: process.env.PAGE_OUT ?? "out/browser",
 };
 
+/** A Chromium with an empty profile, whose camera shows the clip. */
+export function launch() {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    args: [...FLAGS, `--use-file-for-fake-video-capture=${given.camera}`],
+  });
+}
+
 /**
- * The page in a Chromium of its own. What goes wrong in it (console, requests to elsewhere, CSP)
+ * The page in a profile of its own. What goes wrong in it (console, requests to elsewhere, CSP)
  * fails `close`; `expected` are parts of messages that may come.
  */
-export async function openPage({ hash = `#token=${given.token}`, expected = [], ...options } = {}) {
-  const profile = mkdtempSync(join(tmpdir(), "vosengine-page-"));
-  const context = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: [...FLAGS, ...(given.camera ? [`--use-file-for-fake-video-capture=${given.camera}`] : [])],
+export async function openPage(browser, { hash = `#token=${given.token}`, expected = [], ...options } = {}) {
+  const context = await browser.newContext({
     viewport: { width: 1280, height: 800 },
+    permissions: ["camera"],
     ...options,
   });
-  const page = context.pages()[0] ?? (await context.newPage());
+  context.setDefaultTimeout(60_000);
+  const page = await context.newPage();
   const wrong = [];
   const note = (text) => expected.some((part) => text.includes(part)) || wrong.push(text);
   page.on("console", (message) => {
@@ -66,7 +72,6 @@ export async function openPage({ hash = `#token=${given.token}`, expected = [], 
   await page.goto(given.url + hash);
   const close = async () => {
     await context.close();
-    rmSync(profile, { recursive: true, force: true });
     assert.deepEqual(wrong, []);
   };
   return { page, context, close };
@@ -148,6 +153,6 @@ export async function judgePictures(page) {
 
 /** Waits until so many pictures were judged, and returns them. */
 export async function judgedPictures(page, count) {
-  await page.waitForFunction((n) => judged.length >= n, count, { timeout: 60_000 });
+  await page.waitForFunction((n) => judged.length >= n, count);
   return page.evaluate(() => judged);
 }

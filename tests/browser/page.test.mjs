@@ -1,9 +1,11 @@
-// What a person does with the page, scenario by scenario: `node page.test.mjs NAME`, with the server
-// and the clips in the environment (harness.mjs). tests/test_page.py runs them.
+// What a person does with the page, scenario by scenario, with the server and the clips in the
+// environment (harness.mjs). tests/test_page.py writes a name a line and reads an answer a line:
+// {"ok", "said"}, or before it {"ask"}, what is to be done with the server.
 
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { format } from "node:util";
 import * as harness from "./harness.mjs";
 
 const { given, openPage, openClip, findBall, judgePictures, judgedPictures, picture, stroke } = harness;
@@ -25,8 +27,8 @@ function assertFollows(pictures, least = 0.7) {
 }
 
 const scenarios = {
-  async camera() {
-    const { page, close } = await openPage();
+  async camera(browser) {
+    const { page, close } = await openPage(browser);
     await page.selectOption("#detail", "128");
     await page.click("#empty-camera");
     await page.waitForFunction(() => vosengine.stream.shown?.frame.index > 2);
@@ -57,8 +59,8 @@ const scenarios = {
     await close();
   },
 
-  async file() {
-    const { page, close } = await openPage();
+  async file(browser) {
+    const { page, close } = await openPage(browser);
     await openClip(page);
     const ball = await findBall(page);
     await page.keyboard.press("l");
@@ -69,14 +71,14 @@ const scenarios = {
     await stroke(page, circle);
     await judgePictures(page);
     await page.click("#commit");
-    await page.waitForFunction(() => vosengine.history.length === 48 && !vosengine.stream.playing, null, {
-      timeout: 60_000,
-    });
+    await page.waitForFunction(() => vosengine.stream.source.progress === 1 && !vosengine.stream.playing);
+    const frames = 24;
+    await page.waitForFunction((n) => vosengine.history.length === n, frames);
     const pictures = await page.evaluate(() => judged);
     assertFollows(pictures);
     const indices = pictures.map(({ index }) => index);
     assert.deepEqual(indices, [...indices].sort((a, b) => a - b), "in the order of the video");
-    assert.equal(new Set(indices).size, 48);
+    assert.equal(new Set(indices).size, frames);
     for (const [button, name] of [["#save-json", "masks.json"], ["#save-png", "mask.png"]]) {
       const [saved] = await Promise.all([page.waitForEvent("download"), page.click(button)]);
       await saved.saveAs(join(given.out, name));
@@ -87,21 +89,21 @@ const scenarios = {
     await close();
   },
 
-  async player() {
-    const { page, close } = await openPage();
+  async player(browser) {
+    const { page, close } = await openPage(browser);
     await openClip(page, given.webm);
     await dabBall(page);
     await judgePictures(page);
     await page.click("#record");
     await page.click("#commit");
-    assertFollows(await judgedPictures(page, 8), 0.5);
+    assertFollows(await judgedPictures(page, 5), 0.5);
     const [saved] = await Promise.all([page.waitForEvent("download"), page.click("#record")]);
     await saved.saveAs(join(given.out, "overlay.webm"));
     await close();
   },
 
-  async prompts() {
-    const { page, close } = await openPage();
+  async prompts(browser) {
+    const { page, close } = await openPage(browser);
     await openClip(page);
     const { x, y } = await findBall(page);
     const preview = () => page.waitForFunction(() => vosengine.editor.assist?.previewed);
@@ -131,8 +133,8 @@ const scenarios = {
     await close();
   },
 
-  async undo() {
-    const { page, close } = await openPage();
+  async undo(browser) {
+    const { page, close } = await openPage(browser);
     await openClip(page);
     const drawn = () => page.evaluate(() => vosengine.editor.draft?.map.data.filter((id) => id).length ?? 0);
     await dabBall(page);
@@ -156,8 +158,8 @@ const scenarios = {
     await close();
   },
 
-  async reload() {
-    const { page, close } = await openPage();
+  async reload(browser) {
+    const { page, close } = await openPage(browser);
     await openClip(page);
     await dabBall(page);
     await page.keyboard.press("Enter");
@@ -186,30 +188,27 @@ const scenarios = {
     await close();
   },
 
-  async restart() {
-    const { page, close } = await openPage({ expected: ["ERR_CONNECTION_REFUSED", "WebSocket", "Failed to load"] });
-    const said = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+  async restart(browser) {
+    const { page, close } = await openPage(browser, { expected: ["ERR_CONNECTION_REFUSED", "WebSocket", "Failed to load"] });
     await openClip(page);
     await dabBall(page);
     await judgePictures(page);
     await page.keyboard.press("Enter");
     await judgedPictures(page, 6);
-    console.log("kill the server");
-    await said.next();
+    await ask("kill");
     await page.waitForFunction(() => /away/.test(document.getElementById("notice").textContent));
     await picture(page, "server-away");
     await page.evaluate(() => (judged.length = 0));
-    console.log("start the server");
-    await said.next();
+    await ask("start");
     assertFollows(await judgedPictures(page, 6));
     assert.equal(await page.locator("#notice").isVisible(), false);
     await close();
-    process.stdin.destroy();
   },
 
-  async keyboard() {
-    const { page, close } = await openPage();
+  async keyboard(browser) {
+    const { page, close } = await openPage(browser);
     await page.selectOption("#detail", "128");
+    page.on("filechooser", (chooser) => chooser.setFiles(given.clip));
     const press = async (keys) => {
       for (const key of keys.split(" ")) await page.keyboard.press(key === "Space" ? " " : key);
     };
@@ -217,8 +216,7 @@ const scenarios = {
       await press("Tab");
       if (await page.evaluate(() => document.activeElement.id === "empty-open")) break;
     }
-    const [chooser] = await Promise.all([page.waitForEvent("filechooser"), press("Enter")]);
-    await chooser.setFiles(given.clip);
+    await press("Enter");
     await page.waitForFunction(() => vosengine.stream.shown && document.activeElement.id === "marks");
     const ball = await findBall(page); // at (250, 120); the cursor begins in the middle, (160, 120)
     assert.ok(Math.hypot(ball.x - 250, ball.y - 120) < 3);
@@ -246,8 +244,8 @@ const scenarios = {
     await close();
   },
 
-  async token() {
-    const { page, close } = await openPage({ hash: "", expected: ["401"] });
+  async token(browser) {
+    const { page, close } = await openPage(browser, { hash: "", expected: ["401"] });
     await page.waitForSelector("#token-dialog[open]");
     await page.fill("#token", "wrong");
     await page.keyboard.press("Enter");
@@ -259,8 +257,8 @@ const scenarios = {
     await close();
   },
 
-  async maskless() {
-    const { page, close } = await openPage();
+  async maskless(browser) {
+    const { page, close } = await openPage(browser);
     await page.route("**/v1/sessions", async (route) => {
       const response = await route.fetch();
       const json = await response.json();
@@ -274,8 +272,8 @@ const scenarios = {
     await close();
   },
 
-  async looks() {
-    const { page, close } = await openPage({ hasTouch: true, reducedMotion: "reduce" });
+  async looks(browser) {
+    const { page, close } = await openPage(browser, { hasTouch: true, reducedMotion: "reduce" });
     const sizes = { wide: { width: 1280, height: 800 }, phone: { width: 390, height: 844 } };
     const all = async (name) => {
       for (const [size, viewport] of Object.entries(sizes)) {
@@ -306,16 +304,16 @@ const scenarios = {
   },
 
   /** Time and memory that the page itself takes. */
-  async cost() {
-    const frames = Number(process.env.PAGE_FRAMES ?? 60);
-    const { page, context, close } = await openPage();
+  async cost(browser) {
+    const frames = Number(process.env.PAGE_FRAMES ?? 40);
+    const { page, close } = await openPage(browser);
     await page.selectOption("#detail", "128");
     await page.click("#empty-camera");
     await page.waitForFunction(() => vosengine.stream.shown?.frame.index > 2);
     await page.keyboard.press(" ");
     await dabBall(page);
     await page.keyboard.press("Enter");
-    const devtools = await context.newCDPSession(page);
+    const devtools = await page.context().newCDPSession(page);
     const heap = async (count) => {
       await page.waitForFunction((n) => vosengine.stats.frames >= n, count, { timeout: 0 });
       await devtools.send("HeapProfiler.collectGarbage");
@@ -328,19 +326,31 @@ const scenarios = {
       return { overheads: overheads.sort((a, b) => a - b), rate, latency };
     });
     const at = (share) => overheads[Math.floor(overheads.length * share)].toFixed(1);
-    console.log(
+    const said =
       `page overhead of a 320x240 frame: least ${at(0)} ms, p50 ${at(0.5)}, p95 ${at(0.95)}; ` +
-        `latency p50 ${latency.toFixed(0)} ms, ${rate.toFixed(1)} frames/s; ` +
-        `heap ${half.toFixed(2)} MiB after ${frames / 2} frames, ${full.toFixed(2)} after ${frames}`,
-    );
-    assert.ok(full - half < 1, "the heap grows");
+      `latency p50 ${latency.toFixed(0)} ms, ${rate.toFixed(1)} frames/s; ` +
+      `heap ${half.toFixed(2)} MiB after ${frames / 2} frames, ${full.toFixed(2)} after ${frames}`;
+    assert.ok(full - half < 1, `the heap grows: ${said}`);
     await close();
+    return said;
   },
 };
 
-const name = process.argv[2];
-if (!scenarios[name]) {
-  console.error(`wanted one of ${Object.keys(scenarios).join(", ")}`);
-  process.exit(2);
+const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const answer = (content) => process.stdout.write(`${JSON.stringify(content)}\n`);
+
+async function ask(what) {
+  answer({ ask: what });
+  await lines.next();
 }
-await scenarios[name]();
+
+const browser = await harness.launch();
+for (let line = await lines.next(); !line.done; line = await lines.next()) {
+  try {
+    answer({ ok: true, said: (await scenarios[line.value](browser)) ?? "" });
+  } catch (error) {
+    for (const context of browser.contexts()) await context.close();
+    answer({ ok: false, said: format(error) });
+  }
+}
+await browser.close();

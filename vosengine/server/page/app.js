@@ -19,6 +19,7 @@ import { View } from "./view.js";
 const STATUS_MS = 500;
 const MEMORY_MS = 3000;
 const RETRY_MS = 1500;
+const TAKES_NONE = "This server's model takes no mask: it finds what moves by itself.";
 const AWAY = "The server is away. This goes on as soon as it is back.";
 
 const view = new View(element("frame"), element("image"), element("marks"), element("stage"));
@@ -33,7 +34,7 @@ const objects = new Objects({
     drawing.object = id;
     drawing.mark();
   },
-  remove: (id) => live.connection.send({ type: "remove", object: id }),
+  remove: (id) => live.connection?.isOpen && live.connection.send({ type: "remove", object: id }),
 });
 
 /** For scripts and tests: what the page knows of its stream. */
@@ -52,7 +53,7 @@ async function choose(open, isLive) {
     fail(error);
     return;
   }
-  notice(null);
+  notice(live.takesMask ? null : TAKES_NONE, { seconds: 8 });
   if (isLive || !stream.needsMask) stream.play();
 }
 
@@ -63,9 +64,9 @@ async function showSource(source) {
   const tools = element("tools");
   tools.disabled = !live.takesMask;
   drawing.enabled = live.takesMask;
-  tools.title = live.takesMask ? "" : `${live.model} finds its objects by itself and takes no mask`;
+  tools.title = live.takesMask ? "" : TAKES_NONE;
   update();
-  element("marks").focus({ preventScroll: true });
+  focusPicture();
 }
 
 const useCamera = () => choose(openCamera, true);
@@ -93,17 +94,25 @@ document.addEventListener("drop", (event) => {
 
 // --- playing and drawing -----------------------------------------------------------------------
 
-function toggle() {
+async function toggle() {
   if (!stream.source) return;
   if (editor.draft) commit();
   else if (stream.playing) stream.pause();
-  else stream.play();
+  else {
+    if (stream.ended) await stream.rewind();
+    stream.play();
+  }
 }
 
 async function commit() {
   const first = !stream.following;
+  focusPicture();
   await editor.commit();
   if (first && stream.following) stream.play();
+}
+
+function focusPicture() {
+  element("marks").focus({ preventScroll: true });
 }
 
 function step() {
@@ -112,6 +121,7 @@ function step() {
 }
 
 function drop() {
+  focusPicture();
   if (drawing.drawing) {
     drawing.cancel();
     editor.letGo();
@@ -245,11 +255,7 @@ function update() {
   element("progress").hidden = source?.live !== false || Boolean(draft);
   element("commit").disabled = editor.busy;
   element("held-text").textContent = editor.busy ? "Looking for the outline…" : heldText();
-  const idle = Boolean(shown) && !draft && !stream.following;
-  element("hint").hidden = !idle || element("notice").hidden === false;
-  element("hint").textContent = live.takesMask
-    ? "Draw over an object, then press Follow"
-    : "This model finds its objects by itself";
+  element("hint").hidden = !shown || Boolean(draft) || stream.following || !live.takesMask;
 }
 
 function heldText() {

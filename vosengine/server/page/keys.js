@@ -10,7 +10,7 @@ const TOOLS = { b: "brush", e: "eraser", l: "lasso", r: "box", c: "click" };
  */
 export function listen(act, letters) {
   document.addEventListener("keydown", (event) => {
-    if (document.querySelector("dialog[open]") || isText(event.target)) return;
+    if (document.querySelector("dialog[open]") || takesText(event.target)) return;
     const done = event.ctrlKey || event.metaKey ? withControl(event, act) : plain(event, act, letters);
     if (done) event.preventDefault();
   });
@@ -25,7 +25,7 @@ function withControl({ key, shiftKey }, act) {
 }
 
 function plain({ key, target, altKey }, act, letters) {
-  const pressed = target.closest("button, select, a"); // there Enter and Space have their own use
+  const pressed = target.closest("button, [type=checkbox]"); // Enter and Space have a use there
   if (key === "Escape") act.drop();
   else if (key === "Enter" && !pressed) act.commit();
   else if (key === " " && !pressed) act.toggle();
@@ -40,6 +40,6 @@ function plain({ key, target, altKey }, act, letters) {
   return true;
 }
 
-function isText(target) {
-  return target.matches?.("input:not([type=radio], [type=range], [type=checkbox]), textarea");
+function takesText(target) {
+  return target.matches("select, input:not([type=radio], [type=range], [type=checkbox])");
 }

@@ -3,6 +3,7 @@
 import { openMp4 } from "./mp4.js";
 
 const LONGEST = 1280; // pixels; larger frames are made smaller before they are sent
+const SLOWEST = 0.0625; // rate at which browsers play
 const WAIT_MS = 60; // a video that is not asked for its next frame this long is paused
 
 /**
@@ -99,13 +100,14 @@ async function grab(image, index, time) {
   return { bitmap, index, time, grabMs: performance.now() - start };
 }
 
-/** The next frame that a playing video shows. */
+/** The next frame that a playing video shows; null where it ends or is closed. */
 function nextShown(video) {
   return new Promise((resolve) => {
-    const ended = () => resolve(null);
-    video.addEventListener("ended", ended, { once: true });
+    const over = new AbortController();
+    const once = { once: true, signal: over.signal };
+    for (const end of ["ended", "emptied"]) video.addEventListener(end, () => resolve(null), once);
     video.requestVideoFrameCallback((_, shown) => {
-      video.removeEventListener("ended", ended);
+      over.abort();
       resolve(shown);
     });
   });
@@ -137,19 +139,21 @@ class CameraSource {
 }
 
 /**
- * What the browser plays but does not decode frame by frame. It is paused while nobody asks; some
- * frames may be skipped.
+ * What the browser plays but does not decode frame by frame. It plays as slowly as its frames are
+ * asked for, and waits while nobody asks; some frames may be skipped.
  * @implements {Source}
  */
 class VideoSource {
   live = false;
   #index = 0;
   #last = -1;
+  #period = Infinity; // seconds from frame to frame
   #timer = 0;
 
   constructor(name, video) {
     this.name = name;
     this.video = video;
+    video.playbackRate = 0.25;
   }
 
   get progress() {
@@ -166,10 +170,19 @@ class VideoSource {
       const frame = await shown;
       if (!frame) return null;
       if (frame.mediaTime === this.#last) continue; // shown once more as it was paused
+      this.#adapt(frame.mediaTime - this.#last);
       this.#last = frame.mediaTime;
       this.#timer = setTimeout(() => video.pause(), WAIT_MS);
       return grab(video, this.#index++, frame.mediaTime);
     }
+  }
+
+  /** Slower where frames were skipped, otherwise a little quicker. */
+  #adapt(passed) {
+    if (this.#last < 0) return;
+    this.#period = Math.min(this.#period, passed);
+    const factor = passed > 1.5 * this.#period ? 0.7 : 1.05;
+    this.video.playbackRate = Math.min(1, Math.max(SLOWEST, this.video.playbackRate * factor));
   }
 
   async rewind({ index, time } = { index: 0, time: 0 }) {

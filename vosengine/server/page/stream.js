@@ -109,6 +109,11 @@ export class Stream extends EventTarget {
     this.#pump();
   }
 
+  /** @returns {boolean} whether the source has no frame left */
+  get ended() {
+    return this.source?.progress === 1 && !this.#again.length;
+  }
+
   pause() {
     this.playing = false;
     this.#steps = 0;

@@ -116,7 +116,7 @@ tar -c --exclude='*.so' --exclude=__pycache__ csrc kernels vosengine weights set
 must "build, CUDA for $archs" 240 "$python" -m pip install -q --disable-pip-version-check \
   --no-index --no-deps --no-build-isolation --target "$work/site" "$work/source"
 [ -d "$work/site/vosengine" ] || exit 1
-must "doctor" 90 "$python" -m vosengine.cli doctor
+must "doctor" 90 "$python" -m vosengine doctor
 
 # Without plugins, which may warn.
 suite=("$python" -m pytest -q -rfE -p no:cacheprovider -o filterwarnings=)
@@ -128,7 +128,7 @@ must "streams and captured graphs" 90 "${suite[@]}" tests/test_on_gpu.py tests/t
 
 if [ "$models" = yes ]; then
   base="$results/$(date +%F)-models-$device"
-  bench=("$python" -m vosengine.cli bench --device "$device" --sizes 480x854)
+  bench=("$python" -m vosengine bench --device "$device" --sizes 480x854)
   order=munet,giel,dmn_aoa,target_aware,imcnet,stm
   sweep=(--objects 1,3 --frames 1000)
   [ "$rehearse" = no ] || sweep=(--weights demo --quick)

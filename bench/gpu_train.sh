@@ -35,7 +35,7 @@ if compgen -G "$from/checkpoint.pt.*" > /dev/null; then
   resume=(--resume)
 fi
 workers=$(($(nproc) > 4 ? $(nproc) - 2 : $(nproc)))
-"$python" -m vosengine.cli train --model "$model" --out "$work/run" --minutes "$minutes" \
+"$python" -m vosengine train --model "$model" --out "$work/run" --minutes "$minutes" \
   --workers "$workers" --save-every 60 "${resume[@]}" "$@"
 rm -f "$out"/checkpoint.pt.*
 split -b 15M -d "$work/run/checkpoint.pt" "$out/checkpoint.pt."

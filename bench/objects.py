@@ -24,12 +24,12 @@ from rich.table import Table
 from vosengine.commands.info import cost
 from vosengine.config import DMNAOAConfig, GIELConfig, MemoryConfig
 from vosengine.device import choose_device
-from vosengine.models.dmn_aoa import DMNAOA
-from vosengine.models.giel import GIEL
+from vosengine.models.dmn_aoa.network import DMNAOA
+from vosengine.models.giel.network import GIEL
 from vosengine.proposals import Proposals, boxes_of
-from vosengine.registry import build
 from vosengine.timing import summarise, timed
 from vosengine.types import Geometry, Masks
+from vosengine.zoo.registry import build
 
 MODELS = ("giel", "dmn_aoa")
 SIZE = (480, 854)

@@ -41,7 +41,7 @@ WAYS = ("onnxruntime", "eager", "fast")
 
 def export(model: str, weights: str, folder: Path) -> dict[str, float]:
     """Seconds and peak MiB of the command that exports a model."""
-    command = [sys.executable, "-m", "vosengine.cli", "export", model]
+    command = [sys.executable, "-m", "vosengine", "export", model]
     start = time.perf_counter()
     subprocess.run(
         [*command, "--weights", weights, "--out", str(folder)], check=True, capture_output=True

@@ -17,14 +17,7 @@ from pathlib import Path
 from environment import RESULTS
 
 from vosengine.kernels import OPS, extension
-from vosengine.kernels.resources import (
-    CHIPS,
-    Resources,
-    builds_of,
-    cuda_kernels,
-    measure,
-    table,
-)
+from vosengine.kernels.resources import CHIPS, Resources, builds_of, cuda_kernels, measure, table
 
 INTRODUCTION = """# What the GPU kernels need
 

@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vosengine.config import IMCNetConfig
 from vosengine.device import choose_device
 from vosengine.kernels import use_backend
-from vosengine.registry import build
 from vosengine.timing import summarise, timed
 from vosengine.types import Geometry
+from vosengine.zoo.registry import build
 
 SIZE = (480, 854)
 

@@ -16,7 +16,7 @@ from vosengine.benchmark import WAYS, Plan, Scene, drawn_scene
 from vosengine.benchmark.measure import Cell, Runner
 from vosengine.benchmark.ways import Way
 from vosengine.device import choose_device
-from vosengine.registry import entry, list_models
+from vosengine.zoo.registry import entry, list_models
 
 DEVICE = choose_device("auto")
 SIZE = (480, 854) if DEVICE.type == "cuda" else (240, 432)

@@ -26,14 +26,14 @@ from torch.profiler import profile
 
 from vosengine.commands.train import starting_network
 from vosengine.device import choose_device
-from vosengine.registry import entry
 from vosengine.timing import summarise, timed
 from vosengine.training.objectives import objective_for
 from vosengine.training.recipe import recipe_for
 from vosengine.training.samples import Batch, collate
 from vosengine.training.synthetic_source import SyntheticSource
 from vosengine.training.trainer import Trainer
-from vosengine.weights import backbone_file
+from vosengine.zoo.registry import entry
+from vosengine.zoo.weights import backbone_file
 
 PRECISIONS = "fp32", "bf16"
 WARM_UP = 2  # steps

@@ -247,23 +247,26 @@ void prepare_frame_cpu(uintptr_t frame, bool bytes, int64_t row_stride,
 }
 
 template <typename Number, void (*kernel)(const vosengine::ReadMemoryOf<Number>&)>
-void read_memory(uintptr_t query, std::array<int64_t, 2> query_stride, uintptr_t key,
-                 std::array<int64_t, 2> key_stride, uintptr_t value,
-                 std::array<int64_t, 3> value_stride, uintptr_t bias, uintptr_t length,
-                 uintptr_t out, std::array<int64_t, 6> sizes, int64_t top_k, float scale,
-                 int threads) {
+void read_memory(uintptr_t query, Pair query_stride, uintptr_t query_of, uintptr_t key,
+                 Pair key_stride, uintptr_t value, std::array<int64_t, 3> value_stride, int element,
+                 uintptr_t pages, std::array<int64_t, 3> page_sizes, uintptr_t bias,
+                 uintptr_t length, uintptr_t out, std::array<int64_t, 7> sizes, int64_t top_k,
+                 float scale, int threads) {
   check_threads(threads);
   vosengine::ReadMemoryOf<Number> call{};
   call.query = pointer<const Number>(query);
   call.query_group = query_stride[0];
   call.query_row = query_stride[1];
-  call.key = pointer<const Number>(key);
-  call.key_group = key_stride[0];
+  call.query_of = pointer<const int32_t>(query_of);
+  call.key = pointer<const void>(key);
+  call.key_page = key_stride[0];
   call.key_row = key_stride[1];
-  call.value = pointer<const Number>(value);
-  call.value_group = value_stride[0];
+  call.value = pointer<const void>(value);
+  call.value_page = value_stride[0];
   call.value_set = value_stride[1];
   call.value_row = value_stride[2];
+  call.element = static_cast<vosengine::Element>(element);
+  call.pages = {pointer<const int32_t>(pages), page_sizes[0], page_sizes[1], page_sizes[2]};
   call.bias = pointer<const float>(bias);
   call.length = pointer<const int32_t>(length);
   call.out = pointer<Number>(out);
@@ -273,6 +276,7 @@ void read_memory(uintptr_t query, std::array<int64_t, 2> query_stride, uintptr_t
   call.positions = sizes[3];
   call.key_channels = sizes[4];
   call.value_channels = sizes[5];
+  call.query_count = sizes[6];
   call.top_k = top_k;
   call.scale = scale;
   call.threads = threads;

@@ -1,22 +1,62 @@
 // What every instruction set's read_memory shares; compiled for any processor.
 #include "read_memory.h"
 
+#include <algorithm>
+
 namespace vosengine {
+namespace {
+
+int64_t nearest(int64_t number, int64_t count) {
+  return std::clamp<int64_t>(number, 0, std::max<int64_t>(count - 1, 0));
+}
+
+}  // namespace
 
 template <typename Number>
-ReadMemoryOf<Number> group_of(const ReadMemoryOf<Number>& call, int64_t group) {
+ReadMemoryOf<Number> group_of(const ReadMemoryOf<Number>& call, int64_t n) {
   ReadMemoryOf<Number> one = call;
-  one.query += group * call.query_group;
-  one.key += group * call.key_group;
-  one.value += group * call.value_group;
-  one.out += group * call.sets * call.queries * call.value_channels;
-  if (call.bias) one.bias += group * call.positions;
-  if (call.length) one.length += group;
+  const int64_t query = call.query_of ? nearest(call.query_of[n], call.query_count) : n;
+  one.query += query * call.query_group;
+  one.query_of = nullptr;
+  one.out += n * call.sets * call.queries * call.value_channels;
+  if (call.length) one.length += n;
+  one.group += n;
   one.groups = 1;
   return one;
 }
 
-template ReadMemory group_of(const ReadMemory&, int64_t);
-template ReadMemoryBfloat16 group_of(const ReadMemoryBfloat16&, int64_t);
+template <typename Number>
+int64_t length_of(const ReadMemoryOf<Number>& call) {
+  return call.length ? std::clamp<int64_t>(*call.length, 0, call.positions) : call.positions;
+}
+
+template <typename Number>
+Run run_at(const ReadMemoryOf<Number>& call, int64_t first, int64_t most) {
+  const Pages& pages = call.pages;
+  if (!pages.table) return {call.group, first, most};
+  const int64_t column = first / pages.positions, row = first % pages.positions;
+  const int64_t page = nearest(pages.table[call.group * pages.columns + column], pages.count);
+  return {page, row, std::min(most, pages.positions - row)};
+}
+
+template <typename Number>
+void copy_bias(const ReadMemoryOf<Number>& call, int64_t first, int64_t count, float factor,
+               float* to) {
+  for (int64_t n = 0; n < count;) {
+    const Run run = run_at(call, first + n, count - n);
+    const float* from = call.bias ? call.bias + run.page * call.pages.positions + run.row : nullptr;
+    for (int64_t i = 0; i < run.count; ++i) to[n + i] = from ? from[i] * factor : 0.0f;
+    n += run.count;
+  }
+}
+
+#define VOS_INSTANTIATE(Call)                         \
+  template Call group_of(const Call&, int64_t);       \
+  template int64_t length_of(const Call&);            \
+  template Run run_at(const Call&, int64_t, int64_t); \
+  template void copy_bias(const Call&, int64_t, int64_t, float, float*);
+
+VOS_INSTANTIATE(ReadMemory)
+VOS_INSTANTIATE(ReadMemoryBfloat16)
 
 }  // namespace vosengine

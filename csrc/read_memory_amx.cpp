@@ -23,6 +23,7 @@ void vosengine::read_memory_amx(const ReadMemoryBfloat16&) {
 #include <new>
 
 using vosengine::ReadMemoryBfloat16;
+using vosengine::Run;
 
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of the compiler's own header
 #pragma GCC push_options
@@ -82,10 +83,17 @@ void release(T* memory) {
   ::operator delete(memory, std::align_val_t(64));
 }
 
+// Where a position's key and values lie; null where there is no position.
+struct Rows {
+  const Number* key;
+  const Number* value;
+};
+
 // A stretch of memory in tiles for the right side. Shared by all threads.
 struct Packed {
   Number* key;    // [panels of SIDE positions][depth of the keys / DEPTH] tiles
   Number* value;  // [sets][panels of SIDE channels][STRETCH / DEPTH] tiles
+  Rows* rows;     // [STRETCH]
   float* bias;    // [STRETCH], times log2 e; -infinity behind the last position, whose weight
                   // adds nothing to a total of at least 1
   int64_t count;  // positions
@@ -106,25 +114,45 @@ struct Scratch {
   float* keep;      // [ROWS]: what the weights of the stretches before are worth now
 };
 
+// The rows of `count` positions from `first` on; null behind the last of `alive`.
+void find_rows(const ReadMemoryBfloat16& call, int64_t first, int64_t alive, int64_t count,
+               Rows* rows) {
+  for (int64_t n = 0; n < alive;) {
+    const Run run = run_at(call, first + n, alive - n);
+    const Number* key = call.key_at<Number>(run);
+    const Number* value = call.value_at<Number>(run);
+    for (const int64_t end = n + run.count; n < end; ++n) {
+      rows[n] = {key, value};
+      key += call.key_row;
+      value += call.value_row;
+    }
+  }
+  for (int64_t n = alive; n < count; ++n) rows[n] = {nullptr, nullptr};
+}
+
 // Keys of SIDE positions as tiles; zero behind the last position and channel.
-void pack_keys(const ReadMemoryBfloat16& call, const Number* key, int64_t count, int64_t depth,
-               Number* tiles) {
+void pack_keys(const Rows* rows, int64_t channels, int64_t depth, Number* tiles) {
   for (int64_t n = 0; n < SIDE; ++n) {
-    const Number* from = key + n * call.key_row;
+    const Number* from = rows[n].key;
     for (int64_t c = 0; c < depth; c += 2) {
       Number* to = tiles + c / DEPTH * TILE + c % DEPTH / 2 * DEPTH + 2 * n;
-      to[0] = n < count && c < call.key_channels ? from[c] : 0;
-      to[1] = n < count && c + 1 < call.key_channels ? from[c + 1] : 0;
+      to[0] = from && c < channels ? from[c] : 0;
+      to[1] = from && c + 1 < channels ? from[c + 1] : 0;
     }
   }
 }
 
+// Up to SIDE channels of a position's values, from `channel` on.
+__m256i load_values(const Number* value, int64_t channel, __mmask16 there) {
+  return value ? _mm256_maskz_loadu_epi16(there, value + channel) : _mm256_setzero_si256();
+}
+
 // DEPTH positions of up to SIDE channels of a set as a tile, likewise.
-void pack_values(const Number* value, int64_t row, int64_t count, int64_t channels, Number* tile) {
-  const __mmask16 there = channels < SIDE ? (1u << channels) - 1 : 0xffff;
+void pack_values(const Rows* rows, int64_t channel, int64_t left, Number* tile) {
+  const __mmask16 there = left < SIDE ? (1u << left) - 1 : 0xffff;
   for (int64_t n = 0; n < DEPTH; n += 2) {
-    const __m256i one = _mm256_maskz_loadu_epi16(n < count ? there : 0, value + n * row);
-    const __m256i next = _mm256_maskz_loadu_epi16(n + 1 < count ? there : 0, value + (n + 1) * row);
+    const __m256i one = load_values(rows[n].value, channel, there);
+    const __m256i next = load_values(rows[n + 1].value, channel, there);
     const __m512i pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(one),
                                           _mm512_slli_epi32(_mm512_cvtepu16_epi32(next), 16));
     _mm512_store_si512(tile + n * SIDE, pairs);
@@ -134,20 +162,21 @@ void pack_values(const Number* value, int64_t row, int64_t count, int64_t channe
 // Packs positions from `first` on; all threads of the team take part.
 void pack(const ReadMemoryBfloat16& call, int64_t first, const Packed& packed) {
   const int64_t padded = round_up(packed.count, DEPTH), panels = packed.width / SIDE;
-#pragma omp single nowait
-  for (int64_t n = 0; n < padded; ++n)
-    packed.bias[n] = n >= packed.count ? -INFINITY : call.bias ? call.bias[first + n] * LOG2_E : 0;
+#pragma omp single
+  {
+    copy_bias(call, first, packed.count, LOG2_E, packed.bias);
+    for (int64_t n = packed.count; n < padded; ++n) packed.bias[n] = -INFINITY;
+    find_rows(call, first, packed.count, padded, packed.rows);
+  }
 #pragma omp for schedule(static) nowait
   for (int64_t n = 0; n < padded; n += SIDE)
-    pack_keys(call, call.key + (first + n) * call.key_row, packed.count - n, packed.depth,
-              packed.key + n * packed.depth);
+    pack_keys(packed.rows + n, call.key_channels, packed.depth, packed.key + n * packed.depth);
 #pragma omp for schedule(static)
   for (int64_t panel = 0; panel < call.sets * panels; ++panel) {
-    const int64_t c = panel % panels * SIDE;
-    const Number* value = call.value + panel / panels * call.value_set + first * call.value_row + c;
+    const int64_t c = panel % panels * SIDE, channel = panel / panels * call.value_set + c;
     for (int64_t n = 0; n < packed.count; n += DEPTH)
-      pack_values(value + n * call.value_row, call.value_row, packed.count - n,
-                  call.value_channels - c, packed.value + (panel * STRETCH + n) * SIDE);
+      pack_values(packed.rows + n, channel, call.value_channels - c,
+                  packed.value + (panel * STRETCH + n) * SIDE);
   }
 }
 
@@ -289,8 +318,7 @@ void finish(const float* sums, float total, int64_t channels, Number* out) {
 // sums are [sets, queries rounded up to ROWS, width].
 void read_group(const ReadMemoryBfloat16& call, Packed packed, Running* running, float* sums,
                 const Scratch& scratch) {
-  int64_t length = call.length ? *call.length : call.positions;
-  length = length < 0 ? 0 : length > call.positions ? call.positions : length;
+  const int64_t length = length_of(call);
   const int64_t width = packed.width, padded = round_up(call.queries, ROWS);
 #pragma omp for schedule(static) nowait
   for (int64_t q = 0; q < padded; ++q) running[q] = {-FLT_MAX, 0};
@@ -325,6 +353,7 @@ void read_by_all(const ReadMemoryBfloat16& call) {
   packed.width = round_up(call.value_channels, SIDE);
   packed.key = allocate<Number>(STRETCH * packed.depth);
   packed.value = allocate<Number>(call.sets * packed.width * STRETCH);
+  packed.rows = allocate<Rows>(STRETCH);
   packed.bias = allocate<float>(STRETCH);
   Running* running = allocate<Running>(padded);
   float* sums = allocate<float>(call.sets * padded * packed.width);
@@ -343,6 +372,7 @@ void read_by_all(const ReadMemoryBfloat16& call) {
   release(sums);
   release(running);
   release(packed.bias);
+  release(packed.rows);
   release(packed.value);
   release(packed.key);
 }

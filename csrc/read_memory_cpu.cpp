@@ -20,6 +20,7 @@ void vosengine::read_memory_cpu(const ReadMemory& call) { VOS_DISPATCH(read, cal
 #else
 
 #include "multiply.h"
+#include "read_memory_rows.h"
 
 // A product takes BLOCK positions of one panel of values (BLOCK * SPAN floats, 16 or 32 KiB): they
 // stay in the first-level cache while all queries of a task go over them. The weights of a task's
@@ -67,45 +68,54 @@ static void release(float* floats) { ::operator delete(floats, std::align_val_t(
 
 static int64_t divide_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
 
-// Keys of SPAN positions from `first` on, transposed; zero behind the last one.
-static void pack_keys(const ReadMemory& call, const float* key, int64_t first, int64_t count,
-                      float* panel) {
-  for (int64_t n = 0; n < SPAN; ++n) {
-    const float* from = key + (first + n) * call.key_row;
-    for (int64_t c = 0; c < call.key_channels; ++c)
-      panel[c * SPAN + n] = first + n < count ? from[c] : 0.0f;
+// `left` channels of a set, SPAN at most, of every position; zero behind the last channel.
+// `channel` is the first one's place in a position's values.
+template <typename T>
+static void pack_values_of(const ReadMemory& call, int64_t first, int64_t count, int64_t channel,
+                           int64_t left, float* panel) {
+  for (int64_t n = 0; n < count;) {
+    const vosengine::Run run = vosengine::run_at(call, first + n, count - n);
+    const T* from = call.value_at<T>(run) + channel;
+    for (const int64_t end = n + run.count; n < end; ++n, from += call.value_row) {
+      float* to = panel + n * SPAN;
+      if (left < SPAN)
+        for (int64_t c = 0; c < SPAN; ++c) to[c] = c < left ? to_float(from[c]) : 0.0f;
+      else
+        for (int64_t c = 0; c < SPAN; ++c) to[c] = to_float(from[c]);
+    }
   }
 }
 
-// SPAN channels of a set from `first` on, of every position; zero behind the last channel.
-static void pack_values(const ReadMemory& call, const float* value, int64_t first, int64_t count,
-                        float* panel) {
-  const int64_t left = call.value_channels - first;
-  for (int64_t n = 0; n < count; ++n) {
-    const float* from = value + n * call.value_row + first;
-    float* to = panel + n * SPAN;
-    if (left < SPAN)
-      for (int64_t c = 0; c < SPAN; ++c) to[c] = c < left ? from[c] : 0.0f;
-    else
-      for (int64_t c = 0; c < SPAN; c += VOS_WIDTH) store(to + c, load(from + c));
+static void pack_values(const ReadMemory& call, int64_t first, int64_t count, int64_t channel,
+                        int64_t left, float* panel) {
+  switch (call.element) {
+    case vosengine::Element::float16:
+      return pack_values_of<Float16>(call, first, count, channel, left, panel);
+    case vosengine::Element::bfloat16:
+      return pack_values_of<Bfloat16>(call, first, count, channel, left, panel);
+    default:
+      return pack_values_of<float>(call, first, count, channel, left, panel);
   }
 }
 
 // Packs positions from `first` on; all threads of the team take part.
 static void pack(const ReadMemory& call, int64_t first, const Packed& packed) {
   const int64_t key_panels = divide_up(packed.count, SPAN);
-  const float* key = call.key + first * call.key_row;
-  const float* value = call.value + first * call.value_row;
 #pragma omp single nowait
-  for (int64_t n = 0; n < key_panels * SPAN; ++n)
-    packed.bias[n] = n >= packed.count ? -INFINITY : call.bias ? call.bias[first + n] : 0.0f;
+  {
+    vosengine::copy_bias(call, first, packed.count, 1, packed.bias);
+    for (int64_t n = packed.count; n < key_panels * SPAN; ++n) packed.bias[n] = -INFINITY;
+  }
 #pragma omp for schedule(static) nowait
   for (int64_t i = 0; i < key_panels; ++i)
-    pack_keys(call, key, i * SPAN, packed.count, packed.key + i * call.key_channels * SPAN);
+    pack_keys(call, first + i * SPAN, packed.count - i * SPAN,
+              packed.key + i * call.key_channels * SPAN);
 #pragma omp for schedule(static)
-  for (int64_t i = 0; i < packed.value_panels; ++i)
-    pack_values(call, value + i / packed.panels_per_set * call.value_set,
-                i % packed.panels_per_set * SPAN, packed.count, packed.value + i * STRETCH * SPAN);
+  for (int64_t i = 0; i < packed.value_panels; ++i) {
+    const int64_t set = i / packed.panels_per_set, c = i % packed.panels_per_set * SPAN;
+    pack_values(call, first, packed.count, set * call.value_set + c, call.value_channels - c,
+                packed.value + i * STRETCH * SPAN);
+  }
 }
 
 // Weights are at least e^-60, which adds nothing to a total of at least 1: positions behind the
@@ -218,8 +228,7 @@ static void read_stretch(const ReadMemory& call, const Packed& packed, int64_t f
 // One group by all threads of the team: stretch by stretch of memory, tasks of `chunk` queries.
 static void read_group(const ReadMemory& call, int64_t chunk, Packed packed, Running* running,
                        const Scratch& scratch) {
-  int64_t length = call.length ? *call.length : call.positions;
-  length = length < 0 ? 0 : length > call.positions ? call.positions : length;
+  const int64_t length = vosengine::length_of(call);
   const int64_t rows = call.sets * call.queries;
 #pragma omp for schedule(static) nowait
   for (int64_t q = 0; q < call.queries; ++q) running[q] = {-FLT_MAX, 0};

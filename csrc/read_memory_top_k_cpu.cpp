@@ -21,6 +21,7 @@ void vosengine::read_memory_top_k_cpu(const ReadMemory& call) { VOS_DISPATCH(rea
 #else
 
 #include "multiply.h"
+#include "read_memory_rows.h"
 
 constexpr int64_t TILES = 2;             // of ROWS queries in a task
 constexpr int64_t CHUNK = TILES * ROWS;  // queries of a task
@@ -33,7 +34,7 @@ struct Scratch {
   float* scores;      // [CHUNK, padded]
   float* peaks;       // [padded / BLOCK]: the greatest score of every block
   float* candidates;  // [padded]
-  int64_t* chosen;    // [padded]: the positions that are read
+  int64_t* chosen;    // [padded]: where the values lie that are read, from the memory's first on
   float* weights;     // [padded]: their scores, then their weights
 };
 
@@ -45,15 +46,6 @@ static T* allocate(int64_t count) {
 static void release(void* memory) { ::operator delete(memory, std::align_val_t(64)); }
 
 static int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
-
-// Keys of SPAN positions from `first` on, transposed; zero behind the last one.
-static void pack_keys(const ReadMemory& call, int64_t first, int64_t length, float* panel) {
-  for (int64_t n = 0; n < SPAN; ++n) {
-    const float* from = call.key + (first + n) * call.key_row;
-    for (int64_t c = 0; c < call.key_channels; ++c)
-      panel[c * SPAN + n] = first + n < length ? from[c] : 0.0f;
-  }
-}
 
 // Products to scores, in place, and the greatest of every block; whether one of them is NaN.
 static bool finish_scores(const ReadMemory& call, const float* bias, int64_t padded, float* row,
@@ -102,16 +94,27 @@ static float least_of_best(const ReadMemory& call, const float* row, int64_t pad
 }
 
 // The weighted values of the chosen positions in one set; `total` is what the weights sum to.
-static void sum_values(const ReadMemory& call, const float* value, int64_t count, float total,
-                       const Scratch& scratch, float* out) {
-  const int64_t whole = call.value_channels / VOS_WIDTH * VOS_WIDTH;
+template <typename T>
+static void sum_values_of(const ReadMemory& call, int64_t set, int64_t count, float total,
+                          const Scratch& scratch, float* __restrict out) {
+  const T* value = static_cast<const T*>(call.value) + set * call.value_set;
   memset(out, 0, sizeof(float) * call.value_channels);
   for (int64_t i = 0; i < count; ++i) {
-    const float* from = value + scratch.chosen[i] * call.value_row;
+    const T* from = value + scratch.chosen[i];
     const float weight = scratch.weights[i] / total;
-    for (int64_t c = 0; c < whole; c += VOS_WIDTH)
-      store(out + c, load(out + c) + load(from + c) * weight);
-    for (int64_t c = whole; c < call.value_channels; ++c) out[c] += from[c] * weight;
+    for (int64_t c = 0; c < call.value_channels; ++c) out[c] += to_float(from[c]) * weight;
+  }
+}
+
+static void sum_values(const ReadMemory& call, int64_t set, int64_t count, float total,
+                       const Scratch& scratch, float* out) {
+  switch (call.element) {
+    case vosengine::Element::float16:
+      return sum_values_of<Float16>(call, set, count, total, scratch, out);
+    case vosengine::Element::bfloat16:
+      return sum_values_of<Bfloat16>(call, set, count, total, scratch, out);
+    default:
+      return sum_values_of<float>(call, set, count, total, scratch, out);
   }
 }
 
@@ -127,7 +130,8 @@ static void read_query(const ReadMemory& call, const float* bias, int64_t length
     for (int64_t n = first; n < std::min(first + BLOCK, length); ++n) {
       if (row[n] < least) continue;
       peak = std::max(peak, row[n]);
-      scratch.chosen[count] = n;
+      const vosengine::Run run = vosengine::run_at(call, n, 1);
+      scratch.chosen[count] = run.page * call.value_page + run.row * call.value_row;
       scratch.weights[count++] = row[n];
     }
   }
@@ -138,8 +142,7 @@ static void read_query(const ReadMemory& call, const float* bias, int64_t length
           exponential(maximum(splat(LOWEST), load(scratch.weights + i) - peak)));
   for (int64_t i = 0; i < count; ++i) total += scratch.weights[i];
   for (int64_t set = 0; set < call.sets; ++set)
-    sum_values(call, call.value + set * call.value_set, count, total, scratch,
-               out + set * call.queries * call.value_channels);
+    sum_values(call, set, count, total, scratch, out + set * call.queries * call.value_channels);
 }
 
 // `count` queries from `first` on.
@@ -164,15 +167,16 @@ static void read_chunk(const ReadMemory& call, const float* keys, const float* b
 
 // One group by all threads of the team.
 static void read_group(const ReadMemory& call, float* keys, float* bias, const Scratch& scratch) {
-  int64_t length = call.length ? *call.length : call.positions;
-  length = length < 0 ? 0 : length > call.positions ? call.positions : length;
+  const int64_t length = vosengine::length_of(call);
   const int64_t padded = round_up(length, BLOCK);
 #pragma omp single nowait
-  for (int64_t n = 0; n < padded; ++n)
-    bias[n] = n >= length ? -INFINITY : call.bias ? call.bias[n] : 0.0f;
+  {
+    vosengine::copy_bias(call, 0, length, 1, bias);
+    for (int64_t n = length; n < padded; ++n) bias[n] = -INFINITY;
+  }
 #pragma omp for schedule(static)
   for (int64_t n = 0; n < padded; n += SPAN)
-    pack_keys(call, n, length, keys + n * call.key_channels);
+    pack_keys(call, n, length - n, keys + n * call.key_channels);
 #pragma omp for schedule(dynamic, 1)
   for (int64_t q = 0; q < call.queries; q += CHUNK) {
     const int64_t count = std::min(CHUNK, call.queries - q);
@@ -188,7 +192,10 @@ static void read_group(const ReadMemory& call, float* keys, float* bias, const S
 
 static void read_top_k(const ReadMemory& call) {
   if (call.sets * call.queries * call.value_channels == 0) return;
-  const int64_t padded = round_up(call.positions, BLOCK);
+  int64_t longest = 0;
+  for (int64_t group = 0; group < call.groups; ++group)
+    longest = std::max(longest, vosengine::length_of(vosengine::group_of(call, group)));
+  const int64_t padded = round_up(longest, BLOCK);
   float* keys = allocate<float>(padded * call.key_channels);
   float* bias = allocate<float>(padded);
 #pragma omp parallel num_threads(call.threads)

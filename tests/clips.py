@@ -10,10 +10,7 @@ import pytest
 from PIL import Image
 
 from vosengine.errors import SourceError
-from vosengine.video import (
-    SourceFrame,
-    open_source,
-)
+from vosengine.video import SourceFrame, open_source
 
 HEIGHT, WIDTH = 48, 64
 

@@ -16,16 +16,21 @@ import numpy as np
 import pytest
 from exported import Export, exporter
 
-from vosengine.config import MatchingConfig, MemoryConfig, ModelConfig, TargetAwareConfig
+from vosengine.config import (
+    MatchingConfig,
+    MemoryConfig,
+    ModelConfig,
+    TargetAwareConfig,
+)
 from vosengine.detectors.dnet import DNetSource
+from vosengine.engine.segmenter import Segmenter
 from vosengine.kernels import gpu
 from vosengine.kernels.poison import poisoned
 from vosengine.kernels.resources import Resources, table
-from vosengine.registry import build, entry, list_models
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 from vosengine.types import Result
-from vosengine.weights import save, state_of
+from vosengine.zoo.registry import build, entry, list_models
+from vosengine.zoo.weights import save, state_of
 
 if gpu.INTERPRETED:
     import interpreter_bfloat16

@@ -16,7 +16,7 @@ from vosengine.config import TargetAwareConfig
 from vosengine.onnx import ExportOptions, OnnxSegmenter, export_model
 from vosengine.onnx.manifest import MANIFEST
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
-from vosengine.weights import load, save, state_of
+from vosengine.zoo.weights import load, save, state_of
 
 FAILED = "failed"
 LONGEST = 600.0  # seconds that another process may take for one export

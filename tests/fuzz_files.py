@@ -29,14 +29,14 @@ from PIL import Image
 from quick_streams import QUICK, SIZE, begin, rectangle
 
 from vosengine.detectors.file import FileSource, write_proposals
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import VosError
-from vosengine.foreign import read_state_dict
 from vosengine.onnx.manifest import Graph, Manifest, hash_of
 from vosengine.proposals import Proposals, boxes_of, check_proposals
-from vosengine.registry import build
-from vosengine.segmenter import Segmenter
 from vosengine.video import open_source, read_mask, write_labels
-from vosengine.weights import load_file, save, state_of
+from vosengine.zoo.checkpoints import read_state_dict
+from vosengine.zoo.registry import build
+from vosengine.zoo.weights import load_file, save, state_of
 
 SECONDS = 5.0
 BYTES = 1 << 30

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import cuda_on_cpu
+import numpy as np
 import pytest
 import torch
 
@@ -89,3 +91,23 @@ def assert_near(got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor) -> 
     allowed = 2 * own + FLOOR_ULPS * eps * magnitude
     assert torch.isfinite(got).all()
     assert float((got.double() - truth).abs().max()) <= allowed
+
+
+def in_one_piece(given: dict[str, Any]) -> dict[str, Any]:
+    """A call of `read_memory` in numpy without `pages` and `query_of`: every position is looked up
+    by itself, and those past a group's length are NaN."""
+    apart = {name: value for name, value in given.items() if name not in ("pages", "query_of")}
+    if "query_of" in given:
+        apart["query_key"] = given["query_key"][given["query_of"]]
+    if "pages" in given:
+        pages, size = given["pages"], given["memory_key"].shape[1]
+        ends = given.get("length", [pages.shape[1] * size] * len(pages))
+        for name in ("memory_key", "memory_value", "bias"):
+            if given.get(name) is not None:
+                pool = given[name]
+                shape = (len(pages), pages.shape[1] * size, *pool.shape[2:])
+                apart[name] = np.full(shape, np.nan, pool.dtype)
+                for g, end in enumerate(ends):
+                    for n in range(end):
+                        apart[name][g, n] = pool[pages[g, n // size], n % size]
+    return apart

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from conftest import make, object_ids
 
+from vosengine.engine.segmenter import Segmenter
 from vosengine.models.method import State
 from vosengine.proposals import Proposals, boxes_of
-from vosengine.registry import entry
-from vosengine.segmenter import Segmenter
 from vosengine.types import Result
+from vosengine.zoo.registry import entry
 
 # Few steps where a model iterates; and a tracker discovers three objects at most, so that there is
 # room for the caller's.

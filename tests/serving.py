@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import cv2
 import httpx
 import numpy as np
 from conftest import tiny_config
 from websockets.sync.client import ClientConnection, connect
 
-from vosengine.engine import Engine
+from vosengine.engine.engine import Engine
 from vosengine.server import protocol
 from vosengine.server.run import Server, configure
 from vosengine.server.service import Service
@@ -81,20 +80,17 @@ class Line:
         self.image(number, np.full((*SIZE, 3), value, np.uint8), mask)
 
     def image(self, number: int, image: np.ndarray, mask: np.ndarray | None = None) -> None:
-        self.socket.send(frame_message(number, image, mask))
+        self.socket.send(protocol.frame_message(number, image, mask))
 
     def say(self, kind: str, **fields: Any) -> None:
         self.socket.send(json.dumps({"type": kind, **fields}))
 
     def hear(self, timeout: float = 10) -> Any:
-        """The next message: a dict, or of an answer also `frame`, `labels` and the bytes."""
+        """The next message; an answer as a dict of its fields."""
         message = self.socket.recv(timeout)
         if isinstance(message, str):
             return json.loads(message)
-        found = protocol.unpack(message, protocol.ANSWER)
-        labels = protocol.decode_masks(found.first, found.encoding)
-        info = json.loads(bytes(found.second))
-        return {"type": "answer", "frame": found.frame_id, "labels": labels, **info}
+        return {"type": "answer", **vars(protocol.read_answer(message))}
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -106,24 +102,6 @@ def one_object(number: int = 1) -> np.ndarray:
     mask = np.zeros(SIZE, np.uint8)
     mask[8:24, 16:40] = number
     return mask
-
-
-def png(image: np.ndarray) -> bytes:
-    """Of labels [H, W] or RGB [H, W, 3]."""
-    done, data = cv2.imencode(".png", image if image.ndim == 2 else image[..., ::-1])
-    assert done
-    return bytes(data.tobytes())
-
-
-def raw(image: np.ndarray) -> bytes:
-    height, width = image.shape[:2]
-    return protocol.SIZE.pack(width, height) + image.tobytes()
-
-
-def frame_message(number: int, image: np.ndarray, mask: np.ndarray | None = None) -> bytes:
-    """A FRAME of raw pixels."""
-    second, flags = (b"", 0) if mask is None else (png(mask), protocol.PROMPT)
-    return protocol.pack(protocol.FRAME, protocol.RAW, number, raw(image), second, flags)
 
 
 @contextmanager

@@ -107,9 +107,12 @@ class StubEngine:
         self.may_step = Event()
         self.may_step.set()
         self.poison, self.error = 255, RuntimeError("out of luck")
+        self.pools = SimpleNamespace(used=0, capacity=0, used_bytes=0)
+        self.joins = False  # frames of a step are computed together, and fail together
         self.waiting: dict[StubStream, Any] = {}
         self.order: list[StubStream] = []  # as they were stepped
         self.opened: list[StubStream] = []
+        self.answered: list[tuple[StubStream, Answer | None]] = []
 
     def open(self, max_objects: int = 10, memory: str | None = None, size: Any = None) -> Any:
         if memory is not None:
@@ -129,9 +132,20 @@ class StubEngine:
         self.waiting[stream] = frame, mask
 
     def step(self, at_most: int | None = None) -> list[tuple[StubStream, Answer | None]]:
-        answered = []
-        for stream in list(self.waiting)[: self.max_batch][:at_most]:
+        batch = list(self.waiting)[: self.max_batch][:at_most]
+        jobs = []
+        for stream in batch:
             assert self.may_step.wait(20)
-            self.order.append(stream)
-            answered.append((stream, stream.take(*self.waiting.pop(stream))))
+            jobs.append((stream, *self.waiting.pop(stream)))
+            if not self.joins:
+                self._take(*jobs.pop())
+        if any(frame[0, 0, 0] == self.poison for _, frame, _ in jobs):
+            raise self.error
+        for job in jobs:
+            self._take(*job)
+        answered, self.answered = self.answered, []
         return answered
+
+    def _take(self, stream: StubStream, frame: np.ndarray, mask: np.ndarray | None) -> None:
+        self.order.append(stream)
+        self.answered.append((stream, stream.take(frame, mask)))

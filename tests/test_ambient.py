@@ -21,9 +21,9 @@ from quick_streams import assert_same, begin, play, quarters
 from vosengine import OnnxSegmenter
 from vosengine.errors import StateError
 from vosengine.proposals import Proposals
-from vosengine.registry import list_models
 from vosengine.training.synthetic import Clip
 from vosengine.types import Result
+from vosengine.zoo.registry import list_models
 
 LENGTH = 4
 

@@ -16,10 +16,10 @@ from vosengine.config import IMAGENET_MEAN, IMAGENET_STD, TargetAwareConfig
 from vosengine.errors import InputError
 from vosengine.kernels import ShapeError, fit_target
 from vosengine.kernels.fit_target import objective
-from vosengine.models import appearance
-from vosengine.models.appearance import Tracks, first_weights
-from vosengine.models.augment import augment
 from vosengine.models.backbone import ResNet, initialise
+from vosengine.models.target_aware import appearance
+from vosengine.models.target_aware.appearance import Tracks, first_weights
+from vosengine.models.target_aware.augment import augment
 from vosengine.training.synthetic import ClipConfig, make_clip
 
 SIDE = 129  # a grid of 9 x 9

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vosengine.models.augment import augment, fill
-from vosengine.placements import FLIP_CHANCE, SCALE, SHIFT
+from vosengine.models.target_aware.augment import augment, fill
+from vosengine.policies.placement import FLIP_CHANCE, SCALE, SHIFT
 
 SIDE = 96
 OBJECT, GROUND = 3.0, -1.0

@@ -17,27 +17,21 @@ from exported import small_demo
 from rich.console import Console
 from typer.testing import CliRunner
 
-from vosengine import cli, cli_bench, weights
 from vosengine.benchmark import Plan, drawn_scene, measure_point, measure_rates
 from vosengine.benchmark.floor import Rates
-from vosengine.benchmark.measure import (
-    NO_ROOM,
-    NOT_COMPILED,
-    Cell,
-    Point,
-    Runner,
-    begin,
-    compare,
-)
+from vosengine.benchmark.measure import NO_ROOM, NOT_COMPILED, Cell, Point, Runner, begin, compare
 from vosengine.benchmark.published import published_of, published_rows
 from vosengine.benchmark.report import COLUMNS, rows_of, tables_of
 from vosengine.benchmark.scenes import GivenProposals, Scene
 from vosengine.benchmark.stages import StageClock, clocked
 from vosengine.benchmark.ways import OURS, OURS_FP32, REFERENCE, WAYS, Way
+from vosengine.cli import app as cli
+from vosengine.cli import bench as cli_bench
 from vosengine.errors import ConfigError, DeviceError
 from vosengine.kernels.dispatch import Op
-from vosengine.registry import list_models
 from vosengine.runtime import has_bf16
+from vosengine.zoo import weights
+from vosengine.zoo.registry import list_models
 
 SIZE = 64, 96
 CPU = torch.device("cpu")

@@ -15,13 +15,13 @@ from conftest import FOLLOWERS
 from PIL import Image
 
 import vosengine.commands.doctor as doctor
-from vosengine.cli import main
+from vosengine.cli.app import main
 from vosengine.commands.info import cost
 from vosengine.kernels import BACKENDS, OPS
-from vosengine.registry import entry, list_models
 from vosengine.training.synthetic import Clip
 from vosengine.video import VideoWriter, write_labels
-from vosengine.weights import cards
+from vosengine.zoo.registry import entry, list_models
+from vosengine.zoo.weights import cards
 
 Weights = Callable[[str], Path]
 
@@ -32,7 +32,7 @@ Command = Callable[..., Done]
 
 def in_a_process(*arguments: object) -> Done:
     """The command as a program of its own: 3 s where it loads torch."""
-    command = [sys.executable, "-m", "vosengine.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "vosengine", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

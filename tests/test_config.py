@@ -21,7 +21,7 @@ from vosengine.config import (
     TargetAwareConfig,
 )
 from vosengine.errors import ConfigError
-from vosengine.registry import build, config_from_json, config_to_json, entry, list_models
+from vosengine.zoo.registry import build, config_from_json, config_to_json, entry, list_models
 
 NETWORK = [
     ("backbone", "vgg16"),

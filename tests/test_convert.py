@@ -20,7 +20,7 @@ from vosengine import MemoryConfig, Segmenter
 from vosengine.errors import OutputError, WeightsError
 from vosengine.kernels import use_backend
 from vosengine.shipped import convert as converter
-from vosengine.weights import read_file
+from vosengine.zoo.weights import read_file
 
 TOLERANCE = 1e-4  # float32 against float64, on probabilities
 

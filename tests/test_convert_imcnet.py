@@ -14,12 +14,12 @@ from conftest import to_the_end
 from imcnet_transcription import official_shapes, random_state, transcribe
 
 from vosengine.config import IMAGENET_MEAN, IMAGENET_STD
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import WeightsError
-from vosengine.registry import build
-from vosengine.segmenter import Segmenter
 from vosengine.shipped.convert import convert, convert_imcnet
 from vosengine.training.synthetic import ClipConfig, make_clip
-from vosengine.weights import load
+from vosengine.zoo.registry import build
+from vosengine.zoo.weights import load
 
 ROOT = Path(__file__).resolve().parents[1]
 

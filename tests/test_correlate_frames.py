@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vosengine.kernels import ShapeError, UnsupportedBackend, correlate_frames, use_backend
+from vosengine.kernels import (
+    ShapeError,
+    UnsupportedBackend,
+    correlate_frames,
+    use_backend,
+)
 from vosengine.kernels.correlate_frames.cases import CASES
 from vosengine.kernels.extension import missing
 from vosengine.kernels.parity import widened

@@ -10,8 +10,8 @@ import pytest
 from vosengine.commands.demo import Demo, make_demo_clip, score_demo
 from vosengine.commands.run import run
 from vosengine.config import LITE
-from vosengine.registry import list_models
-from vosengine.weights import cards, licence_of, load
+from vosengine.zoo.registry import list_models
+from vosengine.zoo.weights import cards, licence_of, load
 
 DEMOS = {name: card for name, card in cards().items() if card.tag == "demo"}
 # Mean J on a drawn clip: of what the first mask shows, or of a foreground that is to be found.

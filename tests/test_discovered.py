@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import make, tiny_config
 
+from vosengine.engine.objects import ObjectSlots
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import InputError
 from vosengine.models.method import Method, State
-from vosengine.objects import ObjectSlots
 from vosengine.proposals import Proposals, boxes_of, to_network
-from vosengine.segmenter import Segmenter
 from vosengine.types import Geometry, Masks, Scores
 
 FRAME = np.zeros((64, 64, 3), np.uint8)
@@ -64,7 +64,9 @@ class Script(Method[ScriptFeatures, ScriptState]):
         self.encoded = 0
         self.given: list[Proposals] = []
 
-    def start(self, geometry: Geometry, max_objects: int, memory: object = None) -> ScriptState:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: object = None, pools: object = None
+    ) -> ScriptState:
         return ScriptState()
 
     def encode(

@@ -11,8 +11,8 @@ import torch
 from conftest import make, tiny_config, to_the_end
 
 from vosengine.detectors.dnet import DNetSource
+from vosengine.engine.segmenter import Segmenter
 from vosengine.proposals import boxes_of
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
 
 

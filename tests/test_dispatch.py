@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from vosengine.kernels import Op, ShapeError, UnsupportedBackend, read_memory, use_backend
+from vosengine.kernels import (
+    Op,
+    ShapeError,
+    UnsupportedBackend,
+    read_memory,
+    use_backend,
+)
 from vosengine.kernels.shapes import check, check_dtype
 
 

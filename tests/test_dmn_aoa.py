@@ -12,14 +12,14 @@ from conftest import tiny_config
 from dmn_aoa_transcription import embed, transcribe
 from torch import Tensor, nn
 
-import vosengine.models.dmn_aoa as dmn_module
-import vosengine.models.refinement as refinement_module
+import vosengine.models.dmn_aoa.network as dmn_module
+import vosengine.models.dmn_aoa.refinement as refinement_module
 from vosengine.config import MemoryConfig
-from vosengine.models.dmn_aoa import DMNAOA, positional_embedding
-from vosengine.models.refinement import BLOCKS, References, from_blocks, to_blocks
+from vosengine.models.dmn_aoa.network import DMNAOA, positional_embedding
+from vosengine.models.dmn_aoa.refinement import BLOCKS, References, from_blocks, to_blocks
 from vosengine.proposals import Proposals, boxes_of
-from vosengine.registry import build
 from vosengine.types import Geometry, Masks
+from vosengine.zoo.registry import build
 
 SIZE = 48, 64
 GEOMETRY = Geometry.fit(SIZE, size=None, multiple=16)

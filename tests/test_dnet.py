@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vosengine.config import TargetAwareConfig
 from vosengine.models.backbone import initialise
-from vosengine.models.dnet import ASPP, DNet, DNetFeatures, Guidance
+from vosengine.models.target_aware.dnet import ASPP, DNet, DNetFeatures, Guidance
 
 HEADS = pytest.mark.parametrize("heads", ["separable", "dense"])
 SQUEEZES = pytest.mark.parametrize("squeeze", ["pair", "literal"])

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vosengine.config import TargetAwareConfig
 from vosengine.errors import InputError
-from vosengine.models.dnet import DNet, DNetMaps
+from vosengine.models.target_aware.dnet import DNet, DNetMaps
 from vosengine.training.synthetic import ClipConfig, make_clip
 
 SIZE = (96, 160)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vosengine.cli import app
+from vosengine.cli.app import app
 from vosengine.commands.draw import write_davis
 from vosengine.errors import ConfigError, OutputError
 from vosengine.evaluation import find_annotated

@@ -17,8 +17,8 @@ from vosengine.models.efficientnet import (
     pad_same,
     scaled_stages,
 )
-from vosengine.registry import build
 from vosengine.runtime.network import prepare_network
+from vosengine.zoo.registry import build
 
 LITES = ("efficientnet_lite0", "efficientnet_lite2")
 

@@ -16,8 +16,8 @@ from quick_streams import QUICK, begin, play, quarters
 
 from vosengine import Engine, Segmenter
 from vosengine.errors import ConfigError, InputError, StateError
-from vosengine.registry import entry, list_models
 from vosengine.types import Result
+from vosengine.zoo.registry import entry, list_models
 
 SIZES = (48, 64), (64, 48)
 

@@ -16,7 +16,7 @@ from conftest import follow, tiny_source
 from PIL import Image
 
 import vosengine.detectors
-from vosengine.cli import main
+from vosengine.cli.app import main
 from vosengine.commands.evaluate import (
     COPIED,
     ELLIPSE,
@@ -27,9 +27,9 @@ from vosengine.commands.evaluate import (
     evaluate,
 )
 from vosengine.commands.propagation import Features, PropagatedMask
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import InputError
 from vosengine.evaluation import centred_ellipse, match_objects, measure, measure_folders
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 from vosengine.types import Result
 from vosengine.video import open_source, read_labels, write_labels

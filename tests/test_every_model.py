@@ -22,10 +22,10 @@ from quick_streams import (
 )
 
 from vosengine.config import MemoryConfig
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import InputError, StateError
 from vosengine.frames import prepare
 from vosengine.proposals import Proposals, boxes_of, to_network
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 from vosengine.types import Geometry, Result
 

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from vosengine.config import IMAGENET_MEAN, IMAGENET_STD
 from vosengine.errors import InputError, VosError
-from vosengine.frames import check_frame, check_mask, crop, pad, prepare, resize_labels, restore
+from vosengine.frames import (
+    check_frame,
+    check_mask,
+    crop,
+    pad,
+    prepare,
+    resize_labels,
+    restore,
+)
 from vosengine.types import Geometry
 
 SIZE = 40, 56

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from stub_stream import stub_stream
 
-from vosengine import cli
+from vosengine.cli import app as cli
 from vosengine.commands import run as command
 from vosengine.files import Fingerprint
 from vosengine.video import VideoWriter, encode_labels, read_labels

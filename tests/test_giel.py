@@ -11,14 +11,14 @@ from conftest import follow, make, tiny_config
 from giel_transcription import support_set, transcribe
 from torch import Tensor, nn
 
-import vosengine.models.giel as giel_module
+import vosengine.models.giel.network as giel_module
 from vosengine.config import GIELConfig
-from vosengine.models.giel import GIEL, label_planes, product
-from vosengine.models.support import Encoded, Support
-from vosengine.registry import build
-from vosengine.support_plan import choose_support
+from vosengine.models.giel.network import GIEL, label_planes, product
+from vosengine.models.giel.support import Encoded, Support
+from vosengine.policies.support import choose_support
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks
+from vosengine.zoo.registry import build
 
 SIZE = 48, 64
 GEOMETRY = Geometry.fit(SIZE, size=None, multiple=16)

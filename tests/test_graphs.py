@@ -11,12 +11,12 @@ import torch
 from quick_streams import SIZE, begin, play, rectangle
 from recorded_graph import RecordedGraph
 
-from vosengine import engine as engine_module
+from vosengine.engine import engine as engine_module
+from vosengine.engine.segmenter import Segmenter
 from vosengine.kernels import use_backend
-from vosengine.registry import list_models
 from vosengine.runtime.graphs import LIMIT, Pieces, copied
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
+from vosengine.zoo.registry import list_models
 
 
 @pytest.fixture

@@ -13,7 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vosengine.kernels import Op, ShapeError, UnsupportedBackend, group_centres, use_backend
+from vosengine.kernels import (
+    Op,
+    ShapeError,
+    UnsupportedBackend,
+    group_centres,
+    use_backend,
+)
 from vosengine.kernels.extension import missing
 from vosengine.kernels.group_centres.cases import CASES, UNDECIDED, undecided
 from vosengine.kernels.parity import check_parity, widened

@@ -13,13 +13,13 @@ from conftest import make, tiny_config, to_the_end
 from torch import Tensor, nn
 
 from vosengine.config import IMAGENET_MEAN, IMAGENET_STD, IMCNetConfig
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import ConfigError, InputError
 from vosengine.frames import prepare
 from vosengine.models.imcnet import Affinity, Fusion, IMCNet, Propagation, activation_map
-from vosengine.registry import build
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry
+from vosengine.zoo.registry import build
 
 NEIGHBOURS = {"N = 1, step 4": {}, "N = 2, step 1": {"neighbours": 2, "step": 1}}
 

@@ -21,10 +21,7 @@ from clips import (
 )
 
 from vosengine.errors import SourceError
-from vosengine.video import (
-    container,
-    open_source,
-)
+from vosengine.video import container, open_source
 
 
 @pytest.fixture

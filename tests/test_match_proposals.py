@@ -12,7 +12,12 @@ import torch
 from scipy.optimize import linear_sum_assignment, linprog
 from torch.nn import functional
 
-from vosengine.kernels import ShapeError, UnsupportedBackend, match_proposals, use_backend
+from vosengine.kernels import (
+    ShapeError,
+    UnsupportedBackend,
+    match_proposals,
+    use_backend,
+)
 from vosengine.kernels.extension import missing
 
 SHAPES = ((1, 1), (1, 30), (3, 30), (10, 30), (4, 5), (4, 4), (6, 3), (5, 1))

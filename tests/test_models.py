@@ -22,8 +22,8 @@ from vosengine.models.backbone import Pyramid
 from vosengine.models.blocks import Decoder, MatchingState
 from vosengine.models.method import Method, tensors_in
 from vosengine.models.munet import MotionAttention
-from vosengine.registry import build, list_models
 from vosengine.types import Geometry, Masks
+from vosengine.zoo.registry import build, list_models
 
 SIZE = 45, 61  # padded to 48 x 64
 GEOMETRY = Geometry.fit(SIZE, size=None, multiple=16)

@@ -20,18 +20,19 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from vosengine import cli
+from vosengine.cli import app as cli
 from vosengine.config import IMAGENET_MEAN, IMAGENET_STD, MemoryConfig
 from vosengine.config.checks import check_input, check_positive
 from vosengine.errors import ConfigError
+from vosengine.memory import PagePools
 from vosengine.models.backbone import initialise
 from vosengine.models.encoder import make_encoder
 from vosengine.models.method import Method, State
 from vosengine.proposals import Proposals
-from vosengine.registry import MODELS, Entry, list_models
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks, Scores
 from vosengine.video import read_labels, write_labels
+from vosengine.zoo.registry import MODELS, Entry, list_models
 
 # The model.
 
@@ -96,7 +97,11 @@ class Toy(Method[ToyFeatures, ToyState]):
         initialise(self)
 
     def start(
-        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+        self,
+        geometry: Geometry,
+        max_objects: int,
+        memory: MemoryConfig | None = None,
+        pools: PagePools | None = None,
     ) -> ToyState:
         return ToyState(self.project.weight.new_zeros(max_objects, self.config.channels))
 

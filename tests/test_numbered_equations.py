@@ -11,13 +11,13 @@ from conftest import tiny_config
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-import vosengine.models.dmn_aoa as dmn_module
+import vosengine.models.dmn_aoa.network as dmn_module
 from vosengine.kernels import align_object
-from vosengine.models.dmn_aoa import DMNAOA
-from vosengine.models.giel import GIEL
+from vosengine.models.dmn_aoa.network import DMNAOA
+from vosengine.models.giel.network import GIEL
 from vosengine.proposals import Proposals, boxes_of
-from vosengine.registry import build
 from vosengine.types import Geometry, Masks
+from vosengine.zoo.registry import build
 
 SIZE = 48, 64
 GEOMETRY = Geometry.fit(SIZE, size=None, multiple=16)

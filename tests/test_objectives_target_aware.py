@@ -22,9 +22,9 @@ from unsupervised_training import (
 
 from vosengine.config import TargetAwareConfig
 from vosengine.kernels.fit_target.reference import fit_target
-from vosengine.models.appearance import first_weights, to_grid
-from vosengine.models.dnet import DNet, DNetFeatures, DNetMaps
-from vosengine.models.refiner import Refiner
+from vosengine.models.target_aware.appearance import first_weights, to_grid
+from vosengine.models.target_aware.dnet import DNet, DNetFeatures, DNetMaps
+from vosengine.models.target_aware.refiner import Refiner
 from vosengine.proposals import boxes_of
 from vosengine.training.losses import contrastive
 from vosengine.training.objectives.appearance import Appearance

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vosengine.engine.objects import ObjectSlots
+from vosengine.engine.postprocess import finish, labels_of, merge_prompt, named
 from vosengine.errors import InputError
-from vosengine.finishing import finish, labels_of, merge_prompt, named
 from vosengine.frames import crop, resize_labels
-from vosengine.objects import ObjectSlots
 from vosengine.types import Geometry, Scores
 
 

@@ -9,8 +9,8 @@ from quick_streams import begin, play, rectangle
 
 from vosengine.kernels import OPS, Op, read_memory, use_backend
 from vosengine.kernels.parity import cases_of
-from vosengine.registry import entry, list_models
 from vosengine.training.synthetic import Clip
+from vosengine.zoo.registry import entry, list_models
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
 

@@ -26,7 +26,7 @@ from vosengine.onnx.export import matching, ops
 from vosengine.onnx.export.frames import finish_graph, prepare_graph
 from vosengine.onnx.export.verb import Plan, beside_torch
 from vosengine.types import Geometry
-from vosengine.weights import load
+from vosengine.zoo.weights import load
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = ["CPUExecutionProvider"]

@@ -15,9 +15,15 @@ from exported import Export, drawn, weights_of
 from PIL import Image
 from typer.testing import CliRunner
 
-from vosengine import cli
+from vosengine.cli import app as cli
 from vosengine.detectors.file import write_proposals
-from vosengine.errors import ConfigError, DeviceError, OutputError, VosError, WeightsError
+from vosengine.errors import (
+    ConfigError,
+    DeviceError,
+    OutputError,
+    VosError,
+    WeightsError,
+)
 from vosengine.onnx.export.folder import replaced_export
 from vosengine.onnx.manifest import hash_of
 from vosengine.proposals import Proposals, boxes_of

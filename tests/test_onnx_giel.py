@@ -15,13 +15,13 @@ from torch import Tensor
 
 from vosengine import OnnxSegmenter, Segmenter
 from vosengine.config import GIELConfig
-from vosengine.models.giel import GIEL
+from vosengine.models.giel.network import GIEL
 from vosengine.onnx.export.support import verbs
 from vosengine.onnx.export.verb import Plan, Verb
 from vosengine.onnx.support import SupportPolicy
-from vosengine.registry import build
 from vosengine.training.synthetic import Clip
-from vosengine.weights import load, save, state_of
+from vosengine.zoo.registry import build
+from vosengine.zoo.weights import load, save, state_of
 
 SIZE = 80, 112
 MOST = 1e-3  # of the labels may differ

@@ -12,9 +12,9 @@ from exported import Export, answers, both, differing, drawn
 
 from vosengine import MemoryConfig, OnnxSegmenter, Segmenter
 from vosengine.config import LITE
-from vosengine.registry import build
 from vosengine.training.initialise import start_gently
-from vosengine.weights import save, state_of
+from vosengine.zoo.registry import build
+from vosengine.zoo.weights import save, state_of
 
 
 @pytest.fixture(scope="module")

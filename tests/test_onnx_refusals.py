@@ -17,7 +17,7 @@ from vosengine.onnx import ExportOptions, export_model
 from vosengine.onnx.export import family_of
 from vosengine.onnx.export.verb import Plan
 from vosengine.onnx.sessions import choose_providers
-from vosengine.registry import build
+from vosengine.zoo.registry import build
 
 
 @pytest.fixture(scope="module")

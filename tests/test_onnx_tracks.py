@@ -16,14 +16,14 @@ from torch import nn
 
 from vosengine import DNetSource, OnnxSegmenter
 from vosengine.kernels import fit_target, group_centres
-from vosengine.models.appearance import to_grid
-from vosengine.models.augment import augment, move
+from vosengine.models.target_aware.appearance import to_grid
+from vosengine.models.target_aware.augment import augment, move
 from vosengine.onnx.discovery import Discovery, nearest
 from vosengine.onnx.export import discovery, fitting
 from vosengine.onnx.export.ops import TRANSLATIONS
 from vosengine.onnx.tracks import overlaps
 from vosengine.onnx.tracks_memory import Samples, draw_placements
-from vosengine.placements import BLUR_CHANCE, placement
+from vosengine.policies.placement import BLUR_CHANCE, placement
 from vosengine.training.synthetic import Clip
 
 MOST = 1e-3  # of the labels may differ

@@ -15,9 +15,9 @@ from pairs import Row, pairwise
 from test_options_train import TRAIN
 from typed import LENGTH, SIZE, call, options_of, refused, said, write_files
 
-from vosengine.cli import app
-from vosengine.registry import list_models
+from vosengine.cli.app import app
 from vosengine.video import read_labels
+from vosengine.zoo.registry import list_models
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from quick_streams import QUICK
 from typed import call, options_of, refused, said, write_files
 
 from vosengine.commands import train as train_command
-from vosengine.registry import MODELS, build, list_models
 from vosengine.training.initialise import start_gently
 from vosengine.training.objectives import for_clips, objective_for
 from vosengine.training.recipe import Recipe
 from vosengine.training.samples import Batch
 from vosengine.training.synthetic import ClipConfig, make_clip
-from vosengine.weights import load_file, save, state_of
+from vosengine.zoo.registry import MODELS, build, list_models
+from vosengine.zoo.weights import load_file, save, state_of
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_run_files import everything, make_frames
 
-from vosengine import cli
+from vosengine.cli import app as cli
 from vosengine.commands.bench import BenchOptions, bench
 from vosengine.commands.demo import Demo, make_demo_clip
 from vosengine.commands.draw import write_davis

@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vosengine.kernels import ShapeError, UnsupportedBackend, gpu, read_memory, use_backend
+from vosengine.kernels import (
+    ShapeError,
+    UnsupportedBackend,
+    gpu,
+    read_memory,
+    use_backend,
+)
 from vosengine.kernels.extension import missing
 from vosengine.kernels.parity import widened
 from vosengine.kernels.read_memory.cases import CASES
@@ -61,6 +67,8 @@ def formula(arguments: Arguments) -> torch.Tensor:
         name: value.numpy() if isinstance(value, torch.Tensor) else value
         for name, value in widened(arguments).items()
     }
+    if "pages" in given or "query_of" in given:
+        given = op_backends.in_one_piece(given)
     query, key, value = given["query_key"], given["memory_key"], given["memory_value"]
     out = np.zeros((*value.shape[:-2], query.shape[-2], value.shape[-1]))
     for g in range(len(key)):

@@ -80,7 +80,7 @@ def test_the_commands_run_as_printed(folder: Path) -> None:
     for line in lines:
         program, *arguments = shlex.split(line)
         if program == "vosengine":
-            command = [sys.executable, "-m", "vosengine.cli", *arguments]
+            command = [sys.executable, "-m", "vosengine", *arguments]
         else:
             command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

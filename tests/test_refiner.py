@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vosengine.config import TargetAwareConfig
 from vosengine.models.backbone import Pyramid
-from vosengine.models.refiner import (
+from vosengine.models.target_aware.refiner import (
     ChannelAttention,
     NoRefiner,
     Refiner,

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vosengine.config import TargetAwareConfig
 from vosengine.models.backbone import initialise
-from vosengine.models.reid import ReID, crop_boxes, grow_boxes
+from vosengine.models.target_aware.reid import ReID, crop_boxes, grow_boxes
 
 SIZE = (60, 83)
 BOXES = {

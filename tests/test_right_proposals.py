@@ -14,10 +14,10 @@ from conftest import make
 from torch import Tensor, nn
 
 from vosengine.detectors.file import FileSource, write_proposals
-from vosengine.models.dmn_aoa import Matching
-from vosengine.models.refinement import Base
+from vosengine.engine.segmenter import Segmenter
+from vosengine.models.dmn_aoa.network import Matching
+from vosengine.models.dmn_aoa.refinement import Base
 from vosengine.proposals import Proposals, boxes_of
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 
 FOLLOWED = 3  # objects 1..3 are prompted; the clip's others are proposed too: distractors

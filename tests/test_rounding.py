@@ -19,11 +19,11 @@ from vosengine import Segmenter
 from vosengine.config import LITE
 from vosengine.config.small import SMALL
 from vosengine.models.backbone import ResNet
-from vosengine.registry import build, list_models
 from vosengine.runtime import prepare_network
 from vosengine.runtime.rounding import RUN, round_network, rounded
 from vosengine.training.synthetic import ClipConfig, make_clip
-from vosengine.weights import load
+from vosengine.zoo.registry import build, list_models
+from vosengine.zoo.weights import load
 
 HALVES = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # half a unit, relative
 CPU = torch.device("cpu")

@@ -18,7 +18,13 @@ from conftest import object_ids
 from PIL import Image
 
 from vosengine.commands.run import Progress, RunOptions, run
-from vosengine.errors import InputError, OutputError, SourceError, StateError, WeightsError
+from vosengine.errors import (
+    InputError,
+    OutputError,
+    SourceError,
+    StateError,
+    WeightsError,
+)
 from vosengine.training.synthetic import Clip
 from vosengine.video import VideoWriter, read_labels, write_labels
 
@@ -248,10 +254,10 @@ def test_ctrl_c_finishes_the_files(folder: Path, tmp_path: Path, tiny_weights: W
     """A real process, a real signal: files whole, exit code 130, and the run can be resumed."""
     out = tmp_path / "o"
     code = (
-        "import sys, time; import vosengine.segmenter as s; step = s.Segmenter.step\n"
+        "import sys, time; import vosengine.engine.segmenter as s; step = s.Segmenter.step\n"
         "def slow(*a, **k): time.sleep(0.2); return step(*a, **k)\n"
         "s.Segmenter.step = slow\n"
-        "from vosengine.cli import main; main()"
+        "from vosengine.cli.app import main; main()"
     )
     command = [sys.executable, "-c", code, "run", str(folder), "--model", "stm", "--out", str(out)]
     command += ["--mask", str(tmp_path / "first.png"), "--weights", str(tiny_weights("stm"))]

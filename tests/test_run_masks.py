@@ -15,7 +15,7 @@ from PIL import Image
 from test_run_proposals import proposals_of, write_weights
 from typer.testing import CliRunner
 
-from vosengine import cli
+from vosengine.cli import app as cli
 from vosengine.commands.late import LateStream
 from vosengine.commands.run import RunOptions, run
 from vosengine.detectors.file import write_proposals

@@ -17,7 +17,7 @@ from exported import small_demo
 from flaky_server import Flaky
 from PIL import Image
 
-from vosengine.cli import main
+from vosengine.cli.app import main
 from vosengine.commands.run import RunOptions, run
 from vosengine.errors import InputError
 from vosengine.training.synthetic import Clip

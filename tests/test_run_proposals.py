@@ -15,15 +15,15 @@ import torch
 from conftest import tiny_config
 from PIL import Image
 
-from vosengine.cli import main
+from vosengine.cli.app import main
 from vosengine.commands.run import RunOptions, run
 from vosengine.detectors.file import write_proposals
 from vosengine.errors import ConfigError, DependencyError, InputError
 from vosengine.proposals import Proposals, boxes_of
-from vosengine.registry import build
 from vosengine.training.synthetic import Clip
 from vosengine.video import VideoWriter, read_labels, write_labels
-from vosengine.weights import save, state_of
+from vosengine.zoo.registry import build
+from vosengine.zoo.weights import save, state_of
 
 Weights = Callable[[str], Path]
 Content = dict[str, list[dict[str, Any]]]

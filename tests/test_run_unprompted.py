@@ -12,8 +12,8 @@ from conftest import SELF_FINDERS, to_the_end
 from PIL import Image
 
 from vosengine.commands.run import Progress, RunOptions, run
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import InputError
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
 from vosengine.video import read_labels, write_labels
 

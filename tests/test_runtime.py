@@ -16,16 +16,16 @@ import torch
 from quick_streams import begin, play
 from torch import nn
 
-from vosengine import cli
 from vosengine.allocation import keep_freed_memory
+from vosengine.cli import app as cli
 from vosengine.config import STMConfig
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import ConfigError
 from vosengine.models.backbone import ResNet, initialise
 from vosengine.models.convolve import convolve, fused_in, pack_convolutions
-from vosengine.registry import build, entry, list_models
 from vosengine.runtime import ENGINES, fold_batch_norms, prepare_network
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
+from vosengine.zoo.registry import build, entry, list_models
 
 
 def lively(network: nn.Module) -> nn.Module:

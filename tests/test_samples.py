@@ -12,7 +12,12 @@ from test_appearance import CELLS, CONFIG, draw, square
 from torch import Tensor
 from torch.nn import functional
 
-from vosengine.models.appearance import GridLabels, Samples, pixel_weights, to_grid
+from vosengine.models.target_aware.appearance import (
+    GridLabels,
+    Samples,
+    pixel_weights,
+    to_grid,
+)
 
 # Pixel weights and the reduction to the grid
 

@@ -54,7 +54,7 @@ def test_an_answer_holds_the_labels_and_the_times(server: Running) -> None:
         wanted[0, :2] = 0, 7
         np.testing.assert_array_equal(answer.pop("labels"), wanted)
         assert answer.pop("queue_ms") >= 0 and answer.pop("step_ms") >= 0
-        assert answer == {"type": "answer", "frame": 0, "ids": [3], "repeated": False}
+        assert answer == {"type": "answer", "frame": 0, "ids": (3,), "repeated": False}
 
 
 @pytest.mark.parametrize("reply", protocol.REPLIES)
@@ -180,7 +180,7 @@ def test_latest_never_drops_a_mask(server: Running, engine: StubEngine) -> None:
         engine.may_step.set()
         answers = [line.hear() for _ in range(3)]
         assert [each["frame"] for each in answers] == [1, 2, 4]
-        assert answers[1]["ids"] == [2]
+        assert answers[1]["ids"] == (2,)
 
 
 def test_latest_exchanges_the_frame_of_a_turn_that_has_not_come(
@@ -226,9 +226,9 @@ def test_objects_are_removed_after_the_frames_before(server: Running) -> None:
         line.frame(0, 0, mask)
         line.say("remove", object=1)
         line.frame(1)
-        assert line.hear()["ids"] == [1, 2]
+        assert line.hear()["ids"] == (1, 2)
         assert line.hear() == {"type": "removed", "object": 1, "ids": [2]}
-        assert line.hear()["ids"] == [2]
+        assert line.hear()["ids"] == (2,)
         for wrong in ({"object": 1}, {"object": "2"}, {"object": True}, {}):
             line.say("remove", **wrong)
             error = line.hear()

@@ -71,7 +71,7 @@ def test_a_package_without_the_extension_works_and_says_so(tree: Path) -> None:
     # The finder of an editable install would lead back to the tree under test.
     code = (
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Editable' not in repr(f)];"
-        "from vosengine.cli import main; main()"
+        "from vosengine.cli.app import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "doctor"],

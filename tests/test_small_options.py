@@ -14,11 +14,11 @@ from vosengine.config import SMALL, MemoryConfig
 from vosengine.memory import make_memory
 from vosengine.models.backbone import ResNet
 from vosengine.models.blocks import carried, read_objects, with_masks
-from vosengine.models.giel import GIEL
-from vosengine.registry import build
+from vosengine.models.giel.network import GIEL
 from vosengine.training.initialise import start_gently
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks
+from vosengine.zoo.registry import build
 
 FULL = {"norm": "group", "read_masks": True, "key_stride": 8, "similarity": "l2"}
 

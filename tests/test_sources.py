@@ -25,10 +25,7 @@ from clips import (
 from PIL import Image
 
 from vosengine.errors import SourceError
-from vosengine.video import (
-    FrameSource,
-    open_source,
-)
+from vosengine.video import FrameSource, open_source
 
 # Images
 

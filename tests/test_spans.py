@@ -11,7 +11,7 @@ import torch
 from quick_streams import begin, play
 from recorded_graph import RecordedGraph
 
-from vosengine import engine as engine_module
+from vosengine.engine import engine as engine_module
 from vosengine.errors import InputError
 from vosengine.kernels import ShapeError, read_memory, use_backend
 from vosengine.kernels.spans import listen, listened, span, spanned

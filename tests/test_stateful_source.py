@@ -12,13 +12,13 @@ from conftest import tiny_config
 
 from vosengine import detectors
 from vosengine.detectors.dnet import DNetSource
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import StateError
-from vosengine.models.target_aware import TargetAware
+from vosengine.models.target_aware.network import TargetAware
 from vosengine.proposals import Proposals, StatefulSource
-from vosengine.registry import entry, list_models
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
 from vosengine.types import Result
+from vosengine.zoo.registry import entry, list_models
 
 # Its trackers learn as little as they can: what is looked at is the proposals.
 QUICK = {"first_iterations": (1,), "later_iterations": (1,), "augmentations": 0, "max_tracks": 4}

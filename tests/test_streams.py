@@ -15,9 +15,9 @@ from conftest import FOLLOWERS, WITH_MEMORY, follow, make, tiny_config, to_the_e
 from safetensors.torch import save
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import InputError, OutputError, StateError
 from vosengine.models.method import Method, State
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
 from vosengine.types import Geometry, Masks, Scores
 
@@ -174,7 +174,9 @@ class Echo(Method[EchoFeatures, EchoState]):
         self.config = tiny_config("stm")
         self.encoded = 0
 
-    def start(self, geometry: Geometry, max_objects: int, memory: object = None) -> EchoState:
+    def start(
+        self, geometry: Geometry, max_objects: int, memory: object = None, pools: object = None
+    ) -> EchoState:
         return EchoState()
 
     def encode(self, frames: torch.Tensor) -> EchoFeatures:

@@ -12,10 +12,10 @@ import torch
 from conftest import make, object_ids, to_the_end
 from exact_discovery import ExactDiscovery
 
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import ConfigError, InputError
-from vosengine.models.target_aware import TrackState
+from vosengine.models.target_aware.network import TrackState
 from vosengine.proposals import Proposals, boxes_of
-from vosengine.segmenter import Segmenter
 from vosengine.training.synthetic import Clip
 
 NOTHING = Proposals(torch.zeros(0, 4), torch.zeros(0, 96, 96, dtype=torch.bool), torch.zeros(0))

@@ -16,15 +16,15 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from vosengine.cli import main
+from vosengine.cli.app import main
 from vosengine.commands import train as command
 from vosengine.commands.train import TrainOptions, held_out, train
 from vosengine.errors import ConfigError, InputError, VosError, WeightsError
-from vosengine.registry import MODELS, build, list_models
 from vosengine.training.checkpoint import load_checkpoint
 from vosengine.training.initialise import initialise_from
 from vosengine.training.recipe import recipe_for
-from vosengine.weights import load_file, save, state_of
+from vosengine.zoo.registry import MODELS, build, list_models
+from vosengine.zoo.weights import load_file, save, state_of
 
 TINY = {
     "stm": {"norm": "group", "read_masks": True, "key_stride": 8, "similarity": "l2"},
@@ -89,7 +89,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path: Path) -> None:
         *("--save-every", "0", "--score-every", "0"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    start = [sys.executable, "-m", "vosengine.cli", *arguments, "--out"]
+    start = [sys.executable, "-m", "vosengine", *arguments, "--out"]
     killed = subprocess.Popen([*start, str(tmp_path / "cut")], env=environment)
     deadline = time.monotonic() + 120
     while not (tmp_path / "cut" / "checkpoint.pt").exists() and time.monotonic() < deadline:

@@ -24,7 +24,6 @@ from vosengine.errors import (
     WeightsError,
 )
 from vosengine.kernels import finish_masks
-from vosengine.registry import build, config_to_json, entry, list_models
 from vosengine.training.checkpoint import load_checkpoint, save_checkpoint
 from vosengine.training.export import export
 from vosengine.training.initialise import start_gently
@@ -35,7 +34,8 @@ from vosengine.training.recipe import Recipe
 from vosengine.training.samples import Batch, Sample, collate
 from vosengine.training.synthetic import ClipConfig, make_clip
 from vosengine.training.trainer import CHECKPOINT, LOG, Trainer, rate_at
-from vosengine.weights import load_file
+from vosengine.zoo.registry import build, config_to_json, entry, list_models
+from vosengine.zoo.weights import load_file
 
 SIZE = 64, 96
 EVERYTHING = FollowingLosses(share=0.5, iou=1.0, saliency=1.0, readout=0.3, spoilt=0.2)

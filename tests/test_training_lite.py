@@ -16,7 +16,6 @@ from vosengine.config import LITE
 from vosengine.memory import Stored
 from vosengine.models.efficientnet import EfficientNetLite
 from vosengine.models.munet import MUNet
-from vosengine.registry import build
 from vosengine.training.clip_memory import ClipMemory
 from vosengine.training.initialise import initialise_from, start_gently
 from vosengine.training.objectives import FollowingLosses, for_clips
@@ -26,7 +25,8 @@ from vosengine.training.samples import Batch, collate
 from vosengine.training.synthetic_source import SyntheticSource
 from vosengine.training.trainer import Trainer
 from vosengine.types import Masks
-from vosengine.weights import backbone_file, load, state_of
+from vosengine.zoo.registry import build
+from vosengine.zoo.weights import backbone_file, load, state_of
 
 SIZE = (64, 96)
 BATCHED = ("stm", "munet")

@@ -8,11 +8,11 @@ import torch
 from conftest import tiny_config
 from torch import Tensor
 
-from vosengine.models import target_aware
-from vosengine.models.target_aware import TargetAware
+from vosengine.models.target_aware import network as target_aware
+from vosengine.models.target_aware.network import TargetAware
 from vosengine.proposals import Proposals, boxes_of
-from vosengine.registry import build
 from vosengine.types import Geometry
+from vosengine.zoo.registry import build
 
 
 def scored(

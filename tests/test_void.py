@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vosengine import cli
+from vosengine.cli import app as cli
 from vosengine.commands.evaluate import SequenceRun
+from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import ConfigError
 from vosengine.evaluation import Score, find_annotated, measure_folders, outside_void
-from vosengine.segmenter import Segmenter
 from vosengine.video import Mask, MaskRule, write_labels
 
 SIZE = (60, 80)

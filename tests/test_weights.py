@@ -15,12 +15,12 @@ from conftest import tiny_config
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file
 
-from vosengine import weights
 from vosengine.config import MemoryConfig, ModelConfig, MUNetConfig, STMConfig
 from vosengine.errors import ConfigError, OutputError, WeightsError
 from vosengine.models.efficientnet import EfficientNetLite
-from vosengine.registry import build, list_models
-from vosengine.weights import load
+from vosengine.zoo import weights
+from vosengine.zoo.registry import build, list_models
+from vosengine.zoo.weights import load
 
 SMALL = {"backbone": "resnet18", "width": 8, "key_channels": 8, "value_channels": 16}
 STM = STMConfig(**SMALL, decoder_channels=8)  # type: ignore[arg-type]

@@ -13,14 +13,14 @@ from PIL import Image
 from quick_streams import QUICK
 from typer.testing import CliRunner
 
-from vosengine.cli import app
+from vosengine.cli.app import app
 from vosengine.detectors.file import write_proposals
 from vosengine.errors import VosError
 from vosengine.proposals import Proposals, boxes_of
-from vosengine.registry import build, list_models
 from vosengine.training.synthetic import ClipConfig, make_clip
 from vosengine.video import write_labels
-from vosengine.weights import save, state_of
+from vosengine.zoo.registry import build, list_models
+from vosengine.zoo.weights import save, state_of
 
 LENGTH = 4
 SIZE = 48, 64

@@ -9,9 +9,9 @@ import torch
 from conftest import tiny_config
 
 from vosengine.models.imcnet import IMCNet
-from vosengine.models.target_aware import TargetAware
-from vosengine.registry import build
+from vosengine.models.target_aware.network import TargetAware
 from vosengine.training.samples import Batch
+from vosengine.zoo.registry import build
 
 Array = np.ndarray[Any, Any]
 HEIGHT, WIDTH = 64, 96

@@ -24,20 +24,21 @@ if TYPE_CHECKING:
     from .detectors.dnet import DNetSource
     from .detectors.file import FileSource, write_proposals
     from .detectors.torchvision import TorchvisionSource
-    from .engine import Engine
+    from .engine.engine import Engine
+    from .engine.segmenter import Segmenter
+    from .engine.video import segment_video
     from .errors import VosError
     from .onnx import OnnxSegmenter
     from .proposals import Proposals, ProposalSource
-    from .registry import list_models
-    from .segmenter import Segmenter
     from .types import Result
+    from .zoo.registry import list_models
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DMNAOAConfig": "config",
     "DNetSource": "detectors.dnet",
-    "Engine": "engine",
+    "Engine": "engine.engine",
     "FileSource": "detectors.file",
     "GIELConfig": "config",
     "IMCNetConfig": "config",
@@ -48,13 +49,14 @@ _HOMES = {
     "Proposals": "proposals",
     "Result": "types",
     "STMConfig": "config",
-    "Segmenter": "segmenter",
+    "Segmenter": "engine.segmenter",
     "TargetAwareConfig": "config",
     "TorchvisionSource": "detectors.torchvision",
     "VosError": "errors",
     "keep_freed_memory": "allocation",
-    "list_models": "registry",
+    "list_models": "zoo.registry",
     "open_proposals": "detectors",
+    "segment_video": "engine.video",
     "write_proposals": "detectors.file",
 }
 
@@ -79,6 +81,7 @@ __all__ = [
     "keep_freed_memory",
     "list_models",
     "open_proposals",
+    "segment_video",
     "write_proposals",
 ]
 

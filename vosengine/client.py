@@ -1,4 +1,4 @@
-"""A client of `vosengine serve`: `Client`, and `AsyncClient` for asyncio."""
+"""A client of `vosengine serve`: `Client`, and `AsyncClient` for asyncio; one stream each."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import cv2
 import httpx
 import numpy as np
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.typing import Subprotocol
 
-from .errors import InputError, VosError
+from .errors import VosError
 from .server import protocol
+from .server.protocol import Answer
 
 T = TypeVar("T")
+Pairs = Iterable[tuple[np.ndarray, np.ndarray | None]]
 FINAL = (protocol.WRONG_TOKEN, protocol.NO_SESSION, protocol.TAKEN_OVER, protocol.BAD_MESSAGE)
 
 
@@ -33,25 +34,14 @@ class ServerError(VosError):
         self.code, self.frame = code, frame
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The masks of a frame: labels [H, W] uint8 object ids, ids alive, times on the server."""
-
-    frame: int
-    labels: np.ndarray
-    ids: tuple[int, ...]
-    queue_ms: float
-    step_ms: float
-
-
 class AsyncClient:
-    """One stream on a server, for one task at a time.
+    """A stream on a server, for one task: `async with AsyncClient(address) as client`.
 
-    address  as the server prints it, with #token=TOKEN, or without and with `token`
-    encoding how frames travel: jpeg (quality 90), png or raw
-    tries    attempts, a second apart, to connect again after a cut; frames without an answer are
-             then sent again
-    options  of the session: policy, reply, max_objects, size, memory, resume_from
+    address   as the server prints it, with #token=TOKEN, or without and with `token`
+    encoding  how frames travel: jpeg (quality 90), png or raw
+    tries     attempts, a second apart, to connect again after a cut; frames without an answer are
+              then sent again
+    options   of the session: policy, reply, max_objects, size, memory, resume_from
 
     Raises  ServerError for what the server refuses, and where it cannot be reached.
     """
@@ -59,7 +49,7 @@ class AsyncClient:
     def __init__(
         self,
         address: str,
-        token: str | None = None,
+        token: str = "",
         *,
         encoding: str = "jpeg",
         tries: int = 20,
@@ -73,37 +63,32 @@ class AsyncClient:
         self._heard: deque[Answer] = deque()
         self._socket: ClientConnection | None = None
         self.session: dict[str, Any] = {}  # what POST /v1/sessions answered
-        self.next_frame, self.window = 0, 1
+        self.next_frame = 0
         self.dropped: list[int] = []  # frames that newer ones replaced
 
     async def __aenter__(self) -> AsyncClient:
-        self.session = await self._request("POST", "/v1/sessions", self._token, self._options)
-        self.window = self.session["window"]
+        self.session = await self._ask("POST", "/v1/sessions", self._token, self._options)
         await self._connect()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.leave()
-        await self._request("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
+        await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
 
     async def leave(self) -> None:
-        """Close the connection; the session stays, for `resume_from` or until it is closed."""
+        """Close the connection; the session stays, until the block ends."""
         if self._socket is not None:
             await self._socket.close()
 
     async def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
         """Send a frame [H, W, 3] uint8 RGB, with object ids [H, W] uint8 or without; its number.
-        Waits while the server has not answered for enough of those before."""
-        while len(self._unanswered) >= self.window:
+        Waits while as many as the session's window are without an answer."""
+        message = protocol.frame_message(self.next_frame, frame, mask, self._encoding)
+        while len(self._unanswered) >= self.session["window"]:
             await self._hear()
-        number, coded = self.next_frame, protocol.FRAMES[self._encoding]
-        second = b"" if mask is None else encoded(mask, ".png")
-        flags = 0 if mask is None else protocol.PROMPT
-        first = _coded(frame, self._encoding)
-        message = protocol.pack(protocol.FRAME, coded, number, first, second, flags)
-        self.next_frame += 1
-        self._unanswered[number] = message
-        await self._again(lambda socket: socket.send(message))
+        number = self.next_frame
+        self._unanswered[number], self.next_frame = message, number + 1
+        await self._do(lambda socket: socket.send(message))
         return number
 
     async def receive(self) -> Answer | None:
@@ -120,20 +105,18 @@ class AsyncClient:
             await self._hear()
         return self._heard.popleft() if self._heard else None
 
-    async def stream(self, frames: Iterable[tuple[Any, Any]]) -> AsyncIterator[Answer]:
+    async def stream(self, pairs: Pairs) -> AsyncIterator[Answer]:
         """The answers for pairs of frame and mask (or None), in order, as they come; frames are
         sent while others are under way."""
-        for frame, mask in frames:
+        for frame, mask in pairs:
             await self.send(frame, mask)
             while self._heard:
                 yield self._heard.popleft()
-        while (answer := await self.receive()) is not None:
-            yield answer
         for answer in await self.flush():
             yield answer
 
     async def flush(self) -> list[Answer]:
-        """The answers that a model that looks ahead still owes; then it takes no more frames."""
+        """The answers that are still owed; a model that looks ahead then takes no more frames."""
         await self._say("flush", "flushed")
         answers = list(self._heard)
         self._heard.clear()
@@ -150,21 +133,18 @@ class AsyncClient:
     async def _say(self, kind: str, answered: str, **fields: Any) -> dict[str, Any]:
         while self._unanswered:
             await self._hear()
-        await self._again(lambda socket: socket.send(protocol.text(kind, **fields)))
+        await self._do(lambda socket: socket.send(protocol.text(kind, **fields)))
         while (said := await self._hear()).get("type") != answered:
             pass
         return said
 
     async def _hear(self) -> dict[str, Any]:
-        """Take one message: note what it says of frames; of a text message what it says."""
-        message = await self._again(lambda socket: socket.recv())
+        """Take one message and note what it says of frames; a text message."""
+        message = await self._do(lambda socket: socket.recv())
         if isinstance(message, bytes):
-            found = protocol.unpack(message, protocol.ANSWER)
-            labels = protocol.decode_masks(found.first, found.encoding)
-            info = json.loads(bytes(found.second))
-            times = info["queue_ms"], info["step_ms"]
-            if self._unanswered.pop(found.frame_id, None) is not None or not info["repeated"]:
-                self._heard.append(Answer(found.frame_id, labels, tuple(info["ids"]), *times))
+            answer = protocol.read_answer(message)
+            if self._unanswered.pop(answer.frame, None) is not None or not answer.repeated:
+                self._heard.append(answer)
             return {}
         said: dict[str, Any] = json.loads(message)
         gone = said.get("frames", [said.get("frame")])
@@ -176,61 +156,60 @@ class AsyncClient:
             raise ServerError(said["code"], said["message"], said["frame"])
         return said
 
-    async def _again(self, work: Callable[[ClientConnection], Awaitable[T]]) -> T:
-        """Do something with the connection, with a new one where it breaks."""
+    async def _do(self, work: Callable[[ClientConnection], Awaitable[T]]) -> T:
+        """Do something with the connection; where that breaks, with a new one."""
         while True:
             assert self._socket is not None, "wanted: async with AsyncClient(...) as client"
             try:
                 return await work(self._socket)
             except ConnectionClosed as error:
-                code = error.rcvd.code if error.rcvd else 1006
-                if code in FINAL:
-                    reason = error.rcvd.reason if error.rcvd else ""
-                    raise ServerError("closed", f"session: {code} {reason}") from error
+                if error.rcvd is not None and error.rcvd.code in FINAL:
+                    raise ServerError("closed", f"session: {error}") from error
             await self._connect()
 
     async def _connect(self) -> None:
-        """Connect, and send again what has no answer. Raises ServerError where the server has gone
-        back to an earlier frame: `next_frame` is then the one to go on with."""
-        url = f"{self._base.replace('http', 'ws', 1)}/v1/sessions/{self.session['id']}/stream"
-        headers = {"Authorization": f"Bearer {self.session['token']}"}
         for left in reversed(range(self._tries)):
             try:
-                self._socket = await connect(
-                    url,
-                    subprotocols=[protocol.SUBPROTOCOL],  # type: ignore[list-item]
-                    additional_headers=headers,
-                    compression=None,
-                    max_size=None,
-                    proxy=None,
-                )
-                hello = json.loads(await self._socket.recv())
-                waiting = sorted(self._unanswered)
-                if waiting and hello["next_frame"] < waiting[0]:
-                    self._unanswered.clear()
-                    self.next_frame = hello["next_frame"]
-                    message = f"session: the server goes on with frame {self.next_frame}"
-                    raise ServerError("went_back", message + "; send the frames from there again")
-                for number in waiting:
-                    await self._socket.send(self._unanswered[number])
-                if not waiting:
-                    self.next_frame = hello["next_frame"]
+                await self._greet()
                 return
             except (OSError, ConnectionClosed, InvalidHandshake) as error:
-                code = error.rcvd.code if isinstance(error, ConnectionClosed) and error.rcvd else 0
-                if left == 0 or code in FINAL:
+                closed = error.rcvd if isinstance(error, ConnectionClosed) else None
+                if left == 0 or (closed is not None and closed.code in FINAL):
                     message = f"{self._base}: cannot be reached ({error})"
                     raise ServerError("unreachable", message) from error
             await asyncio.sleep(1)
 
-    async def _request(self, method: str, path: str, token: str, body: Any = None) -> Any:
+    async def _greet(self) -> None:
+        """Connect, and send again what has no answer. Raises ServerError where the server has gone
+        back to an earlier frame, as after a crash: `next_frame` is then the one to go on with."""
+        self._socket = await connect(
+            f"{self._base.replace('http', 'ws', 1)}/v1/sessions/{self.session['id']}/stream",
+            subprotocols=[Subprotocol(protocol.SUBPROTOCOL)],
+            additional_headers={"Authorization": f"Bearer {self.session['token']}"},
+            compression=None,
+            max_size=None,
+            proxy=None,
+        )
+        first, waiting = json.loads(await self._socket.recv())["next_frame"], [*self._unanswered]
+        if waiting and first >= waiting[0]:
+            for number in waiting:
+                await self._socket.send(self._unanswered[number])
+        elif first != self.next_frame:
+            went_back, self.next_frame = first < self.next_frame, first
+            self._unanswered.clear()
+            if went_back:
+                message = f"session: the server goes on with frame {first}; send from there again"
+                raise ServerError("went_back", message)
+
+    async def _ask(self, method: str, path: str, token: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {token}"}
         try:
             async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
                 answer = await client.request(method, self._base + path, json=body, headers=headers)
         except httpx.HTTPError as error:
-            message = f"{self._base}: cannot be reached ({error})"
-            raise ServerError("unreachable", message) from error
+            raise ServerError(
+                "unreachable", f"{self._base}: cannot be reached ({error})"
+            ) from error
         if answer.is_error:
             said = answer.json()["error"]
             raise ServerError(said["code"], said["message"])
@@ -238,45 +217,47 @@ class AsyncClient:
 
 
 class Client:
-    """`AsyncClient` for code without asyncio: the same arguments and verbs."""
+    """`AsyncClient` for code without asyncio: the same arguments, verbs and errors."""
 
-    def __init__(self, address: str, token: str | None = None, **options: Any) -> None:
-        self._client = AsyncClient(address, token, **options)
-        self._stack = ExitStack()
+    def __init__(self, address: str, token: str = "", **options: Any) -> None:
+        self._client, self._stack = AsyncClient(address, token, **options), ExitStack()
+        self._portal: BlockingPortal
 
     def __enter__(self) -> Client:
-        self._portal = self._stack.enter_context(start_blocking_portal())
-        self._stack.enter_context(self._portal.wrap_async_context_manager(self._client))
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(self._portal.wrap_async_context_manager(self._client))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._client, name)
-        if not callable(found):
-            return found
-        return lambda *given, **named: self._portal.call(lambda: found(*given, **named))
+    @property
+    def session(self) -> dict[str, Any]:
+        return self._client.session
 
-    def stream(self, frames: Iterable[tuple[Any, Any]]) -> Iterator[Answer]:
-        """As AsyncClient.stream."""
-        answers = self._client.stream(frames)
-        while (answer := self._portal.call(lambda: anext(answers, None))) is not None:
+    def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
+        number: int = self._portal.call(self._client.send, frame, mask)
+        return number
+
+    def receive(self) -> Answer | None:
+        return self._portal.call(self._client.receive)
+
+    def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Answer | None:
+        answer: Answer | None = self._portal.call(self._client.step, frame, mask)
+        return answer
+
+    def stream(self, pairs: Pairs) -> Iterator[Answer]:
+        answers = self._client.stream(pairs)
+        while (answer := self._portal.call(anext, answers, None)) is not None:
             yield answer
 
+    def flush(self) -> list[Answer]:
+        return self._portal.call(self._client.flush)
 
-def encoded(image: np.ndarray, kind: str, *options: int) -> bytes:
-    """Labels [H, W] or RGB [H, W, 3], uint8, as .png or .jpg. Raises InputError."""
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise InputError(f"image: wanted uint8 [H, W, 3] or [H, W], given {image.dtype}")
-    done, data = cv2.imencode(kind, image if image.ndim == 2 else image[..., ::-1], options)
-    if not done:
-        raise InputError("image: cannot be encoded")
-    return data.tobytes()
+    def remove(self, object_id: int) -> tuple[int, ...]:
+        return self._portal.call(self._client.remove, object_id)
 
-
-def _coded(frame: np.ndarray, encoding: str) -> bytes:
-    if encoding == "raw":
-        return protocol.SIZE.pack(frame.shape[1], frame.shape[0]) + frame.tobytes()
-    jpeg = encoding == "jpeg"
-    return encoded(frame, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 90) if jpeg else encoded(frame, ".png")
+    def reset(self) -> None:
+        self._portal.call(self._client.reset)

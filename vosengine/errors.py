@@ -34,6 +34,11 @@ class DeviceError(VosError):
     """The device that was asked for does not exist, or cannot do what was asked of it."""
 
 
+class CapacityError(VosError):
+    """An engine's memory budget has no room for another stream, object or frame; no state has
+    changed."""
+
+
 class DependencyError(VosError):
     """A package that was left out at installation is needed for what was asked."""
 

@@ -9,7 +9,14 @@ from torch.nn import functional
 from .config import SMALLEST_SIDE
 from .errors import InputError
 from .kernels import prepare_frame
-from .planes import HARD, HINT, THRESHOLD, check_apart, check_planes, check_values
+from .planes import (
+    HARD,
+    HINT,
+    THRESHOLD,
+    check_apart,
+    check_planes,
+    check_values,
+)
 from .types import Geometry, Size
 
 Array = np.ndarray | torch.Tensor

@@ -28,12 +28,12 @@ from safetensors.torch import save_file
 
 from vosengine.config import BACKBONES, RESNETS, IMCNetConfig, ModelConfig, STMConfig
 from vosengine.errors import ConfigError, OutputError, VosError, WeightsError
-from vosengine.foreign import read_state_dict
 from vosengine.models.backbone import ResNet
 from vosengine.models.efficientnet import EfficientNetLite
 from vosengine.models.imcnet import IMCNet
 from vosengine.models.stm import STM
-from vosengine.weights import check_tensors, save, state_of
+from vosengine.zoo.checkpoints import read_state_dict
+from vosengine.zoo.weights import check_tensors, save, state_of
 
 Tensors = dict[str, torch.Tensor]
 

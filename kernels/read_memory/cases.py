@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..cases import Case, Make
+from . import paged_cases
 
 
 def _memory(
@@ -225,4 +226,5 @@ CASES = (
         _memory(196, 10, 5 * 196, 128, 512, query_per_group=True),
         bench=True,
     ),
+    *paged_cases.CASES,
 )

@@ -59,6 +59,8 @@ def objection(
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
     top_k: int | None = None,
+    pages: torch.Tensor | None = None,
+    query_of: torch.Tensor | None = None,
 ) -> str | None:
     if query_key.dtype not in DTYPES:
         return f"wants float16, bfloat16 or float32, given {query_key.dtype}"
@@ -70,6 +72,8 @@ def objection(
             return f"wants rows of {name} less than {FAR} elements apart"
     if top_k is not None and MOST_KEPT < top_k < memory_key.shape[1]:
         return f"wants top_k up to {MOST_KEPT}, given {top_k}"
+    if pages is not None or query_of is not None:
+        return "does not read memory in pages yet"
     return triton_objection(query_key, memory_key, memory_value, bias, length)
 
 
@@ -90,6 +94,8 @@ def run(
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
     top_k: int | None = None,
+    pages: torch.Tensor | None = None,
+    query_of: torch.Tensor | None = None,
 ) -> torch.Tensor:
     query_key = query_key.expand(len(memory_key), -1, -1)
     queries, value_channels = query_key.shape[1], memory_value.shape[-1]

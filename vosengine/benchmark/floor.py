@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..segmenter import Segmenter
+from ..engine.segmenter import Segmenter
 from ..timing import synchronise
 
 ROUNDS = 5

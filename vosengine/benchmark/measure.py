@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import NATIVE, MemoryConfig
-from ..registry import entry
-from ..segmenter import Segmenter
+from ..engine.segmenter import Segmenter
 from ..timing import summarise, synchronise
-from ..weights import RANDOM_TAG
+from ..zoo.registry import entry
+from ..zoo.weights import RANDOM_TAG
 from .floor import Floor, Rates, Work, work_of
 from .scenes import GivenProposals, Scene
 from .stages import clocked

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..engine.segmenter import Segmenter
 from ..kernels.spans import listen
-from ..segmenter import Segmenter
 from ..timing import synchronise
 
 # Stage -> modules of a model, by name. Everything else of a verb is called by the verb.

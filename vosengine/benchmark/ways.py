@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..engine.segmenter import Segmenter
 from ..kernels import use_backend
-from ..registry import entry
 from ..runtime import has_bf16
-from ..segmenter import Segmenter
+from ..zoo.registry import entry
 
 REFERENCE = "eager fp32"  # what labels are compared with, and speeds
 OURS = "ours"  # in the precision that "auto" chooses

@@ -26,12 +26,12 @@ from ..benchmark import (
 )
 from ..device import choose_device
 from ..files import Given, keep_apart, write_whole
-from ..registry import entry
 from ..runtime import Precision
 from ..timing import synchronise
 from ..types import Size
 from ..video import prepare_output_folder
-from ..weights import RANDOM_TAG, load
+from ..zoo.registry import entry
+from ..zoo.weights import RANDOM_TAG, load
 
 USUAL = 3  # objects where sizes are compared, and in the long stream
 

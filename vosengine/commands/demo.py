@@ -10,9 +10,14 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..files import Ledger
-from ..registry import entry
 from ..training.synthetic import ClipConfig, iterate_clip
-from ..video import VideoWriter, prepare_output_folder, read_labels, write_labels
+from ..video import (
+    VideoWriter,
+    prepare_output_folder,
+    read_labels,
+    write_labels,
+)
+from ..zoo.registry import entry
 from .run import RunOptions
 
 CLIP = "clip.mp4"

@@ -12,9 +12,9 @@ import torch
 from ..detectors import open_proposals
 from ..detectors.dnet import DNetSource
 from ..detectors.file import FileSource
+from ..engine.segmenter import Segmenter
 from ..errors import ConfigError, DependencyError
 from ..proposals import ProposalSource
-from ..segmenter import Segmenter
 from ..timing import cpu_name, device_name
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import __version__
+from ..engine.segmenter import Segmenter
 from ..errors import InputError
 from ..evaluation import (
     FEWEST_FRAMES,
@@ -29,7 +30,6 @@ from ..evaluation import (
     report,
 )
 from ..files import Given, Ledger, check_output_folder, keep_apart
-from ..segmenter import Segmenter
 from ..timing import device_name, summarise, timed
 from ..types import Result
 from ..video import (

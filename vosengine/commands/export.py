@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ..benchmark import drawn_scene
+from ..engine.segmenter import Segmenter
 from ..errors import DependencyError, OutputError
-from ..registry import entry
-from ..segmenter import Segmenter
 from ..types import Size
+from ..zoo.registry import entry
 
 FRAMES = 4  # of the stream that both engines are given
 OBJECTS = 2

@@ -12,8 +12,8 @@ from ..config import ModelConfig
 from ..kernels import use_backend
 from ..models.method import tensors_in
 from ..proposals import Proposals
-from ..registry import build, entry
 from ..types import Geometry, Masks
+from ..zoo.registry import build, entry
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError, OutputError, VosError
-from ..files import Fingerprint, Given, check_output_folder, keep_apart, scratch_of, write_whole
+from ..files import (
+    Fingerprint,
+    Given,
+    check_output_folder,
+    keep_apart,
+    scratch_of,
+    write_whole,
+)
 from ..video import (
     FrameSource,
     SourceFrame,

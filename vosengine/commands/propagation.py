@@ -12,12 +12,12 @@ from torch.nn import functional
 
 from ..config import LITE_MEAN, LITE_STD
 from ..evaluation import Frame, Labels
-from ..foreign import read_state_dict
 from ..frames import crop, pad, prepare
 from ..models.efficientnet import EfficientNetLite
 from ..runtime.network import prepare_network
 from ..types import Geometry
-from ..weights import backbone_file, state_of
+from ..zoo.checkpoints import read_state_dict
+from ..zoo.weights import backbone_file, state_of
 
 BACKBONE = "efficientnet_lite0"
 SIZE = 256  # short side that the backbone sees

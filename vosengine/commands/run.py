@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..detectors.file import FileSource
+from ..engine.video import segment_video
 from ..errors import ConfigError, InputError, OutputError, SourceError, VosError
-from ..timing import summarise, timed
-from ..types import Result
+from ..timing import summarise
 from ..video import FrameSource, MaskRule, SourceFrame, open_source, without_password
 from .engines import Stream, make_stream
 from .late import begin_late
@@ -227,60 +228,57 @@ def _drive(
     done_before = segmenter.frame_count
     answered = max(0, done_before - segmenter.latency)
     begin = partial(outputs.begin, options, stream.note, source, answered, prompts.facts())
-    waiting: dict[int, SourceFrame] = {}
-    seen = 0
+    frames = _checked(source, options.limit, prompts, max(1, done_before))
+    stopped = False
 
-    def answer(result: Result[Any] | None, milliseconds: float) -> None:
-        if result is None:
-            return
-        outputs.behind = True
-        frame = waiting.pop(result.frame_index)
-        outputs.write(frame, result.numpy(), round(milliseconds, 3))
-        outputs.behind = False
-        report(Progress(len(outputs.names), total, milliseconds))
+    def asked_to_stop() -> bool:
+        nonlocal stopped
+        stopped = should_stop()
+        return stopped
 
     if answered:
         begin()
-    for frame in _limited(source, options.limit):
-        if not seen:
-            size = frame.image.shape[:2]
-            prompts.check(size, frame.sar)
-        seen += 1
-        if frame.index < answered:
-            outputs.replay(frame)
-            continue
-        if frame.index >= done_before and should_stop():
-            return True
-        waiting[frame.index] = frame
-        if frame.index < done_before:  # the stopped run has seen it, its answer is to come
-            continue
-        prompt = prompts.of(frame)
-        result, milliseconds = timed(partial(segmenter.step, frame.image, prompt), stream.device)
-        begin()  # the first frame has passed: nothing that could be known speaks against it
-        answer(result, milliseconds)
-        if options.checkpoint and segmenter.frame_count % options.checkpoint == 0:
-            outputs.save(segmenter)
-    if seen < max(1, done_before):
-        raise SourceError(
-            f"{source.description}: holds {seen} frames, wanted at least {max(1, done_before)}"
-        )
-    begin()
-    results, milliseconds = timed(segmenter.flush, stream.device)
-    for result in results:
-        answer(result, milliseconds / len(results))
-        outputs.behind = True  # until all are written: the stream does not give them again
-    outputs.behind = False
-    prompts.check_reached(segmenter.frame_count)
-    if options.limit is None and isinstance(stream.proposals, FileSource):
-        stream.proposals.check_reached(segmenter.frame_count)
-    return False
+    for frame in islice(frames, answered):
+        outputs.replay(frame)
+    seen = list(islice(frames, done_before - answered))  # by the stopped run; answers to come
+    answers = segment_video(segmenter, frames, prompts.of, waiting=seen, should_stop=asked_to_stop)
+    try:
+        for frame, result, milliseconds, pending in answers:
+            begin()  # the first frame has passed: nothing that could be known speaks against it
+            outputs.behind = True  # the stream does not give an answer again
+            outputs.write(frame, result.numpy(), round(milliseconds, 3))
+            outputs.behind = pending > 0
+            report(Progress(len(outputs.names), total, milliseconds))
+            newest = frame.index + segmenter.latency + 1 == segmenter.frame_count
+            if options.checkpoint and newest and segmenter.frame_count % options.checkpoint == 0:
+                outputs.save(segmenter)
+    finally:  # likewise where a model that looks ahead has answered for none yet
+        if segmenter.frame_count:
+            begin()
+    if not stopped:
+        prompts.check_reached(segmenter.frame_count)
+        if options.limit is None and isinstance(stream.proposals, FileSource):
+            stream.proposals.check_reached(segmenter.frame_count)
+    return stopped
 
 
-def _limited(source: FrameSource, limit: int | None) -> Iterator[SourceFrame]:
+def _checked(
+    source: FrameSource, limit: int | None, prompts: Prompts, wanted: int
+) -> Iterator[SourceFrame]:
+    """The source's frames up to the limit, of which there are as many as wanted at least.
+
+    Raises  InputError where the prompts do not fit the first; SourceError for too few.
+    """
+    seen = 0
     for frame in source:
         if limit is not None and frame.index >= limit:
-            return
+            break
+        if not seen:
+            prompts.check(frame.image.shape[:2], frame.sar)
+        seen += 1
         yield frame
+    if seen < wanted:
+        raise SourceError(f"{source.description}: holds {seen} frames, wanted at least {wanted}")
 
 
 def _summary(

@@ -16,7 +16,6 @@ from ..device import choose_device
 from ..errors import ConfigError, InputError, OutputError
 from ..files import Given, check_output_folder, keep_apart, write_whole
 from ..models.method import Method
-from ..registry import build, config_to_json, entry
 from ..training.export import export
 from ..training.feed import Feed, loader
 from ..training.initialise import initialise_from, start_gently
@@ -27,7 +26,8 @@ from ..training.samples import Batch, collate
 from ..training.synthetic_source import SyntheticSource
 from ..training.trainer import CHECKPOINT, LOG, Progress, Trainer
 from ..video import prepare_output_folder
-from ..weights import backbone_file
+from ..zoo.registry import build, config_to_json, entry
+from ..zoo.weights import backbone_file
 
 WEIGHTS = "weights.safetensors"
 RUN = "run.json"

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .checks import IMAGENET_MEAN, IMAGENET_STD, check, check_choice, check_input, check_positive
+from .checks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check,
+    check_choice,
+    check_input,
+    check_positive,
+)
 from .matching import MemoryConfig
 
 

@@ -14,12 +14,12 @@ from ..config import TargetAwareConfig
 from ..device import choose_device
 from ..errors import StateError
 from ..frames import Array, check_frame, crop, prepare
-from ..models.target_aware import TargetAware
+from ..models.target_aware.network import TargetAware
 from ..proposals import Proposals, boxes_of, resize_masks
-from ..registry import config_to_json
 from ..runtime import Precision, in_layout, prepare_network
 from ..types import Geometry
-from ..weights import load
+from ..zoo.registry import config_to_json
+from ..zoo.weights import load
 
 
 class DNetSource:

@@ -11,10 +11,10 @@ import torch
 from ..ambient import own_settings
 from ..device import choose_device
 from ..errors import ConfigError, DependencyError, WeightsError
-from ..foreign import read_state_dict
 from ..frames import Array, check_frame
 from ..proposals import Proposals
-from ..weights import check_tensors
+from ..zoo.checkpoints import read_state_dict
+from ..zoo.weights import check_tensors
 
 MODELS = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
 CLASSES = "roi_heads.box_predictor.cls_score.weight"  # [classes and background, features]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, cast
+
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ..config import MatchingConfig, MemoryConfig
 from ..kernels import read_memory
-from ..memory import Memory, make_memory
+from ..memory import Memory, MemoryBank, PagePools, Stored, make_memory
 from ..types import Size
 from .backbone import Pyramid
 from .convolve import convolve
 from .method import State
 
-Stored = tuple[torch.Tensor, torch.Tensor]  # key [O, Ck, h, w] and value [O, Cv, h, w] of a frame
+Observed = tuple[torch.Tensor, torch.Tensor]  # key [O, Ck, h, w] and value [O, Cv, h, w] of a frame
 READ_LIMIT = 0.02  # how near to 0 and 1 a mask that was read counts
 
 
@@ -188,19 +191,55 @@ def read_objects(
         bias=bias,
         length=stored.length,
         top_k=top_k,
+        pages=stored.pages,
     )
     readout = readout.transpose(1, 2).unflatten(2, (height, width))
     return torch.cat((readout, value.expand(object_count, -1, -1, -1)), dim=1)
 
 
+class JoinedMemory(NamedTuple):
+    """The memories of several streams, of which whole groups are read one stream after another."""
+
+    stored: Stored
+
+    @classmethod
+    def of(cls, memories: Sequence[MemoryBank], counts: Sequence[int]) -> JoinedMemory:
+        """Of the first `counts` groups of each; all in one pool, in rings of equal length."""
+        parts = [memory.read(count) for memory, count in zip(memories, counts, strict=True)]
+        tables = [(part.length, part.pages) for part in parts]
+        length, pages = (torch.cat(each) for each in zip(*tables, strict=True))  # type: ignore
+        return cls(parts[0]._replace(length=length, pages=pages))
+
+    def read(self, count: int) -> Stored:
+        """All of it."""
+        return self.stored
+
+
+class JoinedState(NamedTuple):
+    """What `segment` and `observe` see of several streams' states."""
+
+    memory: JoinedMemory
+    object_count: int
+
+    @property
+    def tables(self) -> tuple[torch.Tensor, ...]:
+        """What of it changes from step to step."""
+        stored = self.memory.stored
+        return cast(torch.Tensor, stored.length), cast(torch.Tensor, stored.pages)
+
+    def at(self, tables: tuple[torch.Tensor, ...]) -> JoinedState:
+        """The same with these tables."""
+        stored = self.memory.stored._replace(length=tables[0], pages=tables[1])
+        return self._replace(memory=JoinedMemory(stored))
+
+
 class MatchingState(State):
     """The state of a method that matches with a memory: the memory, and how many frames it saw."""
 
-    def __init__(self, memory: Memory, every: int, device: torch.device) -> None:
+    def __init__(self, memory: Memory, every: int) -> None:
         self.memory = memory
         self.every = every
         self.frame_count = 0
-        self.device = device
 
     @classmethod
     def allocate(
@@ -211,11 +250,13 @@ class MatchingState(State):
         max_objects: int,
         like: torch.Tensor,
         value_channels: int | None = None,
+        pools: PagePools | None = None,
     ) -> MatchingState:
         """Room for `max_objects` on a grid of `cells`, with the device and dtype of `like`.
 
         memory          what it keeps; None: as the configuration says
         value_channels  of what is stored; None: the configuration's
+        pools           where pages come from; None: from one of its own
         """
         kept = memory or config.memory
         bank = make_memory(
@@ -226,12 +267,29 @@ class MatchingState(State):
             value_channels=value_channels or config.value_channels,
             device=like.device,
             dtype=like.dtype,
+            pools=pools,
         )
-        return cls(bank, kept.every, like.device)
+        return cls(bank, kept.every)
 
     @property
     def nbytes(self) -> int:
         return self.memory.nbytes
+
+    def signature(self) -> tuple[Hashable, ...]:
+        version = self.memory.pages.version if isinstance(self.memory, MemoryBank) else 0
+        return self.object_count, version
+
+    def release(self) -> None:
+        self.memory.release()
+
+    def make_room(self, count: int) -> None:
+        self.memory.make_room(count)
+
+    @classmethod
+    def join(cls, states: Sequence[MatchingState]) -> JoinedState:
+        counts = [state.object_count for state in states]
+        memories = [cast(MemoryBank, state.memory) for state in states]
+        return JoinedState(JoinedMemory.of(memories, counts), sum(counts))
 
     def write(
         self,
@@ -246,15 +304,12 @@ class MatchingState(State):
         """
         count = key.shape[0]
         due = self.frame_count % self.every == 0
-        keep = torch.full((count,), due, device=self.device)
-        keep[self.object_count :] = True
-        for slot in prompted:
-            keep[slot] = True
+        keep = [due or slot >= self.object_count or slot in prompted for slot in range(count)]
         self.memory.write(to_positions(key), to_positions(value), keep, shown)
         self.object_count = count
         self.frame_count += 1
 
-    def take(self, observed: Stored | None, prompted: tuple[int, ...]) -> None:
+    def take(self, observed: Observed | None, prompted: tuple[int, ...]) -> None:
         """`write` what was observed of a frame, or `skip` it where that is nothing."""
         if observed is None:
             self.skip()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..config import MemoryConfig, ModelConfig
+from ..memory import PagePools
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores, Size
 
@@ -21,7 +22,7 @@ class State(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that `start` has allocated; they do not grow."""
+        """Bytes that it may come to take; with no number of frames do they grow beyond."""
         return 0
 
     def signature(self) -> Hashable:
@@ -35,6 +36,19 @@ class State(ABC):
 
         Raises  InputError, before anything has changed, where the method cannot do without it.
         """
+
+    def release(self) -> None:  # noqa: B027
+        """Give back what it has of memory that streams share: the stream has ended."""
+
+    @classmethod
+    def join(cls, states: Sequence[Any]) -> Any:
+        """Several streams' states as `segment` and `observe` of a `batched` method take them: their
+        objects one stream after another. Nothing is copied, and nothing may be written to it."""
+        raise NotImplementedError(f"{cls.__name__} is of one stream")
+
+    def make_room(self, count: int) -> None:  # noqa: B027
+        """See that the next frame of `count` objects can be stored. Raises CapacityError, before
+        anything has changed."""
 
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -69,6 +83,43 @@ def rows_of(features: Any, rows: slice | torch.Tensor) -> Any:
         return None
     parts = (rows_of(each, rows) for each in features)
     return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
+
+
+def join_features(several: Sequence[Any]) -> Any:
+    """Features of several streams' frames, [B, ...] each, one after another; those in nested
+    tuples too."""
+    first = several[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(several))
+    if first is None:
+        return None
+    parts = (join_features(each) for each in zip(*several, strict=True))
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+def join_masks(
+    streams: Sequence[torch.Tensor],
+    rows: torch.Tensor,
+    prompted: tuple[int, ...] = (),
+    evidence: Any = None,
+) -> Masks:
+    """Probabilities [1 + O, H, W] of each stream as one set of masks; rows [O] int64, of which
+    stream every object is. Of several streams the background is that of the first: who takes
+    several does not ask for it."""
+    if len(streams) == 1:
+        return Masks(streams[0], prompted, evidence)
+    joined = torch.cat([streams[0][:1], *(each[1:] for each in streams)])
+    return Masks(joined, prompted, evidence, rows)
+
+
+def split_scores(scores: Scores, counts: Sequence[int]) -> list[Scores]:
+    """The scores of each stream, of which `counts` says how many objects it has."""
+    if len(counts) == 1:
+        return [scores]
+    logits = torch.split(scores.logits, list(counts))
+    evidence = scores.evidence
+    own = [None] * len(counts) if evidence is None else torch.split(evidence, list(counts))
+    return [Scores(x, scores.stride, read) for x, read in zip(logits, own, strict=True)]
 
 
 S = TypeVar("S", bound=State)
@@ -127,10 +178,17 @@ class Method(nn.Module, ABC, Generic[F, S]):
         return tensor
 
     @abstractmethod
-    def start(self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None) -> S:
-        """Allocate everything the method will ever hold for one stream of this geometry.
+    def start(
+        self,
+        geometry: Geometry,
+        max_objects: int,
+        memory: MemoryConfig | None = None,
+        pools: PagePools | None = None,
+    ) -> S:
+        """Room for all that the method will ever hold for one stream of this geometry.
 
         memory  what the memory keeps, where the method's configuration has one; None: as that says
+        pools   where a memory in pages gets them; None: from a pool of its own
         """
 
     @abstractmethod

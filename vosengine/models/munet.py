@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ..config import MemoryConfig, MUNetConfig
 from ..kernels import correlate_frames
+from ..memory import PagePools
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
@@ -18,7 +19,7 @@ from .blocks import (
     Decoder,
     KeyValue,
     MatchingState,
-    Stored,
+    Observed,
     carried,
     make_key,
     read_objects,
@@ -128,12 +129,18 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
             attention.bias.fill_(CLOSED)  # type: ignore[union-attr]
 
     def start(
-        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+        self,
+        geometry: Geometry,
+        max_objects: int,
+        memory: MemoryConfig | None = None,
+        pools: PagePools | None = None,
     ) -> MatchingState:
         weight = self.query_head.key.weight
         cells = geometry.cells(self.config.key_stride)
         channels = self.config.value_channels + self.config.read_masks
-        return MatchingState.allocate(self.config, memory, cells, max_objects, weight, channels)
+        return MatchingState.allocate(
+            self.config, memory, cells, max_objects, weight, channels, pools
+        )
 
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
@@ -164,7 +171,7 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
 
     def observe(
         self, seen: Sequence[MUNetFeatures], masks: Masks, state: MatchingState
-    ) -> Stored | None:
+    ) -> Observed | None:
         """Key and value of every object; None where there is none."""
         if masks.object_count == 0:
             return None
@@ -181,5 +188,5 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
             value = with_masks(value, planes[:, :1])
         return key, value
 
-    def commit(self, observed: Stored | None, masks: Masks, state: MatchingState) -> None:
+    def commit(self, observed: Observed | None, masks: Masks, state: MatchingState) -> None:
         state.take(observed, masks.prompted)

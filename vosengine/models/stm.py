@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..config import MemoryConfig, STMConfig
+from ..memory import PagePools
 from ..proposals import Proposals
 from ..types import Geometry, Masks, Scores
 from .backbone import initialise
@@ -15,7 +16,7 @@ from .blocks import (
     Decoder,
     KeyValue,
     MatchingState,
-    Stored,
+    Observed,
     carried,
     make_key,
     read_objects,
@@ -69,12 +70,18 @@ class STM(Method[STMFeatures, MatchingState]):
         initialise(self)
 
     def start(
-        self, geometry: Geometry, max_objects: int, memory: MemoryConfig | None = None
+        self,
+        geometry: Geometry,
+        max_objects: int,
+        memory: MemoryConfig | None = None,
+        pools: PagePools | None = None,
     ) -> MatchingState:
         weight = self.query_head.key.weight
         cells = geometry.cells(self.config.key_stride)
         channels = self.config.value_channels + self.config.read_masks
-        return MatchingState.allocate(self.config, memory, cells, max_objects, weight, channels)
+        return MatchingState.allocate(
+            self.config, memory, cells, max_objects, weight, channels, pools
+        )
 
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
@@ -98,7 +105,7 @@ class STM(Method[STMFeatures, MatchingState]):
 
     def observe(
         self, seen: Sequence[STMFeatures], masks: Masks, state: MatchingState
-    ) -> Stored | None:
+    ) -> Observed | None:
         """Key and value of every object; None where there is none."""
         if masks.object_count == 0:
             return None
@@ -115,5 +122,5 @@ class STM(Method[STMFeatures, MatchingState]):
             value = with_masks(value, planes[:, :1])
         return key, value
 
-    def commit(self, observed: Stored | None, masks: Masks, state: MatchingState) -> None:
+    def commit(self, observed: Observed | None, masks: Masks, state: MatchingState) -> None:
         state.take(observed, masks.prompted)

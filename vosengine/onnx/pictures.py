@@ -8,7 +8,14 @@ import numpy as np
 
 from ..config import SMALLEST_SIDE
 from ..errors import InputError
-from ..planes import HARD, HINT, THRESHOLD, check_apart, check_planes, check_values
+from ..planes import (
+    HARD,
+    HINT,
+    THRESHOLD,
+    check_apart,
+    check_planes,
+    check_values,
+)
 from ..types import Prompt, Size
 
 

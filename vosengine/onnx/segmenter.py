@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from onnxruntime import OrtValue
 
+from ..engine.objects import ObjectSlots
+from ..engine.ring import Pending, View, awaited, still_needed
+from ..engine.rules import StaysHere, StreamRules
 from ..errors import ConfigError, InputError
-from ..objects import ObjectSlots
-from ..ring import Pending, View, awaited, still_needed
-from ..rules import StaysHere, StreamRules
 from ..types import Geometry, Prompt, Result, Size
 from .manifest import Manifest
 from .pictures import check_frame, check_mask

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnxruntime import OrtValue
 
-from ..support_plan import SupportPlan
+from ..policies.support import SupportPlan
 from ..types import Geometry
 from .policies import Found, Marked, Policy
 from .sessions import Values, lookup

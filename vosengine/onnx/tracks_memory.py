@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..placements import BLUR_CHANCE, DRAWS, blur_width, placement, seed_of
+from ..policies.placement import BLUR_CHANCE, DRAWS, blur_width, placement, seed_of
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]  # features [D, h, w], bands [9, h, w], targets
 
 
 class Samples:
-    """One track's samples and its identity; `vosengine.models.appearance.Samples`, for one.
+    """One track's samples and its identity (models/target_aware/appearance.py has those of all).
 
     first      features [n, D, h, w], bands [n, 9, h, w] and targets [n, h, w] of its first frame
     embedding  [E], of its first mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -10,11 +11,21 @@ from prometheus_client.core import GaugeMetricFamily
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
+class PagePools(Protocol):
+    """What is read of an engine's pools."""
+
+    @property
+    def used(self) -> int: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+
 class Metrics:
     """Counters of one server.
 
     sessions  asked for whenever they are read: sessions by state
-    memory    bytes that the streams in memory hold
+    memory    bytes that the streams in memory may come to take
     """
 
     def __init__(
@@ -22,6 +33,7 @@ class Metrics:
     ) -> None:
         self._registry = CollectorRegistry()
         self._sessions, self._memory = sessions, memory
+        self._used = self._free = 0
         self._registry.register(self)
         registry = self._registry
         self.frames = Counter(
@@ -58,6 +70,10 @@ class Metrics:
             "vosengine_failed_snapshots", "Streams that could not be saved", registry=registry
         )
 
+    def hold(self, pools: PagePools) -> None:
+        """Note how many pages of the engine are in use; on the engine's thread."""
+        self._used, self._free = pools.used, pools.capacity - pools.used
+
     def stepped(self, frames: int, seconds: float) -> None:
         """One step of the engine, which answered for so many frames."""
         self.step_seconds.observe(seconds)
@@ -69,8 +85,14 @@ class Metrics:
         for state, count in self._sessions().items():
             states.add_metric([state], count)
         yield states
+        pages = GaugeMetricFamily("vosengine_pages", "Pages of memory", labels=["state"])
+        pages.add_metric(["used"], self._used)
+        pages.add_metric(["free"], self._free)
+        yield pages
         yield GaugeMetricFamily(
-            "vosengine_memory_bytes", "Memory of the streams in memory", value=self._memory()
+            "vosengine_memory_bytes",
+            "What the streams in memory may come to take",
+            value=self._memory(),
         )
 
     def text(self) -> bytes:

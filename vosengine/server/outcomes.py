@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError, VosError
+from ..errors import CapacityError, InputError, VosError
 from .protocol import ANSWER, REPLIES, error_text, pack, text
 
 log = logging.getLogger("vosengine.server")
@@ -67,7 +67,8 @@ class Failed:
     def of(cls, frame_id: int, error: BaseException | None) -> Failed:
         """An error as its frame's outcome: only what is said on purpose is passed on."""
         if isinstance(error, VosError):
-            code = "bad_frame" if isinstance(error, InputError) else "unavailable"
+            code = "no_memory" if isinstance(error, CapacityError) else "unavailable"
+            code = "bad_frame" if isinstance(error, InputError) else code
             return cls(frame_id, code, str(error))
         log.error("a step failed", exc_info=error)
         kind = type(error).__name__

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 
-import cv2
 import numpy as np
 
 from ..errors import InputError
 from .images import decode_image
+from .protocol import image_bytes
 
 MOST_POINTS = 256
 METHODS = ("auto", "grabcut", "click")
@@ -62,7 +62,4 @@ def mask_png(
     frame = decode_image(body, max_pixels)
     prompts = importlib.import_module("vosengine.prompts")
     mask: np.ndarray = prompts.mask_from(frame, box=box, points=points, method=method)
-    done, png = cv2.imencode(".png", np.where(mask > 0, 255, 0).astype(np.uint8))
-    if not done:
-        raise InputError("prompt: the mask cannot be written as PNG")
-    return png.tobytes()
+    return image_bytes(np.where(mask > 0, 255, 0).astype(np.uint8), ".png")

@@ -71,6 +71,61 @@ def unpack(data: bytes, kind: int) -> Message:
     return Message(kind, encoding, flags, frame_id, body[:length], body[length:])
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The masks of a frame.
+
+    labels    [H, W] uint8 object ids, 0 for background
+    ids       the objects alive
+    queue_ms  that the frame waited on the server; step_ms, that its step took
+    repeated  whether it was sent before
+    """
+
+    frame: int
+    labels: np.ndarray
+    ids: tuple[int, ...]
+    queue_ms: float
+    step_ms: float
+    repeated: bool
+
+
+def frame_message(
+    number: int, frame: np.ndarray, mask: np.ndarray | None = None, encoding: str = "raw"
+) -> bytes:
+    """A FRAME: frame [H, W, 3] uint8 RGB, mask [H, W] uint8 object ids, encoding a name in FRAMES
+    (JPEG of quality 90). Raises InputError."""
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise InputError(f"frame: wanted uint8 [H, W, 3], given {frame.dtype} {frame.shape}")
+    if encoding == "raw":
+        first = SIZE.pack(frame.shape[1], frame.shape[0]) + frame.tobytes()
+    else:
+        quality = (cv2.IMWRITE_JPEG_QUALITY, 90) if encoding == "jpeg" else ()
+        first = image_bytes(frame[..., ::-1], f".{encoding}", *quality)
+    if mask is None:
+        return pack(FRAME, FRAMES[encoding], number, first)
+    return pack(FRAME, FRAMES[encoding], number, first, image_bytes(mask, ".png"), PROMPT)
+
+
+def image_bytes(image: np.ndarray, kind: str, *options: int) -> bytes:
+    """An image file of labels [H, W] or BGR [H, W, 3], uint8. Raises InputError."""
+    try:
+        done, data = cv2.imencode(kind, image, options)
+    except cv2.error as error:
+        raise InputError(f"image: cannot be written as {kind} ({error.err})") from error
+    if not done or image.dtype != np.uint8:
+        raise InputError(f"image: cannot be written as {kind}; wanted uint8, given {image.dtype}")
+    return data.tobytes()
+
+
+def read_answer(data: bytes) -> Answer:
+    """An ANSWER. Raises InputError."""
+    found = unpack(data, ANSWER)
+    info = json.loads(bytes(found.second))
+    labels = decode_masks(found.first, found.encoding)
+    times = info["queue_ms"], info["step_ms"]
+    return Answer(found.frame_id, labels, tuple(info["ids"]), *times, info["repeated"])
+
+
 def encode_masks(labels: np.ndarray, ids: Iterable[int], reply: str) -> bytes:
     """Labels uint8 [H, W] as an answer's first part."""
     if reply == "labels":
@@ -81,10 +136,7 @@ def encode_masks(labels: np.ndarray, ids: Iterable[int], reply: str) -> bytes:
         size = list(labels.shape)
         masks = {str(i): {"size": size, "counts": encode_rle(labels == i)} for i in ids}
         return json.dumps(masks).encode()
-    done, png = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not done:
-        raise InputError("reply: labels cannot be written as PNG; ask for labels or rle")
-    return png.tobytes()
+    return image_bytes(labels, ".png", cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 def decode_masks(data: bytes | memoryview, encoding: int) -> np.ndarray:

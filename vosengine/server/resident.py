@@ -17,7 +17,7 @@ from .store import Saved, Store
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from ..segmenter import Segmenter
+    from ..engine.segmenter import Segmenter
 
 log = logging.getLogger("vosengine.server")
 
@@ -26,9 +26,10 @@ log = logging.getLogger("vosengine.server")
 class Shared:
     """What all sessions of a server use.
 
-    pool   threads that decode and encode
-    disk   the one thread that reads and writes saved streams
-    admit  asked before a stream comes into memory; raises Full
+    pool     threads that decode and encode
+    disk     the one thread that reads and writes saved streams
+    admit    asked before a stream comes into memory; raises Full
+    relieve  asked where a frame found no memory: parks another stream; False: there is none
     """
 
     settings: Settings
@@ -38,6 +39,7 @@ class Shared:
     pool: Executor
     disk: Executor
     admit: Callable[[], Awaitable[None]]
+    relieve: Callable[[], Awaitable[bool]]
 
 
 class Resident:
@@ -82,7 +84,7 @@ class Resident:
         self.memory_bytes = 0
 
     def measure(self) -> None:
-        """Note what the stream's memory takes; it does not grow."""
+        """Note what the stream's memory may come to take; that stays as it is."""
         if self.memory_bytes == 0 and self.stream is not None:
             self.memory_bytes = self.stream.memory_bytes
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..errors import StateError, VosError
 from .metrics import Metrics
 from .protocol import CLOSED, RESTARTS
@@ -78,11 +78,11 @@ class Service:
             device=settings.device,
             precision=settings.precision,
             max_batch=settings.max_batch,
+            memory_budget=settings.max_memory,
         )
         self.metrics = Metrics(self._by_state, self._memory)
         self._sessions: dict[str, Session] = {}
         self._opening = 0
-        self._largest = 0  # bytes that a stream has held
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if settings.state_dir is None:
             self._folder = tempfile.TemporaryDirectory(prefix="vosengine-")
@@ -91,7 +91,14 @@ class Service:
         self.pool = ThreadPoolExecutor(2, "images")
         self._disk = ThreadPoolExecutor(1, "disk")
         self._shared = Shared(
-            settings, self.worker, self.metrics, self.store, self.pool, self._disk, self._make_room
+            settings,
+            self.worker,
+            self.metrics,
+            self.store,
+            self.pool,
+            self._disk,
+            self._make_room,
+            self._relieve,
         )
         self.ready = self.closing = False
         self._closed = False
@@ -239,29 +246,34 @@ class Service:
     async def _make_room(self) -> None:
         """See that another stream fits into memory; those that rest the longest are parked for it.
         Raises Full."""
-        while (reason := self._lacks()) is not None:
-            now = time.monotonic()
-            resting = [
-                session
-                for session in self._sessions.values()
-                if session.home.stream is not None
-                and not session.busy
-                and now - session.used >= RESTS_AFTER
-            ]
-            if not resting or self.closing:
-                raise Full(reason, f"session: no {reason} left; try again in {RETRY_SECONDS} s")
-            await min(resting, key=lambda each: each.used).park()
+        while (lacks := self._lacks()) is not None:
+            if self.closing or not await self._relieve():
+                raise Full(lacks, f"session: no room for another ({lacks}); try again later")
 
     def _lacks(self) -> str | None:
         """What there is too little of for another stream."""
-        held = [s for s in self._sessions.values() if s.home.stream is not None]
-        if len(held) + max(1, self._opening) > self.settings.max_sessions:
+        held = sum(s.home.stream is not None for s in self._sessions.values())
+        if held + max(1, self._opening) > self.settings.max_sessions:
             return "sessions"
-        self._largest = max([self._largest, *(s.home.memory_bytes for s in held)])
-        most = self.settings.max_memory
-        if most is not None and self._memory() + self._largest > most:
+        used, most = self.worker.used_bytes, self.settings.max_memory
+        if most is not None and used + used / max(1, held) > most:  # as much as others take
             return "memory"
         return None
+
+    async def _relieve(self) -> bool:
+        """Park the stream that rests the longest; False where all are in use."""
+        now = time.monotonic()
+        resting = [
+            session
+            for session in self._sessions.values()
+            if session.home.stream is not None
+            and not session.busy
+            and now - session.used >= RESTS_AFTER
+        ]
+        if not resting:
+            return False
+        await min(resting, key=lambda each: each.used).park()
+        return True
 
     async def _retire(self, session: Session) -> None:
         try:

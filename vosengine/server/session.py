@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, StateError
+from ..errors import CapacityError, InputError, StateError
 from .controls import ENDED, Control, Listener
 from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes
 from .protocol import REPLIES, TAKEN_OVER, encode_masks, text
@@ -19,7 +19,7 @@ from .store import Saved
 from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn
 
 if TYPE_CHECKING:
-    from ..segmenter import Segmenter
+    from ..engine.segmenter import Segmenter
 
 KEPT_BEYOND_WINDOW = 4  # outcomes
 
@@ -326,9 +326,8 @@ class Session:
             self._record(Failed.of(frame.id, error))
             return
         index = stream.frame_count
-        self._turn = Turn(stream, frame)
         try:
-            stepped = await asyncio.wrap_future(self._shared.worker.step(self._turn))
+            stepped = await self._turned(Turn(stream, frame))
         except StepFailed as failed:
             self._record(Failed.of(failed.frame.id, failed.__cause__))
             return
@@ -348,6 +347,18 @@ class Session:
         every = self._shared.settings.autosave
         if every and self.frames % every == 0:
             await self.home.save_aside(self._saved)
+
+    async def _turned(self, turn: Turn) -> Stepped:
+        """What comes of a turn; where its frame finds no memory, others are parked for it."""
+        while True:
+            self._turn = turn
+            try:
+                return await asyncio.wrap_future(self._shared.worker.step(turn))
+            except StepFailed as failed:
+                full = isinstance(failed.__cause__, CapacityError)
+                if not full or not await self._shared.relieve():
+                    raise
+                turn = Turn(turn.stream, failed.frame)
 
     async def _answer(self, stepped: Stepped) -> None:
         result, labels, reply = stepped.result, stepped.labels, self.reply

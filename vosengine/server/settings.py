@@ -29,7 +29,7 @@ class Settings:
     tokens              each may make sessions and sees its own alone; empty: a random one is made
     max_sessions        streams in memory at a time; parked ones are `parked_sessions` at most
     sessions_per_token  sessions of one token, parked ones among them; None: no limit of its own
-    max_memory          bytes that streams may hold together; None: no limit
+    max_memory          bytes that the streams' pages may take together; None: no limit
     window              frames that a client may have under way
     max_message         bytes of a WebSocket message or a request's body
     max_pixels          of a frame

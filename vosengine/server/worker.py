@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from ..errors import VosError
 from .metrics import Metrics
 
 if TYPE_CHECKING:
-    from ..engine import Engine
-    from ..segmenter import Segmenter
+    from ..engine.engine import Engine
+    from ..engine.segmenter import Segmenter
     from ..types import Result
 
 T = TypeVar("T")
+Answered: TypeAlias = "tuple[Segmenter, Result[Any] | None, np.ndarray | None]"
 # What a step may raise that says nothing of the next one: torch's errors are RuntimeErrors. Any
 # other ends the thread, and with it the server.
 STEP_ERRORS = (
@@ -131,6 +132,7 @@ class Worker:
         self._turns: deque[Turn] = deque()
         self._begun: dict[Segmenter, tuple[Turn, Frame, float]] = {}
         self._dead = False
+        self.used_bytes = 0  # of the engine's pages
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -199,6 +201,7 @@ class Worker:
                 self._turns.append(item)
             else:
                 item.run()
+                self._note_memory()
         return True
 
     def _round(self) -> None:
@@ -206,28 +209,44 @@ class Worker:
         while self._turns and len(self._begun) < self.engine.max_batch:
             self._begin(self._turns.popleft())
         at_most: int | None = None
-        lost: dict[Segmenter, BaseException] = {}
         while self._begun:
             start = time.perf_counter()
             try:
                 answered = self.engine.step(at_most)
                 found = [(s, r, None if r is None else r.numpy()) for s, r in answered]
             except STEP_ERRORS as error:
-                # Of those that wait no longer one has failed; the others come with the next call.
-                lost |= {s: error for s in self._begun if not self.engine.waits_for(s)}
-                at_most = 1  # what fails for several together may do for each
-                continue
-            step_ms = 1e3 * (time.perf_counter() - start)
-            if found:
-                self._metrics.stepped(len(found), step_ms / 1e3)
-            for stream, result, labels in found:
-                lost.pop(stream, None)
-                turn, frame, begun = self._begun.pop(stream)
-                queue_ms = 1e3 * (begun - frame.arrived)
-                turn.done.set_result(Stepped(frame, result, labels, queue_ms, step_ms))
-            for stream, why in lost.items():
-                self._fail(*self._begun.pop(stream)[:2], why)
-            lost.clear()
+                at_most = 1
+                self._sort_out(error)
+            else:
+                self._settle(found, 1e3 * (time.perf_counter() - start))
+        self._note_memory()
+
+    def _note_memory(self) -> None:
+        self.used_bytes = self.engine.pools.used_bytes
+        self._metrics.hold(self.engine.pools)
+
+    def _settle(self, found: list[Answered], step_ms: float) -> None:
+        if found:
+            self._metrics.stepped(len(found), step_ms / 1e3)
+        for stream, result, labels in found:
+            turn, frame, begun = self._begun.pop(stream)
+            queue_ms = 1e3 * (begun - frame.arrived)
+            turn.done.set_result(Stepped(frame, result, labels, queue_ms, step_ms))
+
+    def _sort_out(self, error: BaseException) -> None:
+        """After a step that raised: what was answered before it is settled; a frame that was
+        computed alone is given up; those that were computed together are submitted once more, to go
+        one by one."""
+        self._settle([(s, r, None if r is None else r.numpy()) for s, r in self.engine.step(0)], 0)
+        lost = [stream for stream in self._begun if not self.engine.waits_for(stream)]
+        for stream in lost:
+            turn, frame, _ = self._begun[stream]
+            why: BaseException | None = error
+            if len(lost) > 1:
+                why = self._submit(turn, frame)
+            if why is not None:
+                del self._begun[stream]
+                self._fail(turn, frame, why)
 
     def _begin(self, turn: Turn) -> None:
         if not turn.done.set_running_or_notify_cancel():
@@ -238,12 +257,19 @@ class Worker:
             return
         now = time.perf_counter()
         self._metrics.queue_seconds.observe(now - frame.arrived)
+        why = self._submit(turn, frame)
+        if why is None:
+            self._begun[turn.stream] = turn, frame, now
+        else:
+            self._fail(turn, frame, why)
+
+    def _submit(self, turn: Turn, frame: Frame) -> BaseException | None:
+        """Why a frame cannot be submitted; None where it was."""
         try:
             self.engine.submit(turn.stream, frame.image, frame.mask)
         except STEP_ERRORS as error:
-            self._fail(turn, frame, error)
-        else:
-            self._begun[turn.stream] = turn, frame, now
+            return error
+        return None
 
     @staticmethod
     def _fail(turn: Turn, frame: Frame, why: BaseException) -> None:

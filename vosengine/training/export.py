@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..registry import build, config_from_json
-from ..weights import licence_of, save, state_of
+from ..zoo.registry import build, config_from_json
+from ..zoo.weights import licence_of, save, state_of
 from .checkpoint import load_checkpoint
 
 

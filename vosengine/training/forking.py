@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ..memory import AdaptiveBank, MemoryBank
+from ..memory import AdaptiveBank, MemoryBank, Pages
+from ..models.dmn_aoa.refinement import References
 from ..models.method import State
-from ..models.refinement import References
 
-HOLDERS = (State, MemoryBank, AdaptiveBank, References)
+HOLDERS = (State, MemoryBank, Pages, AdaptiveBank, References)
 
 
 def fork(state: State) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from ..errors import WeightsError
-from ..foreign import read_state_dict
 from ..models.backbone import ResNet
 from ..models.blocks import KeyValue, ResBlock
 from ..models.efficientnet import EfficientNetLite
 from ..models.method import FIRST_ANSWERS, Method
+from ..zoo.checkpoints import read_state_dict
 
 ENCODERS = (ResNet, EfficientNetLite)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ..config.checks import check
 from ..errors import ConfigError
-from ..registry import entry
+from ..zoo.registry import entry
 from .objectives import PARTS, Appearance, Discovery, FollowingLosses
 
 

@@ -1,16 +1,19 @@
 """Reading frames from anywhere, and writing label images, overlays and videos."""
 
 from .frame_source import FrameSource, SourceFrame, without_password
-from .masks import AS_FOUND, Mask, MaskRule, MaskSequence, mask_files, read_labels, read_mask
+from .masks import (
+    AS_FOUND,
+    Mask,
+    MaskRule,
+    MaskSequence,
+    mask_files,
+    read_labels,
+    read_mask,
+)
 from .palette import DAVIS_PALETTE
 from .sources import open_source
 from .video_writer import VideoWriter
-from .writers import (
-    encode_labels,
-    overlay,
-    prepare_output_folder,
-    write_labels,
-)
+from .writers import encode_labels, overlay, prepare_output_folder, write_labels
 
 __all__ = [
     "AS_FOUND",

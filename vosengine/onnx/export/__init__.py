@@ -14,10 +14,10 @@ import torch
 from ...config import MemoryConfig, check_size
 from ...errors import ConfigError, OutputError
 from ...models.method import Method
-from ...registry import MODELS, entry
 from ...runtime.folding import fold_batch_norms
 from ...types import Geometry, Size
-from ...weights import WeightCard, load
+from ...zoo.registry import MODELS, entry
+from ...zoo.weights import WeightCard, load
 from ..manifest import Graph, Manifest, Port
 from .folder import replaced_export
 from .frames import finish_graph, prepare_graph

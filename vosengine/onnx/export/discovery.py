@@ -26,11 +26,11 @@ from torch import nn
 from ... import kernels as ops
 from ...config import TargetAwareConfig
 from ...models.blocks import upsample
-from ...models.dnet import MAP_STRIDE, DNet, DNetMaps
-from ...models.target_aware import TargetAware
+from ...models.target_aware.dnet import MAP_STRIDE, DNet, DNetMaps
+from ...models.target_aware.network import TargetAware
 from ...runtime.folding import fold_batch_norms
 from ...types import Size
-from ...weights import WeightCard, load
+from ...zoo.weights import WeightCard, load
 from .ops import TRANSLATIONS
 from .verb import Given, Verb
 

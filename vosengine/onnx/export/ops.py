@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ... import kernels as ops
 from ...kernels import stand_in, use_backend
+from ...kernels.read_memory.reference import positions_of
 from . import regions
 
 NEVER = -1e30  # a score that no softmax sees
@@ -30,6 +31,8 @@ def read_memory(
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
     top_k: int | None = None,
+    pages: torch.Tensor | None = None,
+    query_of: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Two products and a softmax; what lies past `length` must be finite.
 
@@ -37,6 +40,12 @@ def read_memory(
     far the largest tensor, and every pass over them counts.
     """
     wide = torch.promote_types(query_key.dtype, torch.float32)
+    if pages is not None:
+        memory_key = positions_of(memory_key, pages)
+        memory_value = positions_of(memory_value, pages)
+        bias = None if bias is None else positions_of(bias, pages)
+    if query_of is not None:
+        query_key = query_key[query_of]
     if query_key.ndim == 2:
         query_key = query_key[None]
     if length is not None:

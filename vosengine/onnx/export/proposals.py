@@ -24,8 +24,8 @@ from torch.nn import functional
 from ...config import MemoryConfig
 from ...memory import Stored
 from ...models.blocks import READ_LIMIT, to_positions
-from ...models.dmn_aoa import DMNAOA, Candidates, DMNAOAFeatures
-from ...models.refinement import BLOCKS, Base, mask_levels, shrink
+from ...models.dmn_aoa.network import DMNAOA, Candidates, DMNAOAFeatures
+from ...models.dmn_aoa.refinement import BLOCKS, Base, mask_levels, shrink
 from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...models.giel import GIEL, MOST_OBJECTS, GIELFeatures, above_half, planes_of
-from ...models.support import Reading
+from ...models.giel.network import GIEL, MOST_OBJECTS, GIELFeatures, above_half, planes_of
+from ...models.giel.support import Reading
 from .verb import Given, Plan, Verb, times
 
 POLICY = "support"

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...models.appearance import first_weights, to_grid
-from ...models.augment import move, put_back
-from ...models.target_aware import TargetAware
-from ...placements import blur_width
+from ...models.target_aware.appearance import first_weights, to_grid
+from ...models.target_aware.augment import move, put_back
+from ...models.target_aware.network import TargetAware
+from ...policies.placement import blur_width
 from ...types import Size
 from .discovery import STRIDE, discovery_settings, discovery_verbs
 from .fitting import fit_both, fit_kernel, resize_like

@@ -6,7 +6,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from ...models.method import Method
-from ...registry import entry
+from ...zoo.registry import entry
 from .appearance import Appearance
 from .discovery import Discovery
 from .following import FollowingLosses, for_clips

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from ...models.appearance import Tracks
-from ...models.target_aware import TargetAware, TargetAwareFeatures
+from ...models.target_aware.appearance import Tracks
+from ...models.target_aware.network import TargetAware, TargetAwareFeatures
 from ..losses import binary, soft_iou
 from .following import drifted
 from .objective import nothing_for, one_hot

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from ...models.blocks import upsample
-from ...models.dnet import MAP_STRIDE, DNet, DNetMaps
 from ...models.method import rows_of
+from ...models.target_aware.dnet import MAP_STRIDE, DNet, DNetMaps
 from ...proposals import overlaps
 from ..losses import binary, soft_iou
 from .objective import one_hot

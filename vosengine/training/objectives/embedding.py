@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...models.reid import ReID
+from ...models.target_aware.reid import ReID
 from ...proposals import boxes_of
 from ..losses import contrastive
 from .objective import nothing_for, one_hot

@@ -10,12 +10,19 @@ import torch
 from torch.nn import functional
 
 from ...config import MemoryConfig, ModelConfig
-from ...models.giel import GIELEvidence
-from ...models.method import Method, rows_of
-from ...types import Geometry, Masks, Scores
+from ...models.giel.network import GIELEvidence
+from ...models.method import Method, join_masks, rows_of, split_scores
+from ...types import Geometry, Scores
 from ..clip_memory import ClipMemory
 from ..forking import blank, fork
-from ..losses import LEAST, binary, cross_entropy, hardest, soft_aggregation, soft_iou
+from ..losses import (
+    LEAST,
+    binary,
+    cross_entropy,
+    hardest,
+    soft_aggregation,
+    soft_iou,
+)
 from ..samples import Batch
 from .objective import Objective, normalised, one_hot
 from .proposals import draw_proposals
@@ -137,11 +144,11 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         seen = self._encode(frames, masks, counts, streams, generator)
         given = [one_hot(clip[0], count) for clip, count in zip(masks, counts, strict=True)]
         prompted = tuple(range(sum(counts)))
-        method.remember(self._window(seen, 0), _joined(given, streams, prompted), state)
+        method.remember(self._window(seen, 0), join_masks(given, streams, prompted), state)
         for t in range(1, length):
             scores = method.segment(self._window(seen, t), state)
             answers = []
-            for clip, part in enumerate(_parts(scores, counts)):
+            for clip, part in enumerate(split_scores(scores, counts)):
                 answers.append(soft_aggregation(part.logits, size))
                 yield Step(t, part, answers[-1], masks[clip, t])
             if t + 1 < length:
@@ -152,7 +159,7 @@ class FollowingObjective(Objective[Method[Any, Any]]):
                         spoil(each, generator) if _chance(self.weights.spoilt, generator) else each
                         for each in predicted
                     ]
-                remembered = _joined(predicted, streams, (), scores.evidence)
+                remembered = join_masks(predicted, streams, (), scores.evidence)
                 method.remember(self._window(seen, t), remembered, state)
 
     def _encode(
@@ -196,30 +203,6 @@ class FollowingObjective(Objective[Method[Any, Any]]):
             likely = read.clamp(1e-4, 1 - 1e-4)
             found["readout"] = weights.readout * functional.binary_cross_entropy(likely, covered)
         return found
-
-
-def _joined(
-    clips: list[torch.Tensor],
-    streams: torch.Tensor,
-    prompted: tuple[int, ...],
-    evidence: Any = None,
-) -> Masks:
-    """Probabilities [1 + O, H, W] of each clip as one set of masks. Of several clips the background
-    is that of the first: who takes several streams does not ask for it."""
-    if len(clips) == 1:
-        return Masks(clips[0], prompted, evidence)
-    rows = torch.cat([clips[0][:1], *(clip[1:] for clip in clips)])
-    return Masks(rows, prompted, evidence, streams)
-
-
-def _parts(scores: Scores, counts: list[int]) -> list[Scores]:
-    """The scores of each clip."""
-    if len(counts) == 1:
-        return [scores]
-    logits = torch.split(scores.logits, counts)
-    evidence = scores.evidence
-    own = [None] * len(counts) if evidence is None else torch.split(evidence, counts)
-    return [Scores(x, scores.stride, read) for x, read in zip(logits, own, strict=True)]
 
 
 def _chance(share: float, generator: torch.Generator) -> bool:

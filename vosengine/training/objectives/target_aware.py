@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import ConfigError
-from ...models.target_aware import TargetAware
+from ...models.target_aware.network import TargetAware
 from ..samples import Batch
 from .appearance import Appearance
 from .discovery import Discovery, discovery_score

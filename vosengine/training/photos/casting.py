@@ -15,7 +15,15 @@ from ..synthetic.actors import Actor
 from ..synthetic.camera import BACKGROUND, FOREGROUND, OBJECTS, Camera, draw_camera
 from ..synthetic.config import Effects
 from ..synthetic.effects import Look, draw_look
-from ..synthetic.geometry import Matrix, Window, corners, invert, scale, transform, translate
+from ..synthetic.geometry import (
+    Matrix,
+    Window,
+    corners,
+    invert,
+    scale,
+    transform,
+    translate,
+)
 from ..synthetic.motion import draw_bending, draw_trajectory, draw_wander
 from ..synthetic.scene import Scene
 from .cutouts import ENLARGED, Figure, cut_out, draw_outline

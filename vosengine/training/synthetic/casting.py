@@ -12,7 +12,15 @@ from .camera import FOREGROUND, OBJECTS
 from .colours import Palette, draw_palette, vary_palette
 from .config import ClipConfig
 from .motion import draw_bending, draw_trajectory, draw_wander
-from .shapes import CONTOURS, Limb, bar, draw_figure, fit_to_box, rasterise, silhouette
+from .shapes import (
+    CONTOURS,
+    Limb,
+    bar,
+    draw_figure,
+    fit_to_box,
+    rasterise,
+    silhouette,
+)
 from .textures import paint
 
 _OVERSIZE = 1.3  # background sheet over screen, per side

@@ -1,0 +1,344 @@
+"""The command line: parsing and printing; torch is imported after the arguments are understood."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from .. import __version__
+from ..allocation import keep_freed_memory
+from ..errors import ConfigError, VosError
+from . import bench as cli_bench
+from . import export as cli_onnx
+from . import serve as cli_serve
+from . import training as cli_training
+from .terminal import (
+    INTERRUPTED,
+    Device,
+    Memory,
+    Precision,
+    Weights,
+    WorkingSize,
+    asked_to_stop,
+    console,
+    parse_size,
+    parse_working_size,
+    progress_bar,
+    say_error,
+)
+
+if TYPE_CHECKING:
+    from ..commands.run import RunOptions
+
+app = typer.Typer(
+    help="Streaming video object segmentation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def main() -> None:
+    """Run the command line; a deliberate error is one message and exit code 1, no traceback."""
+    # Waiting OpenMP threads that spin slow a step 20-fold where another process wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
+    try:
+        app()
+    except VosError as error:
+        say_error(f"{type(error).__name__}: {error}")
+        raise SystemExit(1) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"vosengine {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[EXPORT] SOURCE",
+            help="Video file, image folder, glob, camera number, or address; "
+            "with --engine onnx after the folder of the export.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for masks, overlay.mp4 and summary.json.")],
+    model: Annotated[
+        str | None, typer.Option(help="Which model; `vosengine models` lists them.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="fast, eager (layer by layer), or onnx: graphs of an export.")
+    ] = "fast",
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Object ids of the first frame (PNG), or a folder with PNGs by frame."),
+    ] = None,
+    mask_void: Annotated[
+        bool | None,
+        typer.Option(help="255 in a mask is void; or an id. By itself: void beside other ids."),
+    ] = None,
+    threshold: Annotated[
+        int | None,
+        typer.Option(min=1, max=255, help="Masks are soft: from that on, 0..255, is object 1."),
+    ] = None,
+    proposals: Annotated[
+        str | None,
+        typer.Option(help="Whose objects: dnet[:WEIGHTS], file:FILE.json or torchvision:FILE.pth."),
+    ] = None,
+    boxes_as_masks: Annotated[
+        bool,
+        typer.Option("--boxes-as-masks", help="Of a file: without a segmentation, the whole box."),
+    ] = False,
+    weights: Weights = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    max_objects: Annotated[
+        int | None, typer.Option(help="Room for that many objects at a time; the model's own.")
+    ] = None,
+    size: WorkingSize = None,
+    memory: Memory = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Answer at once, without looking ahead.")
+    ] = False,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Depth of the data, 8 to 16; without it the first frames tell."),
+    ] = None,
+    reconnect: Annotated[
+        int, typer.Option(help="Open an address that drops again, up to that many times.")
+    ] = 0,
+    fps: Annotated[
+        float | None, typer.Option(help="Of the overlay; without it frames keep their times.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after that many frames.")] = None,
+    checkpoint: Annotated[
+        int, typer.Option(min=0, help="Save the stream every N frames, so a killed run can resume.")
+    ] = 0,
+    overlay: Annotated[bool, typer.Option(help="Write overlay.mp4 too.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
+) -> None:
+    """Segment a video: masks as indexed PNGs, an overlay video, and a summary."""
+    export, source = _split_sources(sources, engine)
+    if (model is None) != (engine == "onnx"):
+        raise typer.BadParameter("wanted --model MODEL, or --engine onnx with the export's folder")
+    working_size = parse_working_size(size)
+    from ..commands.run import RunOptions
+
+    options = RunOptions(
+        source=source,
+        model=model or str(export),
+        out=out,
+        engine=engine,
+        export=export,
+        mask=mask,
+        mask_void=mask_void,
+        threshold=threshold,
+        proposals=proposals,
+        boxes_as_masks=boxes_as_masks,
+        weights=weights,
+        device=device,
+        precision=precision,
+        max_objects=max_objects,
+        size=working_size,
+        memory=memory,
+        online=online,
+        bits=bits,
+        reconnect=reconnect,
+        fps=fps,
+        limit=limit,
+        checkpoint=checkpoint,
+        overlay=overlay,
+        resume=resume,
+    )
+    _run(options)
+
+
+def _split_sources(sources: list[str], engine: str) -> tuple[Path | None, str]:
+    """The folder of an export, where one is to be run, and the source."""
+    wanted = 2 if engine == "onnx" else 1
+    if len(sources) != wanted:
+        what = "the export's folder, then SOURCE" if wanted == 2 else "one SOURCE"
+        raise typer.BadParameter(f"wanted {what}, given {' '.join(sources)}")
+    return (Path(sources[0]) if wanted == 2 else None), sources[-1]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the clip, masks and overlay.")],
+    model: Annotated[str, typer.Option(help="Which model.")] = "giel",
+    clip: Annotated[
+        str | None, typer.Option(help="A clip of yours instead of a drawn one; a source as in run.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="With --clip: masks as in run, of its first frame at least.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=2, help="Of the drawn clip; 24.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of its frames, HEIGHTxWIDTH; 240x432.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Another seed, another drawn clip; 3.")
+    ] = None,
+) -> None:
+    """Draw a short clip with moving objects, then segment it; or segment a clip of yours."""
+    from ..commands.demo import Demo, make_demo_clip, own_clip, score_demo
+
+    if clip is not None:
+        drawn = {"frames": frames, "size": size, "seed": seed}
+        _run(own_clip(out, model, clip, mask, [n for n, x in drawn.items() if x is not None]))
+        return
+    if mask is not None:
+        raise ConfigError("mask: is of a clip of yours; name that with --clip, or leave it out")
+    height, width = parse_size("240x432" if size is None else size)
+    made = Demo(out, model, frames or 24, height, width, 3 if seed is None else seed)
+    _run(make_demo_clip(made))
+    of = "the objects" if made.prompted else "the foreground"
+    console.print(f"mean J of {of}: {score_demo(made):.3f}", highlight=False)
+
+
+def _run(options: RunOptions) -> None:
+    from ..commands.run import run as work
+
+    with asked_to_stop() as stop, progress_bar(TextColumn("{task.fields[rate]}")) as bar:
+        task = bar.add_task(options.model, total=None, rate="")
+        summary = work(
+            options,
+            report=lambda p: bar.update(
+                task, completed=p.done, total=p.total, rate=f"{1e3 / p.last_ms:.1f} frames/s"
+            ),
+            should_stop=lambda: bool(stop),
+        )
+    note = summary["weights"]["note"]
+    console.print(f"weights: {note}", style=None if summary["weights"]["trained"] else "yellow")
+    if summary["mask"] is not None and summary["mask"]["with_void"]:
+        console.print("mask: 255 is void, where no object is; --no-mask-void takes it for an id")
+    if summary["proposals"] is not None:
+        notes = dict(summary["proposals"])
+        source, caption = notes.pop("source"), notes.pop("weights")
+        said = [f"{count} {name.replace('_', ' ')}" for name, count in notes.items()]
+        console.print(
+            ", ".join([f"proposals: {source}", *([caption] if caption else []), *said]),
+            style="yellow" if caption and "RANDOM" in caption else None,
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    speed = (
+        f", p50 {summary['p50_ms']} ms, p95 {summary['p95_ms']} ms" if "p50_ms" in summary else ""
+    )
+    console.print(f"{summary['frame_count']} frames on {summary['device_name']}{speed}")
+    console.print(f"wrote {options.out}", soft_wrap=True)
+    if not summary["complete"]:
+        console.print("stopped before the end; --resume goes on from here")
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def models() -> None:
+    """List the models and the weights that ship."""
+    from ..zoo.registry import MODELS
+    from ..zoo.weights import backbone_cards, cards
+
+    table = Table("model", "what it is", "weights", "trained")
+    for name, entry in MODELS.items():
+        for card in (card for card in cards().values() if card.model == name):
+            table.add_row(name, entry.summary, card.tag, "yes" if card.trained else "no: RANDOM")
+    console.print(table)
+    backbones = Table("backbone", "from", "licence")
+    for backbone in backbone_cards().values():
+        backbones.add_row(backbone.name, backbone.source, backbone.licence)
+    console.print(backbones)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="Which model; `vosengine models` lists them.")],
+    size: Annotated[str, typer.Option(help="Frame size as HEIGHTxWIDTH.")] = "480x854",
+    objects: Annotated[int, typer.Option(min=1, help="Objects in the frame.")] = 3,
+    memory_frames: Annotated[int, typer.Option(min=1, help="Frames in the memory.")] = 5,
+    max_objects: Annotated[
+        int | None, typer.Option(min=1, help="Room for that many objects; the model's own.")
+    ] = None,
+) -> None:
+    """Parameters, GFLOP and memory of a model at a frame size and object count."""
+    frame_size = parse_size(size)
+    from ..commands.info import cost
+
+    found = cost(
+        model,
+        frame_size,
+        objects,
+        memory_frames=memory_frames,
+        max_objects=max_objects,
+    )
+    memory = f", {memory_frames} memory frames" if found.memory_frames else ""
+    title = f"{model}: {size}, {objects} objects{memory}, fp32"
+    table = Table("what", "how much", title=title)
+    table.add_row("parameters", f"{found.parameters / 1e6:.1f} M")
+    table.add_row("network input", "x".join(map(str, found.network_size)))
+    for verb, gflop in found.gflop.items():
+        table.add_row(f"{verb}, a frame", f"{gflop:.1f} GFLOP")
+    table.add_row("together, a frame", f"{sum(found.gflop.values()):.1f} GFLOP")
+    for name in ("weights", "features", "memory"):
+        table.add_row(f"{name} held", f"{getattr(found, f'{name}_bytes') / 2**20:.0f} MiB")
+    console.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which backends each op has here and why, and test them."""
+    from ..commands.doctor import machine, self_test, versions
+
+    table = Table("what", "found", show_header=False)
+    for facts in (versions(), machine()):
+        for name, value in facts.items():
+            table.add_row(name, value)
+    console.print(table)
+    ops = Table("op", "device", "backend", "", "self-test against the reference")
+    failed = False
+    for report in self_test():
+        failed = failed or report.fault is not None
+        outcome = Text(f"{report.tested} cases agree" if report.tested else "", style="green")
+        if report.fault is not None:
+            outcome = Text.assemble(("FAILS", "bold red"), f" {report.fault}")
+        elif report.reason is not None:
+            reason = f"{'; but not' if report.tested else 'not used'}: {report.reason}"
+            outcome = Text.assemble(outcome, reason)
+        elif report.backend == "reference":
+            outcome = Text("takes every call")
+        chosen = "chosen" if report.chosen else ""
+        ops.add_row(report.op, report.device, report.backend, chosen, outcome)
+    console.print(ops)
+    if failed:
+        say_error("a backend disagrees with its reference; do not trust it")
+        raise typer.Exit(1)
+
+
+app.command("eval")(cli_training.evaluate)
+app.command()(cli_training.train)
+app.command()(cli_training.clips)
+app.command()(cli_training.plot)
+app.command()(cli_bench.bench)
+app.command()(cli_onnx.export)
+app.command()(cli_serve.serve)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The command that times whole models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from .terminal import Device, console, errors, parse_size
+
+ELEMENTS = typer.Option(help="Number of objects, with commas.")
+
+
+def bench(
+    model: Annotated[str | None, typer.Option(help="Which; several with commas.")] = None,
+    all_models: Annotated[bool, typer.Option("--all", help="All models.")] = False,
+    device: Device = "auto",
+    weights: Annotated[
+        str, typer.Option(help="random: the papers' sizes; or a tag (demo), or a file.")
+    ] = "random",
+    sizes: Annotated[
+        str, typer.Option(help="Of the frames, with commas.")
+    ] = "480x854,720x1280,1080x1920",
+    objects: Annotated[str, ELEMENTS] = "1,2,3,5,10",
+    memory_frames: Annotated[int, typer.Option(min=2, help="Frames in the memory.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps under the clock.")] = 50,
+    warm_up: Annotated[int, typer.Option(min=0, help="Steps before that.")] = 5,
+    frames: Annotated[int, typer.Option(min=0, help="Of one long stream; 0: none.")] = 1000,
+    data: Annotated[
+        Path | None, typer.Option(help="Frames of a video or a folder, not procedural ones.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option(help="Time torch.compile too, where there is bf16: minutes a model.")
+    ] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One size, three objects, few steps; minutes on a CPU.")
+    ] = False,
+    output_json: Annotated[Path | None, typer.Option(help="Write the figures there.")] = None,
+    output_md: Annotated[Path | None, typer.Option(help="Write the tables there.")] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw a PNG there.")] = None,
+) -> None:
+    """Time models as they are used, each run several ways in turn: percentiles of a step, memory,
+    stages, labels against float32; beside what the papers print of themselves."""
+    if (model is None) != all_models:
+        raise typer.BadParameter("wanted --model MODEL or --all")
+    parsed = tuple(parse_size(size) for size in sizes.split(","))
+    counts = _parse_objects(objects)
+    from ..benchmark import Plan, tables_of
+    from ..commands.bench import BenchOptions
+    from ..commands.bench import bench as work
+    from ..zoo.registry import list_models
+
+    options = BenchOptions(
+        models=list_models() if model is None else tuple(model.split(",")),
+        device=device,
+        plan=Plan(weights, memory_frames, warm_up, steps),
+        sizes=parsed,
+        objects=counts,
+        frames=frames,
+        compiled=compiled,
+        data=data,
+        json=output_json,
+        markdown=output_md,
+        chart=chart,
+        command=_command(sys.argv[1:]),
+    )
+    if quick:
+        options = options.quick()
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        result = work(options, lambda where: bar.update(task, description=where))
+    for table in tables_of(result, console.width):
+        console.print(table)
+    for file in (output_json, output_md, chart):
+        if file is not None:
+            console.print(f"wrote {file}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _command(words: list[str]) -> str:
+    """What was asked for, less the files to write: those would be paths of this machine."""
+    kept, files = ["vosengine"], ("--output-json", "--output-md", "--chart")
+    for index, word in enumerate(words):
+        before = words[index - 1] if index else ""
+        if before not in files and word.partition("=")[0] not in files:
+            kept.append(word)
+    return " ".join(kept)
+
+
+def _parse_objects(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if not all(word.isdigit() and 1 <= int(word) <= 255 for word in words):
+        raise typer.BadParameter(f"wanted counts of 1..255 such as 1,2,3, given {text!r}")
+    return tuple(int(word) for word in words)

@@ -1,0 +1,71 @@
+"""The command that writes ONNX graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .terminal import Weights, console, parse_size
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Which model; `vosengine models` lists them.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the graphs and model.json.")] = None,
+    server_repository: Annotated[
+        Path | None,
+        typer.Option(help="Write a repository for NVIDIA Triton Inference Server instead."),
+    ] = None,
+    weights: Weights = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH in the network: static graphs, of that size alone."),
+    ] = None,
+    dynamic: Annotated[
+        bool,
+        typer.Option("--dynamic", help="Any size, objects and memory; so it is without --size."),
+    ] = False,
+    max_objects: Annotated[
+        int | None, typer.Option(help="The most objects; of static graphs, the rows.")
+    ] = None,
+    memory_frames: Annotated[
+        int | None, typer.Option(help="Frames that the memory holds; the model's own.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    opset: Annotated[int, typer.Option(help="Of ONNX: 20 or 21.")] = 20,
+) -> None:
+    """Write a model as ONNX graphs that onnxruntime runs, each checked and compared with torch."""
+    if size is not None and dynamic:
+        raise typer.BadParameter("wanted --size or --dynamic, given both")
+    if (out is None) == (server_repository is None):
+        raise typer.BadParameter("wanted --out DIR or --server-repository DIR")
+    parsed = None if size is None else parse_size(size)
+    from ..commands.export import Export
+    from ..commands.export import export as work
+
+    wanted = Export(
+        model=model,
+        out=out,
+        server_repository=server_repository,
+        weights=weights,
+        size=parsed,
+        max_objects=max_objects,
+        memory_frames=memory_frames,
+        precision=precision,
+        opset=opset,
+    )
+    with console.status("tracing") as status:
+        written = work(wanted, report=lambda line: status.update(f"writing {line}"))
+    table = Table("graph", "MiB", "largest difference from torch", "of numbers up to")
+    for row in written.graphs:
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        f"the same stream by torch: {100 * written.differs:.4f} % of the labels differ "
+        f"({written.frames} frames drawn for the purpose)"
+    )
+    caption = written.caption
+    console.print(f"weights: {caption}", style=None if written.trained else "yellow", markup=False)
+    console.print(f"wrote {written.folder}", soft_wrap=True)

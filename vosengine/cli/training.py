@@ -1,0 +1,301 @@
+"""The commands that make weights and measure them: train, clips, plot, eval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import TextColumn
+
+from ..errors import ConfigError
+from .terminal import (
+    INTERRUPTED,
+    Device,
+    Memory,
+    Model,
+    Precision,
+    Weights,
+    WorkingSize,
+    asked_to_stop,
+    console,
+    parse_size,
+    parse_working_size,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from ..commands.evaluate import EvaluateOptions
+    from ..training.trainer import Progress as TrainingProgress
+
+
+def train(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, log and weights.")],
+    config: Annotated[
+        str,
+        typer.Option(
+            help="lite, over a pretrained backbone (it ships); small, from scratch; or paper."
+        ),
+    ] = "small",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="synthetic, cache:FOLDER, paste:FOLDER, stills:FOLDER, davis:FOLDER or "
+            "youtube:FOLDER; or several, with weights: davis:FOLDER=5,synthetic=1."
+        ),
+    ] = "synthetic",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips in a step.")] = None,
+    frames: Annotated[int | None, typer.Option(min=2, help="Frames of a clip.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of the clips, HEIGHTxWIDTH.")] = None,
+    rate: Annotated[float | None, typer.Option(help="AdamW's greatest learning rate.")] = None,
+    parts: Annotated[
+        str | None, typer.Option(help="Of target_aware, with commas: dnet, reid, tnet.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, clips and draws.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights to start from: any model's, or a backbone's; lite: the one that ships."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so many; --resume goes on.")
+    ] = None,
+    save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 180.0,
+    score_every: Annotated[
+        int, typer.Option(min=0, help="Steps between scores on held-out clips; 0: none.")
+    ] = 500,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare clips.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Train a model on procedural video, or on yours. It can be stopped and resumed at any time."""
+    changes: dict[str, Any] = {
+        "steps": steps,
+        "batch": batch,
+        "frames": frames,
+        "size": None if size is None else parse_size(size),
+        "rate": rate,
+        "parts": None if parts is None else tuple(parts.split(",")),
+        "precision": precision,
+        "seed": seed,
+    }
+    from ..commands.train import TrainOptions
+    from ..commands.train import train as work
+
+    options = TrainOptions(
+        model=model,
+        out=out,
+        config=config,
+        data=data,
+        changes={name: value for name, value in changes.items() if value is not None},
+        init=init,
+        resume=resume,
+        device=device,
+        workers=workers,
+        minutes=minutes,
+        save_every=save_every,
+        score_every=score_every,
+    )
+    with (
+        asked_to_stop() as stop,
+        progress_bar(TextColumn("{task.fields[state]}"), unit="steps") as bar,
+    ):
+        task = bar.add_task(model, total=None, state="")
+
+        def show(progress: TrainingProgress) -> None:
+            loss = sum(progress.losses.values())
+            state = f"loss {loss:.3f}, {progress.seconds:.2f} s a step"
+            if progress.score is not None:
+                bar.console.print(
+                    f"step {progress.step}: loss {loss:.3f}, held-out {progress.score:.3f}"
+                )
+            bar.update(task, completed=progress.step, total=progress.steps, state=state)
+
+        result = work(options, show, lambda: bool(stop))
+    console.print(f"{result.steps} steps, {result.seconds / 60:.1f} minutes", highlight=False)
+    console.print(f"wrote {result.weights}", highlight=False, soft_wrap=True, markup=False)
+    if not result.finished:
+        console.print("stopped before the end; --resume goes on from here")
+        raise typer.Exit(INTERRUPTED if stop else 0)
+
+
+def clips(
+    out: Annotated[Path, typer.Option(help="Folder for the clips.")],
+    count: Annotated[int, typer.Option(min=4, help="How many clips.")] = 4096,
+    frames: Annotated[int, typer.Option(min=2, help="Of each.")] = 5,
+    size: Annotated[str, typer.Option(help="Of each, HEIGHTxWIDTH.")] = "160x288",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other clips.")] = 0,
+    labelled: Annotated[
+        bool,
+        typer.Option("--labelled", help="All that looks like an object is one."),
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw a cache.")] = 1,
+    davis: Annotated[
+        bool,
+        typer.Option("--davis", help="A data set in DAVIS layout, for `eval`, not a cache."),
+    ] = False,
+    level: Annotated[
+        int | None,
+        typer.Option(min=0, max=3, help="With --davis: of this difficulty only."),
+    ] = None,
+) -> None:
+    """Draw procedural clips once, for `train --data cache:FOLDER`. Interrupted, it goes on."""
+    height, width = parse_size(size)
+    from ..commands.draw import write_davis
+    from ..training.synthetic.cache import write_cache
+
+    if level is not None and not davis:
+        raise ConfigError("level: is for --davis; a cache holds all levels")
+    with progress_bar(unit="clips" if davis else "shards") as bar:
+        task = bar.add_task("clips", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        shape = height, width
+        if davis:
+            write_davis(out, count, frames, shape, seed, level, labelled=labelled, on_clip=show)
+        else:
+            write_cache(out, count, frames, shape, workers, seed, labelled=labelled, on_shard=show)
+    console.print(f"wrote {count} clips to {out}", highlight=False, soft_wrap=True, markup=False)
+
+
+def plot(
+    folder: Annotated[Path, typer.Argument(help="Of a training run.")],
+    out: Annotated[Path | None, typer.Option(help="PNG to write; FOLDER/log.png.")] = None,
+) -> None:
+    """Draw a training run's log: losses and held-out scores over the steps."""
+    from ..training.plot import plot_log
+    from ..training.trainer import LOG
+
+    picture = out or folder / "log.png"
+    plot_log(folder / LOG, picture)
+    console.print(f"wrote {picture}", highlight=False, soft_wrap=True, markup=False)
+
+
+def evaluate(
+    predictions: Annotated[
+        Path | None, typer.Option(help="Masks to score: DIR/<sequence>/<frame>.png.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="What they should be, in the same layout.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Or a model, to be run on --data and scored.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data set as DAVIS has it: JPEGImages and Annotations.")
+    ] = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    size: WorkingSize = None,
+    memory: Memory = None,
+    sequences: Annotated[str | None, typer.Option(help="Only these, with commas.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=3, help="Only that many frames of each sequence.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the model's masks there.")] = None,
+    binary: Annotated[bool, typer.Option("--binary", help="All ids are one object.")] = False,
+    void: Annotated[
+        bool | None,
+        typer.Option(help="255 is void, or an id. By itself: void beside other ids."),
+    ] = None,
+    threshold: Annotated[
+        int | None,
+        typer.Option(min=1, max=255, help="Masks are soft: from that on, 0..255, is object 1."),
+    ] = None,
+    propagation: Annotated[
+        bool,
+        typer.Option(help="Also the first mask carried on by a backbone's features, untrained."),
+    ] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to that file too.")
+    ] = None,
+) -> None:
+    """J and F of masks in a folder, or of a model beside baselines that need no training.
+
+    The first and the last frame of a sequence are left out; the mean is over sequences.
+    """
+    working_size = parse_working_size(size)
+    folders, runs = (predictions, annotations), (model, data)
+    if any(folders) == any(runs) or not (all(folders) or all(runs)):
+        raise typer.BadParameter("wanted --predictions and --annotations, or --model and --data")
+    from ..evaluation import comparison, measure_folders, report, write_json
+    from ..files import Given, keep_apart
+    from ..video import MaskRule, prepare_output_folder
+
+    rule = MaskRule(void, threshold)
+    if json_file is not None:
+        read = (("the masks", predictions), ("the annotations", annotations))
+        keep_apart([g for what, at in read for g in Given.named(what, at, tree=True)], [json_file])
+        prepare_output_folder(json_file.absolute().parent)
+    if predictions is not None and annotations is not None:
+        measured = measure_folders(predictions, annotations, binary=binary, rule=rule)
+        console.print(comparison({"": measured}))
+        content = report(measured)
+        _say_void(content)
+    if model is not None and data is not None:
+        from ..commands.evaluate import EvaluateOptions
+
+        options = EvaluateOptions(
+            model=model,
+            data=data,
+            weights=weights,
+            device=device,
+            precision=precision,
+            size=working_size,
+            memory=memory,
+            sequences=None if sequences is None else tuple(sequences.split(",")),
+            limit=limit,
+            binary=binary,
+            rule=rule,
+            out=out,
+            json=json_file,
+            propagation=propagation,
+        )
+        content = _evaluate(options)
+    if json_file is not None:
+        write_json(json_file, content)
+        console.print(f"wrote {json_file}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _say_void(content: dict[str, Any]) -> None:
+    if content["with_void"]:
+        console.print(
+            f"255 is void in the annotation of {', '.join(content['with_void'])} and counts for "
+            "neither side; --no-void takes it for an id",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    from ..commands.evaluate import evaluate as work
+    from ..evaluation import comparison
+
+    with progress_bar() as bar:
+        task = bar.add_task(options.model, total=None)
+        found = work(
+            options,
+            lambda p: bar.update(task, completed=p.done, total=p.total, description=p.sequence),
+        )
+    content = found.as_json()
+    note = found.note or content["weights"]["name"]
+    style = "yellow" if found.note else None
+    console.print(f"weights: {note}", style=style, highlight=False, markup=False)
+    console.print(comparison({options.model: found.evaluation, **found.baselines}))
+    _say_void(content)
+    console.print(
+        f"{content['p50_ms']:.1f} ms a frame (median), {content['network_size']}, "
+        f"{content['precision']}, {content['device_name']}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    return content

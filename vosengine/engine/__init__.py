@@ -1,0 +1,1 @@
+"""Streams and the engine that answers for them: prompts, rules, steps, snapshots."""

@@ -1,0 +1,92 @@
+"""A Segmenter's stream as bytes, and bytes in place of its stream: what both its forms, `snapshot`
+and `save_state`, do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ..ambient import own_settings
+from ..proposals import StatefulSource
+from ..runtime import in_layout
+from .postprocess import named
+from .ring import Pending
+from .snapshot import SavedStream, check_source, pack, unpack
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
+
+
+@own_settings()
+def packed(segmenter: Segmenter) -> bytes:
+    """Its stream as it is."""
+    state, slots, source = segmenter._state, segmenter._slots, _source(segmenter)
+    return pack(
+        SavedStream(
+            identity=_identity(segmenter),
+            geometry=segmenter.geometry,
+            ids=slots.in_slot_order,
+            ever=tuple(sorted(slots.ever)),
+            reserved=tuple(sorted(slots.reserved)),
+            frame_count=segmenter.frame_count,
+            flushed=segmenter._flushed,
+            state={} if state is None else state.tensors(),
+            ring=[
+                (
+                    held.index,
+                    held.features._asdict(),
+                    None if held.prompt is None else held.prompt.labels,
+                )
+                for held in segmenter._ring
+            ],
+            source=None if source is None else source.tensors(),
+        )
+    )
+
+
+@own_settings()
+def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
+    """Put a packed stream in place of its own. where: the name that errors give it. Raises
+    StateError, before anything has changed."""
+    stream = unpack(data, where, _identity(segmenter), segmenter.device)
+    source, method = _source(segmenter), segmenter.method
+    check_source(where, stream, source)
+    state = None
+    if stream.geometry is not None:
+        state = segmenter.begin_state(stream.geometry)
+        state.restore(stream.state, len(stream.ids))
+    ring = [
+        Pending(
+            index,
+            method.features(**in_layout(features, segmenter.engine)),
+            None if labels is None else named(labels, segmenter.device),
+        )
+        for index, features, labels in stream.ring
+    ]
+    if source is not None and stream.source is not None:
+        source.restore(stream.source)
+    segmenter.reset()
+    segmenter.geometry, segmenter._state, segmenter._ring = stream.geometry, state, ring
+    segmenter._slots.assign(stream.ids)
+    segmenter._slots.ever |= set(stream.ever)
+    segmenter._slots.reserved |= set(stream.reserved)
+    segmenter.frame_count, segmenter._flushed = stream.frame_count, stream.flushed
+
+
+def _source(segmenter: Segmenter) -> StatefulSource | None:
+    """Its source of proposals, if that remembers."""
+    return segmenter.proposals if isinstance(segmenter.proposals, StatefulSource) else None
+
+
+def _identity(segmenter: Segmenter) -> dict[str, Any]:
+    """What a saved stream must agree with to go on in it."""
+    memory = {} if segmenter.memory is None else {"memory": asdict(segmenter.memory)}
+    return {
+        "model": segmenter.model,
+        "weights": segmenter.card.identity,
+        "config": asdict(segmenter.method.config) | memory,
+        "precision": str(segmenter.dtype),
+        "size": segmenter.size,
+        "max_objects": segmenter.max_objects,
+        "online": segmenter.online,
+    }

@@ -1,0 +1,164 @@
+"""A stream as bytes: everything needed to go on with it elsewhere, in safetensors' format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from ..errors import StateError
+from ..types import Geometry
+
+FORMAT = "vosengine-stream-4"
+
+
+@dataclass(frozen=True)
+class SavedStream:
+    """What a Segmenter holds of its stream.
+
+    identity  model, weights, configuration...: what must agree where the stream goes on
+    ids       the objects in order of slot
+    ever      every id that the stream has had
+    reserved  the ids that are kept for the caller
+    ring      (frame index, features by name, prompt or None) of every frame still held
+    source    what the source of proposals remembers; None where it is no StatefulSource
+    """
+
+    identity: dict[str, Any]
+    geometry: Geometry | None
+    ids: tuple[int, ...]
+    ever: tuple[int, ...]
+    frame_count: int
+    flushed: bool
+    state: dict[str, torch.Tensor]
+    ring: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]]
+    source: dict[str, torch.Tensor] | None = None
+    reserved: tuple[int, ...] = ()
+
+
+def pack(stream: SavedStream) -> bytes:
+    """A stream as bytes, which `unpack` reads."""
+    tensors = {f"state/{name}": tensor for name, tensor in stream.state.items()}
+    tensors |= {f"source/{name}": tensor for name, tensor in (stream.source or {}).items()}
+    for index, features, prompt in stream.ring:
+        tensors |= {f"ring/{index}/{name}": tensor for name, tensor in features.items()}
+        if prompt is not None:
+            tensors[f"prompt/{index}"] = prompt
+    geometry = stream.geometry
+    described = {
+        "format": FORMAT,
+        "identity": stream.identity,
+        "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],
+        "ids": stream.ids,
+        "ever": stream.ever,
+        "reserved": stream.reserved,
+        "frame_count": stream.frame_count,
+        "flushed": stream.flushed,
+        "ring": [index for index, _, _ in stream.ring],
+        "source": stream.source is not None,
+    }
+    # Cloned: safetensors refuses tensors that share storage, as views of one bank do.
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    text = json.dumps(described)
+    metadata = {"stream": text, "sha256": _digest_of(text, tensors)}
+    return save(tensors, metadata)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a saved stream's file. Raises StateError where there is none."""
+    if not path.is_file():
+        raise StateError(f"{path}: no such file; wanted one that save_state wrote")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def unpack(data: bytes, where: str, identity: dict[str, Any], device: torch.device) -> SavedStream:
+    """The stream of `pack`'s bytes, which goes on under `identity`, onto a device; its tensors are
+    its own.
+
+    where   the name that errors give the bytes: a path, or "snapshot"
+
+    Raises  StateError: damaged, cut short, no stream, or a stream of another identity.
+    """
+    try:
+        tensors = load(data)
+        metadata = _metadata_of(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise StateError(f"{where}: corrupt, or no saved stream ({error})") from error
+    text = metadata.get("stream", "")
+    if f'"format": "{FORMAT}"' not in text:
+        raise StateError(f"{where}: not a stream that this version saved (wanted {FORMAT})")
+    # What has the hash was written by `pack`: nothing in it has to be looked at twice.
+    if _digest_of(text, tensors) != metadata.get("sha256"):
+        raise StateError(f"{where}: fails its hash; it is damaged: save the stream anew")
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    described = json.loads(text)
+    _check_identity(where, described["identity"], json.loads(json.dumps(identity)))
+    geometry = described["geometry"]
+    return SavedStream(
+        identity=identity,
+        geometry=Geometry(*(tuple(part) for part in geometry)) if geometry else None,
+        ids=tuple(described["ids"]),
+        ever=tuple(described["ever"]),
+        frame_count=described["frame_count"],
+        flushed=described["flushed"],
+        state=_under("state/", tensors),
+        ring=[
+            (index, _under(f"ring/{index}/", tensors), tensors.get(f"prompt/{index}"))
+            for index in described["ring"]
+        ],
+        source=_under("source/", tensors) if described["source"] else None,
+        reserved=tuple(described["reserved"]),
+    )
+
+
+def check_source(where: str, stream: SavedStream, source: object | None) -> None:
+    """Raise StateError unless a source that remembers (None: there is none) goes with a stream."""
+    if stream.source is not None and source is None:
+        raise StateError(
+            f"{where}: the stream was saved with a source of proposals that remembers what it saw; "
+            "give this Segmenter such a source too (proposals=...)"
+        )
+    if stream.source is None and source is not None:
+        raise StateError(
+            f"{where}: the stream was saved without a source of proposals that remembers what it "
+            f"saw, and this Segmenter has one ({type(source).__name__}); leave it out"
+        )
+
+
+def _metadata_of(data: bytes) -> dict[str, str]:
+    """What the header of sound safetensors bytes holds beside its tensors: its length in the first
+    eight bytes, the lowest first, then JSON."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8:end]).get("__metadata__", {})
+    return found
+
+
+def _digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over the description, then over names, dtypes, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def _check_identity(where: str, saved: dict[str, Any], here: dict[str, Any]) -> None:
+    different = [name for name in here if saved.get(name) != here[name]]
+    if different:
+        details = "; ".join(f"{n}: saved {saved.get(n)}, here {here[n]}" for n in different)
+        raise StateError(f"{where}: the stream was saved under other settings: {details}")

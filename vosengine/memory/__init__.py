@@ -1,0 +1,91 @@
+"""Memory of past frames: bounded, in pages that streams share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from ..config import MemoryConfig, ModelConfig
+from ..errors import ConfigError
+from .adaptive import AdaptiveBank
+from .bank import MemoryBank, Stored
+from .pages import PagePools, Pages
+
+__all__ = [
+    "AdaptiveBank",
+    "Memory",
+    "MemoryBank",
+    "PagePools",
+    "Pages",
+    "Stored",
+    "make_memory",
+    "memory_of",
+]
+
+
+class Memory(Protocol):
+    """What the methods know of a memory, whatever its policy."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def make_room(self, count: int) -> None: ...
+
+    def write(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keep: Sequence[bool],
+        shown: torch.Tensor | None = None,
+    ) -> None: ...
+
+    def read(self, count: int) -> Stored: ...
+
+    def forget(self, group: int, count: int) -> None: ...
+
+    def release(self) -> None: ...
+
+    def tensors(self, count: int) -> dict[str, torch.Tensor]: ...
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None: ...
+
+
+def memory_of(
+    model: str, config: ModelConfig, wanted: MemoryConfig | str | None
+) -> MemoryConfig | None:
+    """What a model's memory keeps: `wanted`, or the configuration's under that policy, or the
+    configuration's own. None of a model without such a memory.
+
+    Raises  ConfigError where that is wanted of such a model, or the policy is unknown.
+    """
+    own: MemoryConfig | None = getattr(config, "memory", None)
+    if wanted is None:
+        return own
+    if own is None:
+        raise ConfigError(f"memory: {model} has no memory to set; leave it out")
+    return replace(own, policy=wanted) if isinstance(wanted, str) else wanted
+
+
+def make_memory(
+    config: MemoryConfig,
+    *,
+    groups: int,
+    positions: int,
+    key_channels: int,
+    value_channels: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    pools: PagePools | None = None,
+) -> Memory:
+    """The memory that a policy asks for: `groups` objects, `positions` cells a frame.
+
+    pools  where whole frames get their pages from; None: from one of its own
+    """
+    channels = (key_channels, value_channels)
+    if config.policy == "afb":
+        return AdaptiveBank(config, groups, positions, channels, device=device, dtype=dtype)
+    pages = (pools or PagePools()).of(positions, channels, device=device, dtype=dtype)
+    return MemoryBank(groups, config.max_frames, pages)

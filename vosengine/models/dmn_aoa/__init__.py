@@ -1,0 +1,1 @@
+"""DMN-AOA: its network, and references that are moved onto the frame."""

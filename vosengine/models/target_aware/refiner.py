@@ -1,0 +1,163 @@
+"""From a coarse score per track to logits in pixels: FRTM's refinement network, or none."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ...config import TargetAwareConfig
+from ...types import Size
+from ..backbone import Pyramid
+from ..blocks import conv3
+
+
+def resize(x: torch.Tensor, size: Size) -> torch.Tensor:
+    if x.shape[2:] == size:
+        return x
+    return functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+class Reduction(nn.Module):
+    """The part of an encoder that looks at the frame alone: conv1(relu(conv1 x))."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 1)
+        self.conv2 = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv2(functional.relu(self.conv1(x)))
+
+
+class SegmentationEncoder(nn.Module):
+    """TSE past its reduction: what a level of the backbone says of a target, given its score.
+
+    relu(conv3(relu(conv3(relu(conv3 [reduced, score])))))
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        joined = channels + 1
+        self.conv1 = conv3(joined, joined)
+        self.conv2 = conv3(joined, joined)
+        self.conv3 = conv3(joined, channels)
+
+    def forward(self, reduced: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        """reduced [1, channels, h, w], score [K, 1, h, w] -> [K, channels, h, w]"""
+        # The first convolution is linear: its part on the frame is computed once for all targets.
+        weight, bias = self.conv1.weight, self.conv1.bias
+        x = functional.conv2d(reduced, weight[:, :-1], bias, padding=1)
+        x = functional.relu(x + functional.conv2d(score, weight[:, -1:], padding=1))
+        return functional.relu(self.conv3(functional.relu(self.conv2(x))))
+
+
+class ResidualBlock(nn.Module):
+    """RRB: relu(h + conv3(relu(conv3 h))) of h = conv1 x; the last convolution has no bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 1)
+        self.conv2 = conv3(channels, channels)
+        self.conv3 = conv3(channels, channels, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv1(x)
+        return functional.relu(x + self.conv3(functional.relu(self.conv2(x))))
+
+
+class ChannelAttention(nn.Module):
+    """CAB: a level's channels gated by what it and the deeper level hold on the whole, plus the
+    deeper level itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2 * channels, channels, 1)
+        self.conv2 = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, deeper: torch.Tensor, shallow: torch.Tensor) -> torch.Tensor:
+        """deeper [K, channels, h', w'], shallow [K, channels, h, w] -> [K, channels, h, w]"""
+        pooled = torch.cat([_pool(shallow), _pool(deeper)], dim=1)
+        gate = torch.sigmoid(self.conv2(functional.relu(self.conv1(pooled))))
+        height, width = shallow.shape[2:]
+        return shallow * gate + resize(deeper, (height, width))
+
+
+def _pool(x: torch.Tensor) -> torch.Tensor:
+    return x.mean(dim=(2, 3), keepdim=True)
+
+
+class Level(nn.Module):
+    """One level of the pyramid: encoder, block, attention to the deeper level, block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.encoder = SegmentationEncoder(channels)
+        self.block1 = ResidualBlock(channels)
+        self.attention = ChannelAttention(channels)
+        self.block2 = ResidualBlock(channels)
+
+    def forward(
+        self, deeper: torch.Tensor, reduced: torch.Tensor, coarse: torch.Tensor
+    ) -> torch.Tensor:
+        height, width = reduced.shape[2:]
+        x = self.block1(self.encoder(reduced, resize(coarse, (height, width))))
+        return self.block2(self.attention(deeper, x))
+
+
+class Refiner(nn.Module):
+    """FRTM's refinement network (Robinson et al., CVPR 2020, section 3.3), from layer4 to layer1.
+
+    pyramid   channels of the backbone's four maps, layer1 first
+    channels  its own width
+
+    Every resampling is bilinear; FRTM's two last are bicubic. [O]
+    """
+
+    def __init__(self, pyramid: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.reductions = nn.ModuleList(Reduction(width, channels) for width in reversed(pyramid))
+        self.levels = nn.ModuleList(Level(channels) for _ in pyramid)
+        self.upsample1 = conv3(channels, channels // 2)
+        self.upsample2 = conv3(channels // 2, 1)
+
+    def reduce(self, pyramid: Pyramid) -> list[torch.Tensor]:
+        """What no track is needed for: [1, channels, h, w] of every level, layer4 first."""
+        maps = reversed([x for x in pyramid if x is not None])
+        return [reduce(x) for reduce, x in zip(self.reductions, maps, strict=True)]
+
+    def forward(
+        self, coarse: torch.Tensor, reduced: list[torch.Tensor], size: Size
+    ) -> torch.Tensor:
+        """coarse [K, 1, h, w] and `reduce`'s maps -> logits [K, *size]"""
+        x = _pool(reduced[0]).expand(coarse.shape[0], -1, -1, -1)
+        for level, frame in zip(self.levels, reduced, strict=True):
+            x = level(x, frame, coarse)
+        height, width = x.shape[2:]
+        x = functional.relu(self.upsample1(resize(x, (2 * height, 2 * width))))
+        return self.upsample2(resize(x, size))[:, 0]
+
+
+class NoRefiner(nn.Module):
+    """The coarse score itself, upsampled.
+
+    The score is fitted to 0 and 1, so its logit is taken as 4 (score - 1/2), the tangent of the
+    logit at 1/2: it changes sign where a pixel is as likely target as not. [O]
+    """
+
+    def reduce(self, pyramid: Pyramid) -> list[torch.Tensor]:
+        """Nothing of the frame is needed."""
+        return []
+
+    def forward(
+        self, coarse: torch.Tensor, reduced: list[torch.Tensor], size: Size
+    ) -> torch.Tensor:
+        """coarse [K, 1, h, w] -> logits [K, *size]"""
+        return 4 * resize(coarse, size)[:, 0] - 2
+
+
+def make_refiner(config: TargetAwareConfig, pyramid: tuple[int, ...]) -> Refiner | NoRefiner:
+    """The refiner that a configuration asks for, over maps of these channels, layer1 first."""
+    if config.refiner == "none":
+        return NoRefiner()
+    return Refiner(pyramid, config.refiner_channels)

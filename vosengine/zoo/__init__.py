@@ -1,0 +1,1 @@
+"""Every model by name, and weights with their cards."""

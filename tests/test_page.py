@@ -1,44 +1,26 @@
-"""The page of `vosengine serve` in Chromium: tests/browser/page.test.mjs, one scenario a test."""
+"""The page of `vosengine serve` in Chromium: scenarios of tests/browser, one a test."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import av
 import cv2
 import numpy as np
 import pytest
+from page_browser import BROWSER, MISSING, NODE, Browser, Server
 from PIL import Image
 
 from vosengine import rle
 from vosengine.video import VideoWriter
 
-ROOT = Path(__file__).resolve().parents[1]
-BROWSER = Path(__file__).with_name("browser")
-OUT = ROOT / "out" / "browser"  # pictures, to look at
-TOKEN = "of-the-tests"
+OUT = Path(__file__).resolve().parents[1] / "out" / "browser"  # pictures, to look at
 FRAMES, ROUND, HEIGHT, WIDTH, RADIUS = 24, 48, 240, 320, 26
-SECONDS = 120.0  # for a scenario
-
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-NODE = shutil.which("node")
-MISSING = [
-    what
-    for what, there in (
-        ("Chromium (apt-get install chromium)", Path(CHROMIUM).exists()),
-        ("node", NODE is not None),
-        ("playwright-core (npm ci in tests/browser)", (BROWSER / "node_modules").exists()),
-    )
-    if not there
-]
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"without {', '.join(MISSING)}")
 
 
@@ -77,38 +59,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"PAGE_CLIP": str(mp4), "PAGE_WEBM": str(webm), "PAGE_CAMERA": str(camera)}
 
 
-class Server:
-    """`vosengine serve` as a process."""
-
-    def __init__(self, states: Path) -> None:
-        self._states = states
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it listens; a second time, on the same port."""
-        command = [sys.executable, "-m", "vosengine", "serve", "--model", "munet"]
-        command += ["--token", TOKEN, "--port", str(self.port), "--device", "cpu"]
-        command += ["--state-dir", str(self._states), "--autosave", "2"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        self.url = said.split("#")[0]
-        self.port = urlsplit(self.url).port or 0
-        if not self.port:
-            self.kill()
-            raise AssertionError(f"the server did not start: {said!r}")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("states"))
@@ -116,42 +66,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.kill()
 
 
-class Browser:
-    """A Chromium and the program that drives it."""
-
-    def __init__(self, given: dict[str, str]) -> None:
-        self._driver = subprocess.Popen(
-            [str(NODE), "page.test.mjs"],
-            cwd=BROWSER,
-            env={**os.environ, "CHROMIUM": CHROMIUM, **given},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def play(self, name: str, **acts: Callable[[], None]) -> str:
-        """What a scenario has to say; it must succeed. acts: what is done when it asks for it."""
-        answer = self._tell(name)
-        while "ask" in answer:
-            acts[answer["ask"]]()
-            answer = self._tell("done")
-        assert answer["ok"], answer["said"]
-        return str(answer["said"])
-
-    def _tell(self, line: str) -> dict[str, Any]:
-        assert self._driver.stdin is not None and self._driver.stdout is not None
-        self._driver.stdin.write(f"{line}\n")
-        self._driver.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._driver.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        self._driver.communicate(timeout=SECONDS)
-
-
 @pytest.fixture(scope="module")
 def browser(server: Server, clips: dict[str, str]) -> Iterator[Browser]:
-    given = {"PAGE_URL": server.url, "PAGE_TOKEN": TOKEN, "PAGE_OUT": str(OUT)}
+    given = {"PAGE_URL": server.url, "PAGE_OUT": str(OUT)}
     browser = Browser({**given, **clips})
     yield browser
     browser.close()

@@ -18,6 +18,9 @@ const FLAGS = [
   "--use-fake-device-for-media-stream",
 ];
 
+/** of the ball in the clips, in pixels */
+export const RADIUS = 26;
+
 /** Of the server, the clip and the camera: from the environment. */
 export const given = {
   url: process.env.PAGE_URL,
@@ -28,11 +31,14 @@ export const given = {
   out: process.env.PAGE_OUT ?? "out/browser",
 };
 
-/** A Chromium with an empty profile, whose camera shows the clip. */
+/** A Chromium with an empty profile, whose camera shows a clip. */
 export function launch() {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: [...FLAGS, `--use-file-for-fake-video-capture=${given.camera}`],
+    args: [
+      ...FLAGS,
+      ...(given.camera ? [`--use-file-for-fake-video-capture=${given.camera}`] : []),
+    ],
   });
 }
 
@@ -40,7 +46,10 @@ export function launch() {
  * The page in a profile of its own. What goes wrong in it (console, requests to elsewhere, CSP)
  * fails `close`; `expected` are parts of messages that may come.
  */
-export async function openPage(browser, { hash = `#token=${given.token}`, expected = [], ...options } = {}) {
+export async function openPage(
+  browser,
+  { hash = `#token=${given.token}`, expected = [], ...options } = {},
+) {
   const context = await browser.newContext({
     viewport: { width: 1280, height: 800 },
     permissions: ["camera"],
@@ -94,10 +103,7 @@ export async function openClip(page, clip = given.clip) {
 export async function stroke(page, points) {
   const box = await page.locator("#image").boundingBox();
   const size = await page.evaluate(() => [image.width, image.height]);
-  const at = ([x, y]) => [
-    box.x + (x / size[0]) * box.width,
-    box.y + (y / size[1]) * box.height,
-  ];
+  const at = ([x, y]) => [box.x + (x / size[0]) * box.width, box.y + (y / size[1]) * box.height];
   await page.mouse.move(...at(points[0]));
   await page.mouse.down();
   for (const point of points.slice(1)) await page.mouse.move(...at(point), { steps: 4 });
@@ -155,4 +161,22 @@ export async function judgePictures(page) {
 export async function judgedPictures(page, count) {
   await page.waitForFunction((n) => judged.length >= n, count);
   return page.evaluate(() => judged);
+}
+
+/** Object `id` drawn over the ball with one dab of a brush of its size. */
+export async function dabBall(page) {
+  const ball = await findBall(page);
+  assert.ok(ball.pixels > 1500, `no ball in the picture: ${JSON.stringify(ball)}`);
+  await page.fill("#size", String(2 * RADIUS));
+  await stroke(page, [[ball.x, ball.y]]);
+}
+
+/** Masks belong to their pictures: one that is a frame late covers less than .7 of the ball. */
+export function assertFollows(pictures, least = 0.7) {
+  const scores = pictures.map(({ iou }) => iou).sort((a, b) => a - b);
+  const median = scores[scores.length >> 1];
+  assert.ok(
+    median > 0.8 && scores[0] > least,
+    `masks cover the ball by ${scores.map((s) => s.toFixed(2))}`,
+  );
 }

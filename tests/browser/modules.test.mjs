@@ -4,7 +4,13 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { inflateSync } from "node:zlib";
 import { Draft } from "../../vosengine/server/page/draft.js";
-import { countPixels, fillPolygon, labelMap, paintSegment, replaceObject } from "../../vosengine/server/page/labels.js";
+import {
+  countPixels,
+  fillPolygon,
+  labelMap,
+  paintSegment,
+  replaceObject,
+} from "../../vosengine/server/page/labels.js";
 import { encodePng } from "../../vosengine/server/page/png.js";
 import { deflate, inflate, packFrame, unpackAnswer } from "../../vosengine/server/page/protocol.js";
 import { encodeObjects } from "../../vosengine/server/page/rle.js";
@@ -22,11 +28,29 @@ test("a stroke is round and stays in the picture", () => {
 
 test("a polygon fills its inside, by the even-odd rule", () => {
   const map = labelMap(20, 20);
-  fillPolygon(map, [{ x: 2, y: 3 }, { x: 12, y: 3 }, { x: 12, y: 8 }, { x: 2, y: 8 }], 3);
+  fillPolygon(
+    map,
+    [
+      { x: 2, y: 3 },
+      { x: 12, y: 3 },
+      { x: 12, y: 8 },
+      { x: 2, y: 8 },
+    ],
+    3,
+  );
   assert.equal(count(map, 3), 50);
   assert.equal(map.data[3 * 20 + 2], 3);
   assert.equal(map.data[8 * 20 + 12], 0);
-  fillPolygon(map, [{ x: -9, y: -9 }, { x: 99, y: -9 }, { x: 99, y: 99 }, { x: -9, y: 99 }], 4);
+  fillPolygon(
+    map,
+    [
+      { x: -9, y: -9 },
+      { x: 99, y: -9 },
+      { x: 99, y: 99 },
+      { x: -9, y: 99 },
+    ],
+    4,
+  );
   assert.equal(count(map, 4), 400);
 });
 
@@ -88,7 +112,11 @@ test("runs go down the columns", () => {
 });
 
 test("messages are packed and unpacked", async () => {
-  const message = await packFrame(2 ** 33 + 1, new Blob(["frame"]), new Blob(["mask"])).arrayBuffer();
+  const message = await packFrame(
+    2 ** 33 + 1,
+    new Blob(["frame"]),
+    new Blob(["mask"]),
+  ).arrayBuffer();
   const view = new DataView(message);
   assert.deepEqual([view.getUint8(0), view.getUint8(1), view.getUint16(2, true)], [1, 1, 1]);
   assert.deepEqual([view.getUint32(4, true), view.getBigUint64(8, true)], [5, 2n ** 33n + 1n]);

@@ -63,7 +63,11 @@ export class Api {
       query.append("point", `${Math.floor(x)},${Math.floor(y)}${positive ? "" : ",-"}`);
     }
     const headers = { "Content-Type": image.type };
-    const response = await this.#fetch("POST", `v1/prompt?${query}`, { body: image, headers, signal });
+    const response = await this.#fetch("POST", `v1/prompt?${query}`, {
+      body: image,
+      headers,
+      signal,
+    });
     return response.blob();
   }
 

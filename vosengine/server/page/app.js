@@ -164,7 +164,9 @@ for (const input of document.querySelectorAll("[name=tool]")) {
   input.addEventListener("change", () => useTool(input.value));
 }
 element("help-open").addEventListener("click", () => element("help").showModal());
-element("more").addEventListener("click", () => showPanel(!element("panel").classList.contains("open")));
+element("more").addEventListener("click", () =>
+  showPanel(!element("panel").classList.contains("open")),
+);
 element("stage").addEventListener("pointerdown", () => showPanel(false));
 listen(
   {
@@ -177,7 +179,8 @@ listen(
       announce(`Object ${id}`);
     },
     tool: useTool,
-    resize: (factor) => resize(Math.max(drawing.diameter * factor, drawing.diameter + Math.sign(factor - 1))),
+    resize: (factor) =>
+      resize(Math.max(drawing.diameter * factor, drawing.diameter + Math.sign(factor - 1))),
     undo: () => editor.undo(),
     redo: () => editor.redo(),
     help: () => element("help").showModal(),
@@ -293,7 +296,11 @@ editor.addEventListener("preview", ({ detail: pixels }) => {
   const share = Math.round((100 * pixels) / (view.canvas.width * view.canvas.height));
   const text = "Nothing was found there. Try a larger box, or click on the object.";
   if (!pixels) fail(new Error(text));
-  announce(pixels ? `Outline of ${share} percent of the picture. Enter follows it, Escape drops it.` : text);
+  announce(
+    pixels
+      ? `Outline of ${share} percent of the picture. Enter follows it, Escape drops it.`
+      : text,
+  );
 });
 
 // --- start -------------------------------------------------------------------------------------

@@ -1,7 +1,15 @@
 // One colour an object, the same everywhere on the page and in what it saves.
 
 const NAMED = [
-  "#ff5a5f", "#34d399", "#4ea8ff", "#ffc53d", "#b57bff", "#ff8a3d", "#2fd6e0", "#ff7ac8", "#c5e84d",
+  "#ff5a5f",
+  "#34d399",
+  "#4ea8ff",
+  "#ffc53d",
+  "#b57bff",
+  "#ff8a3d",
+  "#2fd6e0",
+  "#ff7ac8",
+  "#c5e84d",
 ];
 
 /**

@@ -101,7 +101,9 @@ export class Connection extends EventTarget {
       return;
     }
     this.#setState("lost");
-    const wait = NO_SESSION.includes(code) ? 0 : WAITS_MS[Math.min(this.#attempt, WAITS_MS.length - 1)];
+    const wait = NO_SESSION.includes(code)
+      ? 0
+      : WAITS_MS[Math.min(this.#attempt, WAITS_MS.length - 1)];
     this.#attempt++;
     this.#timer = setTimeout(() => this.#again(), wait);
   }
@@ -130,7 +132,10 @@ export class Connection extends EventTarget {
       await this.api.session(this.session.id);
     } catch (error) {
       if (error.status !== 404) throw error;
-      const session = await this.api.create({ ...this.session.options, resume_from: this.session.id });
+      const session = await this.api.create({
+        ...this.session.options,
+        resume_from: this.session.id,
+      });
       this.session = { ...session, options: this.session.options };
       this.#emit("session", this.session);
     }

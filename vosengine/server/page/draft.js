@@ -4,7 +4,7 @@ import { countPixels, labelMap } from "./labels.js";
 
 /**
  * @typedef {import("./labels.js").LabelMap} LabelMap
- * @typedef {{x: number, y: number, w: number, h: number, before: Uint8Array, after: Uint8Array}} Patch
+ * @typedef {import("./labels.js").Box & {before: Uint8Array, after: Uint8Array}} Patch
  */
 
 export class Draft {

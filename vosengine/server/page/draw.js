@@ -72,7 +72,8 @@ export class Drawing {
     if (!event.isPrimary) return;
     const events = this.#gesture ? event.getCoalescedEvents?.() : null;
     for (const one of events?.length ? events : [event]) this.#move(this.view.toFrame(one));
-    this.#pointer = event.pointerType === "touch" && !this.#gesture ? null : this.view.toFrame(event);
+    this.#pointer =
+      event.pointerType === "touch" && !this.#gesture ? null : this.view.toFrame(event);
     this.mark();
   }
 

@@ -129,7 +129,10 @@ export class Editor extends EventTarget {
       replaceObject(draft.map, mask, object);
       assist.previewed = draft.endStroke();
       this.#repaint();
-      this.#emit("preview", mask.reduce((sum, value) => sum + (value ? 1 : 0), 0));
+      this.#emit(
+        "preview",
+        mask.reduce((sum, value) => sum + (value ? 1 : 0), 0),
+      );
     } catch (error) {
       if (error.name !== "AbortError") this.#emit("failed", error);
     } finally {

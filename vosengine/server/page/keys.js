@@ -11,7 +11,8 @@ const TOOLS = { b: "brush", e: "eraser", l: "lasso", r: "box", c: "click" };
 export function listen(act, letters) {
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]") || takesText(event.target)) return;
-    const done = event.ctrlKey || event.metaKey ? withControl(event, act) : plain(event, act, letters);
+    const done =
+      event.ctrlKey || event.metaKey ? withControl(event, act) : plain(event, act, letters);
     if (done) event.preventDefault();
   });
 }

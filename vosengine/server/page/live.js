@@ -122,12 +122,13 @@ export class Live {
   #remember() {
     if (!this.connection) return;
     const { source, shown } = this.stream;
-    const place = source && shown && {
-      live: source.live,
-      name: source.name,
-      index: shown.frame.index,
-      time: shown.frame.time,
-    };
+    const place = source &&
+      shown && {
+        live: source.live,
+        name: source.name,
+        index: shown.frame.index,
+        time: shown.frame.time,
+      };
     const { session } = this.connection;
     remember({ ...session, source: place ?? session.source });
   }

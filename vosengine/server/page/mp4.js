@@ -56,7 +56,8 @@ function* boxes(view, name) {
   while (view && at + 8 <= view.byteLength) {
     const size = view.getUint32(at);
     if (size < 8 || at + size > view.byteLength) return;
-    if (text(view, at + 4) === name) yield new DataView(view.buffer, view.byteOffset + at + 8, size - 8);
+    if (text(view, at + 4) === name)
+      yield new DataView(view.buffer, view.byteOffset + at + 8, size - 8);
     at += size;
   }
 }
@@ -72,12 +73,18 @@ function text(view, at) {
 /** @returns {boolean} whether a player would turn or mirror the picture */
 function isTurned(header) {
   const matrix = header.getUint8(0) === 1 ? 52 : 40;
-  return [1, 0, 0, 1].some((value, i) => header.getInt32(matrix + [0, 4, 12, 16][i]) !== value << 16);
+  return [1, 0, 0, 1].some(
+    (value, i) => header.getInt32(matrix + [0, 4, 12, 16][i]) !== value << 16,
+  );
 }
 
 function readConfig(description) {
   if (!description) return null;
-  const entries = new DataView(description.buffer, description.byteOffset + 8, description.byteLength - 8);
+  const entries = new DataView(
+    description.buffer,
+    description.byteOffset + 8,
+    description.byteLength - 8,
+  );
   const entry = box(entries, "avc1");
   if (!entry) return null;
   const inner = new DataView(entry.buffer, entry.byteOffset + 78, entry.byteLength - 78);
@@ -111,7 +118,9 @@ function readSamples(table, timescale) {
 /** A table of 32-bit numbers after version, flags and count. */
 function numbers(view, columns, signed = false) {
   const count = view.getUint32(4) * columns;
-  return Array.from({ length: count }, (_, i) => (signed ? view.getInt32(8 + 4 * i) : view.getUint32(8 + 4 * i)));
+  return Array.from({ length: count }, (_, i) =>
+    signed ? view.getInt32(8 + 4 * i) : view.getUint32(8 + 4 * i),
+  );
 }
 
 function readSizes(view) {

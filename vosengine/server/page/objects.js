@@ -54,7 +54,12 @@ export class Objects {
     label.className = "swatch";
     label.style.setProperty("--colour", colourOf(id));
     const input = document.createElement("input");
-    Object.assign(input, { type: "radio", name: "object", value: id, checked: id === this.selected });
+    Object.assign(input, {
+      type: "radio",
+      name: "object",
+      value: id,
+      checked: id === this.selected,
+    });
     input.addEventListener("change", () => this.select(id));
     label.append(input, String(id));
     return label;

@@ -36,7 +36,9 @@ export function unpackAnswer(message) {
   const header = new DataView(message);
   const [type, encoding] = [header.getUint8(0), header.getUint8(1)];
   if (type !== ANSWER || encoding !== LABELS) {
-    throw new TypeError(`message of type ${type}, encoding ${encoding}: wanted an answer of labels`);
+    throw new TypeError(
+      `message of type ${type}, encoding ${encoding}: wanted an answer of labels`,
+    );
   }
   const length = header.getUint32(4, true);
   const detail = new Uint8Array(message, HEADER_BYTES + length);

@@ -48,6 +48,9 @@ export class Recorder {
     await stopped;
     for (const track of recorder.stream.getTracks()) track.stop();
     const type = recorder.mimeType;
-    return { blob: new Blob(this.#parts, { type }), extension: type.includes("mp4") ? "mp4" : "webm" };
+    return {
+      blob: new Blob(this.#parts, { type }),
+      extension: type.includes("mp4") ? "mp4" : "webm",
+    };
   }
 }

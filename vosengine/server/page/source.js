@@ -15,8 +15,8 @@ const WAIT_MS = 60; // a video that is not asked for its next frame this long is
  * @property {boolean} live frames pass by whether they are asked for or not
  * @property {number | null} progress 0 to 1; null where there is no end
  * @property {() => Promise<Grabbed | null>} next null at the end
- * @property {(to?: {index: number, time: number}) => Promise<void>} rewind so that `next` gives that
- *   frame; the first if left out
+ * @property {(to?: {index: number, time: number}) => Promise<void>} rewind
+ *   so that `next` gives that frame; the first if left out
  * @property {() => void} close
  */
 
@@ -26,18 +26,27 @@ const WAIT_MS = 60; // a video that is not asked for its next frame this long is
  */
 export async function openCamera() {
   if (!navigator.mediaDevices) {
-    throw new Error("Browsers give the camera to secure pages only: open this one at 127.0.0.1, or by https.");
+    throw new Error(
+      "Browsers give the camera to secure pages only: open this one at 127.0.0.1, or by https.",
+    );
   }
   const video = quietVideo();
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({
       audio: false,
-      video: { width: { ideal: 854 }, height: { ideal: 480 }, facingMode: { ideal: "environment" } },
+      video: {
+        width: { ideal: 854 },
+        height: { ideal: 480 },
+        facingMode: { ideal: "environment" },
+      },
     });
   } catch (error) {
-    if (error.name === "NotFoundError") throw new Error("No camera was found. Open a video instead.");
+    if (error.name === "NotFoundError")
+      throw new Error("No camera was found. Open a video instead.");
     if (error.name === "NotAllowedError") {
-      throw new Error("The camera is blocked for this page. Allow it beside the address, and try again.");
+      throw new Error(
+        "The camera is blocked for this page. Allow it beside the address, and try again.",
+      );
     }
     throw new Error(`The camera cannot be used: ${error.message}`);
   }
@@ -78,7 +87,11 @@ function quietVideo() {
   return video;
 }
 
-async function bitmapOf(image, width = image.videoWidth ?? image.displayWidth, height = image.videoHeight ?? image.displayHeight) {
+async function bitmapOf(
+  image,
+  width = image.videoWidth ?? image.displayWidth,
+  height = image.videoHeight ?? image.displayHeight,
+) {
   if (!(Math.max(width, height) > LONGEST)) {
     const bitmap = await createImageBitmap(image);
     if (Math.max(bitmap.width, bitmap.height) <= LONGEST) return bitmap;

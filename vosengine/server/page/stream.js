@@ -1,12 +1,12 @@
 // Frames on their way to the server, and back with their masks. A frame is painted with the mask
 // that was answered for it, or with none.
 
+import { Encoder } from "./encode.js";
 import { labelMap } from "./labels.js";
+import { Pace } from "./pace.js";
 import { inflate } from "./protocol.js";
 
-const JPEG = { type: "image/jpeg", quality: 0.92 };
 const QUICK_STEP_MS = 40; // below it a second frame of the camera may wait at the server
-const LATE_MS = 250; // a file that is later than this does not run to catch up
 
 /**
  * @typedef {import("./source.js").Grabbed & {jpeg: Blob | null, mask: Blob | null, id: number,
@@ -27,10 +27,10 @@ export class Stream extends EventTarget {
   /** @type {Set<number>} of these, the ids that count against the window */ #owing = new Set();
   /** @type {Frame[]} to be sent before the source's next */ #again = [];
   #answers = Promise.resolve();
-  #clock = null;
+  #pace = new Pace();
   #stepMs = 0;
   #wakers = [];
-  #encoder = new OffscreenCanvas(1, 1);
+  #encoder = new Encoder();
 
   /**
    * @param {import("./view.js").View} view
@@ -80,7 +80,7 @@ export class Stream extends EventTarget {
     this.#owing.clear();
     this.#again = [];
     this.#steps = 0;
-    this.#clock = null;
+    this.#pace.reset();
     this.held = false;
     this.ids = [];
     this.history.clear();
@@ -104,7 +104,7 @@ export class Stream extends EventTarget {
   play() {
     if (!this.source || this.playing) return;
     this.playing = true;
-    this.#clock = null;
+    this.#pace.reset();
     this.#changed();
     this.#pump();
   }
@@ -140,7 +140,7 @@ export class Stream extends EventTarget {
 
   /**
    * The frame that is shown stays, for drawing on it.
-   * @returns {{frame: Frame, labels: import("./labels.js").LabelMap} | null} null where there is none
+   * @returns {{frame: Frame, labels: import("./labels.js").LabelMap} | null} null: none
    */
   hold() {
     if (!this.shown) return null;
@@ -168,7 +168,7 @@ export class Stream extends EventTarget {
     this.held = false;
     for (const frame of this.#again) if (frame.answered) frame.bitmap.close();
     this.#again = this.#again.filter((frame) => !frame.answered);
-    this.#clock = null;
+    this.#pace.reset();
     this.repaint();
     this.#changed();
     this.#pump();
@@ -191,7 +191,7 @@ export class Stream extends EventTarget {
       await this.#send({ ...frame, bitmap, mask, pageMs: 0, grabMs: 0 }, () => true);
     }
     this.held = false;
-    this.#clock = null;
+    this.#pace.reset();
     this.#changed();
     this.#pump();
   }
@@ -241,8 +241,8 @@ export class Stream extends EventTarget {
       this.#emit("ended");
       return;
     }
-    await this.#pace(frame);
-    if (this.following) await this.#encode(frame);
+    if (!source.live && this.playing) await this.#pace.wait(frame.time);
+    if (this.following) await this.jpegOf(frame);
     if (!this.#wanted || source !== this.source) {
       if (source.live || source !== this.source) frame.bitmap.close();
       else this.#again.unshift(frame);
@@ -253,35 +253,13 @@ export class Stream extends EventTarget {
     else this.#show(frame, null);
   }
 
-  /** A file is not played faster than it was filmed. */
-  async #pace(frame) {
-    if (this.source.live || !this.playing) return;
-    const now = performance.now();
-    this.#clock ??= { at: now, time: frame.time };
-    const due = this.#clock.at + (frame.time - this.#clock.time) * 1000;
-    if (due > now) await new Promise((resolve) => setTimeout(resolve, due - now));
-    else if (now - due > LATE_MS) this.#clock = { at: now, time: frame.time };
-  }
-
-  async #encode(frame) {
-    if (frame.jpeg) return;
-    const start = performance.now();
-    const [{ bitmap }, canvas] = [frame, this.#encoder];
-    if (canvas.width !== bitmap.width) canvas.width = bitmap.width;
-    if (canvas.height !== bitmap.height) canvas.height = bitmap.height;
-    canvas.getContext("2d", { alpha: false }).drawImage(bitmap, 0, 0);
-    frame.jpeg = await canvas.convertToBlob(JPEG);
-    frame.pageMs += performance.now() - start;
-  }
-
   /** @returns {Promise<Blob>} the frame as it is, or was, sent */
-  async jpegOf(frame) {
-    await this.#encode(frame);
-    return frame.jpeg;
+  jpegOf(frame) {
+    return this.#encoder.encode(frame);
   }
 
   async #send(frame, wanted) {
-    await this.#encode(frame);
+    await this.jpegOf(frame);
     if (!(await this.#credit(wanted))) {
       frame.bitmap.close();
       return;
@@ -320,7 +298,7 @@ export class Stream extends EventTarget {
     this.stats.answered(before + now - frame.sentAt, before + now - start);
   }
 
-  /** Answered while an earlier frame is drawn on: of a file it is sent again, after the correction. */
+  /** Answered while an earlier one is drawn on: of a file it is sent again, once corrected. */
   #outrun(frame) {
     if (this.source?.live) frame.bitmap.close();
     else {

@@ -73,7 +73,12 @@ export class View {
     const [colours, edges] = [this.#colours, this.#edges];
     for (let i = 0; i < data.length; i++) {
       const id = data[i];
-      const edge = id && (data[i - 1] !== id || data[i + 1] !== id || data[i - width] !== id || data[i + width] !== id);
+      const edge =
+        id &&
+        (data[i - 1] !== id ||
+          data[i + 1] !== id ||
+          data[i - width] !== id ||
+          data[i + width] !== id);
       pixels[i] = edge ? edges[id] : colours[id];
     }
     const tint = this.#tint.getContext("2d");
@@ -117,7 +122,10 @@ export class View {
     const scale = this.#marks.width / this.canvas.width;
     context.clearRect(0, 0, this.#marks.width, this.#marks.height);
     const outline = (path) => {
-      for (const [style, width] of [["#000000b0", 4], [colour, 2]]) {
+      for (const [style, width] of [
+        ["#000000b0", 4],
+        [colour, 2],
+      ]) {
         context.strokeStyle = style;
         context.lineWidth = width * (window.devicePixelRatio || 1);
         context.stroke(path);
@@ -135,7 +143,8 @@ export class View {
       for (const { x, y } of line) path.lineTo(x * scale, y * scale);
       outline(path);
     }
-    for (const { x, y, positive } of points) this.#markPoint(context, x * scale, y * scale, positive);
+    for (const { x, y, positive } of points)
+      this.#markPoint(context, x * scale, y * scale, positive);
   }
 
   #markPoint(context, x, y, positive) {
@@ -166,7 +175,12 @@ function circlePath(x, y, radius) {
 function crossPath(x, y, { width, height }) {
   const path = new Path2D();
   const arm = Math.min(width, height) / 30;
-  for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+  for (const [dx, dy] of [
+    [1, 0],
+    [-1, 0],
+    [0, 1],
+    [0, -1],
+  ]) {
     path.moveTo(x + dx * arm * 0.35, y + dy * arm * 0.35);
     path.lineTo(x + dx * arm, y + dy * arm);
   }

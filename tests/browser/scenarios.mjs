@@ -1,32 +1,22 @@
-// What a person does with the page, scenario by scenario, with the server and the clips in the
-// environment (harness.mjs). tests/test_page.py writes a name a line and reads an answer a line:
-// {"ok", "said"}, or before it {"ask"}, what is to be done with the server.
+// What a person does with the page.
 
 import assert from "node:assert/strict";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
-import { format } from "node:util";
-import * as harness from "./harness.mjs";
+import {
+  RADIUS,
+  assertFollows,
+  dabBall,
+  findBall,
+  given,
+  judgePictures,
+  judgedPictures,
+  openClip,
+  openPage,
+  picture,
+  stroke,
+} from "./harness.mjs";
 
-const { given, openPage, openClip, findBall, judgePictures, judgedPictures, picture, stroke } = harness;
-const RADIUS = 26;
-
-/** Object `id` drawn over the ball with one dab of a brush of its size. */
-async function dabBall(page) {
-  const ball = await findBall(page);
-  assert.ok(ball.pixels > 1500, `no ball in the picture: ${JSON.stringify(ball)}`);
-  await page.fill("#size", String(2 * RADIUS));
-  await stroke(page, [[ball.x, ball.y]]);
-}
-
-/** Masks belong to their pictures: one that is a frame late covers less than .7 of the ball. */
-function assertFollows(pictures, least = 0.7) {
-  const scores = pictures.map(({ iou }) => iou).sort((a, b) => a - b);
-  const median = scores[scores.length >> 1];
-  assert.ok(median > 0.8 && scores[0] > least, `masks cover the ball by ${scores.map((s) => s.toFixed(2))}`);
-}
-
-const scenarios = {
+export const scenarios = {
   async camera(browser) {
     const { page, close } = await openPage(browser);
     await page.selectOption("#detail", "128");
@@ -43,14 +33,20 @@ const scenarios = {
 
     // Pointer down holds the picture that is shown, and that picture goes back with the mask.
     await page.keyboard.press("2");
-    await stroke(page, [[20, 20], [40, 20]]);
+    await stroke(page, [
+      [20, 20],
+      [40, 20],
+    ]);
     const held = await page.evaluate(() => vosengine.stream.shown.frame.index);
     await page.waitForTimeout(400);
     assert.equal(await page.evaluate(() => vosengine.stream.shown.frame.index), held);
     await page.evaluate(() => (judged.length = 0));
     await page.keyboard.press("Enter");
     const after = await judgedPictures(page, 4);
-    assert.ok(after.some(({ index }) => index === held), "the held picture came back first");
+    assert.ok(
+      after.some(({ index }) => index === held),
+      "the held picture came back first",
+    );
     assert.deepEqual(after.at(-1).ids, [1, 2]);
     assert.equal(await page.locator("#remove").isEnabled(), true);
     await page.click("#remove");
@@ -71,20 +67,31 @@ const scenarios = {
     await stroke(page, circle);
     await judgePictures(page);
     await page.click("#commit");
-    await page.waitForFunction(() => vosengine.stream.source.progress === 1 && !vosengine.stream.playing);
+    await page.waitForFunction(
+      () => vosengine.stream.source.progress === 1 && !vosengine.stream.playing,
+    );
     const frames = 24;
     await page.waitForFunction((n) => vosengine.history.length === n, frames);
     const pictures = await page.evaluate(() => judged);
     assertFollows(pictures);
     const indices = pictures.map(({ index }) => index);
-    assert.deepEqual(indices, [...indices].sort((a, b) => a - b), "in the order of the video");
+    assert.deepEqual(
+      indices,
+      [...indices].sort((a, b) => a - b),
+      "in the order of the video",
+    );
     assert.equal(new Set(indices).size, frames);
-    for (const [button, name] of [["#save-json", "masks.json"], ["#save-png", "mask.png"]]) {
+    for (const [button, name] of [
+      ["#save-json", "masks.json"],
+      ["#save-png", "mask.png"],
+    ]) {
       const [saved] = await Promise.all([page.waitForEvent("download"), page.click(button)]);
       await saved.saveAs(join(given.out, name));
     }
     await page.click("#reset");
-    await page.waitForFunction(() => !vosengine.stream.ids.length && vosengine.history.length === 0);
+    await page.waitForFunction(
+      () => !vosengine.stream.ids.length && vosengine.history.length === 0,
+    );
     await page.waitForFunction(() => vosengine.stream.shown.frame.index === 0);
     await close();
   },
@@ -107,9 +114,13 @@ const scenarios = {
     await openClip(page);
     const { x, y } = await findBall(page);
     const preview = () => page.waitForFunction(() => vosengine.editor.assist?.previewed);
-    const drawn = () => page.evaluate(() => vosengine.editor.draft?.map.data.filter((id) => id).length ?? 0);
+    const drawn = () =>
+      page.evaluate(() => vosengine.editor.draft?.map.data.filter((id) => id).length ?? 0);
     await page.keyboard.press("r");
-    const corners = [[x - 34, y - 34], [x + 34, y + 34]];
+    const corners = [
+      [x - 34, y - 34],
+      [x + 34, y + 34],
+    ];
     await stroke(page, corners);
     await preview();
     await picture(page, "box-preview");
@@ -125,7 +136,9 @@ const scenarios = {
     await page.keyboard.down("Alt");
     await stroke(page, [[x - 31, y - 31]]);
     await page.keyboard.up("Alt");
-    await page.waitForFunction(() => vosengine.editor.assist.points.length === 1 && !vosengine.editor.busy);
+    await page.waitForFunction(
+      () => vosengine.editor.assist.points.length === 1 && !vosengine.editor.busy,
+    );
     assert.equal(await page.evaluate(() => vosengine.editor.assist.points[0].positive), false);
     await judgePictures(page);
     await page.keyboard.press("Enter");
@@ -136,10 +149,14 @@ const scenarios = {
   async undo(browser) {
     const { page, close } = await openPage(browser);
     await openClip(page);
-    const drawn = () => page.evaluate(() => vosengine.editor.draft?.map.data.filter((id) => id).length ?? 0);
+    const drawn = () =>
+      page.evaluate(() => vosengine.editor.draft?.map.data.filter((id) => id).length ?? 0);
     await dabBall(page);
     const one = await drawn();
-    await stroke(page, [[20, 20], [80, 20]]);
+    await stroke(page, [
+      [20, 20],
+      [80, 20],
+    ]);
     const two = await drawn();
     assert.ok(two > one + 1000);
     await page.keyboard.press("Control+z");
@@ -184,22 +201,27 @@ const scenarios = {
     assertFollows(await judgedPictures(page, 4));
     const after = await state();
     assert.equal(after.id, before.id, "the same session");
-    assert.ok(after.next > before.next && after.index >= before.index, JSON.stringify([before, after]));
+    assert.ok(
+      after.next > before.next && after.index >= before.index,
+      JSON.stringify([before, after]),
+    );
     await close();
   },
 
-  async restart(browser) {
-    const { page, close } = await openPage(browser, { expected: ["ERR_CONNECTION_REFUSED", "WebSocket", "Failed to load"] });
+  async restart(browser, actions) {
+    const { page, close } = await openPage(browser, {
+      expected: ["ERR_CONNECTION_REFUSED", "WebSocket", "Failed to load"],
+    });
     await openClip(page);
     await dabBall(page);
     await judgePictures(page);
     await page.keyboard.press("Enter");
     await judgedPictures(page, 6);
-    await ask("kill");
+    await actions.ask("kill");
     await page.waitForFunction(() => /away/.test(document.getElementById("notice").textContent));
     await picture(page, "server-away");
     await page.evaluate(() => (judged.length = 0));
-    await ask("start");
+    await actions.ask("start");
     assertFollows(await judgedPictures(page, 6));
     assert.equal(await page.locator("#notice").isVisible(), false);
     await close();
@@ -217,7 +239,9 @@ const scenarios = {
       if (await page.evaluate(() => document.activeElement.id === "empty-open")) break;
     }
     await press("Enter");
-    await page.waitForFunction(() => vosengine.stream.shown && document.activeElement.id === "marks");
+    await page.waitForFunction(
+      () => vosengine.stream.shown && document.activeElement.id === "marks",
+    );
     const ball = await findBall(page); // at (250, 120); the cursor begins in the middle, (160, 120)
     assert.ok(Math.hypot(ball.x - 250, ball.y - 120) < 3);
     await press("? Escape r");
@@ -230,7 +254,9 @@ const scenarios = {
     await picture(page, "keyboard-box");
     await press("x");
     await page.waitForFunction(() => vosengine.editor.assist?.previewed);
-    await page.waitForFunction(() => /Outline of/.test(document.getElementById("live").textContent));
+    await page.waitForFunction(() =>
+      /Outline of/.test(document.getElementById("live").textContent),
+    );
     await judgePictures(page);
     await press("Enter");
     assertFollows(await judgedPictures(page, 3));
@@ -249,7 +275,9 @@ const scenarios = {
     await page.waitForSelector("#token-dialog[open]");
     await page.fill("#token", "wrong");
     await page.keyboard.press("Enter");
-    await page.waitForFunction(() => /not this server's/.test(document.getElementById("token-text").textContent));
+    await page.waitForFunction(() =>
+      /not this server's/.test(document.getElementById("token-text").textContent),
+    );
     await page.fill("#token", given.token);
     await page.keyboard.press("Enter");
     await page.waitForFunction(() => /demo/.test(document.getElementById("model").textContent));
@@ -267,90 +295,11 @@ const scenarios = {
     await openClip(page);
     await page.waitForFunction(() => document.getElementById("tools").disabled);
     assert.match(await page.getAttribute("#tools", "title"), /takes no mask/);
-    await stroke(page, [[100, 100], [150, 100]]);
+    await stroke(page, [
+      [100, 100],
+      [150, 100],
+    ]);
     assert.equal(await page.evaluate(() => vosengine.editor.draft), null);
     await close();
   },
-
-  async looks(browser) {
-    const { page, close } = await openPage(browser, { hasTouch: true, reducedMotion: "reduce" });
-    const sizes = { wide: { width: 1280, height: 800 }, phone: { width: 390, height: 844 } };
-    const all = async (name) => {
-      for (const [size, viewport] of Object.entries(sizes)) {
-        await page.setViewportSize(viewport);
-        for (const colorScheme of ["light", "dark"]) {
-          await page.emulateMedia({ colorScheme });
-          await picture(page, `${name}-${size}-${colorScheme}`);
-        }
-        const [inner, wanted] = await page.evaluate(() => [innerWidth, document.documentElement.scrollWidth]);
-        assert.ok(wanted <= inner, `${name}: ${wanted} pixels in a window of ${inner}`);
-      }
-      await page.setViewportSize(sizes.wide);
-    };
-    await all("empty");
-    await openClip(page);
-    await dabBall(page);
-    await all("draft");
-    await page.keyboard.press("Enter");
-    await page.waitForFunction(() => vosengine.history.length > 3);
-    await all("followed");
-    await page.click("#help-open");
-    await all("help");
-    await page.keyboard.press("Escape");
-    await page.setViewportSize(sizes.phone);
-    await page.click("#more");
-    await picture(page, "settings-phone-dark");
-    await close();
-  },
-
-  /** Time and memory that the page itself takes. */
-  async cost(browser) {
-    const frames = Number(process.env.PAGE_FRAMES ?? 40);
-    const { page, close } = await openPage(browser);
-    await page.selectOption("#detail", "128");
-    await page.click("#empty-camera");
-    await page.waitForFunction(() => vosengine.stream.shown?.frame.index > 2);
-    await page.keyboard.press(" ");
-    await dabBall(page);
-    await page.keyboard.press("Enter");
-    const devtools = await page.context().newCDPSession(page);
-    const heap = async (count) => {
-      await page.waitForFunction((n) => vosengine.stats.frames >= n, count, { timeout: 0 });
-      await devtools.send("HeapProfiler.collectGarbage");
-      return (await devtools.send("Runtime.getHeapUsage")).usedSize / 2 ** 20;
-    };
-    const half = await heap(frames / 2);
-    const full = await heap(frames);
-    const { overheads, rate, latency } = await page.evaluate(() => {
-      const { overheads, rate, latency } = vosengine.stats;
-      return { overheads: overheads.sort((a, b) => a - b), rate, latency };
-    });
-    const at = (share) => overheads[Math.floor(overheads.length * share)].toFixed(1);
-    const said =
-      `page overhead of a 320x240 frame: least ${at(0)} ms, p50 ${at(0.5)}, p95 ${at(0.95)}; ` +
-      `latency p50 ${latency.toFixed(0)} ms, ${rate.toFixed(1)} frames/s; ` +
-      `heap ${half.toFixed(2)} MiB after ${frames / 2} frames, ${full.toFixed(2)} after ${frames}`;
-    assert.ok(full - half < 1, `the heap grows: ${said}`);
-    await close();
-    return said;
-  },
 };
-
-const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-const answer = (content) => process.stdout.write(`${JSON.stringify(content)}\n`);
-
-async function ask(what) {
-  answer({ ask: what });
-  await lines.next();
-}
-
-const browser = await harness.launch();
-for (let line = await lines.next(); !line.done; line = await lines.next()) {
-  try {
-    answer({ ok: true, said: (await scenarios[line.value](browser)) ?? "" });
-  } catch (error) {
-    for (const context of browser.contexts()) await context.close();
-    answer({ ok: false, said: format(error) });
-  }
-}
-await browser.close();

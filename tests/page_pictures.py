@@ -1,0 +1,47 @@
+"""The README's pictures of the page, out of a clip that the project draws itself.
+
+python tests/page_pictures.py    writes docs/pictures/page-light.png and page-dark.png
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from page_browser import Browser, Server
+from PIL import Image
+
+from vosengine.training.synthetic import ClipConfig, iterate_clip
+from vosengine.video import VideoWriter, write_labels
+
+PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+SEED, FRAMES, HEIGHT, WIDTH = 4, 20, 480, 854
+MOST_BYTES = 200_000
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        clip, mask, out = (Path(folder, name) for name in ("scene.mp4", "mask.png", "out"))
+        config = replace(ClipConfig.demo(), frames=FRAMES, height=HEIGHT, width=WIDTH)
+        with VideoWriter(clip, 24.0) as video:
+            for index, (frame, labels) in enumerate(iterate_clip(config, SEED)):
+                video.write(frame)
+                if index == 0:
+                    write_labels(mask, labels)
+        server = Server(Path(folder, "states"))
+        given = {"PAGE_URL": server.url, "PAGE_CLIP": str(clip), "PAGE_MASK": str(mask)}
+        browser = Browser({**given, "PAGE_OUT": str(out)})
+        browser.play("pictures")
+        browser.close()
+        server.kill()
+        PICTURES.mkdir(exist_ok=True)
+        for name in ("page-light.png", "page-dark.png"):
+            picture = Image.open(out / name).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            picture.save(PICTURES / name, optimize=True)
+            size = (PICTURES / name).stat().st_size
+            assert size < MOST_BYTES, f"{name}: {size} bytes"
+
+
+if __name__ == "__main__":
+    main()

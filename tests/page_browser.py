@@ -51,10 +51,11 @@ class Server:
         self.url = said.split("#")[0]
         self.port = urlsplit(self.url).port or 0
         if not self.port:
-            self.kill()
+            self.close()
             raise AssertionError(f"the server did not start: {said!r}")
 
-    def kill(self) -> None:
+    def close(self) -> None:
+        """As `kill -9` does."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None

@@ -6,6 +6,7 @@ python tests/page_pictures.py    writes docs/pictures/page-light.png and page-da
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +30,10 @@ def main() -> None:
                 video.write(frame)
                 if index == 0:
                     write_labels(mask, labels)
-        server = Server(Path(folder, "states"))
-        given = {"PAGE_URL": server.url, "PAGE_CLIP": str(clip), "PAGE_MASK": str(mask)}
-        browser = Browser({**given, "PAGE_OUT": str(out)})
-        browser.play("pictures")
-        browser.close()
-        server.kill()
+        with closing(Server(Path(folder, "states"))) as server:
+            given = {"PAGE_URL": server.url, "PAGE_CLIP": str(clip), "PAGE_MASK": str(mask)}
+            with closing(Browser({**given, "PAGE_OUT": str(out)})) as browser:
+                browser.play("pictures")
         PICTURES.mkdir(exist_ok=True)
         for name in ("page-light.png", "page-dark.png"):
             picture = Image.open(out / name).convert("RGB").quantize(128, dither=Image.Dither.NONE)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,15 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("states"))
-    yield server
-    server.kill()
+    with closing(Server(tmp_path_factory.mktemp("states"))) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def browser(server: Server, clips: dict[str, str]) -> Iterator[Browser]:
     given = {"PAGE_URL": server.url, "PAGE_OUT": str(OUT)}
-    browser = Browser({**given, **clips})
-    yield browser
-    browser.close()
+    with closing(Browser({**given, **clips})) as browser:
+        yield browser
 
 
 @pytest.mark.skipif(NODE is None, reason="without node")
@@ -121,7 +120,7 @@ def decode(segmentation: dict[str, Any]) -> np.ndarray:
 
 @needs_browser
 def test_the_server_is_killed_and_the_page_goes_on(browser: Browser, server: Server) -> None:
-    browser.play("restart", kill=server.kill, start=server.start)
+    browser.play("restart", kill=server.close, start=server.start)
 
 
 @needs_browser

@@ -2,7 +2,18 @@
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { dabBall, given, openClip, openPage, picture } from "./harness.mjs";
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+/** The rules of accessibility that a program can check: names, contrast, landmarks. */
+async function assertAccessible(page) {
+  await page.evaluate(AXE);
+  const { violations } = await page.evaluate(() => axe.run());
+  const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ target }) => target)}`);
+  assert.deepEqual(found, []);
+}
 
 export const looks = {
   async looks(browser) {
@@ -14,6 +25,7 @@ export const looks = {
         for (const colorScheme of ["light", "dark"]) {
           await page.emulateMedia({ colorScheme });
           await picture(page, `${name}-${size}-${colorScheme}`);
+          await assertAccessible(page);
         }
         const [inner, wanted] = await page.evaluate(() => [
           innerWidth,
@@ -42,6 +54,7 @@ export const looks = {
   /** For the README: the objects of a mask that is at hand are followed. */
   async pictures(browser) {
     const { page, close } = await openPage(browser);
+    page.setDefaultTimeout(0); // nobody waits for it
     const png = readFileSync(process.env.PAGE_MASK).toString("base64");
     await page.setInputFiles("#file", given.clip);
     await page.waitForFunction(() => vosengine.stream.shown && vosengine.live.connection?.isOpen);

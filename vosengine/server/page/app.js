@@ -96,12 +96,16 @@ document.addEventListener("drop", (event) => {
 
 async function toggle() {
   if (!stream.source) return;
-  if (editor.draft) commit();
-  else if (stream.playing) stream.pause();
+  if (editor.draft) {
+    commit();
+    return;
+  }
+  if (stream.playing) stream.pause();
   else {
     if (stream.ended) await stream.rewind();
     stream.play();
   }
+  announce(stream.playing ? "Playing" : "Paused");
 }
 
 async function commit() {

@@ -36,7 +36,8 @@ def main() -> None:
                 browser.play("pictures")
         PICTURES.mkdir(exist_ok=True)
         for name in ("page-light.png", "page-dark.png"):
-            picture = Image.open(out / name).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            picture = Image.open(out / name).convert("RGB")
+            picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             picture.save(PICTURES / name, optimize=True)
             size = (PICTURES / name).stat().st_size
             assert size < MOST_BYTES, f"{name}: {size} bytes"

@@ -78,9 +78,8 @@ export const looks = {
       vosengine.stream.play();
     }, png);
     await page.waitForFunction(() => vosengine.history.length >= 10);
-    await page.keyboard.press(" ");
-    await page.waitForTimeout(4000);
     await picture(page, "page-light");
+    await page.keyboard.press(" ");
     await page.emulateMedia({ colorScheme: "dark" });
     await page.setViewportSize({ width: 390, height: 844 });
     await page.keyboard.press("l");

@@ -259,7 +259,7 @@ class DecodedSource {
   async next() {
     while (!this.#ready.length) {
       if (this.#error) throw this.#error;
-      if (this.#flushed) return null;
+      if (this.#flushed || !this.#decoder) return null;
       await this.#feed();
     }
     const frame = this.#ready.shift();
@@ -277,6 +277,7 @@ class DecodedSource {
     }
     const { offset, size, key, time } = list[this.#fed++];
     const data = await file.slice(offset, offset + size).arrayBuffer();
+    if (!this.#decoder) return; // closed in the meantime
     // Decoders keep some frames back: more is fed as soon as a chunk is taken.
     const taken = new Promise((resolve) => {
       this.#wake = resolve;
@@ -312,6 +313,7 @@ class DecodedSource {
     this.#ready = [];
     if (this.#decoder.state !== "closed") this.#decoder.close();
     this.#decoder = null;
+    this.#wake(); // whoever waits for a frame finds none
   }
 
   close() {

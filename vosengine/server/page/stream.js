@@ -85,6 +85,11 @@ export class Stream extends EventTarget {
     this.ids = [];
     this.history.clear();
     this.stats.reset();
+    if (this.shown) {
+      this.shown.labels = null; // nothing of it is followed
+      this.repaint();
+    }
+    this.#changed();
   }
 
   /**

@@ -54,6 +54,11 @@ class Server:
             self.close()
             raise AssertionError(f"the server did not start: {said!r}")
 
+    def forget(self) -> None:
+        """Of a server that was closed: nothing is left of its sessions."""
+        for path in self._states.iterdir():
+            path.unlink()
+
     def close(self) -> None:
         """As `kill -9` does."""
         self._process.kill()

@@ -88,7 +88,18 @@ def test_the_modules_that_need_no_browser() -> None:
 @needs_browser
 @pytest.mark.parametrize(
     "name",
-    ["camera", "player", "prompts", "undo", "reload", "keyboard", "token", "maskless", "looks"],
+    [
+        "camera",
+        "player",
+        "sources",
+        "prompts",
+        "undo",
+        "reload",
+        "keyboard",
+        "token",
+        "maskless",
+        "looks",
+    ],
 )
 def test_scenario(browser: Browser, name: str) -> None:
     browser.play(name)
@@ -120,7 +131,7 @@ def decode(segmentation: dict[str, Any]) -> np.ndarray:
 
 @needs_browser
 def test_the_server_is_killed_and_the_page_goes_on(browser: Browser, server: Server) -> None:
-    browser.play("restart", kill=server.close, start=server.start)
+    browser.play("restart", kill=server.close, start=server.start, forget=server.forget)
 
 
 @needs_browser

@@ -109,6 +109,43 @@ export const scenarios = {
     await close();
   },
 
+  async sources(browser) {
+    const { page, close } = await openPage(browser);
+    await page.selectOption("#detail", "128");
+    const opened = (name) =>
+      page.waitForFunction(
+        (wanted) => vosengine.stream.source?.name === wanted && vosengine.stream.shown,
+        name,
+      );
+    await page.click("#camera");
+    await page.waitForFunction(() => vosengine.stream.shown?.frame.index > 1);
+    // Each is left while it plays.
+    for (const [file, name] of [
+      [given.clip, "ball.mp4"],
+      [given.webm, "ball.webm"],
+      [given.clip, "ball.mp4"],
+    ]) {
+      await page.setInputFiles("#file", file);
+      await opened(name);
+      await page.keyboard.press(" ");
+    }
+    const data = await page.evaluate(() => image.toDataURL("image/png").split(",")[1]);
+    const buffer = Buffer.from(data, "base64");
+    await page.setInputFiles("#file", { name: "still.png", mimeType: "image/png", buffer });
+    await opened("still.png");
+    await page.waitForFunction(() => vosengine.stream.shown.frame.index === 0);
+    await dabBall(page);
+    await judgePictures(page);
+    await page.keyboard.press("Enter");
+    assertFollows(await judgedPictures(page, 1));
+    const text = { name: "notes.mp4", mimeType: "video/mp4", buffer: Buffer.from("no video") };
+    await page.setInputFiles("#file", text);
+    await page.waitForFunction(() =>
+      /notes.mp4 is no video/.test(document.getElementById("notice").textContent),
+    );
+    await close();
+  },
+
   async prompts(browser) {
     const { page, close } = await openPage(browser);
     await openClip(page);
@@ -224,6 +261,18 @@ export const scenarios = {
     await actions.ask("start");
     assertFollows(await judgedPictures(page, 6));
     assert.equal(await page.locator("#notice").isVisible(), false);
+
+    // A server that knows nothing of the session: it begins anew, and what is drawn is followed.
+    await page.keyboard.press(" ");
+    for (const what of ["kill", "forget", "start"]) await actions.ask(what);
+    await page.waitForFunction(() =>
+      /no longer/.test(document.getElementById("notice").textContent),
+    );
+    assert.equal(await page.evaluate(() => vosengine.stream.shown.labels), null);
+    await page.evaluate(() => (judged.length = 0));
+    await dabBall(page);
+    await page.keyboard.press("Enter");
+    assertFollows(await judgedPictures(page, 2));
     await close();
   },
 

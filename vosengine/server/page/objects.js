@@ -74,6 +74,5 @@ export class Objects {
     }
     this.removeButton.disabled = !this.#ids.includes(this.selected);
     this.removeButton.lastElementChild.textContent = this.selected;
-    this.removeButton.setAttribute("aria-label", `Remove object ${this.selected}`);
   }
 }

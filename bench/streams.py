@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,9 @@ from rich.table import Table
 from vosengine import Engine, Segmenter
 from vosengine.benchmark.endless import held_bytes
 from vosengine.benchmark.measure import MIB
+from vosengine.benchmark.streams import one_round
 from vosengine.device import choose_device
-from vosengine.timing import summarise, synchronise, timed
+from vosengine.timing import summarise, timed
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 
 SIZE = (480, 854)
@@ -59,13 +59,7 @@ def measure(given: argparse.Namespace, count: int, clip: Clip) -> dict[str, Any]
     together, apart = [], []
     for index in range(WARM_UP + given.rounds):
         frame = clip.frames[1 + index % (len(clip.frames) - 1)]
-        start = time.perf_counter()
-        answered: list[float] = []
-        for stream in shared:
-            engine.submit(stream, frame)
-        while found := engine.step():
-            synchronise(engine.device)
-            answered += [1e3 * (time.perf_counter() - start)] * len(found)
+        answered = one_round(engine, shared, frame)
         singly = sum(timed(lambda s=s, f=frame: s.step(f), engine.device)[1] for s in alone)
         if index >= WARM_UP:
             latencies += answered
@@ -76,6 +70,7 @@ def measure(given: argparse.Namespace, count: int, clip: Clip) -> dict[str, Any]
         "max_batch": engine.max_batch,
         "frame": summarise(latencies),
         "frames_per_second": round(1e3 * count / float(np.median(together)), 2),
+        "pages": engine.pools.used,
         "apart_over_together": round(float(np.median(np.divide(apart, together))), 3),
     }
 

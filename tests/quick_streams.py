@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from conftest import make, object_ids
 
 from vosengine.engine.segmenter import Segmenter
+from vosengine.memory import MemoryBank
+from vosengine.memory.pages import FIRST_PAGES
 from vosengine.models.method import State
 from vosengine.proposals import Proposals, boxes_of
 from vosengine.types import Result
@@ -96,18 +98,32 @@ def assert_same(found: list[Result], wanted: list[Result]) -> None:
         assert torch.equal(a.probabilities, b.probabilities)
 
 
-def everything_in(thing: object) -> list[torch.Tensor]:
+def everything_in(thing: object, seen: set[int] | None = None) -> list[torch.Tensor]:
     """Every tensor that can be reached from an object's attributes."""
+    seen = set() if seen is None else seen
     if isinstance(thing, torch.Tensor):
         return [thing]
-    if isinstance(thing, dict):
-        return [t for item in thing.values() for t in everything_in(item)]
+    if id(thing) in seen:  # what is part of what it points to
+        return []
+    seen.add(id(thing))
+    items: Iterable[object] = ()
     if isinstance(thing, (list, tuple)):
-        return [t for item in thing for t in everything_in(item)]
-    return everything_in(vars(thing)) if hasattr(thing, "__dict__") else []
+        items = thing
+    elif isinstance(thing, dict) or hasattr(thing, "__dict__"):
+        items = (thing if isinstance(thing, dict) else vars(thing)).values()
+    return [tensor for item in items for tensor in everything_in(item, seen)]
 
 
 def assert_counted(state: State) -> None:
-    """All tensors of a state, but for counters and the like, are in its `nbytes`."""
+    """All tensors of a state, but for counters and the like, are in its `nbytes`; a pool of pages
+    has room for twice as many as are used, or for the first few."""
     held = sum(tensor.nbytes for tensor in everything_in(vars(state)))
-    assert state.nbytes <= held <= state.nbytes + 2048
+    memory = getattr(state, "memory", None)
+    if not isinstance(memory, MemoryBank):
+        assert state.nbytes <= held <= state.nbytes + 2048
+        return
+    pool = memory.pages
+    rest = state.nbytes - memory.nbytes
+    assert rest <= held - pool.capacity * pool.page_bytes <= rest + 2048
+    assert pool.used * pool.page_bytes == memory.held_bytes <= memory.nbytes
+    assert pool.capacity <= max(2 * pool.used, FIRST_PAGES)

@@ -35,11 +35,30 @@ def tiny_engine(model: str = "stm", **options: Any) -> Engine:
 
 
 class Running:
-    """A server that listens."""
+    """A server that listens.
 
-    def __init__(self, service: Service, port: int) -> None:
-        self.service, self.url = service, f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, headers=bearer(TOKEN))
+    service, server  of one in this process
+    """
+
+    def __init__(
+        self,
+        url: str,
+        http: httpx.Client,
+        service: Service | None = None,
+        server: Server | None = None,
+    ) -> None:
+        self.url, self.http = url, http
+        self._service, self._server = service, server
+
+    @property
+    def service(self) -> Service:
+        assert self._service is not None
+        return self._service
+
+    def stop(self) -> None:
+        """Ask it to end, as SIGTERM does."""
+        assert self._server is not None
+        self._server.should_exit = True
 
     def open(self, **wanted: Any) -> dict[str, Any]:
         """A session's description, with its token."""
@@ -120,9 +139,9 @@ def running(engine: Any, **changes: Any) -> Iterator[Running]:
     thread.start()
     try:
         assert listening.wait(20)
-        found = Running(service, ports[0])
-        with found.http:
-            yield found
+        url = f"http://127.0.0.1:{ports[0]}"
+        with httpx.Client(base_url=url, headers=bearer(TOKEN), trust_env=False) as http:
+            yield Running(url, http, service, server)
     finally:
         server.should_exit = True
         thread.join(20)

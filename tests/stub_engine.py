@@ -131,18 +131,15 @@ class StubEngine:
         stream.check(frame, mask)
         self.waiting[stream] = frame, mask
 
-    def step(self, at_most: int | None = None) -> list[tuple[StubStream, Answer | None]]:
-        batch = list(self.waiting)[: self.max_batch][:at_most]
-        jobs = []
-        for stream in batch:
-            assert self.may_step.wait(20)
-            jobs.append((stream, *self.waiting.pop(stream)))
-            if not self.joins:
-                self._take(*jobs.pop())
-        if any(frame[0, 0, 0] == self.poison for _, frame, _ in jobs):
+    def step(self) -> list[tuple[StubStream, Answer | None]]:
+        batch = list(self.waiting)[: self.max_batch]
+        assert self.may_step.wait(20)
+        poisoned = [s for s in batch if self.waiting[s][0][0, 0, 0] == self.poison]
+        if self.joins and len(batch) > 1 and poisoned:
+            self.joins = False  # the next call computes them one by one
             raise self.error
-        for job in jobs:
-            self._take(*job)
+        for stream in batch:
+            self._take(stream, *self.waiting.pop(stream))
         answered, self.answered = self.answered, []
         return answered
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from quick_streams import QUICK, begin, play, quarters
 
 from vosengine import Engine, Segmenter
+from vosengine.engine import engine as engine_module
 from vosengine.errors import ConfigError, InputError, StateError
 from vosengine.types import Result
 from vosengine.zoo.registry import entry, list_models
@@ -271,7 +272,7 @@ def test_threads_that_step_streams_of_one_engine_take_turns(model: str) -> None:
         ] * 5
 
 
-@pytest.mark.parametrize("broken", ["encode", "advance"])
+@pytest.mark.parametrize("broken", ["encode", "together", "advance"])
 def test_an_error_in_a_step_costs_no_other_stream_its_frame(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,12 +291,19 @@ def test_an_error_in_a_step_costs_no_other_stream_its_frame(
         raise torch.OutOfMemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine if broken == "encode" else twins[1].stream, broken, fails)
+        if broken == "encode":
+            patch.setattr(engine, "encode", fails)
+        else:
+            patch.setattr(engine_module, "answer_together", fails)
+        if broken == "advance":
+            patch.setattr(twins[1].stream, "advance", fails)
+            with pytest.raises(torch.OutOfMemoryError):
+                engine.step()
         with pytest.raises(torch.OutOfMemoryError):
             engine.step()
-    assert engine.waiting == (3 if broken == "encode" else 1)
+    assert engine.waiting == (1 if broken == "advance" else 3)
     answered = []
     while found := engine.step():
         answered += [next(i for i, t in enumerate(twins) if t.stream is s) for s, _ in found]
-    assert answered == ([0, 1, 2] if broken == "encode" else [0, 2])
+    assert answered == ([0, 2] if broken == "advance" else [0, 1, 2])
     twins[1].stream.step(frame_of(2, 2, SIZES[0]))  # and that stream goes on too

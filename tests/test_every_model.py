@@ -164,7 +164,7 @@ def test_a_memory_by_argument_is_the_memory_of_a_configuration(
     answers = [play(each, small.frames, prompts) for each in (first, second, other)]
     assert_same(*answers[:2])
     assert first._state.every == second._state.every == 2 != other._state.every
-    assert first._state.memory.keys.shape == second._state.memory.keys.shape
+    assert first._state.memory.table.shape == second._state.memory.table.shape
     second.save_state(file)
     first.load_state(file)
     assert first._state.every == 2

@@ -191,7 +191,8 @@ def test_affinity_is_the_equation_in_float64() -> None:
     np.testing.assert_allclose(shares.sum(axis=0), 1)
     wanted = np.stack([frame.reshape(5, 6).numpy() @ shares for frame in maps])
     with torch.no_grad():
-        found = module(keys, maps)
+        # Beside another stream, which has no part in it.
+        found = module(torch.stack((keys, -keys)), torch.stack((maps, 2 * maps)))[0]
     np.testing.assert_allclose(found.numpy(), wanted.reshape(3, 5, 2, 3), rtol=1e-10)
     assert shares.max() > 2 / 6  # not the mean
 
@@ -241,11 +242,11 @@ def test_fusion_weighs_a_frame_by_its_likeness_to_the_centre() -> None:
         fusion.frame.bias.zero_()
         aligned[0] = -aligned[0].abs() - 0.1
         aligned[1:] = aligned[1:].abs() + 0.1
-        before = fusion(aligned)
+        before = fusion(aligned[None])
         aligned[0] *= 3
-        assert torch.equal(fusion(aligned), before)
+        assert torch.equal(fusion(aligned[None]), before)
         aligned[2] *= 3
-        assert (fusion(aligned) - before).abs().max() > 0.1
+        assert (fusion(aligned[None]) - before).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("alignments", [0, 1, 4, 6])
@@ -271,7 +272,7 @@ def test_alignment_moves_the_neighbours_only() -> None:
     torch.manual_seed(0)
     method = build("imcnet", tiny_config("imcnet"))
     features = torch.randn(3, 16, 8, 8)
-    aligned = method.align(features)
+    aligned = method.align(features[None])[0]
     assert torch.equal(aligned[1], features[1])
     for index in (0, 2):
         assert (aligned[index] - features[index]).abs().max() > 0.01
@@ -281,7 +282,7 @@ def test_alignment_moves_the_neighbours_only() -> None:
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
         layer.deform.weight[:, :, 1, 1] = torch.eye(16)
-    torch.testing.assert_close(method.align(features), features)
+    torch.testing.assert_close(method.align(features[None])[0], features)
 
 
 def test_a_stream_stops_and_resumes_within_the_latency(clip: Clip, tmp_path: Path) -> None:

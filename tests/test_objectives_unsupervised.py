@@ -101,7 +101,8 @@ def test_the_foreground_losses_are_those_of_what_a_stream_answers() -> None:
             seen = [method.encode(frame[None]) for frame in clip]
             outputs.append(numpy(method.foreground(seen))[0, 0])
             *maps, keys = (torch.cat(each) for each in zip(*seen, strict=True))
-            _, gates = method.propagation(maps, method.affinity(keys, maps[3]))
+            attention = method.affinity(keys[None], maps[3][None])[0]
+            _, gates = method.propagation(maps, attention)
             sides.append([numpy(gate)[:, 0] for gate in gates])
     union = numpy(batch.masks > 0)
     output, target = np.stack(outputs), union[:, 1]

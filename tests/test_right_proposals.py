@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make
+from stored_memory import positions
 from torch import Tensor, nn
 
 from vosengine.detectors.file import FileSource, write_proposals
@@ -165,7 +166,7 @@ def test_an_object_that_vanishes_keeps_its_memory_and_is_found_again() -> None:
         result = segmenter.step(frame, None if index else masks[0])
         state = segmenter._state
         length = int(state.memory.length[1])
-        kept = state.memory.keys[1].flatten(0, 1)[:length].clone()
+        kept = positions(state.memory.read(2), 1)[0].clone()
         held.append((length, kept, state.boxes[1].clone()))
         shown = set(np.unique(result.numpy())) - {0}
         assert shown == set(owners[index])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import follow, make, tiny_config
+from stored_memory import positions
 
 from vosengine import Segmenter
 from vosengine.config import MemoryConfig
@@ -54,9 +55,11 @@ def test_an_added_object_leaves_the_memories_of_others_alone(
     segmenter = make(matching_model)
     only_first = np.where(clip.masks[0] == 1, 1, 0).astype(np.uint8)
     follow(segmenter, clip.frames[:4], only_first)
-    before = segmenter._state.memory.read(1).keys[:, :1].clone()
+    before = positions(segmenter._state.memory.read(1), 0)[0].clone()
     segmenter.step(clip.frames[4], np.where(clip.masks[4] == 2, 2, 0).astype(np.uint8))
-    torch.testing.assert_close(segmenter._state.memory.read(1).keys[:, :1], before, atol=0, rtol=0)
+    stored = segmenter._state.memory.read(1)
+    page = stored.keys.shape[1]
+    torch.testing.assert_close(positions(stored, 0)[0][:page], before[:page], atol=0, rtol=0)
     lengths = segmenter._state.memory.read(2).length.tolist()
     assert lengths[0] > lengths[1] > 0
 
@@ -64,13 +67,10 @@ def test_an_added_object_leaves_the_memories_of_others_alone(
 def test_removal_keeps_the_right_memory(matching_model: str, clip: Clip) -> None:
     segmenter = make(matching_model)
     follow(segmenter, clip.frames[:3], clip.masks[0])
-    second = segmenter._state.memory.read(2).keys[
-        1, : int(segmenter._state.memory.read(2).length[1])
-    ]
-    wanted = second.clone()
+    wanted = positions(segmenter._state.memory.read(2), 1)[0].clone()
     segmenter.remove(1)
-    stored = segmenter._state.memory.read(1)
-    torch.testing.assert_close(stored.keys[0, : int(stored.length[0])], wanted, atol=0, rtol=0)
+    found = positions(segmenter._state.memory.read(1), 0)[0]
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("policy", ["every-5", "every-1", "all", "afb"])
@@ -78,14 +78,15 @@ def test_every_memory_policy_works_and_is_bounded(
     matching_model: str, policy: str, clip: Clip
 ) -> None:
     segmenter = make(matching_model, memory=MemoryConfig(policy=policy, max_frames=3, budget=400))
-    sizes = set()
+    sizes = []
     for result in follow(segmenter, clip.frames, clip.masks[0]):
         assert torch.isfinite(result.probabilities).all()
         memory = segmenter._state.memory
-        sizes.add((memory.keys.data_ptr(), tuple(memory.keys.shape), memory.values.data_ptr()))
         stored = memory.read(2)
-        assert int(stored.length.max()) <= stored.keys.shape[1]
-    assert len(sizes) == 1
+        sizes.append(stored.keys.nbytes + stored.values.nbytes)
+        cells = stored.keys.shape[1] * (1 if stored.pages is None else stored.pages.shape[1])
+        assert int(stored.length.max()) <= cells
+    assert sizes[3:] == sizes[3:4] * len(sizes[3:])
 
 
 def test_a_memory_policy_by_name() -> None:

@@ -313,3 +313,27 @@ def test_an_unknown_request_is_an_error_and_no_more(server: Running) -> None:
             line.socket.send(json.dumps(wrong))
             assert line.hear()["code"] == "bad_request"
         begun(line)
+
+
+def test_frames_that_fail_together_are_tried_one_by_one() -> None:
+    engine = StubEngine(max_batch=4)
+    with running(engine) as server:
+        lines = [server.connect(server.open()) for _ in range(4)]
+        for line in lines:
+            begun(line)
+        engine.may_step.clear()
+        lines[0].frame(1, 1)
+        until(lambda: server.service.worker._begun)
+        for line in lines[1:]:
+            line.frame(1, engine.poison if line is lines[2] else 1)
+        worker = server.service.worker
+        until(lambda: len(worker._turns) + worker._inbox.qsize() == 3)
+        engine.joins = True
+        engine.may_step.set()
+        heard = [line.hear()["type"] for line in lines]
+        assert heard == ["answer", "answer", "error", "answer"]
+        assert not engine.joins
+        for line in lines:
+            line.frame(2, 2)
+            assert line.hear()["labels"][0, 0] == (1 if line is lines[2] else 2)
+            line.socket.close()

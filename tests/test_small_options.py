@@ -37,7 +37,7 @@ def test_distances_decide_what_is_read() -> None:
     keys = 2 * torch.randn(2, 2, 6, 4, generator=generator)
     values = torch.randn(2, 2, 6, 5, generator=generator)
     for frame in range(2):
-        memory.write(keys[frame], values[frame], torch.tensor([True, True]))
+        memory.write(keys[frame], values[frame], [True, True])
     key, value = torch.randn(1, 4, 2, 3, generator=generator), torch.zeros(1, 3, 2, 3)
     found = read_objects(key, value, memory, 2, "l2")
     query = key[0].flatten(1).T.double().numpy()

@@ -17,21 +17,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
-from .errors import VosError
+from .errors import ServerError
 from .server import protocol
 from .server.protocol import Answer
 
 T = TypeVar("T")
 Pairs = Iterable[tuple[np.ndarray, np.ndarray | None]]
 FINAL = (protocol.WRONG_TOKEN, protocol.NO_SESSION, protocol.TAKEN_OVER, protocol.BAD_MESSAGE)
-
-
-class ServerError(VosError):
-    """What the server refused. code: its short name; frame: the frame that it says it of."""
-
-    def __init__(self, code: str, message: str, frame: int | None = None) -> None:
-        super().__init__(message)
-        self.code, self.frame = code, frame
+TRIES = 20  # to connect again, a second apart
 
 
 class AsyncClient:
@@ -39,26 +32,19 @@ class AsyncClient:
 
     address   as the server prints it, with #token=TOKEN, or without and with `token`
     encoding  how frames travel: jpeg (quality 90), png or raw
-    tries     attempts, a second apart, to connect again after a cut; frames without an answer are
-              then sent again
     options   of the session: policy, reply, max_objects, size, memory, resume_from
 
-    Raises  ServerError for what the server refuses, and where it cannot be reached.
+    After a cut it connects again, and sends again what has no answer. Raises ServerError for what
+    the server refuses, and where it cannot be reached.
     """
 
     def __init__(
-        self,
-        address: str,
-        token: str = "",
-        *,
-        encoding: str = "jpeg",
-        tries: int = 20,
-        **options: Any,
+        self, address: str, token: str = "", *, encoding: str = "jpeg", **options: Any
     ) -> None:
         split = urlsplit(address)
         self._base = f"{split.scheme}://{split.netloc}"
         self._token = token or split.fragment.removeprefix("token=")
-        self._encoding, self._tries, self._options = encoding, tries, options
+        self._encoding, self._options = encoding, options
         self._unanswered: dict[int, bytes] = {}
         self._heard: deque[Answer] = deque()
         self._socket: ClientConnection | None = None
@@ -72,13 +58,9 @@ class AsyncClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.leave()
-        await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
-
-    async def leave(self) -> None:
-        """Close the connection; the session stays, until the block ends."""
         if self._socket is not None:
             await self._socket.close()
+        await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
 
     async def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
         """Send a frame [H, W, 3] uint8 RGB, with object ids [H, W] uint8 or without; its number.
@@ -118,8 +100,7 @@ class AsyncClient:
     async def flush(self) -> list[Answer]:
         """The answers that are still owed; a model that looks ahead then takes no more frames."""
         await self._say("flush", "flushed")
-        answers = list(self._heard)
-        self._heard.clear()
+        answers, self._heard = list(self._heard), deque()
         return answers
 
     async def remove(self, object_id: int) -> tuple[int, ...]:
@@ -147,11 +128,9 @@ class AsyncClient:
                 self._heard.append(answer)
             return {}
         said: dict[str, Any] = json.loads(message)
-        gone = said.get("frames", [said.get("frame")])
-        for number in gone:
+        for number in said.get("frames", [said.get("frame")]):
             self._unanswered.pop(number, None)
-        if said["type"] == "dropped":
-            self.dropped += gone
+        self.dropped += said.get("frames", [])
         if said["type"] == "error":
             raise ServerError(said["code"], said["message"], said["frame"])
         return said
@@ -168,13 +147,13 @@ class AsyncClient:
             await self._connect()
 
     async def _connect(self) -> None:
-        for left in reversed(range(self._tries)):
+        for left in reversed(range(TRIES)):
             try:
                 await self._greet()
-                return
+                break
             except (OSError, ConnectionClosed, InvalidHandshake) as error:
-                closed = error.rcvd if isinstance(error, ConnectionClosed) else None
-                if left == 0 or (closed is not None and closed.code in FINAL):
+                closed = getattr(error, "rcvd", None)
+                if left == 0 or (closed and closed.code in FINAL):
                     message = f"{self._base}: cannot be reached ({error})"
                     raise ServerError("unreachable", message) from error
             await asyncio.sleep(1)
@@ -194,12 +173,12 @@ class AsyncClient:
         if waiting and first >= waiting[0]:
             for number in waiting:
                 await self._socket.send(self._unanswered[number])
-        elif first != self.next_frame:
-            went_back, self.next_frame = first < self.next_frame, first
-            self._unanswered.clear()
-            if went_back:
-                message = f"session: the server goes on with frame {first}; send from there again"
-                raise ServerError("went_back", message)
+            return
+        went_back, self.next_frame = first < self.next_frame, first
+        self._unanswered.clear()
+        if went_back:
+            message = f"session: the server goes on with frame {first}; send from there again"
+            raise ServerError("went_back", message)
 
     async def _ask(self, method: str, path: str, token: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {token}"}

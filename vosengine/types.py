@@ -120,9 +120,8 @@ class Masks:
         if self.streams is None:
             total = own.sum(dim=0, keepdim=True)
         else:
-            count = int(self.streams.max()) + 1
-            total = own.new_zeros(count, *own.shape[1:]).index_add(0, self.streams, own)
-            total = total[self.streams]
+            # No more streams than objects; how many, only the device knows.
+            total = own.new_zeros(own.shape).index_add(0, self.streams, own)[self.streams]
         return (total - own).clamp(0, 1)
 
 

@@ -7,6 +7,7 @@ from .measure import Plan, measure_point
 from .published import published_of
 from .report import draw, markdown_of, tables_of
 from .scenes import Scene, drawn_scene, real_scene
+from .streams import measure_streams, table_of_streams
 from .ways import REFERENCE, WAYS
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "measure_point",
     "measure_rates",
     "measure_stream",
+    "measure_streams",
     "published_of",
     "real_scene",
+    "table_of_streams",
     "tables_of",
 ]

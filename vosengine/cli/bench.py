@@ -29,6 +29,13 @@ def bench(
     steps: Annotated[int, typer.Option(min=1, help="Steps under the clock.")] = 50,
     warm_up: Annotated[int, typer.Option(min=0, help="Steps before that.")] = 5,
     frames: Annotated[int, typer.Option(min=0, help="Of one long stream; 0: none.")] = 1000,
+    streams: Annotated[
+        str | None,
+        typer.Option(help="So many streams on one engine, with commas; nothing else is timed."),
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Of --streams: frames that go together.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Frames of a video or a folder, not procedural ones.")
     ] = None,
@@ -47,9 +54,12 @@ def bench(
     if (model is None) != all_models:
         raise typer.BadParameter("wanted --model MODEL or --all")
     parsed = tuple(parse_size(size) for size in sizes.split(","))
-    counts = _parse_objects(objects)
-    from ..benchmark import Plan, tables_of
-    from ..commands.bench import BenchOptions
+    counts = _parse_counts(objects)
+    many = None if streams is None else _parse_counts(streams)
+    if max_batch is not None and many is None:
+        raise typer.BadParameter("--max-batch is of --streams; leave it out")
+    from ..benchmark import Plan, table_of_streams, tables_of
+    from ..commands.bench import BenchOptions, bench_streams
     from ..commands.bench import bench as work
     from ..zoo.registry import list_models
 
@@ -72,9 +82,20 @@ def bench(
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task("", total=None)
-        result = work(options, lambda where: bar.update(task, description=where))
-    for table in tables_of(result, console.width):
-        console.print(table)
+
+        def show(where: str) -> None:
+            bar.update(task, description=where)
+
+        if many is not None:
+            result = bench_streams(options, many, max_batch, show)
+        else:
+            result = work(options, show)
+    if many is not None:
+        for found in result["models"]:
+            console.print(table_of_streams(found["model"], found["streams"]))
+    else:
+        for table in tables_of(result, console.width):
+            console.print(table)
     for file in (output_json, output_md, chart):
         if file is not None:
             console.print(f"wrote {file}", highlight=False, soft_wrap=True, markup=False)
@@ -90,7 +111,7 @@ def _command(words: list[str]) -> str:
     return " ".join(kept)
 
 
-def _parse_objects(text: str) -> tuple[int, ...]:
+def _parse_counts(text: str) -> tuple[int, ...]:
     words = text.split(",")
     if not all(word.isdigit() and 1 <= int(word) <= 255 for word in words):
         raise typer.BadParameter(f"wanted counts of 1..255 such as 1,2,3, given {text!r}")

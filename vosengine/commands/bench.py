@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from ..benchmark import (
     measure_point,
     measure_rates,
     measure_stream,
+    measure_streams,
     published_of,
     real_scene,
 )
 from ..device import choose_device
+from ..engine.engine import Engine
+from ..errors import ConfigError
 from ..files import Given, keep_apart, write_whole
 from ..runtime import Precision
 from ..timing import synchronise
@@ -120,6 +123,50 @@ def bench(
             )
             _write(result, options)
             _release(device)
+    return result
+
+
+def bench_streams(
+    options: BenchOptions,
+    counts: Sequence[int],
+    max_batch: int | None = None,
+    report: Callable[[str], None] = lambda where: None,
+) -> dict[str, Any]:
+    """Measure many streams on one engine, at the first of the sizes with the first number of
+    objects; write the JSON that was asked for, and return it.
+
+    counts     of streams, one row each
+    max_batch  as in Engine
+
+    Raises  as `bench`, and ConfigError where a table or a chart was asked for.
+    """
+    for name in ("markdown", "chart"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{name}: --streams writes JSON alone; leave it out")
+    device, plan = choose_device(options.device), options.plan
+    if options.json is not None:
+        _check_files(options, [options.json])
+        prepare_output_folder(options.json.absolute().parent)
+    scene, objects = _scene(options, options.sizes[0]), options.objects[0]
+    result: dict[str, Any] = {
+        "environment": describe(device, options.command),
+        "plan": asdict(plan),
+        "frames": scene.origin,
+        "size": list(scene.size),
+        "objects": objects,
+        "models": [],
+    }
+    for model in options.models:
+        engine = Engine(model, weights=plan.weights, device=options.device, max_batch=max_batch)
+        found: dict[str, Any] = {"model": model, "weights": engine.card.name, "streams": []}
+        result["models"].append(found)
+        for count in counts:
+            report(f"{model}, {count} streams")
+            row = measure_streams(
+                engine, scene, objects, count, warm_up=plan.warm_up, rounds=plan.steps
+            )
+            found["streams"].append(row)
+            _write(result, options)
     return result
 
 

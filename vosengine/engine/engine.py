@@ -43,13 +43,20 @@ MAX_BATCH = {"cpu": 1}  # a CPU gains nothing from more, and keeps its bits; a G
 @dataclass
 class Job:
     """A frame that was checked, on the device, with its prompt and its proposals, and what an
-    engine has made of it."""
+    engine has made of it.
+
+    features  what the method encodes of it, once that is done
+    tried     whether it was to be encoded together with others, once
+    alone     whether it is no longer answered for together with others
+    """
 
     image: torch.Tensor
     geometry: Geometry
     prompt: Prompt[torch.Tensor] | None
     given: Proposals | None
     features: Any = None
+    tried: bool = False
+    alone: bool = False
 
 
 class Engine(StaysHere):
@@ -154,21 +161,20 @@ class Engine(StaysHere):
             group = job.geometry, stream.memory
             self._scheduler.add(stream, group, alone=job.prompt is not None)
 
-    def step(
-        self, at_most: int | None = None
-    ) -> list[tuple[Segmenter, Result[torch.Tensor] | None]]:
+    def step(self) -> list[tuple[Segmenter, Result[torch.Tensor] | None]]:
         """Answer for the frames whose turn it is: each stream with what its `step` would have
-        returned. Empty where no frame waits. Where one raises, as for want of memory, its frame
-        is given up, and with it those that were computed together with it; what was answered before
-        it, and what still waits, come with the next call.
+        returned. Empty where no frame waits.
 
-        at_most  frames of this step, where the engine's max_batch is more
-        """
+        Where a frame raises, as for want of memory, it is given up; where several that are computed
+        together do, they wait on, and the next call computes them one by one. What was answered
+        before an error, and what still waits, come with the next call."""
         with self.lock:
-            streams = self._scheduler.next()[:at_most]
+            streams = self._scheduler.next()
             self._encode_together(streams)
             joining = [each for each in streams if each.may_join(self._jobs[each])]
             if len(joining) > 1:
+                for stream in joining:
+                    self._jobs[stream].alone = True  # from the second time on
                 self._answer_together(joining)
             for stream in streams:
                 if stream in self._jobs:
@@ -183,11 +189,11 @@ class Engine(StaysHere):
 
     @own_settings()
     def _answer_together(self, streams: Sequence[Segmenter]) -> None:
-        jobs = [self._give_up(stream) for stream in streams]
         with self.precision.applied():
-            turns = [(stream, stream.turn(job)) for stream, job in zip(streams, jobs, strict=True)]
+            turns = [(stream, stream.turn(self._jobs[stream])) for stream in streams]
             results = answer_together(self, turns)
         for (stream, turn), result in zip(turns, results, strict=True):
+            self._give_up(stream)
             stream.take_turn(turn)
             self._answered.append((stream, result))
 
@@ -196,9 +202,11 @@ class Engine(StaysHere):
         """The features of several frames at once; those with proposals of their own wait for their
         stream."""
         waiting = [(stream, self._jobs[stream]) for stream in streams]
-        plain = [(stream, job) for stream, job in waiting if job.given is None]
+        plain = [(stream, job) for stream, job in waiting if job.given is None and not job.tried]
         if len(plain) < 2:
             return
+        for _, job in plain:
+            job.tried = True  # where this raises, each is encoded by itself the next time
         with self.precision.applied(), span("encode"):
             features = self.encode(torch.cat([stream.prepared(job) for stream, job in plain]))
         for row, (_, job) in enumerate(plain):

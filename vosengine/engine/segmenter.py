@@ -248,6 +248,7 @@ class Segmenter(StaysHere):
         awaits_prompt = job.prompt is not None or awaited(self._ring)
         return bool(
             self.method.batched
+            and not job.alone
             and not awaits_prompt
             and len(self._slots) > 0
             and self.frame_count >= self.latency

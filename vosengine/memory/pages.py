@@ -86,17 +86,17 @@ class Pages:
         room = self._pools.room_for(self)
         if room is not None:
             if least > room:
-                raise CapacityError(self._refusal(missing, room))
+                raise CapacityError(self._refusal(missing + len(self._free), room))
             wanted = min(wanted, room)
         self._free += range(self.capacity, wanted)
         self._move(wanted)
 
-    def _refusal(self, missing: int, room: int) -> str:
-        budget = self._pools.budget or 0
+    def _refusal(self, wanted: int, room: int) -> str:
+        budget, size = self._pools.budget or 0, self.page_bytes
         return (
-            f"memory: {missing} more pages of {self.page_bytes / MIB:.1f} MiB were wanted, and the "
-            f"budget of {budget / MIB:.0f} MiB has room for {max(0, room - self.capacity)}; close "
-            "a stream or remove objects, or make the engine with a larger memory_budget"
+            f"memory: wanted {wanted} pages of {size / MIB:.3g} MiB more than the {self.used} in "
+            f"use, and the budget of {budget / MIB:.4g} MiB has room for {room} in all; close a "
+            "stream or remove objects, or make the engine with a larger memory_budget"
         )
 
     def _move(self, capacity: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -47,6 +47,22 @@ def _downsample(
     return nn.Sequential(conv, make_norm(norm, channels_out))
 
 
+def _shortcut(x: torch.Tensor, downsample: nn.Sequential | None) -> torch.Tensor:
+    """What a block adds to its branch. Where gradients are wanted, the pixels that a 1x1
+    convolution with a stride looks at are taken out first: its gradient in oneDNN (torch 2.13)
+    writes past its memory on processors with AVX-512 where channels are no multiple of 16."""
+    if downsample is None:
+        return x
+    conv, norm = cast(nn.Conv2d, downsample[0]), downsample[1]
+    if not torch.is_grad_enabled() or conv.stride == (1, 1):
+        shortcut: torch.Tensor = downsample(x)
+        return shortcut
+    rows, columns = conv.stride
+    looked_at = x[:, :, ::rows, ::columns]
+    projected: torch.Tensor = norm(functional.conv2d(looked_at, conv.weight, conv.bias))
+    return projected
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around the identity."""
 
@@ -65,7 +81,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branch = convolve(x, self.conv1, self.bn1, relu=True)
-        shortcut = x if self.downsample is None else self.downsample(x)
+        shortcut = _shortcut(x, self.downsample)
         return convolve(branch, self.conv2, self.bn2, add=shortcut, relu=True)
 
 
@@ -90,7 +106,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branch = convolve(x, self.conv1, self.bn1, relu=True)
         branch = convolve(branch, self.conv2, self.bn2, relu=True)
-        shortcut = x if self.downsample is None else self.downsample(x)
+        shortcut = _shortcut(x, self.downsample)
         return convolve(branch, self.conv3, self.bn3, add=shortcut, relu=True)
 
 

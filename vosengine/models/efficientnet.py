@@ -55,9 +55,9 @@ def pad_same(x: torch.Tensor, kernel: int, stride: int, dilation: int = 1) -> to
 
 
 def normalise_cells(x: torch.Tensor) -> torch.Tensor:
-    """Every cell of a map [B, C, h, w] divided by its root mean square over the channels."""
+    """Every cell of maps [..., C, h, w] divided by its root mean square over the channels."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    size = (wide.square().mean(dim=1, keepdim=True) + LEAST).rsqrt()
+    size = (wide.square().mean(dim=-3, keepdim=True) + LEAST).rsqrt()
     return (wide * size).to(x.dtype)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,6 +28,8 @@ from .service import RETRY_SECONDS, Full, Service, Unknown
 from .session import Session
 from .settings import Wanted
 
+MOST_PROMPTS = 8  # under way at a time
+
 
 def make_app(service: Service) -> Starlette:
     """The ASGI application of a service, which it starts and ends."""
@@ -40,12 +42,14 @@ def make_app(service: Service) -> Starlette:
         finally:
             await service.stop()
 
-    return Starlette(
+    app = Starlette(
         routes=[*Routes(service).all(), *KServe(service).routes(), *page_routes()],
         middleware=[Middleware(Guard, settings=service.settings, metrics=service.metrics)],
         exception_handlers={Refused: _refused, 404: _not_there, 405: _not_there},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class Routes:
@@ -53,6 +57,7 @@ class Routes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._prompting = 0
 
     def all(self) -> list[Route | WebSocketRoute]:
         session = "/v1/sessions/{id}"
@@ -113,14 +118,28 @@ class Routes:
             "takes_mask": bool(method.takes_mask),
         }
 
+    def _state(self, session: Session) -> dict[str, Any]:
+        return {
+            "id": session.id,
+            "state": session.state,
+            "model": self._service.settings.model,
+            "policy": session.policy,
+            "reply": session.reply,
+            "next_frame": session.expected,
+            "ids": session.ids,
+            "frames": session.frames,
+            "dropped": session.dropped,
+            "memory_bytes": session.home.memory_bytes,
+        }
+
     async def list_sessions(self, request: Request) -> Response:
         token = token_of(request)
         if not self._service.known(token):
             raise self._reject(401, "token", "token: is not this server's; see its --token")
-        return JSONResponse([session.describe() for session in self._service.owned(token)])
+        return JSONResponse([self._state(session) for session in self._service.owned(token)])
 
     async def show_session(self, request: Request) -> Response:
-        return JSONResponse(self._session(request).describe())
+        return JSONResponse(self._state(self._session(request)))
 
     async def end_session(self, request: Request) -> Response:
         await self._service.end(self._session(request))
@@ -183,12 +202,22 @@ class Routes:
             if method not in METHODS:
                 raise InputError(f"method: wanted {', '.join(METHODS)}")
             body = await self._read(request, settings.max_message)
-            png = await asyncio.get_running_loop().run_in_executor(
-                self._service.pool, mask_png, body, box, points, method, settings.max_pixels
-            )
+            png = await self._prompted(mask_png, body, box, points, method, settings.max_pixels)
         except (InputError, ConfigError) as error:
             raise self._reject(400, "bad_prompt", str(error)) from error
         return Response(png, media_type="image/png")
+
+    async def _prompted(self, work: Callable[..., bytes], *given: Any) -> bytes:
+        """Do it in the one thread for prompts, which takes as long as many frames; others wait."""
+        if self._prompting >= MOST_PROMPTS:
+            headers = {"retry-after": "1"}
+            raise self._reject(429, "busy", "prompt: too many at a time; try again", **headers)
+        self._prompting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._service.prompts, work, *given)
+        finally:
+            self._prompting -= 1
 
     async def models(self, request: Request) -> Response:
         engine = self._service.engine

@@ -57,6 +57,7 @@ class Connection:
         self._there = asyncio.Event()
         self._code: int | None = None  # with which to close once everything is sent
         self._cut_off = False
+        self._over = asyncio.Event()
 
     async def run(self) -> None:
         """Serve it until either side ends it."""
@@ -71,6 +72,7 @@ class Connection:
             for task in (writer, reader):
                 task.cancel()
             ended = await asyncio.gather(writer, reader, return_exceptions=True)
+            self._over.set()
         for error in ended:
             if isinstance(error, Exception):
                 raise error
@@ -92,6 +94,10 @@ class Connection:
             self._outbox.append(text("closing", reason=reason))
             self._code = code
             self._there.set()
+
+    async def finished(self) -> None:
+        """Wait until nothing more is sent."""
+        await self._over.wait()
 
     def _cut(self) -> None:
         """End a connection whose client does not read."""
@@ -152,6 +158,8 @@ class Connection:
     async def _frame(self, message: Message) -> None:
         session, arrived = self._session, time.perf_counter()
         frame_id = message.frame_id
+        if session.retiring:
+            return  # it comes again, to the next server
         if frame_id != session.expected:
             self._repeat(frame_id)
             return

@@ -19,6 +19,8 @@ class Listener(Protocol):
 
     def finish(self, reason: str, code: int) -> None: ...
 
+    async def finished(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Control:

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .. import __version__
-from ..errors import InputError, VosError
+from ..errors import InputError, StateError, VosError
 from .http import Refused, read_body, token_of
 from .outcomes import Answered, Failed
 from .service import RETRY_SECONDS, Full, Service
@@ -82,6 +82,8 @@ class KServe:
             except Refused as error:
                 self._service.metrics.rejections.labels(error.code).inc()
                 return JSONResponse({"error": str(error)}, error.status)
+            except StateError as error:  # the session has ended meanwhile
+                return JSONResponse({"error": str(error)}, 503)
             except VosError as error:
                 return JSONResponse({"error": str(error)}, 400)
             return found

@@ -64,7 +64,7 @@ def paths() -> Schema:
                 "A mask from a box and points, for one image.",
                 {
                     "200": {"description": "The mask, 0 and 255", **_content("image/png")},
-                    **_errors(400, 401, 413),
+                    **_errors(400, 401, 413, 429),
                 },
                 PROMPT,
                 body={**_content("image/jpeg", "image/png"), "required": True},

@@ -67,6 +67,7 @@ def configure(service: Service, **changes: Any) -> uvicorn.Config:
         **{
             "host": settings.host,
             "port": settings.port,
+            "http": "h11",  # whose headers are of a bounded length
             "ws": Socket,
             "ws_max_size": settings.max_message,
             "ws_per_message_deflate": False,

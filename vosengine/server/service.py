@@ -89,6 +89,7 @@ class Service:
         self.store = Store(settings.state_dir or Path(self._folder.name if self._folder else "."))
         self.worker = Worker(self.engine, self.metrics, on_death)
         self.pool = ThreadPoolExecutor(2, "images")
+        self.prompts = ThreadPoolExecutor(1, "prompts")
         self._disk = ThreadPoolExecutor(1, "disk")
         self._shared = Shared(
             settings,
@@ -132,8 +133,14 @@ class Service:
             _, late = await asyncio.wait(retiring, timeout=0.7 * self.settings.stop_within)
             for task in late:
                 task.cancel()
+        listeners = [session.listener for session in sessions if session.listener is not None]
         for session in sessions:
             session.stop("restart", RESTARTS)
+        told = [asyncio.ensure_future(listener.finished()) for listener in listeners]
+        if told:
+            _, late = await asyncio.wait(told, timeout=0.1 * self.settings.stop_within)
+            for waiting in late:
+                waiting.cancel()
         self._sessions.clear()
 
     async def stop(self) -> None:
@@ -142,6 +149,7 @@ class Service:
         await asyncio.get_running_loop().run_in_executor(None, self.worker.stop)
         self._disk.shutdown()
         self.pool.shutdown()
+        self.prompts.shutdown()
         if self._folder is not None:
             self._folder.cleanup()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ import numpy as np
 from ..errors import CapacityError, InputError, StateError
 from .controls import ENDED, Control, Listener
 from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes
-from .protocol import REPLIES, TAKEN_OVER, encode_masks, text
+from .protocol import INTERNAL_ERROR, REPLIES, TAKEN_OVER, encode_masks, text
 from .resident import Resident, Shared
 from .store import Saved
 from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn
@@ -21,6 +22,7 @@ from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn
 if TYPE_CHECKING:
     from ..engine.segmenter import Segmenter
 
+log = logging.getLogger("vosengine.server")
 KEPT_BEYOND_WINDOW = 4  # outcomes
 
 
@@ -49,12 +51,13 @@ class Session:
         self._inbox: deque[Frame | Control] = deque()
         self._turn: Turn | None = None
         self._wake, self._room = asyncio.Event(), asyncio.Event()
-        self._retiring = False
+        self.retiring = False  # no more frames are taken
         self.listener: Listener | None = None
         self._asked: dict[int, asyncio.Future[list[Outcome]]] = {}
         self._settled: list[Outcome] = []  # by the step that is under way
         self.used = time.monotonic()  # when a frame last came
         self._task = asyncio.get_running_loop().create_task(self._work_off())
+        self._task.add_done_callback(self._died)
 
     @property
     def state(self) -> str:
@@ -67,21 +70,6 @@ class Session:
     def busy(self) -> bool:
         """Whether anything is under way."""
         return bool(self._inbox or self._outstanding or self._turn)
-
-    def describe(self) -> dict[str, Any]:
-        """What GET /v1/sessions/{id} answers."""
-        return {
-            "id": self.id,
-            "state": self.state,
-            "model": self._shared.settings.model,
-            "policy": self.policy,
-            "reply": self.reply,
-            "next_frame": self.expected,
-            "ids": self.ids,
-            "frames": self.frames,
-            "dropped": self.dropped,
-            "memory_bytes": self.home.memory_bytes,
-        }
 
     def hello(self) -> str:
         """What a connection is told first."""
@@ -125,7 +113,7 @@ class Session:
 
     def put(self, frame: Frame) -> None:
         """Take the next frame, whose id is `expected`."""
-        if self._retiring:
+        if self.retiring:
             return  # as if it had not come
         self.expected += 1
         self.used = time.monotonic()
@@ -254,7 +242,7 @@ class Session:
 
     async def retire(self, *, save: bool) -> None:
         """Finish the frame that is begun, forget those that are not, and save the stream."""
-        self._retiring = True
+        self.retiring = True
         gone = self._waiting()
         for frame in gone:
             self._inbox.remove(frame)
@@ -290,6 +278,12 @@ class Session:
             self.listener.finish(reason, code)
 
     # The task.
+
+    def _died(self, task: asyncio.Task[None]) -> None:
+        """An error that nobody foresaw ends the session, and is heard of."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("a session has died", exc_info=error)
+            self.stop("failed", INTERNAL_ERROR)
 
     async def _work_off(self) -> None:
         while True:
@@ -330,6 +324,9 @@ class Session:
             stepped = await self._turned(Turn(stream, frame))
         except StepFailed as failed:
             self._record(Failed.of(failed.frame.id, failed.__cause__))
+            return
+        except RuntimeError as error:  # the engine's thread has ended
+            self._record(Failed.of(frame.id, error))
             return
         finally:
             self._turn = None

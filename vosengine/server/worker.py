@@ -208,45 +208,34 @@ class Worker:
         """One batch: begin as many turns as fit into it, and answer them all."""
         while self._turns and len(self._begun) < self.engine.max_batch:
             self._begin(self._turns.popleft())
-        at_most: int | None = None
+        lost: dict[Segmenter, BaseException] = {}
         while self._begun:
             start = time.perf_counter()
             try:
-                answered = self.engine.step(at_most)
+                answered = self.engine.step()
                 found = [(s, r, None if r is None else r.numpy()) for s, r in answered]
             except STEP_ERRORS as error:
-                at_most = 1
-                self._sort_out(error)
-            else:
-                self._settle(found, 1e3 * (time.perf_counter() - start))
+                # One of those that wait no longer has failed; the others come with the next call.
+                lost |= {s: error for s in self._begun if not self.engine.waits_for(s)}
+                continue
+            if found:
+                self._metrics.stepped(len(found), time.perf_counter() - start)
+            self._settle(found)
+            for stream in [stream for stream in lost if stream in self._begun]:
+                self._fail(*self._begun.pop(stream)[:2], lost[stream])
+            lost.clear()
         self._note_memory()
 
     def _note_memory(self) -> None:
         self.used_bytes = self.engine.pools.used_bytes
         self._metrics.hold(self.engine.pools)
 
-    def _settle(self, found: list[Answered], step_ms: float) -> None:
-        if found:
-            self._metrics.stepped(len(found), step_ms / 1e3)
+    def _settle(self, found: list[Answered]) -> None:
+        now = time.perf_counter()
         for stream, result, labels in found:
             turn, frame, begun = self._begun.pop(stream)
-            queue_ms = 1e3 * (begun - frame.arrived)
-            turn.done.set_result(Stepped(frame, result, labels, queue_ms, step_ms))
-
-    def _sort_out(self, error: BaseException) -> None:
-        """After a step that raised: what was answered before it is settled; a frame that was
-        computed alone is given up; those that were computed together are submitted once more, to go
-        one by one."""
-        self._settle([(s, r, None if r is None else r.numpy()) for s, r in self.engine.step(0)], 0)
-        lost = [stream for stream in self._begun if not self.engine.waits_for(stream)]
-        for stream in lost:
-            turn, frame, _ = self._begun[stream]
-            why: BaseException | None = error
-            if len(lost) > 1:
-                why = self._submit(turn, frame)
-            if why is not None:
-                del self._begun[stream]
-                self._fail(turn, frame, why)
+            times = 1e3 * (begun - frame.arrived), 1e3 * (now - begun)
+            turn.done.set_result(Stepped(frame, result, labels, *times))
 
     def _begin(self, turn: Turn) -> None:
         if not turn.done.set_running_or_notify_cancel():
@@ -257,19 +246,12 @@ class Worker:
             return
         now = time.perf_counter()
         self._metrics.queue_seconds.observe(now - frame.arrived)
-        why = self._submit(turn, frame)
-        if why is None:
-            self._begun[turn.stream] = turn, frame, now
-        else:
-            self._fail(turn, frame, why)
-
-    def _submit(self, turn: Turn, frame: Frame) -> BaseException | None:
-        """Why a frame cannot be submitted; None where it was."""
         try:
             self.engine.submit(turn.stream, frame.image, frame.mask)
         except STEP_ERRORS as error:
-            return error
-        return None
+            self._fail(turn, frame, error)
+        else:
+            self._begun[turn.stream] = turn, frame, now
 
     @staticmethod
     def _fail(turn: Turn, frame: Frame, why: BaseException) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..memory import Stored
@@ -19,7 +21,7 @@ class ClipMemory:
         self,
         key: torch.Tensor,
         value: torch.Tensor,
-        keep: torch.Tensor,
+        keep: Sequence[bool],
         shown: torch.Tensor | None = None,
     ) -> None:
         """Append one frame of all objects: key [O, P, Ck], value [O, P, Cv]."""

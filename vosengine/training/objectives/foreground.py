@@ -61,12 +61,10 @@ class IMCNetObjective(Objective[IMCNet]):
         rows, places = torch.unique(seen, return_inverse=True)
         frames = normalised(batch.frames.flatten(0, 1)[rows], method.config)
         encoded = method.encode(frames)
-        *maps, keys = (x[places.flatten()] for x in encoded)
-        span = seen.shape[1]
-        pairs = zip(torch.split(keys, span), torch.split(maps[3], span), strict=True)
-        attention = torch.cat([method.affinity(key, deepest) for key, deepest in pairs])
-        features, sides = method.propagation(maps, attention)
-        output = torch.cat([method.decode(each) for each in torch.split(features, span)])[:, 0]
+        *maps, keys = (x[places] for x in encoded)
+        attention = method.affinity(keys, maps[3]).flatten(0, 1)
+        features, sides = method.propagation([x.flatten(0, 1) for x in maps], attention)
+        output = method.decode(features.unflatten(0, seen.shape))[:, 0]
         return output, sides, (batch.masks.flatten(0, 1)[seen] > 0).float()
 
     def _draw(self, batch: Batch, centres: int, generator: torch.Generator) -> torch.Tensor:

@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from compiling import Compiled
 from frame_baselines import columns, dense, interpolate, unfold
-from memory_baselines import flex, matmul, sdpa, sdpa_by, separate, split_value
+from memory_baselines import (
+    Contiguous,
+    by_copy,
+    flex,
+    matmul,
+    sdpa,
+    sdpa_by,
+    separate,
+    split_value,
+)
 from object_baselines import (
     autograd,
     distance_matrix,
@@ -61,7 +70,12 @@ BASELINES: dict[str, dict[str, Baseline]] = {
     "correlate_frames": {"unfold": unfold, "dense": dense},
     "deform_conv": {"columns": in_float32(columns)},
     "pool_regions": {"grid_sample": in_float32(grid_sample)},
-    "read_memory": {"sdpa": sdpa, "matmul": matmul, "separate": separate},
+    "read_memory": {
+        "sdpa": by_copy(sdpa),
+        "matmul": by_copy(matmul),
+        "separate": separate,
+        "contiguous": Contiguous(),
+    },
     "finish_masks": {"interpolate": in_float32(interpolate, rounded=False)},
     "group_centres": {
         "panoptic_deeplab": in_float32(partial(max_pooling, nearest=distance_matrix)),
@@ -73,15 +87,15 @@ BASELINES: dict[str, dict[str, Baseline]] = {
 }
 
 # Our own op in other words: no rival.
-OURS = ("cuda", "triton", "cpu", "separate")
+OURS = ("cuda", "triton", "cpu", "separate", "contiguous")
 
 ON_GPU: dict[str, dict[str, Baseline]] = {
     "read_memory": {
-        "sdpa_flash": sdpa_by(SDPBackend.FLASH_ATTENTION),
-        "sdpa_efficient": sdpa_by(SDPBackend.EFFICIENT_ATTENTION),
-        "sdpa_cudnn": sdpa_by(SDPBackend.CUDNN_ATTENTION),
-        "sdpa_math": sdpa_by(SDPBackend.MATH),
-        "split_value": split_value,
+        "sdpa_flash": by_copy(sdpa_by(SDPBackend.FLASH_ATTENTION)),
+        "sdpa_efficient": by_copy(sdpa_by(SDPBackend.EFFICIENT_ATTENTION)),
+        "sdpa_cudnn": by_copy(sdpa_by(SDPBackend.CUDNN_ATTENTION)),
+        "sdpa_math": by_copy(sdpa_by(SDPBackend.MATH)),
+        "split_value": by_copy(split_value),
     },
 }
 
@@ -103,5 +117,7 @@ def peers_of(op: Op, device: torch.device, limit: float | None) -> dict[str, Bas
     if op.name in COMPILED and limit is not None:
         peers["compiled"] = Compiled(op.reference, limit)
         if op.name == "read_memory":
-            peers["flex_attention"] = Compiled(flex_attention, limit, wrap=flex)
+            peers["flex_attention"] = Compiled(
+                flex_attention, limit, wrap=lambda made: by_copy(flex(made))
+            )
     return peers

@@ -42,6 +42,9 @@ def tensor_bytes(value: Any) -> float:
 def _positions(arguments: dict[str, Any]) -> float:
     """Memory positions of all groups that may be read."""
     groups, positions = arguments["memory_key"].shape[:2]
+    pages = arguments.get("pages")
+    if pages is not None:
+        groups, positions = len(pages), pages.shape[1] * positions
     length = arguments.get("length")
     return float(groups * positions if length is None else length.clamp(0, positions).sum())
 
@@ -60,7 +63,7 @@ def _read_memory(arguments: dict[str, Any]) -> float:
 def _read_memory_bytes(arguments: dict[str, Any]) -> float:
     query, key, value = (arguments[n] for n in ("query_key", "memory_key", "memory_value"))
     width = key.shape[-1] + _sets(arguments) * value.shape[-1]
-    small = {name: arguments.get(name) for name in ("bias", "length")}
+    small = {name: arguments.get(name) for name in ("bias", "length", "pages", "query_of")}
     rows = _positions(arguments) * float(width) * key.element_size()
     return rows + tensor_bytes(query) + tensor_bytes(small)
 

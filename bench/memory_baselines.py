@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vosengine.kernels import read_memory
+from vosengine.kernels.read_memory.reference import positions_of
 
 Baseline = Callable[..., Any]
 
@@ -78,6 +79,44 @@ def separate(
         return read_memory(query_key, memory_key, memory_value, **given)
     sets = [read_memory(query_key, memory_key, value, **given) for value in memory_value.unbind(1)]
     return torch.stack(sets, dim=1)
+
+
+def by_copy(attend: Baseline) -> Baseline:
+    """A peer that wants each group's memory in one piece: what lies in pages is copied first."""
+
+    def call(**given: Any) -> torch.Tensor:
+        return attend(**in_one_piece(**given))
+
+    return call
+
+
+def in_one_piece(
+    *, pages: torch.Tensor | None = None, query_of: torch.Tensor | None = None, **given: Any
+) -> dict[str, Any]:
+    """The same call of read_memory without pages and query_of, by a copy of all that they name."""
+    if pages is not None:
+        for name in ("memory_key", "memory_value", "bias"):
+            if given.get(name) is not None:
+                given[name] = positions_of(given[name], pages)
+    if query_of is not None:
+        given["query_key"] = given["query_key"][query_of]
+    return given
+
+
+class Contiguous:
+    """read_memory by this library's own op on memory that lies in one piece: what pages cost. The
+    copy is made once for a pool, before anything is timed."""
+
+    def __init__(self) -> None:
+        self.pool: torch.Tensor | None = None
+        self.copied: dict[str, Any] = {}
+
+    def __call__(self, **given: Any) -> torch.Tensor:
+        if "pages" not in given:
+            raise RuntimeError("memory lies in one piece as it is")
+        if self.pool is not given["memory_key"]:
+            self.pool, self.copied = given["memory_key"], in_one_piece(**given)
+        return read_memory(**self.copied)
 
 
 def sdpa_by(backend: SDPBackend) -> Baseline:

@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-OURS = ("cuda", "triton", "cpu", "separate")  # `separate`: our own op in other words, no rival
+# `separate` and `contiguous` are our own op in other words: no rivals.
+OTHERWISE = ("separate", "contiguous")
+OURS = ("cuda", "triton", "cpu", *OTHERWISE)
 
 
 def show_summary(console: Console, reports: list[dict[str, Any]]) -> None:
@@ -34,7 +36,7 @@ def show_summary(console: Console, reports: list[dict[str, Any]]) -> None:
 def row(case: dict[str, Any], dtype: str) -> tuple[str, ...]:
     """Where we have no backend, the fastest peer stands alone."""
     results = case["results"]
-    ours = fastest({n: r for n, r in results.items() if n in OURS and n != "separate"})
+    ours = fastest({n: r for n, r in results.items() if n in OURS and n not in OTHERWISE})
     peer = fastest({n: r for n, r in results.items() if n not in OURS})
     name = f"{case['case']} *" if case.get("target") else case["case"]
     cells = [case["op"], name, dtype, ours or "none", "", "", "", ""]

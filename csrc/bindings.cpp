@@ -90,13 +90,16 @@ void deform_conv_cpu(uintptr_t x, Strides x_stride, std::array<int64_t, 4> x_sha
 }
 
 void finish_masks_cpu(uintptr_t logits, std::array<int64_t, 3> stride, std::array<int64_t, 3> shape,
-                      uintptr_t ids, std::array<int64_t, 2> size, std::array<double, 4> region,
-                      uintptr_t labels, uintptr_t probabilities, int threads) {
+                      uintptr_t ids, uintptr_t first, int64_t streams, std::array<int64_t, 2> size,
+                      std::array<double, 4> region, uintptr_t labels, uintptr_t probabilities,
+                      int threads) {
   check_threads(threads);
   vosengine::FinishMasks call{};
   call.logits = pointer<const void>(logits);
   for (int i = 0; i < 3; ++i) call.stride[i] = stride[i];
   call.ids = pointer<const uint8_t>(ids);
+  call.first = pointer<const int32_t>(first);
+  call.streams = streams;
   call.objects = shape[0];
   call.cells_y = shape[1];
   call.cells_x = shape[2];

@@ -90,14 +90,16 @@ void deform_conv_cuda(Target target, int element, std::tuple<uintptr_t, Strides,
 }
 
 void finish_masks_cuda(uintptr_t logits, int element, std::array<int64_t, 3> stride,
-                       std::array<int64_t, 3> shape, uintptr_t ids, std::array<int64_t, 2> size,
-                       std::array<double, 4> region, uintptr_t labels, uintptr_t probabilities,
-                       const Target& target) {
+                       std::array<int64_t, 3> shape, uintptr_t ids, uintptr_t first,
+                       int64_t streams, std::array<int64_t, 2> size, std::array<double, 4> region,
+                       uintptr_t labels, uintptr_t probabilities, const Target& target) {
   vosengine::FinishMasksCuda call{};
   call.logits = pointer<const void>(logits);
   call.element = element_of(element);
   for (int i = 0; i < 3; ++i) call.stride[i] = stride[i];
   call.ids = pointer<const uint8_t>(ids);
+  call.first = pointer<const int32_t>(first);
+  call.streams = streams;
   call.objects = shape[0];
   call.cells_y = shape[1];
   call.cells_x = shape[2];

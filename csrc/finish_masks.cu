@@ -218,7 +218,19 @@ __device__ __forceinline__ void write_pixels(T* plane, const Place& place, bool 
 
 template <bool NEAR, bool KEEP>
 __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
-    finish_tile(const FinishMasksCuda call, const Plan plan) {
+    finish_tile(const FinishMasksCuda given, const Plan plan) {
+  FinishMasksCuda call = given;  // the block's stream alone
+  float certain = plan.certain;
+  const int64_t stream = blockIdx.z;
+  int64_t begin = 0, end = call.objects;
+  if (call.first) {
+    rows_of(call, stream, &begin, &end);
+    call.objects = end - begin;
+    call.ids += begin;
+    call.logits = static_cast<const char*>(call.logits) +
+                  begin * call.stride[0] * (call.element == Element::float32 ? 4 : 2);
+    certain = call.objects > 1 ? -logf(static_cast<float>(call.objects)) : 0;
+  }
   VOS_SHARED_BYTES(shared);
   Tap* const columns = reinterpret_cast<Tap*>(shared);
   Tap* const rows = columns + COLUMNS;
@@ -234,7 +246,7 @@ __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
 
   const int in_tile_y = thread / (TILE_WIDTH / PIXELS), y = tile_y + in_tile_y;
   const int group = thread % (TILE_WIDTH / PIXELS) * PIXELS;
-  const int64_t row_offset = y * call.width;
+  const int64_t row_offset = (stream * call.height + y) * call.width;
   const int back = plan.wide_labels ? static_cast<int>(row_offset % PIXELS) : 0;
   Place place;
   place.width = static_cast<int>(call.width);
@@ -274,7 +286,7 @@ __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
   if constexpr (!KEEP) {
     bool open = false;
 #pragma unroll
-    for (int i = 0; i < PIXELS; ++i) open = open || !known(best[i], plan.certain);
+    for (int i = 0; i < PIXELS; ++i) open = open || !known(best[i], certain);
     if (__syncthreads_or(open && place.inside))
       source.for_each_object(call, plan, true, [&](int64_t, const float (&value)[PIXELS]) {
 #pragma unroll
@@ -284,7 +296,7 @@ __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
   uint8_t label[PIXELS];
 #pragma unroll
   for (int i = 0; i < PIXELS; ++i)
-    label[i] = object_wins(best[i], plan.certain, any[i]) ? call.ids[winner[i]] : 0;
+    label[i] = object_wins(best[i], certain, any[i]) ? call.ids[winner[i]] : 0;
   write_pixels(call.labels, place, plan.wide_labels, label);
 
   if constexpr (KEEP) {
@@ -296,12 +308,19 @@ __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
       q[i] = background * sum[i];
     }
     const int64_t size = call.height * call.width;
-    write_pixels(call.probabilities, place, plan.wide_probabilities, q);
+    float* const planes = call.probabilities + begin * size;  // those of the streams before as well
+    write_pixels(planes, place, plan.wide_probabilities, q);
     source.for_each_object(call, plan, true, [&](int64_t o, const float (&value)[PIXELS]) {
 #pragma unroll
       for (int i = 0; i < PIXELS; ++i) q[i] = fmaxf(odds_of(value[i]), LOWEST_ODDS) * sum[i];
-      write_pixels(call.probabilities + (1 + o) * size, place, plan.wide_probabilities, q);
+      write_pixels(planes + (1 + o) * size, place, plan.wide_probabilities, q);
     });
+    if (stream == call.streams - 1) {  // rows of no stream
+#pragma unroll
+      for (int i = 0; i < PIXELS; ++i) q[i] = 0;
+      for (int64_t o = call.objects; begin + o < given.objects; ++o)
+        write_pixels(planes + (1 + o) * size, place, plan.wide_probabilities, q);
+    }
   }
 }
 
@@ -338,6 +357,7 @@ Plan plan_for(const FinishMasksCuda& call, size_t* shared_bytes) {
 void finish_masks_cuda(const FinishMasksCuda& call) {
   VOS_CHECK(call.height <= 65535 * TILE_HEIGHT, "height", "at most 524280", call.height);
   size_t shared_bytes;
+  VOS_CHECK(call.streams <= 65535, "first", "at most 65535 streams", call.streams);
   const Plan plan = plan_for(call, &shared_bytes);
   const int64_t columns =
       (call.width + (plan.wide_labels ? PIXELS - 1 : 0) + TILE_WIDTH - 1) / TILE_WIDTH;
@@ -346,8 +366,8 @@ void finish_masks_cuda(const FinishMasksCuda& call) {
   const auto kernel = near   ? keep ? finish_tile<true, true> : finish_tile<true, false>
                       : keep ? finish_tile<false, true>
                              : finish_tile<false, false>;
-  launch("finish_masks", call.target, kernel, dim3(columns, rows), dim3(THREADS), shared_bytes,
-         call, plan);
+  launch("finish_masks", call.target, kernel, dim3(columns, rows, call.streams), dim3(THREADS),
+         shared_bytes, call, plan);
 }
 
 }  // namespace vosengine

@@ -12,12 +12,14 @@ namespace vosengine {
 struct FinishMasks {
   const void* logits;  // float; element (o, y, x) at o*stride[0] + y*stride[1] + x*stride[2]
   int64_t stride[3];
-  const uint8_t* ids;                 // [objects]
+  const uint8_t* ids;    // [objects]
+  const int32_t* first;  // [streams + 1]: offsets of objects; null: all are one's
+  int64_t streams;
   int64_t objects, cells_y, cells_x;  // the coarse grid
   int64_t height, width;              // of the result
   double top, left, region_height, region_width;
-  uint8_t* labels;       // [height, width]
-  float* probabilities;  // [1 + objects, height, width], or null
+  uint8_t* labels;       // [streams, height, width]
+  float* probabilities;  // [streams + objects, height, width], or null
   int threads;           // on the CPU
 };
 
@@ -35,6 +37,17 @@ void finish_masks_cuda(const FinishMasksCuda& call);
 // odds(p) for p clamped to [1e-7, 1 - 1e-7].
 constexpr float LOWEST_ODDS = 1.0000001e-7f;
 constexpr float HIGHEST_ODDS = 9999999.0f;
+
+// Rows from `begin` to `end` are the stream's objects.
+VOS_HOST_DEVICE inline void rows_of(const FinishMasks& call, int64_t stream, int64_t* begin,
+                                    int64_t* end) {
+  *begin = 0;
+  *end = call.objects;
+  if (!call.first) return;
+  const int64_t low = call.first[stream], high = call.first[stream + 1];
+  *begin = low < 0 ? 0 : low < call.objects ? low : call.objects;
+  *end = high < *begin ? *begin : high < call.objects ? high : call.objects;
+}
 
 // Between which cells output `index` lies (low and min(low + 1, cells - 1)) and the second's
 // weight. `step` is what an output is wide, in cells.

@@ -44,13 +44,31 @@ Axis axis_for(int64_t count, double start, double extent, int64_t cells, int64_t
 #define VOS_BODY "finish_masks_cpu.cpp"
 #include "for_each_isa.h"
 
+static void finish_stream(const FinishMasks& call, const Axis& rows, const Axis& columns) {
+  VOS_DISPATCH(finish, call, rows, columns);
+}
+
 void vosengine::finish_masks_cpu(const FinishMasks& call) {
   AxisStorage row_storage, column_storage;
   const Axis rows = axis_for(call.height, call.top, call.region_height, call.cells_y,
                              call.stride[1], row_storage);
   const Axis columns = axis_for(call.width, call.left, call.region_width, call.cells_x,
                                 call.stride[2], column_storage);
-  VOS_DISPATCH(finish, call, rows, columns);
+  const int64_t plane = call.height * call.width;
+  int64_t begin, end = 0;
+  for (int64_t stream = 0; stream < call.streams; ++stream) {
+    vosengine::rows_of(call, stream, &begin, &end);
+    FinishMasks one = call;
+    one.logits = static_cast<const float*>(call.logits) + begin * call.stride[0];
+    one.ids += begin;
+    one.objects = end - begin;
+    one.labels += stream * plane;
+    if (call.probabilities) one.probabilities += (begin + stream) * plane;
+    finish_stream(one, rows, columns);
+  }
+  if (call.probabilities)
+    memset(call.probabilities + (end + call.streams) * plane, 0,
+           sizeof(float) * (call.objects - end) * plane);
 }
 
 #else

@@ -81,7 +81,7 @@ static void pack_values_of(const ReadMemory& call, int64_t first, int64_t count,
       if (left < SPAN)
         for (int64_t c = 0; c < SPAN; ++c) to[c] = c < left ? to_float(from[c]) : 0.0f;
       else
-        for (int64_t c = 0; c < SPAN; ++c) to[c] = to_float(from[c]);
+        for (int64_t c = 0; c < SPAN; c += VOS_WIDTH) store(to + c, load(from + c));
     }
   }
 }

@@ -1,6 +1,5 @@
-// Rows of keys and values as floats, whatever their dtype: plain loops over to_float become
-// vectors. Included by a kernel's body behind multiply.h, inside the namespace of an instruction
-// set; it has no include guard for that reason.
+// Rows of keys and values as floats, whatever their dtype. Included by a kernel's body behind
+// multiply.h, inside the namespace of an instruction set; it has no include guard for that reason.
 
 struct Float16 {
   uint16_t bits;
@@ -22,6 +21,20 @@ VOS_INLINE float to_float(Float16 number) {
   const float small = static_cast<float>(static_cast<int32_t>(size)) * 0x1p-24f;
   const float magnitude = size < 0x400 ? small : float_of_bits(normal);
   return number.bits & 0x8000 ? -magnitude : magnitude;
+}
+
+// VOS_WIDTH numbers at once, likewise.
+VOS_INLINE vint load_bits(const uint16_t* from) {
+  using Bits = uint16_t __attribute__((vector_size(VOS_WIDTH * 2), aligned(2), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Bits*>(from), vint);
+}
+VOS_INLINE vfloat load(const Bfloat16* from) { return (vfloat)(load_bits(&from->bits) << 16); }
+VOS_INLINE vfloat load(const Float16* from) {
+  const vint bits = load_bits(&from->bits), size = bits & 0x7fff;
+  const vint normal = (size << 13) + (112 << 23) + ((size >= 0x7c00) & (112 << 23));
+  const vfloat small = __builtin_convertvector(size, vfloat) * 0x1p-24f;
+  const vint magnitude = size < 0x400 ? (vint)small : normal;
+  return (vfloat)(magnitude | (bits & 0x8000) << 16);
 }
 
 template <typename T>

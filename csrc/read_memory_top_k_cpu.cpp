@@ -96,13 +96,16 @@ static float least_of_best(const ReadMemory& call, const float* row, int64_t pad
 // The weighted values of the chosen positions in one set; `total` is what the weights sum to.
 template <typename T>
 static void sum_values_of(const ReadMemory& call, int64_t set, int64_t count, float total,
-                          const Scratch& scratch, float* __restrict out) {
+                          const Scratch& scratch, float* out) {
   const T* value = static_cast<const T*>(call.value) + set * call.value_set;
+  const int64_t whole = call.value_channels / VOS_WIDTH * VOS_WIDTH;
   memset(out, 0, sizeof(float) * call.value_channels);
   for (int64_t i = 0; i < count; ++i) {
     const T* from = value + scratch.chosen[i];
     const float weight = scratch.weights[i] / total;
-    for (int64_t c = 0; c < call.value_channels; ++c) out[c] += to_float(from[c]) * weight;
+    for (int64_t c = 0; c < whole; c += VOS_WIDTH)
+      store(out + c, load(out + c) + load(from + c) * weight);
+    for (int64_t c = whole; c < call.value_channels; ++c) out[c] += to_float(from[c]) * weight;
   }
 }
 

@@ -126,7 +126,7 @@ def test_updating_makes_the_objective_fall_and_leaves_the_first_layer() -> None:
     projection = tracks.projection.clone()
     for slot in range(3):
         tracks.push(slot, maps[slot], square(50, 50, 30, 20), verified=slot == 1)
-    samples = tracks.samples.read(slice(0, 3), 3)
+    samples = tracks.samples.read(range(3), 3)
 
     def loss() -> Tensor:
         return objective(*samples, tracks.kernel[:3], ridge=CONFIG.ridge)

@@ -342,7 +342,7 @@ def without(segmenter: Segmenter, *object_ids: int) -> Callable[..., Any]:
     def segment(seen: Any, state: Any) -> Any:
         scores = real(seen, state)
         for object_id in object_ids:
-            scores.logits[segmenter._slots.slot(object_id)] = -1e4
+            scores.logits[segmenter.slots.slot(object_id)] = -1e4
         return scores
 
     return segment
@@ -394,5 +394,5 @@ def test_memory_does_not_grow(any_model: str) -> None:
         assert_counted(state)
         allocated.add(state.nbytes)
         assert sum(tensor.nbytes for tensor in state.tensors().values()) <= state.nbytes + 256
-        assert len(segmenter._ring) <= max(sees) - min(sees)
+        assert len(segmenter.ring) <= max(sees) - min(sees)
     assert len(allocated) == 1

@@ -64,7 +64,7 @@ def test_a_valid_frame_is_passed_on_without_a_copy(frame: np.ndarray, as_torch: 
         (image().astype(np.float64), "uint8 or float32, given float64"),
         (floats().astype(">f4"), "uint8 or float32, given >f4"),
         (torch.zeros(*SIZE, 3, dtype=torch.float16), "uint8 or float32, given torch.float16"),
-        (image()[:, :, 0], r"rank 3, \[H, W, 3\], given shape \[40, 56\]"),
+        (image()[:, :, 0], r"rank 3, \[H, W, 3\] RGB, given shape \[40, 56\]"),
         (image()[None], r"rank 3.*\[1, 40, 56, 3\]"),
         (np.array(7, np.uint8), r"rank 3.*\[\]"),
         (image().transpose(2, 0, 1), r"3 channels.*\[3, 40, 56\]; channels go last"),

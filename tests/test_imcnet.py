@@ -125,8 +125,8 @@ def test_the_ring_never_holds_more_than_the_window(clip: Clip) -> None:
     segmenter = make("imcnet")
     for frame in (*clip.frames, *clip.frames):
         segmenter.step(frame)
-        assert len(segmenter._ring) <= 8  # nine frames while a step works
-    assert [pending.index for pending in segmenter._ring] == list(range(12, 20))
+        assert len(segmenter.ring) <= 8  # nine frames while a step works
+    assert [pending.index for pending in segmenter.ring] == list(range(12, 20))
 
 
 def test_a_frame_without_any_foreground(clip: Clip) -> None:

@@ -291,3 +291,10 @@ def test_ids_that_live_keep_their_order() -> None:
 def test_what_does_not_live_is_named(given_ids: Any, message: str) -> None:
     with pytest.raises(InputError, match="^remove: " + message):
         slots(2, 7, 5).living(given_ids)
+
+
+def test_what_lies_mostly_under_the_prompt_is_not_discovered() -> None:
+    slots = ObjectSlots(4)
+    slots.assign([1])
+    assert slots.discovered([(6, 10), (5, 10), (0, 0), (0, 3)], [2]) == [(3, 2), (4, 3)]
+    assert slots.discovered([], []) == []

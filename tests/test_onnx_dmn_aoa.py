@@ -23,7 +23,7 @@ from vosengine.onnx.discovery import boxes_of
 from vosengine.onnx.export import regions
 from vosengine.onnx.policies import Policy
 from vosengine.onnx.proposals import FrameProposals
-from vosengine.proposals import Proposals, best_of, to_network
+from vosengine.proposals import Proposals, best_of, clean, to_network
 from vosengine.types import Geometry
 
 MOST = 1e-3  # of the labels may differ
@@ -169,8 +169,9 @@ def test_the_best_are_torchs(count: int, seed: int) -> None:
     size = (61 + 7 * seed, 97)
     given = proposed(size, count, seed)
     geometry = Geometry.fit(size, size=(48, 33, 120, 96)[seed], multiple=16)
-    truth = best_of(to_network(given, geometry, torch.device("cpu")), overlap=0.4, limit=9)
-    found = host.best_of(host.to_network(in_numpy(given), geometry), overlap=0.4, limit=9)
+    truth = clean(to_network(given, geometry, torch.device("cpu")))
+    truth = best_of(truth, overlap=0.4, limit=9)
+    found = host.chosen(host.to_network(in_numpy(given), geometry), overlap=0.4, limit=9)
     assert count < 40 or 0 < len(found) <= 9
     np.testing.assert_array_equal(found.boxes, truth.boxes.numpy())
     np.testing.assert_array_equal(found.masks, truth.masks.numpy())
@@ -246,7 +247,7 @@ def test_objects_come_and_go(request: pytest.FixtureRequest, size: tuple[int, in
             found.append(engine.step(frame, prompts.get(index)).numpy())
         assert engine.ids == (1, 2)
     assert differing(*labels) < MOST
-    assert ours.policy.first == [0, 1]
+    assert ours.policy.first.rows == [0, 1]
 
 
 def test_bad_proposals_leave_the_stream_as_it_was(dynamic: Path) -> None:
@@ -261,8 +262,13 @@ def test_bad_proposals_leave_the_stream_as_it_was(dynamic: Path) -> None:
     )
     one = in_numpy(good[0])
     bad = {
-        "wanted FrameProposals, given NoneType without boxes": None,
-        "boxes: wanted a numpy array, given Tensor": good[0],
+        "wanted FrameProposals, given NoneType": None,
+        "wanted FrameProposals, given Proposals": good[0],
+        "boxes: wanted a numpy array, given Tensor": FrameProposals(
+            good[0].boxes,
+            one.masks,
+            one.scores,  # type: ignore[arg-type]
+        ),
         "boxes: wanted \\[6, 4\\], given \\[2, 4\\]": FrameProposals(
             one.boxes[:2], one.masks, one.scores
         ),

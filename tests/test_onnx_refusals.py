@@ -31,7 +31,7 @@ def test_bad_frames_and_masks(munet: Path) -> None:
     mask = np.ones((64, 80), np.uint8)
     wrong: list[tuple[Any, Any, str]] = [
         (frame.astype(np.float32), mask, "wanted dtype uint8, given float32; multiply by 255"),
-        (frame[..., 0], mask, r"wanted \[H, W, 3\] RGB, given \[64, 80\]"),
+        (frame[..., 0], mask, r"wanted rank 3, \[H, W, 3\] RGB, given shape \[64, 80\]"),
         (frame[:20], mask, "at least 32 x 32 pixels, given 20 x 80"),
         ("frame.png", mask, "wanted a numpy array, given str"),
         (frame, mask[:10], r"wanted the frame's size \[64, 80\], given \[10, 80\]"),

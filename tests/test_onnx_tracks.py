@@ -22,7 +22,7 @@ from vosengine.onnx.discovery import Discovery, nearest
 from vosengine.onnx.export import discovery, fitting
 from vosengine.onnx.export.ops import TRANSLATIONS
 from vosengine.onnx.tracks import overlaps
-from vosengine.onnx.tracks_memory import Samples, draw_placements
+from vosengine.onnx.tracks_memory import draw_placements
 from vosengine.policies.placement import BLUR_CHANCE, placement
 from vosengine.training.synthetic import Clip
 
@@ -207,24 +207,6 @@ def test_a_track_begins_with_the_samples_of_torch(folder: Path, clip: Clip) -> N
         ):
             wanted = wanted[slot].numpy()
             assert np.abs(found - wanted).mean() < 2e-3 * np.abs(wanted).mean()
-
-
-def test_samples_push_out_the_lightest() -> None:
-    names = ("samples", "learning_rate", "verified_weight", "verified_feeds", "reid_channels")
-    settings = dict(zip(names, (3, 0.1, 2.0, False, 4), strict=True))
-
-    def planes(value: float, *first: int) -> Any:
-        return tuple(
-            np.full((*first, *s), value, np.float32) for s in ((2, 4, 4), (9, 4, 4), (4, 4))
-        )
-
-    track = Samples(planes(1, 2), settings, 0)
-    track.push(planes(2), verified=True)
-    assert track.filled == 3
-    track.push(planes(3), verified=False)
-    features, _, _, weight = track.read(whole=False)
-    assert features[:, 0, 0, 0].tolist() == [3, 1, 2]
-    assert weight.tolist() == pytest.approx(np.array([0.1, 0.0405, 0.18]) / 0.3205)
 
 
 def test_overlaps_of_tracks_and_proposals() -> None:

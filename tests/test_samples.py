@@ -93,7 +93,7 @@ def push(samples: Samples, slot: int, tag: float, verified: bool = False) -> Non
 def held(samples: Samples, slot: int) -> list[int]:
     """The tags of a track's samples; all three banks must agree."""
     used = samples.filled[slot]
-    features, bands, targets, _ = samples.read(slice(slot, slot + 1), used)
+    features, bands, targets, _ = samples.read([slot], used)
     tags = targets.flatten()
     assert (features.flatten() == tags).all()
     assert (bands.flatten(2) == tags[None, :, None]).all()
@@ -114,7 +114,7 @@ def test_weights_are_those_of_the_literal_recursion(feeds: bool) -> None:
         last = literal[-1] if feeds else grown
         push(samples, 1, 0, bool(verified))
         wanted = np.array(literal) / sum(literal)
-        given = samples.weights(slice(1, 2))[0].double().numpy()
+        given = samples.weights([1])[0].double().numpy()
         np.testing.assert_allclose(given[: len(wanted)], wanted, rtol=1e-5)
         assert not given[len(wanted) :].any()
 
@@ -126,7 +126,7 @@ def test_five_thousand_samples_neither_overflow_nor_vanish(feeds: bool) -> None:
     rng = np.random.default_rng(1)
     for number in range(5000):
         push(samples, 0, number, bool(rng.random() < 0.5))
-    weights = samples.weights(slice(0, 1))[0]
+    weights = samples.weights([0])[0]
     smallest = torch.finfo(torch.float32).tiny
     assert weights.min() > smallest and float(weights.sum()) == pytest.approx(1)
     recent = set(range(4985, 5000))
@@ -160,4 +160,4 @@ def test_a_new_track_starts_from_equal_shares_and_forgets_what_was_there() -> No
     samples.begin(0, *tagged(7, 8))
     assert held(samples, 0) == [7, 8]
     wanted = torch.tensor([0.5, 0.5, 0, 0, 0, 0, 0, 0])
-    torch.testing.assert_close(samples.weights(slice(0, 1))[0], wanted)
+    torch.testing.assert_close(samples.weights([0])[0], wanted)

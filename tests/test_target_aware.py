@@ -272,7 +272,7 @@ def test_a_correction_is_learnt_as_verified_and_becomes_the_first_mask() -> None
         segmenter.step(frame)
     red = int(segmenter.step(frames[2]).numpy()[10, 10])  # type: ignore[union-attr]
     state: TrackState = segmenter._state
-    slot = segmenter._slots.slot(red)
+    slot = segmenter.slots.slot(red)
     before = state.first_embedding.clone()
     corrected = np.zeros((96, 96), np.uint8)
     corrected[8:40, 8:20] = red

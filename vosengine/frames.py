@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from .config import SMALLEST_SIDE
 from .errors import InputError
 from .kernels import prepare_frame
 from .planes import (
     HARD,
-    HINT,
     THRESHOLD,
     check_apart,
+    check_frame_shape,
+    check_ids,
+    check_labels,
     check_planes,
     check_values,
 )
@@ -42,18 +43,7 @@ def check_frame(frame: Array) -> torch.Tensor:
         )
     if frame.dtype not in (torch.uint8, torch.float32):
         raise InputError(f"frame: wanted dtype uint8 or float32, given {frame.dtype}")
-    if frame.ndim != 3:
-        raise InputError(f"frame: wanted rank 3, [H, W, 3], given shape {list(frame.shape)}")
-    if frame.shape[2] != 3:
-        hint = "; channels go last" if frame.shape[0] == 3 else ""
-        raise InputError(
-            f"frame: wanted 3 channels, [H, W, 3] RGB, given {list(frame.shape)}{hint}"
-        )
-    if min(frame.shape[:2]) < SMALLEST_SIDE:
-        raise InputError(
-            f"frame: wanted at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, "
-            f"given {frame.shape[0]} x {frame.shape[1]}"
-        )
+    check_frame_shape(frame.shape)
     if frame.dtype == torch.float32:
         low, high = (float(x) for x in frame.aminmax())
         if not (np.isfinite(low) and np.isfinite(high)):
@@ -80,12 +70,8 @@ def check_mask(mask: Array, size: Size) -> torch.Tensor:
         if mask.ndim == 3:
             check_planes(mask.shape, size, mask.dtype.name)
             mask = torch.from_numpy(np.array(mask, mask.dtype.type))
-        elif mask.dtype.kind not in "uib":
-            hint = HINT if mask.dtype.kind == "f" else ""
-            raise InputError(
-                f"mask: wanted an integer dtype (object ids), given {mask.dtype}{hint}"
-            )
         else:
+            check_labels(mask.shape, size, mask.dtype.name)
             mask = torch.from_numpy(mask.astype(np.int64))
     if not isinstance(mask, torch.Tensor):
         raise InputError(
@@ -93,16 +79,8 @@ def check_mask(mask: Array, size: Size) -> torch.Tensor:
         )
     if mask.ndim == 3:
         return _labels_of_planes(mask, size)
-    if mask.is_floating_point() or mask.is_complex():
-        hint = HINT if mask.is_floating_point() else ""
-        raise InputError(f"mask: wanted an integer dtype (object ids), given {mask.dtype}{hint}")
-    if tuple(mask.shape) != size:
-        raise InputError(f"mask: wanted the frame's size {list(size)}, given {list(mask.shape)}")
-    low, high = (int(x) for x in mask.long().aminmax())
-    if low < 0 or high > 255:
-        raise InputError(
-            f"mask: wanted object ids in 1..255 (0 is background), given {low}..{high}"
-        )
+    check_labels(mask.shape, size, str(mask.dtype).removeprefix("torch."))
+    check_ids(*(int(x) for x in mask.long().aminmax()))
     return mask.to(torch.uint8, copy=True)  # the caller may write to theirs
 
 

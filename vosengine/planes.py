@@ -1,15 +1,48 @@
-"""A mask as planes, one for each object: what both engines refuse of it, without torch."""
+"""A caller's frame and mask: what both engines refuse of them, without torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from .config import SMALLEST_SIDE
 from .errors import InputError
 from .types import Size
 
 SOFT, HARD = ("float32",), ("uint8", "bool")
 THRESHOLD = 0.5  # of the background, which a soft mask does not give
 HINT = "; a soft mask is float32 [O, H, W], a plane for each object"
+
+
+def check_frame_shape(shape: Sequence[int]) -> None:
+    """Raise InputError unless a frame is [H, W, 3] and large enough."""
+    if len(shape) != 3:
+        raise InputError(f"frame: wanted rank 3, [H, W, 3] RGB, given shape {list(shape)}")
+    if shape[2] != 3:
+        hint = "; channels go last" if shape[0] == 3 else ""
+        raise InputError(f"frame: wanted 3 channels, [H, W, 3] RGB, given {list(shape)}{hint}")
+    if min(shape[:2]) < SMALLEST_SIDE:
+        raise InputError(
+            f"frame: wanted at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, "
+            f"given {shape[0]} x {shape[1]}"
+        )
+
+
+def check_labels(shape: Sequence[int], size: Size, dtype: str) -> None:
+    """Raise InputError unless object ids [H, W] are of the frame's size and of whole numbers."""
+    if "int" not in dtype and dtype != "bool":
+        hint = HINT if "float" in dtype else ""
+        raise InputError(f"mask: wanted an integer dtype (object ids), given {dtype}{hint}")
+    if tuple(shape) != size:
+        raise InputError(f"mask: wanted the frame's size {list(size)}, given {list(shape)}")
+
+
+def check_ids(low: int, high: int) -> None:
+    """Raise InputError unless the least and the greatest object id are in 0..255."""
+    if low < 0 or high > 255:
+        raise InputError(
+            f"mask: wanted object ids in 1..255 (0 is background), given {low}..{high}"
+        )
 
 
 def check_planes(shape: tuple[int, ...], size: Size, dtype: str) -> None:

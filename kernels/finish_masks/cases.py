@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ UNDECIDED = 1e-5  # the error that the contract grants q
 def undecided(
     arguments: dict[str, Any], output64: tuple[torch.Tensor, torch.Tensor | None]
 ) -> torch.Tensor:
-    """[H, W] bool: the pixels whose two greatest q in float64 are as good as equal, where rounding
-    may choose either label.
+    """[H, W] bool (with `first` [B, H, W]): the pixels whose two greatest q in float64 are as good
+    as equal, where rounding may choose either label.
 
     arguments  of the call, in any dtype
     output64   what the reference returned for it in float64; q is computed here where it has none
@@ -26,6 +27,13 @@ def undecided(
         exact = {**arguments, "logits": arguments["logits"].double(), "probabilities": True}
         _, q = finish_masks(**exact)
     assert q is not None
+    if arguments.get("first") is None:
+        return _nearly_equal(q)
+    ends = (arguments["first"] + torch.arange(len(arguments["first"]), device=q.device)).tolist()
+    return torch.stack([_nearly_equal(q[a:b]) for a, b in pairwise(ends)])
+
+
+def _nearly_equal(q: torch.Tensor) -> torch.Tensor:
     if len(q) == 1:
         return torch.zeros(q.shape[1:], dtype=torch.bool, device=q.device)
     greatest = q.topk(2, dim=0).values
@@ -134,6 +142,27 @@ def _at_480p(objects: int, probabilities: bool) -> Make:
     return _masks(objects, 120, 216, (480, 854), region, probabilities=probabilities)
 
 
+def _streams(first: tuple[int, ...], unused: int = 0, **options: Any) -> Make:
+    """Several streams, whose objects have the same ids, and rows of none, which are NaN."""
+
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        size = options.get("size", (19, 27))
+        made = _masks(first[-1] + unused, 5, 7, **{"size": size, **options})(generator)
+        made["logits"][first[-1] :] = torch.nan
+        made["ids"] = (torch.arange(len(made["ids"])) % 3 + 1).to(torch.uint8)
+        return made | {"first": torch.tensor(first, dtype=torch.int32)}
+
+    return make
+
+
+def _streams_at_480p(streams: int, objects: int) -> Make:
+    def make(generator: torch.Generator) -> dict[str, Any]:
+        made = _at_480p(streams * objects, probabilities=False)(generator)
+        return made | {"first": torch.arange(streams + 1).int() * objects}
+
+    return make
+
+
 CASES = (
     Case("one cell", _masks(1, 1, 1, (1, 1))),
     Case("one cell enlarged", _masks(2, 1, 1, (5, 3))),
@@ -177,10 +206,18 @@ CASES = (
     Case("nearly even, 60 objects", _ladder(60, -5.0, 0.2, False)),
     Case("nearly even, 60 objects, probabilities", _ladder(60, -5.0, 0.2, True)),
     Case("nearly even, half of 100 objects", _half_absent),
+    Case("streams", _streams((0, 3, 4, 9))),
+    Case("streams, labels alone", _streams((0, 3, 4, 9), probabilities=False)),
+    Case("streams, some without objects", _streams((0, 0, 2, 2, 3, 3))),
+    Case("streams, none of any object", _streams((0, 0, 0))),
+    Case("streams, one alone", _streams((0, 4))),
+    Case("streams, rows of none", _streams((0, 2, 2, 5), unused=4, size=(20, 28))),
+    Case("streams, smaller than the grid", _streams((0, 2, 3), size=(3, 4))),
     Case("480p, 3 objects", _at_480p(3, probabilities=False), bench=True),
     Case("480p, 3 objects, probabilities", _at_480p(3, probabilities=True), bench=True),
     Case("480p, 1 object", _at_480p(1, probabilities=False), bench=True),
     Case("480p, 1 object, probabilities", _at_480p(1, probabilities=True), bench=True),
     Case("480p, 10 objects", _at_480p(10, probabilities=False), bench=True),
     Case("480p, 10 objects, probabilities", _at_480p(10, probabilities=True), bench=True),
+    Case("480p, four streams of 3 objects", _streams_at_480p(4, 3), bench=True),
 )

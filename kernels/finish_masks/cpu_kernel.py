@@ -20,10 +20,11 @@ def objection(
     size: tuple[int, int],
     region: tuple[float, float, float, float],
     probabilities: bool = False,
+    first: torch.Tensor | None = None,
 ) -> str | None:
     if logits.dtype == torch.float64:
         return "computes in float32, and the logits are float64"
-    return cpu_objection(logits, ids)
+    return cpu_objection(logits, ids, first)
 
 
 def run(
@@ -33,16 +34,21 @@ def run(
     size: tuple[int, int],
     region: tuple[float, float, float, float],
     probabilities: bool = False,
+    first: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     logits, ids = logits.float(), ids.contiguous()
-    labels = torch.empty(size, dtype=torch.uint8)
-    planes = (1 + len(ids), *size)
+    streams = 1 if first is None else len(first) - 1
+    labels = torch.empty(size if first is None else (streams, *size), dtype=torch.uint8)
+    planes = (streams + len(ids), *size)
+    first = None if first is None else first.contiguous()
     stacked = torch.empty(planes, dtype=torch.float32) if probabilities else None
     load().finish_masks_cpu(
         logits.data_ptr(),
         logits.stride(),
         tuple(logits.shape),
         ids.data_ptr(),
+        0 if first is None else first.data_ptr(),
+        streams,
         size,
         region,
         labels.data_ptr(),

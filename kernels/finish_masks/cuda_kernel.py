@@ -29,10 +29,11 @@ def objection(
     size: tuple[int, int],
     region: tuple[float, float, float, float],
     probabilities: bool = False,
+    first: torch.Tensor | None = None,
 ) -> str | None:
     if logits.dtype not in ELEMENTS:
         return f"takes float32, float16 or bfloat16, and the logits are {logits.dtype}"
-    return cuda_objection(logits, ids)
+    return cuda_objection(logits, ids, first)
 
 
 def run(
@@ -42,19 +43,27 @@ def run(
     size: tuple[int, int],
     region: tuple[float, float, float, float],
     probabilities: bool = False,
+    first: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     ids = ids.contiguous()
-    labels = torch.empty(size, dtype=torch.uint8, device=logits.device)
-    planes = (1 + len(ids), *size)
+    streams = 1 if first is None else len(first) - 1
+    shape = size if first is None else (streams, *size)
+    labels = torch.empty(shape, dtype=torch.uint8, device=logits.device)
+    planes = (streams + len(ids), *size)
+    first = None if first is None else first.contiguous()
     stacked = (
         torch.empty(planes, dtype=torch.float32, device=logits.device) if probabilities else None
     )
+    if streams == 0:
+        return labels, None if stacked is None else stacked.zero_()
     load().finish_masks_cuda(
         logits.data_ptr(),
         ELEMENTS[logits.dtype],
         logits.stride(),
         tuple(logits.shape),
         ids.data_ptr(),
+        0 if first is None else first.data_ptr(),
+        streams,
         size,
         region,
         labels.data_ptr(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from ..shapes import check, check_dtype
+from ..shapes import ShapeError, check, check_dtype
 
 PROBABILITY_FLOOR = 1e-7  # STM's released soft aggregation clamps to [1e-7, 1 - 1e-7]
 LOWEST_ODDS = PROBABILITY_FLOOR / (1 - PROBABILITY_FLOOR)
@@ -18,8 +18,15 @@ def contract(
     size: tuple[int, int],
     region: tuple[float, float, float, float],
     probabilities: bool = False,
+    first: torch.Tensor | None = None,
 ) -> None:
-    sizes = check({"logits": (logits, "O h w"), "ids": (ids, "O")})
+    arguments = {"logits": (logits, "O h w"), "ids": (ids, "O")}
+    if first is not None:
+        if first.ndim != 1 or len(first) == 0:
+            raise ShapeError(f"first: wanted [B + 1], given {list(first.shape)}")
+        check_dtype("first", first, torch.int32)
+        arguments["first"] = (first, "offsets")
+    sizes = check(arguments)
     check_dtype("logits", logits, torch.float16, torch.bfloat16, torch.float32, torch.float64)
     check_dtype("ids", ids, torch.uint8)
     if min(sizes["h"], sizes["w"]) < 1:
@@ -37,6 +44,7 @@ def finish_masks(
     size: tuple[int, int],
     region: tuple[float, float, float, float],
     probabilities: bool = False,
+    first: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Coarse logits of every object to labels: upsampled, softly aggregated, cropped, argmax.
 
@@ -51,13 +59,19 @@ def finish_masks(
              pixel (y, x) is read at ((y + 0.5) * height / H + top - 0.5, likewise x), clamped to
              the grid. A crop of a x4 upsampling (align_corners=False) is (pad / 4, ..., H / 4, ...)
     probabilities  whether q is wanted too
+    first    [B + 1] int32 on the device: the objects of B streams lie one stream after the other,
+             those of stream b in rows first[b] to first[b + 1], from first[0] = 0 on; each stream
+             is a call of its own. Rows from first[B] on belong to no stream. On the device, as the
+             rows' other tensors are, so that a captured graph serves any division of its rows
     returns  labels [H, W] uint8, and q [1 + O, H, W] float32 (row 0 the background) or None;
-             new, contiguous
+             new, contiguous. With first, labels [B, H, W] and q [O + B, H, W]: the background of
+             stream b is q[first[b] + b], before its objects; rows of no stream are last, and 0
 
     Dtype   float16, bfloat16 or float32 in (float64 in the reference alone, q then float64);
             computed in float32.
-    Device  one for both; no synchronisation with the host.
-    Empty   O = 0 returns labels 0 and q = 1.
+    Device  one for all; no synchronisation with the host, so numbers in first are not checked: one
+            outside 0..O counts as the nearest in it.
+    Empty   O = 0, or a stream without objects, returns labels 0 and q = 1.
     Error   q at most twice that of this function in the same dtype, against itself in float64, or
             1e-5; labels equal wherever the two greatest q differ by more than that.
     Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for an option.
@@ -69,13 +83,38 @@ def finish_masks(
     fine = _lerp(_lerp(logits.to(wide), rows, dim=1), columns, dim=2)  # [O, H, W]
     # odds(p_o) = e^logit and odds(p_0) = 1 / (product of (1 + e^logit) - 1). By way of p instead,
     # float32 has only 4 values between logits of 15 and 16, and labels come out wrong.
-    objects = fine.exp()
-    background = 1 / torch.expm1(functional.softplus(fine).sum(dim=0, keepdim=True))
-    odds = torch.cat((background, objects)).clamp(LOWEST_ODDS, 1 / LOWEST_ODDS)
-    aggregated = odds / odds.sum(dim=0, keepdim=True)
-    table = torch.cat((ids.new_zeros(1), ids))
-    labels = table[aggregated.max(dim=0).indices]
+    if first is None:
+        background = 1 / torch.expm1(functional.softplus(fine).sum(dim=0, keepdim=True))
+        odds = torch.cat((background, fine.exp())).clamp(LOWEST_ODDS, 1 / LOWEST_ODDS)
+        aggregated = odds / odds.sum(dim=0, keepdim=True)
+        table = torch.cat((ids.new_zeros(1), ids))
+        labels = table[aggregated.max(dim=0).indices]
+        return labels, aggregated if probabilities else None
+    labels, aggregated = _finish_streams(fine, ids, first)
     return labels, aggregated if probabilities else None
+
+
+def _finish_streams(
+    fine: torch.Tensor, ids: torch.Tensor, first: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """labels [B, H, W] and q [O + B, H, W]. Every stream looks at all rows, its own among them:
+    which those are is known on the device alone."""
+    streams, rows = len(first) - 1, torch.arange(len(ids), device=ids.device)
+    first = first.clamp(0, len(ids))
+    table = torch.cat((ids.new_zeros(1), ids))
+    labels = ids.new_zeros(streams, *fine.shape[1:])
+    q = fine.new_zeros(len(ids) + streams, *fine.shape[1:])
+    for stream in range(streams):
+        others = ((rows < first[stream]) | (rows >= first[stream + 1]))[:, None, None]
+        total = functional.softplus(fine).masked_fill(others, 0).sum(dim=0, keepdim=True)
+        odds = torch.cat((1 / torch.expm1(total), fine.exp())).clamp(LOWEST_ODDS, 1 / LOWEST_ODDS)
+        others = torch.cat((others.new_zeros(1, 1, 1), others))
+        odds = odds.masked_fill(others, 0)
+        aggregated = (odds / odds.sum(dim=0, keepdim=True)).masked_fill(others, 0)
+        labels[stream] = table[aggregated.max(dim=0).indices]
+        place = torch.cat((first[stream : stream + 1], rows + 1)) + stream
+        q.index_add_(0, place, aggregated)
+    return labels, q
 
 
 Taps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

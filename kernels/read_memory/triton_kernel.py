@@ -27,23 +27,28 @@ from typing import Any
 import torch
 
 from ..gpu import for_chip, on_its_device, triton_objection
-from ..resources import Build
 from . import triton_programs as programs
 from . import triton_top_k as top_k_programs
+from .triton_builds import builds
 from .triton_plan import (
     CONFIGS,
     FLOAT32,
     MERGED,
     MOST_KEPT,
     SETTLED,
-    Config,
-    Plan,
     Shape,
     Tile,
     ceil_div,
+    merge_constants,
+    mix_constants,
     plan_of,
     power_of_two,
+    read_constants,
+    score_constants,
+    settle_constants,
 )
+
+__all__ = ["builds", "objection", "run"]
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -70,11 +75,10 @@ def objection(
             return f"wants the last axis of {name} contiguous, given stride {tensor.stride(-1)}"
         if tensor.stride(-2) >= FAR and tensor.shape[-2] > 1:
             return f"wants rows of {name} less than {FAR} elements apart"
-    if top_k is not None and MOST_KEPT < top_k < memory_key.shape[1]:
+    positions = memory_key.shape[1] if pages is None else pages.shape[1] * memory_key.shape[1]
+    if top_k is not None and MOST_KEPT < top_k < positions:
         return f"wants top_k up to {MOST_KEPT}, given {top_k}"
-    if pages is not None or query_of is not None:
-        return "does not read memory in pages yet"
-    return triton_objection(query_key, memory_key, memory_value, bias, length)
+    return triton_objection(query_key, memory_key, memory_value, bias, length, pages, query_of)
 
 
 @cache
@@ -97,14 +101,21 @@ def run(
     pages: torch.Tensor | None = None,
     query_of: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    query_key = query_key.expand(len(memory_key), -1, -1)
+    groups, columns = (len(memory_key), 1) if pages is None else pages.shape
+    if query_of is None:
+        query_key = query_key.expand(groups, -1, -1)
     queries, value_channels = query_key.shape[1], memory_value.shape[-1]
-    out = memory_value.new_empty(*memory_value.shape[:-2], queries, value_channels)
+    out = query_key.new_empty(groups, *memory_value.shape[1:-2], queries, value_channels)
     if out.numel() == 0:
         return out
-    if top_k is not None and top_k >= memory_key.shape[1]:
+    if top_k is not None and top_k >= columns * memory_key.shape[1]:
         top_k = None
-    call = _Call(query_key, memory_key, memory_value, scale, bias, length, top_k, out)
+    length, pages, query_of = (
+        None if numbers is None else numbers.contiguous() for numbers in (length, pages, query_of)
+    )
+    call = _Call(
+        query_key, memory_key, memory_value, scale, bias, length, top_k, pages, query_of, out
+    )
     threshold = None if top_k is None else call.threshold(top_k)
     if call.plan.stored:
         call.read_by_weights(threshold)
@@ -125,15 +136,18 @@ class _Call:
         bias: torch.Tensor | None,
         length: torch.Tensor | None,
         top_k: int | None,
+        pages: torch.Tensor | None,
+        query_of: torch.Tensor | None,
         out: torch.Tensor,
     ) -> None:
-        groups, positions, key_channels = key.shape
+        groups, (page_count, page, key_channels) = len(out), key.shape
+        columns = 1 if pages is None else pages.shape[1]
         value = value if value.ndim == 4 else value[:, None]
         self.shape = Shape(
             groups,
             value.shape[1],
             query.shape[1],
-            positions,
+            columns * page,
             key_channels,
             value.shape[3],
             query.itemsize,
@@ -141,14 +155,27 @@ class _Call:
         config = FLOAT32 if out.dtype == torch.float32 else for_chip(CONFIGS, out.device)
         self.plan = plan_of(self.shape, config, _processors(out.device), top_k=top_k is not None)
         self.out = out
+        block = self.plan.scoring.positions
+        padded = ceil_div(page, block) * block
+        self.reach = columns * padded  # positions of a group, each page rounded up to blocks
         self.common: dict[str, Any] = {
-            "length": None if length is None else length.contiguous(),
+            "length": length,
             "queries": query.shape[1],
-            "positions": positions,
+            "positions": columns * page,
             "groups": groups,
+            "page": None if pages is None else page,
+            "padded": None if pages is None else padded,
+        }
+        self.pages: dict[str, Any] = {
+            "pages": pages,
+            "page_count": None if pages is None else page_count,
+            "columns": None if pages is None else columns,
         }
         self.keys: dict[str, Any] = {
+            **self.pages,
             "query": query,
+            "query_of": query_of,
+            "query_count": None if query_of is None else len(query),
             "key": key,
             "bias": bias,
             "query_group": query.stride(0),
@@ -161,6 +188,7 @@ class _Call:
             "scale": scale * math.log2(math.e),
         }
         self.values: dict[str, Any] = {
+            **self.pages,
             "value": value,
             "value_group": value.stride(0),
             "value_set": value.stride(1),
@@ -216,8 +244,7 @@ class _Call:
             plan.reading,
             read_constants(plan),
             **self.common,
-            **self.keys,
-            **self.values,
+            **(self.keys | self.values),
             threshold=threshold,
             out=out,
             peaks=peaks,
@@ -230,7 +257,7 @@ class _Call:
     def read_by_weights(self, threshold: torch.Tensor | None) -> None:
         plan = self.plan
         parted = plan.parts > 1
-        weight_row = ceil_div(self.shape.positions, plan.scoring.positions) * plan.scoring.positions
+        weight_row = self.reach
         weights = self._scratch(
             self.shape.groups, self.shape.queries, weight_row, dtype=self.out.dtype
         )
@@ -306,117 +333,3 @@ def launch(
     kernel: Any, count: int, tile: Tile, constants: dict[str, Any], **arguments: Any
 ) -> None:
     kernel[(count,)](**arguments, **constants, num_warps=tile.warps, num_stages=tile.stages)
-
-
-def score_constants(plan: Plan) -> dict[str, Any]:
-    tile = plan.scoring
-    return {
-        "ROWS": tile.rows,
-        "BLOCK_N": tile.positions,
-        "BLOCK_C": plan.chunk,
-        "CHUNKS": plan.chunks,
-    }
-
-
-def read_constants(plan: Plan) -> dict[str, Any]:
-    return score_constants(plan) | {"PARTED": plan.parts > 1, "BLOCK_V": plan.reading.columns}
-
-
-def mix_constants(plan: Plan) -> dict[str, Any]:
-    tile = plan.reading
-    return {
-        "PARTED": plan.parts > 1,
-        "ROWS": tile.rows,
-        "BLOCK_N": tile.positions,
-        "BLOCK_V": tile.columns,
-        "WEIGH_N": plan.scoring.positions,
-    }
-
-
-def merge_constants(plan: Plan) -> dict[str, Any]:
-    return {
-        "ROWS": MERGED.rows,
-        "BLOCK_V": MERGED.columns,
-        "BLOCK_N": plan.reading.positions,
-        "SUM_N": plan.scoring.positions,
-    }
-
-
-def settle_constants(plan: Plan) -> dict[str, Any]:
-    return {"ROWS": SETTLED.rows, "BLOCK_N": plan.scoring.positions}
-
-
-def builds() -> tuple[Build, ...]:
-    """Every program as the tuning tables launch it, for 480p: the usual memory of 128 key and 512
-    value channels, several sets of values, and DMN-AOA's references (256 and many)."""
-    configs: dict[Config, list[int]] = {}
-    for chip, config in CONFIGS.items():
-        configs.setdefault(config, []).append(chip)
-    every = tuple(CONFIGS)
-    found = [b for config, chips in configs.items() for b in _builds(config, "bf16", tuple(chips))]
-    return (*found, *_builds(FLOAT32, "fp32", every))
-
-
-def _builds(config: Config, kind: str, chips: tuple[int, ...]) -> list[Build]:
-    size = 4 if kind == "fp32" else 2
-    shape = Shape(3, 1, 1620, 32400, 128, 512, size)
-    usual = plan_of(shape, config, 132)
-    best = plan_of(shape, config, 132, top_k=True)
-    sets = plan_of(Shape(1, 6, 1620, 8100, 128, 512, size), config, 132)
-    wide = plan_of(Shape(2, 1, 1620, 1620, 256, 2879, size), config, 132)
-    kept = {"KEPT": MOST_KEPT}
-
-    def build(
-        name: str, kernel: Any, tile: Tile, constants: dict[str, Any], *, matrix: bool = True
-    ) -> Build:
-        names = kernel.arg_names
-        signature = {n: _type_of(n, kind, constants) for n in names if n not in constants}
-        return Build(
-            name=f"{name} {kind} {tile.rows}x{tile.positions}x{tile.columns}, sm_{chips[0]}",
-            kernel=kernel,
-            signature=signature,
-            constants=constants,
-            warps=tile.warps,
-            stages=tile.stages,
-            chips=chips,
-            matrix=matrix and kind != "fp32",
-            divisible=tuple(n for n in names if n in DIVISIBLE and n not in constants),
-        )
-
-    read, without = programs.read_part, {"threshold": None}
-    unbiased = {"bias": None, "bias_group": 0, "bias_row": 0}
-    found = [
-        build("read", read, usual.reading, read_constants(usual) | without | unbiased),
-        build("read, bias and top_k", read, best.reading, read_constants(best)),
-        build("best", top_k_programs.find_best, best.scoring, score_constants(best) | kept),
-        build("peaks", programs.find_peaks, sets.scoring, score_constants(sets)),
-        build("weigh", programs.weigh, sets.scoring, score_constants(sets)),
-        build("mix", programs.mix, sets.reading, mix_constants(sets)),
-    ]
-    if kind != "fp32":
-        settled = settle_constants(best) | kept
-        found += [
-            build("read, bias", read, usual.reading, read_constants(usual) | without),
-            build("weigh, 256 channels", programs.weigh, wide.scoring, score_constants(wide)),
-            build("merge", programs.merge, MERGED, merge_constants(usual), matrix=False),
-            build("threshold", top_k_programs.find_threshold, SETTLED, settled, matrix=False),
-        ]
-    return found
-
-
-# Multiples of 16 in real use; numbers of queries, of positions and of parts are not.
-DIVISIBLE = (
-    *("query_group", "query_row", "key_group", "key_row", "key_channels", "weight_row"),
-    *("value_group", "value_set", "value_row", "value_channels", "readable"),
-)
-FLOATS = ("bias", "threshold", "peaks", "sums", "parted", "best")
-
-
-def _type_of(name: str, kind: str, constants: dict[str, Any]) -> str:
-    if name in FLOATS or (name == "out" and constants.get("PARTED")):
-        return "*fp32"
-    if name in ("query", "key", "value", "weights", "out"):
-        return f"*{kind}"
-    if name == "length":
-        return "*i32"
-    return "fp32" if name == "scale" else "i32"

@@ -7,6 +7,7 @@ valid while memory grows.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 MOST_KEPT = 32  # of `top_k`: XMem and Cutie use 30
 MOST_PARTS = 32
@@ -175,3 +176,41 @@ def plan_of(shape: Shape, config: Config, processors: int, *, top_k: bool = Fals
         * ceil_div(shape.queries, MERGED.rows)
         * ceil_div(shape.value_channels, MERGED.columns),
     )
+
+
+def score_constants(plan: Plan) -> dict[str, Any]:
+    tile = plan.scoring
+    return {
+        "ROWS": tile.rows,
+        "BLOCK_N": tile.positions,
+        "BLOCK_C": plan.chunk,
+        "CHUNKS": plan.chunks,
+    }
+
+
+def read_constants(plan: Plan) -> dict[str, Any]:
+    return score_constants(plan) | {"PARTED": plan.parts > 1, "BLOCK_V": plan.reading.columns}
+
+
+def mix_constants(plan: Plan) -> dict[str, Any]:
+    tile = plan.reading
+    return {
+        "PARTED": plan.parts > 1,
+        "ROWS": tile.rows,
+        "BLOCK_N": tile.positions,
+        "BLOCK_V": tile.columns,
+        "WEIGH_N": plan.scoring.positions,
+    }
+
+
+def merge_constants(plan: Plan) -> dict[str, Any]:
+    return {
+        "ROWS": MERGED.rows,
+        "BLOCK_V": MERGED.columns,
+        "BLOCK_N": plan.reading.positions,
+        "SUM_N": plan.scoring.positions,
+    }
+
+
+def settle_constants(plan: Plan) -> dict[str, Any]:
+    return {"ROWS": SETTLED.rows, "BLOCK_N": plan.scoring.positions}

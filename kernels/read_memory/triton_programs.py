@@ -1,121 +1,31 @@
-"""The Triton programs behind `read_memory`; triton_kernel.py chooses and launches them.
-
-Scores are kept times log2(e) throughout, so that exp2 makes weights of them. How far a group's
-memory reaches is read on the device; what lies past it is masked out of every load. A memory is cut
-into `parts` of equal length, found on the device as well: a part may be empty, its programs then
-write nothing and nobody reads what they would have written.
-"""
+"""The Triton programs behind `read_memory`; triton_kernel.py chooses and launches them."""
 
 # mypy: ignore-errors
 from __future__ import annotations
 
 from ..gpu import tl, triton
-
-
-@triton.jit
-def end_of(length, group, positions):
-    """How many positions of a group are alive."""
-    end = positions
-    if length is not None:
-        end = tl.minimum(tl.maximum(tl.load(length + group), 0), positions)
-    return end
-
-
-@triton.jit
-def part_size(end, parts, BLOCK_N: tl.constexpr):
-    return tl.cdiv(tl.cdiv(end, BLOCK_N), parts) * BLOCK_N
-
-
-@triton.jit
-def live_parts(end, parts, BLOCK_N: tl.constexpr):
-    """How many of a group's parts hold any position."""
-    return tl.cdiv(end, tl.maximum(part_size(end, parts, BLOCK_N), 1))
-
-
-@triton.jit
-def _finite(level):
-    """A maximum that may be subtracted: of no positions it is -inf."""
-    return tl.where(level == float("-inf"), 0.0, level)
-
-
-@triton.jit
-def _query_tile(query, row, channel, query_row, queries, key_channels):
-    inside = (row < queries)[:, None] & (channel < key_channels)[None, :]
-    place = row.to(tl.int64)[:, None] * query_row + channel[None, :]
-    return tl.load(query + place, mask=inside, other=0.0)
-
-
-@triton.jit
-def _key_tile(key, lane, channel, key_row, left, key_channels):
-    """[channels, positions]; positions from `left` on are 0."""
-    inside = (lane < left)[None, :] & (channel < key_channels)[:, None]
-    return tl.load(key + (lane * key_row)[None, :] + channel[:, None], mask=inside, other=0.0)
-
-
-@triton.jit
-def _value_tile(value, first, lane, column, value_row, left, readable):
-    """[positions, columns]; positions from `left` on are 0, for 0 * NaN is not."""
-    inside = (lane < left)[:, None] & (column < readable)[None, :]
-    place = (lane * value_row)[:, None] + column[None, :]
-    value += tl.cast(first, tl.int64) * value_row
-    return tl.load(value + place, mask=inside, other=0.0)
-
-
-@triton.jit
-def held_queries(
-    query, row, query_row, queries, key_channels, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr
-):
-    """The first two chunks of the queries' channels, held by a program that needs no more."""
-    channel = tl.arange(0, BLOCK_C)
-    q0 = _query_tile(query, row, channel, query_row, queries, key_channels)
-    q1 = q0
-    if CHUNKS == 2:
-        q1 = _query_tile(query, row, BLOCK_C + channel, query_row, queries, key_channels)
-    return q0, q1
-
-
-@triton.jit
-def scores(
-    q0, q1, query, key, bias, limit, row, first, end,
-    query_row, key_row, bias_row, queries, key_channels, scale,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """[rows, positions] float32 from `first` on; -inf from `end` on and below a row's limit."""
-    channel = tl.arange(0, BLOCK_C)
-    lane = tl.arange(0, BLOCK_N)
-    left = end - first
-    alive = lane < left
-    key += tl.cast(first, tl.int64) * key_row
-    product = tl.zeros([ROWS, BLOCK_N], tl.float32)
-    if CHUNKS <= 2:
-        k = _key_tile(key, lane, channel, key_row, left, key_channels)
-        product = tl.dot(q0, k, product, input_precision="ieee")
-        if CHUNKS == 2:
-            k = _key_tile(key, lane, BLOCK_C + channel, key_row, left, key_channels)
-            product = tl.dot(q1, k, product, input_precision="ieee")
-    else:
-        for chunk in range(CHUNKS):
-            here = chunk * BLOCK_C + channel
-            q = _query_tile(query, row, here, query_row, queries, key_channels)
-            k = _key_tile(key, lane, here, key_row, left, key_channels)
-            product = tl.dot(q, k, product, input_precision="ieee")
-    added = tl.zeros([BLOCK_N], tl.float32)
-    if bias is not None:
-        bias += tl.cast(first, tl.int64) * bias_row
-        added = tl.load(bias + lane * bias_row, mask=alive, other=0.0).to(tl.float32)
-    added = tl.where(alive, added * 1.4426950408889634, float("-inf"))
-    score = tl.fma(product, scale, added[None, :])
-    if limit is not None:
-        score = tl.where(score < limit[:, None], float("-inf"), score)  # a NaN stays
-    return score
+from .triton_blocks import (
+    block_at,
+    end_of,
+    finite,
+    held_queries,
+    live_parts,
+    memory_of_group,
+    part_size,
+    query_of_group,
+    rows_at,
+    scores,
+    value_tile,
+)
 
 
 @triton.jit
 def read_part(
-    query, key, value, bias, length, threshold, out, peaks, sums,
+    query, key, value, bias, length, threshold, out, peaks, sums, pages, query_of,
     query_group, query_row, key_group, key_row, value_group, value_set, value_row,
     bias_group, bias_row,
     queries, positions, key_channels, value_channels, readable, groups, sets, parts, scale,
+    query_count, page_count, columns, page, padded,
     PARTED: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -132,14 +42,14 @@ def read_part(
     group = (rest // parts).to(tl.int64)
     which, column = block // value_blocks, block % value_blocks * BLOCK_V + tl.arange(0, BLOCK_V)
 
-    end = end_of(length, group, positions)
+    end = end_of(length, group, positions, page, padded)
     size = part_size(end, parts, BLOCK_N)
     stop = tl.minimum((part + 1) * size, end)
-    query += group * query_group
-    key += group * key_group
-    value += group * value_group + which.to(tl.int64) * value_set
+    query = query_of_group(query, query_of, query_count, group, query_group)
+    key = memory_of_group(key, pages, group, key_group)
+    value = memory_of_group(value, pages, group, value_group) + which.to(tl.int64) * value_set
     if bias is not None:
-        bias += group * bias_group
+        bias = memory_of_group(bias, pages, group, bias_group)
     limit = None
     if threshold is not None:
         padding = float("-inf")
@@ -151,17 +61,19 @@ def read_part(
     mean = tl.zeros([ROWS, BLOCK_V], tl.float32)
     lane = tl.arange(0, BLOCK_N)
     for first in range(part * size, stop, BLOCK_N):
+        number, start, left = block_at(pages, page_count, columns, group, first, end, page, padded)
         score = scores(
-            q0, q1, query, key, bias, limit, row, first, end,
-            query_row, key_row, bias_row, queries, key_channels, scale,
+            q0, q1, query, key, bias, limit, row, pages, number, start, left,
+            query_row, key_group, key_row, bias_group, bias_row, queries, key_channels, scale,
             ROWS, BLOCK_N, BLOCK_C, CHUNKS,
         )  # fmt: skip
         higher = tl.maximum(peak, tl.max(score, 1))
-        level = _finite(higher)
+        level = finite(higher)
         weight = tl.exp2(score - level[:, None])
         shrink = tl.exp2(peak - level)
         total = total * shrink + tl.sum(weight, 1)
-        v = _value_tile(value, first, lane, column, value_row, end - first, readable)
+        values = rows_at(value, pages, number, start, value_group, value_row)
+        v = value_tile(values, lane, column, value_row, left, readable)
         mean = tl.dot(weight.to(v.dtype), v, mean * shrink[:, None], input_precision="ieee")
         peak = higher
 
@@ -183,9 +95,10 @@ def read_part(
 
 @triton.jit
 def find_peaks(
-    query, key, bias, length, peaks,
+    query, key, bias, length, peaks, pages, query_of,
     query_group, query_row, key_group, key_row, bias_group, bias_row,
     queries, positions, key_channels, groups, parts, scale,
+    query_count, page_count, columns, page, padded,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """The greatest score of every query in every part: peaks [parts, G, P]."""
@@ -195,19 +108,20 @@ def find_peaks(
     part = program // row_blocks % parts
     group = (program // (row_blocks * parts)).to(tl.int64)
 
-    end = end_of(length, group, positions)
+    end = end_of(length, group, positions, page, padded)
     size = part_size(end, parts, BLOCK_N)
     stop = tl.minimum((part + 1) * size, end)
-    query += group * query_group
-    key += group * key_group
+    query = query_of_group(query, query_of, query_count, group, query_group)
+    key = memory_of_group(key, pages, group, key_group)
     if bias is not None:
-        bias += group * bias_group
+        bias = memory_of_group(bias, pages, group, bias_group)
     q0, q1 = held_queries(query, row, query_row, queries, key_channels, BLOCK_C, CHUNKS)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     for first in range(part * size, stop, BLOCK_N):
+        number, start, left = block_at(pages, page_count, columns, group, first, end, page, padded)
         score = scores(
-            q0, q1, query, key, bias, None, row, first, end,
-            query_row, key_row, bias_row, queries, key_channels, scale,
+            q0, q1, query, key, bias, None, row, pages, number, start, left,
+            query_row, key_group, key_row, bias_group, bias_row, queries, key_channels, scale,
             ROWS, BLOCK_N, BLOCK_C, CHUNKS,
         )  # fmt: skip
         peak = tl.maximum(peak, tl.max(score, 1))
@@ -218,9 +132,10 @@ def find_peaks(
 
 @triton.jit
 def weigh(
-    query, key, bias, length, threshold, peaks, weights, sums,
+    query, key, bias, length, threshold, peaks, weights, sums, pages, query_of,
     query_group, query_row, key_group, key_row, bias_group, bias_row, weight_row,
     queries, positions, key_channels, groups, parts, scale,
+    query_count, page_count, columns, page, padded,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """weights [G, P, weight_row]: exp(score - the query's greatest score), 0 up to the end of the
@@ -231,13 +146,13 @@ def weigh(
     part = program // row_blocks % parts
     group = (program // (row_blocks * parts)).to(tl.int64)
 
-    end = end_of(length, group, positions)
+    end = end_of(length, group, positions, page, padded)
     size = part_size(end, parts, BLOCK_N)
     stop = tl.minimum((part + 1) * size, end)
-    query += group * query_group
-    key += group * key_group
+    query = query_of_group(query, query_of, query_count, group, query_group)
+    key = memory_of_group(key, pages, group, key_group)
     if bias is not None:
-        bias += group * bias_group
+        bias = memory_of_group(bias, pages, group, bias_group)
     limit = None
     if threshold is not None:
         padding = float("-inf")
@@ -247,15 +162,16 @@ def weigh(
     for other in range(live_parts(end, parts, BLOCK_N)):
         line = (other * groups + group) * queries + row
         peak = tl.maximum(peak, tl.load(peaks + line, mask=inside, other=0.0))
-    level = _finite(peak)
+    level = finite(peak)
 
     q0, q1 = held_queries(query, row, query_row, queries, key_channels, BLOCK_C, CHUNKS)
     place = (group * queries + row)[:, None] * weight_row + tl.arange(0, BLOCK_N)[None, :]
     total = tl.zeros([ROWS], tl.float32)
     for first in range(part * size, stop, BLOCK_N):
+        number, start, left = block_at(pages, page_count, columns, group, first, end, page, padded)
         score = scores(
-            q0, q1, query, key, bias, limit, row, first, end,
-            query_row, key_row, bias_row, queries, key_channels, scale,
+            q0, q1, query, key, bias, limit, row, pages, number, start, left,
+            query_row, key_group, key_row, bias_group, bias_row, queries, key_channels, scale,
             ROWS, BLOCK_N, BLOCK_C, CHUNKS,
         )  # fmt: skip
         weight = tl.exp2(score - level[:, None])
@@ -277,9 +193,10 @@ def _total(sums, line, lines, live, inside, ROWS: tl.constexpr):
 
 @triton.jit
 def mix(
-    weights, value, length, sums, out,
+    weights, value, length, sums, out, pages,
     value_group, value_set, value_row, weight_row,
     queries, positions, value_channels, readable, groups, sets, parts, weigh_parts,
+    page_count, columns, page, padded,
     PARTED: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
     WEIGH_N: tl.constexpr,
 ):  # fmt: skip
@@ -297,18 +214,20 @@ def mix(
     group = (rest // parts).to(tl.int64)
     which, column = block // value_blocks, block % value_blocks * BLOCK_V + tl.arange(0, BLOCK_V)
 
-    end = end_of(length, group, positions)
+    end = end_of(length, group, positions, page, padded)
     size = part_size(end, parts, BLOCK_N)
     stop = tl.minimum((part + 1) * size, end)
     line = group * queries + row
     inside = row < queries
     weights += line[:, None] * weight_row
-    value += group * value_group + which.to(tl.int64) * value_set
+    value = memory_of_group(value, pages, group, value_group) + which.to(tl.int64) * value_set
     mean = tl.zeros([ROWS, BLOCK_V], tl.float32)
     lane = tl.arange(0, BLOCK_N)
     for first in range(part * size, stop, BLOCK_N):
+        number, start, left = block_at(pages, page_count, columns, group, first, end, page, padded)
         weight = tl.load(weights + first + lane[None, :], mask=inside[:, None], other=0.0)
-        v = _value_tile(value, first, lane, column, value_row, end - first, readable)
+        values = rows_at(value, pages, number, start, value_group, value_row)
+        v = value_tile(values, lane, column, value_row, left, readable)
         mean = tl.dot(weight, v, mean, input_precision="ieee")
 
     known = inside[:, None] & (column < value_channels)[None, :]
@@ -328,7 +247,7 @@ def mix(
 @triton.jit
 def merge(
     parted, peaks, sums, length, out,
-    queries, positions, value_channels, groups, sets, parts, sum_parts,
+    queries, positions, value_channels, groups, sets, parts, sum_parts, page, padded,
     ROWS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr, SUM_N: tl.constexpr,
 ):  # fmt: skip
     """What the parts of `read_part` (with peaks) or of `mix` (without) add up to."""
@@ -340,7 +259,7 @@ def merge(
     frame = (program // (row_blocks * value_blocks)).to(tl.int64)
     group = frame // sets
 
-    end = end_of(length, group, positions)
+    end = end_of(length, group, positions, page, padded)
     live = live_parts(end, parts, BLOCK_N)
     inside = row < queries
     known = inside[:, None] & (column < value_channels)[None, :]
@@ -353,7 +272,7 @@ def merge(
     if peaks is not None:
         for part in range(live):
             peak = tl.maximum(peak, tl.load(peaks + part * lines + line, mask=inside, other=0.0))
-    level = _finite(peak)
+    level = finite(peak)
     mean = tl.zeros([ROWS, BLOCK_V], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     for part in range(live):

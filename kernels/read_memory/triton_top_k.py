@@ -8,7 +8,16 @@ threshold is equal to the last bit.
 from __future__ import annotations
 
 from ..gpu import tl, triton
-from .triton_programs import end_of, held_queries, live_parts, part_size, scores
+from .triton_blocks import (
+    block_at,
+    end_of,
+    held_queries,
+    live_parts,
+    memory_of_group,
+    part_size,
+    query_of_group,
+    scores,
+)
 
 
 @triton.jit
@@ -37,9 +46,10 @@ def _keep_best(found, score, KEPT: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def find_best(
-    query, key, bias, length, best,
+    query, key, bias, length, best, pages, query_of,
     query_group, query_row, key_group, key_row, bias_group, bias_row,
     queries, positions, key_channels, groups, parts, top_k, scale,
+    query_count, page_count, columns, page, padded,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
     KEPT: tl.constexpr,
 ):  # fmt: skip
@@ -50,19 +60,20 @@ def find_best(
     part = program // row_blocks % parts
     group = (program // (row_blocks * parts)).to(tl.int64)
 
-    end = end_of(length, group, positions)
+    end = end_of(length, group, positions, page, padded)
     size = part_size(end, parts, BLOCK_N)
     stop = tl.minimum((part + 1) * size, end)
-    query += group * query_group
-    key += group * key_group
+    query = query_of_group(query, query_of, query_count, group, query_group)
+    key = memory_of_group(key, pages, group, key_group)
     if bias is not None:
-        bias += group * bias_group
+        bias = memory_of_group(bias, pages, group, bias_group)
     q0, q1 = held_queries(query, row, query_row, queries, key_channels, BLOCK_C, CHUNKS)
     found = _empty_list(top_k, ROWS, KEPT)
     for first in range(part * size, stop, BLOCK_N):
+        number, start, left = block_at(pages, page_count, columns, group, first, end, page, padded)
         score = scores(
-            q0, q1, query, key, bias, None, row, first, end,
-            query_row, key_row, bias_row, queries, key_channels, scale,
+            q0, q1, query, key, bias, None, row, pages, number, start, left,
+            query_row, key_group, key_row, bias_group, bias_row, queries, key_channels, scale,
             ROWS, BLOCK_N, BLOCK_C, CHUNKS,
         )  # fmt: skip
         found = _keep_best(found, score, KEPT, BLOCK_N)
@@ -74,7 +85,7 @@ def find_best(
 
 @triton.jit
 def find_threshold(
-    best, length, threshold, queries, positions, groups, parts, top_k,
+    best, length, threshold, queries, positions, groups, parts, top_k, page, padded,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """threshold [G, P]: the top_k-th of what `find_best` found in all parts."""
@@ -84,7 +95,7 @@ def find_threshold(
     group = (program // row_blocks).to(tl.int64)
     rank = tl.arange(0, KEPT)
 
-    end = end_of(length, group, positions)
+    end = end_of(length, group, positions, page, padded)
     inside = row < queries
     found = _empty_list(top_k, ROWS, KEPT)
     for part in range(live_parts(end, parts, BLOCK_N)):

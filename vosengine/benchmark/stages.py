@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 
@@ -13,17 +13,8 @@ from torch import nn
 from ..engine.segmenter import Segmenter
 from ..kernels.spans import listen
 from ..timing import synchronise
+from ..zoo.registry import entry
 
-# Stage -> modules of a model, by name. Everything else of a verb is called by the verb.
-DECODERS = {"decode": ("decoder",)}
-MODULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "stm": DECODERS,
-    "munet": DECODERS,
-    "giel": {"decode": ("global_decoder", "instance_decoder", "coarse")},
-    "dmn_aoa": {"BFE": ("base",), "MRN": ("refine",)},
-    "target_aware": {"D-Net": ("dnet",), "ReID": ("reid",), "T-Net": ("backbone", "refiner")},
-    "imcnet": {},
-}
 # Span -> stage; of ops, of the engine, and of what a method's paper names.
 SPANS = {
     "step": "other",
@@ -92,7 +83,7 @@ def clocked(segmenter: Segmenter) -> Iterator[StageClock]:
     """A clock on every stage of a Segmenter, within the block; `step` itself counts as "other"."""
     clock = StageClock(segmenter.device)
     with ExitStack() as stack:
-        for stage, names in MODULES.get(segmenter.model, {}).items():
+        for stage, names in entry(segmenter.model).stages.items():
             for name in names:
                 module = getattr(segmenter.method, name, None)
                 if isinstance(module, nn.Module):

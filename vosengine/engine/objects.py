@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from operator import index
 from typing import Any
@@ -83,6 +83,19 @@ class ObjectSlots:
         together = {*self._ids, *named, *self.reserved}
         free = (i for i in range(1, 256) if i not in self.ever | together)
         return tuple(islice(free, max(0, min(count, self.capacity - len(together)))))
+
+    def discovered(
+        self, pixels: Sequence[Sequence[int]], named: Iterable[int]
+    ) -> list[tuple[int, int]]:
+        """(id, row of the scores) of the objects that a model found by itself and that are kept:
+        not those of which most lies under the prompt, which are what the caller has named, nor
+        those for which there is no room or no id; they may be discovered again in the next frame.
+
+        pixels  per row beyond the objects alive, how many lie under the prompt, and of how many
+        named   by the prompts of this frame and of later ones
+        """
+        rows = [row for row, (under, own) in enumerate(pixels, len(self)) if 2 * under <= own]
+        return list(zip(self.unused(len(rows), named), rows, strict=False))
 
     def assign(self, ids_by_slot: Iterable[int]) -> None:
         """Take these ids, one per slot."""

@@ -172,26 +172,22 @@ def _discovered(
     slots: ObjectSlots,
     geometry: Geometry,
 ) -> tuple[Scores | None, tuple[int, ...]]:
-    """The scores with those discovered objects that are kept, and their ids.
-
-    One that lies under the prompt is what the caller has named, and one for which there is no room
-    or no id is left out; it may be discovered again in the next frame.
-    """
+    """The scores with those discovered objects that are kept, and their ids."""
     known = len(slots)
     if scores is None or len(scores.logits) == known:
         return scores, ()
-    rows = list(range(known, len(scores.logits)))
+    pixels = [(0, 0)] * (len(scores.logits) - known)
     if prompt is not None:
         given = pad(resize_labels(prompt, geometry.resized), geometry)
         given = resize_labels(given, geometry.cells(scores.stride)) > 0
         found = scores.logits[known:] > 0
-        under = 2 * (found & given).sum(dim=(1, 2)) > found.sum(dim=(1, 2))
-        rows = [row for row, is_under in zip(rows, under.tolist(), strict=True) if not is_under]
-    ids = slots.unused(len(rows), named)
-    kept = [*range(known), *rows[: len(ids)]]
-    if len(kept) == len(scores.logits):
-        return scores, ids
-    return replace(scores, logits=scores.logits[kept]), ids
+        counts = (each.sum(dim=(1, 2)) for each in (found & given, found))
+        pixels = torch.stack(tuple(counts), dim=1).tolist()
+    fresh = slots.discovered(pixels, named)
+    kept = [*range(known), *(row for _, row in fresh)]
+    if len(kept) < len(scores.logits):
+        scores = replace(scores, logits=scores.logits[kept])
+    return scores, tuple(object_id for object_id, _ in fresh)
 
 
 def named(labels: torch.Tensor, device: torch.device) -> Prompt[torch.Tensor]:

@@ -12,6 +12,7 @@ from ..runtime import in_layout
 from .postprocess import named
 from .ring import Pending
 from .snapshot import SavedStream, check_source, pack, unpack
+from .stream import geometry_of
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -20,16 +21,11 @@ if TYPE_CHECKING:
 @own_settings()
 def packed(segmenter: Segmenter) -> bytes:
     """Its stream as it is."""
-    state, slots, source = segmenter._state, segmenter._slots, _source(segmenter)
+    state, source = segmenter._state, _source(segmenter)
     return pack(
         SavedStream(
             identity=_identity(segmenter),
-            geometry=segmenter.geometry,
-            ids=slots.in_slot_order,
-            ever=tuple(sorted(slots.ever)),
-            reserved=tuple(sorted(slots.reserved)),
-            frame_count=segmenter.frame_count,
-            flushed=segmenter._flushed,
+            book=segmenter.saved(),
             state={} if state is None else state.tensors(),
             ring=[
                 (
@@ -37,7 +33,7 @@ def packed(segmenter: Segmenter) -> bytes:
                     held.features._asdict(),
                     None if held.prompt is None else held.prompt.labels,
                 )
-                for held in segmenter._ring
+                for held in segmenter.ring
             ],
             source=None if source is None else source.tensors(),
         )
@@ -51,10 +47,10 @@ def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
     stream = unpack(data, where, _identity(segmenter), segmenter.device)
     source, method = _source(segmenter), segmenter.method
     check_source(where, stream, source)
-    state = None
-    if stream.geometry is not None:
-        state = segmenter.begin_state(stream.geometry)
-        state.restore(stream.state, len(stream.ids))
+    state, geometry = None, geometry_of(stream.book)
+    if geometry is not None:
+        state = segmenter.begin_state(geometry)
+        state.restore(stream.state, len(stream.book["ids"]))
     ring = [
         Pending(
             index,
@@ -66,11 +62,8 @@ def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
     if source is not None and stream.source is not None:
         source.restore(stream.source)
     segmenter.reset()
-    segmenter.geometry, segmenter._state, segmenter._ring = stream.geometry, state, ring
-    segmenter._slots.assign(stream.ids)
-    segmenter._slots.ever |= set(stream.ever)
-    segmenter._slots.reserved |= set(stream.reserved)
-    segmenter.frame_count, segmenter._flushed = stream.frame_count, stream.flushed
+    segmenter._state = state
+    segmenter.take_over(stream.book, ring)
 
 
 def _source(segmenter: Segmenter) -> StatefulSource | None:

@@ -1,49 +1,11 @@
-"""What a stream takes next, whichever engine it runs on."""
+"""What lives in one process, whichever engine it belongs to."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import NoReturn, SupportsIndex
 
-from ..errors import InputError, StateError
-from ..types import A, Geometry, Prompt, Size
-
-
-@dataclass(frozen=True)
-class StreamRules:
-    """What a model asks of its frames and masks."""
-
-    model: str
-    needs_mask: bool
-    takes_mask: bool
-
-    def check(
-        self, size: Size, geometry: Geometry | None, prompt: Prompt[A] | None, *, flushed: bool
-    ) -> Prompt[A] | None:
-        """Raise InputError unless a frame of that size, with a mask or without, may come next.
-
-        geometry  of the stream so far; None where this is its first frame
-        returns   the prompt; None where it shows no object, and so says nothing
-        """
-        if flushed:
-            raise InputError("step: the stream was flushed; call reset() to begin another")
-        if geometry is not None and size != geometry.frame:
-            raise InputError(
-                f"frame: the stream is {geometry.frame[0]} x {geometry.frame[1]}, given "
-                f"{size[0]} x {size[1]}; resize the frame, or call reset() to begin another stream"
-            )
-        if prompt is not None and not self.takes_mask:
-            raise InputError(
-                f"mask: {self.model} finds the foreground by itself and takes none; leave it out"
-            )
-        shown = prompt if prompt is not None and prompt.ids else None
-        if geometry is None and self.needs_mask and shown is None:
-            empty = "" if prompt is None else "; this one shows no object, only id 0"
-            raise InputError(
-                f"mask: {self.model} needs one with the first frame, to say what to follow{empty}"
-            )
-        return shown
+from ..errors import StateError
 
 
 class StaysHere:

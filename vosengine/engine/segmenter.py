@@ -19,15 +19,14 @@ from ..kernels.spans import listened, span, spanned
 from ..memory import memory_of
 from ..proposals import ProposalSource, check_proposals, clean, to_network
 from ..runtime import Pieces, Uploader, copied
-from ..types import Geometry, Prompt, Result, Size
+from ..types import Geometry, Result, Size
 from ..zoo.registry import entry
 from .engine import Engine, Job
-from .objects import ObjectSlots
 from .postprocess import Arrangement, Canvas, compose, finish, named
 from .resume import go_on, packed
-from .ring import Pending, View, awaited, still_needed
-from .rules import StaysHere, StreamRules
+from .ring import Pending, View, awaited
 from .snapshot import read_file
+from .stream import Stream
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Turn:
     target: int
 
 
-class Segmenter(StaysHere):
+class Segmenter(Stream[torch.Tensor]):
     """Streaming video object segmentation: one `step` a frame, memory that never grows.
 
         segmenter = Segmenter("munet")
@@ -134,14 +133,8 @@ class Segmenter(StaysHere):
         return self.runs_on.method
 
     @property
-    def latency(self) -> int:
-        """How many frames `step` must see beyond the one it answers for."""
-        return 0 if self.online else max(0, *self.method.sees)
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The objects alive, ascending; those of a prompt still in the ring not among them."""
-        return self._slots.ascending
+    def traits(self) -> Any:
+        return self.method
 
     @property
     def memory_bytes(self) -> int:
@@ -153,12 +146,8 @@ class Segmenter(StaysHere):
         self.check_free("reset")
         if self._state is not None:
             self._state.release()
-        self.geometry: Geometry | None = None
+        self.begin()
         self._state = None
-        self._slots = ObjectSlots(self.max_objects)
-        self._ring: list[Pending[torch.Tensor]] = []
-        self.frame_count = 0
-        self._flushed = False
         self._arranged: Arrangement | None = None  # of the objects alive, for steps without prompt
         self._pieces = self.runs_on.pieces()
 
@@ -205,7 +194,7 @@ class Segmenter(StaysHere):
             image = check_frame(frame)
             size = (image.shape[0], image.shape[1])
             prompt = None if mask is None else named(check_mask(mask, size), self.device)
-            prompt = self._check_stream(size, prompt)
+            prompt = self.check_next(size, prompt)
             image = self._upload(image)
         given = None
         if self.proposals is not None:
@@ -233,24 +222,23 @@ class Segmenter(StaysHere):
         """What an accepted frame makes of the stream: all is new, the stream is as it was."""
         state = self._state or self.begin_state(job.geometry)
         features = self._encode(job) if job.features is None else job.features
-        ring = [*self._ring, Pending(self.frame_count, features, job.prompt)]
+        ring = self.with_next(features, job.prompt)
         return Turn(job.geometry, state, ring, self.frame_count - self.latency)
 
     def take_turn(self, turn: Turn) -> None:
         """Go on to the next frame, after the turn's answer."""
-        self._ring = still_needed(turn.ring, turn.target, self.method.sees)
-        self._state, self.geometry = turn.state, turn.geometry
-        self.frame_count += 1
+        self._state = turn.state
+        self.take(turn.ring, turn.geometry)
 
     def may_join(self, job: Job) -> bool:
         """Whether this frame may be answered for together with other streams': nothing begins with
         it, and the memory is one that is read in common."""
-        awaits_prompt = job.prompt is not None or awaited(self._ring)
+        awaits_prompt = job.prompt is not None or awaited(self.ring)
         return bool(
             self.method.batched
             and not job.alone
             and not awaits_prompt
-            and len(self._slots) > 0
+            and len(self.slots) > 0
             and self.frame_count >= self.latency
             and not (self.memory is not None and self.memory.policy == "afb")
         )
@@ -261,21 +249,13 @@ class Segmenter(StaysHere):
         self.check_process()
         with self.runs_on.lock:
             self.check_free("flush")
-            if self.geometry is None or self.latency == 0 or self._flushed:
+            waiting, geometry = self.waiting, self.geometry
+            if geometry is None or not waiting:
                 return []
-            waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
             with self.precision.applied():
-                results = [self._answer(self._ring, t, self._state, self.geometry) for t in waiting]
-            self._flushed = True
+                results = [self._answer(self.ring, t, self._state, geometry) for t in waiting]
+            self.flushed = True
             return results
-
-    def reserve(self, object_ids: Iterable[int]) -> None:
-        """Keep these ids (1..255), and room for them, for prompts to come: objects that the model
-        discovers in this stream get others.
-
-        Raises  InputError for what is no id, and for more of them than max_objects.
-        """
-        self._slots.reserve(object_ids)
 
     @own_settings()
     def remove(self, object_ids: int | Iterable[int]) -> None:
@@ -287,9 +267,9 @@ class Segmenter(StaysHere):
                 model whose one object always exists.
         """
         self.check_free("remove")
-        for object_id in self._slots.living(object_ids):
-            self._state.forget(self._slots.slot(object_id))
-            self._slots.remove(object_id)
+        for object_id in self.slots.living(object_ids):
+            self._state.forget(self.slots.slot(object_id))
+            self.slots.remove(object_id)
 
     def save_state(self, path: str | Path) -> None:
         """Write `snapshot`'s bytes to a file, which appears whole or not at all. Raises OutputError
@@ -331,16 +311,6 @@ class Segmenter(StaysHere):
         """The method's state for a stream of this geometry, with pages of the engine."""
         return self.method.start(geometry, self.max_objects, self.memory, self.runs_on.pools)
 
-    def _check_stream(
-        self, size: Size, prompt: Prompt[torch.Tensor] | None
-    ) -> Prompt[torch.Tensor] | None:
-        """The prompt, where it shows anything. Raises InputError."""
-        rules = StreamRules(self.model, self.method.needs_mask, self.method.takes_mask)
-        prompt = rules.check(size, self.geometry, prompt, flushed=self._flushed)
-        if prompt is not None:
-            self._slots.check_room((*awaited(self._ring), *prompt.ids))
-        return prompt
-
     def prepared(self, job: Job) -> torch.Tensor:
         """A frame as the network sees it: [1, 3, H, W], float32 at least, which a network narrows
         where it wants."""
@@ -370,23 +340,23 @@ class Segmenter(StaysHere):
         """Segment, finish, remember: for the frame with that index."""
         view = View.of(ring, target, self.method.sees)
         seen, prompt = view.seen, view.prompt
-        decided = prompt is None and len(self._slots) > 0 and "answer" in self.method.capturable
+        decided = prompt is None and len(self.slots) > 0 and "answer" in self.method.capturable
         if decided and self._pieces is not None and not listened():
             return self._replay(self._pieces, seen, target, state, geometry)
-        looks = len(self._slots) > 0 or not self.method.needs_mask
+        looks = len(self.slots) > 0 or not self.method.needs_mask
         with span("segment"):
             scores = self.method.segment(seen, state) if looks else None
         result, masks, by_slot = finish(
-            scores, prompt, self._slots, geometry, target, self.device, view.later
+            scores, prompt, self.slots, geometry, target, self.device, view.later
         )
         with span("remember"):
             self.method.remember(seen, masks, state)
-        self._slots.assign(by_slot)
+        self.slots.assign(by_slot)
         return result
 
     def arranged(self) -> Arrangement:
         """Of the objects alive, where none begins."""
-        by_slot = self._slots.in_slot_order
+        by_slot = self.slots.in_slot_order
         if self._arranged is None or self._arranged.by_slot != by_slot:
             self._arranged = Arrangement.of(by_slot, (), by_slot, self.device, indexed=True)
         return self._arranged

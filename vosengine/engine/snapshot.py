@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..errors import StateError
-from ..types import Geometry
 
 FORMAT = "vosengine-stream-4"
 
@@ -24,23 +23,16 @@ class SavedStream:
     """What a Segmenter holds of its stream.
 
     identity  model, weights, configuration...: what must agree where the stream goes on
-    ids       the objects in order of slot
-    ever      every id that the stream has had
-    reserved  the ids that are kept for the caller
+    book      what Stream.saved gives
     ring      (frame index, features by name, prompt or None) of every frame still held
     source    what the source of proposals remembers; None where it is no StatefulSource
     """
 
     identity: dict[str, Any]
-    geometry: Geometry | None
-    ids: tuple[int, ...]
-    ever: tuple[int, ...]
-    frame_count: int
-    flushed: bool
+    book: dict[str, Any]
     state: dict[str, torch.Tensor]
     ring: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]]
     source: dict[str, torch.Tensor] | None = None
-    reserved: tuple[int, ...] = ()
 
 
 def pack(stream: SavedStream) -> bytes:
@@ -51,16 +43,10 @@ def pack(stream: SavedStream) -> bytes:
         tensors |= {f"ring/{index}/{name}": tensor for name, tensor in features.items()}
         if prompt is not None:
             tensors[f"prompt/{index}"] = prompt
-    geometry = stream.geometry
     described = {
         "format": FORMAT,
         "identity": stream.identity,
-        "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],
-        "ids": stream.ids,
-        "ever": stream.ever,
-        "reserved": stream.reserved,
-        "frame_count": stream.frame_count,
-        "flushed": stream.flushed,
+        **stream.book,
         "ring": [index for index, _, _ in stream.ring],
         "source": stream.source is not None,
     }
@@ -103,21 +89,15 @@ def unpack(data: bytes, where: str, identity: dict[str, Any], device: torch.devi
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     described = json.loads(text)
     _check_identity(where, described["identity"], json.loads(json.dumps(identity)))
-    geometry = described["geometry"]
     return SavedStream(
         identity=identity,
-        geometry=Geometry(*(tuple(part) for part in geometry)) if geometry else None,
-        ids=tuple(described["ids"]),
-        ever=tuple(described["ever"]),
-        frame_count=described["frame_count"],
-        flushed=described["flushed"],
+        book=described,
         state=_under("state/", tensors),
         ring=[
             (index, _under(f"ring/{index}/", tensors), tensors.get(f"prompt/{index}"))
             for index in described["ring"]
         ],
         source=_under("source/", tensors) if described["source"] else None,
-        reserved=tuple(described["reserved"]),
     )
 
 

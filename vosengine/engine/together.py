@@ -3,19 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..frames import pad
+from ..kernels import finish_masks
 from ..kernels.spans import listened, span
-from ..models.method import join_features, join_masks, rows_of, split_scores
+from ..models.method import join_features, rows_of
 from ..types import Geometry, Masks, Result
-from .postprocess import Arrangement, Canvas, compose
+from .postprocess import Canvas
 from .ring import View
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .segmenter import Segmenter, Turn
+
+# Graphs are captured for so many objects, all streams' together; a batch has rows without meaning
+# up to the next of these numbers.
+BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_NOTHING = torch.empty(256, 0, 0)  # what `commit` counts objects by; it looks at no pixel
+
+
+class Layout(NamedTuple):
+    """Which rows of a batch are whose, on the device. Objects of a stream lie in order of slot, the
+    streams one after another, and rows without meaning last.
+
+    stream    [O] int64     of every row
+    by_id     [O] int64     the rows of each stream in ascending order of id
+    ids       [O] uint8     of those
+    first     [B + 1] int32 where each stream's objects begin
+    answered  [O] int64     where each row's probabilities lie in what `finish_masks` returns
+    """
+
+    stream: torch.Tensor
+    by_id: torch.Tensor
+    ids: torch.Tensor
+    first: torch.Tensor
+    answered: torch.Tensor
+
+
+@lru_cache(maxsize=64)
+def layout_of(by_slot: tuple[tuple[int, ...], ...], total: int, device: torch.device) -> Layout:
+    """by_slot: of each stream the ids, in order of slot; total: rows, with those of no meaning."""
+    stream, by_id, ids, first, answered = [], [], [], [0], []
+    for number, own in enumerate(by_slot):
+        begin, ascending = first[-1], sorted(own)
+        stream += [number] * len(own)
+        by_id += [begin + own.index(each) for each in ascending]
+        ids += ascending
+        answered += [begin + number + 1 + ascending.index(each) for each in own]
+        first.append(begin + len(own))
+    spare = range(first[-1], total)
+    stream += [0] * len(spare)
+    by_id += spare
+    ids += [0] * len(spare)
+    answered += [row + len(by_slot) for row in spare]
+    return Layout(
+        torch.tensor(stream, device=device),
+        torch.tensor(by_id, device=device),
+        torch.tensor(ids, device=device, dtype=torch.uint8),
+        torch.tensor(first, device=device, dtype=torch.int32),
+        torch.tensor(answered, device=device),
+    )
 
 
 def answer_together(
@@ -23,67 +74,79 @@ def answer_together(
 ) -> list[Result[torch.Tensor]]:
     """The answers of streams of one geometry of which all `may_join`; each has remembered its
     frame afterwards. Raises before any stream has changed."""
-    method = engine.method
-    streams, geometry = [stream for stream, _ in turns], turns[0][1].geometry
-    states = [turn.state for _, turn in turns]
-    counts = [state.object_count for state in states]
+    method, geometry = engine.method, turns[0][1].geometry
+    streams, states = [stream for stream, _ in turns], [turn.state for _, turn in turns]
     for state in states:
         state.make_room(state.object_count)
     views = [View.of(turn.ring, turn.target, method.sees).seen for _, turn in turns]
     seen = [join_features(each) for each in zip(*views, strict=True)]
-    arranged = [stream.arranged() for stream in streams]
+    counts = [state.object_count for state in states]
+    pieces = None if listened() else engine.together
     joined = type(states[0]).join(states)
-    index = [number for number, count in enumerate(counts) for _ in range(count)]
-    rows = torch.tensor(index, device=engine.device)
+    if pieces is not None:
+        joined = joined.padded(next(size for size in BUCKETS if size >= sum(counts)))
+    by_slot = tuple(stream.slots.in_slot_order for stream in streams)
+    layout = layout_of(by_slot, joined.object_count, engine.device)
 
-    def work(given: tuple[Any, ...]) -> Any:
-        seen, rows, tables, arranged = given
-        state = joined.at(tables)
-        return _work(method, seen, rows, state, arranged, counts, geometry)
+    def work(given: tuple[list[Any], Layout, tuple[torch.Tensor, ...]]) -> Any:
+        seen, layout, tables = given
+        return _work(method, seen, layout, joined.at(tables), geometry)
 
-    given = seen, rows, joined.tables, arranged
-    if engine.together is None or listened():
-        found = work(given)
+    given = seen, layout, joined.tables
+    if pieces is not None:
+        name = geometry, len(turns), joined.object_count, engine.pools.version
+        found = pieces.run(name, work, given, shared=True)
     else:
-        version = engine.pools.version
-        found = engine.together.run((geometry, tuple(counts), version), work, given)
-    canvases, labels, observed = found
-    results = []
-    for number, (_, turn) in enumerate(turns):
-        mine = None if observed is None else rows_of(observed, _part(counts, number))
-        with span("remember"):
-            method.commit(mine, Masks(_NOTHING[: 1 + counts[number]]), turn.state)
-        canvas: Canvas = canvases[number].copied(arranged[number])
-        results.append(canvas.result(labels[number].clone(), turn.target, geometry))
-    return results
+        found = work(given)
+    return _settle(method, turns, counts, geometry, *found)
 
 
 def _work(
-    method: Any,
-    seen: list[Any],
-    rows: torch.Tensor,
-    state: Any,
-    arranged: list[Arrangement],
-    counts: list[int],
-    geometry: Geometry,
-) -> tuple[list[Canvas], list[torch.Tensor], Any]:
-    """All but the writing: of tensors alone, so that it may be captured."""
-    by_object = [rows_of(each, rows) for each in seen]
+    method: Any, seen: list[Any], layout: Layout, state: Any, geometry: Geometry
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """All but the writing, of tensors alone, so that it may be captured: logits [O, h, w] by id,
+    labels [B, H, W] and what was observed [O, ...]."""
+    by_object = [rows_of(each, layout.stream) for each in seen]
     with span("segment"):
         scores = method.segment(by_object, state)
-    found = [
-        compose(part, own, None, geometry)
-        for part, own in zip(split_scores(scores, counts), arranged, strict=True)
-    ]
-    masks = join_masks([each.probabilities for _, _, each in found], rows)
-    observed = method.observe(by_object, masks, state)
-    return [canvas for canvas, _, _ in found], [labels for _, labels, _ in found], observed
+    logits, region = scores.logits[layout.by_id], geometry.region(scores.stride)
+    labels, found = finish_masks(
+        logits,
+        layout.ids,
+        size=geometry.resized,
+        region=region,
+        probabilities=True,
+        first=layout.first,
+    )
+    if geometry.resized != geometry.frame:
+        labels, _ = finish_masks(
+            logits, layout.ids, size=geometry.frame, region=region, first=layout.first
+        )
+    # The background is that of the first stream: who takes several does not ask for it.
+    rows = torch.cat((found[:1], found[layout.answered]))
+    masks = Masks(pad(rows, geometry), streams=layout.stream)
+    return logits, labels, (scores.stride, method.observe(by_object, masks, state))
 
 
-def _part(counts: Sequence[int], number: int) -> slice:
-    """The rows of one stream's objects."""
-    first = sum(counts[:number])
-    return slice(first, first + counts[number])
-
-
-_NOTHING = torch.empty(256, 0, 0)  # what `commit` counts objects by; it looks at no pixel
+def _settle(
+    method: Any,
+    turns: Sequence[tuple[Segmenter, Turn]],
+    counts: list[int],
+    geometry: Geometry,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    observed: tuple[int, Any],
+) -> list[Result[torch.Tensor]]:
+    """Each stream remembers what is its own, and has its result, with tensors of its own."""
+    stride, rows = observed
+    results = []
+    begin = 0
+    for number, ((stream, turn), count) in enumerate(zip(turns, counts, strict=True)):
+        mine = slice(begin, begin + count)
+        begin += count
+        with span("remember"):
+            method.commit(rows_of(rows, mine), Masks(_NOTHING[: 1 + count]), turn.state)
+        arranged = stream.arranged()
+        canvas = Canvas(logits[mine].clone(), geometry.region(stride), arranged, None)
+        results.append(canvas.result(labels[number].clone(), turn.target, geometry))
+    return results

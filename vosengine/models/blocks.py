@@ -207,7 +207,7 @@ class JoinedMemory(NamedTuple):
         """Of the first `counts` groups of each; all in one pool, in rings of equal length."""
         parts = [memory.read(count) for memory, count in zip(memories, counts, strict=True)]
         tables = [(part.length, part.pages) for part in parts]
-        length, pages = (torch.cat(each) for each in zip(*tables, strict=True))  # type: ignore
+        length, pages = (torch.cat(each) for each in zip(*tables, strict=True))
         return cls(parts[0]._replace(length=length, pages=pages))
 
     def read(self, count: int) -> Stored:
@@ -226,6 +226,14 @@ class JoinedState(NamedTuple):
         """What of it changes from step to step."""
         stored = self.memory.stored
         return cast(torch.Tensor, stored.length), cast(torch.Tensor, stored.pages)
+
+    def padded(self, count: int) -> JoinedState:
+        """The same with as many objects, of which the further ones have an empty memory."""
+        more = count - self.object_count
+        length, pages = (
+            functional.pad(each, [0] * (2 * each.ndim - 1) + [more]) for each in self.tables
+        )
+        return self._replace(object_count=count).at((length, pages))
 
     def at(self, tables: tuple[torch.Tensor, ...]) -> JoinedState:
         """The same with these tables."""

@@ -47,6 +47,10 @@ class JoinedForeground(NamedTuple):
     object_count: int
     tables: tuple[torch.Tensor, ...] = ()
 
+    def padded(self, count: int) -> JoinedForeground:
+        """The same: a stream has one object."""
+        return self
+
     def at(self, tables: tuple[torch.Tensor, ...]) -> JoinedForeground:
         """The same: nothing of it changes."""
         return self
@@ -345,8 +349,8 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         moved = neighbours.flatten(0, 1)
         for alignment in self.alignments:
             moved = alignment(centres, moved)
-        moved = moved.unflatten(0, (streams, frames - 1))
-        return torch.cat((moved[:, :middle], centre, moved[:, middle:]), dim=1)
+        aligned = moved.reshape(streams, frames - 1, *moved.shape[1:])
+        return torch.cat((aligned[:, :middle], centre, aligned[:, middle:]), dim=1)
 
     def observe(self, seen: Sequence[IMCNetFeatures], masks: Masks, state: ForegroundState) -> None:
         """Nothing."""

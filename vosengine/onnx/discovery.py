@@ -7,39 +7,23 @@
 
 Or in two steps, on a frame that is prepared already, in the network's pixels:
 
-    found = discovery.look(prepared, geometry)
-    discovery.guide(prepared, found.saliency)       # or any other foreground [1, 1, h, w]
+    found, saliency = discovery.look(prepared, geometry)
+    discovery.guide(prepared, saliency)             # or any other foreground [1, 1, h, w]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from onnxruntime import OrtValue
 
+from ..policies.proposals import ObjectsSeen
 from ..types import Geometry, Size
 from .manifest import Manifest
 from .sessions import Sessions, Values, lookup
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What D-Net sees in a frame: objects by falling heat of the centre, none that overlap.
-
-    boxes     [P, 4] float32: left, top, right, bottom in pixels, the last two exclusive
-    masks     [P, H, W] bool
-    scores    [P] float32 in 0..1
-    saliency  [1, 1, H / 4, W / 4] float32, probability of the foreground, in the network
-    """
-
-    boxes: np.ndarray
-    masks: np.ndarray
-    scores: np.ndarray
-    saliency: OrtValue
-
-    def __len__(self) -> int:
-        return len(self.masks)
+class FrameProposals(ObjectsSeen[np.ndarray]):
+    """P objects that are seen in one frame, as ObjectsSeen, of numpy arrays."""
 
 
 class Discovery:
@@ -67,7 +51,7 @@ class Discovery:
         """Forget the stream."""
         self.guidance: OrtValue | None = None
 
-    def __call__(self, frame: np.ndarray) -> Seen:
+    def __call__(self, frame: np.ndarray) -> FrameProposals:
         """Proposals for the next frame of a stream, uint8 [H, W, 3] RGB; guides the one after."""
         value = self.sessions.value
         geometry = self.geometry((frame.shape[0], frame.shape[1]))
@@ -77,13 +61,13 @@ class Discovery:
             "caller.padding": value(np.array(geometry.padding)),
         }
         prepared = self.sessions("prepare", lookup(caller))["prepared"]
-        found = self.look(prepared, geometry)
-        self.guide(prepared, found.saliency)
+        found, saliency = self.look(prepared, geometry)
+        self.guide(prepared, saliency)
         left, _, top, _ = geometry.padding
         height, width = geometry.resized
         masks = found.masks[:, top : top + height, left : left + width]
         masks = resize_masks(masks, geometry.frame)
-        return Seen(boxes_of(masks), masks, found.scores, found.saliency)
+        return FrameProposals(boxes_of(masks), masks, found.scores)
 
     def geometry(self, size: Size) -> Geometry:
         """How a frame of that size lies in the network's input."""
@@ -92,8 +76,10 @@ class Discovery:
             return found
         return Geometry.fit(size, size=self.fixed, multiple=self.multiple)
 
-    def look(self, prepared: OrtValue, geometry: Geometry) -> Seen:
-        """Proposals for a prepared frame, in the pixels of the network's padded input."""
+    def look(self, prepared: OrtValue, geometry: Geometry) -> tuple[FrameProposals, OrtValue]:
+        """Proposals for a prepared frame, in the pixels of the network's padded input, by falling
+        heat of the centre, none that overlap; and the probability of the foreground there, float32
+        [1, 1, H / 4, W / 4]."""
         value = self.sessions.value
         cells = geometry.cells(self.multiple)
         known = self.guidance
@@ -116,7 +102,7 @@ class Discovery:
         kept = 1 + np.flatnonzero(areas >= max(1, self.smallest))
         masks = outputs["labels"].numpy() == kept[:, None, None].astype(np.uint8)
         scores = outputs["scores"].numpy()[kept - 1]
-        return Seen(boxes_of(masks), masks, scores, outputs["saliency"])
+        return FrameProposals(boxes_of(masks), masks, scores), outputs["saliency"]
 
     def guide(self, prepared: OrtValue, saliency: OrtValue) -> None:
         """Tell the next frame what this one showed, [1, 1, h, w] in 0..1."""

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ..config import SMALLEST_SIDE
 from ..errors import InputError
 from ..planes import (
     HARD,
-    HINT,
     THRESHOLD,
     check_apart,
+    check_frame_shape,
+    check_ids,
+    check_labels,
     check_planes,
     check_values,
 )
@@ -26,13 +27,7 @@ def check_frame(frame: Any) -> np.ndarray:
     if frame.dtype != np.uint8:
         hint = "; multiply by 255 and round" if frame.dtype.kind == "f" else ""
         raise InputError(f"frame: wanted dtype uint8, given {frame.dtype}{hint}")
-    if frame.ndim != 3 or frame.shape[2] != 3:
-        raise InputError(f"frame: wanted [H, W, 3] RGB, given {list(frame.shape)}")
-    if min(frame.shape[:2]) < SMALLEST_SIDE:
-        raise InputError(
-            f"frame: wanted at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, "
-            f"given {frame.shape[0]} x {frame.shape[1]}"
-        )
+    check_frame_shape(frame.shape)
     return frame
 
 
@@ -43,16 +38,8 @@ def check_mask(mask: Any, size: Size) -> Prompt[np.ndarray]:
         raise InputError(f"mask: wanted a numpy array, given {type(mask).__name__}")
     if mask.ndim == 3:
         mask = _labels_of_planes(mask, size)
-    if mask.dtype.kind not in "uib":
-        hint = HINT if mask.dtype.kind == "f" else ""
-        raise InputError(f"mask: wanted an integer dtype (object ids), given {mask.dtype}{hint}")
-    if mask.shape != size:
-        raise InputError(f"mask: wanted the frame's size {list(size)}, given {list(mask.shape)}")
-    low, high = int(mask.min()), int(mask.max())
-    if low < 0 or high > 255:
-        raise InputError(
-            f"mask: wanted object ids in 1..255 (0 is background), given {low}..{high}"
-        )
+    check_labels(mask.shape, size, mask.dtype.name)
+    check_ids(int(mask.min()), int(mask.max()))
     labels = mask.astype(np.uint8)
     present = np.bincount(labels.ravel(), minlength=256).nonzero()[0]
     return Prompt(labels, tuple(int(each) for each in present if each > 0))

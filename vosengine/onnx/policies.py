@@ -33,13 +33,12 @@ class Found:
 class Marked:
     """The masks of a frame as `remember` takes them.
 
-    masks     [1 + rows, H, W] float32, padded
-    alive     bool [rows], before this frame; `prompted` bool [rows], shown in it by the caller
-    count     objects after this frame; `before`, before it
+    masks     [1 + rows, H, W] float32, padded; None without objects
+    prompted  bool [rows], shown in it by the caller
+    count     objects after this frame; `before`, before it: the first rows
     """
 
-    masks: OrtValue
-    alive: np.ndarray
+    masks: OrtValue | None
     prompted: np.ndarray
     before: int
     count: int
@@ -118,10 +117,12 @@ class Policy:
         rows = count if self.manifest.needs_mask else self.manifest.max_objects
         return Found(outputs["logits"], rows)
 
-    def lies_under(self, found: Found, row: int, prompt: np.ndarray) -> bool:
-        """Whether a discovered object is what the caller's mask shows: never, where none is both
-        discovered and shown."""
-        return False
+    def pixels_under(
+        self, found: Found | None, row: int, prompt: np.ndarray | None
+    ) -> tuple[int, int]:
+        """How many pixels of a discovered object lie under the caller's mask, and of how many: no
+        matter where none is both discovered and shown."""
+        return 0, 0
 
     def named(self, seen: Sequence[Values]) -> Values:
         """The features of several frames: of the one answered for as they are, of the others with
@@ -141,10 +142,11 @@ class Policy:
 
     def caller(self, marked: Marked) -> Values:
         """What the program itself has to say."""
+        assert marked.masks is not None
         value = self.sessions.value
         return {
             "finish.masks": marked.masks,
-            "caller.alive": value(marked.alive),
+            "caller.alive": value(np.arange(self.rows) < marked.before),
             "caller.prompted": value(marked.prompted),
             "caller.frame_index": value(np.array(self.frame_index)),
         }

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 from onnxruntime import OrtValue
 
-from ..engine.objects import ObjectSlots
-from ..engine.ring import Pending, View, awaited, still_needed
-from ..engine.rules import StaysHere, StreamRules
+from ..engine.ring import Pending, View
+from ..engine.stream import Stream
 from ..errors import ConfigError, InputError
-from ..types import Geometry, Prompt, Result, Size
+from ..types import Geometry, Result, Size
 from .manifest import Manifest
 from .pictures import check_frame, check_mask
 from .policies import Found, Marked, make_policy
 from .sessions import Sessions, Values, lookup
 
 
-class OnnxSegmenter(StaysHere):
+class OnnxSegmenter(Stream[np.ndarray]):
     """Segmenter's stream over exported graphs: the same `step`, `flush`, `reset` and `remove`, and
     the same Result, whose labels are numpy arrays.
 
@@ -57,6 +56,7 @@ class OnnxSegmenter(StaysHere):
     ) -> None:
         super().__init__("make one anew from the folder of its export")
         self.manifest = Manifest.read(Path(folder))
+        self.model = self.manifest.model
         room = self.manifest.max_objects
         if max_objects is not None and not 1 <= max_objects <= room:
             raise ConfigError(f"max_objects: wanted 1..{room} (the export's), given {max_objects}")
@@ -69,26 +69,12 @@ class OnnxSegmenter(StaysHere):
         self.reset()
 
     @property
-    def model(self) -> str:
-        return self.manifest.model
-
-    @property
-    def latency(self) -> int:
-        """How many frames `step` must see beyond the one it answers for."""
-        return 0 if self.online else self.manifest.latency
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """The objects alive, ascending."""
-        return self._slots.ascending
+    def traits(self) -> Manifest:
+        return self.manifest
 
     def reset(self) -> None:
         """Forget the stream: the next frame is the first of a new one, of any size."""
-        self.geometry: Geometry | None = None
-        self._slots = ObjectSlots(self.max_objects)
-        self._ring: list[Pending[np.ndarray]] = []
-        self.frame_count = 0
-        self._flushed = False
+        self.begin()
         self.policy.reset()
 
     def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Result[np.ndarray] | None:
@@ -99,38 +85,27 @@ class OnnxSegmenter(StaysHere):
         image = check_frame(frame)
         size = (image.shape[0], image.shape[1])
         prompt = None if mask is None else check_mask(mask, size)
-        prompt = self._check_stream(size, prompt)
+        prompt = self.check_next(size, prompt)
         geometry = self.geometry
         if geometry is None:
             manifest = self.manifest
             geometry = Geometry.fit(size, size=manifest.size, multiple=manifest.multiple)
             self.policy.start(geometry)
         features = self.policy.encode(image, self._prepared(image, geometry))
-        ring = [*self._ring, Pending(self.frame_count, features, prompt)]
-        target = self.frame_count - self.latency
+        ring, target = self.with_next(features, prompt), self.frame_count - self.latency
         result = self._answer(ring, target, geometry) if target >= 0 else None
-        self.geometry = geometry
-        self._ring = still_needed(ring, target, self.manifest.sees)
-        self.frame_count += 1
+        self.take(ring, geometry)
         return result
 
     def flush(self) -> list[Result[np.ndarray]]:
         """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
         self.check_process()
-        if self.geometry is None or self.latency == 0 or self._flushed:
+        waiting, geometry = self.waiting, self.geometry
+        if geometry is None or not waiting:
             return []
-        waiting = range(max(0, self.frame_count - self.latency), self.frame_count)
-        results = [self._answer(self._ring, target, self.geometry) for target in waiting]
-        self._flushed = True
+        results = [self._answer(self.ring, target, geometry) for target in waiting]
+        self.flushed = True
         return results
-
-    def reserve(self, object_ids: Iterable[int]) -> None:
-        """Keep these ids (1..255), and room for them, for prompts to come: objects that the model
-        discovers in this stream get others.
-
-        Raises  InputError for what is no id, and for more of them than max_objects.
-        """
-        self._slots.reserve(object_ids)
 
     def remove(self, object_ids: int | Iterable[int]) -> None:
         """Forget an object or several, from the next answer on; their ids may be used anew.
@@ -140,24 +115,14 @@ class OnnxSegmenter(StaysHere):
         Raises  InputError, before anything has changed, if one of them is not alive, and for a
                 model whose one object always exists.
         """
-        ids = self._slots.living(object_ids)
+        ids = self.slots.living(object_ids)
         if ids and not self.manifest.takes_mask:
             raise InputError(
                 f"remove: {self.model} answers with one foreground mask, which always exists"
             )
         for object_id in ids:
-            self.policy.forget(self._slots.slot(object_id), len(self._slots))
-            self._slots.remove(object_id)
-
-    def _check_stream(
-        self, size: Size, prompt: Prompt[np.ndarray] | None
-    ) -> Prompt[np.ndarray] | None:
-        """The prompt, where it shows anything. Raises InputError."""
-        rules = StreamRules(self.model, self.manifest.needs_mask, self.manifest.takes_mask)
-        prompt = rules.check(size, self.geometry, prompt, flushed=self._flushed)
-        if prompt is not None:
-            self._slots.check_room((*awaited(self._ring), *prompt.ids))
-        return prompt
+            self.policy.forget(self.slots.slot(object_id), len(self.slots))
+            self.slots.remove(object_id)
 
     def _prepared(self, image: np.ndarray, geometry: Geometry) -> OrtValue:
         value = self.sessions.value
@@ -175,11 +140,13 @@ class OnnxSegmenter(StaysHere):
         view = View.of(ring, target, self.manifest.sees)
         seen, prompt = view.seen, view.prompt
         named, shown = ((), None) if prompt is None else (prompt.ids, prompt.labels)
-        known = len(self._slots)
+        known = len(self.slots)
         looks = known > 0 or not self.manifest.needs_mask
         found = self.policy.segment(seen, known) if looks else None
-        fresh = self._discovered(found, known, shown, (*named, *view.later))
-        by_slot = (*self._slots.joined_by(named), *(i for i, _ in fresh))
+        rows = range(known, known if found is None else found.count)
+        pixels = [self.policy.pixels_under(found, row, shown) for row in rows]
+        fresh = self.slots.discovered(pixels, (*named, *view.later))
+        by_slot = (*self.slots.joined_by(named), *(i for i, _ in fresh))
         if not by_slot:
             return self._nothing(seen, target, geometry)
         self.policy.make_rows(len(by_slot))
@@ -191,10 +158,9 @@ class OnnxSegmenter(StaysHere):
         prompted = np.zeros(self.policy.rows, dtype=bool)
         prompted[[slot for slot, each in enumerate(by_slot) if each in named]] = True
         evidence = None if found is None else found.evidence
-        was_alive = np.arange(self.policy.rows) < known
-        marked = Marked(outputs["masks"], was_alive, prompted, known, len(by_slot), evidence)
+        marked = Marked(outputs["masks"], prompted, known, len(by_slot), evidence)
         self.policy.remember(seen, marked)
-        self._slots.assign(by_slot)
+        self.slots.assign(by_slot)
         return canvas.result(labels.numpy(), target)
 
     def _nothing(
@@ -202,27 +168,8 @@ class OnnxSegmenter(StaysHere):
     ) -> Result[np.ndarray]:
         """The answer for a frame in which there is no object."""
         nothing = np.zeros(geometry.frame, dtype=np.uint8)
-        none = np.zeros(self.policy.rows, dtype=bool)
-        background = np.ones((1, *geometry.network), dtype=np.float32)
-        marked = Marked(self.sessions.value(background), none, none, 0, 0)
-        self.policy.remember(seen, marked)
+        self.policy.remember(seen, Marked(None, np.zeros(self.policy.rows, dtype=bool), 0, 0))
         return Result(nothing, (), target, partial(np.ones, (1, *geometry.frame), np.float32))
-
-    def _discovered(
-        self,
-        found: Found | None,
-        known: int,
-        prompt: np.ndarray | None,
-        named: tuple[int, ...],
-    ) -> list[tuple[int, int]]:
-        """(id, row of the logits) of the objects that a model found by itself and that are kept:
-        not those under the prompt, nor those for which there is no room or no id."""
-        if found is None or found.count == known:
-            return []
-        rows = list(range(known, found.count))
-        if prompt is not None:
-            rows = [row for row in rows if not self.policy.lies_under(found, row, prompt)]
-        return list(zip(self._slots.unused(len(rows), named), rows, strict=False))
 
     def _canvas(
         self,

@@ -55,21 +55,13 @@ class SupportPolicy(Policy):
         self.frame_index += 1
 
     def forget(self, slot: int, count: int) -> None:
-        """In the stored labels the object becomes background; the last one takes its number. With
-        the only one all frames go, and the next mask begins anew."""
-        last = count - 1
-        if last == 0:
-            self.plan.clear()
+        table = self.plan.forget(slot, count - 1)
+        if table is None:
             self.store, self.values = {}, []
         else:
-            table = np.arange(256, dtype=np.uint8)
-            table[1 + slot] = 0
-            if slot != last:
-                table[1 + last] = 1 + slot
             for stored in self.store.values():
                 stored["labels"] = self.sessions.value(table[stored["labels"].numpy()])
-            self.plan.encode_anew()
-        self.make_rows(last)
+        self.make_rows(count - 1)
 
     def _encode_places(self, told: Values) -> None:
         """The values of every place that has none, or of other objects than there are."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from onnxruntime import OrtValue
 
-from .discovery import Discovery, Seen, boxes_of, nearest, run
+from ..config import TargetAwareConfig
+from ..policies.tracks import RULES, associate, births, lessons
+from .discovery import Discovery, FrameProposals, boxes_of, nearest, run
 from .manifest import Manifest
 from .policies import Found, Marked, Policy
 from .sessions import Sessions, Values
@@ -38,6 +41,7 @@ class TrackPolicy(Policy):
     def __init__(self, manifest: Manifest, sessions: Sessions) -> None:
         self.settings: dict[str, Any] = manifest.settings
         self.discovery = Discovery(manifest, sessions)
+        self.rules = TargetAwareConfig(**{name: self.settings[name] for name in RULES})
         self.capacity = min(manifest.max_objects, self.settings["max_tracks"])
         super().__init__(manifest, sessions)
 
@@ -51,16 +55,19 @@ class TrackPolicy(Policy):
 
     def segment(self, seen: Sequence[Values], count: int) -> Found:
         (now,) = seen
-        proposals = self.discovery.look(now["prepare.prepared"], self.geometry)
+        proposals, saliency = self.discovery.look(now["prepare.prepared"], self.geometry)
         scored = self._run("score", now, {"alive": self._alive(count)}) if count else None
         owners = np.zeros(self.geometry.network, np.uint8)
         if scored is not None:
             owners = scored["labels"].numpy()
-        matched, unseen = self._associate(now, owners, proposals, count)
-        sure = [p for p in unseen if proposals.scores[p] >= self.settings["birth_score"]]
-        born = sure[: max(0, self.capacity - count)]
+        overlap = overlaps(owners, proposals.masks, count)
+        compare = partial(self._compare, now, owners, proposals)
+        matched, unseen = associate(self.rules, overlap, compare)
+        apart = np.zeros((len(unseen), len(unseen)))  # D-Net's objects never overlap
+        fresh = births(self.rules, proposals.scores[unseen], apart, self.capacity - count)
+        born = [unseen[i] for i in fresh]
         maps = None if scored is None else scored["maps"]
-        self.noted = Noted(tuple(p is not None for p in matched), maps, proposals.saliency)
+        self.noted = Noted(tuple(p is not None for p in matched), maps, saliency)
         total = count + len(born)
         taken = [(row, p) for row, p in enumerate(matched) if p is not None]
         if self.settings["verified_mask"] == "own":
@@ -75,47 +82,33 @@ class TrackPolicy(Policy):
             logits[row] = np.where(proposals.masks[proposal], CERTAIN, -CERTAIN)
         return Found(self.sessions.value(logits), total, self.noted)
 
-    def _associate(
-        self, now: Values, owners: np.ndarray, proposals: Seen, count: int
-    ) -> tuple[list[int | None], list[int]]:
-        """Per track the proposal that verifies it, and the proposals that nothing tracked explains:
-        TargetAware._associate."""
-        matched: list[int | None] = [None] * count
-        if count == 0 or len(proposals) == 0:
-            return matched, list(range(len(proposals)))
-        overlap = overlaps(owners, proposals.masks, count)  # [K, P]
-        candidate = overlap > self.settings["match_overlap"]
-        scores = self._compare(now, owners, proposals, candidate)
-        pairs = np.argwhere(scores * candidate > np.float32(self.settings["match_score"])).tolist()
-        for track, proposal in sorted(pairs, key=lambda pair: -scores[pair[0], pair[1]]):
-            if matched[track] is None and proposal not in matched:
-                matched[track] = proposal
-        is_new = ~candidate.any(axis=0) & (overlap.max(axis=0) < self.settings["birth_overlap"])
-        return matched, np.flatnonzero(is_new).tolist()
-
     def _compare(
-        self, now: Values, owners: np.ndarray, proposals: Seen, candidate: np.ndarray
+        self,
+        now: Values,
+        owners: np.ndarray,
+        proposals: FrameProposals,
+        tracks: np.ndarray,
+        others: np.ndarray,
     ) -> np.ndarray:
-        """[K, P]: both cosines of every candidate pair; only what is in one is embedded."""
-        scores = np.zeros(candidate.shape, np.float32)
-        rows, columns = (np.flatnonzero(candidate.any(axis=axis)) for axis in (1, 0))
-        if len(rows) == 0:
-            return scores
-        boxes = boxes_of(owners == (1 + rows)[:, None, None])
-        vectors = self._embed(now, np.concatenate((boxes, proposals.boxes[columns])))
-        ours, theirs = vectors[: len(rows)], vectors[len(rows) :]
-        first = np.stack([self.tracks[row].embedding for row in rows])
-        scores[rows[:, None], columns] = ours @ theirs.T + first @ theirs.T
-        return scores
+        """Both cosines of these tracks and these proposals, [k, p]."""
+        boxes = boxes_of(owners == (1 + tracks)[:, None, None])
+        vectors = self._embed(now, np.concatenate((boxes, proposals.boxes[others])))
+        ours, theirs = vectors[: len(tracks)], vectors[len(tracks) :]
+        first = np.stack([self.tracks[track].embedding for track in tracks])
+        found: np.ndarray = ours @ theirs.T + first @ theirs.T
+        return found
 
-    def lies_under(self, found: Found, row: int, prompt: np.ndarray) -> bool:
-        """Whether most of a discovered object is what the caller's mask shows."""
+    def pixels_under(
+        self, found: Found | None, row: int, prompt: np.ndarray | None
+    ) -> tuple[int, int]:
+        if found is None or prompt is None:
+            return 0, 0
         left, right, top, bottom = self.geometry.padding
         (height, width), frame = self.geometry.resized, self.geometry.frame
         given = prompt[nearest(frame[0], height)[:, None], nearest(frame[1], width)] > 0
         given = np.pad(given, ((top, bottom), (left, right)))
         mask = found.logits.numpy()[row] > 0
-        return bool(2 * (mask & given).sum() > mask.sum())
+        return int((mask & given).sum()), int(mask.sum())
 
     # Remember
 
@@ -123,7 +116,7 @@ class TrackPolicy(Policy):
         (now,) = seen
         assert self.noted is not None
         owners = np.zeros(self.geometry.network, np.uint8)
-        if marked.count:
+        if marked.masks is not None:
             learnt = run(self.manifest, self.sessions, "learn", {"masks": marked.masks})
             owners = learnt["labels"].numpy()
             self._learn(marked, learnt, np.bincount(owners.ravel(), minlength=256)[1:])
@@ -143,14 +136,13 @@ class TrackPolicy(Policy):
         maps, bands, aims = (
             value.numpy() for value in (self.noted.maps, learnt["bands"], learnt["aims"])
         )
-        due = []
-        for slot, track in enumerate(self.tracks[: marked.before]):
-            if areas[slot] < self.settings["smallest_sample"]:
-                continue
-            verified = bool(marked.prompted[slot]) or self.noted.verified[slot]
-            track.push((maps[slot], bands[slot], aims[slot]), verified=verified)
-            if verified or (self.frame_index - track.born) % self.settings["update_every"] == 0:
-                due.append(slot)
+        tracks, noted = self.tracks[: marked.before], self.noted.verified
+        verified = [bool(marked.prompted[slot]) or sure for slot, sure in enumerate(noted)]
+        ages = [self.frame_index - track.born for track in tracks]
+        taught = lessons(self.rules, areas.tolist(), verified, ages)
+        for slot, sure, _ in taught:
+            tracks[slot].push((maps[slot], bands[slot], aims[slot]), verified=sure)
+        due = [lesson.slot for lesson in taught if lesson.due]
         if not due:
             return
         kernels = self.state["state.kernel"].numpy().copy()
@@ -185,7 +177,7 @@ class TrackPolicy(Policy):
             layers[slot] = fitted[name].numpy()
             self.state[f"state.{name}"] = value(layers)
         first = tuple(fitted[name].numpy() for name in ("features", "bands", "targets"))
-        track = Samples(first, settings, self.frame_index)
+        track = Samples(first, settings, self.rules, self.frame_index)
         self.tracks[slot:] = [track]
 
     def _name(self, now: Values, owners: np.ndarray, slots: list[int]) -> None:
@@ -236,11 +228,13 @@ class TrackPolicy(Policy):
 
 
 def overlaps(owners: np.ndarray, masks: np.ndarray, count: int) -> np.ndarray:
-    """Intersection over union of every track (1 + its slot in [H, W]) with every mask: [K, P]."""
-    areas = np.bincount(owners.ravel(), minlength=1 + count)[1 : 1 + count]
-    shared = np.stack(
-        [np.bincount(owners[mask], minlength=1 + count)[1 : 1 + count] for mask in masks], axis=1
+    """Intersection over union of every track (1 + its slot in [H, W]) with every mask: float32
+    [K, P]."""
+    areas, *shared = (
+        np.bincount(shown.ravel(), minlength=1 + count)[1 : 1 + count]
+        for shown in (owners, *(owners[mask] for mask in masks))
     )
-    union = areas[:, None] + masks.sum(axis=(1, 2)) - shared
-    found: np.ndarray = shared.astype(np.float32) / np.maximum(union, 1).astype(np.float32)
+    both = np.array(shared).reshape(len(masks), count).T
+    union = areas[:, None] + masks.sum(axis=(1, 2)) - both
+    found: np.ndarray = both.astype(np.float32) / np.maximum(union, 1).astype(np.float32)
     return found

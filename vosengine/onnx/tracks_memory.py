@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..config import TargetAwareConfig
 from ..policies.placement import BLUR_CHANCE, DRAWS, blur_width, placement, seed_of
+from ..policies.tracks import begin_samples, push_sample
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]  # features [D, h, w], bands [9, h, w], targets
 
@@ -19,8 +21,10 @@ class Samples:
     born       the frame that it began with
     """
 
-    def __init__(self, first: Planes, settings: dict[str, Any], born: int) -> None:
-        self.settings = settings
+    def __init__(
+        self, first: Planes, settings: dict[str, Any], rules: TargetAwareConfig, born: int
+    ) -> None:
+        self.rules = rules
         self.born = born
         self.embedding = np.zeros(settings["reid_channels"], np.float32)
         room, count = settings["samples"], len(first[0])
@@ -28,20 +32,14 @@ class Samples:
         for bank, each in zip(self.banks, first, strict=True):
             bank[:count] = each
         self.weight = np.zeros(room, np.float32)
-        self.weight[:count] = settings["learning_rate"] / count
+        begin_samples(rules, self.weight, count)
         self.filled = count
 
     def push(self, planes: Planes, *, verified: bool) -> None:
         """One more sample, in the next free place or in that of the lightest."""
-        gamma = self.settings["learning_rate"]
-        factor = self.settings["verified_weight"] if verified else 1.0
-        feeds = self.settings["verified_feeds"]
-        full = self.filled == len(self.weight)
-        place = int(self.weight.argmin()) if full else self.filled
+        place = push_sample(self.rules, self.weight, self.filled, verified=verified)
         for bank, each in zip(self.banks, planes, strict=True):
             bank[place] = each
-        self.weight *= np.float32((1 - gamma) / (factor if feeds else 1))
-        self.weight[place] = gamma * (1 if feeds else factor)
         self.filled = min(self.filled + 1, len(self.weight))
 
     def read(self, *, whole: bool) -> tuple[np.ndarray, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 PROMPTED = 2  # later frames with a mask from the caller that are kept for good, the newest [O]
 
 
@@ -77,6 +79,19 @@ class SupportPlan:
     def encode_anew(self) -> None:
         """The instances of every place are out of date."""
         self.places = [(frame, 0) for frame, _ in self.places]
+
+    def forget(self, slot: int, last: int) -> np.ndarray | None:
+        """Drop an object; that of the last slot takes its place. Returns what the labels (1 + slot)
+        of stored frames become, uint8 [256]: the object is background. None where it was the only
+        one: all frames go, and the next mask begins anew."""
+        if last == 0:
+            self.clear()
+            return None
+        self.encode_anew()
+        table = np.arange(256, dtype=np.uint8)
+        table[1 + last] = 1 + slot
+        table[1 + slot] = 0
+        return table
 
     def _make_room(self) -> None:
         """Drop the frame before unless its turn to be kept has come; thin out a full store."""

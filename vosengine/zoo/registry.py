@@ -53,6 +53,8 @@ class Entry:
                where the caller has none
     shares     its decoders that compute once what all objects have in common; the published form
                in `vosengine bench` computes it for each
+    stages     of a step, beside the verbs, as `vosengine bench` names them: the modules whose time
+               each is
     """
 
     build: type[Method[Any, Any]]
@@ -65,6 +67,7 @@ class Entry:
     export: str | None = None
     proposals: str = "dnet"
     shares: tuple[str, ...] = ()
+    stages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def configuration(self, name: str) -> ModelConfig:
         """ "lite", "small" or "paper". Raises ConfigError for a name that the model has not."""
@@ -86,6 +89,7 @@ MODELS: dict[str, Entry] = {
         LITE["stm"],
         export=f"{EXPORTS}.matching",
         shares=("decoder",),
+        stages={"decode": ("decoder",)},
     ),
     "munet": Entry(
         MUNet,
@@ -96,6 +100,7 @@ MODELS: dict[str, Entry] = {
         recipes={"paper": {"weight_decay": 0.5, "losses": {"share": 0.4, "iou": 1.0}}},
         export=f"{EXPORTS}.matching",
         shares=("decoder",),
+        stages={"decode": ("decoder",)},
     ),
     "giel": Entry(
         GIEL,
@@ -106,6 +111,7 @@ MODELS: dict[str, Entry] = {
         recipes={"paper": {"losses": {"saliency": 1.0}}},
         export=f"{EXPORTS}.support",
         shares=("instance_decoder",),
+        stages={"decode": ("global_decoder", "instance_decoder", "coarse")},
     ),
     "dmn_aoa": Entry(
         DMNAOA,
@@ -114,6 +120,7 @@ MODELS: dict[str, Entry] = {
         SMALL["dmn_aoa"],
         LITE["dmn_aoa"],
         export=f"{EXPORTS}.proposals",
+        stages={"BFE": ("base",), "MRN": ("refine",)},
     ),
     "target_aware": Entry(
         TargetAware,
@@ -128,6 +135,7 @@ MODELS: dict[str, Entry] = {
             "lite": {"discovery": {"sigma": 30.0, "centre": 400.0}, "appearance": {"rough": 8}},
         },
         export=f"{EXPORTS}.tracks",
+        stages={"D-Net": ("dnet",), "ReID": ("reid",), "T-Net": ("backbone", "refiner")},
     ),
     "imcnet": Entry(
         IMCNet,

@@ -134,7 +134,7 @@ class ObjectState(MatchingState):
         return super().nbytes + self.references.nbytes + self.masks.nbytes + self.boxes.nbytes
 
     def signature(self) -> tuple[Hashable, ...]:
-        return *super().signature(), tuple(self.references.first)
+        return *super().signature(), tuple(self.references.first.rows)
 
     def ages(self, count: int) -> torch.Tensor:
         """Frames since the first of each of `count` objects, as of the next frame: [O]; of objects

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ...config import DMNAOAConfig
 from ...kernels import read_memory
+from ...policies.references import FirstFrames
 from ...types import Size
 from ..blocks import conv3, to_positions, upsample
 from ..convolve import convolve
@@ -73,7 +74,7 @@ class References:
 
     keys    [1 + R, P, Ca]   of length 1, what positions are compared by
     values  [1 + R, P, C4 + 4 C3 + 16 C2 + 21 O]
-    first   per slot, its row; `rows`, the same on the device
+    first   which row is whose; `rows`, the same by slot on the device
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class References:
         columns = self.width + MASK_COLUMNS * max_objects
         self.keys = torch.empty(rows, positions, channels[2], device=like.device, dtype=like.dtype)
         self.values = torch.empty(rows, positions, columns, device=like.device, dtype=like.dtype)
-        self.first: list[int] = []
+        self.first = FirstFrames(1)
         self.rows = torch.zeros(max_objects, device=like.device, dtype=torch.int64)
 
     @property
@@ -96,7 +97,7 @@ class References:
     @property
     def row_count(self) -> int:
         """Rows in use, the frame before among them."""
-        return 1 + max(self.first, default=0)
+        return self.first.end
 
     def write(self, key: torch.Tensor, base: Base, masks: torch.Tensor) -> None:
         """The frame before is now this one; it is the first of the objects that are new.
@@ -107,18 +108,17 @@ class References:
         levels = zip(mask_levels(masks.to(key.dtype)), BLOCKS, strict=True)
         planes = torch.cat([to_blocks(level, side) for level, side in levels], dim=2)
         row = torch.cat((*parts, planes.transpose(0, 1).flatten(1)[None]), dim=2)[0]
-        targets = [0]
-        if len(masks) > len(self.first):
-            targets.append(self.row_count)
-            self._point(self.first + [self.row_count] * (len(masks) - len(self.first)))
-        for target in targets:
+        fresh = self.first.begin(len(masks))
+        if fresh is not None:
+            self._point()
+        for target in (0,) if fresh is None else (0, fresh):
             self.keys[target] = key[0]
             self.values[target, :, : row.shape[1]] = row
             self.values[target, :, row.shape[1] :] = 0  # objects to come were not in it
 
-    def _point(self, first: list[int]) -> None:
-        self.first = first
-        self.rows[: len(first)] = torch.tensor(first, dtype=torch.int64)
+    def _point(self) -> None:
+        rows = self.first.rows
+        self.rows[: len(rows)] = torch.tensor(rows, dtype=torch.int64)
 
     def move(self, query: torch.Tensor, sharpness: float, top_k: int | None = None) -> Moved:
         """Every reference aligned to the frame whose key is `query` [P, Ca], as AOA aligns
@@ -126,7 +126,7 @@ class References:
 
         top_k  of each reference's cells only the closest are read; None: all
         """
-        rows, count = self.row_count, len(self.first)
+        rows, count = self.row_count, len(self.first.rows)
         end = self.width + MASK_COLUMNS * count
         keys, values = self.keys[:rows], self.values[:rows, :, :end]
         moved = read_memory(query, keys, values, scale=sharpness, top_k=top_k)
@@ -148,30 +148,28 @@ class References:
     def forget(self, slot: int) -> None:
         """Drop an object; the last slot's columns move into its place, and a first frame that
         nobody has any more makes room."""
-        last = len(self.first) - 1
+        last = len(self.first.rows) - 1
         if slot != last:
             into, of = (self.width + MASK_COLUMNS * s for s in (slot, last))
             columns = self.values[..., of : of + MASK_COLUMNS]
             self.values[..., into : into + MASK_COLUMNS] = columns
-        freed, end = self.first[slot], self.row_count - 1
-        first = list(self.first)
-        first[slot] = first[last]
-        first.pop()
-        if freed not in first and freed != end:
+        moved = self.first.forget(slot)
+        if moved is not None:
+            end, freed = moved
             self.keys[freed], self.values[freed] = self.keys[end], self.values[end]
-            first = [freed if row == end else row for row in first]
-        self._point(first)
+        self._point()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        rows, end = self.row_count, self.width + MASK_COLUMNS * len(self.first)
-        first = torch.tensor(self.first, dtype=torch.int64)
+        rows, end = self.row_count, self.width + MASK_COLUMNS * len(self.first.rows)
+        first = torch.tensor(self.first.rows, dtype=torch.int64)
         return {"keys": self.keys[:rows], "values": self.values[:rows, :, :end], "first": first}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         rows, _, end = tensors["values"].shape
         self.keys[:rows] = tensors["keys"]
         self.values[:rows, :, :end] = tensors["values"]
-        self._point(tensors["first"].tolist())
+        self.first.rows = tensors["first"].tolist()
+        self._point()
 
 
 class NormedResBlock(nn.Module):

@@ -134,19 +134,13 @@ class Support(State):
     def forget(self, slot: int) -> None:
         """Drop an object: in the stored labels it becomes background. With the last one all frames
         go, and the next mask begins anew."""
-        last = self.object_count - 1
-        self.object_count = last
-        if last == 0:
-            self.plan.clear()
-            return
-        table = torch.arange(256, device=self.store.labels.device, dtype=torch.uint8)
-        table[1 + slot] = 0
-        if slot != last:
-            table[1 + last] = 1 + slot
-        for row in self.rows.values():
-            self.store.labels[row] = table[self.store.labels[row].long()]
-        self.plan.encode_anew()
-        self._encode_places()
+        self.object_count -= 1
+        moved = self.plan.forget(slot, self.object_count)
+        if moved is not None:
+            table = torch.from_numpy(moved).to(self.store.labels.device)
+            for row in self.rows.values():
+                self.store.labels[row] = table[self.store.labels[row].long()]
+            self._encode_places()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         frames = sorted(self.rows)

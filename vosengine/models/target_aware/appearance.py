@@ -15,6 +15,7 @@ from ...config import TargetAwareConfig
 from ...errors import InputError
 from ...kernels import fit_target
 from ...kernels.fit_target import reduce_labels
+from ...policies.tracks import begin_samples, push_sample
 from ...types import Size
 
 
@@ -55,7 +56,7 @@ class Samples:
     features  [K, S, D, h, w]   the frame through the track's first layer
     bands     [K, S, 9, h, w]   the label and its pixel weights on the grid
     targets   [K, S, h, w]
-    weight    [K, S]            not normalised; 0 where there is no sample
+    weight    [K, S]            on the CPU; not normalised; 0 where there is no sample
     filled    per track, how many samples it has: the first ones
 
     All float32: S (D + 10) h w 4 bytes and S times 4 per track, 30.5 MB at 80 samples of 96 x 30 x
@@ -74,7 +75,7 @@ class Samples:
         self.features = torch.zeros(*rows, config.target_channels, *cells, device=device)
         self.bands = torch.zeros(*rows, 9, *cells, device=device)
         self.targets = torch.zeros(*rows, *cells, device=device)
-        self.weight = torch.zeros(*rows, device=device)
+        self.weight = torch.zeros(*rows, device="cpu")
         self.filled = [0] * tracks
 
     def begin(self, slot: int, features: torch.Tensor, labels: GridLabels) -> None:
@@ -83,49 +84,33 @@ class Samples:
         self.features[slot, :count] = features
         self.bands[slot, :count] = labels.bands
         self.targets[slot, :count] = labels.targets
-        self.weight[slot] = 0
-        self.weight[slot, :count] = self.config.learning_rate / count
+        begin_samples(self.config, self.weight[slot].numpy(), count)
         self.filled[slot] = count
 
     def push(
         self, slot: int, features: torch.Tensor, labels: GridLabels, *, verified: bool
     ) -> None:
-        """One more sample, features [D, h, w], in the next free place or in that of the lightest.
-
-        The paper's alpha_j = alpha_(j-1) / (1 - gamma), doubled when verified, outgrows float32
-        after 800 frames. Only ratios count, so instead of the new weight growing the older ones
-        shrink: the same recursion, each step divided by its factor.
-        """
-        gamma = self.config.learning_rate
-        factor = self.config.verified_weight if verified else 1.0
-        feeds = self.config.verified_feeds
-        place = self._place(slot)
-        for stored, new in (
-            (self.features, features),
-            (self.bands, labels.bands),
-            (self.targets, labels.targets),
-        ):
-            stored[slot].index_copy_(0, place, new[None].to(stored.dtype))
-        self.weight[slot] *= (1 - gamma) / (factor if feeds else 1)
-        self.weight[slot].index_fill_(0, place, gamma * (1 if feeds else factor))
+        """One more sample, features [D, h, w], in the next free place or in that of the
+        lightest."""
+        weight = self.weight[slot].numpy()
+        place = push_sample(self.config, weight, self.filled[slot], verified=verified)
+        self.features[slot, place] = features
+        self.bands[slot, place] = labels.bands
+        self.targets[slot, place] = labels.targets
         self.filled[slot] = min(self.filled[slot] + 1, self.config.samples)
 
-    def _place(self, slot: int) -> torch.Tensor:
-        """[1]: where the next sample goes; stays on the device."""
-        if self.filled[slot] < self.config.samples:
-            return torch.full((1,), self.filled[slot], device=self.weight.device)
-        return self.weight[slot].argmin(dim=0, keepdim=True)
-
-    def weights(self, rows: slice | torch.Tensor) -> torch.Tensor:
+    def weights(self, slots: Sequence[int]) -> torch.Tensor:
         """[n, S]: alpha of these tracks, of sum 1."""
-        weight = self.weight[rows]
+        weight = self.weight[list(slots)]
         return weight / weight.sum(dim=1, keepdim=True)
 
-    def read(self, rows: slice | torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    def read(self, slots: Sequence[int], count: int) -> tuple[torch.Tensor, ...]:
         """`fit_target`'s features, bands, targets and weights: these tracks' first samples, as
-        views where the rows are a slice."""
+        views where the slots follow one another."""
+        device = self.features.device
+        rows, weight = _rows(slots, device), self.weights(slots)[:, :count]
         banks = (self.features, self.bands, self.targets)
-        return (*(bank[rows, :count] for bank in banks), self.weights(rows)[:, :count])
+        return (*(bank[rows, :count] for bank in banks), weight.to(device, non_blocking=True))
 
     def forget(self, slot: int, last: int) -> None:
         """Drop a track; the last one's samples move into its place."""
@@ -264,7 +249,7 @@ class Tracks:
             return
         rows = _rows(slots, self.kernel.device)
         count = max(self.samples.filled[slot] for slot in slots)
-        samples = self.samples.read(rows, count)
+        samples = self.samples.read(slots, count)
         self.kernel[rows], _ = fit_target(
             *samples,
             self.kernel[rows],

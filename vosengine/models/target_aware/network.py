@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -13,6 +15,7 @@ from ...errors import InputError
 from ...kernels import finish_masks
 from ...memory import PagePools
 from ...policies.placement import seed_of
+from ...policies.tracks import associate, births, lessons
 from ...proposals import Proposals, boxes_of, overlaps
 from ...types import Geometry, Masks, Scores, Size
 from ..backbone import Pyramid, initialise
@@ -189,7 +192,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         for track, proposal in enumerate(matched):
             if proposal is not None and self.config.verified_mask == "proposal":
                 logits[track] = _sure(proposals.masks[proposal])
-        born = self._apart(proposals, unseen, state.capacity - state.object_count)
+        born = self._births(proposals, unseen, state.capacity - state.object_count)
         rows = torch.cat((logits, _sure(proposals.masks[born])))
         verified = tuple(proposal is not None for proposal in matched)
         return Scores(rows, stride=1, evidence=Evidence(verified, maps, saliency))
@@ -223,45 +226,22 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     def _associate(
         self, frame: torch.Tensor, masks: torch.Tensor, proposals: Proposals, state: TrackState
     ) -> tuple[list[int | None], list[int]]:
-        """Per track the proposal that verifies it, and the proposals that nothing tracked explains.
+        """Per track the proposal that verifies it, and the proposals that nothing tracked explains:
+        `policies.tracks.associate`."""
+        overlap = np.zeros((len(masks), len(proposals)), np.float32)
+        if overlap.size:
+            overlap = overlaps(masks, proposals.masks).cpu().numpy()
+        compare = partial(self._compare, frame, masks, proposals, state)
+        return associate(self.config, overlap, compare)
 
-        s(p, Y) = (cos(e_p, e(y_k)) + cos(e_p, e(y_k0))) [IoU(p, y_k) > 0.5]   (equation 10)
-
-        One to one, the greatest s first [O]; a proposal is new if its s is 0 for all tracks and it
-        overlaps none of them by birth_overlap.
-        """
-        config = self.config
-        matched: list[int | None] = [None] * len(masks)
-        if len(masks) == 0 or len(proposals) == 0:
-            return matched, list(range(len(proposals)))
-        overlap = overlaps(masks, proposals.masks)  # [K, P]
-        candidate = overlap > config.match_overlap
-        scores = self._compare(frame, masks, proposals, state, candidate)
-        pairs = (scores * candidate > config.match_score).nonzero().tolist()
-        ranked = scores.tolist()
-        for track, proposal in sorted(pairs, key=lambda pair: -ranked[pair[0]][pair[1]]):
-            if matched[track] is None and proposal not in matched:
-                matched[track] = proposal
-        is_new = ~candidate.any(dim=0) & (overlap.amax(dim=0) < config.birth_overlap)
-        return matched, is_new.nonzero().flatten().tolist()
-
-    def _apart(self, proposals: Proposals, unseen: list[int], room: int) -> list[int]:
-        """Of the new proposals those that begin tracks: the best, of a score of birth_score or
-        more, none of which overlaps one before it by birth_overlap, as none may that comes a frame
-        later [O]. D-Net's never do; those of other detectors do where they see an object twice."""
-        born: list[int] = []
-        if not unseen:
-            return born
-        scores = proposals.scores.tolist()
-        for proposal in unseen:
-            if len(born) >= room:
-                break
-            if scores[proposal] < self.config.birth_score:
-                continue
-            shared = overlaps(proposals.masks[[proposal]], proposals.masks[born])
-            if not born or bool(shared.amax() < self.config.birth_overlap):
-                born.append(proposal)
-        return born
+    def _births(self, proposals: Proposals, unseen: list[int], room: int) -> list[int]:
+        """Of the new proposals those that begin tracks."""
+        if not unseen or room <= 0:
+            return []
+        masks = proposals.masks[unseen]
+        scores = proposals.scores[unseen, None]
+        table = torch.cat((scores, overlaps(masks, masks)), dim=1).cpu().numpy()
+        return [unseen[i] for i in births(self.config, table[:, 0], table[:, 1:], room)]
 
     def _compare(
         self,
@@ -269,13 +249,11 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         masks: torch.Tensor,
         proposals: Proposals,
         state: TrackState,
-        candidate: torch.Tensor,
-    ) -> torch.Tensor:
-        """[K, P]: both cosines of every candidate pair; only what is in one is embedded."""
-        scores = candidate.new_zeros(candidate.shape, dtype=torch.float32)
-        rows, columns = (candidate.any(dim=d).nonzero().flatten() for d in (1, 0))
-        if len(rows) == 0:
-            return scores
+        tracks: np.ndarray,
+        others: np.ndarray,
+    ) -> np.ndarray:
+        """Both cosines of these tracks and these proposals, [k, p]."""
+        rows, columns = tracks.tolist(), others.tolist()
         boxes = boxes_of(masks[rows])
         if proposals.embeddings is None:
             boxes = torch.cat((boxes, proposals.boxes[columns]))
@@ -283,8 +261,8 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         else:
             now, theirs = self.reid(frame, boxes), proposals.embeddings[columns].float()
         first = state.first_embedding[rows]
-        scores[rows[:, None], columns] = now @ theirs.T + first @ theirs.T
-        return scores
+        found: np.ndarray = (now @ theirs.T + first @ theirs.T).cpu().numpy()
+        return found
 
     def remember(
         self, seen: Sequence[TargetAwareFeatures], masks: Masks, state: TrackState
@@ -312,16 +290,14 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self, masks: Masks, targets: torch.Tensor, areas: list[int], state: TrackState
     ) -> None:
         """Store the frame for every track that is in it, refit those whose turn it is."""
-        config, tracks, noted, due = self.config, state.tracks, masks.evidence, []
-        for slot in range(state.object_count):
-            if areas[slot] < config.smallest_sample:
-                continue
-            verified = slot in masks.prompted or noted.verified[slot]
-            tracks.push(slot, noted.maps[slot], targets[slot], verified=verified)
-            age = state.frame_count - state.born[slot]
-            if verified or age % config.update_every == 0:
-                due.append(slot)
-        tracks.update(due)
+        tracks, noted = state.tracks, masks.evidence
+        known = range(state.object_count)
+        verified = [slot in masks.prompted or noted.verified[slot] for slot in known]
+        ages = [state.frame_count - state.born[slot] for slot in known]
+        taught = lessons(self.config, areas, verified, ages)
+        for slot, sure, _ in taught:
+            tracks.push(slot, noted.maps[slot], targets[slot], verified=sure)
+        tracks.update([lesson.slot for lesson in taught if lesson.due])
 
     def _begin(
         self, slot: int, now: TargetAwareFeatures, target: torch.Tensor, state: TrackState

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,24 +13,7 @@ from ...memory import Stored
 from ...models.munet import MUNet
 from ...models.stm import STM
 from ...types import Masks
-from .verb import Given, Plan, Verb, memory_of, times
-
-
-class Read(NamedTuple):
-    """A memory as `segment` sees it: keys [O, T, h, w, Ck], values likewise, length [O] frames."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    length: torch.Tensor
-
-    def read(self, count: int) -> Stored:
-        cells = self.keys.shape[2] * self.keys.shape[3]
-        return Stored(self.keys.flatten(1, 3), self.values.flatten(1, 3), self.length * cells)
-
-
-class ReadState(NamedTuple):
-    memory: Read
-    object_count: int
+from .verb import Given, Plan, Verb, memory_of, times, written
 
 
 class Encode(nn.Module):
@@ -52,7 +36,10 @@ class Segment(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         *features, keys, values, length = tensors
-        state: Any = ReadState(Read(keys, values, length), keys.shape[0])
+        cells = keys.shape[2] * keys.shape[3]
+        stored = Stored(keys.flatten(1, 3), values.flatten(1, 3), length * cells)
+        memory = SimpleNamespace(read=lambda _: stored)
+        state: Any = SimpleNamespace(memory=memory, object_count=keys.shape[0])
         logits = self.method.segment(self._seen(features), state).logits
         return logits.float()
 
@@ -94,17 +81,8 @@ class Remember(nn.Module):
         assert observed is not None
         key, value = (x.movedim(1, 3)[:, None] for x in observed)  # [O, 1, h, w, C]
         keep = prompted | (frame_index % self.memory.every == 0)
-        shown = alive | prompted
-        frames = torch.arange(keys.shape[1], device=keys.device)
-        here = ((frames == cursor[:, None]) & shown[:, None])[:, :, None, None, None]
-        following = torch.where(keep & shown, cursor + 1, cursor)
-        return (
-            torch.where(here, key, keys),
-            torch.where(here, value, values),
-            torch.where(shown, torch.maximum(length, cursor + 1), length),
-            # Past the last slot the ring goes on at 1: slot 0 is pinned.
-            torch.where(following < self.memory.max_frames, following, 1),
-        )
+        held = keys, values, length, cursor
+        return written(self.memory, (key, value), held, keep, alive | prompted)
 
 
 POLICY = "memory"

@@ -15,7 +15,8 @@ began, and says by `rows` which one is whose.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,31 +31,9 @@ from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
 from .regions import align_object, gather_cells, match_proposals, spread_cells
-from .verb import Given, Plan, Verb, memory_of
+from .verb import Given, Plan, Verb, memory_of, written
 
 POLICY = "proposals"
-
-
-class ReadState(NamedTuple):
-    """A memory as `DMNAOA.templates` sees it; keys and values [O, T, P, C], length [O] frames."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    length: torch.Tensor
-    boxes: torch.Tensor
-    elapsed: torch.Tensor
-    object_count: int
-
-    @property
-    def memory(self) -> ReadState:
-        return self
-
-    def read(self, count: int) -> Stored:
-        positions = self.keys.shape[2]
-        return Stored(self.keys.flatten(1, 2), self.values.flatten(1, 2), self.length * positions)
-
-    def ages(self, count: int) -> torch.Tensor:
-        return self.elapsed
 
 
 def features_of(method: DMNAOA, tensors: Sequence[torch.Tensor]) -> DMNAOAFeatures:
@@ -93,8 +72,14 @@ class Segment(nn.Module):
         now = features_of(self.method, tensors[: self.features])
         boxes, proposed, there, alive, frame_index, *memory = tensors[self.features :]
         keys, values, length, last, born, first_masks, masks, *references = memory
-        state = ReadState(keys, values, length, last, frame_index - born, keys.shape[0])
-        templates = self.method.templates(now, state)  # type: ignore[arg-type]
+        stored = Stored(keys.flatten(1, 2), values.flatten(1, 2), length * keys.shape[2])
+        state: Any = SimpleNamespace(
+            memory=SimpleNamespace(read=lambda _: stored),
+            object_count=keys.shape[0],
+            boxes=last,
+            ages=lambda _: frame_index - born,
+        )
+        templates = self.method.templates(now, state)
         regions = self.method._pool(now.pooled, boxes)
         projected = to_positions(self.method.proposal_projector(regions))
         coarse = self._coarse(templates, Candidates(proposed, projected), there, alive, masks)
@@ -216,24 +201,12 @@ class Remember(nn.Module):
         observed = method.memory_head(method._embed(regions, frame_index - born))
         key, value = (to_positions(x)[:, None] for x in observed)  # [O, 1, P, C]
         shown = shown & (alive | prompted)
-        keep = (prompted | (frame_index % memory.every == 0)) & shown
-        frames = torch.arange(keys.shape[1], device=keys.device)
-        here = ((frames == cursor[:, None]) & shown[:, None])[:, :, None, None]
-        following = torch.where(keep, cursor + 1, cursor)
+        keep = prompted | (frame_index % memory.every == 0)
+        bank = keys, values, length, cursor
+        *stored, cursor = written(memory, (key, value), bank, keep, shown)
         small = shrink(soft, 4)
-        return (
-            torch.where(here, key, keys),
-            torch.where(here, value, values),
-            torch.where(shown, torch.maximum(length, cursor + 1), length),
-            boxes,
-            born,
-            torch.where(fresh[:, None, None], small, first_masks),
-            small,
-            # Past the last slot the ring goes on at 1: slot 0 is pinned.
-            torch.where(following < memory.max_frames, following, 1),
-            now.key.clone(),
-            gathered(now.base),
-        )
+        first = torch.where(fresh[:, None, None], small, first_masks)
+        return *stored, boxes, born, first, small, cursor, now.key.clone(), gathered(now.base)
 
     def _boxes(self, soft: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`boxes_of` what is above a half, or the last ones; and whether there is anything."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,13 +52,6 @@ class Encode(nn.Module):
         return found.key, found.value, *found.global_skips, *found.instance_skips
 
 
-class ReadState:
-    """What `segment` asks of a Support."""
-
-    def __init__(self, reading: Reading) -> None:
-        self.read = lambda: reading
-
-
 class Segment(nn.Module):
     """features, alive, valid, and the tensors of all places, one place after the other -> logits.
 
@@ -82,7 +76,7 @@ class Segment(nn.Module):
             torch.zeros(1, dtype=torch.int64),  # type: ignore[arg-type]
             valid,
         )
-        state: Any = ReadState(reading)
+        state: Any = SimpleNamespace(read=lambda: reading)
         found = self.method.segment([as_features(None, tuple(features))], state)
         return found.logits.float(), found.evidence.saliency
 

@@ -23,6 +23,7 @@ from ...models.target_aware.appearance import first_weights, to_grid
 from ...models.target_aware.augment import move, put_back
 from ...models.target_aware.network import TargetAware
 from ...policies.placement import blur_width
+from ...policies.tracks import RULES
 from ...types import Size
 from .discovery import STRIDE, discovery_settings, discovery_verbs
 from .fitting import fit_both, fit_kernel, resize_like
@@ -42,12 +43,8 @@ def settings(method: TargetAware, plan: Plan) -> dict[str, Any]:
     """The logits' stride, D-Net's settings, and those of the tracks."""
     config = method.config
     side = config.tracker_size
-    names = (
-        *("tracker_size", "target_channels", "augmentations", "samples", "learning_rate"),
-        *("verified_weight", "verified_feeds", "smallest_sample", "update_every", "max_tracks"),
-        *("match_overlap", "match_score", "birth_overlap", "reid_channels"),
-        *("verified_mask", "birth_score"),
-    )
+    others = "tracker_size", "target_channels", "augmentations", "samples", "max_tracks"
+    names = (*RULES, *others, "reid_channels", "verified_mask")
     return {
         "stride": 1,
         "discovery": discovery_settings(config),

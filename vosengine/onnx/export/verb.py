@@ -124,6 +124,33 @@ def memory_of(config: MatchingConfig, plan: Plan) -> MemoryConfig:
     return memory
 
 
+def written(
+    memory: MemoryConfig,
+    new: tuple[torch.Tensor, torch.Tensor],
+    held: tuple[torch.Tensor, ...],
+    keep: torch.Tensor,
+    shown: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """`MemoryBank.write` as a graph: keys and values [O, T, ...], length and cursor [O] in frames.
+
+    new   a frame's key and value [O, 1, ...]
+    held  keys, values, length, cursor
+    keep  bool [O], for good; shown: bool [O], the others' memory stays as it is
+    """
+    keys, values, length, cursor = held
+    frames = torch.arange(keys.shape[1], device=keys.device)
+    wider = (..., *[None] * (keys.ndim - 2))
+    here = ((frames == cursor[:, None]) & shown[:, None])[wider]
+    following = torch.where(keep & shown, cursor + 1, cursor)
+    return (
+        torch.where(here, new[0], keys),
+        torch.where(here, new[1], values),
+        torch.where(shown, torch.maximum(length, cursor + 1), length),
+        # Past the last slot the ring goes on at 1: slot 0 is pinned.
+        torch.where(following < memory.max_frames, following, 1),
+    )
+
+
 class _Flat(nn.Module):
     """Whatever a module's signature, torch wants shapes in the same nesting: one tuple."""
 

@@ -216,14 +216,15 @@ __device__ __forceinline__ void write_pixels(T* plane, const Place& place, bool 
   }
 }
 
-template <bool NEAR, bool KEEP>
+// STREAMS: a block labels its part of stream blockIdx.z, whose objects are found on the device.
+template <bool NEAR, bool KEEP, bool STREAMS>
 __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
     finish_tile(const FinishMasksCuda given, const Plan plan) {
-  FinishMasksCuda call = given;  // the block's stream alone
+  FinishMasksCuda call = given;
   float certain = plan.certain;
-  const int64_t stream = blockIdx.z;
+  const int64_t stream = STREAMS ? blockIdx.z : 0;
   int64_t begin = 0, end = call.objects;
-  if (call.first) {
+  if constexpr (STREAMS) {
     rows_of(call, stream, &begin, &end);
     call.objects = end - begin;
     call.ids += begin;
@@ -315,7 +316,7 @@ __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
       for (int i = 0; i < PIXELS; ++i) q[i] = fmaxf(odds_of(value[i]), LOWEST_ODDS) * sum[i];
       write_pixels(planes + (1 + o) * size, place, plan.wide_probabilities, q);
     });
-    if (stream == call.streams - 1) {  // rows of no stream
+    if (STREAMS && stream == call.streams - 1) {  // rows of no stream
 #pragma unroll
       for (int i = 0; i < PIXELS; ++i) q[i] = 0;
       for (int64_t o = call.objects; begin + o < given.objects; ++o)
@@ -352,6 +353,13 @@ Plan plan_for(const FinishMasksCuda& call, size_t* shared_bytes) {
   return plan;
 }
 
+template <bool STREAMS>
+auto kernel_for(bool near, bool keep) {
+  return near   ? keep ? finish_tile<true, true, STREAMS> : finish_tile<true, false, STREAMS>
+         : keep ? finish_tile<false, true, STREAMS>
+                : finish_tile<false, false, STREAMS>;
+}
+
 }  // namespace
 
 void finish_masks_cuda(const FinishMasksCuda& call) {
@@ -363,9 +371,7 @@ void finish_masks_cuda(const FinishMasksCuda& call) {
       (call.width + (plan.wide_labels ? PIXELS - 1 : 0) + TILE_WIDTH - 1) / TILE_WIDTH;
   const int64_t rows = (call.height + TILE_HEIGHT - 1) / TILE_HEIGHT;
   const bool near = plan.objects_at_once > 0, keep = call.probabilities != nullptr;
-  const auto kernel = near   ? keep ? finish_tile<true, true> : finish_tile<true, false>
-                      : keep ? finish_tile<false, true>
-                             : finish_tile<false, false>;
+  const auto kernel = call.first ? kernel_for<true>(near, keep) : kernel_for<false>(near, keep);
   launch("finish_masks", call.target, kernel, dim3(columns, rows, call.streams), dim3(THREADS),
          shared_bytes, call, plan);
 }

@@ -19,7 +19,7 @@ from vosengine.video import VideoWriter, write_labels
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 SEED, FRAMES, HEIGHT, WIDTH = 4, 20, 480, 854
 MOST_BYTES = 200_000
-OWN_COLOURS = 80
+OWN_COLOURS = 128
 
 
 def reduce_colours(picture: Image.Image) -> Image.Image:

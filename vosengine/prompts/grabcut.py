@@ -17,8 +17,8 @@ LEAST = 5  # colours of either side; OpenCV's mixtures have as many components
 def grabcut(frame: np.ndarray, hints: Hints) -> Pixels:
     """The mask uint8 [H, W], 0 or 1, at half size but for small objects.
 
-    What is marked stays as it is marked, and nothing outside the box is taken. Where one side has
-    fewer than LEAST pixels there are no colours to learn, and what is marked is the answer.
+    Outside the box only what is marked as the object is taken. Where one side has fewer than LEAST
+    pixels there are no colours to learn, and what is marked is the answer.
     """
     height, width = hints.size
     shortest = min(hints.size if hints.box is None else hints.box[2:])
@@ -29,9 +29,9 @@ def grabcut(frame: np.ndarray, hints: Hints) -> Pixels:
     if LEAST <= np.count_nonzero(inside) <= inside.size - LEAST:
         shrunk = cv2.resize(frame, small[::-1], interpolation=cv2.INTER_AREA)
         cv2.setRNGSeed(0)  # the clusters that it starts from are drawn
-        models = np.zeros((1, 65)), np.zeros((1, 65))
         colours = np.ascontiguousarray(shrunk[..., ::-1])
-        cv2.grabCut(colours, plan, None, *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
+        background, objects = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.grabCut(colours, plan, (0, 0, 0, 0), background, objects, ROUNDS, cv2.GC_INIT_WITH_MASK)
         inside = np.isin(plan, (cv2.GC_FGD, cv2.GC_PR_FGD))
     whole = cv2.resize(inside.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(whole >= 0.5, np.uint8)
@@ -57,9 +57,9 @@ def _plan(hints: Hints, small: tuple[int, int], factor: int) -> Pixels:
         outside[rows, x // factor : -(-(x + wide) // factor)] = False
         plan[outside] = cv2.GC_BGD
     if hints.scribbles is not None:
-        marks = cv2.resize(hints.scribbles, small[::-1], interpolation=cv2.INTER_NEAREST)
-        plan[marks == OBJECT] = cv2.GC_FGD
-        plan[marks == BACKGROUND] = cv2.GC_BGD
+        for mark, value in ((OBJECT, cv2.GC_FGD), (BACKGROUND, cv2.GC_BGD)):
+            marked = np.where(hints.scribbles == mark, np.uint8(255), np.uint8(0))
+            plan[cv2.resize(marked, small[::-1], interpolation=cv2.INTER_AREA) > 0] = value
     for x, y, positive in hints.points:
         value = cv2.GC_FGD if positive else cv2.GC_BGD
         cv2.circle(plan, (x // factor, y // factor), DISC, value, cv2.FILLED)

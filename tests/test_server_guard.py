@@ -162,6 +162,16 @@ def test_a_bad_image_is_refused_before_it_takes_memory(name: str) -> None:
     assert time.perf_counter() - start < 1
 
 
+@pytest.mark.parametrize("name", [name for name in bad_frames() if "claims" in name])
+def test_a_size_is_refused_by_the_header_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("was decoded")
+
+    monkeypatch.setattr(cv2, "imdecode", decode)
+    with pytest.raises(InputError, match=r"frame: is 6\d{4} x 6\d{4} pixels, wanted 1 to 8294400"):
+        images.decode_frame(*reversed(bad_frames()[name]), 3840 * 2160)
+
+
 @pytest.mark.parametrize(
     "mask",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from serving import Line, Running, bearer, one_object, running, until
 from stub_engine import StubEngine
 from websockets.exceptions import ConnectionClosed
 
-from vosengine.errors import CapacityError, ConfigError, OutputError, StateError
+from vosengine.client import Client
+from vosengine.errors import CapacityError, ConfigError, OutputError, ServerError, StateError
 from vosengine.server import service as services
 from vosengine.server.settings import Settings
 from vosengine.server.store import Saved, Store
@@ -266,6 +268,37 @@ def test_an_engine_that_dies_ends_the_server(monkeypatch: pytest.MonkeyPatch) ->
             assert line.hear()["code"] == "step_failed"
             assert server.http.get("/healthz").status_code == 503
             assert server.http.get("/readyz").status_code == 503
+
+
+def test_a_client_goes_on_through_a_restart_and_is_told_of_a_crash(tmp_path: Path) -> None:
+    frame = np.zeros((48, 64, 3), np.uint8)
+    options: dict[str, Any] = {"state_dir": tmp_path, "autosave": 1}
+    first = running(StubEngine(), **options)
+    server = first.__enter__()
+    options["port"] = int(server.url.rpartition(":")[2])
+    client = Client(f"{server.url}/#token=server-token", encoding="raw", policy="all")
+    with ExitStack() as stack:
+        stack.callback(first.__exit__, None, None, None)
+        client.__enter__()
+        for number in range(3):
+            answer = client.step(frame, None if number else one_object())
+            assert answer is not None and answer.labels[0, 0] == number
+        (path,) = until(lambda: list(tmp_path.glob("*.session")))
+        store, name = Store(tmp_path), client.session["id"]
+        until(lambda: store.load(name)[0].next_frame == 3)
+        crashed = path.read_bytes()
+        client.step(frame)
+    with running(StubEngine(), **options):
+        answer = client.step(frame)
+        assert answer is not None and (answer.frame, answer.labels[0, 0]) == (4, 4)
+    path.write_bytes(crashed)
+    with running(StubEngine(), **options):
+        with pytest.raises(ServerError) as told:
+            client.step(frame)
+        assert told.value.code == "went_back" and client.next_frame == 3
+        answer = client.step(frame)
+        assert answer is not None and (answer.frame, answer.labels[0, 0]) == (3, 3)
+        client.__exit__()
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,25 @@ def test_latest_exchanges_the_frame_of_a_turn_that_has_not_come(
         assert answer["frame"] == 2 and answer["labels"][0, 1] == 2
 
 
+def test_a_mask_whose_turn_has_not_come_is_not_exchanged(
+    server: Running, engine: StubEngine
+) -> None:
+    with server.connect(server.open()) as line, server.connect(server.open()) as other:
+        begun(line)
+        begun(other)
+        engine.may_step.clear()
+        other.frame(1)
+        until(lambda: server.service.worker._begun)
+        line.frame(1, 1, one_object(2))
+        until(lambda: server.service.worker._turns or server.service.worker._inbox.qsize())
+        for number in (2, 3):
+            line.frame(number, number)
+        assert line.hear()["frames"] == [2]
+        engine.may_step.set()
+        answers = [line.hear() for _ in range(2)]
+        assert [(each["frame"], each["ids"]) for each in answers] == [(1, (2,)), (3, (2,))]
+
+
 def test_all_answers_everything_and_reads_no_more_than_its_window(
     server: Running, engine: StubEngine
 ) -> None:

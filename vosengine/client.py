@@ -216,6 +216,10 @@ class Client:
     def session(self) -> dict[str, Any]:
         return self._client.session
 
+    @property
+    def next_frame(self) -> int:
+        return self._client.next_frame
+
     def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
         number: int = self._portal.call(self._client.send, frame, mask)
         return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def page_routes(folder: Path = FOLDER) -> list[Route]:
     return [Route(name, _serve(asset), methods=["GET"]) for name, asset in assets.items()]
 
 
-def _serve(asset: Asset):  # type: ignore[no-untyped-def]
+def _serve(asset: Asset) -> Callable[[Request], Awaitable[Response]]:
     async def handler(request: Request) -> Response:
         headers = {"etag": asset.tag, "cache-control": "no-cache"}
         if request.headers.get("if-none-match") == asset.tag:

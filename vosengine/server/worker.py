@@ -216,7 +216,7 @@ class Worker:
                 found = [(s, r, None if r is None else r.numpy()) for s, r in answered]
             except STEP_ERRORS as error:
                 # One of those that wait no longer has failed; the others come with the next call.
-                lost |= {s: error for s in self._begun if not self.engine.waits_for(s)}
+                lost = {s: error for s in self._begun if not self.engine.waits_for(s)} | lost
                 continue
             if found:
                 self._metrics.stepped(len(found), time.perf_counter() - start)

@@ -1,4 +1,5 @@
 # make demo   set everything up and segment a clip that the project generates itself
+# make serve  set everything up and serve live streams, with a page at the address it prints
 # make test   set everything up and run every test
 # make fuzz   ten thousand damaged files, FUZZ=N random folders: typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
@@ -12,10 +13,13 @@ CPP := csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test fuzz lint format bench clean
+.PHONY: demo serve test fuzz lint format bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
+
+serve: $(VENV)/ready
+	$(BIN)/vosengine serve --model munet
 
 # Two processes with a thread each. Triton interprets its kernels in processes of their own, where
 # it is told to before they are defined.

@@ -146,7 +146,7 @@ setup(
     packages=[*engine_packages(), *kernel_packages(), "vosengine.shipped"],
     package_dir={"vosengine.kernels": "kernels", "vosengine.shipped": "weights"},
     package_data={
-        "vosengine": ["py.typed", "benchmark/*.toml"],
+        "vosengine": ["py.typed", "benchmark/*.toml", "server/page/**/*"],
         "vosengine.shipped": ["*.toml", "*.safetensors", "LICENSE-*", "NOTICE", "demo/*"],
     },
     ext_modules=extensions(),

@@ -21,8 +21,10 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def _arguments() -> list[str]:
-    """What was asked for, less where to write it: that would be a path of this machine."""
+    """What was asked for, less paths of this machine: where to write it, where data lies."""
     words = list(sys.argv[1:])
+    if "--data" in words:
+        words[words.index("--data") + 1] = "DAVIS"
     if "--folder" in words:
         at = words.index("--folder")
         del words[at : at + 2]

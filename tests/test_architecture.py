@@ -57,6 +57,17 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"config", "errors", "types", "proposals", "memory", "policies.", "models."}
     | KERNELS,
     "zoo": {"config", "errors", "files", "models.", "zoo."},
+    "prompts.hints": {"errors"},
+    "prompts.crop": {"prompts.hints"},
+    "prompts.grabcut": {"prompts.hints"},
+    "prompts": {
+        *("ambient", "config", "config.checks", "errors", "models.backbone", "models.blocks"),
+        *("models.efficientnet", "runtime.network", "zoo.weights", "prompts."),
+    },
+    "training.clicks": {
+        *("config.checks", "errors", "files", "models.backbone", "prompts.", "runtime.network"),
+        *("zoo.checkpoints", "zoo.weights", "training."),
+    },
     "training": {
         *("config.", "errors", "files", "memory", "models.", "proposals", "types", "zoo."),
         "training.",
@@ -71,6 +82,8 @@ ALLOWED: dict[str, set[str]] = {
         *("commands.engines", "commands.record", "commands.run", "engine.engine", "errors"),
         *("files", "naming", "rle", "video", "zoo.registry", "zoo.weights", "batch."),
     },
+    "server": {"errors", "files", "prompts", "rle", "types", "engine.", "server."},
+    "client": {"errors", "server.protocol"},
 }
 TOP = {"__init__", "__main__", "benchmark", "cli", "commands", "onnx"}  # anything beneath them
 # What runs an export: no torch, and nothing of ours that knows it.

@@ -107,6 +107,12 @@ def test_killed_and_resumed_is_bit_identical(tmp_path: Path) -> None:
             assert torch.equal(tensor, other[part][name]), (part, name)
 
 
+def test_a_clip_has_a_past(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="frames: wanted 2 or more, given 1"):
+        train(options(tmp_path, changes={"frames": 1}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_minutes_stop_a_run(tmp_path: Path) -> None:
     result = train(options(tmp_path, minutes=1e-9))
     assert not result.finished

@@ -49,3 +49,15 @@ class StateError(VosError):
 
 class TrainingError(VosError):
     """Training cannot go on: a loss or a gradient is no number any more."""
+
+
+class ServerError(VosError):
+    """A server refuses what its client asks, or cannot be reached.
+
+    code   its short name for that
+    frame  the frame that it says it of; None: of none
+    """
+
+    def __init__(self, code: str, message: str, frame: int | None = None) -> None:
+        super().__init__(message)
+        self.code, self.frame = code, frame

@@ -17,6 +17,7 @@ from ..errors import ConfigError, VosError
 from . import batch as cli_batch
 from . import bench as cli_bench
 from . import export as cli_onnx
+from . import serve as cli_serve
 from . import training as cli_training
 from .terminal import (
     INTERRUPTED,
@@ -92,6 +93,17 @@ def run(
         Path | None,
         typer.Option(help="Object ids of the first frame (PNG), or a folder with PNGs by frame."),
     ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="[N:]X,Y,W,H: holds object 1, 2, .. (N) of the first frame; repeatable."),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(help="[N:]X,Y: on object 1 (N); [N:]X,Y,-: not on it; repeatable."),
+    ] = None,
+    prompt_method: Annotated[
+        str | None, typer.Option(help="How boxes and points become masks: click, grabcut or auto.")
+    ] = None,
     mask_void: Annotated[
         bool | None,
         typer.Option(help="255 in a mask is void; or an id. By itself: void beside other ids."),
@@ -150,6 +162,9 @@ def run(
         engine=engine,
         export=export,
         mask=mask,
+        boxes=tuple(box or ()),
+        points=tuple(point or ()),
+        prompt_method=prompt_method,
         mask_void=mask_void,
         threshold=threshold,
         proposals=proposals,
@@ -260,6 +275,8 @@ def models() -> None:
     for name, entry in MODELS.items():
         for card in (card for card in cards().values() if card.model == name):
             table.add_row(name, entry.summary, card.tag, "yes" if card.trained else "no: RANDOM")
+    for card in (card for card in cards().values() if card.model not in MODELS):
+        table.add_row(card.model, card.description, card.tag, "yes")
     console.print(table)
     backbones = Table("backbone", "from", "licence")
     for backbone in backbone_cards().values():
@@ -338,6 +355,7 @@ app.command()(cli_training.clips)
 app.command()(cli_training.plot)
 app.command()(cli_bench.bench)
 app.command()(cli_onnx.export)
+app.command()(cli_serve.serve)
 
 
 if __name__ == "__main__":

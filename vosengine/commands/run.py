@@ -20,6 +20,7 @@ from ..timing import summarise
 from ..video import FrameSource, MaskRule, SourceFrame, open_source, without_password
 from .engines import Stream, make_stream
 from .late import begin_late
+from .marks import MarkedPrompts, parse_marks
 from .outputs import Outputs
 from .prompts import Prompts
 from .record import STATE
@@ -33,6 +34,8 @@ class RunOptions:
     mask        the first frame's object ids as a PNG, or a folder of PNGs: a frame is prompted with
                 the one of its name, or of its number; None for methods that find objects themselves
     first_masks of a folder of masks, each object is shown by the first of them that has it alone
+    boxes, points  in place of a mask: what is marked in the first frame, as `parse_marks` reads it;
+                prompt_method, as in `mask_from`, makes the mask; None: "auto"
     mask_void   what 255 is in a mask: True, void; False, an id; None, as `MaskRule` tells
     threshold   masks are soft: what is at least that bright (1..255) is object 1; None: ids
     engine      "fast" or "eager", as in Segmenter; or "onnx", which runs an export
@@ -55,6 +58,9 @@ class RunOptions:
     export: Path | None = None
     mask: Path | None = None
     first_masks: bool = False
+    boxes: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
+    prompt_method: str | None = None
     mask_void: bool | None = None
     threshold: int | None = None
     proposals: str | None = None
@@ -105,11 +111,7 @@ def run(
     """
     _check_options(options)
     outputs = Outputs(options)
-    prompts = Prompts(
-        options.mask,
-        MaskRule(options.mask_void, options.threshold),
-        first_masks=options.first_masks,
-    )
+    prompts = _prompts(options)
     stream = make_stream(options, shared)
     source = open_source(options.source, bits=options.bits, reconnect=options.reconnect)
     with ExitStack() as stack:
@@ -148,6 +150,22 @@ def _check_options(options: RunOptions) -> None:
         raise ConfigError(f"limit: wanted at least 1, given {options.limit}")
     if options.checkpoint < 0:
         raise ConfigError(f"checkpoint: wanted 0 or more frames, given {options.checkpoint}")
+
+
+def _prompts(options: RunOptions) -> Prompts:
+    """What the stream is shown. Raises ConfigError, InputError."""
+    if not (options.boxes or options.points):
+        if options.prompt_method is not None:
+            raise ConfigError("prompt_method: is for boxes and points; leave it out")
+        rule = MaskRule(options.mask_void, options.threshold)
+        return Prompts(options.mask, rule, first_masks=options.first_masks)
+    for name in ("mask", "mask_void", "threshold"):
+        if getattr(options, name) is not None:
+            raise ConfigError(
+                f"{name}: boxes and points say what to follow; leave one or the other out"
+            )
+    objects = parse_marks(options.boxes, options.points)
+    return MarkedPrompts(objects, options.prompt_method or "auto")
 
 
 def _resume(
@@ -211,10 +229,16 @@ def _finish(
 
 
 def _check_prompted(options: RunOptions, stream: Stream) -> None:
-    if options.mask is None and stream.needs_mask:
+    marked = bool(options.boxes or options.points)
+    if options.mask is None and not marked and stream.needs_mask:
         raise InputError(
             f"mask: {stream.model} follows what it is shown; wanted --mask with the object ids of "
-            "the first frame, as an indexed PNG"
+            "the first frame, as an indexed PNG, or --box or --point"
+        )
+    if marked and not stream.takes_mask:
+        name = "box" if options.boxes else "point"
+        raise InputError(
+            f"{name}: {stream.model} finds the foreground by itself and takes none; leave it out"
         )
     if options.mask is not None and not stream.takes_mask:
         raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,8 @@ from typing import Any
 
 from ..config import ModelConfig
 from ..device import choose_device
-from ..errors import ConfigError, InputError, OutputError
-from ..files import Given, check_output_folder, keep_apart, write_whole
+from ..errors import ConfigError
+from ..files import Given, write_whole
 from ..models.method import Method
 from ..training.export import export
 from ..training.feed import Feed, loader
@@ -22,6 +21,7 @@ from ..training.initialise import initialise_from, start_gently
 from ..training.mixture import DataOptions, folders_of, parse_data
 from ..training.objectives import for_clips, objective_class, objective_for
 from ..training.recipe import Recipe, recipe_for
+from ..training.run_folder import check_run_folder
 from ..training.samples import Batch, collate
 from ..training.synthetic_source import SyntheticSource
 from ..training.trainer import CHECKPOINT, LOG, Progress, Trainer
@@ -122,6 +122,9 @@ def _check(options: TrainOptions) -> None:
     """What neither the recipe nor the data looks at. Raises ConfigError."""
     if "parts" in options.changes and not objective_class(options.model).all_parts:
         raise ConfigError(f"parts: {options.model} is trained as a whole; leave them out")
+    frames = options.changes.get("frames", 2)
+    if frames < 2:
+        raise ConfigError(f"frames: wanted 2 or more, given {frames}: a clip has a past")
     if options.minutes is not None and not options.minutes > 0:  # no number is not above 0
         raise ConfigError(f"minutes: wanted a number above 0, given {options.minutes}")
     if not options.save_every >= 0:
@@ -137,7 +140,10 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
         init = backbone_file(config.backbone)
     recipe = replace(recipe_for(options.model, options.config), **options.changes)
     device = choose_device(options.device)
-    _check_outputs(options, init)
+    given = [*Given.named("the weights to start from", init)]
+    for place in folders_of(options.data):
+        given += Given.named("the data", place, tree=True)
+    check_run_folder(options.out, (CHECKPOINT, LOG, RUN, WEIGHTS), given, options.resume)
     folder = prepare_output_folder(options.out)
     method = starting_network(options.model, config, recipe, init)
     identity = {
@@ -161,30 +167,6 @@ def starting_network(
     if init is not None:
         initialise_from(method, init)
     return method
-
-
-def _check_outputs(options: TrainOptions, init: Path | None) -> None:
-    """See that training would write over nothing: neither what it reads, nor another run, nor
-    files that are the caller's. Raises InputError, OutputError."""
-    folder = options.out
-    check_output_folder(folder)
-    written = [folder / name for name in (CHECKPOINT, LOG, RUN, WEIGHTS)]
-    given = [*Given.named("the weights to start from", init)]
-    for place in folders_of(options.data):
-        given += Given.named("the data", place, tree=True)
-    keep_apart(given, written)
-    if options.resume:
-        return
-    if (folder / CHECKPOINT).exists():
-        raise InputError(
-            f"{folder}: holds a training run; go on with it by --resume, or name another folder"
-        )
-    there = [path for path in written if os.path.lexists(path)]
-    if there:
-        raise OutputError(
-            f"{there[0]}: is in the way, of a run without a checkpoint or of something else; move "
-            "it away or name another folder"
-        )
 
 
 def held_out(model: str, recipe: Recipe) -> list[Batch]:

@@ -46,6 +46,7 @@ class Job:
     engine has made of it.
 
     features  what the method encodes of it, once that is done
+    tried     whether it was to be encoded together with others, once
     alone     whether it is no longer answered for together with others
     """
 
@@ -54,6 +55,7 @@ class Job:
     prompt: Prompt[torch.Tensor] | None
     given: Proposals | None
     features: Any = None
+    tried: bool = False
     alone: bool = False
 
 
@@ -200,9 +202,11 @@ class Engine(StaysHere):
         """The features of several frames at once; those with proposals of their own wait for their
         stream."""
         waiting = [(stream, self._jobs[stream]) for stream in streams]
-        plain = [(stream, job) for stream, job in waiting if job.given is None]
+        plain = [(stream, job) for stream, job in waiting if job.given is None and not job.tried]
         if len(plain) < 2:
             return
+        for _, job in plain:
+            job.tried = True  # where this raises, each is encoded by itself the next time
         with self.precision.applied(), span("encode"):
             features = self.encode(torch.cat([stream.prepared(job) for stream, job in plain]))
         for row, (_, job) in enumerate(plain):

@@ -136,6 +136,11 @@ class Segmenter(Stream[torch.Tensor]):
     def traits(self) -> Any:
         return self.method
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes on the device that its memory may come to take; 0 before its first frame."""
+        return 0 if self._state is None else int(self._state.nbytes)
+
     def reset(self) -> None:
         """Forget the stream: the next frame is the first of a new one, of any size."""
         self.check_free("reset")

@@ -140,6 +140,11 @@ class PagePools:
         return sum(pool.used for pool in self._pools.values())
 
     @property
+    def capacity(self) -> int:
+        """Pages there is room for, in all pools."""
+        return sum(pool.capacity for pool in self._pools.values())
+
+    @property
     def used_bytes(self) -> int:
         """Bytes of those pages."""
         return sum(pool.used * pool.page_bytes for pool in self._pools.values())

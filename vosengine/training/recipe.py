@@ -50,7 +50,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
             check(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
-        check(self.frames >= 2, "frames", "2 or more", self.frames)
+        check(self.frames >= 1, "frames", "1 or more", self.frames)
         fits = len(self.size) == 2 and all(side > 0 and side % 16 == 0 for side in self.size)
         check(fits, "size", "two multiples of 16", self.size)
         check(0 < self.rate < 1, "rate", "0..1", self.rate)

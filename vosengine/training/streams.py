@@ -20,6 +20,7 @@ class Stream(IntEnum):
     FEED = 3  # window and augmentation of a clip
     MIXTURE = 4  # from which source a clip comes
     PHOTOS = 5  # what a clip made of photos shows
+    CLICKS = 6  # which square of a photo is clicked on
 
 
 def generator(stream: Stream, seed: int, number: int) -> np.random.Generator:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,9 @@ from ..models.method import Method
 from ..models.munet import MUNet
 from ..models.stm import STM
 from ..models.target_aware.network import TargetAware
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 OBJECTIVES = "vosengine.training.objectives"
 EXPORTS = "vosengine.onnx.export"
@@ -179,7 +182,7 @@ def build(name: str, config: ModelConfig, seed: int = 0) -> Method[Any, Any]:
         return chosen.build(config).eval().requires_grad_(False)
 
 
-def config_to_json(config: ModelConfig) -> str:
+def config_to_json(config: DataclassInstance) -> str:
     """A configuration as text, the way a weights file carries it."""
     return json.dumps(dataclasses.asdict(config), sort_keys=True)
 

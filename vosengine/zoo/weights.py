@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,9 @@ from ..errors import WeightsError
 from ..files import cannot_write, whole
 from ..models.method import Method
 from .registry import build, config_from_json, config_to_json, entry, list_models
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -120,7 +123,7 @@ def backbone_file(name: str) -> Path:
     return _shipped_file(known[name])
 
 
-def licence_of(config: ModelConfig) -> str:
+def licence_of(config: DataclassInstance) -> str:
     """Of weights that are trained here: MIT, and that of every backbone that ships and that they
     stand on."""
     known = backbone_cards()
@@ -201,6 +204,15 @@ def _shipped_file(card: WeightCard | BackboneCard) -> Path:
     return path
 
 
+def demo_of(model: str) -> tuple[Path, WeightCard]:
+    """The file of the trained set that ships for a network that is no model of `list_models`, its
+    hash checked, and its card. Raises WeightsError."""
+    card = cards().get(f"{model}.demo")
+    if card is None:
+        raise WeightsError(f"{model}.demo: did not ship with this installation")
+    return _shipped_file(card), card
+
+
 def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 over the metadata (less the hash itself), then over names, dtypes, shapes and bytes of
     all tensors, in order of name."""
@@ -222,7 +234,7 @@ def state_of(method: nn.Module) -> dict[str, torch.Tensor]:
 def save(
     path: Path,
     model: str,
-    config: ModelConfig,
+    config: DataclassInstance,
     tensors: Mapping[str, torch.Tensor],
     *,
     trained: bool,

@@ -1,0 +1,57 @@
+"""The README's pictures of the page, out of a clip that the project draws itself.
+
+python tests/page_pictures.py    writes docs/pictures/page-light.png and page-dark.png
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from page_browser import Browser, Server
+from PIL import Image
+
+from vosengine.training.synthetic import ClipConfig, iterate_clip
+from vosengine.video import VideoWriter, write_labels
+
+PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+SEED, FRAMES, HEIGHT, WIDTH = 4, 20, 480, 854
+MOST_BYTES = 200_000
+OWN_COLOURS = 128
+
+
+def reduce_colours(picture: Image.Image) -> Image.Image:
+    """256 colours: the page's own, which are the most frequent, as they are; the rest from the
+    video."""
+    own = sorted(picture.getcolors(1 << 24), reverse=True)[:OWN_COLOURS]
+    video = picture.quantize(256 - OWN_COLOURS, dither=Image.Dither.NONE).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for _, colour in own for value in colour] + video)
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        clip, mask, out = (Path(folder, name) for name in ("scene.mp4", "mask.png", "out"))
+        config = replace(ClipConfig.demo(), frames=FRAMES, height=HEIGHT, width=WIDTH)
+        with VideoWriter(clip, 24.0) as video:
+            for index, (frame, labels) in enumerate(iterate_clip(config, SEED)):
+                video.write(frame)
+                if index == 0:
+                    write_labels(mask, labels)
+        with closing(Server(Path(folder, "states"))) as server:
+            given = {"PAGE_URL": server.url, "PAGE_CLIP": str(clip), "PAGE_MASK": str(mask)}
+            with closing(Browser({**given, "PAGE_OUT": str(out)})) as browser:
+                browser.play("pictures")
+        PICTURES.mkdir(exist_ok=True)
+        for name in ("page-light.png", "page-dark.png"):
+            picture = reduce_colours(Image.open(out / name).convert("RGB"))
+            picture.save(PICTURES / name, optimize=True)
+            size = (PICTURES / name).stat().st_size
+            assert size < MOST_BYTES, f"{name}: {size} bytes"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The server over a real engine with a narrow network: labels are those of a Segmenter, whatever
+else goes on; a process that is killed or asked to end loses nothing that it need not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from conftest import make, tiny_config
+from serving import SIZE, TOKEN, Line, Running, bearer, running, tiny_engine, until
+from websockets.exceptions import ConnectionClosed
+
+from vosengine.client import Client, ServerError
+from vosengine.training.synthetic import ClipConfig, make_clip
+from vosengine.zoo.registry import build
+from vosengine.zoo.weights import save, state_of
+
+SESSIONS, FRAMES = 16, 4
+
+
+def clip_of(seed: int, frames: int = FRAMES) -> Any:
+    height, width = SIZE
+    return make_clip(ClipConfig(frames=frames, height=height, width=width, objects=(1, 2)), seed)
+
+
+def alone(clip: Any, model: str = "stm", **options: Any) -> list[np.ndarray]:
+    """The labels of a Segmenter by itself."""
+    segmenter = make(model, **options)
+    masks = [clip.masks[0], *[None] * len(clip.frames)]
+    if not segmenter.method.takes_mask:
+        masks[0] = None
+    answers = [segmenter.step(f, m) for f, m in zip(clip.frames, masks, strict=False)]
+    return [a.numpy() for a in (*answers, *segmenter.flush()) if a is not None]
+
+
+def test_sixteen_sessions_interleaved_are_each_as_alone() -> None:
+    clips = [clip_of(seed) for seed in range(SESSIONS)]
+    with running(tiny_engine(max_batch=1), max_sessions=SESSIONS) as server:
+        lines = [server.connect(server.open(policy="all")) for _ in clips]
+        for index in range(FRAMES):
+            for line, clip in zip(lines, clips, strict=True):
+                line.image(index, clip.frames[index], None if index else clip.masks[0])
+        for line, clip in zip(lines, clips, strict=True):
+            for index, wanted in enumerate(alone(clip)):
+                answer = line.hear(30)
+                assert answer["frame"] == index
+                np.testing.assert_array_equal(answer["labels"], wanted)
+            line.socket.close()
+
+
+def test_every_session_has_its_turn_within_a_round() -> None:
+    from stub_engine import StubEngine
+
+    engine = StubEngine()
+    with running(engine, max_sessions=SESSIONS) as server:
+        lines = [server.connect(server.open(policy="all")) for _ in range(SESSIONS)]
+        mask = clip_of(0).masks[0]
+        for line in lines:
+            line.frame(0, 0, mask)
+            line.hear()
+        engine.order.clear()
+        engine.may_step.clear()
+        for number in (1, 2, 3):  # the first sends three frames before the last sends one
+            lines[0].frame(number)
+        for line in lines[1:]:
+            line.frame(1)
+        worker = server.service.worker
+        until(lambda: len(worker._turns) + worker._inbox.qsize() == SESSIONS - 1)
+        engine.may_step.set()
+        for line in lines[1:]:
+            line.hear()
+        [lines[0].hear() for _ in range(3)]
+        assert len(set(engine.order[:SESSIONS])) == SESSIONS
+
+
+@pytest.mark.parametrize("model", ["stm", "imcnet"])
+def test_tritonclient_steps_a_stream(model: str) -> None:
+    clip = clip_of(3, frames=7)
+    with running(tiny_engine(model)) as server:
+        client = triton.InferenceServerClient(server.url[7:])
+        assert client.is_server_live() and client.is_server_ready()
+        assert client.is_model_ready(model)
+        told = client.get_model_metadata(model)
+        names = [each["name"] for each in told["inputs"]]
+        assert names == (["frame", "prompt"] if model == "stm" else ["frame"])
+        parameters = client.get_model_config(model)["parameters"]
+        latency = int(parameters["latency"]["string_value"])
+        assert latency == (0 if model == "stm" else 4)
+        found = []
+        for index in range(len(clip.frames) + latency):
+            frame = clip.frames[min(index, len(clip.frames) - 1)]
+            tensors = {"frame": frame}
+            if model == "stm":
+                tensors["prompt"] = clip.masks[0] if index == 0 else np.zeros(SIZE, np.uint8)
+            answer = client.infer(
+                model,
+                [given(name, tensor, binary=index % 2 == 0) for name, tensor in tensors.items()],
+                sequence_id=7,
+                sequence_start=index == 0,
+                sequence_end=index == len(clip.frames) + latency - 1,
+                headers=bearer(TOKEN),
+            )
+            found.append(answer.as_numpy("labels"))
+        assert not any(labels.any() for labels in found[:latency])
+        wanted = alone(clip, model)
+        exact = len(wanted) - latency  # the last ones see repeated frames, as the client sent
+        for labels, other in zip(found[latency:][:exact], wanted[:exact], strict=True):
+            np.testing.assert_array_equal(labels, other)
+        assert server.http.get("/v1/sessions").json() == []  # the sequence has ended
+        frame = [given("frame", clip.frames[0])]
+        for refused in (
+            {"sequence_id": 7, "headers": bearer(TOKEN)},  # has ended
+            {"headers": bearer(TOKEN)},  # of none
+            {"sequence_id": 8, "sequence_start": True},  # without a token
+        ):
+            with pytest.raises(triton.InferenceServerException):
+                client.infer(model, frame, **refused)
+        with pytest.raises(triton.InferenceServerException):
+            client.get_model_metadata("another")
+        client.close()
+
+
+def given(name: str, tensor: np.ndarray, *, binary: bool = True) -> triton.InferInput:
+    found = triton.InferInput(name, list(tensor.shape), "UINT8")
+    found.set_data_from_numpy(tensor, binary_data=binary)
+    return found
+
+
+def test_the_client_streams_steps_removes_and_resets() -> None:
+    clip = clip_of(5, frames=6)
+    with running(tiny_engine()) as server:
+        address = f"{server.url}/#token={TOKEN}"
+        with Client(address, encoding="png", policy="all") as client:
+            pairs = [(f, None if i else clip.masks[0]) for i, f in enumerate(clip.frames)]
+            answers = list(client.stream(pairs))
+            assert [answer.frame for answer in answers] == list(range(6))
+            for answer, wanted in zip(answers, alone(clip), strict=True):
+                np.testing.assert_array_equal(answer.labels, wanted)
+            first = answers[0].ids[0]
+            assert first not in client.remove(first)
+            with pytest.raises(ServerError) as refused:
+                client.remove(first)
+            assert refused.value.code == "bad_request"
+            client.reset()
+            answer = client.step(*pairs[0])
+            assert answer is not None and answer.frame == 0
+            np.testing.assert_array_equal(answer.labels, answers[0].labels)
+        assert server.http.get("/v1/sessions").json() == []
+        with pytest.raises(ServerError) as wrong, Client(server.url, "wrong"):
+            pass
+        assert wrong.value.code == "token"
+
+
+def test_the_client_sends_again_after_a_cut() -> None:
+    clip = clip_of(6, frames=8)
+    with running(tiny_engine()) as server:
+        with Client(f"{server.url}/#token={TOKEN}", encoding="raw", policy="all") as client:
+            found = []
+            for index, frame in enumerate(clip.frames):
+                client.send(frame, None if index else clip.masks[0])
+                if index in (2, 5):  # cut without a word, frames under way
+                    (session,) = server.service._sessions.values()
+                    socket: Any = session.listener
+                    socket._socket.scope["extensions"]["vosengine.cut"](1013)
+                    time.sleep(0.1)
+            found = client.flush()
+        for answer, wanted in zip(found, alone(clip), strict=True):
+            np.testing.assert_array_equal(answer.labels, wanted)
+
+
+@contextmanager
+def process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Running]]:
+    """`vosengine serve` in a process of its own, with narrow weights, and who speaks with it."""
+    weights, states = folder / "narrow.safetensors", folder / "states"
+    if not weights.exists():
+        config = tiny_config("stm")
+        words = {"trained": True, "description": "narrow", "licence": "MIT"}
+        save(weights, "stm", config, state_of(build("stm", config)), **words)
+    command = [sys.executable, "-m", "vosengine", "serve", "--model", "stm"]
+    command += ["--weights", str(weights), "--device", "cpu", "--precision", "fp32", "--port", "0"]
+    command += ["--token", TOKEN, "--state-dir", str(states), "--autosave", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdout is not None
+        try:
+            address = server.stdout.readline().strip()
+            url, _, token = address.partition("/#token=")
+            assert token == TOKEN, address
+            with httpx.Client(base_url=url, headers=bearer(TOKEN), trust_env=False) as http:
+                yield server, Running(url, http)
+        finally:
+            if server.poll() is None:
+                server.kill()
+
+
+def test_a_killed_server_is_gone_on_with_and_one_that_ends_delivers(tmp_path: Path) -> None:
+    """kill -9 under load; the next server goes on with every session; SIGTERM ends that one."""
+    clips = [clip_of(seed, frames=12) for seed in range(3)]
+    wanted = [alone(clip) for clip in clips]
+    with process(tmp_path) as (server, running_server):
+        sessions = [running_server.open(policy="all") for _ in clips]
+        lines = [running_server.connect(session) for session in sessions]
+        for index in range(6):
+            for line, clip in zip(lines, clips, strict=True):
+                line.image(index, clip.frames[index], None if index else clip.masks[0])
+            for line in lines[: 3 if index < 4 else 0]:
+                line.hear(30)
+        server.kill()
+        server.wait(10)
+        for line in lines:
+            with pytest.raises((ConnectionClosed, EOFError)):
+                for _ in range(9):
+                    line.hear(5)
+    with process(tmp_path) as (server, running_server):
+        listed = {each["id"]: each for each in running_server.http.get("/v1/sessions").json()}
+        assert set(listed) == {session["id"] for session in sessions}
+        lines = []
+        for session, clip, labels in zip(sessions, clips, wanted, strict=True):
+            made = running_server.open(resume_from=session["id"])
+            start = made["next_frame"]
+            assert 2 <= start <= 6
+            lines.append(running_server.connect(session))
+            for index in range(start, 9):
+                lines[-1].image(index, clip.frames[index])
+                answer = lines[-1].hear(30)
+                assert answer["frame"] == index
+                np.testing.assert_array_equal(answer["labels"], labels[index])
+        for line, clip in zip(lines, clips, strict=True):
+            for index in (9, 10):
+                line.image(index, clip.frames[index])
+        end = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        heard = [rest_of(line) for line in lines]
+        server.wait(10)
+        assert time.monotonic() - end < 10
+    with process(tmp_path) as (_, running_server):
+        for session, clip, labels, rest in zip(sessions, clips, wanted, heard, strict=True):
+            assert rest[-1] == {"type": "closing", "reason": "restart"}
+            answered = [each["frame"] for each in rest[:-1]]
+            with running_server.connect(session) as line:
+                number = line.hello["next_frame"]
+                assert answered == list(range(9, number))  # what was counted was delivered
+                line.image(number, clip.frames[number])
+                np.testing.assert_array_equal(line.hear(30)["labels"], labels[number])
+
+
+def rest_of(line: Line) -> list[dict[str, Any]]:
+    """What a connection says until the server closes it."""
+    heard = []
+    with pytest.raises(ConnectionClosed) as closed:
+        while True:
+            heard.append(line.hear(10))
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
+    return heard

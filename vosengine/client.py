@@ -1,0 +1,246 @@
+"""A client of `vosengine serve`: `Client`, and `AsyncClient` for asyncio; one stream each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.typing import Subprotocol
+
+from .errors import ServerError
+from .server import protocol
+from .server.protocol import Answer
+
+T = TypeVar("T")
+Pairs = Iterable[tuple[np.ndarray, np.ndarray | None]]
+FINAL = (protocol.WRONG_TOKEN, protocol.NO_SESSION, protocol.TAKEN_OVER, protocol.BAD_MESSAGE)
+TRIES = 20  # to connect again, a second apart
+
+
+class AsyncClient:
+    """A stream on a server, for one task: `async with AsyncClient(address) as client`.
+
+    address   as the server prints it, with #token=TOKEN, or without and with `token`
+    encoding  how frames travel: jpeg (quality 90), png or raw
+    options   of the session: policy, reply, max_objects, size, memory, resume_from
+
+    After a cut it connects again, and sends again what has no answer. Raises ServerError for what
+    the server refuses, and where it cannot be reached.
+    """
+
+    def __init__(
+        self, address: str, token: str = "", *, encoding: str = "jpeg", **options: Any
+    ) -> None:
+        split = urlsplit(address)
+        self._base = f"{split.scheme}://{split.netloc}"
+        self._token = token or split.fragment.removeprefix("token=")
+        self._encoding, self._options = encoding, options
+        self._unanswered: dict[int, bytes] = {}
+        self._heard: deque[Answer] = deque()
+        self._socket: ClientConnection | None = None
+        self.session: dict[str, Any] = {}  # what POST /v1/sessions answered
+        self.next_frame = 0
+        self.dropped: list[int] = []  # frames that newer ones replaced
+
+    async def __aenter__(self) -> AsyncClient:
+        self.session = await self._ask("POST", "/v1/sessions", self._token, self._options)
+        await self._connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._socket is not None:
+            await self._socket.close()
+        await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
+
+    async def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
+        """Send a frame [H, W, 3] uint8 RGB, with object ids [H, W] uint8 or without; its number.
+        Waits while as many as the session's window are without an answer."""
+        message = protocol.frame_message(self.next_frame, frame, mask, self._encoding)
+        while len(self._unanswered) >= self.session["window"]:
+            await self._hear()
+        number = self.next_frame
+        self._unanswered[number], self.next_frame = message, number + 1
+        await self._do(lambda socket: socket.send(message))
+        return number
+
+    async def receive(self) -> Answer | None:
+        """The next answer; None where none is to come for what was sent."""
+        while not self._heard and self._unanswered:
+            await self._hear()
+        return self._heard.popleft() if self._heard else None
+
+    async def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Answer | None:
+        """Send a frame and wait for what comes of it: its answer, or of a model that looks ahead
+        that of an earlier frame; None where there is none yet, or it was dropped."""
+        number = await self.send(frame, mask)
+        while number in self._unanswered:
+            await self._hear()
+        return self._heard.popleft() if self._heard else None
+
+    async def stream(self, pairs: Pairs) -> AsyncIterator[Answer]:
+        """The answers for pairs of frame and mask (or None), in order, as they come; frames are
+        sent while others are under way."""
+        for frame, mask in pairs:
+            await self.send(frame, mask)
+            while self._heard:
+                yield self._heard.popleft()
+        for answer in await self.flush():
+            yield answer
+
+    async def flush(self) -> list[Answer]:
+        """The answers that are still owed; a model that looks ahead then takes no more frames."""
+        await self._say("flush", "flushed")
+        answers, self._heard = list(self._heard), deque()
+        return answers
+
+    async def remove(self, object_id: int) -> tuple[int, ...]:
+        """Forget an object; the ids that are left."""
+        return tuple((await self._say("remove", "removed", object=object_id))["ids"])
+
+    async def reset(self) -> None:
+        """Begin a new stream, of any size."""
+        self.next_frame = (await self._say("reset", "hello"))["next_frame"]
+
+    async def _say(self, kind: str, answered: str, **fields: Any) -> dict[str, Any]:
+        while self._unanswered:
+            await self._hear()
+        await self._do(lambda socket: socket.send(protocol.text(kind, **fields)))
+        while (said := await self._hear()).get("type") != answered:
+            pass
+        return said
+
+    async def _hear(self) -> dict[str, Any]:
+        """Take one message and note what it says of frames; a text message."""
+        message = await self._do(lambda socket: socket.recv())
+        if isinstance(message, bytes):
+            answer = protocol.read_answer(message)
+            if self._unanswered.pop(answer.frame, None) is not None or not answer.repeated:
+                self._heard.append(answer)
+            return {}
+        said: dict[str, Any] = json.loads(message)
+        for number in said.get("frames", [said.get("frame")]):
+            self._unanswered.pop(number, None)
+        self.dropped += said.get("frames", [])
+        if said["type"] == "error":
+            raise ServerError(said["code"], said["message"], said["frame"])
+        return said
+
+    async def _do(self, work: Callable[[ClientConnection], Awaitable[T]]) -> T:
+        """Do something with the connection; where that breaks, with a new one."""
+        while True:
+            assert self._socket is not None, "wanted: async with AsyncClient(...) as client"
+            try:
+                return await work(self._socket)
+            except ConnectionClosed as error:
+                if error.rcvd is not None and error.rcvd.code in FINAL:
+                    raise ServerError("closed", f"session: {error}") from error
+            await self._connect()
+
+    async def _connect(self) -> None:
+        for left in reversed(range(TRIES)):
+            try:
+                await self._greet()
+                break
+            except (OSError, ConnectionClosed, InvalidHandshake) as error:
+                closed = getattr(error, "rcvd", None)
+                if left == 0 or (closed and closed.code in FINAL):
+                    message = f"{self._base}: cannot be reached ({error})"
+                    raise ServerError("unreachable", message) from error
+            await asyncio.sleep(1)
+
+    async def _greet(self) -> None:
+        """Connect, and send again what has no answer. Raises ServerError where the server has gone
+        back to an earlier frame, as after a crash: `next_frame` is then the one to go on with."""
+        self._socket = await connect(
+            f"{self._base.replace('http', 'ws', 1)}/v1/sessions/{self.session['id']}/stream",
+            subprotocols=[Subprotocol(protocol.SUBPROTOCOL)],
+            additional_headers={"Authorization": f"Bearer {self.session['token']}"},
+            compression=None,
+            max_size=None,
+            proxy=None,
+        )
+        first, waiting = json.loads(await self._socket.recv())["next_frame"], [*self._unanswered]
+        if waiting and first >= waiting[0]:
+            for number in waiting:
+                await self._socket.send(self._unanswered[number])
+            return
+        went_back, self.next_frame = first < self.next_frame, first
+        self._unanswered.clear()
+        if went_back:
+            message = f"session: the server goes on with frame {first}; send from there again"
+            raise ServerError("went_back", message)
+
+    async def _ask(self, method: str, path: str, token: str, body: Any = None) -> Any:
+        headers = {"Authorization": f"Bearer {token}"}
+        try:
+            async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+                answer = await client.request(method, self._base + path, json=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise ServerError(
+                "unreachable", f"{self._base}: cannot be reached ({error})"
+            ) from error
+        if answer.is_error:
+            said = answer.json()["error"]
+            raise ServerError(said["code"], said["message"])
+        return answer.json() if answer.content else None
+
+
+class Client:
+    """`AsyncClient` for code without asyncio: the same arguments, verbs and errors."""
+
+    def __init__(self, address: str, token: str = "", **options: Any) -> None:
+        self._client, self._stack = AsyncClient(address, token, **options), ExitStack()
+        self._portal: BlockingPortal
+
+    def __enter__(self) -> Client:
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(self._portal.wrap_async_context_manager(self._client))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def session(self) -> dict[str, Any]:
+        return self._client.session
+
+    @property
+    def next_frame(self) -> int:
+        return self._client.next_frame
+
+    def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
+        number: int = self._portal.call(self._client.send, frame, mask)
+        return number
+
+    def receive(self) -> Answer | None:
+        return self._portal.call(self._client.receive)
+
+    def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Answer | None:
+        answer: Answer | None = self._portal.call(self._client.step, frame, mask)
+        return answer
+
+    def stream(self, pairs: Pairs) -> Iterator[Answer]:
+        answers = self._client.stream(pairs)
+        while (answer := self._portal.call(anext, answers, None)) is not None:
+            yield answer
+
+    def flush(self) -> list[Answer]:
+        return self._portal.call(self._client.flush)
+
+    def remove(self, object_id: int) -> tuple[int, ...]:
+        return self._portal.call(self._client.remove, object_id)
+
+    def reset(self) -> None:
+        self._portal.call(self._client.reset)

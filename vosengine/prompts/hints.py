@@ -1,0 +1,139 @@
+"""What a person has marked in a picture, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+Box = tuple[int, int, int, int]  # x, y of the upper left pixel, width and height, in pixels
+Point = tuple[int, int, bool]  # x, y in pixels; True on the object, False beside it
+Pixels = NDArray[np.uint8]
+
+OBJECT, BACKGROUND = 1, 2  # in scribbles
+SMALLEST_FRAME = 8  # pixels of a side
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is marked in a frame of `size` (height, width); something of it is on the object.
+
+    box        holds the object; None: not said
+    points     clicks, in the order in which they were made
+    scribbles  [H, W]: 0 nothing, OBJECT, BACKGROUND; None where nothing is scribbled
+    previous   [H, W] 0 or 1: the mask that is to be corrected; None where it shows nothing
+    """
+
+    size: tuple[int, int]
+    box: Box | None
+    points: tuple[Point, ...]
+    scribbles: Pixels | None
+    previous: Pixels | None
+
+
+def check_hints(
+    frame: object,
+    box: object,
+    points: Sequence[object],
+    scribbles: object,
+    previous: object,
+) -> Hints:
+    """The hints in a frame, each as `mask_from` takes it. Raises InputError."""
+    size = _check_frame(frame)
+    given_box = None if box is None else _check_box(box, size)
+    given_points = tuple(_check_point(point, size) for point in points)
+    marks = _check_plane("scribbles", scribbles, size, BACKGROUND)
+    mask = _check_plane("previous", previous, size, 1)
+    if marks is not None and not marks.any():
+        marks = None
+    if mask is not None and not mask.any():
+        mask = None
+    if given_box is None and not given_points and marks is None:
+        raise InputError(
+            "prompt: nothing is marked; wanted a box, a point or a scribble (a previous mask alone "
+            "says nothing new)"
+        )
+    scribbled = marks is not None and bool((marks == OBJECT).any())
+    positive = any(point[2] for point in given_points)
+    if given_box is None and mask is None and not positive and not scribbled:
+        raise InputError(
+            "prompt: only background is marked; wanted a box, or a point or a scribble on the "
+            "object, or the previous mask"
+        )
+    return Hints(size, given_box, given_points, marks, mask)
+
+
+def _check_frame(frame: object) -> tuple[int, int]:
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
+        kind = frame.dtype if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise InputError(f"frame: wanted a uint8 array [H, W, 3], given {kind}")
+    if frame.ndim != 3 or frame.shape[2] != 3 or min(frame.shape[:2]) < SMALLEST_FRAME:
+        raise InputError(
+            f"frame: wanted [H, W, 3] with sides of at least {SMALLEST_FRAME}, given "
+            f"{list(frame.shape)}"
+        )
+    return int(frame.shape[0]), int(frame.shape[1])
+
+
+def _whole_numbers(values: object, count: int) -> list[int] | None:
+    """The values as whole numbers; None unless they are `count` of them."""
+    if not isinstance(values, Sequence | np.ndarray) or len(values) != count:
+        return None
+    if any(isinstance(v, bool | np.bool_) or not isinstance(v, Integral) for v in values):
+        return None
+    return [int(value) for value in values]
+
+
+def _check_box(box: object, size: tuple[int, int]) -> Box:
+    height, width = size
+    numbers = _whole_numbers(box, 4)
+    if numbers is None:
+        raise InputError(f"box: wanted four whole numbers x, y, width, height, given {box!r}")
+    x, y, wide, high = numbers
+    if wide < 1 or high < 1:
+        raise InputError(f"box: wanted a width and a height of at least 1, given {wide} x {high}")
+    if x < 0 or y < 0 or x + wide > width or y + high > height:
+        raise InputError(
+            f"box: x {x}..{x + wide}, y {y}..{y + high} leaves the frame of {width} x {height} "
+            "(width x height); cut it off at the frame's border"
+        )
+    return x, y, wide, high
+
+
+def _check_point(point: object, size: tuple[int, int]) -> Point:
+    height, width = size
+    parts = point if isinstance(point, Sequence | np.ndarray) and len(point) == 3 else None
+    numbers = None if parts is None else _whole_numbers(parts[:2], 2)
+    if parts is None or numbers is None or not isinstance(parts[2], bool | np.bool_):
+        raise InputError(
+            f"points: wanted x, y as whole numbers and True or False each, given {point!r}"
+        )
+    x, y = numbers
+    if not (0 <= x < width and 0 <= y < height):
+        raise InputError(
+            f"points: {x}, {y} lies outside the frame of {width} x {height} (width x height)"
+        )
+    return x, y, bool(parts[2])
+
+
+def _check_plane(name: str, plane: object, size: tuple[int, int], most: int) -> Pixels | None:
+    """A map of the frame's size with values 0..most."""
+    if plane is None:
+        return None
+    if not isinstance(plane, np.ndarray) or plane.dtype not in (np.uint8, np.bool_):
+        kind = plane.dtype if isinstance(plane, np.ndarray) else type(plane).__name__
+        raise InputError(f"{name}: wanted a uint8 array [H, W], given {kind}")
+    if plane.shape != size:
+        raise InputError(
+            f"{name}: wanted the frame's size {list(size)} (height, width), given "
+            f"{list(plane.shape)}"
+        )
+    values = plane.astype(np.uint8)
+    if values.max() > most:
+        raise InputError(f"{name}: wanted values 0 to {most}, given up to {values.max()}")
+    return values

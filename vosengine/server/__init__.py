@@ -1,0 +1,1 @@
+"""`vosengine serve`: live streams over HTTP and WebSocket, on one engine."""

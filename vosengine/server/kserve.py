@@ -1,0 +1,307 @@
+"""KServe's protocol, version 2, over HTTP with the binary extension: what NVIDIA's tritonclient
+speaks. A video is a sequence; the tensors are those of an exported model's repository:
+
+    frame   uint8 [H, W, 3]  RGB
+    prompt  uint8 [H, W]     object ids, 0 where it says nothing; may be left out
+    labels  uint8 [H, W]     of the frame that lies `latency` (a parameter of the configuration)
+                             requests back; of the first `latency` requests zeros
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .. import __version__
+from ..errors import InputError, StateError, VosError
+from .http import Refused, read_body, token_of
+from .outcomes import Answered, Failed
+from .service import RETRY_SECONDS, Full, Service
+from .session import Session
+from .settings import Wanted
+from .worker import Frame
+
+FRAME, PROMPT, LABELS = "frame", "prompt", "labels"
+HEADER_LENGTH = "inference-header-content-length"
+PIXELS = "pixels"  # labels as they are
+FREE: Mapping[str, list[int]] = {FRAME: [-1, -1, 3], PROMPT: [-1, -1], LABELS: [-1, -1]}
+STATUS = {"bad_frame": 400, "unavailable": 503, "step_failed": 500}
+
+
+@dataclass
+class Sequence:
+    """A session that is stepped by requests, one after another."""
+
+    session: Session
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class KServe:
+    """The routes under /v2; each owner's sequences are its own."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._sequences: dict[tuple[str, str], Sequence] = {}
+
+    def routes(self) -> list[Route]:
+        found = [
+            Route("/v2", self._answer(self._server), methods=["GET"]),
+            Route("/v2/health/live", self._health(lambda s: s.worker.alive), methods=["GET"]),
+            Route("/v2/health/ready", self._health(lambda s: s.ready), methods=["GET"]),
+        ]
+        for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            found += [
+                Route(model, self._answer(self._metadata), methods=["GET"]),
+                Route(f"{model}/config", self._answer(self._config), methods=["GET"]),
+                Route(f"{model}/ready", self._answer(self._ready), methods=["GET"]),
+                Route(f"{model}/infer", self._answer(self._infer), methods=["POST"]),
+            ]
+        return found
+
+    def _answer(self, work: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        """A route whose errors are text, as this protocol has them."""
+
+        async def handler(request: Request) -> Response:
+            try:
+                if "model" in request.path_params:
+                    self._check_model(request)
+                found: Response = await work(request)
+            except Full as error:
+                self._service.metrics.rejections.labels(error.reason).inc()
+                headers = {"retry-after": str(RETRY_SECONDS)}
+                return JSONResponse({"error": str(error)}, 429, headers=headers)
+            except Refused as error:
+                self._service.metrics.rejections.labels(error.code).inc()
+                return JSONResponse({"error": str(error)}, error.status)
+            except StateError as error:  # the session has ended meanwhile
+                return JSONResponse({"error": str(error)}, 503)
+            except VosError as error:
+                return JSONResponse({"error": str(error)}, 400)
+            return found
+
+        return handler
+
+    def _health(self, holds: Callable[[Service], bool]) -> Callable[[Request], Any]:
+        async def handler(_request: Request) -> Response:
+            return Response(status_code=200 if holds(self._service) else 503)
+
+        return handler
+
+    def _check_model(self, request: Request) -> None:
+        name = self._service.settings.model
+        given, version = request.path_params["model"], request.path_params.get("version", "1")
+        if given != name or version != "1":
+            raise Refused(404, "no_model", f"model: wanted {name}, version 1")
+
+    # What there is.
+
+    async def _server(self, _request: Request) -> Response:
+        extensions = ["sequence", "binary_tensor_data", "model_configuration"]
+        said = {"name": "vosengine", "version": __version__, "extensions": extensions}
+        return JSONResponse(said)
+
+    async def _ready(self, _request: Request) -> Response:
+        return Response(status_code=200 if self._service.ready else 503)
+
+    async def _metadata(self, _request: Request) -> Response:
+        tensors = {
+            name: {"name": name, "datatype": "UINT8", "shape": shape}
+            for name, shape in FREE.items()
+        }
+        return JSONResponse(
+            {
+                "name": self._service.settings.model,
+                "versions": ["1"],
+                "platform": "vosengine",
+                "inputs": [tensors[name] for name in self._inputs()],
+                "outputs": [tensors[LABELS]],
+            }
+        )
+
+    async def _config(self, _request: Request) -> Response:
+        method, settings = self._service.engine.method, self._service.settings
+        tensors = {
+            name: {"name": name, "data_type": "TYPE_UINT8", "dims": shape}
+            for name, shape in FREE.items()
+        }
+        told = {"latency": max(0, *method.sees), "max_objects": method.max_objects}
+        idle = round(1e6 * settings.close_after)
+        return JSONResponse(
+            {
+                "name": settings.model,
+                "platform": "vosengine",
+                "max_batch_size": 0,
+                "input": [tensors[name] for name in self._inputs()],
+                "output": [tensors[LABELS]],
+                "sequence_batching": {"max_sequence_idle_microseconds": idle},
+                "parameters": {name: {"string_value": str(n)} for name, n in told.items()},
+            }
+        )
+
+    def _inputs(self) -> list[str]:
+        return [FRAME, PROMPT] if self._service.engine.method.takes_mask else [FRAME]
+
+    # A step.
+
+    async def _infer(self, request: Request) -> Response:
+        arrived = time.perf_counter()
+        owner = self._service.owner(token_of(request))
+        if owner is None:
+            raise Refused(401, "token", "token: is not this server's; see its --token")
+        body = await read_body(request, self._service.settings.max_message)
+        asked, tensors = parse(body, request.headers.get(HEADER_LENGTH))
+        binary = wants_binary(asked)
+        frame, prompt = self._check(tensors)
+        parameters = asked.get("parameters", {})
+        sequence = await self._sequence(owner, parameters)
+        async with sequence.lock:
+            session = sequence.session
+            outcomes = await session.ask(Frame(session.expected, frame, prompt, arrived))
+        if parameters.get("sequence_end", False):
+            await self._service.end(session)
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                raise Refused(STATUS.get(outcome.code, 500), outcome.code, outcome.why)
+        answers = [each.masks for each in outcomes if isinstance(each, Answered)]
+        labels = answers[0] if answers else bytes(frame.shape[0] * frame.shape[1])
+        return self._said(asked.get("id"), labels, frame.shape[:2], binary)
+
+    def _check(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The frame and, where it shows anything, the prompt. Raises InputError."""
+        unknown = sorted(set(tensors) - set(self._inputs()))
+        if unknown or FRAME not in tensors:
+            wanted = " and ".join(self._inputs())
+            raise InputError(f"inputs: wanted {wanted}, given {', '.join(tensors)[:200]}")
+        frame, prompt = tensors[FRAME], tensors.get(PROMPT)
+        if frame.ndim != 3 or frame.shape[2] != 3:
+            raise InputError(f"frame: wanted shape [H, W, 3], given {list(frame.shape)}")
+        if frame.size > 3 * self._service.settings.max_pixels:
+            raise InputError(f"frame: wanted at most {self._service.settings.max_pixels} pixels")
+        if prompt is not None and prompt.shape != frame.shape[:2]:
+            raise InputError(
+                f"prompt: wanted the frame's size {list(frame.shape[:2])}, "
+                f"given {list(prompt.shape)}"
+            )
+        return frame, None if prompt is None or not prompt.any() else prompt
+
+    async def _sequence(self, owner: str, parameters: Mapping[str, Any]) -> Sequence:
+        """The sequence of a request, which begins with `sequence_start`."""
+        number = parameters.get("sequence_id")
+        if type(number) not in (int, str) or number in (0, "") or len(str(number)) > 128:
+            raise InputError("sequence_id: wanted a number or a text, other than 0")
+        key = owner, str(number)
+        found = self._sequences.get(key)
+        if found is not None and not self._service.holds(found.session):
+            found = None
+        if not parameters.get("sequence_start", False):
+            if found is None:
+                raise InputError("sequence_id: is of none; begin it with sequence_start")
+            return found
+        if found is not None:
+            await self._service.end(found.session)
+        options = {k: v for k, v in parameters.items() if k in ("max_objects", "size", "memory")}
+        wanted = Wanted.parse({**options, "policy": "all"}, self._service.settings.model)
+        session, _ = await self._service.open(owner, wanted)
+        session.reply = PIXELS
+        self._sequences = {
+            k: s for k, s in self._sequences.items() if self._service.holds(s.session)
+        }
+        found = self._sequences[key] = Sequence(session)
+        return found
+
+    def _said(
+        self, request_id: Any, labels: bytes, shape: tuple[int, ...], binary: bool
+    ) -> Response:
+        output: dict[str, Any] = {"name": LABELS, "datatype": "UINT8", "shape": list(shape)}
+        said: dict[str, Any] = {
+            "model_name": self._service.settings.model, "model_version": "1", "outputs": [output],
+        }  # fmt: skip
+        if isinstance(request_id, str):
+            said["id"] = request_id
+        if not binary:
+            output["data"] = list(labels)
+            return JSONResponse(said)
+        output["parameters"] = {"binary_data_size": len(labels)}
+        head = json.dumps(said).encode()
+        return Response(
+            head + labels,
+            media_type="application/octet-stream",
+            headers={HEADER_LENGTH: str(len(head))},
+        )
+
+
+def parse(body: bytes, head_length: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A request's JSON and its tensors, uint8. Raises InputError."""
+    length = len(body)
+    if head_length is not None:
+        if not (head_length.isascii() and head_length.isdigit()) or int(head_length) > length:
+            raise InputError(f"{HEADER_LENGTH}: wanted the bytes of the JSON, at most {length}")
+        length = int(head_length)
+    try:
+        asked = json.loads(body[:length])
+    except (ValueError, RecursionError) as error:
+        raise InputError("body: is no JSON") from error
+    if not isinstance(asked, dict) or not isinstance(asked.get("parameters", {}), dict):
+        raise InputError("body: wanted an inference request")
+    tensors, place = {}, length
+    for given in _listed(asked, "inputs"):
+        tensor, taken = _tensor(given, body[place:])
+        place += taken
+        tensors[given["name"]] = tensor
+    if place != len(body):
+        raise InputError(f"body: {len(body) - place} bytes belong to no input")
+    return asked, tensors
+
+
+def wants_binary(asked: Mapping[str, Any]) -> bool:
+    """Whether the labels are wanted as bytes behind the JSON. Raises InputError for an output that
+    there is not."""
+    binary = bool(asked.get("parameters", {}).get("binary_data_output", False))
+    for output in _listed(asked, "outputs") if "outputs" in asked else []:
+        if output.get("name") != LABELS:
+            raise InputError(f"outputs: wanted {LABELS}")
+        parameters = output.get("parameters", {})
+        if not isinstance(parameters, dict):
+            raise InputError("outputs: parameters are no object")
+        binary = bool(parameters.get("binary_data", binary))
+    return binary
+
+
+def _listed(asked: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    found = asked.get(name)
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise InputError(f"{name}: wanted a list of objects")
+    return found
+
+
+def _tensor(given: Mapping[str, Any], rest: bytes) -> tuple[np.ndarray, int]:
+    """A tensor, and how many of the bytes behind the JSON it took."""
+    name, shape, kind = given.get("name"), given.get("shape"), given.get("datatype")
+    if not isinstance(name, str) or kind != "UINT8":
+        raise InputError("inputs: wanted a name and datatype UINT8")
+    sides = shape if isinstance(shape, list) else []
+    if not 2 <= len(sides) <= 3 or not all(type(n) is int and 0 < n < 1 << 16 for n in sides):
+        raise InputError(f"{name[:50]}: wanted shape [H, W, 3] or [H, W]")
+    parameters = given.get("parameters", {})
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    count = int(np.prod(sides, dtype=np.int64))
+    if size is not None:
+        if size != count or size > len(rest):
+            raise InputError(f"{name[:50]}: wanted binary_data_size {count}, and as many bytes")
+        return np.frombuffer(rest, np.uint8, count).reshape(sides), count
+    try:
+        values = np.asarray(given.get("data"), np.int64).ravel()
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{name[:50]}: its data are no whole numbers") from error
+    if values.size != count or (count and not 0 <= int(values.min()) <= int(values.max()) < 256):
+        raise InputError(f"{name[:50]}: wanted {count} values, 0..255")
+    return values.astype(np.uint8).reshape(sides), 0

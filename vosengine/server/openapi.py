@@ -1,0 +1,268 @@
+"""The description of the HTTP routes at /openapi.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import __version__
+from .protocol import REPLIES
+from .settings import MOST_OBJECTS, POLICIES
+
+Schema = dict[str, Any]
+
+ID = "^[0-9a-f]{32}$"
+
+
+def document(max_message: int) -> Schema:
+    """An OpenAPI 3.1 document; max_message: bytes of a body at most."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "vosengine serve",
+            "version": __version__,
+            "description": "Streaming video object segmentation. Frames and masks go over the "
+            "WebSocket /v1/sessions/{id}/stream, which docs/serving.md describes. A body is of at "
+            f"most {max_message} bytes.",
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": SCHEMAS,
+        },
+        "paths": paths(),
+    }
+
+
+def paths() -> Schema:
+    """Every route."""
+    session = [_in_path("id", {"type": "string", "pattern": ID})]
+    number = [_in_path("number", {"type": "integer", "minimum": 1, "maximum": 255})]
+    return {
+        "/v1/sessions": {
+            "post": _route(
+                "Make a session, or go on with one.",
+                {"201": _json("Made", "Made"), **_errors(400, 401, 404, 413, 429)},
+                body=_json("What is wanted", "Wanted"),
+            ),
+            "get": _route(
+                "The caller's sessions.",
+                {"200": _json("Sessions", "Session", many=True), **_errors(401)},
+            ),
+        },
+        "/v1/sessions/{id}": {
+            "get": _route(
+                "A session.", {"200": _json("The session", "Session"), **_errors(404)}, session
+            ),
+            "delete": _route("End a session.", {"204": _empty(), **_errors(404)}, session),
+        },
+        "/v1/sessions/{id}/objects/{number}": {
+            "delete": _route(
+                "Forget an object.", {"204": _empty(), **_errors(404, 503)}, [*session, *number]
+            )
+        },
+        "/v1/prompt": {
+            "post": _route(
+                "A mask from a box and points, for one image.",
+                {
+                    "200": {"description": "The mask, 0 and 255", **_content("image/png")},
+                    **_errors(400, 401, 413, 429),
+                },
+                PROMPT,
+                body={**_content("image/jpeg", "image/png"), "required": True},
+            )
+        },
+        "/v1/models": {
+            "get": _route("What is served.", {"200": _json("Models", "Models")}, free=True)
+        },
+        "/healthz": {"get": _state("Whether the engine runs.", "Health")},
+        "/readyz": {"get": _state("Whether sessions are taken.", "Readiness")},
+        "/metrics": {
+            "get": _route(
+                "Counters, for Prometheus.",
+                {"200": {"description": "Text", **_content("text/plain")}},
+                free=True,
+            )
+        },
+        "/openapi.json": {
+            "get": _route(
+                "This document.",
+                {"200": {"description": "OpenAPI", **_content("application/json")}},
+                free=True,
+            )
+        },
+    }
+
+
+def _object(required: list[str], **properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _all_of(**properties: Schema) -> Schema:
+    """An object with all of its properties."""
+    return _object(list(properties), **properties)
+
+
+_TEXT: Schema = {"type": "string"}
+_YES_NO: Schema = {"type": "boolean"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 255}}
+_SESSION_ID: Schema = {"type": "string", "pattern": ID}
+_POLICY: Schema = {"type": "string", "enum": list(POLICIES)}
+_REPLY: Schema = {"type": "string", "enum": list(REPLIES)}
+_SIDE: Schema = {"type": "integer", "minimum": 32, "maximum": 4096}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+SCHEMAS: Schema = {
+    "Error": _all_of(error=_all_of(code=_TEXT, message=_TEXT)),
+    "Wanted": _object(
+        [],
+        model=_or_null(_TEXT),
+        max_objects=_or_null({"type": "integer", "minimum": 1, "maximum": MOST_OBJECTS}),
+        size={
+            "anyOf": [
+                _SIDE,
+                {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2},
+                {"const": "native"},
+                {"type": "null"},
+            ]
+        },
+        memory=_or_null({"type": "string", "maxLength": 32}),
+        policy=_or_null(_POLICY),
+        reply=_or_null(_REPLY),
+        resume_from=_or_null(_TEXT),
+    ),
+    "Made": _all_of(
+        id=_SESSION_ID,
+        token=_TEXT,
+        model=_TEXT,
+        policy=_POLICY,
+        reply=_REPLY,
+        window=_COUNT,
+        max_message=_COUNT,
+        next_frame=_COUNT,
+        ids=_IDS,
+        needs_mask=_YES_NO,
+        takes_mask=_YES_NO,
+    ),
+    "Session": _all_of(
+        id=_SESSION_ID,
+        state={"type": "string", "enum": ["live", "idle", "parked"]},
+        model=_TEXT,
+        policy=_POLICY,
+        reply=_REPLY,
+        next_frame=_COUNT,
+        ids=_IDS,
+        frames=_COUNT,
+        dropped=_COUNT,
+        memory_bytes=_COUNT,
+    ),
+    "Models": _all_of(
+        models={
+            "type": "array",
+            "items": _all_of(
+                name=_TEXT,
+                needs_mask=_YES_NO,
+                takes_mask=_YES_NO,
+                latency=_COUNT,
+                max_objects=_COUNT,
+                weights=_TEXT,
+                trained=_YES_NO,
+                device=_TEXT,
+                precision=_TEXT,
+            ),
+        }
+    ),
+    "Health": _all_of(ok=_YES_NO),
+    "Readiness": _all_of(ready=_YES_NO),
+}
+
+PROMPT: list[Schema] = [
+    {
+        "name": "box",
+        "in": "query",
+        "description": "X,Y,W,H in pixels",
+        "schema": {"type": "string", "pattern": r"^[0-9]{1,5}(,[0-9]{1,5}){3}$"},
+    },
+    {
+        "name": "point",
+        "in": "query",
+        "description": "X,Y on the object, or X,Y,- beside it",
+        "schema": {
+            "type": "array",
+            "maxItems": 256,
+            "items": {"type": "string", "pattern": r"^[0-9]{1,5},[0-9]{1,5}(,[+-])?$"},
+        },
+        "explode": True,
+    },
+    {
+        "name": "method",
+        "in": "query",
+        "schema": {"type": "string", "enum": ["auto", "grabcut", "click"]},
+    },
+]
+
+ERRORS = {
+    400: "The request says something that cannot be",
+    401: "No token of this server",
+    404: "There is none of it, or not for this token",
+    413: "The body is too long",
+    429: "No room; Retry-After says when to try again",
+    503: "Not now",
+}
+
+
+def _errors(*statuses: int) -> Schema:
+    return {str(status): _json(ERRORS[status], "Error") for status in statuses}
+
+
+def _route(
+    summary: str,
+    responses: Schema,
+    parameters: list[Schema] | None = None,
+    *,
+    body: Schema | None = None,
+    free: bool = False,
+) -> Schema:
+    """An operation; free: without a token."""
+    # Hosts and origins that are not the server's are refused before any route.
+    found: Schema = {"summary": summary, "responses": {**responses, "403": _FORBIDDEN}}
+    found["security"] = [] if free else [{"token": []}]
+    if parameters:
+        found["parameters"] = parameters
+    if body is not None:
+        found["requestBody"] = {key: body[key] for key in body if key != "description"}
+    return found
+
+
+def _state(summary: str, schema: str) -> Schema:
+    answers = {"200": _json("It is so", schema), "503": _json("It is not", schema)}
+    return _route(summary, answers, free=True)
+
+
+def _json(description: str, schema: str, *, many: bool = False) -> Schema:
+    shown: Schema = {"$ref": f"#/components/schemas/{schema}"}
+    shown = {"type": "array", "items": shown} if many else shown
+    return {"description": description, "content": {"application/json": {"schema": shown}}}
+
+
+def _content(*kinds: str) -> Schema:
+    return {"content": {kind: {} for kind in kinds}}
+
+
+def _empty() -> Schema:
+    return {"description": "Done"}
+
+
+def _in_path(name: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+_FORBIDDEN = _json("Another site's page, or another name of the server", "Error")

@@ -1,0 +1,124 @@
+"""What came of a session's frames: one outcome a frame, kept for clients that send it again."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CapacityError, InputError, VosError
+from .protocol import ANSWER, REPLIES, error_text, pack, text
+
+log = logging.getLogger("vosengine.server")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Masks for a frame, encoded.
+
+    reply  their encoding, a name in REPLIES
+    info   the JSON object behind them, without `repeated`
+    """
+
+    frame_id: int
+    reply: str
+    masks: bytes
+    info: Mapping[str, Any]
+
+    def message(self, *, repeated: bool = False) -> bytes | str:
+        """What the client is sent."""
+        info = json.dumps({**self.info, "repeated": repeated}).encode()
+        return pack(ANSWER, REPLIES[self.reply], self.frame_id, self.masks, info)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A frame that was taken, and whose answer comes with a later one."""
+
+    frame_id: int
+
+    def message(self, *, repeated: bool = False) -> bytes | str:
+        return text("held", frame=self.frame_id)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A frame that a newer one replaced."""
+
+    frame_id: int
+
+    def message(self, *, repeated: bool = False) -> bytes | str:
+        return text("dropped", frames=[self.frame_id], reason="newer")
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A frame that changed nothing, and why."""
+
+    frame_id: int
+    code: str
+    why: str
+
+    @classmethod
+    def of(cls, frame_id: int, error: BaseException | None) -> Failed:
+        """An error as its frame's outcome: only what is said on purpose is passed on."""
+        if isinstance(error, VosError):
+            code = "no_memory" if isinstance(error, CapacityError) else "unavailable"
+            code = "bad_frame" if isinstance(error, InputError) else code
+            return cls(frame_id, code, str(error))
+        log.error("a step failed", exc_info=error)
+        kind = type(error).__name__
+        return cls(
+            frame_id, "step_failed", f"step: failed ({kind}); the frame is given up, send a new one"
+        )
+
+    def message(self, *, repeated: bool = False) -> bytes | str:
+        return error_text(self.code, self.why, self.frame_id)
+
+
+Outcome = Answered | Held | Dropped | Failed
+
+
+class Outcomes:
+    """The newest outcomes of a stream; what is older is forgotten."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[int, Outcome] = OrderedDict()
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep one, in place of an earlier one for the same frame."""
+        self._kept[outcome.frame_id] = outcome
+        self._kept.move_to_end(outcome.frame_id)
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+    def get(self, frame_id: int) -> Outcome | None:
+        return self._kept.get(frame_id)
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+    def answers(self) -> list[dict[str, Any]]:
+        """The answers among them, for JSON."""
+        return [
+            {
+                "frame_id": kept.frame_id,
+                "reply": kept.reply,
+                "masks": base64.b64encode(kept.masks).decode(),
+                "info": dict(kept.info),
+            }
+            for kept in self._kept.values()
+            if isinstance(kept, Answered)
+        ]
+
+    def restore(self, answers: list[dict[str, Any]]) -> None:
+        """Take over what `answers` gave."""
+        self.clear()
+        for kept in answers:
+            masks = base64.b64decode(kept["masks"])
+            self.add(Answered(kept["frame_id"], kept["reply"], masks, kept["info"]))

@@ -1,0 +1,153 @@
+// One session's WebSocket, opened again whenever it is cut.
+
+import { Refused, Unreachable } from "./api.js";
+import { packFrame, unpackAnswer } from "./protocol.js";
+
+const WAITS_MS = [300, 700, 1500, 3000];
+const TAKEN_OVER = 4409;
+const NO_SESSION = [4401, 4404];
+
+/**
+ * Events: `state` (detail: "connecting", "open", "lost", "taken", "closed"), `session` (a session
+ * that goes on under another name), `gone` (it cannot go on; detail: why), `hello`, `answer`, and
+ * every other message of the server under the name of its type.
+ */
+export class Connection extends EventTarget {
+  #socket = null;
+  #wanted = true;
+  #attempt = 0;
+  #timer = 0;
+
+  /**
+   * @param {import("./api.js").Api} api
+   * @param {import("./session.js").Remembered} session
+   */
+  constructor(api, session) {
+    super();
+    this.api = api;
+    this.session = session;
+    this.nextFrame = 0;
+    this.window = session.window ?? 1;
+    this.state = "connecting";
+  }
+
+  get isOpen() {
+    return this.state === "open";
+  }
+
+  /** Opens the socket; from then on it is kept open. */
+  open() {
+    this.#wanted = true;
+    this.#setState(this.#attempt ? "lost" : "connecting");
+    const address = new URL(`v1/sessions/${this.session.id}/stream`, document.baseURI);
+    address.protocol = address.protocol.replace("http", "ws");
+    const token = `vosengine.token.${this.session.token}`;
+    const socket = new WebSocket(address, ["vosengine.v1", token]);
+    socket.binaryType = "arraybuffer";
+    socket.onmessage = ({ data }) => socket === this.#socket && this.#receive(data);
+    socket.onclose = ({ code }) => socket === this.#socket && this.#closed(code);
+    this.#socket = socket;
+  }
+
+  /** Closes the socket for good; the session lives on at the server. */
+  close() {
+    this.#wanted = false;
+    clearTimeout(this.#timer);
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close();
+    this.#setState("closed");
+  }
+
+  /** Closes the socket to open it again: its `hello` says where the stream stands. */
+  reopen() {
+    this.#socket?.close();
+  }
+
+  /**
+   * @param {number} id
+   * @param {Blob} jpeg
+   * @param {Blob | null} mask
+   */
+  sendFrame(id, jpeg, mask) {
+    this.#socket.send(packFrame(id, jpeg, mask));
+  }
+
+  /** @param {object} message a control message */
+  send(message) {
+    this.#socket.send(JSON.stringify(message));
+  }
+
+  #receive(data) {
+    if (data instanceof ArrayBuffer) {
+      this.#emit("answer", unpackAnswer(data));
+      return;
+    }
+    const message = JSON.parse(data);
+    if (message.type === "hello") {
+      this.#attempt = 0;
+      this.nextFrame = message.next_frame;
+      this.window = message.window;
+      this.#setState("open");
+    }
+    this.#emit(message.type, message);
+  }
+
+  #closed(code) {
+    this.#socket = null;
+    if (!this.#wanted) return;
+    if (code === TAKEN_OVER) {
+      this.#setState("taken");
+      return;
+    }
+    this.#setState("lost");
+    const wait = NO_SESSION.includes(code)
+      ? 0
+      : WAITS_MS[Math.min(this.#attempt, WAITS_MS.length - 1)];
+    this.#attempt++;
+    this.#timer = setTimeout(() => this.#again(), wait);
+  }
+
+  /** Asks over HTTP first: a WebSocket that fails does not say why. */
+  async #again() {
+    try {
+      await this.#find();
+    } catch (error) {
+      if (!this.#wanted) return;
+      if (error instanceof Unreachable || error.status === 503 || error.status === 429) {
+        const wait = WAITS_MS[Math.min(this.#attempt++, WAITS_MS.length - 1)];
+        this.#timer = setTimeout(() => this.#again(), wait);
+        return;
+      }
+      if (!(error instanceof Refused)) throw error;
+      this.close();
+      this.#emit("gone", error);
+      return;
+    }
+    if (this.#wanted) this.open();
+  }
+
+  async #find() {
+    try {
+      await this.api.session(this.session.id);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      const session = await this.api.create({
+        ...this.session.options,
+        resume_from: this.session.id,
+      });
+      this.session = { ...session, options: this.session.options };
+      this.#emit("session", this.session);
+    }
+  }
+
+  #setState(state) {
+    if (state === this.state && state !== "open") return;
+    this.state = state;
+    this.#emit("state", state);
+  }
+
+  #emit(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}

@@ -1,0 +1,65 @@
+"""Masks from boxes and points, for /v1/prompt."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+
+from ..errors import InputError
+from .images import decode_image
+from .protocol import image_bytes
+
+MOST_POINTS = 256
+METHODS = ("auto", "grabcut", "click")
+Box = tuple[int, int, int, int]
+Point = tuple[int, int, bool]
+
+
+def _numbers(text: str, count: int) -> list[int]:
+    parts = text.split(",")
+    if len(parts) != count or not all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
+        raise InputError(f"wanted {count} whole numbers with commas between them")
+    return [int(part) for part in parts]
+
+
+def parse_box(given: list[str]) -> Box | None:
+    """X,Y,W,H."""
+    if not given:
+        return None
+    if len(given) > 1:
+        raise InputError("box: wanted one")
+    try:
+        left, top, width, height = _numbers(given[0], 4)
+    except InputError as error:
+        raise InputError(f"box: {error}, X,Y,W,H") from error
+    return left, top, width, height
+
+
+def parse_points(given: list[str]) -> list[Point]:
+    """X,Y on the object, or X,Y,- beside it."""
+    if len(given) > MOST_POINTS:
+        raise InputError(f"point: wanted at most {MOST_POINTS}, given {len(given)}")
+    points = []
+    for each in given:
+        on = not each.endswith(",-")
+        try:
+            x, y = _numbers(each.removesuffix(",-").removesuffix(",+"), 2)
+        except InputError as error:
+            raise InputError(f"point: {error}, X,Y or X,Y,-") from error
+        points.append((x, y, on))
+    return points
+
+
+def mask_png(
+    body: bytes,
+    box: Box | None,
+    points: list[Point],
+    method: str,
+    max_pixels: int,
+) -> bytes:
+    """The PNG of a mask; in a thread. Raises InputError."""
+    frame = decode_image(body, max_pixels)
+    prompts = importlib.import_module("vosengine.prompts")
+    mask: np.ndarray = prompts.mask_from(frame, box=box, points=points, method=method)
+    return image_bytes(np.where(mask > 0, 255, 0).astype(np.uint8), ".png")

@@ -1,0 +1,314 @@
+"""All sessions of a server: who may use which, how many there may be, and how long."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ..engine.engine import Engine
+from ..errors import StateError, VosError
+from .metrics import Metrics
+from .protocol import CLOSED, RESTARTS
+from .resident import Shared
+from .session import Session
+from .settings import Settings, Wanted
+from .store import Saved, Store
+from .worker import STEP_ERRORS, Worker
+
+log = logging.getLogger("vosengine.server")
+STATES = ("live", "idle", "parked")
+RESTS_AFTER = 2.0  # seconds without a frame until a stream may make room for another
+RETRY_SECONDS = 5
+PERIOD = 1.0  # seconds between looks at what is idle
+MOST_TOKENS = 4  # of a session: its own, and those that were handed out when it was resumed
+
+
+class Full(VosError):
+    """There is no room for another session, or for its stream in memory."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Unknown(VosError):
+    """There is no such session, or not for this token."""
+
+
+def hashed(token: str | None) -> str:
+    """What is kept of a token; of none what no token has."""
+    return "" if token is None else hashlib.sha256(token.encode()).hexdigest()
+
+
+def holds_token(session: Session, given: str) -> bool:
+    """Whether that is the hash of one of a session's own tokens."""
+    return sum(hmac.compare_digest(each, given) for each in session.tokens) > 0
+
+
+class Service:
+    """The sessions of one engine.
+
+    engine   None makes it as the settings say
+    on_death called in another thread when the engine's thread has died, and the server must end
+
+    Raises  ConfigError, DeviceError, WeightsError; OutputError for a state_dir that cannot be made.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine | None = None,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.tokens = settings.tokens or (secrets.token_urlsafe(24),)
+        self._owners = [hashed(token) for token in self.tokens]
+        self.engine = engine or Engine(
+            settings.model,
+            weights=settings.weights,
+            device=settings.device,
+            precision=settings.precision,
+            max_batch=settings.max_batch,
+            memory_budget=settings.max_memory,
+        )
+        self.metrics = Metrics(self._by_state, self._memory)
+        self._sessions: dict[str, Session] = {}
+        self._opening = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if settings.state_dir is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="vosengine-")
+        self.store = Store(settings.state_dir or Path(self._folder.name if self._folder else "."))
+        self.worker = Worker(self.engine, self.metrics, on_death)
+        self.pool = ThreadPoolExecutor(2, "images")
+        self.prompts = ThreadPoolExecutor(1, "prompts")
+        self._disk = ThreadPoolExecutor(1, "disk")
+        self._shared = Shared(
+            settings,
+            self.worker,
+            self.metrics,
+            self.store,
+            self.pool,
+            self._disk,
+            self._make_room,
+            self._relieve,
+        )
+        self.ready = self.closing = False
+        self._closed = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take over what is saved, and begin."""
+        self.worker.start()
+        for session_id in self.store.list():
+            try:
+                saved, _ = self.store.load(session_id)
+            except StateError as error:
+                log.warning("%s: is left out: %s", session_id, error)
+                continue
+            if saved.model == self.settings.model:
+                self._sessions[saved.id] = Session(self._shared, saved, None)
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self.ready = True
+
+    async def close(self) -> None:
+        """Take no more frames, finish and deliver those that are begun, save all streams and close
+        all connections, within `stop_within` seconds. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed, self.closing, self.ready = True, True, False
+        if self._keeper is not None:
+            self._keeper.cancel()
+        sessions = sorted(self._sessions.values(), key=lambda each: -each.used)
+        retiring = [asyncio.ensure_future(self._retire(session)) for session in sessions]
+        if retiring:
+            _, late = await asyncio.wait(retiring, timeout=0.7 * self.settings.stop_within)
+            for task in late:
+                task.cancel()
+        listeners = [session.listener for session in sessions if session.listener is not None]
+        for session in sessions:
+            session.stop("restart", RESTARTS)
+        told = [asyncio.ensure_future(listener.finished()) for listener in listeners]
+        if told:
+            _, late = await asyncio.wait(told, timeout=0.1 * self.settings.stop_within)
+            for waiting in late:
+                waiting.cancel()
+        self._sessions.clear()
+
+    async def stop(self) -> None:
+        """Let go of threads and files, after `close`."""
+        await self.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.worker.stop)
+        self._disk.shutdown()
+        self.pool.shutdown()
+        self.prompts.shutdown()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    # Who may.
+
+    def owner(self, token: str | None) -> str | None:
+        """The hash of a server token; None for what is none."""
+        given = hashed(token)
+        return next((own for own in self._owners if hmac.compare_digest(own, given)), None)
+
+    def known(self, token: str | None) -> bool:
+        """Whether a token is of the server or of any session."""
+        given = hashed(token)
+        holds = [holds_token(session, given) for session in self._sessions.values()]
+        return self.owner(token) is not None or any(holds)
+
+    def find(self, session_id: str, token: str | None) -> Session:
+        """A session, for its own token or that of the server which made it. Raises Unknown."""
+        session, given = self._sessions.get(session_id), hashed(token)
+        if session is None or not (
+            holds_token(session, given) or hmac.compare_digest(session.owner, given)
+        ):
+            raise Unknown("session: there is none of that id for this token; make another")
+        return session
+
+    def owned(self, token: str | None) -> list[Session]:
+        """The sessions that a token may use."""
+        given = hashed(token)
+        return [s for s in self._sessions.values() if s.owner == given or holds_token(s, given)]
+
+    def holds(self, session: Session) -> bool:
+        """Whether a session has not ended."""
+        return self._sessions.get(session.id) is session
+
+    # Coming and going.
+
+    async def open(self, owner: str, wanted: Wanted) -> tuple[Session, str]:
+        """A new session and its token. Raises ConfigError for a bad option, and Full."""
+        if self.closing:
+            raise Full("closing", "session: the server is about to end; try again later")
+        mine = sum(s.owner == owner for s in self._sessions.values())
+        most = self.settings.sessions_per_token
+        if most is not None and mine + self._opening >= most:
+            raise Full("sessions", f"session: this token has {mine}; end one of them first")
+        if len(self._sessions) + self._opening >= self._most:
+            raise Full("sessions", f"session: there are {len(self._sessions)}; try again later")
+        self._opening += 1
+        try:
+            await self._make_room()
+            options = wanted.options
+            stream = await asyncio.wrap_future(
+                self.worker.call(lambda: self.engine.open(**options))
+            )
+        finally:
+            self._opening -= 1
+        token = secrets.token_urlsafe(24)
+        saved = Saved(
+            id=secrets.token_hex(16),
+            model=self.settings.model,
+            owner=owner,
+            tokens=[hashed(token)],
+            policy=wanted.policy,
+            reply=wanted.reply,
+            options=options,
+            next_frame=0,
+            ids=[],
+            frames=0,
+            dropped=0,
+            size=None,
+        )
+        session = self._sessions[saved.id] = Session(self._shared, saved, stream)
+        return session, token
+
+    async def resume(self, token: str | None, session_id: str) -> tuple[Session, str]:
+        """A session that is to go on, and a token of it: the one that was given, or for the
+        server's a new one. Raises Unknown; StateError where the stream cannot go on here; Full."""
+        session = self.find(session_id, token)
+        await session.awake()
+        if token is not None and holds_token(session, hashed(token)):
+            return session, token
+        fresh = secrets.token_urlsafe(24)
+        session.tokens = [*session.tokens[:1], *session.tokens[1:][2 - MOST_TOKENS :]]
+        session.tokens.append(hashed(fresh))
+        return session, fresh
+
+    async def end(self, session: Session) -> None:
+        """End a session, whoever uses it."""
+        if self._sessions.pop(session.id, None) is not None:
+            await session.end("closed", CLOSED)
+
+    @property
+    def _most(self) -> int:
+        return self.settings.max_sessions + self.settings.parked_sessions
+
+    def _by_state(self) -> dict[str, int]:
+        found = Counter(session.state for session in self._sessions.values())
+        return {state: found[state] for state in STATES}
+
+    def _memory(self) -> int:
+        return sum(session.home.memory_bytes for session in self._sessions.values())
+
+    async def _make_room(self) -> None:
+        """See that another stream fits into memory; those that rest the longest are parked for it.
+        Raises Full."""
+        while (lacks := self._lacks()) is not None:
+            if self.closing or not await self._relieve():
+                raise Full(lacks, f"session: no room for another ({lacks}); try again later")
+
+    def _lacks(self) -> str | None:
+        """What there is too little of for another stream."""
+        held = sum(s.home.stream is not None for s in self._sessions.values())
+        if held + max(1, self._opening) > self.settings.max_sessions:
+            return "sessions"
+        used, most = self.worker.used_bytes, self.settings.max_memory
+        if most is not None and used + used / max(1, held) > most:  # as much as others take
+            return "memory"
+        return None
+
+    async def _relieve(self) -> bool:
+        """Park the stream that rests the longest; False where all are in use."""
+        now = time.monotonic()
+        resting = [
+            session
+            for session in self._sessions.values()
+            if session.home.stream is not None
+            and not session.busy
+            and now - session.used >= RESTS_AFTER
+        ]
+        if not resting:
+            return False
+        await min(resting, key=lambda each: each.used).park()
+        return True
+
+    async def _retire(self, session: Session) -> None:
+        try:
+            await session.retire(save=self.settings.state_dir is not None)
+        except STEP_ERRORS as error:
+            log.error("a stream could not be saved: %s", error)
+
+    # Time.
+
+    async def _keep(self) -> None:
+        """Park and end what nobody uses."""
+        period = min(PERIOD, self.settings.park_after / 2, self.settings.close_after / 2)
+        while True:
+            await asyncio.sleep(max(0.02, period))
+            now = time.monotonic()
+            for session in list(self._sessions.values()):
+                rests = now - session.used
+                if session.busy:
+                    continue
+                if rests >= self.settings.close_after:
+                    await self.end(session)
+                elif rests >= self.settings.park_after and session.home.stream is not None:
+                    await self._park(session)
+
+    async def _park(self, session: Session) -> None:
+        try:
+            await session.park()
+        except STEP_ERRORS as error:
+            log.error("a stream could not be parked: %s", error)
+            session.used = time.monotonic()  # and is asked again after as long

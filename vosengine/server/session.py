@@ -1,0 +1,397 @@
+"""One client's stream: what it has sent, what is under way, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import CapacityError, InputError, StateError
+from .controls import ENDED, Control, Listener
+from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes
+from .protocol import INTERNAL_ERROR, REPLIES, TAKEN_OVER, encode_masks, text
+from .resident import Resident, Shared
+from .store import Saved
+from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn
+
+if TYPE_CHECKING:
+    from ..engine.segmenter import Segmenter
+
+log = logging.getLogger("vosengine.server")
+KEPT_BEYOND_WINDOW = 4  # outcomes
+
+
+class Session:
+    """A stream and its client. All of it is used on the event loop alone.
+
+    A task of its own takes frames and controls one after another, in the order in which they came,
+    and has at most one of them with the engine.
+
+    saved   the session as it is on disk, or as it begins
+    stream  None while it is parked
+    """
+
+    def __init__(self, shared: Shared, saved: Saved, stream: Segmenter | None) -> None:
+        self._shared = shared
+        self.id, self.owner, self.tokens = saved.id, saved.owner, list(saved.tokens)
+        self.policy, self.reply, self.options = saved.policy, saved.reply, saved.options
+        self.home = Resident(shared, saved.id, saved.options, stream)
+        self.expected = saved.next_frame  # the id of the next frame to come
+        self.ids, self.size = list(saved.ids), saved.size
+        self.frames, self.dropped = saved.frames, saved.dropped
+        self.outcomes = Outcomes(shared.settings.window + KEPT_BEYOND_WINDOW)
+        self.outcomes.restore(saved.answers)
+        self._indices: dict[int, int] = dict(saved.indices)  # the engine's count to the client's
+        self._outstanding: set[int] = set()  # taken, without an outcome
+        self._inbox: deque[Frame | Control] = deque()
+        self._turn: Turn | None = None
+        self._wake, self._room = asyncio.Event(), asyncio.Event()
+        self.retiring = False  # no more frames are taken
+        self.listener: Listener | None = None
+        self._asked: dict[int, asyncio.Future[list[Outcome]]] = {}
+        self._settled: list[Outcome] = []  # by the step that is under way
+        self.used = time.monotonic()  # when a frame last came
+        self._task = asyncio.get_running_loop().create_task(self._work_off())
+        self._task.add_done_callback(self._died)
+
+    @property
+    def state(self) -> str:
+        """live (connected), idle (nobody is) or parked (on disk)."""
+        if self.home.stream is None:
+            return "parked"
+        return "idle" if self.listener is None else "live"
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._inbox or self._outstanding or self._turn)
+
+    def hello(self) -> str:
+        """What a connection is told first."""
+        return text(
+            "hello",
+            session=self.id,
+            next_frame=self.expected,
+            window=self._shared.settings.window,
+            ids=self.ids,
+            size=self.size,
+            policy=self.policy,
+            reply=self.reply,
+        )
+
+    def attach(self, listener: Listener) -> None:
+        """Speak to this connection from now on, and to no earlier one."""
+        if self.listener is not None:
+            self.listener.finish("taken over", TAKEN_OVER)
+        self.listener = listener
+        self.used = time.monotonic()
+        listener.send(self.hello())
+
+    def detach(self, listener: Listener) -> None:
+        if self.listener is listener:
+            self.listener = None
+
+    # Frames.
+
+    def repeat(self, frame_id: int) -> Outcome | None:
+        """The outcome of a frame that is sent again; None where that is still to come. Raises
+        InputError for a frame whose turn it is not."""
+        if frame_id in self._outstanding:
+            return None
+        outcome = self.outcomes.get(frame_id)
+        if outcome is None:
+            raise InputError(
+                f"frame: has id {frame_id}; wanted {self.expected}, the next frame's, or one of "
+                "the last few again"
+            )
+        return outcome
+
+    def put(self, frame: Frame) -> None:
+        """Take the next frame, whose id is `expected`."""
+        if self.retiring:
+            return  # as if it had not come
+        self.expected += 1
+        self.used = time.monotonic()
+        self._outstanding.add(frame.id)
+        self._inbox.append(frame)
+        if self.policy == "latest":
+            self._drop_older(frame)
+        self._wake.set()
+
+    def refuse(self, frame_id: int, code: str, why: str) -> None:
+        """The next frame came, and cannot be used."""
+        self.expected += 1
+        self.used = time.monotonic()
+        self._record(Failed(frame_id, code, why))
+
+    async def ask(self, frame: Frame) -> list[Outcome]:
+        """Take the next frame, and wait for its step; what that settled: of this frame, and of an
+        earlier one that was held. Raises StateError where the session ends before."""
+        asked = self._asked[frame.id] = asyncio.get_running_loop().create_future()
+        try:
+            self.put(frame)
+            settled: list[Outcome] = await asked
+            return settled
+        finally:
+            self._asked.pop(frame.id, None)
+
+    async def room(self) -> None:
+        """Wait until another frame may come: with "all", while the window is full; with "latest",
+        where older frames make room for newer ones, while frames with masks fill it."""
+        most = self._shared.settings.window + (2 if self.policy == "latest" else 0)
+        while len(self._outstanding) >= most:
+            self._room.clear()
+            await self._room.wait()
+
+    def _waiting(self) -> list[Frame]:
+        """The frames in the inbox."""
+        return [item for item in self._inbox if isinstance(item, Frame)]
+
+    def _drop_older(self, newest: Frame) -> None:
+        """Of the frames that wait, give up the oldest without a mask that has a newer one."""
+        turn, waiting = self._turn, self._waiting()
+        first = None if turn is None else turn.waits
+        # Between the two looks its turn may have come.
+        if turn and first and first.mask is None and turn.exchange(waiting[0]):
+            self._inbox.remove(waiting[0])
+            self._record(Dropped(first.id))
+            return
+        for frame in waiting:
+            if frame is not newest and frame.mask is None:
+                self._inbox.remove(frame)
+                self._record(Dropped(frame.id))
+                return
+
+    def _record(self, outcome: Outcome) -> None:
+        frame_id = outcome.frame_id
+        self.outcomes.add(outcome)
+        self._outstanding.discard(frame_id)
+        self._room.set()
+        kind = type(outcome).__name__.lower()
+        self._shared.metrics.frames.labels(kind).inc()
+        if isinstance(outcome, Dropped):
+            self.dropped += 1
+            self._shared.metrics.dropped.inc()
+        if self.listener is not None:
+            self.listener.send(outcome.message())
+        if self._asked:
+            self._settled.append(outcome)
+
+    # Controls.
+
+    async def control(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do something with the stream after the frames that came before. Raises what it raises."""
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._inbox.append(Control(work, done))
+        self._wake.set()
+        return await done
+
+    async def remove(self, object_id: int) -> list[int]:
+        """Forget an object; the ids that are left. Raises InputError where it is not alive."""
+
+        async def work() -> list[int]:
+            stream = await self.home.awake()
+            await self.home.call(lambda: stream.remove(object_id))
+            self.ids = list(stream.ids)
+            return self.ids
+
+        found: list[int] = await self.control(work)
+        return found
+
+    async def reset(self) -> None:
+        """Begin a new stream; its frames count from 0."""
+
+        async def work() -> None:
+            await self.home.anew()
+            self.outcomes.clear()
+            self._indices.clear()
+            self.expected, self.ids, self.size = 0, [], None
+
+        await self.control(work)
+
+    async def flush(self) -> None:
+        """Answer for the frames whose answers are still to come."""
+
+        async def work() -> None:
+            stream = await self.home.awake()
+            results = await self.home.call(lambda: [(r, r.numpy()) for r in stream.flush()])
+            for result, labels in results:
+                await self._answer(Stepped(None, result, labels))
+
+        await self.control(work)
+
+    async def park(self) -> None:
+        """Save the stream and let go of its memory, if no frame waits. Raises OutputError."""
+
+        async def work() -> None:
+            if self.home.stream is not None and not self._waiting():
+                await self.home.save(self._saved)
+                await self.home.leave()
+
+        await self.control(work)
+
+    async def awake(self) -> None:
+        """See that the stream is in memory. Raises StateError where it cannot go on here, Full
+        where there is no room."""
+        await self.control(self.home.awake)
+
+    async def retire(self, *, save: bool) -> None:
+        """Finish the frame that is begun, forget those that are not, and save the stream."""
+        self.retiring = True
+        gone = self._waiting()
+        for frame in gone:
+            self._inbox.remove(frame)
+        waits = None if self._turn is None else self._turn.waits
+        if self._turn is not None and waits is not None and self._turn.exchange(None):
+            gone.append(waits)
+        self._outstanding -= {frame.id for frame in gone}
+        self.expected = min((frame.id for frame in gone), default=self.expected)
+
+        async def work() -> None:
+            if save:
+                await self.home.save(self._saved)
+
+        await self.control(work)
+
+    async def end(self, reason: str, code: int) -> None:
+        """Let go of the stream, on disk too; the session is not used again."""
+        self.stop(reason, code)
+        await self.home.forget()
+        await self.home.leave()
+
+    def stop(self, reason: str, code: int) -> None:
+        """End the task and the connection; what is saved stays."""
+        self._task.cancel()
+        for item in self._inbox:
+            if isinstance(item, Control):
+                item.give_up()
+        self._inbox.clear()
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(StateError(ENDED))
+        if self.listener is not None:
+            self.listener.finish(reason, code)
+
+    # The task.
+
+    def _died(self, task: asyncio.Task[None]) -> None:
+        """An error that nobody foresaw ends the session, and is heard of."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("a session has died", exc_info=error)
+            self.stop("failed", INTERNAL_ERROR)
+
+    async def _work_off(self) -> None:
+        while True:
+            while not self._inbox:
+                self._wake.clear()
+                await self._wake.wait()
+            item = self._inbox.popleft()
+            self._settled.clear()
+            if isinstance(item, Frame):
+                await self._step(item)
+                asked = self._asked.get(item.id)
+                if asked is not None and not asked.done():
+                    asked.set_result(list(self._settled))
+            elif not item.done.done():
+                await self._do(item)
+
+    async def _do(self, control: Control) -> None:
+        try:
+            found = await control.work()
+        except asyncio.CancelledError:
+            control.give_up()
+            raise
+        except STEP_ERRORS as error:
+            if not control.done.done():
+                control.done.set_exception(error)
+        else:
+            if not control.done.done():
+                control.done.set_result(found)
+
+    async def _step(self, frame: Frame) -> None:
+        try:
+            stream = await self.home.awake()
+        except STEP_ERRORS as error:
+            self._record(Failed.of(frame.id, error))
+            return
+        index = stream.frame_count
+        try:
+            stepped = await self._turned(Turn(stream, frame))
+        except StepFailed as failed:
+            self._record(Failed.of(failed.frame.id, failed.__cause__))
+            return
+        except RuntimeError as error:  # the engine's thread has ended
+            self._record(Failed.of(frame.id, error))
+            return
+        finally:
+            self._turn = None
+        if stepped.frame is None:
+            return
+        self.frames += 1
+        self.size = list(stepped.frame.image.shape[:2])
+        self.home.measure()
+        self._indices[index] = stepped.frame.id
+        result = stepped.result
+        if result is not None:
+            await self._answer(stepped)
+        if result is None or result.frame_index != index:  # what it brought is heard before
+            self._record(Held(stepped.frame.id))
+        every = self._shared.settings.autosave
+        if every and self.frames % every == 0:
+            await self.home.save_aside(self._saved)
+
+    async def _turned(self, turn: Turn) -> Stepped:
+        """What comes of a turn; where its frame finds no memory, others are parked for it."""
+        while True:
+            self._turn = turn
+            try:
+                return await asyncio.wrap_future(self._shared.worker.step(turn))
+            except StepFailed as failed:
+                full = isinstance(failed.__cause__, CapacityError)
+                if not full or not await self._shared.relieve():
+                    raise
+                turn = Turn(turn.stream, failed.frame)
+
+    async def _answer(self, stepped: Stepped) -> None:
+        result, labels, reply = stepped.result, stepped.labels, self.reply
+        assert result is not None and labels is not None
+        self.ids = list(result.ids)
+        encode = encode_masks if reply in REPLIES else _as_they_are
+        loop, pool = asyncio.get_running_loop(), self._shared.pool
+        masks = await loop.run_in_executor(pool, encode, labels, result.ids, reply)
+        info = {
+            "ids": self.ids,
+            "queue_ms": round(stepped.queue_ms, 3),
+            "step_ms": round(stepped.step_ms, 3),
+        }
+        self._record(Answered(self._indices.pop(result.frame_index), reply, masks, info))
+
+    def _saved(self) -> Saved:
+        """The session as it goes to disk: without the frames that are not begun."""
+        waiting = [frame.id for frame in self._waiting()]
+        return Saved(
+            id=self.id,
+            model=self._shared.settings.model,
+            owner=self.owner,
+            tokens=self.tokens,
+            policy=self.policy,
+            reply=self.reply,
+            options=self.options,
+            next_frame=min(waiting, default=self.expected),
+            ids=self.ids,
+            frames=self.frames,
+            dropped=self.dropped,
+            size=self.size,
+            indices=list(self._indices.items()),
+            answers=self.outcomes.answers(),
+        )
+
+
+def _as_they_are(labels: np.ndarray, ids: tuple[int, ...], reply: str) -> bytes:
+    """Labels for one who asks in this process."""
+    return labels.tobytes()

@@ -1,0 +1,163 @@
+"""What the server is told when it starts, and what of it a client may ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .protocol import REPLIES
+
+MIB = 1 << 20
+POLICIES = ("latest", "all")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST_OBJECTS = 32  # that a client may ask room for: memory is allocated for all of them
+_TOKEN = re.compile(r"[A-Za-z0-9._~-]{1,128}")  # goes into a header, an address and a subprotocol
+_HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,260}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a server.
+
+    model, weights, device, precision, max_batch   as in `vosengine.Engine`
+    host, port          where it listens
+    tokens              each may make sessions and sees its own alone; empty: a random one is made
+    max_sessions        streams in memory at a time; parked ones are `parked_sessions` at most
+    sessions_per_token  sessions of one token, parked ones among them; None: no limit of its own
+    max_memory          bytes that the streams' pages may take together; None: no limit
+    window              frames that a client may have under way
+    max_message         bytes of a WebSocket message or a request's body
+    max_pixels          of a frame
+    state_dir           where streams are saved; None: parked ones are saved in a temporary folder,
+                        and nothing survives the process
+    autosave            a stream is saved after so many answered frames; 0: never. Wants a state_dir
+    park_after          seconds without a frame until a stream leaves memory for the disk
+    close_after         seconds without a frame until a session ends
+    stop_within         seconds for an orderly end
+    ping_timeout        seconds that a connection may be silent when it is asked for a sign of life
+    allow_origins       web pages from elsewhere that may connect, such as https://example.org
+    allow_hosts         names under which the server is reached, beside the machine's own loopback
+
+    Raises  ConfigError.
+    """
+
+    model: str
+    weights: str | Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    max_batch: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tokens: tuple[str, ...] = ()
+    max_sessions: int = 64
+    parked_sessions: int = 1024
+    sessions_per_token: int | None = None
+    max_memory: int | None = None
+    window: int = 2
+    max_message: int = 4 * MIB
+    max_pixels: int = 3840 * 2160
+    state_dir: Path | None = None
+    autosave: int = 0
+    park_after: float = 60.0
+    close_after: float = 3600.0
+    stop_within: float = 10.0
+    ping_timeout: float = 60.0
+    allow_origins: tuple[str, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for token in self.tokens:
+            if not _TOKEN.fullmatch(token):
+                raise ConfigError("token: wanted 1 to 128 letters, digits and . _ ~ -")
+        for host in self.allow_hosts:
+            if not _HOST.fullmatch(host):
+                raise ConfigError(f"allow-host: wanted a name such as example.org, given {host!r}")
+        for origin in self.allow_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"allow-origin: wanted one such as https://example.org, given {origin!r}"
+                )
+        least: dict[str, float] = {
+            "max_sessions": 1,
+            "parked_sessions": 0,
+            "window": 1,
+            "max_pixels": 32 * 32,
+        }
+        least |= {"max_message": 1024, "autosave": 0, "park_after": 0.0, "close_after": 0.0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                given = getattr(self, name)
+                raise ConfigError(f"{name}: wanted {value} or more, given {given}")
+        if self.autosave and self.state_dir is None:
+            raise ConfigError("autosave: wants --state-dir DIR, where streams are saved")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a client asks of a session: the body of POST /v1/sessions, checked.
+
+    options      `Engine.open`'s: max_objects, size, memory
+    resume_from  the session to go on with; None: a new one
+    """
+
+    options: dict[str, Any]
+    policy: str = "latest"
+    reply: str = "labels"
+    resume_from: str | None = None
+
+    @classmethod
+    def parse(cls, body: Any, model: str) -> Wanted:
+        """Check a JSON body. Raises ConfigError for what it may not hold."""
+        if not isinstance(body, Mapping):
+            raise ConfigError("body: wanted a JSON object, such as {}")
+        known = {"model", "max_objects", "size", "memory", "policy", "reply", "resume_from"}
+        unknown = sorted(str(name) for name in set(body) - known)
+        if unknown:
+            shown = ", ".join(unknown)[:200]
+            raise ConfigError(f"body: has no {shown}; wanted some of {', '.join(sorted(known))}")
+        if body.get("model") not in (None, model):
+            raise ConfigError(f"model: this server runs {model}; leave model out, or name that one")
+        chosen = {
+            "policy": _one_of("policy", body.get("policy"), POLICIES),
+            "reply": _one_of("reply", body.get("reply"), tuple(REPLIES)),
+        }
+        resume = body.get("resume_from")
+        if resume is not None and not isinstance(resume, str):
+            raise ConfigError("resume_from: wanted a session's id")
+        return cls(_options(body), **chosen, resume_from=resume)
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
+    """A value out of a list, the first of them where none is given."""
+    if value is None:
+        return known[0]
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"{name}: wanted {' or '.join(known)}")
+    return value
+
+
+def _options(body: Mapping[str, Any]) -> dict[str, Any]:
+    """`Engine.open`'s options among a body's; their types are right, their values not yet tried."""
+    options: dict[str, Any] = {}
+    objects = body.get("max_objects")
+    if objects is not None:
+        if type(objects) is not int or not 1 <= objects <= MOST_OBJECTS:
+            raise ConfigError(f"max_objects: wanted 1..{MOST_OBJECTS}")
+        options["max_objects"] = objects
+    size = body.get("size")
+    if size is not None:
+        sides = size if isinstance(size, list) and len(size) == 2 else [size]
+        if size != "native" and not all(type(x) is int and 32 <= x <= 4096 for x in sides):
+            raise ConfigError('size: wanted 32..4096, [height, width] or "native"')
+        options["size"] = tuple(size) if isinstance(size, list) else size
+    memory = body.get("memory")
+    if memory is not None:
+        if not isinstance(memory, str) or len(memory) > 32:
+            raise ConfigError("memory: wanted every-N, all or afb")
+        options["memory"] = memory
+    return options

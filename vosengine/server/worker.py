@@ -1,0 +1,260 @@
+"""The one thread that steps the engine; whoever wants something of it is handed a Future."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+
+from ..errors import VosError
+from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..engine.segmenter import Segmenter
+    from ..types import Result
+
+T = TypeVar("T")
+Answered: TypeAlias = "tuple[Segmenter, Result[Any] | None, np.ndarray | None]"
+# What a step may raise that says nothing of the next one: torch's errors are RuntimeErrors. Any
+# other ends the thread, and with it the server.
+STEP_ERRORS = (
+    VosError, RuntimeError, MemoryError, ValueError, TypeError, LookupError, ArithmeticError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame that was decoded.
+
+    image    [H, W, 3] uint8
+    mask     [H, W] uint8 object ids, or None
+    arrived  when, by time.perf_counter
+    """
+
+    id: int
+    image: np.ndarray
+    mask: np.ndarray | None
+    arrived: float
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What came of a turn.
+
+    frame     the one that was begun; None where the turn was taken back before it came
+    result    None for a frame whose answer comes later
+    labels    of the result, on the CPU
+    """
+
+    frame: Frame | None
+    result: Result[Any] | None = None
+    labels: np.ndarray | None = None
+    queue_ms: float = 0.0
+    step_ms: float = 0.0
+
+
+class StepFailed(Exception):
+    """A frame that was begun and changed nothing; its cause says why."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__(f"frame {frame.id}")
+        self.frame = frame
+
+
+class Turn:
+    """A stream's place in the queue. Until its turn comes, its frame may be exchanged for a newer
+    one, or taken back."""
+
+    def __init__(self, stream: Segmenter, frame: Frame) -> None:
+        self.stream = stream
+        self.done: Future[Stepped] = Future()
+        self._frame: Frame | None = frame
+        self._begun = False
+        self._lock = Lock()
+
+    @property
+    def waits(self) -> Frame | None:
+        """The frame, if it is not yet begun."""
+        with self._lock:
+            return None if self._begun else self._frame
+
+    def exchange(self, frame: Frame | None) -> bool:
+        """Put another frame, or None, in place of its own; False where that was begun."""
+        with self._lock:
+            if self._begun:
+                return False
+            self._frame = frame
+            return True
+
+    def begin(self) -> Frame | None:
+        """The frame, which from now on cannot be exchanged."""
+        with self._lock:
+            self._begun = True
+            return self._frame
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """Work that is no frame."""
+
+    work: Callable[[], T]
+    done: Future[T]
+
+    def run(self) -> None:
+        if not self.done.set_running_or_notify_cancel():
+            return
+        try:
+            self.done.set_result(self.work())
+        except STEP_ERRORS as error:
+            self.done.set_exception(error)
+
+
+class Worker:
+    """Steps one engine in a thread of its own.
+
+    Turns are served in the order in which they come, so among streams with a frame each, every one
+    gets its turn before any gets its second. A call goes before the frames that wait.
+
+    on_death  called in the thread when an error ended it that is none of STEP_ERRORS
+    """
+
+    def __init__(self, engine: Engine, metrics: Metrics, on_death: Callable[[], None]) -> None:
+        self.engine, self._metrics, self._on_death = engine, metrics, on_death
+        self._inbox: SimpleQueue[Call[Any] | Turn | None] = SimpleQueue()
+        self._turns: deque[Turn] = deque()
+        self._begun: dict[Segmenter, tuple[Turn, Frame, float]] = {}
+        self._dead = False
+        self.used_bytes = 0  # of the engine's pages
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread once it has done what was asked of it before."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def call(self, work: Callable[[], T]) -> Future[T]:
+        """Run something on the engine's thread."""
+        done: Future[T] = Future()
+        self._put(Call(work, done))
+        return done
+
+    def step(self, turn: Turn) -> Future[Stepped]:
+        """Queue a stream's turn; its Future raises StepFailed where its frame was given up."""
+        self._put(turn)
+        return turn.done
+
+    def _put(self, item: Call[Any] | Turn) -> None:
+        self._inbox.put(item)
+        if self._dead:  # and nobody takes what is put
+            self._fail_everything()
+
+    def _fail_everything(self) -> None:
+        items: list[Call[Any] | Turn] = [
+            *self._turns,
+            *(turn for turn, _, _ in self._begun.values()),
+        ]
+        self._turns.clear()
+        self._begun.clear()
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            if item is not None:
+                items.append(item)
+        for item in items:
+            if not item.done.done():
+                item.done.set_exception(RuntimeError("the engine's thread has ended"))
+
+    def _run(self) -> None:
+        ended = False
+        try:
+            while self._take():
+                self._round()
+            ended = True
+        finally:
+            self._dead = True
+            self._fail_everything()
+            if not ended:
+                self._on_death()
+
+    def _take(self) -> bool:
+        """Do the calls and note the turns that have come, waiting where there is nothing to step;
+        False once the thread is to end."""
+        while not (self._inbox.empty() and self._turns):
+            item = self._inbox.get()
+            if item is None:
+                return False
+            if isinstance(item, Turn):
+                self._turns.append(item)
+            else:
+                item.run()
+                self._note_memory()
+        return True
+
+    def _round(self) -> None:
+        """One batch: begin as many turns as fit into it, and answer them all."""
+        while self._turns and len(self._begun) < self.engine.max_batch:
+            self._begin(self._turns.popleft())
+        lost: dict[Segmenter, BaseException] = {}
+        while self._begun:
+            start = time.perf_counter()
+            try:
+                answered = self.engine.step()
+                found = [(s, r, None if r is None else r.numpy()) for s, r in answered]
+            except STEP_ERRORS as error:
+                # One of those that wait no longer has failed; the others come with the next call.
+                lost = {s: error for s in self._begun if not self.engine.waits_for(s)} | lost
+                continue
+            if found:
+                self._metrics.stepped(len(found), time.perf_counter() - start)
+            self._settle(found)
+            for stream in [stream for stream in lost if stream in self._begun]:
+                self._fail(*self._begun.pop(stream)[:2], lost[stream])
+            lost.clear()
+        self._note_memory()
+
+    def _note_memory(self) -> None:
+        self.used_bytes = self.engine.pools.used_bytes
+        self._metrics.hold(self.engine.pools)
+
+    def _settle(self, found: list[Answered]) -> None:
+        now = time.perf_counter()
+        for stream, result, labels in found:
+            turn, frame, begun = self._begun.pop(stream)
+            times = 1e3 * (begun - frame.arrived), 1e3 * (now - begun)
+            turn.done.set_result(Stepped(frame, result, labels, *times))
+
+    def _begin(self, turn: Turn) -> None:
+        if not turn.done.set_running_or_notify_cancel():
+            return  # nobody waits for it any more
+        frame = turn.begin()
+        if frame is None:
+            turn.done.set_result(Stepped(None))
+            return
+        now = time.perf_counter()
+        self._metrics.queue_seconds.observe(now - frame.arrived)
+        try:
+            self.engine.submit(turn.stream, frame.image, frame.mask)
+        except STEP_ERRORS as error:
+            self._fail(turn, frame, error)
+        else:
+            self._begun[turn.stream] = turn, frame, now
+
+    @staticmethod
+    def _fail(turn: Turn, frame: Frame, why: BaseException) -> None:
+        failed = StepFailed(frame)
+        failed.__cause__ = why
+        turn.done.set_exception(failed)

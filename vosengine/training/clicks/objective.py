@@ -1,0 +1,123 @@
+"""What the click network is trained for: its answer to the first mark, and to a later click."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from ...models.backbone import Pyramid
+from ...prompts.crop import box_of
+from ...prompts.network import PLANES, ClickNet, Seen, as_seen
+from ...runtime.network import prepare_network
+from ..losses import binary, hardest, soft_iou
+from ..objectives.objective import Objective, normalised
+from ..samples import Batch
+from .simulation import Marks, drawn_box, spoilt
+
+# Chances that the first mark is a box, or a click on a spoilt mask; else it is a click alone.
+BOXES, SPOILT = 0.7, 0.1
+MOST_CLICKS = 3  # that follow the first mark
+HARDEST = 0.3  # share of the pixels that count once more, at half the weight
+
+
+class ClickObjective(Objective[Any]):
+    """Cross-entropy and soft IoU of the answer to the first mark, and of that to one of the next
+    clicks; the answers between them have no gradient.
+
+    The backbone does not learn: a copy whose norms are folded into its convolutions looks, photo by
+    photo, so that its maps stay in the cache.
+    """
+
+    def __init__(self, network: ClickNet) -> None:
+        super().__init__(network)
+        self.network = network
+        self._backbone = prepare_network(
+            deepcopy(network.backbone).eval().requires_grad_(False),
+            torch.device("cpu"),
+            torch.float32,
+        )
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        seen, truth = self._seen(batch), batch.masks[:, 0] > 0
+        marks = [self._first_mark(each.numpy(), rng) for each in truth]
+        clicks = int(rng.integers(1, MOST_CLICKS + 1))
+        logits = self.network(seen, _planes(marks))
+        losses = _losses(logits, truth, "first")
+        for number in range(clicks):
+            self._click(marks, logits, truth, rng)
+            with torch.set_grad_enabled(number == clicks - 1):
+                logits = self.network(seen, _planes(marks))
+        return {**losses, **_losses(logits, truth, "later")}
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> float:
+        """Mean IoU of the answers to an exact box."""
+        seen, truth = self._seen(batch), batch.masks[:, 0] > 0
+        marks = [Marks(_no_planes(each.shape), self.network.config.radius) for each in truth]
+        for mark, each in zip(marks, truth, strict=True):
+            mark.box(box_of(each.numpy().astype(np.uint8)))
+        masks = masks_of(self.network(seen, _planes(marks)), truth.shape[1])
+        joined = (masks | truth).sum(dim=(1, 2)).clamp(min=1)
+        return float(((masks & truth).sum(dim=(1, 2)) / joined).mean())
+
+    @torch.no_grad()
+    def _seen(self, batch: Batch) -> Seen:
+        """What the backbone sees, one photo at a time: its maps then stay in the cache."""
+        frames = normalised(batch.frames[:, 0], self.network.config)  # type: ignore[arg-type]
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        maps = [self._backbone(each[None]) for each in frames]
+        joined = [torch.cat(level) for level in zip(*(m[:3] for m in maps), strict=True)]
+        return as_seen(frames, Pyramid(joined[0], joined[1], joined[2], None))
+
+    def _first_mark(self, truth: NDArray[np.bool_], rng: np.random.Generator) -> Marks:
+        marks = Marks(_no_planes(truth.shape), self.network.config.radius)
+        kind = rng.random()
+        if kind < BOXES:
+            marks.box(drawn_box(box_of(truth.astype(np.uint8)), truth.shape[0], rng))
+        else:
+            last = spoilt(truth, rng) if kind < BOXES + SPOILT else np.zeros_like(truth)
+            marks.click(last, truth, rng)
+        return marks
+
+    def _click(
+        self,
+        marks: list[Marks],
+        logits: torch.Tensor,
+        truth: torch.Tensor,
+        rng: np.random.Generator,
+    ) -> None:
+        masks = masks_of(logits.detach(), truth.shape[1])
+        for mark, mask, each in zip(marks, masks, truth, strict=True):
+            mark.click(mask.numpy(), each.numpy(), rng)
+
+
+def masks_of(logits: torch.Tensor, size: int) -> torch.Tensor:
+    """Logits [B, h, w] -> masks [B, size, size], bool."""
+    fine = functional.interpolate(logits[:, None], (size, size), mode="bilinear")
+    return fine[:, 0] > 0
+
+
+def _no_planes(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.zeros((PLANES, *shape), np.float32)
+
+
+def _planes(marks: list[Marks]) -> torch.Tensor:
+    planes = torch.from_numpy(np.stack([mark.planes for mark in marks]))
+    return planes.contiguous(memory_format=torch.channels_last)
+
+
+def _losses(logits: torch.Tensor, truth: torch.Tensor, when: str) -> dict[str, torch.Tensor]:
+    """At the logits' size, where the truth is the share of a cell that the object covers."""
+    size = (logits.shape[1], logits.shape[2])
+    target = functional.adaptive_avg_pool2d(truth[:, None].float(), size)[:, 0]
+    each = binary(logits.float(), target)
+    return {
+        f"bce_{when}": each.mean() + 0.5 * hardest(each, HARDEST),
+        f"iou_{when}": soft_iou(logits.float().sigmoid(), target),
+    }

@@ -1,0 +1,119 @@
+"""Squares of photos around one object, part of a photo or cut-out each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ...errors import InputError
+from ...prompts.crop import GREY, box_of, square_around
+from ..photos.library import PhotoLibrary, Pixels, open_photos
+from ..photos.paste_source import PasteSource
+from ..samples import Sample
+from ..streams import Stream, check_request, check_seed, generator
+
+KINDS = {"objects": 0.5, "regions": 0.2, "paste": 0.3}
+PASTED = (288, 384)  # (height, width) of what a square of a pasted frame is taken from
+# Chances that another object or part of the photo belongs to it, and that a rope hangs from it:
+# without them a network learns that objects fill their boxes.
+JOINED, ROPED = 0.3, 0.1
+WHOLE = 0.2  # chance that the square holds the whole photo, as where no box is given
+ENLARGED = (1.15, 2.0)  # side of the other squares over the longer side of their object
+SHIFT = 0.08  # of its side: standard deviation of where its middle lies
+LEAST = 0.002  # of the square: smaller objects are drawn again
+_TRIES = 8
+
+
+class SquareSource:
+    """One frame a clip, the object 1: objects by their masks, parts of partitioned photos, and
+    cut-outs on other photos."""
+
+    def __init__(self, photos: Path | PhotoLibrary, size: int, seed: int) -> None:
+        """photos  a folder of them, as `PhotoLibrary` finds them, some with masks or regions
+        size  of the squares' sides, in pixels
+
+        Raises ConfigError, InputError as PasteSource does.
+        """
+        self._library = open_photos(photos, PASTED)
+        self._size, self._seed = size, check_seed(seed)
+        self._pasted = PasteSource(self._library, 1, PASTED, seed)
+        self._parts: dict[bool, dict[int, list[int]]] = {False: {}, True: {}}
+        for partition, cutouts in ((False, self._library.objects), (True, self._library.regions)):
+            for cutout in cutouts.cutouts:
+                self._parts[partition].setdefault(cutout.number, []).append(cutout.label)
+
+    def sample(self, index: int, progress: float) -> Sample:
+        check_request(index, progress)
+        rng = generator(Stream.CLICKS, self._seed, index)
+        sizes = {"objects": len(self._library.objects), "regions": len(self._library.regions)}
+        names = [name for name in KINDS if sizes.get(name, 1)]
+        chances = np.array([KINDS[name] for name in names])
+        for attempt in range(_TRIES):
+            name = names[int(rng.choice(len(names), p=chances / chances.sum()))]
+            if name == "paste":
+                frame, mask = self._paste(rng, index * _TRIES + attempt, progress)
+            else:
+                frame, mask = self._still(rng, name == "regions")
+            if rng.random() < ROPED:
+                frame, mask = _with_rope(rng, frame, mask)
+            frame, mask = self._square(rng, frame, mask)
+            if mask.mean() >= LEAST:
+                return Sample(frame[None], mask[None], f"square {index} of {name}", True)
+        raise InputError(
+            f"square {index}: of {_TRIES} drawings none shows an object; look at the masks"
+        )
+
+    def _paste(
+        self, rng: np.random.Generator, index: int, progress: float
+    ) -> tuple[Pixels, Pixels]:
+        clip = self._pasted.sample(index, progress)
+        ids = [int(each) for each in np.unique(clip.masks)[1:]]
+        return clip.frames[0], _chosen(rng, clip.masks[0], ids[int(rng.integers(len(ids)))], ids)
+
+    def _still(self, rng: np.random.Generator, partition: bool) -> tuple[Pixels, Pixels]:
+        cutouts = self._library.regions if partition else self._library.objects
+        number, label = astuple(cutouts.draw(rng))
+        labels = self._library.labels(number)
+        mask = _chosen(rng, labels, label, self._parts[partition][number])
+        return self._library.image(number), mask
+
+    def _square(
+        self, rng: np.random.Generator, frame: Pixels, mask: Pixels
+    ) -> tuple[Pixels, Pixels]:
+        box, enlarged = box_of(mask), float("inf")
+        if rng.random() >= WHOLE:
+            enlarged = float(np.exp(rng.uniform(*np.log(ENLARGED))))
+        shift = rng.normal(0, SHIFT, 2)
+        height, width = mask.shape
+        if np.isinf(enlarged):
+            box, enlarged = (0, 0, width, height), 1.0
+        crop = square_around(box, (height, width), enlarged, (shift[0], shift[1]))
+        cut = crop.cut(frame, self._size, GREY)
+        return cut, np.asarray(crop.cut(mask * 255, self._size, 0) >= 128, np.uint8)
+
+
+def _chosen(rng: np.random.Generator, labels: Pixels, label: int, others: Sequence[int]) -> Pixels:
+    """[h, w] 0 or 1: one label, or sometimes two of those that there are."""
+    mask = labels == label
+    rest = [each for each in others if each != label]
+    if rest and rng.random() < JOINED:
+        mask |= labels == rest[int(rng.integers(len(rest)))]
+    return np.asarray(mask, np.uint8)
+
+
+def _with_rope(rng: np.random.Generator, frame: Pixels, mask: Pixels) -> tuple[Pixels, Pixels]:
+    """A thin line of one colour drawn from some pixel of the object to anywhere: a part of it."""
+    frame, mask = frame.copy(), mask.copy()
+    height, width = mask.shape
+    places = np.flatnonzero(mask)
+    if len(places):
+        y, x = divmod(int(rng.choice(places)), width)
+        end = int(rng.integers(width)), int(rng.integers(height))
+        thick = int(rng.integers(1, 4))
+        cv2.line(frame, (x, y), end, rng.integers(0, 256, 3).tolist(), thick, cv2.LINE_AA)
+        cv2.line(mask, (x, y), end, 1, thick)
+    return frame, mask

@@ -1,6 +1,6 @@
 """The README's pictures of the page, out of a clip that the project draws itself.
 
-python tests/page_pictures.py    writes docs/pictures/page-light.png and page-dark.png
+python tests/page_pictures.py    writes docs/pictures/page-light.webp and page-dark.webp
 """
 
 from __future__ import annotations
@@ -19,17 +19,6 @@ from vosengine.video import VideoWriter, write_labels
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 SEED, FRAMES, HEIGHT, WIDTH = 4, 20, 480, 854
 MOST_BYTES = 200_000
-OWN_COLOURS = 128
-
-
-def reduce_colours(picture: Image.Image) -> Image.Image:
-    """256 colours: the page's own, which are the most frequent, as they are; the rest from the
-    video."""
-    own = sorted(picture.getcolors(1 << 24), reverse=True)[:OWN_COLOURS]
-    video = picture.quantize(256 - OWN_COLOURS, dither=Image.Dither.NONE).getpalette()
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([value for _, colour in own for value in colour] + video)
-    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def main() -> None:
@@ -46,11 +35,11 @@ def main() -> None:
             with closing(Browser({**given, "PAGE_OUT": str(out)})) as browser:
                 browser.play("pictures")
         PICTURES.mkdir(exist_ok=True)
-        for name in ("page-light.png", "page-dark.png"):
-            picture = reduce_colours(Image.open(out / name).convert("RGB"))
-            picture.save(PICTURES / name, optimize=True)
-            size = (PICTURES / name).stat().st_size
-            assert size < MOST_BYTES, f"{name}: {size} bytes"
+        for name in ("page-light", "page-dark"):
+            file = PICTURES / f"{name}.webp"
+            Image.open(out / f"{name}.png").convert("RGB").save(file, quality=90, method=6)
+            size = file.stat().st_size
+            assert size < MOST_BYTES, f"{file.name}: {size} bytes"
 
 
 if __name__ == "__main__":

@@ -141,3 +141,23 @@ def test_streams_of_two_sizes_have_two_pools() -> None:
     for stream in streams:
         stream.reset()
     assert engine.pools.used == 0
+
+
+@pytest.mark.parametrize("model", BATCHED)
+def test_batches_in_float32_have_the_masks_of_streams_by_themselves(
+    model: str, sizes: list[int]
+) -> None:
+    """Sums are rounded in another order: IoU of all labels above .999."""
+    together, alone = (open_engine(model, max_batch=size) for size in (4, 1))
+    ours, theirs = ([open_stream(e) for _ in range(3)] for e in (together, alone))
+    shared = joined = 0
+    for index in range(10):
+        one = advance(together, ours, index, prompted=index == 0)
+        other = advance(alone, theirs, index, prompted=index == 0)
+        for a, b in zip(one, other, strict=True):
+            assert (a.ids, a.frame_index) == (b.ids, b.frame_index)
+            shared += int(((a.labels == b.labels) & (a.labels > 0)).sum())
+            joined += int(((a.labels > 0) | (b.labels > 0)).sum())
+    assert 3 in sizes
+    assert joined > 0
+    assert shared / joined > 0.999

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from .. import __version__
 from ..engine.segmenter import Segmenter
+from ..engine.video import Answer, segment_video
 from ..errors import InputError
 from ..evaluation import (
     FEWEST_FRAMES,
@@ -30,8 +30,7 @@ from ..evaluation import (
     report,
 )
 from ..files import Given, Ledger, check_output_folder, keep_apart
-from ..timing import device_name, summarise, timed
-from ..types import Result
+from ..timing import device_name, summarise
 from ..video import (
     AS_FOUND,
     MaskRule,
@@ -167,8 +166,8 @@ def evaluate(
     milliseconds: list[float] = []
     for sequence, frames in zip(found, sources, strict=True):
         run = SequenceRun(sequence, segmenter, features, options.rule)
-        for frame in frames:
-            run.step(frame)
+        for answer in segment_video(segmenter, run.checked(frames), run.prompts):
+            run.take(answer)
             done += 1
             progress(Progress(done, total, sequence.name))
         run.finish(options.binary)
@@ -236,20 +235,28 @@ class SequenceRun:
         """Whether any annotation has void in it, which counts for nobody."""
         return any(mask.void is not None for mask in self.masks)
 
-    def step(self, frame: SourceFrame) -> None:
-        """Take the next frame. Raises InputError where its annotation has another size."""
-        annotation = self.annotations[frame.index]
-        if frame.image.shape[:2] != annotation.shape:
-            raise InputError(
-                f"{self.sequence.name}/{frame.name}: the frame is {frame.image.shape[0]} x "
-                f"{frame.image.shape[1]}, its annotation {annotation.shape[0]} x "
-                f"{annotation.shape[1]}; wanted equal sizes"
-            )
-        prompt = annotation if self._prompted and frame.index == 0 else None
-        step = partial(self.segmenter.step, frame.image, prompt)
-        result, milliseconds = timed(step, self.segmenter.device)
-        self.milliseconds.append(milliseconds)
-        self._take(result)
+    @property
+    def prompts(self) -> dict[int, Labels]:
+        """The masks that the model is given, by frame."""
+        return {0: self.annotations[0]} if self._prompted else {}
+
+    def checked(self, frames: Iterable[SourceFrame]) -> Iterator[SourceFrame]:
+        """The frames. Raises InputError at one whose annotation has another size."""
+        for frame in frames:
+            annotation = self.annotations[frame.index]
+            if frame.image.shape[:2] != annotation.shape:
+                raise InputError(
+                    f"{self.sequence.name}/{frame.name}: the frame is {frame.image.shape[0]} x "
+                    f"{frame.image.shape[1]}, its annotation {annotation.shape[0]} x "
+                    f"{annotation.shape[1]}; wanted equal sizes"
+                )
+            yield frame
+
+    def take(self, answer: Answer) -> None:
+        """The model's answer for the next frame, to which the baselines have theirs."""
+        frame = answer.frame
+        self.milliseconds.append(answer.milliseconds)
+        self.answers[MODEL][frame.index] = answer.result.numpy()
         if frame.index == 0:
             self._start_baselines(frame.image)
             return
@@ -257,9 +264,7 @@ class SequenceRun:
             self.answers[name].append(baseline.step(frame.image))
 
     def finish(self, binary: bool) -> None:
-        """Take the answers that are still to come, and all scores."""
-        for result in self.segmenter.flush():
-            self._take(result)
+        """Take all scores."""
         binary = binary or (not self._prompted and self.segmenter.max_objects == 1)
         for name, labels in self.answers.items():
             counted = [outside_void(*each) for each in zip(labels, self.masks, strict=True)]
@@ -269,10 +274,6 @@ class SequenceRun:
                 counted = [table[each] for each in counted]
             pairs = zip(counted, self.annotations, strict=True)
             self.scores[name] = measure(pairs, binary=binary, name=self.sequence.name)
-
-    def _take(self, result: Result[Any] | None) -> None:
-        if result is not None:
-            self.answers[MODEL][result.frame_index] = result.numpy()
 
     def _follow_first_objects(self) -> None:
         first = np.bincount(self.annotations[0].ravel(), minlength=256) > 0

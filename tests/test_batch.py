@@ -248,6 +248,7 @@ def deadly(data: Path, out: Path, notes: Path, victim: str, monkeypatch: pytest.
     """`vosengine batch` with somebody who dies in the middle of a clip; its exit code. Only where
     it is the parent it is another process."""
     words = ["batch", str(data), "--out", str(out), "--model", "stm", "--device", "cpu"]
+    words += ["--retries", "1"]
     words += ["--size", "32", "--checkpoint", "2"]
     for name, value in (("VICTIM", victim), ("AT", "4"), ("NOTES", str(notes))):
         monkeypatch.setenv(name, value)

@@ -15,7 +15,7 @@ def test_the_check_is_valid_and_names_what_exists() -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text(encoding="utf-8")
     programs = {word for word in text.replace('"', " ").split() if word.endswith(".py")}
-    assert "vosengine.cli.app bench" in text
+    assert "-m vosengine bench" in text
     assert {"bench/gpu_parity.py", "bench/gpu_sanitize.py", "bench/kernels.py"} <= programs
     for name in programs:
         assert (BENCH.parent / name).is_file(), name
@@ -91,7 +91,7 @@ def test_the_check_goes_through_all_its_stages(tmp_path: Path) -> None:
 def test_whole_models_instead_of_kernels(tmp_path: Path) -> None:
     code, text, log = check_with_fakes(tmp_path, "--models")
     assert code == 0, text
-    lines = [line for line in log if "vosengine.cli.app bench" in line]
+    lines = [line for line in log if "vosengine bench" in line]
     assert all("--device cuda" in line for line in lines)
     assert "--no-compiled" in lines[0] and "-models-cuda.json" in lines[0]
     assert "--no-compiled" not in lines[1] and "-models-cuda-compiled.json" in lines[1]

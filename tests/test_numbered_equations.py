@@ -177,7 +177,8 @@ def test_dmn_aoa(monkeypatch: pytest.MonkeyPatch) -> None:
     query, keys, values, options, found = calls[0]
     for slot in range(2):  # equation 1; Ck = C / 4
         end = int(options["length"][slot])
-        k, v = keys[slot, :end].numpy(), values[slot, :end].numpy()
+        pages = options["pages"][slot].long()
+        k, v = (x[pages].flatten(0, 1)[:end].numpy() for x in (keys, values))
         scores = query[slot].numpy() @ k.T / np.sqrt(k.shape[1])
         near(found[slot], softmax(scores, axis=1) @ v)
     projected = now.candidates[0].projected

@@ -64,7 +64,7 @@ CONFIGS = {80: AMPERE, 86: AMPERE, 89: AMPERE, 90: HOPPER, 100: BLACKWELL, 120: 
 # float32 runs on the scalar units, in full precision; the same for all chips.
 FLOAT32 = Config(
     read=Tile(32, 64, 64, warps=8, stages=2),
-    best=Tile(32, 32, 64, warps=8, stages=1),
+    best=Tile(32, 64, 64, warps=8, stages=1),
     score=Tile(32, 32, 32, warps=4, stages=2),
     mix=Tile(32, 32, 64, warps=4, stages=1),
 )

@@ -25,8 +25,8 @@ from vosengine.kernels.resources import (
 
 COMMITTED = Path(__file__).resolve().parents[1] / "bench" / "results" / "kernel-resources.md"
 LOOKED_AT = 80  # the chip whose CUDA code is disassembled; bench/resources.py does all
-# On sm_90 and sm_100 it keeps two to six numbers on the stack; a narrower tile moves that to another
-# kernel of the same plan.
+# On sm_90 and sm_100 it keeps two to six numbers on the stack; a narrower tile moves that to
+# another kernel of the same plan.
 SPILLS_A_LITTLE, MOST_SPILLED = "read, pages, bias and top_k fp32", 16  # bytes
 TRITON = [op for op in OPS if "triton" in op.backends]
 CUDA = [op for op in OPS if "cuda" in op.backends]

@@ -120,7 +120,7 @@ def png_that_claims(width: int, height: int) -> bytes:
     """A small PNG whose header says another size."""
     head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     parts = [b"\x89PNG\r\n\x1a\n", struct.pack(">I", 13), head]
-    parts += [struct.pack(">I", zlib.crc32(head)), bytes(100)]
+    parts += [struct.pack(">I", zlib.crc32(head)), struct.pack(">I", 96), b"IDAT", bytes(100)]
     return b"".join(parts)
 
 
@@ -167,7 +167,7 @@ def test_a_size_is_refused_by_the_header_alone(name: str, monkeypatch: pytest.Mo
         raise AssertionError("was decoded")
 
     monkeypatch.setattr(cv2, "imdecode", decode)
-    with pytest.raises(InputError, match=r"frame: is 6\d{4} x 6\d{4} pixels, wanted 1 to 8294400"):
+    with pytest.raises(InputError, match=r"frame: is too large .*pixels"):
         images.decode_frame(*reversed(bad_frames()[name]), 3840 * 2160)
 
 

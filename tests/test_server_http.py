@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -18,7 +17,7 @@ from serving import TOKEN, Running, bearer, one_object, running, until
 from starlette.routing import Route, WebSocketRoute
 from stub_engine import StubEngine
 
-from vosengine.errors import InputError
+from vosengine.prompts import METHODS, mask_from
 from vosengine.server import page, protocol
 from vosengine.server.app import make_app
 from vosengine.server.openapi import document
@@ -156,28 +155,20 @@ def test_a_running_session_is_gone_on_with(server: Running) -> None:
     assert by_itself["token"] == made["token"]
 
 
-def test_prompts_become_masks(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-
-    def mask_from(frame: np.ndarray, **given: Any) -> np.ndarray:
-        asked.update(given, shape=frame.shape, red=int(frame[0, 0, 0]))
-        if given["box"] is None and not given["points"]:
-            raise InputError("prompt: wanted a box or points")
-        return (one_object() > 0).astype(np.uint8)
-
-    monkeypatch.setitem(sys.modules, "vosengine.prompts", SimpleNamespace(mask_from=mask_from))
-    frame = np.zeros((48, 64, 3), np.uint8)
-    frame[..., 0] = 200
+def test_prompts_become_masks(server: Running) -> None:
+    """Those of `mask_from`, of the picture in its own colours."""
+    frame = np.random.default_rng(0).integers(0, 60, (48, 64, 3), dtype=np.uint8)
+    frame[10:30, 20:44] += np.array([180, 20, 0], np.uint8)
     body = protocol.image_bytes(frame[..., ::-1], ".png")
-    path = "/v1/prompt?box=1,2,3,4&point=5,6&point=7,8,-&method=grabcut"
-    answer = server.http.post(path, content=body)
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
-    mask = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(mask, 255 * one_object())
-    assert asked == {
-        "box": (1, 2, 3, 4), "points": [(5, 6, True), (7, 8, False)], "method": "grabcut",
-        "shape": (48, 64, 3), "red": 200,
-    }  # fmt: skip
+    for method in METHODS:
+        path = f"/v1/prompt?box=16,8,32,26&point=30,20&point=18,28,-&method={method}"
+        answer = server.http.post(path, content=body)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+        mask = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
+        points = [(30, 20, True), (18, 28, False)]
+        wanted = mask_from(frame, box=(16, 8, 32, 26), points=points, method=method)
+        assert wanted.any()
+        np.testing.assert_array_equal(mask, 255 * wanted)
     for query in ("", "?box=1,2,3", "?box=1,2,3,-4", "?point=1", "?point=a,b", "?box=1,2,3,4&box=",
                   "?method=magic&box=1,2,3,4", "?" + "&".join(["point=1,1"] * 300)):  # fmt: skip
         answer = server.http.post(f"/v1/prompt{query}", content=body)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import check_working_size
+from ..config import WorkingSize, check_working_size, read_working_size
 from ..errors import ConfigError, InputError
 from .clips import Clip, name_of
 
@@ -39,17 +39,9 @@ def _truth(value: Any) -> bool:
     return known[value]
 
 
-def working_size(value: Any) -> int | tuple[int, int] | str | None:
-    """What `size` is, written as 480, 480x854 or native. Raises ValueError or ConfigError."""
-    if isinstance(value, list):
-        value = "x".join(map(str, value))
-    text = str(value)
-    if text == "native":
-        return text
-    height, cross, width = text.partition("x")
-    if not height.isdigit() or (cross and not width.isdigit()):
-        raise ValueError("wanted 480, 480x854 or native")
-    size = (int(height), int(width)) if cross else int(height)
+def _size(value: Any) -> WorkingSize:
+    """480, "480x854", "native", or [480, 854]. Raises ConfigError."""
+    size = read_working_size("x".join(map(str, value)) if isinstance(value, list) else str(value))
     check_working_size(size)
     return size
 
@@ -58,7 +50,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "model": _text,
     "weights": _text,
     "precision": _text,
-    "size": working_size,
+    "size": _size,
     "memory": _text,
     "max_objects": _whole(1, 255),
     "online": _truth,

@@ -11,6 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..config import read_working_size
+from ..errors import ConfigError
+
 # What is printed holds paths: [x] and :x: in them are no styles and no pictures.
 console = Console(markup=False, emoji=False, highlight=False)
 errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -45,13 +48,10 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def parse_working_size(size: str | None) -> int | tuple[int, int] | str | None:
-    if size is None or size == "native":
-        return size
-    if size.isdigit():
-        return int(size)
-    if "x" not in size:
-        raise typer.BadParameter(f"wanted 480, 480x854 or native, given {size!r}")
-    return parse_size(size)
+    try:
+        return None if size is None else read_working_size(size)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def progress_bar(*fields: TextColumn, unit: str = "frames") -> Progress:

@@ -12,8 +12,10 @@ from .checks import (
     NATIVE,
     RESNETS,
     SMALLEST_SIDE,
+    WorkingSize,
     check_size,
     check_working_size,
+    read_working_size,
 )
 from .lite import LITE
 from .matching import MemoryConfig, MUNetConfig, STMConfig
@@ -43,6 +45,8 @@ __all__ = [
     "ModelConfig",
     "STMConfig",
     "TargetAwareConfig",
+    "WorkingSize",
     "check_size",
     "check_working_size",
+    "read_working_size",
 ]

@@ -12,6 +12,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LITE_MEAN = (127 / 255,) * 3  # of EfficientNet-Lite: (x - 127) / 128 of 0..255
 LITE_STD = (128 / 255,) * 3
+WorkingSize = tuple[int, int] | int | str | None  # str: NATIVE; None: the model's own
 NATIVE = "native"  # as a size: the frame's own
 SMALLEST_SIDE = 32  # pixels of a frame, and of what a network works at
 
@@ -48,7 +49,18 @@ def check_size(size: tuple[int, int] | int | None) -> None:
         check(fits, "size", f"{SMALLEST_SIDE} or more pixels", size)
 
 
-def check_working_size(size: tuple[int, int] | int | str | None) -> None:
+def read_working_size(text: str) -> WorkingSize:
+    """What a stream works at, as it is typed: 480 (the short side), 480x854 (height and width) or
+    native. Raises ConfigError for other words; the numbers are `check_working_size`'s."""
+    height, cross, width = text.partition("x")
+    if text == NATIVE:
+        return text
+    if not height.isdigit() or (cross and not width.isdigit()):
+        raise ConfigError(f"size: wanted 480, 480x854 or {NATIVE}, given {text!r}")
+    return (int(height), int(width)) if cross else int(height)
+
+
+def check_working_size(size: WorkingSize) -> None:
     """The same for what a stream may be given, where "native" stands for the frame's own size."""
     if not isinstance(size, str):
         check_size(size)

@@ -46,8 +46,7 @@ class Job:
     engine has made of it.
 
     features  what the method encodes of it, once that is done
-    tried     whether it was to be encoded together with others, once
-    alone     whether it is no longer answered for together with others
+    tried     whether it was to be computed together with others, once
     """
 
     image: torch.Tensor
@@ -56,7 +55,6 @@ class Job:
     given: Proposals | None
     features: Any = None
     tried: bool = False
-    alone: bool = False
 
 
 class Engine(StaysHere):
@@ -170,11 +168,12 @@ class Engine(StaysHere):
         before an error, and what still waits, come with the next call."""
         with self.lock:
             streams = self._scheduler.next()
-            self._encode_together(streams)
-            joining = [each for each in streams if each.may_join(self._jobs[each])]
+            together = [stream for stream in streams if not self._jobs[stream].tried]
+            for stream in together:
+                self._jobs[stream].tried = True  # where this raises, each goes by itself next time
+            self._encode_together(together)
+            joining = [each for each in together if each.may_join(self._jobs[each].prompt)]
             if len(joining) > 1:
-                for stream in joining:
-                    self._jobs[stream].alone = True  # from the second time on
                 self._answer_together(joining)
             for stream in streams:
                 if stream in self._jobs:
@@ -202,11 +201,9 @@ class Engine(StaysHere):
         """The features of several frames at once; those with proposals of their own wait for their
         stream."""
         waiting = [(stream, self._jobs[stream]) for stream in streams]
-        plain = [(stream, job) for stream, job in waiting if job.given is None and not job.tried]
+        plain = [(stream, job) for stream, job in waiting if job.given is None]
         if len(plain) < 2:
             return
-        for _, job in plain:
-            job.tried = True  # where this raises, each is encoded by itself the next time
         with self.precision.applied(), span("encode"):
             features = self.encode(torch.cat([stream.prepared(job) for stream, job in plain]))
         for row, (_, job) in enumerate(plain):

@@ -19,7 +19,7 @@ from ..kernels.spans import listened, span, spanned
 from ..memory import memory_of
 from ..proposals import ProposalSource, check_proposals, clean, to_network
 from ..runtime import Pieces, Uploader, copied
-from ..types import Geometry, Result, Size
+from ..types import Geometry, Prompt, Result, Size
 from ..zoo.registry import entry
 from .engine import Engine, Job
 from .postprocess import Arrangement, Canvas, compose, finish, named
@@ -230,13 +230,12 @@ class Segmenter(Stream[torch.Tensor]):
         self._state = turn.state
         self.take(turn.ring, turn.geometry)
 
-    def may_join(self, job: Job) -> bool:
-        """Whether this frame may be answered for together with other streams': nothing begins with
-        it, and the memory is one that is read in common."""
-        awaits_prompt = job.prompt is not None or awaited(self.ring)
+    def may_join(self, prompt: Prompt[torch.Tensor] | None) -> bool:
+        """Whether the next frame, with that prompt, may be answered for together with other
+        streams': nothing begins with it, and the memory is one that is read in common."""
+        awaits_prompt = prompt is not None or awaited(self.ring)
         return bool(
             self.method.batched
-            and not job.alone
             and not awaits_prompt
             and len(self.slots) > 0
             and self.frame_count >= self.latency

@@ -25,7 +25,7 @@ class Crop:
     y: int
     side: int
 
-    def cut(self, plane: np.ndarray, size: int, fill: int, nearest: bool = False) -> np.ndarray:
+    def cut(self, plane: np.ndarray, size: int, fill: int) -> np.ndarray:
         """The square of a frame or plane [H, W, ...] at `size` pixels a side, `fill` where it
         leaves the frame."""
         height, width = self.frame
@@ -37,10 +37,7 @@ class Crop:
             part = cv2.copyMakeBorder(
                 part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(fill,) * 3
             )
-        if nearest:
-            how = cv2.INTER_NEAREST
-        else:
-            how = cv2.INTER_AREA if self.side > size else cv2.INTER_LINEAR
+        how = cv2.INTER_AREA if self.side > size else cv2.INTER_LINEAR
         return np.ascontiguousarray(cv2.resize(part, (size, size), interpolation=how))
 
     def paste(self, values: NDArray[np.float32], outside: float) -> NDArray[np.float32]:

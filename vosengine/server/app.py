@@ -22,7 +22,7 @@ from .http import Refused, error_response, read_body, token_of
 from .kserve import KServe
 from .openapi import document
 from .page import page_routes
-from .prompting import METHODS, mask_png, parse_box, parse_points
+from .prompting import mask_png, parse_box, parse_points
 from .protocol import BAD_MESSAGE, NO_SESSION, RESTARTS, SUBPROTOCOL, WRONG_TOKEN, text
 from .service import RETRY_SECONDS, Full, Service, Unknown
 from .session import Session
@@ -199,8 +199,6 @@ class Routes:
         try:
             box, points = parse_box(asked.getlist("box")), parse_points(asked.getlist("point"))
             method = asked.get("method", "auto")
-            if method not in METHODS:
-                raise InputError(f"method: wanted {', '.join(METHODS)}")
             body = await self._read(request, settings.max_message)
             png = await self._prompted(mask_png, body, box, points, method, settings.max_pixels)
         except (InputError, ConfigError) as error:

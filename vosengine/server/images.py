@@ -16,8 +16,7 @@ from .protocol import JPEG, PNG, RAW, SIZE
 
 Bytes = bytes | memoryview
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_GREY, _PALETTE = 0, 3  # colour types of a PNG
-_NO_LENGTH = {0x01, *range(0xD0, 0xD9)}  # JPEG markers that stand alone
+_DEPTH = 24  # where a PNG has its bits
 _BAD_IMAGE = (OSError, SyntaxError, ValueError, struct.error, zlib.error, MemoryError)
 
 
@@ -31,8 +30,8 @@ def decode_frame(data: Bytes, encoding: int, max_pixels: int) -> np.ndarray:
         return _raw(data, max_pixels)
     if encoding not in (JPEG, PNG):
         raise InputError(f"frame: wanted encoding 0 (raw), 1 (JPEG) or 2 (PNG), given {encoding}")
-    size = jpeg_size(data) if encoding == JPEG else png_size(data)
-    _check_pixels("frame", size, max_pixels)
+    with _opened("frame", data, "JPEG" if encoding == JPEG else "PNG") as header:
+        _check_pixels("frame", (header.height, header.width), max_pixels)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -50,54 +49,31 @@ def decode_image(data: Bytes, max_pixels: int) -> np.ndarray:
 def decode_mask(data: Bytes, frame: Size) -> np.ndarray:
     """A mask of object ids uint8 [H, W] out of an 8-bit PNG, grey or with a palette, of the frame's
     (H, W). Raises InputError."""
-    size = png_size(data)
-    depth, colour = data[24], data[25]
-    if colour not in (_GREY, _PALETTE) or depth > 8:
-        raise InputError(
-            "mask: wanted a PNG of 8 bits, grey or with a palette, whose values are object ids"
-        )
-    if size != frame:
-        raise InputError(f"mask: wanted the frame's size {list(frame)}, given {list(size)}")
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+    with _opened("mask", data, "PNG") as image:
+        # Pillow stretches the values of a grey PNG of 2 or 4 bits.
+        if image.mode not in ("L", "P") or (image.mode == "L" and data[_DEPTH] != 8):
+            raise InputError(
+                "mask: wanted a PNG of 8 bits, grey or with a palette, whose values are object ids"
+            )
+        if (image.height, image.width) != frame:
+            given = [image.height, image.width]
+            raise InputError(f"mask: wanted the frame's size {list(frame)}, given {given}")
+        try:
             return np.asarray(image).astype(np.uint8)
+        except _BAD_IMAGE as error:
+            raise InputError(f"mask: cannot be decoded ({error}); send it again") from error
+
+
+def _opened(what: str, data: Bytes, kind: str) -> Image.Image:
+    """An image of which the header is read, and nothing is decoded. Raises InputError."""
+    try:
+        return Image.open(io.BytesIO(data), formats=(kind,))
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{what}: is too large ({error}); make it smaller") from error
     except _BAD_IMAGE as error:
-        raise InputError(f"mask: cannot be decoded ({error}); send it again") from error
-
-
-def png_size(data: Bytes) -> Size:
-    """(height, width) as a PNG's header says. Raises InputError where there is none."""
-    if len(data) < 33 or bytes(data[:8]) != _PNG_START or bytes(data[12:16]) != b"IHDR":
-        raise InputError("image: is no PNG")
-    width, height = struct.unpack_from(">II", data, 16)
-    return height, width
-
-
-def jpeg_size(data: Bytes) -> Size:
-    """(height, width) as a JPEG's frame header says. Raises InputError where there is none."""
-    if len(data) < 4 or bytes(data[:2]) != b"\xff\xd8":
-        raise InputError("image: is no JPEG")
-    place = 2
-    while place + 4 <= len(data):
-        if data[place] != 0xFF:
-            break
-        marker = data[place + 1]
-        if marker == 0xFF:  # fills
-            place += 1
-            continue
-        if marker in _NO_LENGTH:
-            place += 2
-            continue
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if length < 8 or place + 9 > len(data):
-                break
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            return height, width
-        if marker in (0xD9, 0xDA) or length < 2:
-            break
-        place += 2 + length
-    raise InputError("image: is a JPEG without a size; it is damaged or cut short, send it again")
+        raise InputError(
+            f"{what}: is no {kind} ({error}); it is damaged, cut short or another, send it again"
+        ) from error
 
 
 def _raw(data: Bytes, max_pixels: int) -> np.ndarray:

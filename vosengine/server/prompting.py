@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 
 from ..errors import InputError
+from ..prompts import Box, Point, mask_from
 from .images import decode_image
 from .protocol import image_bytes
 
 MOST_POINTS = 256
-METHODS = ("auto", "grabcut", "click")
-Box = tuple[int, int, int, int]
-Point = tuple[int, int, bool]
 
 
 def _numbers(text: str, count: int) -> list[int]:
@@ -60,6 +56,5 @@ def mask_png(
 ) -> bytes:
     """The PNG of a mask; in a thread. Raises InputError."""
     frame = decode_image(body, max_pixels)
-    prompts = importlib.import_module("vosengine.prompts")
-    mask: np.ndarray = prompts.mask_from(frame, box=box, points=points, method=method)
+    mask = mask_from(frame, box=box, points=points, method=method)
     return image_bytes(np.where(mask > 0, 255, 0).astype(np.uint8), ".png")

@@ -84,13 +84,12 @@ class SquareSource:
     def _square(
         self, rng: np.random.Generator, frame: Pixels, mask: Pixels
     ) -> tuple[Pixels, Pixels]:
-        box, enlarged = box_of(mask), float("inf")
-        if rng.random() >= WHOLE:
-            enlarged = float(np.exp(rng.uniform(*np.log(ENLARGED))))
-        shift = rng.normal(0, SHIFT, 2)
         height, width = mask.shape
-        if np.isinf(enlarged):
+        if rng.random() < WHOLE:
             box, enlarged = (0, 0, width, height), 1.0
+        else:
+            box, enlarged = box_of(mask), float(np.exp(rng.uniform(*np.log(ENLARGED))))
+        shift = rng.normal(0, SHIFT, 2)
         crop = square_around(box, (height, width), enlarged, (shift[0], shift[1]))
         cut = crop.cut(frame, self._size, GREY)
         return cut, np.asarray(crop.cut(mask * 255, self._size, 0) >= 128, np.uint8)

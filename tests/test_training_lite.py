@@ -84,7 +84,7 @@ def test_clips_together_are_clips_one_by_one(model: str) -> None:
     assert together == pytest.approx(apart, rel=1e-4)
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
-        near = 2e-2 * float(wanted[name].abs().max()) + 1e-6  # convolutions round by batch size
+        near = 1e-2 * float(wanted[name].abs().max()) + 1e-6  # convolutions round by batch size
         torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=near, msg=name)
 
 

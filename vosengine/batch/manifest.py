@@ -114,10 +114,12 @@ def _clip(where: str, folder: Path, row: Row) -> Clip:
     if "clip" not in row:
         raise InputError(f"{where}: has no clip; wanted a video, a folder or a pattern of images")
     options = {}
-    for name in OPTIONS.keys() & row.keys():
+    for name in (each for each in OPTIONS if each in row):
         try:
             options[name] = OPTIONS[name](row[name])
-        except (ValueError, ConfigError) as error:
+        except ConfigError as error:  # which names the option and what was given
+            raise InputError(f"{where}: {error}") from error
+        except ValueError as error:
             raise InputError(f"{where}: {name}: {error}; given {row[name]!r}") from error
     source = folder / row["clip"]
     stem = source.name if source.is_dir() else source.stem

@@ -90,7 +90,7 @@ def answer_together(
 
     def work(given: tuple[list[Any], Layout, tuple[torch.Tensor, ...]]) -> Any:
         seen, layout, tables = given
-        return _work(method, seen, layout, joined.at(tables), geometry)
+        return _work(method, seen, layout, joined.at(tables, layout.stream), geometry)
 
     given = seen, layout, joined.tables
     if pieces is not None:
@@ -106,9 +106,8 @@ def _work(
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """All but the writing, of tensors alone, so that it may be captured: logits [O, h, w] by id,
     labels [B, H, W] and what was observed [O, ...]."""
-    by_object = [rows_of(each, layout.stream) for each in seen]
     with span("segment"):
-        scores = method.segment(by_object, state)
+        scores = method.segment(seen, state)
     logits, region = scores.logits[layout.by_id], geometry.region(scores.stride)
     labels, found = finish_masks(
         logits,
@@ -125,7 +124,7 @@ def _work(
     # The background is that of the first stream: who takes several does not ask for it.
     rows = torch.cat((found[:1], found[layout.answered]))
     masks = Masks(pad(rows, geometry), streams=layout.stream)
-    return logits, labels, (scores.stride, method.observe(by_object, masks, state))
+    return logits, labels, (scores.stride, method.observe(seen, masks, state))
 
 
 def _settle(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from heapq import heappop, heappush
 
 import torch
 
@@ -36,7 +37,7 @@ class Pages:
         self.keys = torch.zeros(0, positions, channels[0], device=device, dtype=dtype)
         self.values = torch.zeros(0, positions, channels[1], device=device, dtype=dtype)
         self.version = 0
-        self._free: list[int] = []
+        self._free: list[int] = []  # a heap
         # Where memories are collected as garbage, pages come back at any moment: they wait here.
         self._returned: deque[int] = deque()
 
@@ -59,13 +60,13 @@ class Pages:
     def take(self, count: int) -> list[int]:
         """The numbers of so many free pages. Raises CapacityError, before anything has changed,
         where the budget has no room for them."""
+        if count == 0:  # as in most steps
+            return []
         self._settle()
         missing = count - len(self._free)
         if missing > 0:
             self._grow(missing)
-        taken = sorted(self._free)[:count]
-        self._free = sorted(self._free)[count:]
-        return taken
+        return [heappop(self._free) for _ in range(count)]
 
     def give(self, pages: Iterable[int]) -> None:
         """Free pages that were taken."""
@@ -78,7 +79,7 @@ class Pages:
 
     def _settle(self) -> None:
         while self._returned:
-            self._free.append(self._returned.popleft())
+            heappush(self._free, self._returned.popleft())
 
     def _grow(self, missing: int) -> None:
         least = self.capacity + missing
@@ -88,7 +89,8 @@ class Pages:
             if least > room:
                 raise CapacityError(self._refusal(missing + len(self._free), room))
             wanted = min(wanted, room)
-        self._free += range(self.capacity, wanted)
+        for page in range(self.capacity, wanted):
+            heappush(self._free, page)
         self._move(wanted)
 
     def _refusal(self, wanted: int, room: int) -> str:
@@ -106,7 +108,7 @@ class Pages:
             new = old.new_zeros(capacity, *old.shape[1:])
             new[:kept] = old[:kept]
             setattr(self, name, new)
-        self._free = [page for page in self._free if page < capacity]
+        self._free = [page for page in self._free if page < capacity]  # a heap still: none or all
         self.version += 1
 
 

@@ -111,7 +111,8 @@ class Decoder(nn.Module):
         return self.skip3(pyramid.r3), self.skip2(pyramid.r2)
 
     def forward(self, x: torch.Tensor, skip3: torch.Tensor, skip2: torch.Tensor) -> torch.Tensor:
-        """x [O, C, h, w] at stride 16 or 8, skips [1, ...] -> logits [O, H / 4, W / 4] at stride 4.
+        """x [O, C, h, w] at stride 16 or 8, skips [1 or O, ...] -> logits [O, H / 4, W / 4] at
+        stride 4.
 
         Of two classes foreground minus background: their softmax is its sigmoid.
         """
@@ -152,6 +153,12 @@ def carried(logits: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
     return logits + functional.interpolate(start, size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def of_objects(x: torch.Tensor, streams: torch.Tensor | None) -> torch.Tensor:
+    """Of every object what its stream's frame has: x [B, ...] -> [O, ...]; without `streams`, of
+    one stream, x [1, ...] as it is, which all its objects share."""
+    return x if streams is None else x[streams]
+
+
 def read_objects(
     key: torch.Tensor,
     value: torch.Tensor,
@@ -160,22 +167,24 @@ def read_objects(
     similarity: str = "dot",
     top_k: int | None = None,
     sharpness: float = 1.0,
+    streams: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Every object's memory read with one query, joined with the query's own value.
+    """Every object's memory read with its stream's query, joined with the query's own value.
 
-    key [1 or O, Ck, h, w], value [1 or O, Cv, h, w] -> [O, Cs + Cv, h, w]; Cs, the memory's
-    channels, is Cv or, where masks are read too, Cv + 1
+    key [B, Ck, h, w], value [B, Cv, h, w] -> [O, Cs + Cv, h, w]; Cs, the memory's channels, is Cv
+    or, where masks are read too, Cv + 1
 
     similarity  "dot", q k / sqrt(Ck) (STM section 3.3; the released code's scale); "l2", the
                 negative squared distance (STCN, NeurIPS 2021, section 3.3), less what is the same
                 for all positions: (2 q k - k k) / sqrt(Ck); "cosine", q k of keys from `make_key`
     top_k       positions that every cell reads; None: all
     sharpness   factor of the scores
+    streams     [O] int64, of which stream every object is; None: all of one
     """
     height, width = key.shape[2:]
     stored = memory.read(object_count)
     query_key = to_positions(key).contiguous()
-    if len(query_key) == 1:
+    if streams is None:
         query_key = query_key[0]
     scale, bias = sharpness, None
     if similarity != "cosine":
@@ -192,9 +201,11 @@ def read_objects(
         length=stored.length,
         top_k=top_k,
         pages=stored.pages,
+        query_of=None if streams is None else streams.to(torch.int32),
     )
     readout = readout.transpose(1, 2).unflatten(2, (height, width))
-    return torch.cat((readout, value.expand(object_count, -1, -1, -1)), dim=1)
+    own = of_objects(value, streams).expand(object_count, -1, -1, -1)
+    return torch.cat((readout, own), dim=1)
 
 
 class JoinedMemory(NamedTuple):
@@ -220,10 +231,11 @@ class JoinedState(NamedTuple):
 
     memory: JoinedMemory
     object_count: int
+    streams: torch.Tensor | None = None  # with the tables
 
     @property
     def tables(self) -> tuple[torch.Tensor, ...]:
-        """What of it changes from step to step."""
+        """What of the memory changes from step to step."""
         stored = self.memory.stored
         return cast(torch.Tensor, stored.length), cast(torch.Tensor, stored.pages)
 
@@ -233,16 +245,22 @@ class JoinedState(NamedTuple):
         length, pages = (
             functional.pad(each, [0] * (2 * each.ndim - 1) + [more]) for each in self.tables
         )
-        return self._replace(object_count=count).at((length, pages))
+        stored = self.memory.stored._replace(length=length, pages=pages)
+        return JoinedState(JoinedMemory(stored), count)
 
-    def at(self, tables: tuple[torch.Tensor, ...]) -> JoinedState:
-        """The same with these tables."""
+    def at(self, tables: tuple[torch.Tensor, ...], streams: torch.Tensor) -> JoinedState:
+        """The same with these tables, and these streams of its objects."""
         stored = self.memory.stored._replace(length=tables[0], pages=tables[1])
-        return self._replace(memory=JoinedMemory(stored))
+        return self._replace(memory=JoinedMemory(stored), streams=streams)
 
 
 class MatchingState(State):
-    """The state of a method that matches with a memory: the memory, and how many frames it saw."""
+    """The state of a method that matches with a memory: the memory, and how many frames it saw.
+
+    streams  [O] int64, of which stream every object is, where clips are trained side by side
+    """
+
+    streams: torch.Tensor | None = None
 
     def __init__(self, memory: Memory, every: int) -> None:
         self.memory = memory

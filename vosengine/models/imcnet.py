@@ -51,7 +51,7 @@ class JoinedForeground(NamedTuple):
         """The same: a stream has one object."""
         return self
 
-    def at(self, tables: tuple[torch.Tensor, ...]) -> JoinedForeground:
+    def at(self, tables: tuple[torch.Tensor, ...], streams: torch.Tensor) -> JoinedForeground:
         """The same: nothing of it changes."""
         return self
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .blocks import ResBlock, conv3
+from .blocks import ResBlock, conv3, of_objects
 from .convolve import convolve
 
 STEM = (16, 32, 48, 64)  # channels at strides 2, 4, 8 and 16
@@ -40,17 +40,25 @@ class MaskEncoder(nn.Module):
         self.dtype: torch.dtype | None = None
 
     def forward(
-        self, value: torch.Tensor, frame: torch.Tensor, planes: torch.Tensor
+        self,
+        value: torch.Tensor,
+        frame: torch.Tensor,
+        planes: torch.Tensor,
+        streams: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """value [1 or O, C, h, w], frame [1 or O, 3, H, W], planes [O, M, H, W] in 0..1 ->
-        [O, Cv, h, w]; what is given once is shared by all objects."""
+        """value [B, C, h, w], frame [B, 3, H, W], planes [O, M, H, W] in 0..1 -> [O, Cv, h, w].
+
+        streams  [O] int64, of which of the B frames every object is; None: all of one
+        """
         cells = (value.shape[2], value.shape[3])
         stem = self.conv1.weight.dtype
-        x = functional.relu(self.conv1(frame.to(stem)) + self.mask_conv(planes.to(stem)))
+        x = functional.relu(
+            of_objects(self.conv1(frame.to(stem)), streams) + self.mask_conv(planes.to(stem))
+        )
         if self.dtype is not None:
             x = x.to(self.dtype)
         for layer in self.stem:
             x = convolve(x, layer, relu=True)  # type: ignore[arg-type]
         covered = functional.adaptive_avg_pool2d(planes, cells).to(x.dtype)
-        shared = value.expand(planes.shape[0], -1, -1, -1)
+        shared = of_objects(value, streams).expand(planes.shape[0], -1, -1, -1)
         return self.block2(self.block1(self.join(torch.cat((shared, x, covered), dim=1))))

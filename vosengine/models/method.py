@@ -143,8 +143,9 @@ class Method(nn.Module, ABC, Generic[F, S]):
                      decides between whole objects
     capturable       of "encode" and "answer" (which is `segment` and `observe`) those that wait for
                      no numbers, so that a graph of their work on the device may be replayed
-    batched          whether `segment` and `observe` take the objects of several streams at once:
-                     features with a row for every object, and Masks with `streams`
+    batched          whether `segment` and `observe` take several streams at once: features with a
+                     row for every stream, and the objects of all of them, of which a joined
+                     state's `streams` and those of Masks say where they belong
     keeps_frames     whether a step costs more the more frames it remembers
     features         the NamedTuple that `encode` returns
     observes         what `observe` takes of the newest frame's features beside the frame itself

@@ -22,6 +22,7 @@ from .blocks import (
     Observed,
     carried,
     make_key,
+    of_objects,
     read_objects,
     with_masks,
 )
@@ -162,8 +163,9 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         config = self.config
         key = make_key(key, config.similarity)
         reading = config.similarity, config.top_k, config.sharpness
-        joined = read_objects(key, value, state.memory, state.object_count, *reading)
-        logits = self.decoder(joined, now.skip3, now.skip2)
+        joined = read_objects(key, value, state.memory, state.object_count, *reading, state.streams)
+        skips = (of_objects(x, state.streams) for x in (now.skip3, now.skip2))
+        logits = self.decoder(joined, *skips)
         if not self.config.read_masks:
             return Scores(logits, stride=4)
         read = joined[:, self.config.value_channels]
@@ -179,10 +181,13 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         planes = masks.probabilities[1:, None].to(now.frame.dtype)
         if self.config.memory_encoder == "shared":
             key, value = self.query_head(now.semantic)
-            key = make_key(key, self.config.similarity).expand(masks.object_count, -1, -1, -1)
-            value = self.mask_encoder(value, now.frame, planes)
+            key = of_objects(make_key(key, self.config.similarity), masks.streams)
+            key = key.expand(masks.object_count, -1, -1, -1)
+            value = self.mask_encoder(value, now.frame, planes, masks.streams)
         else:
-            key, value = self.reference_head(self.reference_encoder(now.frame, planes).r4)
+            key, value = self.reference_head(
+                self.reference_encoder(of_objects(now.frame, masks.streams), planes).r4
+            )
             key = make_key(key, self.config.similarity)
         if self.config.read_masks:
             value = with_masks(value, planes[:, :1])

@@ -19,6 +19,7 @@ from .blocks import (
     Observed,
     carried,
     make_key,
+    of_objects,
     read_objects,
     with_masks,
 )
@@ -96,8 +97,11 @@ class STM(Method[STMFeatures, MatchingState]):
         (now,) = seen
         config = self.config
         reading = config.similarity, config.top_k, config.sharpness
-        joined = read_objects(now.key, now.value, state.memory, state.object_count, *reading)
-        logits = self.decoder(joined, now.skip3, now.skip2)
+        joined = read_objects(
+            now.key, now.value, state.memory, state.object_count, *reading, state.streams
+        )
+        skips = (of_objects(x, state.streams) for x in (now.skip3, now.skip2))
+        logits = self.decoder(joined, *skips)
         if not self.config.read_masks:
             return Scores(logits, stride=4)
         read = joined[:, self.config.value_channels]
@@ -113,10 +117,12 @@ class STM(Method[STMFeatures, MatchingState]):
         planes = torch.stack((masks.probabilities[1:], masks.others()), dim=1)
         planes = planes.to(now.frame.dtype)
         if self.config.memory_encoder == "shared":
-            key = now.key.expand(masks.object_count, -1, -1, -1)
-            value = self.mask_encoder(now.value, now.frame, planes)
+            key = of_objects(now.key, masks.streams).expand(masks.object_count, -1, -1, -1)
+            value = self.mask_encoder(now.value, now.frame, planes, masks.streams)
         else:
-            key, value = self.memory_head(self.memory_encoder(now.frame, planes).r4)
+            key, value = self.memory_head(
+                self.memory_encoder(of_objects(now.frame, masks.streams), planes).r4
+            )
             key = make_key(key, self.config.similarity)
         if self.config.read_masks:
             value = with_masks(value, planes[:, :1])

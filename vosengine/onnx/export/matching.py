@@ -39,7 +39,7 @@ class Segment(nn.Module):
         cells = keys.shape[2] * keys.shape[3]
         stored = Stored(keys.flatten(1, 3), values.flatten(1, 3), length * cells)
         memory = SimpleNamespace(read=lambda _: stored)
-        state: Any = SimpleNamespace(memory=memory, object_count=keys.shape[0])
+        state: Any = SimpleNamespace(memory=memory, object_count=keys.shape[0], streams=None)
         logits = self.method.segment(self._seen(features), state).logits
         return logits.float()
 

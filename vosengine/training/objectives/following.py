@@ -141,7 +141,9 @@ class FollowingObjective(Objective[Method[Any, Any]]):
             state.memory = ClipMemory()
         streams = torch.arange(len(masks)).repeat_interleave(torch.tensor(counts))
         streams = streams.to(frames.device)
-        seen = self._encode(frames, masks, counts, streams, generator)
+        if len(masks) > 1:
+            state.streams = streams
+        seen = self._encode(frames, masks, counts, generator)
         given = [one_hot(clip[0], count) for clip, count in zip(masks, counts, strict=True)]
         prompted = tuple(range(sum(counts)))
         method.remember(self._window(seen, 0), join_masks(given, streams, prompted), state)
@@ -167,10 +169,9 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         frames: torch.Tensor,
         masks: torch.Tensor,
         counts: list[int],
-        streams: torch.Tensor,
         generator: torch.Generator,
     ) -> list[Any]:
-        """Features of every frame, by time: of one clip, or a row for each object of several."""
+        """Features of every frame, by time: a row for each clip."""
         pictures = normalised(frames, self.method.config)
         length = pictures.shape[1]
         if self.method.needs_proposals:
@@ -178,8 +179,7 @@ class FollowingObjective(Objective[Method[Any, Any]]):
             return [self.method.encode(pictures[:, t], drawn[t]) for t in range(length)]
         encoded = self.method.encode(pictures.transpose(0, 1).flatten(0, 1))
         clips = len(frames)
-        rows = streams if clips > 1 else torch.zeros(1, dtype=torch.int64, device=frames.device)
-        return [rows_of(encoded, t * clips + rows) for t in range(length)]
+        return [rows_of(encoded, slice(t * clips, (t + 1) * clips)) for t in range(length)]
 
     def _window(self, seen: list[Any], time: int) -> list[Any]:
         return [seen[max(0, time + offset)] for offset in self.method.sees]

@@ -23,19 +23,19 @@ serve: $(VENV)/ready
 
 # Two processes with a thread each. Triton interprets its kernels in processes of their own, where
 # it is told to before they are defined.
-INTERPRETED := $(wildcard $(patsubst kernels/%/triton_kernel.py,tests/test_%*.py, \
+INTERPRETED := $(wildcard $(patsubst kernels/%/triton_kernel.py,tests/kernels/test_%*.py, \
   $(wildcard kernels/*/triton_kernel.py)))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: $(VENV)/ready
 	$(PYTEST)
-	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/test_kernels.py \
-	  tests/test_interpreter_bfloat16.py $(INTERPRETED)
+	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/kernels/test_kernels.py \
+	  tests/kernels/test_interpreter_bfloat16.py $(INTERPRETED)
 
 FUZZ ?= 2000
 fuzz: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_files.py
-	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz_folders.py
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz_files.py
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_fuzz_folders.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

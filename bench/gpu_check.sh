@@ -124,7 +124,7 @@ export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 if "$python" -c 'import xdist' 2> /dev/null; then
   suite+=(-p xdist.plugin -n "$jobs")
 fi
-must "streams and captured graphs" 90 "${suite[@]}" tests/test_on_gpu.py tests/test_graphs.py tests/test_engine.py
+must "streams and captured graphs" 90 "${suite[@]}" tests/engine/test_on_gpu.py tests/engine/test_graphs.py tests/engine/test_engine.py
 
 if [ "$models" = yes ]; then
   base="$results/$(date +%F)-models-$device"
@@ -146,7 +146,7 @@ if [ "$models" = yes ]; then
   exit
 fi
 
-must "parity suite" 150 "${suite[@]}" tests/test_kernels.py -k "not on_the_cpu"
+must "parity suite" 150 "${suite[@]}" tests/kernels/test_kernels.py -k "not on_the_cpu"
 
 seeds=2 shapes=12
 [ "$rehearse" = yes ] && seeds=1 shapes=2

@@ -4,7 +4,7 @@ Features here have mean 0. Where all of them are positive, the mean alone makes 
 thousand times the next, and conjugate gradients lose their orthogonality to it: rounding grows
 a hundredfold with each iteration from the fourth on, and after ten, in float64 as it is, the
 weights of any two orders of summation may differ in the third digit: nothing that a rule for
-weights could judge. tests/test_fit_target.py judges that by the objective.
+weights could judge. tests/kernels/test_fit_target.py judges that by the objective.
 """
 
 from __future__ import annotations

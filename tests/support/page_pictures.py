@@ -1,6 +1,6 @@
 """The README's pictures of the page, out of a clip that the project draws itself.
 
-python tests/page_pictures.py    writes docs/pictures/page-light.webp and page-dark.webp
+python tests/support/page_pictures.py    writes docs/pictures/page-light.webp and page-dark.webp
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from vosengine.training.synthetic import ClipConfig, iterate_clip
 from vosengine.video import VideoWriter, write_labels
 
-PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+PICTURES = Path(__file__).resolve().parents[2] / "docs" / "pictures"
 SEED, FRAMES, HEIGHT, WIDTH = 4, 20, 480, 854
 MOST_BYTES = 200_000
 

@@ -1,7 +1,8 @@
 """Every op on every backend, case, dtype and instruction set, held against its reference.
 
 Without a GPU, CUDA kernels run in the emulation of tests/cuda_on_cpu and Triton's in its
-interpreter (`make test` does both; by hand: TRITON_INTERPRET=1 pytest tests/test_kernels.py).
+interpreter (`make test` does both; by hand: TRITON_INTERPRET=1 pytest
+tests/kernels/test_kernels.py).
 """
 
 from __future__ import annotations

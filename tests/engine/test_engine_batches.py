@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from many_streams import SIZES, frame_of, mask_of, open_engine, open_stream
 from quick_streams import begin
 from recorded_graph import RecordedGraph
-from test_engine import SIZES, frame_of, mask_of, open_engine, open_stream
 
 from vosengine import Engine, Segmenter
 from vosengine.engine import engine as engine_module

@@ -14,7 +14,7 @@ import torch
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing is not None, reason=str(cuda_on_cpu.missing))
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 FORWARDS, BACKWARDS, SHUFFLED = 0, 1, 7
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from vosengine import rle
 from vosengine.video import VideoWriter
 
-OUT = Path(__file__).resolve().parents[1] / "out" / "browser"  # pictures, to look at
+OUT = Path(__file__).resolve().parents[2] / "out" / "browser"  # pictures, to look at
 FRAMES, ROUND, HEIGHT, WIDTH, RADIUS = 24, 48, 240, 320, 26
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"without {', '.join(MISSING)}")
 

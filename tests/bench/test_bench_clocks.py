@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import_module("onnx")  # bench/ has a file of that name
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 clocks = import_module("clocks")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # module or package -> what it may import of vosengine; a file goes by the longest of these names
 # that is its own or its package's. A name that ends in a dot stands for everything beneath it.

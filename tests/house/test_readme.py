@@ -21,7 +21,7 @@ from vosengine.proposals import Proposals, boxes_of
 from vosengine.training.synthetic import ClipConfig, make_clip
 from vosengine.video import VideoWriter, write_labels
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ from vosengine.onnx import OnnxSegmenter
 from vosengine.onnx.manifest import MANIFEST, Manifest
 from vosengine.onnx.server import write_repository
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = 90, 150  # no multiple of any model's stride
 FRAMES = 8  # of a stream: the memory of 3 frames goes round
 KINDS = {
@@ -46,7 +46,7 @@ NUMPY = {"float": np.float32, "int64": np.int64, "uint8": np.uint8, "bool": np.b
 @cache
 def schema() -> Any:
     """The server's ModelConfig, from its published description."""
-    told = json.loads((ROOT / "tests" / "triton_model_config.json").read_text())
+    told = json.loads(Path(__file__).with_name("triton_model_config.json").read_text())
     file = descriptor_pb2.FileDescriptorProto(
         name="vosengine/model_config.proto", package="inference", syntax="proto3"
     )

@@ -1,7 +1,7 @@
 """Damaged frames, masks, proposals, states, weights and exports: every one is a typed error or a
 right answer, in bounded time and memory.
 
-    python tests/fuzz_files.py --count 10000 [--first 0]     # what `make fuzz` runs
+    python tests/support/fuzz_files.py --count 10000 [--first 0]     # what `make fuzz` runs
 """
 
 from __future__ import annotations

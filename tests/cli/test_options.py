@@ -225,8 +225,8 @@ def test_info_counts_what_it_is_asked_for() -> None:
 
 def test_every_option_is_tried_somewhere() -> None:
     """In some test, as it is typed, or as a row of the tables above has it."""
-    tests = Path(__file__).parent
-    text = "".join(path.read_text(encoding="utf-8") for path in tests.glob("test_*.py"))
+    tests = Path(__file__).resolve().parents[1]
+    text = "".join(path.read_text(encoding="utf-8") for path in tests.rglob("test_*.py"))
     rows = {"run": RUN, "eval": EVAL, "train": TRAIN, "clips": CLIPS}
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert {*rows} < {*commands}

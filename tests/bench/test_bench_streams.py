@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_engine import open_engine
+from many_streams import open_engine
 from typer.testing import CliRunner
 
 from vosengine.benchmark import drawn_scene, measure_streams

@@ -91,5 +91,5 @@ def test_it_does_without_torch() -> None:
     code = (
         "import runpy, sys; runpy.run_path(sys.argv[1]); assert 'torch' not in sys.modules, 'torch'"
     )
-    path = __file__.replace("tests/test_scheduler.py", "vosengine/engine/scheduler.py")
+    path = __file__.replace("tests/engine/test_scheduler.py", "vosengine/engine/scheduler.py")
     subprocess.run([sys.executable, "-c", code, path], check=True)

@@ -23,7 +23,7 @@ from vosengine.kernels.resources import (
     table,
 )
 
-COMMITTED = Path(__file__).resolve().parents[1] / "bench" / "results" / "kernel-resources.md"
+COMMITTED = Path(__file__).resolve().parents[2] / "bench" / "results" / "kernel-resources.md"
 LOOKED_AT = 80  # the chip whose CUDA code is disassembled; bench/resources.py does all
 # On sm_90 and sm_100 it keeps two to six numbers on the stack; a narrower tile moves that to
 # another kernel of the same plan.

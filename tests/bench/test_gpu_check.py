@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 def test_the_check_is_valid_and_names_what_exists() -> None:
@@ -80,7 +80,7 @@ def test_the_check_goes_through_all_its_stages(tmp_path: Path) -> None:
     code, text, log = check_with_fakes(tmp_path)
     assert code == 0, text
     assert "CUDA for 90" in text
-    for part in ("doctor", "tests/test_kernels.py", "bench/gpu_parity.py"):
+    for part in ("doctor", "tests/kernels/test_kernels.py", "bench/gpu_parity.py"):
         assert any(part in line for line in log), part
     tools = [line.split()[2] for line in log if line.startswith("sanitizer")]
     assert tools == ["memcheck", "memcheck", "racecheck", "racecheck"]
@@ -95,13 +95,15 @@ def test_whole_models_instead_of_kernels(tmp_path: Path) -> None:
     assert all("--device cuda" in line for line in lines)
     assert "--no-compiled" in lines[0] and "-models-cuda.json" in lines[0]
     assert "--no-compiled" not in lines[1] and "-models-cuda-compiled.json" in lines[1]
-    assert any("tests/test_on_gpu.py" in line for line in log)
+    assert any("tests/engine/test_on_gpu.py" in line for line in log)
     assert timed(log) == [] and not any(line.startswith("sanitizer") for line in log)
-    code, _, log = check_with_fakes(tmp_path, "--models", fail="tests/test_on_gpu.py")
+    code, _, log = check_with_fakes(tmp_path, "--models", fail="tests/engine/test_on_gpu.py")
     assert code == 1
 
 
-@pytest.mark.parametrize("stage", ["pip", "doctor", "tests/test_kernels.py", "bench/gpu_parity.py"])
+@pytest.mark.parametrize(
+    "stage", ["pip", "doctor", "tests/kernels/test_kernels.py", "bench/gpu_parity.py"]
+)
 def test_what_is_wrong_is_not_timed(stage: str, tmp_path: Path) -> None:
     code, text, log = check_with_fakes(tmp_path, fail=stage)
     assert code == 1

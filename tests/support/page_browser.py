@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-BROWSER = Path(__file__).with_name("browser")
+BROWSER = Path(__file__).resolve().parents[1] / "browser"
 TOKEN = "of-the-tests"
 SECONDS = 120.0  # for Chromium to end
 

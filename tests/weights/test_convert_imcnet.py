@@ -21,7 +21,7 @@ from vosengine.training.synthetic import ClipConfig, make_clip
 from vosengine.zoo.registry import build
 from vosengine.zoo.weights import load
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 Tensors = dict[str, torch.Tensor]
 

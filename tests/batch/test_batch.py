@@ -33,7 +33,7 @@ from vosengine.errors import DeviceError, InputError, OutputError, StateError
 from vosengine.rle import decode
 from vosengine.video import read_labels, write_labels
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 SIZE = (32, 48)
 RUN: dict[str, Any] = {"model": "stm", "device": "cpu", "size": 32, "checkpoint": 2}
 CLIPS = {"a": 3, "b": 6, "c": 4}
@@ -253,7 +253,7 @@ def deadly(data: Path, out: Path, notes: Path, victim: str, monkeypatch: pytest.
     for name, value in (("VICTIM", victim), ("AT", "4"), ("NOTES", str(notes))):
         monkeypatch.setenv(name, value)
     if victim == "parent":
-        program = [sys.executable, str(TESTS / "batch_units.py"), *words]
+        program = [sys.executable, str(SUPPORT / "batch_units.py"), *words]
         return subprocess.run(program, check=False, timeout=300).returncode
     monkeypatch.setitem(batch.__kwdefaults__, "worker", Deadly)
     return CliRunner().invoke(app, words).exit_code

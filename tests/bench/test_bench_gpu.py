@@ -28,7 +28,7 @@ from vosengine.kernels.cases import Case
 from vosengine.kernels.parity import cases_of, check_parity
 from vosengine.kernels.poison import poisoned
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 # They are programs: they import each other by bare names. One is called as the package `onnx` is,
 # which therefore is imported before.
 import_module("onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,12 @@ np.savez(out, labels=[r.numpy() for r in results],
 """
 
 
+def with_our_paths() -> dict[str, str]:
+    """An environment in which another process imports what these tests share."""
+    tests = Path(__file__).resolve().parents[1]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "support")))}
+
+
 def test_a_stream_resumes_in_a_new_process_bit_by_bit(
     any_model: str, clip: Clip, tmp_path: Path
 ) -> None:
@@ -51,7 +58,7 @@ def test_a_stream_resumes_in_a_new_process_bit_by_bit(
     paths = [tmp_path / name for name in ("stream.safetensors", "frames.npy", "out")]
     command = [sys.executable, "-c", RESUME, any_model, *map(str, paths), policy]
     done = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        command, env=with_our_paths(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "out.npz")
@@ -278,7 +285,7 @@ print((resident() - start) / 2**20)
         pytest.skip("needs /proc")
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
+        env=with_our_paths(),
         capture_output=True,
         text=True,
         check=False,

@@ -67,7 +67,7 @@ def test_a_demo_loads_and_says_where_it_comes_from(name: str) -> None:
 def test_what_ships_is_small_and_has_a_card() -> None:
     assert {card.model for card in DEMOS.values()} == {*list_models(), MODEL}
     assert sum(card.bytes for card in DEMOS.values()) <= TOGETHER
-    folder = Path(__file__).resolve().parents[1] / "weights" / "demo"
+    folder = Path(__file__).resolve().parents[2] / "weights" / "demo"
     assert {f"demo/{each.name}" for each in folder.iterdir()} == {
         card.file for card in DEMOS.values()
     }

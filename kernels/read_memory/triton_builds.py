@@ -1,4 +1,4 @@
-"""How `read_memory` launches its Triton programs, to be compiled for every chip without a GPU."""
+"""Builds of the Triton programs of `read_memory`, compiled for every chip without a GPU."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .triton_plan import (
 
 
 def builds() -> tuple[Build, ...]:
-    """Every program as the tuning tables launch it, for 480p: the usual memory of 128 key and 512
-    value channels, several sets of values, and DMN-AOA's references (256 and many)."""
+    """Every program as the tuning tables launch it at 480p: 128 key and 512 value channels (STM),
+    several sets of values, and DMN-AOA's references (256 key channels and wide values)."""
     configs: dict[Config, list[int]] = {}
     for chip, config in CONFIGS.items():
         configs.setdefault(config, []).append(chip)
@@ -96,7 +96,7 @@ def _builds(config: Config, kind: str, chips: tuple[int, ...]) -> list[Build]:
     return found
 
 
-# Multiples of 16 in real use; numbers of queries, of positions and of parts are not.
+# Multiples of 16 in real use; counts of queries, positions and parts are not.
 DIVISIBLE = (
     *("query_group", "query_row", "key_group", "key_row", "key_channels", "weight_row"),
     *("value_group", "value_set", "value_row", "value_channels", "readable", "padded"),

@@ -1,4 +1,4 @@
-"""Captured steps: the same answers as without, captured anew when objects come and go."""
+"""Captured graphs: same results as without, and recapture when the number of objects changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def pair(model: str, **options: Any) -> tuple[Segmenter, Segmenter]:
-    """With graphs, and without: otherwise alike."""
+    """Return two Segmenters that differ only in the use of graphs."""
     one, other = begin(model, **options), begin(model, **options)
     assert one._graphs is not None
     other._graphs = other.runs_on._encoding = None
@@ -35,13 +35,13 @@ def pair(model: str, **options: Any) -> tuple[Segmenter, Segmenter]:
 
 
 def captured_by(segmenter: Segmenter) -> int:
-    """How many graphs the stream and its engine have captured."""
+    """Return the number of graphs captured by the stream and its engine."""
     graphs = segmenter._graphs, segmenter.runs_on._encoding
     return sum(each.captured for each in graphs if each is not None)
 
 
 def names_of(segmenter: Segmenter) -> list[Any]:
-    """Of all captured graphs, those of the engine first."""
+    """Return the names of all captured graphs, those of the engine first."""
     graphs = segmenter.runs_on._encoding, segmenter._graphs
     return [name for each in graphs if each is not None for name, *_ in each._graphs]
 
@@ -57,7 +57,7 @@ def same(one: Any, other: Any) -> None:
 def test_a_stream_by_graphs_is_bit_by_bit_the_stream_without(
     model: str, small: Clip, graphs: None
 ) -> None:
-    """The answers are looked at when all frames are done: no graph may write over them."""
+    """Results are compared after all frames: no graph may overwrite them."""
     frames = np.concatenate([small.frames, small.frames[::-1]])
     prompts = {0: small.masks[0], 5: small.masks[5]}
     one, other = pair(model)
@@ -86,7 +86,7 @@ def test_another_number_of_objects_is_another_piece(model: str, small: Clip, gra
 
 @pytest.mark.parametrize("model", ["stm", "munet"])
 def test_other_ids_are_no_other_piece(model: str, small: Clip, graphs: None) -> None:
-    """Nor is another order of slots. What was answered under earlier ids stays what it was."""
+    """Nor is another order of slots. Results with earlier ids are unchanged."""
     one, other = pair(model)
     prompts = [small.masks[0], np.where(small.masks[0] == 1, 9, 0), np.zeros_like(small.masks[0])]
     prompts[2][20:32, 20:40] = 4

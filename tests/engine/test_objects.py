@@ -1,4 +1,4 @@
-"""Ids and slots, the caller's mask over the network's, and the way back to the caller's frame."""
+"""Object ids and slots, merging of prompts, and mapping to the input frame."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vosengine.types import Geometry, Scores
 
 
 def slots(*ids: int, capacity: int = 4) -> ObjectSlots:
-    """Slots whose ids arrived in that order."""
+    """Return slots with ids assigned in that order."""
     made = ObjectSlots(capacity)
     made.assign(ids)
     return made
@@ -34,7 +34,7 @@ def prompt_of(rows: list[list[int]]) -> torch.Tensor:
 
 
 def blocks(size: tuple[int, int], *corners: tuple[int, int, int, int, int]) -> torch.Tensor:
-    """Labels of that size with rectangles (id, top, bottom, left, right)."""
+    """Return labels of that size with rectangles (id, top, bottom, left, right)."""
     labels = torch.zeros(size, dtype=torch.uint8)
     for object_id, top, bottom, left, right in corners:
         labels[top:bottom, left:right] = object_id
@@ -79,7 +79,7 @@ def test_a_removed_objects_slot_goes_to_the_last_and_its_id_may_come_back() -> N
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 6)), max_size=30))
 def test_slots_follow_what_a_memory_does(steps: list[tuple[bool, int]]) -> None:
-    """Rows moved as `forget` promises to: the last into the freed one."""
+    """Rows move as `forget` specifies: the last one into the freed one."""
     made, rows = slots(capacity=6), []
     for joins, object_id in steps:
         if joins:
@@ -161,7 +161,7 @@ RESIZED = Geometry.fit((60, 87), size=40, multiple=16)  # 40 x 58, padded to 48 
 
 
 def halves(order: tuple[str, ...]) -> Scores:
-    """Logits in order of slot: an object on the left half, one on the right, one nowhere."""
+    """Return logits in slot order: an object on the left half, one on the right, one absent."""
     logits = torch.full((len(order), 12, 16), -9.0)
     for row, where in enumerate(order):
         side = {"left": slice(0, 8), "right": slice(8, 16), "nowhere": slice(0, 0)}[where]

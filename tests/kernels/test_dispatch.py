@@ -1,4 +1,4 @@
-"""Dispatch: who runs, who is asked, and what is said when the one asked for cannot."""
+"""Dispatch: which backend runs, selection by name, and errors for unsupported calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vosengine.kernels.shapes import check, check_dtype
 
 
 class Fake:
-    """A backend that takes x below its limit and says who ran."""
+    """Backend that supports x below its limit and returns its name."""
 
     def __init__(self, name: str, limit: int) -> None:
         self.name, self.limit = name, limit
@@ -117,7 +117,7 @@ def test_check_dtype() -> None:
 
 
 def test_under_autocast_an_op_is_what_it_is_without() -> None:
-    """What autocast has narrowed is taken as it is where it all is, else in the widest dtype."""
+    """Tensors narrowed by autocast are used as they are if all are, else in the widest dtype."""
     generator = torch.Generator().manual_seed(0)
     query, keys, values = (torch.randn(1, 6, 4, generator=generator) for _ in range(3))
     narrow = query.bfloat16()

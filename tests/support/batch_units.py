@@ -1,4 +1,4 @@
-"""What tests of `batch` run in its processes: work that sleeps, dies, or kills its parent."""
+"""Work units for tests of `batch` processes: they sleep, die, or kill the parent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Asked = Callable[[], bool]
 
 
 class Sleeper:
-    """A job is a number of seconds. Returns when it began and ended, and in which process."""
+    """Job: a number of seconds to sleep. Returns start and end times and the process id."""
 
     def __call__(self, job: float, report: Report, should_stop: Asked) -> dict[str, Any]:
         began = time.monotonic()
@@ -24,7 +24,7 @@ class Sleeper:
 
 
 class Scripted:
-    """A job is (name, what is to happen, a folder for notes)."""
+    """Job: (name, event to produce, folder for notes)."""
 
     def __call__(
         self, job: tuple[str, str, Path], report: Report, should_stop: Asked
@@ -57,7 +57,7 @@ class Scripted:
 
 
 class Broken:
-    """Cannot be made."""
+    """Worker whose constructor raises."""
 
     def __init__(self) -> None:
         os._exit(3)
@@ -67,10 +67,10 @@ class Broken:
 
 
 class Deadly:
-    """As ClipWorker; when a clip named "b" has come to a frame for the first time, somebody dies.
+    """ClipWorker that kills a process when clip "b" reaches a frame for the first time.
 
-    VICTIM in the environment: "worker", "parent", or "stop", the parent being asked to by SIGTERM;
-    AT: the frame. NOTES: a folder for notes.
+    Environment: VICTIM is "worker", "parent" (both killed), or "stop" (SIGTERM to the parent);
+    AT is the frame; NOTES is a folder for notes.
     """
 
     def __init__(self, threads: int) -> None:
@@ -101,11 +101,11 @@ class Deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         if victim == "parent":
             os.kill(parent, signal.SIGKILL)
-            while os.getppid() == parent:  # with its end the pipe's is closed
+            while os.getppid() == parent:  # the pipe closes when the parent ends
                 time.sleep(0.01)
         if victim == "stop":
             os.kill(parent, signal.SIGTERM)
-            time.sleep(2)  # until it was heard
+            time.sleep(2)  # until the signal is handled
 
 
 def main() -> None:
@@ -119,6 +119,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import batch_units  # the name by which processes find what is in it
+    import batch_units  # the module name by which processes unpickle it
 
     batch_units.main()

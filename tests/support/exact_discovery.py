@@ -1,4 +1,4 @@
-"""D-Net's output drawn by hand from exact masks, and how well a tracker keeps identities on it."""
+"""D-Net outputs computed from exact masks, and identity measures of a tracker on them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vosengine.types import Result
 
 
 class ExactDiscovery:
-    """A ProposalSource: saliency, centres and offsets as a perfect D-Net would draw them.
+    """ProposalSource with the saliency, centres and offsets of a perfect D-Net.
 
     masks     [T, H, W] object ids of every frame
-    smallest  pixels; fewer are not proposed
+    smallest  minimum pixels of a proposed object
     """
 
     def __init__(self, masks: np.ndarray, smallest: int = 40) -> None:
@@ -34,8 +34,8 @@ class ExactDiscovery:
 
 
 def exact_maps(mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Heat map [H, W] (Gaussians of 10 pixels, as in the training), offset [2, H, W] in pixels and
-    foreground [H, W] of one mask."""
+    """Return heat map [H, W] (Gaussians of 10 pixels, as in training), offset [2, H, W] in pixels
+    and foreground [H, W] of one mask."""
     height, width = mask.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     heat, offset = np.zeros((height, width), np.float32), np.zeros((2, height, width), np.float32)
@@ -50,12 +50,12 @@ def exact_maps(mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 @dataclass
 class Identities:
-    """How a tracker did on one clip, as the CLEAR MOT measures count it.
+    """CLEAR MOT counts of a tracker on one clip.
 
-    switches   an object is found under another id than the last time
-    fragments  an object is found again after it was there and not found
-    overlaps   IoU of every object and frame that was found (IoU of 0.5 or more)
-    shown      how many there were to be found, of 40 pixels or more
+    switches   an object is found under another id than before
+    fragments  an object is found again after it was visible and not found
+    overlaps   IoU of every found object and frame (IoU of 0.5 or more)
+    shown      number of objects and frames to be found, of 40 pixels or more
     """
 
     switches: int

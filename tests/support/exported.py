@@ -1,4 +1,4 @@
-"""Exports that tests share: each is written once, whichever of the test processes asks first."""
+"""Exports shared by tests: each is written once, by the first test process that requests it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 from vosengine.zoo.weights import load, save, state_of
 
 FAILED = "failed"
-LONGEST = 600.0  # seconds that another process may take for one export
-SHORT_SIDE = 120  # of what a trained network sees in tests: it is most of what a step costs, and
-# of no network's stride a multiple, so that frames are padded
+LONGEST = 600.0  # timeout in seconds for an export by another process
+SHORT_SIDE = 120  # input size of trained networks in tests: it dominates the cost of a step, and is
+# not a multiple of any network's stride, so that frames are padded
 SHIPPED = "weights"
-WEIGHTS = "demo.safetensors"  # so that they are named as those that ship
+WEIGHTS = "demo.safetensors"  # the same name as the shipped weights
 
 Export = Callable[..., Path]
 
 
 def small_demo(folder: Path, model: str) -> Path:
-    """The trained weights that ship, in a file of a network that sees smaller frames. Processes
-    may write it at once: it appears whole, and is the same from all."""
+    """Write the shipped weights as a file with a smaller input size, and return it. Processes may
+    write it concurrently: it appears atomically, with the same contents."""
     path = folder / model / WEIGHTS
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def small_demo(folder: Path, model: str) -> Path:
         config = method.config
         if isinstance(config.size, int):
             config = replace(config, size=SHORT_SIDE)
-        if isinstance(config, TargetAwareConfig):  # in small frames, too, there is much to find
+        if isinstance(config, TargetAwareConfig):  # many discoveries in small frames, too
             config = replace(config, smallest_proposal=20, centre_window=7, birth_score=0.0)
         words = {"description": card.description, "licence": card.licence}
         save(path, model, config, state_of(method), trained=card.trained, **words)
@@ -46,13 +46,14 @@ def small_demo(folder: Path, model: str) -> Path:
 
 
 def weights_of(folder: Path, model: str) -> Path:
-    """The file whose weights an export of `exporter` has, those that ship."""
+    """Return the file with the weights of an export by `exporter`, from the shipped ones."""
     return small_demo(folder / SHIPPED, model)
 
 
 def exporter(factory: pytest.TempPathFactory, worker: str) -> Export:
-    """`export("munet", size=(96, 160))`: the folder, written by this process or by another. A file
-    of weights is known by its name; those that ship see small frames, and lie beside the graphs."""
+    """Return `export(model, weights, **options)`, such as `export("munet", size=(96, 160))`, which
+    returns the folder, written by this or another process. Weights files are identified by name;
+    the shipped ones have a small input size, and are stored beside the graphs."""
     root = factory.getbasetemp()
     if worker != "master":
         root = root.parent
@@ -72,7 +73,7 @@ def exporter(factory: pytest.TempPathFactory, worker: str) -> Export:
                     weights = weights_of(folder, model)
                 export_model(model, ExportOptions(folder, weights=str(weights), **options))
             except BaseException:
-                (folder / FAILED).touch()  # those who wait need not wait on
+                (folder / FAILED).touch()  # ends the wait of other processes
                 raise
         return folder
 
@@ -88,13 +89,13 @@ def _wait(path: Path) -> None:
 
 
 def drawn(size: tuple[int, int], objects: int, frames: int = 6) -> Clip:
-    """A clip in which every object is there from the first frame on."""
+    """Return a clip in which every object is visible from the first frame on."""
     config = ClipConfig(frames=frames, height=size[0], width=size[1], objects=(objects, objects))
     return make_clip(config, seed=3)
 
 
 def both(folder: Path, **options: Any) -> tuple[OnnxSegmenter, Segmenter]:
-    """The export's stream, and torch's layer by layer."""
+    """Return an OnnxSegmenter of the export, and an eager Segmenter."""
     ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
     weights = weights_of(folder, ours.model)
     theirs = Segmenter(
@@ -106,13 +107,13 @@ def both(folder: Path, **options: Any) -> tuple[OnnxSegmenter, Segmenter]:
 def answers(
     engine: Any, frames: Sequence[np.ndarray], prompts: dict[int, np.ndarray]
 ) -> list[np.ndarray]:
-    """Labels of every frame."""
+    """Return the labels of every frame."""
     results = [engine.step(frame, prompts.get(i)) for i, frame in enumerate(frames)]
     results = [result for result in results if result is not None] + engine.flush()
     return [result.numpy() for result in results]
 
 
 def differing(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """The share of labels that differ."""
+    """Return the share of labels that differ."""
     assert len(ours) == len(theirs)
     return float(np.mean(np.stack(ours) != np.stack(theirs)))

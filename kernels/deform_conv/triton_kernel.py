@@ -348,11 +348,11 @@ def builds() -> tuple[Build, ...]:
     for chip, config in CONFIGS.items():
         chips[config] = (*chips.get(config, ()), chip)
     forms = (torch.float16, 8, False), (torch.bfloat16, 64, True), (torch.float32, 8, False)
-    found: list[Build] = []
+    all_builds: list[Build] = []
     for config in chips:
         for dtype, unit, masked in forms:
-            found += _builds_of(dtype, unit, masked, config, chips[config])
-    return tuple(found)
+            all_builds += _builds_of(dtype, unit, masked, config, chips[config])
+    return tuple(all_builds)
 
 
 def _builds_of(

@@ -104,8 +104,8 @@ def fit_target(
     Source  Target-aware U-VOS, section 3.2, equations 8 and 9, with the optimiser of FRTM (Robinson
             et al., CVPR 2020, section 3.2); its direction-forget factor, 0.9^750, is taken as 0.
     """
-    given = (features, bands, targets, sample_weight, kernel)
-    samples, forms, aims, weight, kernel_now = (tensor.double() for tensor in given)
+    floats = (features, bands, targets, sample_weight, kernel)
+    samples, forms, aims, weight, kernel_now = (tensor.double() for tensor in floats)
     projection_now = None if projection is None else projection.double()
     for count in iterations:
         model = _Linearised(samples, kernel_now, projection_now)

@@ -51,12 +51,18 @@ def run(
         pixels.append(plane_stride)
     boxes = boxes.to(torch.float64).contiguous()
     frame = None if frame is None else frame.contiguous()
-    channels = sum(each.shape[1] for each in maps)
+    channels = sum(source.shape[1] for source in maps)
     out = torch.empty(len(boxes), channels, size, size, dtype=torch.float32)
     load().pool_regions_cpu(
         [
-            (each.data_ptr(), each.stride()[:3], tuple(each.shape), cell, index == len(levels))
-            for index, (each, cell) in enumerate(zip(maps, pixels, strict=True))
+            (
+                source.data_ptr(),
+                source.stride()[:3],
+                tuple(source.shape),
+                cell,
+                index == len(levels),
+            )
+            for index, (source, cell) in enumerate(zip(maps, pixels, strict=True))
         ],
         boxes.data_ptr(),
         0 if frame is None else frame.data_ptr(),

@@ -65,12 +65,12 @@ def run(
     boxes = boxes.to(torch.float64).contiguous()
     frame = None if frame is None else frame.contiguous()
     dtype, device = levels[0].dtype, levels[0].device
-    channels = sum(each.shape[1] for each in maps)
+    channels = sum(source.shape[1] for source in maps)
     out = torch.empty(len(boxes), channels, size, size, dtype=dtype, device=device)
     load().pool_regions_cuda(
         [
-            (each.data_ptr(), each.stride(), tuple(each.shape), cell, index == len(levels))
-            for index, (each, cell) in enumerate(zip(maps, pixels, strict=True))
+            (source.data_ptr(), source.stride(), tuple(source.shape), cell, index == len(levels))
+            for index, (source, cell) in enumerate(zip(maps, pixels, strict=True))
         ],
         boxes.data_ptr(),
         0 if frame is None else frame.data_ptr(),

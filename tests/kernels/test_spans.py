@@ -100,14 +100,14 @@ def test_under_a_listener_graphs_are_not_replayed(
 ) -> None:
     monkeypatch.setattr(engine_module, "graph_maker", lambda device: RecordedGraph)
     segmenter = begin("stm")
-    assert segmenter._pieces is not None
+    assert segmenter._graphs is not None
     with use_backend("reference"), listen(Listener()):
         play(segmenter, small.frames, {0: small.masks[0]})
-        assert segmenter._pieces.captured == len(segmenter._pieces) == 0
+        assert segmenter._graphs.captured == len(segmenter._graphs) == 0
         assert segmenter.runs_on._encoding is not None and len(segmenter.runs_on._encoding) == 0
     with use_backend("reference"):
         play(segmenter, small.frames)
-    assert segmenter._pieces.captured == segmenter.runs_on._encoding.captured == 1
+    assert segmenter._graphs.captured == segmenter.runs_on._encoding.captured == 1
 
 
 def test_torchs_profiler_shows_spans(small: Clip) -> None:

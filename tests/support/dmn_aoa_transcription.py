@@ -184,11 +184,11 @@ def match(
 ) -> NDArray[np.float64]:
     """The assignment X [N, M] of DMM-Net's layer: min <C, X> with C = -similarity, X >= 0, rows
     that sum to 1 and columns to 1 at most, by projected gradient steps (Dykstra's projections)."""
-    given = np.asarray(similarity, dtype=np.float64)
-    n, proposals = given.shape
+    similarities = np.asarray(similarity, dtype=np.float64)
+    n, proposals = similarities.shape
     m = n + 1 if proposals <= n else proposals
     cost = np.zeros((n, m))
-    cost[:, :proposals] = -given
+    cost[:, :proposals] = -similarities
     best = np.full((n, m), cost.max())
     for column in range(m):
         row = int(cost[:, column].argmin())
@@ -340,7 +340,7 @@ def transcribe(
     masks = [frame.double() for frame in masks]
     firsts = [0] * len(masks[0]) if first_frames is None else first_frames
     kept = list(range(len(masks))) if memory is None else memory
-    found = [
+    aligned_maps = [
         project(w, "proposal_projector", object_features(bases[-1], box, stages, pooled),
                 norm_groups)
         for box in boxes
@@ -349,7 +349,7 @@ def transcribe(
     for o, first in enumerate(firsts):
         t = object_template(w, bases, [x[o] for x in masks], first, kept, stages, pooled)
         t = project(w, "template_projector", t, norm_groups)
-        for j, proposal in enumerate(found):
+        for j, proposal in enumerate(aligned_maps):
             similarities[o, j] = score(t, align(t, proposal, alpha), similarity)
     assigned = torch.from_numpy(match(similarities.detach().numpy()))
     coarse_masks = coarse(assigned, proposals.double(), masks[-1])

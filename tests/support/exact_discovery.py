@@ -65,14 +65,14 @@ class Identities:
 
 
 def identities(results: list[Result], masks: np.ndarray) -> Identities:
-    found = Identities(0, 0, [], 0)
+    counts = Identities(0, 0, [], 0)
     known: dict[int, int] = {}
     lost: set[int] = set()
     for result, mask in zip(results, masks, strict=True):
         labels = result.numpy()
         objects = [i for i in np.unique(mask) if i > 0 and (mask == i).sum() >= 40]
         tracks = [i for i in np.unique(labels) if i > 0]
-        found.shown += len(objects)
+        counts.shown += len(objects)
         overlap = np.zeros((len(objects), len(tracks)))
         for row, object_id in enumerate(objects):
             for column, track in enumerate(tracks):
@@ -88,9 +88,9 @@ def identities(results: list[Result], masks: np.ndarray) -> Identities:
                 lost.add(object_id)
                 continue
             track, shared = pairs[object_id]
-            found.overlaps.append(shared)
-            found.switches += known.get(object_id, track) != track
-            found.fragments += object_id in lost and object_id in known
+            counts.overlaps.append(shared)
+            counts.switches += known.get(object_id, track) != track
+            counts.fragments += object_id in lost and object_id in known
             lost.discard(object_id)
             known[object_id] = track
-    return found
+    return counts

@@ -174,10 +174,10 @@ class Kept:
             assert engine.frame_count == 0
             assert engine.geometry is None
             raise
-        given = np.zeros(1) if mask is None else np.asarray(mask)
-        if given.ndim == 3:
-            given = np.where(given.max(0) > 0.5, 1 + given.argmax(0), 0)
-        shown = {*np.unique(given).tolist()} - {0}
+        labels = np.zeros(1) if mask is None else np.asarray(mask)
+        if labels.ndim == 3:
+            labels = np.where(labels.max(0) > 0.5, 1 + labels.argmax(0), 0)
+        shown = {*np.unique(labels).tolist()} - {0}
         assert result is not None
         return {*result.ids} >= shown and tuple(result.labels.shape) == tuple(frame.shape[:2])
 
@@ -363,20 +363,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     start = time.monotonic()
 
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    found = try_many(given.first, given.count, say)
+    found = try_many(options.first, options.count, say)
     say(f"{'kind':12} {'errors':>7} {'answers':>7} {'faults':>7}")
     for name in sorted({name for name, _ in found}):
         counts = (found[name, what] for what in ("error", "answer", "fault"))
         say(f"{name:12} " + " ".join(f"{count:7}" for count in counts))
     faults = sum(count for (_, what), count in found.items() if what == "fault")
-    say(f"{given.count} files in {time.monotonic() - start:.0f} s, {faults} faults")
+    say(f"{options.count} files in {time.monotonic() - start:.0f} s, {faults} faults")
     sys.exit(faults > 0)
 
 

@@ -189,15 +189,15 @@ def levels(w: Weights, frame: Tensor) -> list[Tensor]:
     """r0, r1, r2, r3 at 1/4, 1/8, 1/16, 1/32 of a normalised frame [1, 3, H, W]."""
     x = torch.relu(norm(w, f"{BACKBONE}.bn1", conv(w, f"{BACKBONE}.conv1", frame, 2)))
     x = functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-    found = []
+    pyramid = []
     for stage in (1, 2, 3, 4):
         index = 0
         while f"{BACKBONE}.layer{stage}.{index}.conv1.weight" in w:
             stride = 2 if stage > 1 and index == 0 else 1
             x = residual(w, f"{BACKBONE}.layer{stage}.{index}", x, stride)
             index += 1
-        found.append(x)
-    return found
+        pyramid.append(x)
+    return pyramid
 
 
 def similarity(w: Weights, coarsest: list[Tensor]) -> Tensor:

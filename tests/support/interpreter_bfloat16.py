@@ -49,11 +49,11 @@ def _cast(plain: Callable[..., Any]) -> Callable[..., Any]:
 def _elementwise(plain: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap the interpreter's unary_op, binary_op, ternary_op, fma and rsqrt."""
 
-    def compute(self: Any, *given: Any) -> TensorHandle:
-        narrow = [isinstance(x, TensorHandle) and is_bfloat16(x) for x in given]
-        if not any(narrow) or np.where in given:  # np.where copies bits only
-            return plain(self, *given)
-        wide = [in_float32(x) if n else x for x, n in zip(given, narrow, strict=True)]
+    def compute(self: Any, *operands: Any) -> TensorHandle:
+        narrow = [isinstance(x, TensorHandle) and is_bfloat16(x) for x in operands]
+        if not any(narrow) or np.where in operands:  # np.where copies bits only
+            return plain(self, *operands)
+        wide = [in_float32(x) if n else x for x, n in zip(operands, narrow, strict=True)]
         out = plain(self, *wide)
         if out.data.dtype != np.float32:  # a comparison
             return out

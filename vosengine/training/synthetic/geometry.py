@@ -1,4 +1,4 @@
-"""Plane geometry: 3x3 matrices for affine maps, and pixel rectangles."""
+"""Plane geometry: 3x3 matrices of affine maps, and pixel rectangles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Points = NDArray[np.float64]  # [N, 2] x, y
 
 @dataclass(frozen=True)
 class Window:
-    """Pixels x0 <= x < x1, y0 <= y < y1."""
+    """Pixel rectangle x0 <= x < x1, y0 <= y < y1."""
 
     x0: int
     y0: int
@@ -33,7 +33,7 @@ class Window:
         return self.x1 <= self.x0 or self.y1 <= self.y0
 
     def slices(self, origin: Window | None = None) -> tuple[slice, slice]:
-        """Index for an image whose first pixel is `origin`'s corner (else 0, 0)."""
+        """Row and column slices for an image whose first pixel is `origin`'s corner (or 0, 0)."""
         x, y = (origin.x0, origin.y0) if origin else (0, 0)
         return slice(self.y0 - y, self.y1 - y), slice(self.x0 - x, self.x1 - x)
 
@@ -80,7 +80,7 @@ def invert(matrix: Matrix) -> Matrix:
 
 
 def about(centre: NDArray[np.float64], matrix: Matrix) -> Matrix:
-    """`matrix` with `centre` as its origin."""
+    """Apply `matrix` about `centre` instead of the origin."""
     return translate(centre) @ matrix @ translate(-centre)
 
 
@@ -94,6 +94,6 @@ def corners(low: ArrayLike, high: ArrayLike) -> Points:
 
 
 def window_around(points: Points) -> Window:
-    """The smallest window that holds `points`, with a pixel to spare for interpolation."""
+    """Smallest window that contains `points`, with a margin of one pixel for interpolation."""
     low, high = np.floor(points.min(axis=0)) - 1, np.ceil(points.max(axis=0)) + 2
     return Window(int(low[0]), int(low[1]), int(high[0]), int(high[1]))

@@ -96,7 +96,10 @@ def convert_stm(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
     for part in ("mean", "std"):
         wanted |= {f"{encoder}.{part}": (1, 3, 1, 1) for encoder in ("Encoder_M", "Encoder_Q")}
     check_tensors(source, released, wanted)
-    mean, std = _shared(source, released, "mean"), _shared(source, released, "std")
+    mean, std = (
+        _input_stat(source, released, "mean"),
+        _input_stat(source, released, "std"),
+    )
     try:
         config = STMConfig(mean=mean, std=std)
     except ConfigError as error:
@@ -109,7 +112,7 @@ def convert_stm(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
     return config, {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def _shared(source: str, released: Tensors, part: str) -> tuple[float, float, float]:
+def _input_stat(source: str, released: Tensors, part: str) -> tuple[float, float, float]:
     """Mean or std of the input (RGB); must be equal in both encoders of the release."""
     memory, query = (released[f"{encoder}.{part}"] for encoder in ("Encoder_M", "Encoder_Q"))
     if not torch.equal(memory, query):

@@ -32,6 +32,7 @@ def upsample(x: torch.Tensor, scale: int) -> torch.Tensor:
 
 
 def conv3(channels_in: int, channels_out: int, bias: bool = True) -> nn.Conv2d:
+    """3x3 convolution with padding 1."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
 
 

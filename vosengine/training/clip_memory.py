@@ -32,4 +32,5 @@ class ClipMemory:
         self._values.append(value)
 
     def read(self, count: int) -> Stored:
+        """All frames: keys [O, T * P, Ck], values [O, T * P, Cv]; `count` has no effect."""
         return Stored(torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1), None)

@@ -76,6 +76,7 @@ class BaseFeatures(nn.Module):
 
     @property
     def reductions(self) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+        """The bottlenecks on res2, res3 and res4."""
         return self.reduce2, self.reduce3, self.reduce4
 
     def forward(self, frames: torch.Tensor) -> tuple[Base, tuple[torch.Tensor, ...]]:

@@ -114,6 +114,7 @@ class Guidance(nn.Module):
     def forward(
         self, x: torch.Tensor, guidance: torch.Tensor, squeezed: torch.Tensor
     ) -> torch.Tensor:
+        """x, guidance [B, C, h, w], squeezed [B, 2C] -> [B, C, h, w]"""
         alpha, beta = self.gains(squeezed)
         return alpha * x + beta * guidance
 
@@ -155,6 +156,7 @@ class Head(nn.Module):
         self.predict = nn.Conv2d(width, channels_out, 1)
 
     def forward(self, x: torch.Tensor, skip3: torch.Tensor, skip2: torch.Tensor) -> torch.Tensor:
+        """x [B, C, h, w], skip3 [B, ., 2h, 2w], skip2 [B, ., 4h, 4w] -> [B, ., 4h, 4w] maps"""
         x = self.fuse3(torch.cat((upsample(x, 2), skip3), dim=1))
         x = self.fuse2(torch.cat((upsample(x, 2), skip2), dim=1))
         return self.predict(self.refine(x))

@@ -187,13 +187,13 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         proposals, saliency = self._discover(now, state)
         maps = state.tracks.project(now.appearance)
         logits = self._track(now, maps, state)
-        masks = _exclusive(logits, (height, width))
+        masks = _exclusive_masks(logits, (height, width))
         matched, unseen = self._associate(now.frame, masks, proposals, state)
         for track, proposal in enumerate(matched):
             if proposal is not None and self.config.verified_mask == "proposal":
-                logits[track] = _sure(proposals.masks[proposal])
+                logits[track] = _certain_logits(proposals.masks[proposal])
         born = self._births(proposals, unseen, state.capacity - state.object_count)
-        rows = torch.cat((logits, _sure(proposals.masks[born])))
+        rows = torch.cat((logits, _certain_logits(proposals.masks[born])))
         verified = tuple(proposal is not None for proposal in matched)
         return Scores(rows, stride=1, aux=Aux(verified, maps, saliency))
 
@@ -355,12 +355,12 @@ def _areas(masks: torch.Tensor) -> list[int]:
     return areas
 
 
-def _sure(masks: torch.Tensor) -> torch.Tensor:
+def _certain_logits(masks: torch.Tensor) -> torch.Tensor:
     """Logits +-CERTAIN of boolean masks."""
     return torch.where(masks, CERTAIN, -CERTAIN)
 
 
-def _exclusive(logits: torch.Tensor, size: Size) -> torch.Tensor:
+def _exclusive_masks(logits: torch.Tensor, size: Size) -> torch.Tensor:
     """Masks [K, H, W] bool where each track wins after soft aggregation of all tracks."""
     count = len(logits)
     ids = torch.arange(1, 1 + count, device=logits.device)

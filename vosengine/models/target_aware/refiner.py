@@ -100,6 +100,8 @@ class Level(nn.Module):
     def forward(
         self, deeper: torch.Tensor, reduced: torch.Tensor, coarse: torch.Tensor
     ) -> torch.Tensor:
+        """deeper [K, channels, h', w'], reduced [1, channels, h, w], coarse [K, 1, ., .] ->
+        [K, channels, h, w]"""
         height, width = reduced.shape[2:]
         x = self.block1(self.encoder(reduced, resize(coarse, (height, width))))
         return self.block2(self.attention(deeper, x))

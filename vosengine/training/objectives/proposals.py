@@ -20,7 +20,7 @@ def draw_proposals(mask: torch.Tensor, count: int, generator: torch.Generator) -
         if not own.any():
             continue
         if float(torch.rand((), generator=generator)) >= MISSED:
-            proposed.append(_worn(own, generator))
+            proposed.append(_corrupted(own, generator))
         if len(proposed) < count + FALSE and float(torch.rand((), generator=generator)) < 0.5:
             shift = torch.randint(-60, 61, (2,), generator=generator).tolist()
             proposed.append(own.roll(shift, (0, 1)))
@@ -31,7 +31,7 @@ def draw_proposals(mask: torch.Tensor, count: int, generator: torch.Generator) -
     return Proposals(boxes_of(masks[order]), masks[order], scores.to(mask.device))
 
 
-def _worn(own: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _corrupted(own: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Dilate or erode a mask [H, W] by up to 3 pixels; with probability 1/2 cut off its lower
     part, unless less than a quarter would be left."""
     reach = int(torch.randint(0, 4, (), generator=generator))

@@ -63,7 +63,7 @@ class Cutouts:
 
     def draw(self, rng: np.random.Generator) -> Cutout:
         """Draw a random object."""
-        return self.cutouts[_drawn(rng, self._chances)]
+        return self.cutouts[_draw_index(rng, self._chances)]
 
 
 class PhotoLibrary:
@@ -91,7 +91,7 @@ class PhotoLibrary:
         objects: list[Cutout] = []
         regions: list[Cutout] = []
         for number, photo in enumerate(self.photos):
-            size, thumb = _glance(photo.image)
+            size, thumb = _size_and_thumb(photo.image)
             if min(size) < _LEAST_SIDE:
                 raise InputError(
                     f"{photo.image}: is {size[0]}x{size[1]}, wanted sides of at least"
@@ -132,11 +132,11 @@ class PhotoLibrary:
 
     def draw(self, rng: np.random.Generator) -> int:
         """Draw a photo; returns its number."""
-        return _drawn(rng, self._chances)
+        return _draw_index(rng, self._chances)
 
     def draw_bare(self, rng: np.random.Generator) -> int:
         """Draw a photo without objects in its mask, or any photo if there is none."""
-        return _drawn(rng, self._bare if self._bare[-1] > 0 else self._chances)
+        return _draw_index(rng, self._bare if self._bare[-1] > 0 else self._chances)
 
     def image(self, number: int) -> Pixels:
         """Photo `number` as [h, w, 3] RGB; read-only."""
@@ -189,7 +189,7 @@ def _files(folder: Path, extensions: Sequence[str]) -> list[Path]:
     )
 
 
-def _glance(path: Path) -> tuple[Size, Pixels]:
+def _size_and_thumb(path: Path) -> tuple[Size, Pixels]:
     """(height, width) after EXIF rotation, and a thumbnail [8, 8, 3]. Reads the whole file."""
     try:
         with Image.open(path) as image:
@@ -216,7 +216,7 @@ def _rarity(thumbs: NDArray[np.uint8]) -> NDArray[np.float64]:
     return 1 / np.maximum(counts, 1)
 
 
-def _drawn(rng: np.random.Generator, chances: NDArray[np.float64]) -> int:
+def _draw_index(rng: np.random.Generator, chances: NDArray[np.float64]) -> int:
     """Draw an index by cumulative weights [n]."""
     index = np.searchsorted(chances, rng.random() * chances[-1], side="right")
     return min(int(index), len(chances) - 1)

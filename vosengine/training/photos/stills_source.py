@@ -72,7 +72,7 @@ class StillsSource:
                 x, y = _lookup(rng, view, self._size, amount)
                 cv2.remap(photo, x, y, cv2.INTER_LINEAR, frames[time], cv2.BORDER_REFLECT)
                 cv2.remap(labels, x, y, cv2.INTER_NEAREST, masks[time], cv2.BORDER_REFLECT)
-                frames[time] = _lit(rng, frames[time], amount)
+                frames[time] = _relight(rng, frames[time], amount)
             masks = renumber(keep_seen(masks))
             if masks[0].any():
                 return Sample(
@@ -128,7 +128,7 @@ def _lookup(
     )
 
 
-def _lit(rng: np.random.Generator, frame: Pixels, amount: float) -> Pixels:
+def _relight(rng: np.random.Generator, frame: Pixels, amount: float) -> Pixels:
     """Change the frame's light: a gain per channel and an offset."""
     gains = np.exp(rng.normal(0, 0.06 * amount) + rng.normal(0, 0.03 * amount, 3))
     levels = np.arange(256)[:, None] * gains + rng.normal(0, 5 * amount)

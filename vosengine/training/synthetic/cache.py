@@ -135,10 +135,12 @@ def read_description(folder: Path) -> CacheConfig:
 
 
 def frames_file(folder: Path, shard: int) -> Path:
+    """Path of a shard's frames."""
     return folder / f"frames-{shard:04d}.npy"
 
 
 def masks_file(folder: Path, shard: int) -> Path:
+    """Path of a shard's masks."""
     return folder / f"masks-{shard:04d}.npy"
 
 
@@ -152,7 +154,7 @@ def _describe(folder: Path, config: CacheConfig) -> None:
                 " another folder"
             )
         text = json.dumps(asdict(config), indent=2) + "\n"
-        _put(folder / DESCRIPTION, lambda file: file.write(text.encode()))
+        _write_atomic(folder / DESCRIPTION, lambda file: file.write(text.encode()))
         return
     stored, wanted = asdict(read_description(folder)), asdict(config)
     different = [f"{n} {stored[n]} (wanted {wanted[n]})" for n in stored if stored[n] != wanted[n]]
@@ -198,11 +200,11 @@ def _write_shard(job: tuple[Path, CacheConfig, int]) -> None:
         clip = make_level_clip(level, seed, shape[1], shape[2:], config.labelled)
         frames[row], masks[row] = clip.frames, clip.masks
     # Frames are written last: if they exist, the shard is complete.
-    _put(masks_file(folder, shard), lambda file: np.save(file, masks))
-    _put(frames_file(folder, shard), lambda file: np.save(file, frames))
+    _write_atomic(masks_file(folder, shard), lambda file: np.save(file, masks))
+    _write_atomic(frames_file(folder, shard), lambda file: np.save(file, frames))
 
 
-def _put(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def _write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically: temporary file, fsync, rename."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:

@@ -37,6 +37,7 @@ class Effects:
 
     @classmethod
     def none(cls) -> Effects:
+        """No effects."""
         return cls(shadow=0.0, blur=0.0, light=0.0, drift=0.0, noise=0.0, jpeg=None)
 
 

@@ -38,12 +38,14 @@ class Window:
         return slice(self.y0 - y, self.y1 - y), slice(self.x0 - x, self.x1 - x)
 
     def clip(self, other: Window) -> Window:
+        """Intersection; may be empty."""
         return Window(
             max(self.x0, other.x0), max(self.y0, other.y0),
             min(self.x1, other.x1), min(self.y1, other.y1),
         )  # fmt: skip
 
     def join(self, other: Window) -> Window:
+        """Smallest window that contains both."""
         return Window(
             min(self.x0, other.x0), min(self.y0, other.y0),
             max(self.x1, other.x1), max(self.y1, other.y1),
@@ -69,6 +71,7 @@ def scale(factors: ArrayLike) -> Matrix:
 
 
 def rotate(angle: float, shear: float = 0.0) -> Matrix:
+    """Rotation by `angle` (radians) after a horizontal shear."""
     cosine, sine = np.cos(angle), np.sin(angle)
     turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1.0]])
     lean = np.array([[1, shear, 0], [0, 1, 0], [0, 0, 1.0]])
@@ -85,10 +88,12 @@ def about(centre: NDArray[np.float64], matrix: Matrix) -> Matrix:
 
 
 def transform(matrix: Matrix, points: Points) -> Points:
+    """Apply an affine map to points [N, 2]."""
     return np.asarray(points @ matrix[:2, :2].T + matrix[:2, 2], np.float64)
 
 
 def corners(low: ArrayLike, high: ArrayLike) -> Points:
+    """Corners [4, 2] of the rectangle between two opposite corners (x, y)."""
     (x0, y0), (x1, y1) = np.asarray(low), np.asarray(high)
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float64)
 

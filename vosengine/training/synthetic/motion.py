@@ -52,6 +52,7 @@ class Excursion:
     period: float  # frames
 
     def at(self, time: float) -> Vector:
+        """Displacement [2] in pixels at `time` (frames)."""
         away = 0.5 - 0.5 * float(np.cos(2 * np.pi * time / self.period))
         return self.offset * away
 
@@ -70,11 +71,13 @@ class Trajectory:
     excursion: Excursion | None = None
 
     def matrix(self, time: float) -> Matrix:
+        """Actor's coordinates to world pixels at `time` (frames)."""
         turn, growth, aspect, shear = self.pose.at(time)
         size = self.size * np.exp((growth + aspect, growth - aspect))
         return translate(self.position(time)) @ rotate(self.angle + turn, shear) @ scale(size)
 
     def position(self, time: float) -> Vector:
+        """World position [2] of the actor's origin at `time` (frames)."""
         start = self._held(self.home)
         position = self.home + self._held(self.home + self.place.at(time)) - start
         return position + self.excursion.at(time) if self.excursion else position

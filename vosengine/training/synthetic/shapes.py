@@ -25,6 +25,7 @@ def fourier(rng: np.random.Generator) -> Contour:
 
 
 def ellipse(rng: np.random.Generator) -> Contour:
+    """Ellipse of aspect ratio 0.3 to 1."""
     angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     return _around(angle, np.ones(64)) * (1, rng.uniform(0.3, 1))
 
@@ -39,6 +40,7 @@ def polygon(rng: np.random.Generator) -> Contour:
 
 
 def box(rng: np.random.Generator) -> Contour:
+    """Irregular quadrilateral, sometimes with rounded corners."""
     height = rng.uniform(0.3, 1)
     corners = np.array([[-1, -height], [1, -height], [1, height], [-1, height]])
     return _cut_corners(corners + rng.normal(0, 0.08, (4, 2)), int(rng.integers(0, 4)))

@@ -58,6 +58,7 @@ def fractal(
 
 
 def noise(rng: np.random.Generator, height: int, width: int) -> Field:
+    """Fractal noise of random scale and roughness."""
     cells, gain = np.exp(rng.uniform(np.log(2), np.log(10))), rng.uniform(0.4, 0.85)
     return fractal(rng, height, width, cells, gain)
 
@@ -90,12 +91,14 @@ def voronoi(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def stripes(rng: np.random.Generator, height: int, width: int) -> Field:
+    """Parallel stripes with soft or sharp edges."""
     wave = np.sin(_slant(rng, height, width) * (2 * np.pi * rng.uniform(3, 22)))
     wave = np.clip(wave * np.exp(rng.uniform(-0.3, 2)), -1, 1)
     return np.asarray(0.5 + 0.5 * wave, np.float32)
 
 
 def checks(rng: np.random.Generator, height: int, width: int) -> Field:
+    """Checkerboard or plaid: two perpendicular waves combined."""
     angle, count = rng.uniform(0, np.pi), rng.uniform(3, 12)
     waves = [
         np.sin(_slant(rng, height, width, angle + turn) * (2 * np.pi * count))
@@ -150,6 +153,7 @@ def smooth(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def flat(rng: np.random.Generator, height: int, width: int) -> Field:
+    """One random value."""
     return np.full((height, width), rng.random(), np.float32)
 
 

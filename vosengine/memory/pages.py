@@ -101,7 +101,7 @@ class Pages:
         return (
             f"memory: wanted {wanted} pages of {size / MIB:.3g} MiB more than the {self.used} in "
             f"use, and the budget of {budget / MIB:.4g} MiB has room for {room} in all; close a "
-            "stream, remove objects, or create the engine with a larger memory_budget"
+            "stream or remove objects, or create the engine with a larger memory_budget"
         )
 
     def _move(self, capacity: int) -> None:

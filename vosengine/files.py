@@ -98,19 +98,16 @@ class Given(NamedTuple):
         return (cls(what, Path(name), tree),)
 
 
-def keep_apart(given: Iterable[Given], written: Iterable[Path]) -> None:
+def keep_apart(inputs: Iterable[Given], outputs: Iterable[Path]) -> None:
     """Check that no output overwrites an input or lies in an input folder.
 
     Paths are compared by file identity, with links resolved. An output must not be an input, lie
     in an input folder, or be listed twice.
 
-    given    the inputs
-    written  paths of the outputs
-
     Raises  OutputError, naming both paths.
     """
-    targets = _Targets(written)
-    for source in given:
+    targets = _Targets(outputs)
+    for source in inputs:
         target = targets.clash(source)
         if target is not None:
             raise OutputError(

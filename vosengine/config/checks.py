@@ -36,10 +36,10 @@ class InputConfig(Protocol):
     def std(self) -> tuple[float, float, float]: ...
 
 
-def check(condition: bool, name: str, wanted: str, given: object) -> None:
+def check(condition: bool, name: str, wanted: str, value: object) -> None:
     """Raise ConfigError unless the condition holds."""
     if not condition:
-        raise ConfigError(f"{name}: wanted {wanted}, given {given!r}")
+        raise ConfigError(f"{name}: wanted {wanted}, given {value!r}")
 
 
 def check_size(size: tuple[int, int] | int | None) -> None:

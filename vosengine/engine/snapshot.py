@@ -86,7 +86,7 @@ def unpack(data: bytes, where: str, identity: dict[str, Any], device: torch.devi
         raise StateError(f"{where}: not a stream that this version saved (wanted {FORMAT})")
     # Data with a valid hash was written by `pack`, so its contents need no further checks.
     if _digest_of(text, tensors) != metadata.get("sha256"):
-        raise StateError(f"{where}: fails its hash; it is damaged: save the stream anew")
+        raise StateError(f"{where}: fails its hash; it is corrupt: save the stream again")
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     described = json.loads(text)
     _check_identity(where, described["identity"], json.loads(json.dumps(identity)))

@@ -45,13 +45,13 @@ class Scale:
     """Linear map of low..high to 0..255.
 
     bits: bit depth of the data if high follows from it, else None.
-    given: whether the caller chose the bits.
+    explicit: whether the caller chose the bits.
     """
 
     low: float
     high: float
     bits: int | None
-    given: bool = False
+    explicit: bool = False
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Convert to uint8 of the same shape; clipped to 0..255, NaN becomes 0."""
@@ -87,7 +87,7 @@ class Depth:
             "bits": scale.bits,
             "low": scale.low,
             "high": scale.high,
-            "chosen_by": "--bits" if scale.given else "the first frames",
+            "chosen_by": "--bits" if scale.explicit else "the first frames",
             "clipped_frames": self._clipped,
         }
 
@@ -134,7 +134,7 @@ class Depth:
                     f"bits: {frames[0].label} holds {images[0].dtype}, which has no count of bits; "
                     "leave --bits out"
                 )
-            return Scale(0.0, float((1 << self._bits) - 1), self._bits, given=True)
+            return Scale(0.0, float((1 << self._bits) - 1), self._bits, explicit=True)
         low, high = _ends(images, 0.0, 1.0)
         first, last = _ends(images, 0.001, 0.999)
         span = last - first
@@ -157,13 +157,13 @@ class Depth:
             return _rgb(frame)
         assert scale is not None  # chosen at the first frame with more than 8 bits
         above = float(np.mean(values > scale.high))
-        if above > (0.0 if scale.given else MOST_CLIPPED) and scale.bits is not None:
+        if above > (0.0 if scale.explicit else MOST_CLIPPED) and scale.bits is not None:
             peak = int(values.max())
             wanted = next((b for b in USUAL_BITS if peak < 1 << b), None)
-            whose = "--bits says" if scale.given else "the first frames showed"
+            origin = "--bits says" if scale.explicit else "the first frames showed"
             advice = f"give --bits {wanted}" if wanted else "it does not fit 16 bits"
             raise SourceError(
-                f"{frame.label}: holds values up to {peak}, {whose} {scale.bits} bits "
+                f"{frame.label}: holds values up to {peak}, {origin} {scale.bits} bits "
                 f"(0 to {scale.high:.0f}); {advice}"
             )
         self._clipped += bool(above or np.any(values < scale.low))

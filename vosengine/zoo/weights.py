@@ -321,7 +321,7 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 def check_tensors(
-    source: str, given: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
+    source: str, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Raise WeightsError listing all missing, extra and misshapen tensors, if any.
 
@@ -329,13 +329,13 @@ def check_tensors(
     wanted  shapes by name
     """
     faults = [
-        f"missing: {name} {list(wanted[name])}" for name in sorted(wanted.keys() - given.keys())
+        f"missing: {name} {list(wanted[name])}" for name in sorted(wanted.keys() - tensors.keys())
     ]
-    faults += [f"extra: {name}" for name in sorted(given.keys() - wanted.keys())]
+    faults += [f"extra: {name}" for name in sorted(tensors.keys() - wanted.keys())]
     faults += [
-        f"misshapen: {name}: wanted {list(wanted[name])}, given {list(given[name].shape)}"
-        for name in sorted(wanted.keys() & given.keys())
-        if tuple(given[name].shape) != tuple(wanted[name])
+        f"misshapen: {name}: wanted {list(wanted[name])}, given {list(tensors[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if tuple(tensors[name].shape) != tuple(wanted[name])
     ]
     if faults:
         raise WeightsError(f"{source}: {len(faults)} tensors do not fit:\n  " + "\n  ".join(faults))

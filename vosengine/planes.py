@@ -29,7 +29,7 @@ def check_frame_shape(shape: Sequence[int]) -> None:
 
 
 def check_labels(shape: Sequence[int], size: Size, dtype: str) -> None:
-    """Raise InputError unless object ids [H, W] have the frame's size and an integer or bool dtype."""
+    """Raise InputError unless labels [H, W] have the frame's size and an integer or bool dtype."""
     if "int" not in dtype and dtype != "bool":
         hint = HINT if "float" in dtype else ""
         raise InputError(f"mask: wanted an integer dtype (object ids), given {dtype}{hint}")

@@ -274,9 +274,7 @@ class Segmenter(Stream[torch.Tensor]):
 
     @own_settings()
     def remove(self, object_ids: int | Iterable[int]) -> None:
-        """Remove one or several objects, from the next result on; their ids may be reused.
-
-        object_ids  one id or an iterable of ids
+        """Remove one id or an iterable of ids, from the next result on; ids may be reused.
 
         Raises  InputError, before any change, if one of them is not alive, or the model has a
                 single object that always exists; StateError as `step`.
@@ -287,10 +285,7 @@ class Segmenter(Stream[torch.Tensor]):
             self.slots.remove(object_id)
 
     def save_state(self, path: str | Path) -> None:
-        """Write `snapshot`'s bytes to a file, atomically.
-
-        Raises  OutputError if the file cannot be written; StateError as `step`.
-        """
+        """Write `snapshot`'s bytes to a file, atomically. Raises OutputError, StateError."""
         self.check_free("save_state")
         write_whole(Path(path), pack_stream(self))
 

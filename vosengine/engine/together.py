@@ -47,7 +47,11 @@ class BatchLayout(NamedTuple):
 def batch_layout(
     by_slot: tuple[tuple[int, ...], ...], total: int, device: torch.device
 ) -> BatchLayout:
-    """by_slot: object ids of each stream in slot order; total: number of rows with padding."""
+    """The layout of a batch.
+
+    by_slot  object ids of each stream in slot order
+    total    number of rows with padding
+    """
     stream, by_id, ids, first, answered = [], [], [], [0], []
     for number, own in enumerate(by_slot):
         begin, ascending = first[-1], sorted(own)

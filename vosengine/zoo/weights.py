@@ -126,7 +126,7 @@ def backbone_file(name: str) -> Path:
 
 
 def licence_of(config: DataclassInstance) -> str:
-    """Licence of weights trained with a configuration: MIT and its pretrained backbones' licences."""
+    """Licence of weights for a configuration: MIT, and those of its pretrained backbones."""
     known = backbone_cards()
     fields = asdict(config)
     names = sorted({v for k, v in fields.items() if k.endswith("backbone") and v in known})

@@ -103,6 +103,8 @@ class DNetSource:
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Load the state that `tensors` returned.
 
+        tensors  network uint8 [32]; index scalar; before, after [1, C, H / 16, W / 16]
+
         Raises  StateError, before any change, for the state of another kind of source, or of one
                 with other weights or configuration.
         """

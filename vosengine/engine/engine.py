@@ -159,7 +159,8 @@ class Engine(ProcessBound):
     def submit(self, stream: Segmenter, frame: Array, mask: Array | None = None) -> None:
         """Queue the next frame of a stream, to be answered by `step`.
 
-        frame, mask  as in `Segmenter.step`
+        frame  [H, W, 3] RGB, as in `Segmenter.step`
+        mask   [H, W] or [O, H, W], as there, or None
 
         Raises  InputError as `Segmenter.step`; StateError if a frame of the stream is pending, or
                 the stream is closed or belongs to another engine. State is unchanged on error.
@@ -224,9 +225,9 @@ class Engine(ProcessBound):
             job.features = copied(rows_of(features, slice(row, row + 1)))
 
     def encode(self, prepared: torch.Tensor) -> Any:
-        """The method's features of prepared frames [B, 3, H, W].
+        """The method's features; the output of a captured graph is overwritten by the next call.
 
-        The output of a captured graph is overwritten by the next call.
+        prepared  [B, 3, H, W] frames as `Segmenter.prepared` returns them
         """
         if self._encoding is None or listened() or "encode" not in self.method.capturable:
             return self.method.encode(prepared)

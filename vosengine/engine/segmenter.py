@@ -61,8 +61,8 @@ class Segmenter(Stream[torch.Tensor]):
     precision    "fp32", "tf32" (GPU only), "bf16", "fp16", or "auto": bf16 if the device supports
                  it and the model is safe in it, else fp32; softmax, norms and odds are always fp32
     max_objects  maximum number of objects at a time, 1..255; None: the model's default
-    size         working resolution in pixels: the short side, or (height, width) to stretch the
-                 frame to, or "native" for the frame's own; None: the model's default
+    size         working resolution in pixels: the short side, or (height, width) to stretch frames
+                 to, or "native" for the frame's own; None: the model's default
     memory       a MemoryConfig, or a memory policy ("every-5", "all", "afb"); None: the model's
                  default
     online       answer without latency: a model that looks ahead uses the newest frame in place of
@@ -198,6 +198,9 @@ class Segmenter(Stream[torch.Tensor]):
     def make_job(self, frame: Array, mask: Array | None) -> Job:
         """Check `step`'s arguments, move them to the device, and query the proposal source.
 
+        frame  [H, W, 3] RGB
+        mask   [H, W] or [O, H, W], or None
+
         Does not change the stream. Raises InputError.
         """
         with own_settings():
@@ -241,7 +244,9 @@ class Segmenter(Stream[torch.Tensor]):
         self.take(step.ring, step.geometry)
 
     def can_batch(self, prompt: Prompt[torch.Tensor] | None) -> bool:
-        """Whether the next frame, with this prompt, may be answered in a batch with other streams.
+        """Whether the next frame may be answered in a batch with other streams.
+
+        prompt  labels [H, W] and ids of that frame, or None
 
         Not if a prompt is pending, there is no object or no answer yet, or the memory's policy is
         "afb" (it has no pages).
@@ -308,9 +313,7 @@ class Segmenter(Stream[torch.Tensor]):
         return pack_stream(self)
 
     def restore(self, data: bytes) -> None:
-        """Replace this stream with a saved one.
-
-        data  the bytes that `snapshot` returned
+        """Replace this stream with a saved one; data: the bytes that `snapshot` returned.
 
         Raises  InputError if `data` is not bytes; StateError if it is corrupt, or was saved with
                 another model, weights, precision, size, memory or kind of proposal source. State is

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vosengine.engine.objects import ObjectSlots
-from vosengine.engine.postprocess import finish, labels_of, merge_prompt, named
+from vosengine.engine.postprocess import finish, labels_of, make_prompt, merge_prompt
 from vosengine.errors import InputError
 from vosengine.frames import crop, resize_labels
 from vosengine.types import Geometry, Scores
@@ -110,8 +110,8 @@ def test_more_objects_than_the_capacity_are_refused_with_the_numbers() -> None:
 
 
 def test_the_ids_of_a_prompt_are_ascending_and_without_the_background() -> None:
-    assert named(prompt_of([[0, 255], [3, 255]]), CPU).ids == (3, 255)
-    assert named(prompt_of([[0, 0]]), CPU).ids == ()
+    assert make_prompt(prompt_of([[0, 255], [3, 255]]), CPU).ids == (3, 255)
+    assert make_prompt(prompt_of([[0, 0]]), CPU).ids == ()
 
 
 def test_prompted_pixels_are_one_hot_and_all_rows_sum_to_one() -> None:
@@ -205,7 +205,7 @@ def test_the_memorys_masks_have_the_networks_size_and_nothing_in_the_padding() -
 def test_the_first_frames_labels_are_the_prompt_pixel_by_pixel(geometry: Geometry) -> None:
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, 4, geometry.frame, generator=generator).to(torch.uint8) * 60
-    result, masks, by_slot = finish(None, named(prompt, CPU), slots(), geometry, 0, CPU)
+    result, masks, by_slot = finish(None, make_prompt(prompt, CPU), slots(), geometry, 0, CPU)
     assert torch.equal(result.labels, prompt)
     assert result.ids == by_slot == (60, 120, 180)
     assert masks.prompted == (0, 1, 2)
@@ -221,7 +221,7 @@ def test_a_later_prompt_adds_its_object_and_leaves_the_others(geometry: Geometry
     height, width = geometry.frame
     prompt = blocks(geometry.frame, (4, 0, height, 0, width // 4))
     scores = halves(("left", "right"))
-    result, masks, by_slot = finish(scores, named(prompt, CPU), slots(7, 2), geometry, 3, CPU)
+    result, masks, by_slot = finish(scores, make_prompt(prompt, CPU), slots(7, 2), geometry, 3, CPU)
     assert (result.ids, by_slot, masks.prompted) == ((2, 4, 7), (7, 2, 4), (2,))
     assert torch.equal(result.labels == 4, prompt == 4)
     assert (result.labels[:, width // 4 : width // 2 - 3] == 7).all()
@@ -238,7 +238,7 @@ def test_a_corrected_object_keeps_its_slot_and_leaves_its_old_place(geometry: Ge
     width = geometry.frame[1]
     prompt = blocks(geometry.frame, (7, 5, 9, width - 9, width))  # 7 was on the left
     scores = halves(("left", "nowhere"))
-    result, masks, by_slot = finish(scores, named(prompt, CPU), slots(7, 2), geometry, 3, CPU)
+    result, masks, by_slot = finish(scores, make_prompt(prompt, CPU), slots(7, 2), geometry, 3, CPU)
     assert (result.ids, by_slot, masks.prompted) == ((2, 7), (7, 2), (0,))
     assert torch.equal(result.labels, prompt)
     # Object 2 is nowhere, and does not inherit what 7 was sure of and loses.
@@ -249,7 +249,7 @@ def test_a_corrected_object_keeps_its_slot_and_leaves_its_old_place(geometry: Ge
 def test_when_every_object_is_corrected_the_rest_is_background() -> None:
     prompt = blocks(NATIVE.frame, (7, 5, 9, 40, 50), (2, 20, 30, 3, 9))
     result, masks, by_slot = finish(
-        halves(("left", "right")), named(prompt, CPU), slots(7, 2), NATIVE, 3, CPU
+        halves(("left", "right")), make_prompt(prompt, CPU), slots(7, 2), NATIVE, 3, CPU
     )
     assert torch.equal(result.labels, prompt)
     assert (by_slot, masks.prompted) == ((7, 2), (0, 1))

@@ -87,10 +87,10 @@ def socket_of(address: str) -> Iterator[ClientConnection]:
         yield socket
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def timed(work: Callable[..., Any], *given: Any) -> tuple[Any, float]:
     """What it returns, and the milliseconds that it took."""
     start = time.perf_counter()
-    found = work()
+    found = work(*given)
     return found, 1e3 * (time.perf_counter() - start)
 
 
@@ -110,11 +110,11 @@ def overhead(address: str, frames: int) -> dict[str, Any]:
         for index in range(WARM_UP + frames):
             image, mask = clip.frames[index % 8], None if index else clip.masks[0]
             message = protocol.frame_message(index, image, mask, "jpeg")
-            received, round_trip = timed(lambda: ask(message))
+            received, round_trip = timed(ask, message)
             answer = protocol.read_answer(received)
-            _, again = timed(lambda: ask(message))
-            coding = timed(lambda: code(message, answer.labels))[1]
-            ours, whole = timed(lambda: client.step(image, mask))
+            _, again = timed(ask, message)
+            coding = timed(code, message, answer.labels)[1]
+            ours, whole = timed(client.step, image, mask)
             if index < WARM_UP:
                 continue
             over = round_trip - answer.step_ms

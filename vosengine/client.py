@@ -34,6 +34,7 @@ class AsyncClient:
 
     address   as the server prints it, with #token=TOKEN, or without and with `token`
     encoding  how frames travel: jpeg (quality 90), png or raw
+    keep      leave the session on the server, for `resume_from`, where it ends after a while
     options   of the session: policy, reply, max_objects, size, memory, resume_from
 
     After a cut it connects again, and sends again what has no answer. Raises ServerError for what
@@ -41,12 +42,18 @@ class AsyncClient:
     """
 
     def __init__(
-        self, address: str, token: str = "", *, encoding: str = "jpeg", **options: Any
+        self,
+        address: str,
+        token: str = "",
+        *,
+        encoding: str = "jpeg",
+        keep: bool = False,
+        **options: Any,
     ) -> None:
         split = urlsplit(address)
         self._base = f"{split.scheme}://{split.netloc}"
         self._token = token or split.fragment.removeprefix("token=")
-        self._encoding, self._options = encoding, options
+        self._encoding, self._keep, self._options = encoding, keep, options
         self._unanswered: dict[int, bytes] = {}
         self._heard: deque[Answer] = deque()
         self._socket: ClientConnection | None = None
@@ -62,7 +69,8 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         if self._socket is not None:
             await self._socket.close()
-        await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
+        if not self._keep:
+            await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
 
     async def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
         """Send a frame [H, W, 3] uint8 RGB, with object ids [H, W] uint8 or without; its number.

@@ -310,5 +310,6 @@ class Service:
         try:
             await session.park()
         except STEP_ERRORS as error:
-            log.error("a stream could not be parked: %s", error)
-            session.used = time.monotonic()  # and is asked again after as long
+            if self.holds(session):  # otherwise it was ended meanwhile
+                log.error("a stream could not be parked: %s", error)
+                session.used = time.monotonic()  # and is asked again after as long

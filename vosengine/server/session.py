@@ -10,15 +10,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import CapacityError, InputError, StateError
 from .controls import ENDED, Control, Listener
-from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes
-from .protocol import INTERNAL_ERROR, REPLIES, TAKEN_OVER, encode_masks, text
+from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes, encoded
+from .protocol import INTERNAL_ERROR, TAKEN_OVER, text
 from .resident import Resident, Shared
 from .store import Saved
-from .worker import STEP_ERRORS, Encoded, Frame, StepFailed, Stepped, Turn
+from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn
 
 if TYPE_CHECKING:
     from ..engine.segmenter import Segmenter
@@ -391,11 +389,3 @@ class Session:
             indices=list(self._indices.items()),
             answers=self.outcomes.answers(),
         )
-
-
-def encoded(reply: str, labels: np.ndarray, ids: tuple[int, ...]) -> Encoded:
-    """Labels as a reply; of one that is none of REPLIES, for who asks in this process, as they
-    are."""
-    return Encoded(
-        reply, encode_masks(labels, ids, reply) if reply in REPLIES else labels.tobytes()
-    )

@@ -9,12 +9,13 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
 from ..errors import VosError
 from .metrics import Metrics
+from .outcomes import Encoded
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -43,13 +44,6 @@ class Frame:
     image: np.ndarray
     mask: np.ndarray | None
     arrived: float
-
-
-class Encoded(NamedTuple):
-    """The masks of an answer in the encoding of that name."""
-
-    reply: str
-    masks: bytes
 
 
 Encode: TypeAlias = Callable[[np.ndarray, tuple[int, ...]], Encoded]

@@ -1,7 +1,8 @@
 # make demo   set everything up and segment a clip that the project generates itself
 # make serve  set everything up and serve live streams, with a page at the address it prints
 # make test   set everything up and run every test
-# make fuzz   ten thousand damaged files, FUZZ=N random folders: typed errors or right answers
+# make fuzz   ten thousand damaged files, FUZZ=N random folders, 5/2 N messages to the server:
+#             typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
 # make wheel  an sdist and a manylinux wheel in dist/, tried in an environment without a compiler
 # make bench  the CPU tables of the README, into bench/results/
@@ -50,7 +51,8 @@ wheel: $(VENV)/ready
 FUZZ ?= 2000
 fuzz: $(VENV)/ready
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz_files.py
-	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_fuzz_folders.py
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_fuzz_folders.py \
+	  tests/server/test_server_fuzz.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

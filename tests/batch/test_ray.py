@@ -13,17 +13,22 @@ from batch_clips import (
     CLIPS,
     in_another_process,
     make_clips,
+    make_frames,
     options,
     results,
     run_alone,
+    square,
     words,
 )
 from batch_units import broken, deadly, scripted
+from typer.testing import CliRunner
 
 from vosengine.batch.cluster import RayPool
 from vosengine.batch.supervisor import Event
+from vosengine.cli.app import app
 from vosengine.commands.batch import batch
 from vosengine.errors import DeviceError, OutputError
+from vosengine.video import write_labels
 
 ray: Any = pytest.importorskip("ray", reason='ray is not installed: pip install "vosengine[ray]"')
 # Ray Data sets options of its own that it calls deprecated.
@@ -138,3 +143,25 @@ def test_asked_to_stop_and_what_no_clip_can_do_without(cluster: str, tmp_path: P
     assert not (tmp_path / "3").exists()
     with pytest.raises(DeviceError, match="1 died when they started"):
         pooled(jobs[2:], broken, workers=1, retries=0)
+
+
+def test_scores_are_the_same(cluster: str, tmp_path: Path) -> None:
+    make_data(tmp_path / "data")
+    words = ["eval", "--model", "stm", "--data", str(tmp_path / "data"), "--device", "cpu"]
+    words += ["--weights", "demo", "--size", "32", "--no-propagation", "--json"]
+    found = []
+    for name, more in (("alone", []), ("actors", ["--ray", cluster])):
+        outcome = CliRunner().invoke(app, [*words, str(tmp_path / name), *more])
+        assert outcome.exit_code == 0, outcome.output
+        content = json.loads((tmp_path / name).read_text())
+        found.append({n: content[n] for n in ("sequences", "mean", "baselines")})
+    assert found[0] == found[1]
+
+
+def make_data(root: Path) -> None:
+    """Two clips with a mask for every frame."""
+    for seed, name in enumerate(("x", "y"), 1):
+        make_frames(root / "JPEGImages" / name, 4, seed)
+        (root / "Annotations" / name).mkdir(parents=True)
+        for index in range(4):
+            write_labels(root / "Annotations" / name / f"{index:05d}.png", square(6 + index, 1))

@@ -64,7 +64,7 @@ COLUMNS = ("clip", "mask", "name", *OPTIONS)
 
 
 def read_manifest(path: AnyPath) -> list[Clip]:
-    """The clips of a .jsonl or .csv file. Paths in it, but no addresses, are relative to its folder.
+    """The clips of a .jsonl or .csv file; paths in it that are no addresses begin at its folder.
 
     Raises  InputError, naming the line: an unknown column, a missing clip, a value out of range.
     """

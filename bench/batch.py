@@ -6,8 +6,8 @@
 sleep  jobs that take no CPU, done by 1 and by 8 processes: jobs a second while all are at work, and
        what share that is of 8 times one process's
 clips  the first clips of a data set in DAVIS layout (without --data: drawn ones of 480x854), so
-       many frames of each, by 1 process and by 2 that share the cores, in turn: frames a second from
-       the first frame to the last, and with the start of the processes
+       many frames of each, by 1 process and by 2 that share the cores, in turn: frames a second
+       from the first frame to the last, and with the start of the processes
 many   drawn clips of 10 frames of 32x48 by --workers processes: resident memory of the driver and
        of the workers over the run, time per clip, and whether every mask is there
 

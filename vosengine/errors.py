@@ -26,6 +26,11 @@ class OutputError(VosError):
     """A result cannot be written to the requested path."""
 
 
+class StorageError(VosError):
+    """A bucket, or another file system that is reached by an address, cannot be reached or refuses
+    what is asked of it."""
+
+
 class WeightsError(VosError):
     """A weights file is missing, corrupt, of another model, or does not match its hash."""
 

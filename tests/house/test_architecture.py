@@ -74,10 +74,16 @@ ALLOWED: dict[str, set[str]] = {
     }
     | KERNELS,
     "evaluation": {"errors", "files", "video.", "evaluation."},
-    "batch.clips": {"errors", "naming", "evaluation.layout", "video.", "batch.manifest"},
-    "batch.manifest": {"errors", "config", "batch.clips"},
+    "batch.stores": {"errors"},
+    "batch.clips": {
+        *("errors", "naming", "evaluation.layout", "video.", "batch.manifest", "batch.stores"),
+    },
+    "batch.manifest": {"errors", "config", "batch.clips", "batch.stores"},
     "batch.worker": {"allocation", "errors"},
     "batch.supervisor": {"errors", "batch.worker"},
+    "batch.actor": {"allocation", "errors", "batch.supervisor", "batch.worker"},
+    "batch.cluster": {"errors", "batch.actor", "batch.supervisor", "batch.worker"},
+    "batch.pools": {"errors", "batch.cluster", "batch.supervisor", "batch.worker"},
     "batch": {
         *("commands.engines", "commands.record", "commands.run", "engine.engine", "errors"),
         *("files", "naming", "rle", "video", "zoo.registry", "zoo.weights", "batch."),

@@ -96,8 +96,8 @@ struct ReadMemoryOp {
     read.query_group = shared ? 0 : read.queries * read.key_channels;
     read.query_of = query_of.as<int32_t>();
     read.query_count = query_of.given ? sizes["B"] : read.groups;
-    VOS_CHECK(read.query_count > 0 || read.groups == 0, "query_key", "at least one query for groups",
-              read.query_count);
+    VOS_CHECK(read.query_count > 0 || read.groups == 0, "query_key",
+              "at least one query for groups", read.query_count);
     read.key = key.data;
     read.key_row = read.key_channels;
     read.key_page = rows * read.key_row;
@@ -245,8 +245,7 @@ struct CorrelateFramesOp {
     correlate.channels = sizes["C"];
     correlate.height = sizes["H"];
     correlate.width = sizes["W"];
-    correlate.out =
-        call.output<float>(0, {correlate.batch, 3, correlate.height, correlate.width});
+    correlate.out = call.output<float>(0, {correlate.batch, 3, correlate.height, correlate.width});
     correlate.radius = radius;
     correlate.temperature = *temperature.as<float>();
     correlate.exclude_outside = exclude;
@@ -325,8 +324,7 @@ struct DeformConvOp {
     convolve.mask = mask.as<float>();
     convolve.weight = weight.as<float>();
     convolve.bias = bias.as<float>();
-    convolve.out =
-        call.output<float>(0, {convolve.batch, convolve.outputs, out[0], out[1]});
+    convolve.out = call.output<float>(0, {convolve.batch, convolve.outputs, out[0], out[1]});
     convolve.threads = call.threads;
     deform_conv_cpu(convolve);
   }
@@ -351,7 +349,7 @@ struct PoolRegionsOp {
     for (int64_t each : strides) VOS_CHECK(each > 0, "strides", "at least 1", each);
     VOS_CHECK(plane_stride > 0, "plane_stride", "at least 1", plane_stride);
     VOS_CHECK(size > 0, "size", "at least 1", size);
-    VOS_CHECK(sampling > 0, "sampling", "at least 1", sampling);
+    VOS_CHECK(sampling >= 1 && sampling <= 8, "sampling", "1 to 8", sampling);
   }
 
   void run(const Call& call) const {
@@ -399,8 +397,10 @@ struct PoolRegionsOp {
                            bool per_region) {
     int64_t stride[4];
     set_strides(shape, stride);
-    return {maps,     {stride[0], stride[1], stride[2]}, shape[0], shape[1], shape[2], shape[3],
-            pixels, per_region};
+    return {maps,     {stride[0], stride[1], stride[2]},
+            shape[0], shape[1],
+            shape[2], shape[3],
+            pixels,   per_region};
   }
 
   std::vector<int64_t> strides;

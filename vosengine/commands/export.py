@@ -74,8 +74,8 @@ def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None)
     if wanted.server_repository is not None:
         if wanted.ops == "vosengine":
             raise ConfigError(
-                "--server-repository: wanted --ops standard or contrib, given vosengine; the server "
-                "has no library of these operators"
+                "--server-repository: wanted --ops standard or contrib, given vosengine; the "
+                "server has no library of these operators"
             )
         check_fixed(wanted.model, family_of(wanted.model).POLICY, dynamic=wanted.size is None)
     with tempfile.TemporaryDirectory() as scratch:

@@ -157,10 +157,8 @@ class Contrib:
                 f"read_memory reads the {top_k} closest positions of a query, which "
                 "MultiHeadAttention does not"
             )
-            return ops.read_memory(
-                *(query_key, memory_key, memory_value),
-                **{"scale": scale, "bias": bias, "length": length, "top_k": top_k},
-            )
+            memory = query_key, memory_key, memory_value
+            return ops.read_memory(*memory, scale=scale, bias=bias, length=length, top_k=top_k)
         groups, positions, _ = memory_key.shape
         query = scale * query_key.float()
         query = query.expand(groups, -1, -1)

@@ -149,16 +149,8 @@ def _write(
 ) -> tuple[Manifest, list[Compared]]:
     """The graphs and the manifest in a fresh folder."""
     model, dynamic, family = card.model, options.size is None, family_of(card.model)
-    graphs = dict(_frame_graphs(method, folder, options))
-    kept: list[str] = []
-    for verb in verbs:
-        report(f"{verb.name}.onnx")
-        reasons: list[str] = []
-        others = stand_ins(options.ops, reasons)
-        graphs[verb.name] = write_verb(
-            verb, folder, dynamic=dynamic, opset=options.opset, others=others
-        )
-        kept += [f"{verb.name}: {reason}" for reason in dict.fromkeys(reasons)]
+    graphs, kept = _verb_graphs(verbs, folder, options, report)
+    graphs |= _frame_graphs(method, folder, options)
     operators = [each for graph in graphs.values() for each in graph.operators]
     ours = any(each.startswith(f"{DOMAIN}::") for each in operators)
     manifest = Manifest(
@@ -195,6 +187,25 @@ def _write(
     )
     manifest.write(folder)
     return manifest, compared
+
+
+def _verb_graphs(
+    verbs: list[Verb], folder: Path, options: ExportOptions, report: Callable[[str], None]
+) -> tuple[dict[str, Graph], list[str]]:
+    """The verbs' graphs, and what was left in standard operators, and why."""
+    graphs, kept = {}, []
+    for verb in verbs:
+        report(f"{verb.name}.onnx")
+        reasons: list[str] = []
+        graphs[verb.name] = write_verb(
+            verb,
+            folder,
+            dynamic=options.size is None,
+            opset=options.opset,
+            others=stand_ins(options.ops, reasons),
+        )
+        kept += [f"{verb.name}: {reason}" for reason in dict.fromkeys(reasons)]
+    return graphs, kept
 
 
 def _plan(method: Method[Any, Any], options: ExportOptions) -> Plan:

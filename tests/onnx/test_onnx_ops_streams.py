@@ -124,7 +124,11 @@ def attention(arguments: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["odd sizes", "lengths and bias", "many sets, bias", "a query per group"]
+    "name",
+    [
+        *("odd sizes", "lengths and bias", "many sets, bias", "a query per group"),
+        *("pages, bias", "queries of two streams"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter
 def test_attention_is_the_op(name: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch.onnx.ops import symbolic
 
 from ...kernels.deform_conv.reference import Pair, as_pair
+from ...kernels.read_memory.reference import positions_of
 from ..library import DOMAIN, VERSION
 from . import ops
 
@@ -149,9 +150,17 @@ class Contrib:
         bias: torch.Tensor | None = None,
         length: torch.Tensor | None = None,
         top_k: int | None = None,
+        pages: torch.Tensor | None = None,
+        query_of: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Of a memory in one piece, as exports have it. Bias and length are one more channel of
-        the keys: with a mask of its own onnxruntime stores all scores, without one none."""
+        """Bias and length are one more channel of the keys: with a mask of its own onnxruntime
+        stores all scores, without one none."""
+        if pages is not None:
+            memory_key = positions_of(memory_key, pages)
+            memory_value = positions_of(memory_value, pages)
+            bias = None if bias is None else positions_of(bias, pages)
+        if query_of is not None:
+            query_key = query_key[query_of]
         if top_k is not None:
             self.kept.append(
                 f"read_memory reads the {top_k} closest positions of a query, which "

@@ -10,7 +10,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CPP := csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.cpp
+CPP := csrc/*.h csrc/*.cpp csrc/*.cu csrc/onnxruntime/*.h csrc/onnxruntime/*.cpp tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.cpp
 
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
@@ -82,7 +82,7 @@ bench: $(VENV)/ready
 	$(BIN)/python bench/onnx.py
 
 # The extension is rebuilt when its sources change; nvcc is used where it is on the PATH.
-$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/onnxruntime/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt "torch==2.13.0" setuptools pybind11 wheel
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev,interpreter]"

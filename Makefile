@@ -3,7 +3,8 @@
 # make test   set everything up and run every test
 # make fuzz   ten thousand damaged files, FUZZ=N random folders: typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
-# make bench  the CPU tables of the README, into bench/results/
+# make docs   set everything up and build the documentation site into build/site; a broken link fails
+# make bench  the CPU tables of docs/benchmarks.md, into bench/results/
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ CPP := csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo serve test fuzz lint format bench clean
+.PHONY: demo serve test docs fuzz lint format bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
@@ -31,6 +32,15 @@ test: $(VENV)/ready
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/kernels/test_kernels.py \
 	  tests/kernels/test_interpreter_bfloat16.py $(INTERPRETED)
+
+# Nothing is fetched while the site is built.
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/ready-docs: $(VENV)/ready
+	@# The extension is there already: it is not built again.
+	VOSENGINE_NO_EXTENSION=1 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
+	touch $@
 
 FUZZ ?= 2000
 fuzz: $(VENV)/ready

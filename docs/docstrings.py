@@ -1,7 +1,7 @@
-"""Docstrings for the site: aligned tables and formulas are kept as they stand, prose is Markdown.
+"""Docstrings for the site: lists of arguments become lists, formulas are kept as they stand.
 
-A docstring here is prose, and blocks whose columns are aligned by spaces or that are indented. The
-site would run their lines together, so each of them becomes a block of code.
+A docstring here is prose, paragraphs of names with their meanings in columns aligned by spaces,
+and indented formulas and code. Markdown would run the lines of the latter two together.
 """
 
 from __future__ import annotations
@@ -11,20 +11,36 @@ from typing import Any
 
 import griffe
 
-ALIGNED = re.compile(r"^( {2,}\S|[^\s`].*?\S {2,}\S)")
+NAMED = re.compile(r"^(\S(?:.*?\S)?) {2,}(\S.*)$")  # "name  meaning"
 
 
 def as_markdown(text: str) -> str:
-    """A docstring's text with its aligned paragraphs fenced."""
-    return "\n\n".join(map(_fenced, re.split(r"\n[ \t]*\n", text)))
+    """A docstring as Markdown, paragraph by paragraph."""
+    return "\n\n".join(map(_paragraph, re.split(r"\n[ \t]*\n", text)))
 
 
-def _fenced(paragraph: str) -> str:
+def _paragraph(paragraph: str) -> str:
     lines = paragraph.splitlines()
-    if not any(ALIGNED.match(line) for line in lines):
+    if not lines:
         return paragraph
-    language = "python" if any("segmenter" in line and "(" in line for line in lines) else "text"
-    return "\n".join((f"```{language}", *lines, "```"))
+    if all(line.startswith(" ") for line in lines):
+        language = "python" if re.search(r"segmenter|segment_video", paragraph) else "text"
+        return "\n".join((f"```{language}", *(line[4:] for line in lines), "```"))
+    if NAMED.match(lines[0]):
+        return _names(lines)
+    return paragraph
+
+
+def _names(lines: list[str]) -> str:
+    """Names with their meanings as a list; what is indented goes on with the meaning above."""
+    items: list[str] = []
+    for line in lines:
+        found = NAMED.match(line)
+        if found:
+            items.append(f"- `{found[1]}`: {found[2]}")
+        else:
+            items[-1] += f" {line.strip()}"
+    return "\n".join(items)
 
 
 class Aligned(griffe.Extension):

@@ -16,6 +16,8 @@ from xml.sax.saxutils import escape
 
 from tables import newest, scores_of, short
 
+from vosengine.zoo.registry import entry
+
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 WIDTH, MARGIN, LABEL = 800, 16, 172  # pixels: the chart, its border, the names on the left
@@ -106,7 +108,7 @@ def _bar(bar: Bar, left: int, top: int, scale: float) -> list[str]:
     return parts
 
 
-WAYS = (
+VARIANTS = (
     ("a", "eager fp32", "plain torch, fp32"),
     ("b", "eager bf16", "plain torch, bf16"),
     ("c", "ours fp32", "vosengine, fp32"),
@@ -118,19 +120,20 @@ def speed() -> str:
     """The time of a step of the papers' networks, ours and plain torch, in both precisions."""
     found = newest("bench-paper")
     facts = found["environment"]
-    groups, longest = [], 0.0
+    groups, left, longest = [], [], 0.0  # left: in fp32
     for model in found["models"]:
         (point,) = model["points"]
-        cells = {cell["way"]: cell for cell in point["cells"]}
+        cells = {cell["variant"]: cell for cell in point["cells"]}
         if cells["ours fp32"]["fault"] is not None:  # "auto" leaves it in fp32: `ours` is that
             cells["ours fp32"] = cells.pop("ours")
             cells.pop("eager bf16")
+            left.append(model["model"])
         eager = cells["eager fp32"]["p50_ms"]
         bars = []
-        for colour, way, _ in WAYS:
-            if way in cells:
-                p50, p95 = cells[way]["p50_ms"], cells[way]["p95_ms"]
-                ratio = f", {eager / p50:.1f}x" if way != "eager fp32" else ""
+        for colour, variant, _ in VARIANTS:
+            if variant in cells:
+                p50, p95 = cells[variant]["p50_ms"], cells[variant]["p95_ms"]
+                ratio = f", {eager / p50:.1f}x" if variant != "eager fp32" else ""
                 bars.append(Bar(colour, p50, f"{short(p50)} ms ({short(p95)}){ratio}", p95))
                 longest = max(longest, p95)
         objects = point["objects"]
@@ -139,14 +142,23 @@ def speed() -> str:
     return chart(
         f"Time of a step at {height}x{width}: the papers' networks, p50 (p95)",
         groups,
-        [(colour, name) for colour, _, name in WAYS],
+        [(colour, name) for colour, _, name in VARIANTS],
         (
             f"{facts['device']}, {facts['isa']}, {facts['date']}; random weights, memory of "
             f"{found['plan']['memory_frames']} frames. Line: p95. x: to plain torch in fp32.",
-            "bf16 changes target_aware's labels: it stays in fp32. So does imcnet since this run.",
+            *_in_fp32([model["model"] for model in found["models"]], left),
             facts["command"],
         ),
         longest,
+    )
+
+
+def _in_fp32(models: Sequence[str], left: Sequence[str]) -> list[str]:
+    """Lines on the models that "auto" left in fp32 in a run, and on those that it leaves now."""
+    since = [name for name in models if not entry(name).build.bf16_safe and name not in left]
+    lines = [f"bf16 changes the labels of {', '.join(left)}: fp32 alone."] if left else []
+    return lines + (
+        [f"Since this run {', '.join(since)} stays in fp32 by default."] if since else []
     )
 
 

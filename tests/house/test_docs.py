@@ -142,7 +142,9 @@ def test_the_commands_run_as_printed(folder: Path, monkeypatch: pytest.MonkeyPat
             assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception}"
         else:
             monkeypatch.setattr(sys, "argv", arguments)
-            runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+            assert ended.value.code == 0, line
     assert len(list((folder / "out" / "clip").glob("*.png"))) == 3
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -263,6 +264,20 @@ def test_the_reference_names_what_exists_and_all_that_is_public() -> None:
     assert {*vosengine.__all__} - {"VosError"} <= listed  # that is in vosengine.errors
     ops = {path.parent.name for path in (ROOT / "kernels").glob("*/cases.py")}
     assert ops <= listed
+
+
+def test_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in columns become lists, what is indented is kept, prose is left alone."""
+    griffe: Any = ModuleType("griffe")  # which builds the site, and is not needed for this
+    griffe.Extension = griffe.Object = object
+    monkeypatch.setitem(sys.modules, "griffe", griffe)
+    as_markdown = runpy.run_path(str(ROOT / "docs" / "docstrings.py"))["as_markdown"]
+    given = (
+        "Reads.\n\n    out = a * b\n\nkey    [N, C]\n       floats\nvalue  [N]\n\nRaises  Error."
+    )
+    code = "```text\nout = a * b\n```"
+    wanted = f"Reads.\n\n{code}\n\n- `key`: [N, C] floats\n- `value`: [N]\n\n- `Raises`: Error."
+    assert as_markdown(given) == wanted
 
 
 @pytest.mark.parametrize("name", MAPS)

@@ -4,8 +4,9 @@
 # make fuzz   ten thousand damaged files, FUZZ=N random folders, 5/2 N messages to the server:
 #             typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
+# make docs   set everything up and build the documentation site into build/site; a broken link fails
 # make wheel  an sdist and a manylinux wheel in dist/, tried in an environment without a compiler
-# make bench  the CPU tables of the README, into bench/results/
+# make bench  the CPU tables of docs/benchmarks.md, into bench/results/
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ CPP := csrc/*.h csrc/*.cpp csrc/*.cu csrc/onnxruntime/*.h csrc/onnxruntime/*.cpp
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo serve test wheel fuzz lint format bench clean
+.PHONY: demo serve test docs wheel fuzz lint format bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
@@ -33,6 +34,15 @@ test: $(VENV)/ready
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/kernels/test_kernels.py \
 	  tests/kernels/test_interpreter_bfloat16.py $(INTERPRETED)
+
+# Nothing is fetched while the site is built.
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/ready-docs: $(VENV)/ready
+	@# The extension is there already: it is not built again.
+	VOSENGINE_NO_EXTENSION=1 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
+	touch $@
 
 # The wheel is built from the sdist, in an environment without torch. torch brings an OpenMP runtime
 # under the name that the extension asks for; a second one beside it would share the cores badly.

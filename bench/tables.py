@@ -1,15 +1,18 @@
-"""Prints the README's tables from the newest CPU results in bench/results/.
+"""Prints the tables of docs/benchmarks.md from the newest CPU results in bench/results/.
 
-python bench/tables.py
+python bench/tables.py             those of speed
+python bench/tables.py accuracy    those of accuracy, with the scores of the weights' cards
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from vosengine.timing import summarise
+from vosengine.zoo.weights import cards
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -242,8 +245,38 @@ def cache(found: dict[str, Any]) -> list[str]:
     ]
 
 
+SCORES = {"J": "ten real clips, mean J", "F": "ten real clips, mean F"}  # as the cards name them
+
+
+def scores_of(model: str) -> dict[str, float]:
+    """Mean J and F, 0..1, of a model's demo weights over the ten clips, as their card has them."""
+    card = cards()[f"{model}.demo"]
+    return {letter: float(card.scores[name]) for letter, name in SCORES.items()}
+
+
+def accuracy(group: dict[str, Any]) -> list[str]:
+    """The models that are given the same, beside their baselines: mean J and mean F."""
+    columns = {f"`{model}.demo`": scores_of(model) for model in group["models"]}
+    columns |= group["baselines"]
+    lines = [row("", *columns), row("---", *("---:" for _ in columns))]
+    for letter in SCORES:
+        lines.append(row(f"mean {letter}", *(f"{each[letter]:.3f}" for each in columns.values())))
+    return [f"Given {group['given']}:", "", *lines]
+
+
 def main() -> None:
-    parts = (
+    if sys.argv[1:] == ["accuracy"]:
+        parts: tuple[list[str], ...] = tuple(map(accuracy, newest("baselines")["groups"]))
+    elif sys.argv[1:]:
+        raise SystemExit(f"wanted nothing or accuracy, given {' '.join(sys.argv[1:])}")
+    else:
+        parts = speed()
+    print("\n\n".join("\n".join(part) for part in parts))
+
+
+def speed() -> tuple[list[str], ...]:
+    """All tables of speed."""
+    return (
         kernels(newest("kernels-float32")),
         kernels(newest("kernels-bfloat16")),
         whole_models(newest("bench-paper")),
@@ -254,7 +287,6 @@ def main() -> None:
         long_stream(newest("bench-stream")),
         cache(newest("cache-imcnet")),
     )
-    print("\n\n".join("\n".join(part) for part in parts))
 
 
 if __name__ == "__main__":

@@ -320,15 +320,6 @@ def test_imports_do_not_read_the_environment() -> None:
     assert reads_of_the_environment([ast.parse(shown)]) == ["os.getenv", "environ"]
 
 
-def test_the_map_names_what_exists() -> None:
-    """Every path that docs/architecture.md puts in backticks with a slash is there."""
-    import re
-
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`([\w./]+/[\w./]*)`", text):
-        assert (ROOT / name).exists(), name
-
-
 def test_every_file_says_what_it_is() -> None:
     for path in (*sources("vosengine"), *sources("kernels"), *sources("tests"), *sources("bench")):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

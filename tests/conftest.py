@@ -37,6 +37,8 @@ if gpu.INTERPRETED:
 
     interpreter_bfloat16.install()
 
+pytest_plugins = ["selection"]
+
 DAVIS = Path(__file__).resolve().parents[2] / "shared" / "data" / "davis"
 
 

@@ -12,7 +12,7 @@ from vosengine.kernels.parity import cases_of
 from vosengine.training.synthetic import Clip
 from vosengine.zoo.registry import entry, list_models
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+pytestmark = pytest.mark.gpu
 
 COMPILED = [(op, name) for op in OPS for name in ("cuda", "triton") if name in op.backends]
 

@@ -98,7 +98,7 @@ def test_a_memory_policy_by_name() -> None:
         make("stm", memory="often")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.gpu
 def test_a_gpu_gives_what_the_cpu_gives(model: str, clip: Clip) -> None:
     near = follow(make(model), clip.frames[:5], clip.masks[0])
     segmenter = Segmenter(model, device="cuda", config=tiny_config(model))

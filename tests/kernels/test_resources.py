@@ -31,9 +31,7 @@ SPILLS_A_LITTLE, MOST_SPILLED = "read, pages, bias and top_k fp32", 16  # bytes
 TRITON = [op for op in OPS if "triton" in op.backends]
 CUDA = [op for op in OPS if "cuda" in op.backends]
 
-needs_compiler = pytest.mark.skipif(
-    gpu.missing is not None or gpu.INTERPRETED, reason=str(gpu.missing or "Triton interprets")
-)
+needs_compiler = pytest.mark.skipif(gpu.missing is not None, reason=str(gpu.missing))
 
 
 def described(found: Resources) -> dict[str, object]:

@@ -68,10 +68,10 @@ def candidates_of(
     """Everything that is right for this case, ready to be called; `limit` as peers_of takes it."""
     arguments = case.arguments(device, dtype)
     found = Candidates()
-    objections = op.explain(**arguments)
+    reasons = op.explain(**arguments)
     for backend in BACKENDS:
-        if objections[backend] is not None:
-            found.reasons[backend] = str(objections[backend])
+        if reasons[backend] is not None:
+            found.reasons[backend] = str(reasons[backend])
             continue
         found.parities[backend] = check_parity(op, case, backend, device=device, dtype=dtype)
         found.calls[backend] = partial(call_on, backend, op, arguments)
@@ -97,7 +97,7 @@ def _try_peer(
     dtype: torch.dtype,
 ) -> None:
     """Held against the reference like any backend, by standing in for one."""
-    stand_in = SimpleNamespace(objection=lambda **_: None, run=peer)
+    stand_in = SimpleNamespace(unsupported=lambda **_: None, run=peer)
     posing = Op(op.reference, op.contract, cpu=stand_in)
     try:
         found.parities[name] = check_parity(posing, case, "cpu", device=device, dtype=dtype)

@@ -104,11 +104,11 @@ def giel(variant: str, device: torch.device, rounds: int) -> list[dict[str, Any]
         masks = Masks(planes, tuple(range(count)))
         for _ in range(SUPPORT + 3):  # past the point where the support is all there is
             method.remember([features], masks, state)
-        evidence = torch.randn(1, height // 4, width // 4, device=device)
+        aux = torch.randn(1, height // 4, width // 4, device=device)
         return {
             "encode": lambda: method.encode(frame),
             "segment": lambda: method.segment([features], state),
-            "remember": lambda: method.remember([features], Masks(planes, (), evidence), state),
+            "remember": lambda: method.remember([features], Masks(planes, (), aux), state),
         }
 
     times = measure(parts_of, GIEL_COUNTS, rounds, device)

@@ -36,7 +36,7 @@ from vosengine.benchmark import drawn_scene
 from vosengine.timing import summarise
 
 WARM_UP = 11
-WAYS = ("onnxruntime", "eager", "fast")
+VARIANTS = ("onnxruntime", "eager", "fast")
 
 
 def export(model: str, weights: str, folder: Path) -> dict[str, float]:
@@ -62,23 +62,23 @@ def engines(model: str, weights: str, folder: Path, providers: list[str] | None)
     }
 
 
-def measure(ways: dict[str, Any], scene: Any, objects: int, frames: int) -> dict[str, Any]:
+def measure(variants: dict[str, Any], scene: Any, objects: int, frames: int) -> dict[str, Any]:
     """Milliseconds of every step after the warm-up, and how the labels agree with eager's."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    differs: dict[str, list[float]] = {name: [] for name in ways}
-    takes_mask = ways["onnxruntime"].manifest.takes_mask
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    differs: dict[str, list[float]] = {name: [] for name in variants}
+    takes_mask = variants["onnxruntime"].manifest.takes_mask
     for index in range(WARM_UP + frames):
         prompt = scene.prompt(objects) if index == 0 and takes_mask else None
         labels = {}
-        for name, engine in ways.items():
+        for name, engine in variants.items():
             start = time.perf_counter()
             result = engine.step(scene.frame(index), prompt)
             labels[name] = None if result is None else result.numpy()
             times[name].append((time.perf_counter() - start) * 1e3)
         if labels["eager"] is not None:
-            for name in ways:
+            for name in variants:
                 differs[name].append(float(np.mean(labels[name] != labels["eager"])))
-    p50 = {name: float(np.median(times[name][WARM_UP:])) for name in ways}
+    p50 = {name: float(np.median(times[name][WARM_UP:])) for name in variants}
     return {
         "objects": objects,
         **{
@@ -87,7 +87,7 @@ def measure(ways: dict[str, Any], scene: Any, objects: int, frames: int) -> dict
                 "differs": float(np.mean(differs[name])),
                 "times_as_fast_as_eager": round(p50["eager"] / p50[name], 3),
             }
-            for name in ways
+            for name in variants
         },
     }
 
@@ -107,17 +107,17 @@ def main() -> None:
     height, width = map(int, options.size.split("x"))
     providers = options.providers.split(",")
     scene, found = drawn_scene((height, width)), []
-    table = Table("model", "objects", *(f"{name} p50 (p95) ms" for name in WAYS), "to eager")
+    table = Table("model", "objects", *(f"{name} p50 (p95) ms" for name in VARIANTS), "to eager")
     for model in options.models:
         with tempfile.TemporaryDirectory() as scratch:
             written = export(model, options.weights, Path(scratch))
             counts = [int(n) for n in options.objects.split(",")]
             points = []
             for objects in counts if model != "imcnet" else [1]:
-                ways = engines(model, options.weights, Path(scratch), providers)
-                point = measure(ways, scene, objects, options.frames)
+                variants = engines(model, options.weights, Path(scratch), providers)
+                point = measure(variants, scene, objects, options.frames)
                 points.append(point)
-                cells = (f"{point[n]['p50_ms']:.0f} ({point[n]['p95_ms']:.0f})" for n in WAYS)
+                cells = (f"{point[n]['p50_ms']:.0f} ({point[n]['p95_ms']:.0f})" for n in VARIANTS)
                 ratio = f"{point['onnxruntime']['times_as_fast_as_eager']:.2f}x"
                 table.add_row(model, str(objects), *cells, ratio)
         found.append({"model": model, "export": written, "points": points})

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vosengine import Engine, Segmenter
-from vosengine.benchmark.endless import held_bytes
+from vosengine.benchmark.long_stream import held_bytes
 from vosengine.benchmark.measure import MIB
 from vosengine.benchmark.streams import one_round
 from vosengine.device import choose_device

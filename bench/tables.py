@@ -80,12 +80,12 @@ def whole_models(found: dict[str, Any]) -> list[str]:
 
 def _whole_model(model: dict[str, Any]) -> str:
     (point,) = model["points"]
-    cells = {cell["way"]: cell for cell in point["cells"]}
+    cells = {cell["variant"]: cell for cell in point["cells"]}
     published, eager, ours = (cells[n] for n in ("published fp32", "eager fp32", "ours"))
     exact = cells["ours fp32"] if cells["ours fp32"]["fault"] is None else ours
     separate = published["fault"] is None
     compiled = cells.get("compiled bf16", {"fault": "not asked for"})
-    floor = max(point["floor"]["compute_ms"], point["floor"]["traffic_ms"])
+    roofline = max(point["roofline"]["compute_ms"], point["roofline"]["traffic_ms"])
 
     def versus(one: dict[str, Any], other: dict[str, Any]) -> str:
         return f"{one['p50_ms'] / other['p50_ms']:.2f}x"
@@ -105,7 +105,7 @@ def _whole_model(model: dict[str, Any]) -> str:
         short(compiled["p50_ms"]) if compiled["fault"] is None else "",
         *(half if exact is not ours else ("", "", "")),
         versus(published, ours) if separate else "",
-        f"{ours['p50_ms'] / floor:.1f}",
+        f"{ours['p50_ms'] / roofline:.1f}",
     )
 
 

@@ -1,6 +1,7 @@
 """Whole models through pytest-benchmark: `pytest bench/`, `pytest bench/ --benchmark-compare`...
 
-The ways and scenes are those of `vosengine bench`, at a small size and with the weights that ship.
+The variants and scenes are those of `vosengine bench`, at a small size and with the weights that
+ship.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import pytest
 import torch
 
 from vosengine import keep_freed_memory
-from vosengine.benchmark import WAYS, Plan, Scene, drawn_scene
+from vosengine.benchmark import VARIANTS, Plan, Scene, drawn_scene
 from vosengine.benchmark.measure import Cell, Runner
-from vosengine.benchmark.ways import Way
+from vosengine.benchmark.variants import Variant
 from vosengine.device import choose_device
 from vosengine.zoo.registry import entry, list_models
 
@@ -30,21 +31,21 @@ def scene() -> Scene:
 
 
 @pytest.fixture
-def runner(model: str, objects: int, way: Way, scene: Scene) -> Iterator[Runner]:
-    objection = way.objection(model, DEVICE)
-    if objection is not None:
-        pytest.skip(objection)
+def runner(model: str, objects: int, variant: Variant, scene: Scene) -> Iterator[Runner]:
+    unsupported = variant.unsupported(model, DEVICE)
+    if unsupported is not None:
+        pytest.skip(unsupported)
     if objects > 1 and not entry(model).build.takes_mask:
         pytest.skip("finds one foreground")
-    yield Runner(Cell(way.name, objects, SIZE), model, way, scene, DEVICE, PLAN)
+    yield Runner(Cell(variant.name, objects, SIZE), model, variant, scene, DEVICE, PLAN)
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 @pytest.mark.parametrize("objects", [1, 3])
 @pytest.mark.parametrize("model", list_models())
-def test_step(model: str, objects: int, way: Way, runner: Runner, benchmark: Any) -> None:
+def test_step(model: str, objects: int, variant: Variant, runner: Runner, benchmark: Any) -> None:
     benchmark.group = f"{model}, {objects} objects, {SIZE[0]}x{SIZE[1]}"
     benchmark.pedantic(runner.step, rounds=10)
     assert len(runner.cell.labels) == 10

@@ -1,4 +1,4 @@
-"""Which backend of an op runs: the first that has no objection, or the one that was asked for."""
+"""Which backend of an op runs: the first that has no unsupported, or the one that was asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class UnsupportedBackend(RuntimeError):
 class Backend(Protocol):
     """A backend module: two functions with the reference's own signature."""
 
-    def objection(self, *args: Any, **kwargs: Any) -> str | None: ...
+    def unsupported(self, *args: Any, **kwargs: Any) -> str | None: ...
 
     def run(self, *args: Any, **kwargs: Any) -> Any: ...
 
@@ -97,7 +97,7 @@ class Op:
         if asked == "reference":
             return self.reference(*args, **kwargs)
         for name, backend in self.backends.items():
-            if asked in ("auto", name) and backend.objection(*args, **kwargs) is None:
+            if asked in ("auto", name) and backend.unsupported(*args, **kwargs) is None:
                 return backend.run(*args, **kwargs)
         if asked == "auto":
             return self.reference(*args, **kwargs)
@@ -113,7 +113,7 @@ class Op:
         reasons: dict[str, str | None] = dict.fromkeys(BACKENDS, f"{self.name} has none")
         reasons["reference"] = None
         for name, backend in self.backends.items():
-            reasons[name] = backend.objection(*args, **kwargs)
+            reasons[name] = backend.unsupported(*args, **kwargs)
         return reasons
 
     def __repr__(self) -> str:

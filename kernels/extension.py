@@ -28,7 +28,7 @@ def load() -> ModuleType:
     return _C
 
 
-def cpu_objection(*tensors: torch.Tensor | None) -> str | None:
+def cpu_unsupported(*tensors: torch.Tensor | None) -> str | None:
     """Why the C++ backend cannot take these tensors, as far as every op shares the reason."""
     if missing is not None:
         return missing
@@ -37,10 +37,10 @@ def cpu_objection(*tensors: torch.Tensor | None) -> str | None:
             continue
         if tensor.device.type != "cpu":
             return f"wants tensors on the CPU, given one on {tensor.device}"
-    return gradient_objection(*tensors)
+    return gradient_unsupported(*tensors)
 
 
-def gradient_objection(*tensors: torch.Tensor | None) -> str | None:
+def gradient_unsupported(*tensors: torch.Tensor | None) -> str | None:
     """No compiled backend has a gradient: where one is wanted, the reference runs."""
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return "has no gradient, and an argument requires one"

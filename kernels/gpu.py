@@ -19,7 +19,7 @@ __all__ = [
     "INTERPRETED",
     "OLDEST",
     "capability",
-    "cuda_objection",
+    "cuda_unsupported",
     "for_chip",
     "missing",
     "on_its_device",
@@ -27,7 +27,7 @@ __all__ = [
     "stream_of",
     "tl",
     "triton",
-    "triton_objection",
+    "triton_unsupported",
 ]
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def for_chip(table: Mapping[int, T], device: torch.device) -> T:
     return table[max((known for known in table if known <= chip), default=min(table))]
 
 
-def triton_objection(*tensors: torch.Tensor | None) -> str | None:
+def triton_unsupported(*tensors: torch.Tensor | None) -> str | None:
     """Why a Triton backend cannot take these tensors, as far as every op shares the reason."""
     if missing is not None:
         return missing
@@ -103,10 +103,10 @@ def triton_objection(*tensors: torch.Tensor | None) -> str | None:
             return "wants an NVIDIA GPU, and this torch is built for AMD's"
         if wanted == "cuda" and capability(tensor.device) < OLDEST:
             return f"wants sm_{OLDEST} or newer, given sm_{capability(tensor.device)}"
-    return extension.gradient_objection(*tensors)
+    return extension.gradient_unsupported(*tensors)
 
 
-def cuda_objection(*tensors: torch.Tensor | None) -> str | None:
+def cuda_unsupported(*tensors: torch.Tensor | None) -> str | None:
     """Why a CUDA backend cannot take these tensors, as far as every op shares the reason."""
     if extension.missing is not None:
         return extension.missing
@@ -126,7 +126,7 @@ def cuda_objection(*tensors: torch.Tensor | None) -> str | None:
             return f"vosengine._C is built for {archs}, and this GPU is sm_{chip}"
         if chip < OLDEST and tensor.dtype == torch.bfloat16:
             return f"wants float16 or float32: sm_{chip} emulates bfloat16"
-    return extension.gradient_objection(*tensors)
+    return extension.gradient_unsupported(*tensors)
 
 
 @cache

@@ -85,12 +85,12 @@ class Scores:
 
     logits    [O, h, w] foreground minus background, on the network's grid, `stride` pixels a cell:
               one row per slot, then one per object that was discovered in this frame, best first
-    evidence  what else `remember` will want to know of this frame; the engine passes it on unseen
+    aux  what else `remember` will want to know of this frame; the engine passes it on unseen
     """
 
     logits: torch.Tensor
     stride: int
-    evidence: Any = None
+    aux: Any = None
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ class Masks:
     probabilities  [1 + O, H, W] at the network's padded size, row 0 the background, then one row
                    per slot; 0 in the padding
     prompted       the slots whose mask was given by the caller in this frame
-    evidence       what `segment` noted of this frame; None where it was not asked
+    aux       what `segment` noted of this frame; None where it was not asked
     streams        [O] int64, of which stream every object is, where those of several are seen
                    together; None: all of one
     """
 
     probabilities: torch.Tensor
     prompted: tuple[int, ...] = ()
-    evidence: Any = None
+    aux: Any = None
     streams: torch.Tensor | None = None
 
     @property

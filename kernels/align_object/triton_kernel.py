@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..gpu import for_chip, on_its_device, tl, triton, triton_objection
+from ..gpu import for_chip, on_its_device, tl, triton, triton_unsupported
 from ..pack_vectors.triton_kernel import pack_vectors, padded_channels
 from ..resources import Build
 
@@ -208,7 +208,7 @@ def _sum_positions(
     tl.store(out + pair, score.to(out.dtype.element_ty))
 
 
-def objection(
+def unsupported(
     template: torch.Tensor,
     proposal: torch.Tensor,
     *,
@@ -220,7 +220,7 @@ def objection(
         return f"wants float16, bfloat16 or float32, given {template.dtype}"
     if template.shape[2] > CHANNELS:
         return f"wants at most {CHANNELS} channels, given {template.shape[2]}"
-    return triton_objection(template, proposal)
+    return triton_unsupported(template, proposal)
 
 
 @on_its_device

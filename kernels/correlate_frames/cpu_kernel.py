@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from ..extension import COMPUTED_IN_FLOAT32, cpu_objection, load
+from ..extension import COMPUTED_IN_FLOAT32, cpu_unsupported, load
 
 
-def objection(
+def unsupported(
     query: torch.Tensor,
     previous: torch.Tensor,
     *,
@@ -22,7 +22,7 @@ def objection(
     number = temperature if isinstance(temperature, torch.Tensor) else None
     if query.dtype not in COMPUTED_IN_FLOAT32:
         return f"wants float32, bfloat16 or float16, given {query.dtype}"
-    return cpu_objection(query, previous, number)
+    return cpu_unsupported(query, previous, number)
 
 
 def run(

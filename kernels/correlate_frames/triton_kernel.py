@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from ..extension import gradient_objection
-from ..gpu import for_chip, on_its_device, tl, triton, triton_objection
+from ..extension import gradient_unsupported
+from ..gpu import for_chip, on_its_device, tl, triton, triton_unsupported
 from ..pack_vectors.triton_kernel import pack_builds, pack_vectors, padded_channels
 from ..resources import Build
 
@@ -190,7 +190,7 @@ def _correlate(
     tl.store(target + 2 * cells, most.to(out.dtype.element_ty), mask=inside)
 
 
-def objection(
+def unsupported(
     query: torch.Tensor,
     previous: torch.Tensor,
     *,
@@ -206,9 +206,9 @@ def objection(
     if isinstance(temperature, torch.Tensor):
         if temperature.device.type not in ("cpu", query.device.type):
             return f"wants temperature on {query.device}, given it on {temperature.device}"
-        if (reason := gradient_objection(temperature)) is not None:
+        if (reason := gradient_unsupported(temperature)) is not None:
             return reason
-    return triton_objection(query, previous)
+    return triton_unsupported(query, previous)
 
 
 @on_its_device

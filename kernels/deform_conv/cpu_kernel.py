@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import torch
 
-from ..extension import COMPUTED_IN_FLOAT32, cpu_objection, load
+from ..extension import COMPUTED_IN_FLOAT32, cpu_unsupported, load
 from .reference import Pair, as_pair
 
 LARGEST_SIDE = 1 << 15  # so that pixels are counted in int32 and positions are exact in float32
 
 
-def objection(
+def unsupported(
     x: torch.Tensor,
     offset: torch.Tensor,
     weight: torch.Tensor,
@@ -32,7 +32,7 @@ def objection(
     sides = [size + 2 * margin for size, margin in zip(x.shape[2:], as_pair(padding), strict=True)]
     if max(sides) >= LARGEST_SIDE:
         return f"wants sides below {LARGEST_SIDE}, padding included, given {sides[0]} x {sides[1]}"
-    return cpu_objection(x, offset, weight, bias, mask)
+    return cpu_unsupported(x, offset, weight, bias, mask)
 
 
 def run(

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from ..extension import load
-from ..gpu import ELEMENTS, cuda_objection, stream_of
+from ..gpu import ELEMENTS, cuda_unsupported, stream_of
 from .packing import packing_of, side_objection
 from .reference import Pair, as_pair
 
 OUTPUTS = 64  # of a tile, as in csrc/deform_conv.cu
 
 
-def objection(
+def unsupported(
     x: torch.Tensor,
     offset: torch.Tensor,
     weight: torch.Tensor,
@@ -40,7 +40,7 @@ def objection(
     if x.dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16, given {x.dtype}"
     reason = side_objection(x, padding)
-    return cuda_objection(x, offset, weight, bias, mask) if reason is None else reason
+    return cuda_unsupported(x, offset, weight, bias, mask) if reason is None else reason
 
 
 def run(

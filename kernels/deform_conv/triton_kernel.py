@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..gpu import for_chip, on_its_device, tl, triton, triton_objection
+from ..gpu import for_chip, on_its_device, tl, triton, triton_unsupported
 from ..resources import Build
 from .packing import MARGIN, Packing, packing_of, side_objection
 from .reference import Pair, as_pair
@@ -238,7 +238,7 @@ def _places(unit: int) -> int:
     return PACKED // unit
 
 
-def objection(
+def unsupported(
     x: torch.Tensor,
     offset: torch.Tensor,
     weight: torch.Tensor,
@@ -260,7 +260,7 @@ def objection(
     spans = [_span(tensor) for tensor in (offset, mask) if tensor is not None]
     if max(torch.Size(shape[1:]).numel(), out, *spans) >= MOST_ELEMENTS:
         return "wants fewer than 2^31 elements in what belongs to one image"
-    return triton_objection(x, offset, weight, bias, mask)
+    return triton_unsupported(x, offset, weight, bias, mask)
 
 
 def _span(tensor: torch.Tensor) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 
-from ..extension import cpu_objection, load
+from ..extension import cpu_unsupported, load
 
 
-def objection(
+def unsupported(
     logits: torch.Tensor,
     ids: torch.Tensor,
     *,
@@ -24,7 +24,7 @@ def objection(
 ) -> str | None:
     if logits.dtype == torch.float64:
         return "computes in float32, and the logits are float64"
-    return cpu_objection(logits, ids, first)
+    return cpu_unsupported(logits, ids, first)
 
 
 def run(

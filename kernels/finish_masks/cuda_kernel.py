@@ -19,10 +19,10 @@ from __future__ import annotations
 import torch
 
 from ..extension import load
-from ..gpu import ELEMENTS, cuda_objection, stream_of
+from ..gpu import ELEMENTS, cuda_unsupported, stream_of
 
 
-def objection(
+def unsupported(
     logits: torch.Tensor,
     ids: torch.Tensor,
     *,
@@ -33,7 +33,7 @@ def objection(
 ) -> str | None:
     if logits.dtype not in ELEMENTS:
         return f"takes float32, float16 or bfloat16, and the logits are {logits.dtype}"
-    return cuda_objection(logits, ids, first)
+    return cuda_unsupported(logits, ids, first)
 
 
 def run(

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..extension import cpu_objection, load
+from ..extension import cpu_unsupported, load
 
 
-def objection(
+def unsupported(
     features: torch.Tensor,
     bands: torch.Tensor,
     targets: torch.Tensor,
@@ -22,7 +22,7 @@ def objection(
 ) -> str | None:
     if features.dtype != torch.float32:
         return f"wants float32, given {features.dtype}"
-    return cpu_objection(features, bands, targets, sample_weight, kernel, projection)
+    return cpu_unsupported(features, bands, targets, sample_weight, kernel, projection)
 
 
 def run(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from ..extension import cpu_objection, load
+from ..extension import cpu_unsupported, load
 from .reference import Groups
 
 
-def objection(
+def unsupported(
     heatmap: torch.Tensor,
     offset: torch.Tensor,
     foreground: torch.Tensor,
@@ -23,7 +23,7 @@ def objection(
 ) -> str | None:
     if heatmap.dtype != torch.float32:
         return f"wants float32, given {heatmap.dtype}"
-    return cpu_objection(heatmap, offset, foreground)
+    return cpu_unsupported(heatmap, offset, foreground)
 
 
 def run(

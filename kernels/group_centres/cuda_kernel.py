@@ -14,14 +14,14 @@ from __future__ import annotations
 import torch
 
 from ..extension import load
-from ..gpu import ELEMENTS, cuda_objection, stream_of
+from ..gpu import ELEMENTS, cuda_unsupported, stream_of
 from .reference import Groups
 
 PART = 1024  # pixels that one block looks at in one go
 MOST_PARTS = 512
 
 
-def objection(
+def unsupported(
     heatmap: torch.Tensor,
     offset: torch.Tensor,
     foreground: torch.Tensor,
@@ -35,7 +35,7 @@ def objection(
     batch, height, width = heatmap.shape
     if height * width >= 1 << 31 or batch * MOST_PARTS >= 1 << 31:
         return f"wants less than 2^31 pixels and 2^22 images, given {list(heatmap.shape)}"
-    return cuda_objection(heatmap, offset, foreground)
+    return cuda_unsupported(heatmap, offset, foreground)
 
 
 def run(

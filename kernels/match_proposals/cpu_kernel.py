@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from ..extension import cpu_objection, load
+from ..extension import cpu_unsupported, load
 from .reference import EQUAL
 
 
-def objection(
+def unsupported(
     similarity: torch.Tensor,
     *,
     steps: int = 40,
@@ -21,7 +21,7 @@ def objection(
 ) -> str | None:
     if similarity.dtype != torch.float32:
         return f"wants float32, given {similarity.dtype}"
-    return cpu_objection(similarity)
+    return cpu_unsupported(similarity)
 
 
 def run(

@@ -16,14 +16,14 @@ from __future__ import annotations
 import torch
 
 from ..extension import load
-from ..gpu import ELEMENTS, cuda_objection, for_chip, stream_of
+from ..gpu import ELEMENTS, cuda_unsupported, for_chip, stream_of
 from .reference import EQUAL
 
 # Of shared memory a block can have, by compute capability.
 SHARED_KIB = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
-def objection(
+def unsupported(
     similarity: torch.Tensor,
     *,
     steps: int = 40,
@@ -33,7 +33,7 @@ def objection(
 ) -> str | None:
     if similarity.dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16, given {similarity.dtype}"
-    reason = cuda_objection(similarity)
+    reason = cuda_unsupported(similarity)
     if reason is not None:
         return reason
     objects, proposals = similarity.shape

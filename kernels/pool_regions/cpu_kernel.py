@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import torch
 
-from ..extension import COMPUTED_IN_FLOAT32, cpu_objection, load
+from ..extension import COMPUTED_IN_FLOAT32, cpu_unsupported, load
 
 
-def objection(
+def unsupported(
     levels: tuple[torch.Tensor, ...],
     boxes: torch.Tensor,
     *,
@@ -29,7 +29,7 @@ def objection(
 ) -> str | None:
     if levels[0].dtype not in COMPUTED_IN_FLOAT32:
         return f"wants float32, bfloat16 or float16, given {levels[0].dtype}"
-    return cpu_objection(*levels, boxes, frame, planes)
+    return cpu_unsupported(*levels, boxes, frame, planes)
 
 
 def run(

@@ -14,13 +14,13 @@ from __future__ import annotations
 import torch
 
 from ..extension import load
-from ..gpu import ELEMENTS, cuda_objection, stream_of
+from ..gpu import ELEMENTS, cuda_unsupported, stream_of
 
 MOST_MAPS = 16
 MOST_TAP_BYTES = 24 << 10
 
 
-def objection(
+def unsupported(
     levels: tuple[torch.Tensor, ...],
     boxes: torch.Tensor,
     *,
@@ -43,7 +43,7 @@ def objection(
             f"wants at most {MOST_TAP_BYTES >> 10} KiB of cells and weights, given size {size} "
             f"with {sampling} samples, which needs {-(-needed >> 10)}"
         )
-    return cuda_objection(*levels, boxes, frame, planes)
+    return cuda_unsupported(*levels, boxes, frame, planes)
 
 
 def run(

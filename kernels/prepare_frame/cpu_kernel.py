@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..extension import cpu_objection, load
+from ..extension import cpu_unsupported, load
 
 
-def objection(
+def unsupported(
     frame: torch.Tensor,
     *,
     size: tuple[int, int],
@@ -28,7 +28,7 @@ def objection(
 ) -> str | None:
     if dtype == torch.float64:
         return "computes in float32, and float64 is asked for"
-    return cpu_objection(frame)
+    return cpu_unsupported(frame)
 
 
 def run(

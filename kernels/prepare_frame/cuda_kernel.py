@@ -19,10 +19,10 @@ from collections.abc import Sequence
 import torch
 
 from ..extension import load
-from ..gpu import ELEMENTS, cuda_objection, stream_of
+from ..gpu import ELEMENTS, cuda_unsupported, stream_of
 
 
-def objection(
+def unsupported(
     frame: torch.Tensor,
     *,
     size: tuple[int, int],
@@ -34,7 +34,7 @@ def objection(
 ) -> str | None:
     if dtype not in ELEMENTS:
         return f"writes float32, float16 or bfloat16, and {dtype} is asked for"
-    return cuda_objection(frame)
+    return cuda_unsupported(frame)
 
 
 def run(

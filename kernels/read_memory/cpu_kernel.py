@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import torch
 
-from ..extension import COMPUTED_IN_FLOAT32, cpu_objection, load
+from ..extension import COMPUTED_IN_FLOAT32, cpu_unsupported, load
 from ..gpu import ELEMENTS
 
 
-def objection(
+def unsupported(
     query_key: torch.Tensor,
     memory_key: torch.Tensor,
     memory_value: torch.Tensor,
@@ -37,7 +37,7 @@ def objection(
     for name, tensor in rows.items():
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             return f"wants the last axis of {name} contiguous, given stride {tensor.stride(-1)}"
-    return cpu_objection(query_key, memory_key, memory_value, bias, length, pages, query_of)
+    return cpu_unsupported(query_key, memory_key, memory_value, bias, length, pages, query_of)
 
 
 def run(

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from ..gpu import for_chip, on_its_device, triton_objection
+from ..gpu import for_chip, on_its_device, triton_unsupported
 from . import triton_programs as programs
 from . import triton_top_k as top_k_programs
 from .triton_builds import builds
@@ -48,14 +48,14 @@ from .triton_plan import (
     settle_constants,
 )
 
-__all__ = ["builds", "objection", "run"]
+__all__ = ["builds", "run", "unsupported"]
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 FAR = 2**24  # between rows: what lies within a tile is addressed in 32 bits
 
 
-def objection(
+def unsupported(
     query_key: torch.Tensor,
     memory_key: torch.Tensor,
     memory_value: torch.Tensor,
@@ -78,7 +78,7 @@ def objection(
     positions = memory_key.shape[1] if pages is None else pages.shape[1] * memory_key.shape[1]
     if top_k is not None and MOST_KEPT < top_k < positions:
         return f"wants top_k up to {MOST_KEPT}, given {top_k}"
-    return triton_objection(query_key, memory_key, memory_value, bias, length, pages, query_of)
+    return triton_unsupported(query_key, memory_key, memory_value, bias, length, pages, query_of)
 
 
 @cache

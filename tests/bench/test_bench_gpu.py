@@ -57,7 +57,7 @@ def case_of(op: Op, name: str) -> Case:
 
 def posing(op: Op, run: Callable[..., Any]) -> Op:
     """The op with another function as its C++ backend."""
-    stand_in = SimpleNamespace(objection=lambda *_, **__: None, run=run)
+    stand_in = SimpleNamespace(unsupported=lambda *_, **__: None, run=run)
     return Op(op.reference, op.contract, cpu=stand_in)
 
 

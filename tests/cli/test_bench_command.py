@@ -18,13 +18,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vosengine.benchmark import Plan, drawn_scene, measure_point, measure_rates
-from vosengine.benchmark.floor import Rates
 from vosengine.benchmark.measure import NO_ROOM, NOT_COMPILED, Cell, Point, Runner, begin, compare
 from vosengine.benchmark.published import published_of, published_rows
 from vosengine.benchmark.report import COLUMNS, rows_of, tables_of
+from vosengine.benchmark.roofline import Rates
 from vosengine.benchmark.scenes import GivenProposals, Scene
 from vosengine.benchmark.stages import StageClock, clocked
-from vosengine.benchmark.ways import OURS, OURS_FP32, REFERENCE, WAYS, Way
+from vosengine.benchmark.variants import OURS, OURS_FP32, REFERENCE, VARIANTS, Variant
 from vosengine.cli import app as cli
 from vosengine.cli import bench as cli_bench
 from vosengine.errors import ConfigError, DeviceError
@@ -36,7 +36,7 @@ from vosengine.zoo.registry import list_models
 SIZE = 64, 96
 CPU = torch.device("cpu")
 PLAN = Plan(memory_frames=2, warm_up=0, steps=2)
-QUICK = tuple(way for way in WAYS if not way.compiled)  # that takes minutes
+QUICK = tuple(variant for variant in VARIANTS if not variant.compiled)  # that takes minutes
 DTYPES = (torch.float32, torch.bfloat16) if has_bf16(CPU) else (torch.float32,)
 
 
@@ -59,10 +59,10 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Plan]:
 
 @pytest.fixture
 def point_of(scene: Scene, rates: Rates, plan_of: Callable[[str], Plan]) -> Callable[..., Point]:
-    """A model with some objects, each of these ways."""
+    """A model with some objects, each of these variants."""
 
-    def measure(model: str, objects: int, ways: Sequence[Way]) -> Point:
-        return measure_point(model, objects, scene, CPU, plan_of(model), rates, ways)
+    def measure(model: str, objects: int, variants: Sequence[Variant]) -> Point:
+        return measure_point(model, objects, scene, CPU, plan_of(model), rates, variants)
 
     return measure
 
@@ -76,10 +76,10 @@ def test_every_model_is_timed_and_keeps_its_labels(
     model: str, point_of: Callable[..., Point]
 ) -> None:
     point = point_of(model, 2 if model != "imcnet" else 1, QUICK)
-    cells = {cell.way: cell for cell in point.cells}
-    assert list(cells) == [way.name for way in QUICK]
+    cells = {cell.variant: cell for cell in point.cells}
+    assert list(cells) == [variant.name for variant in QUICK]
     ran = [cell for cell in cells.values() if cell.fault is None]
-    assert {REFERENCE, OURS} <= {cell.way for cell in ran}
+    assert {REFERENCE, OURS} <= {cell.variant for cell in ran}
     for cell in ran:
         assert len(cell.milliseconds) == len(cell.labels) == PLAN.steps
         assert min(cell.milliseconds) > 0
@@ -89,14 +89,14 @@ def test_every_model_is_timed_and_keeps_its_labels(
     exact = cells[OURS] if cells[OURS_FP32].fault else cells[OURS_FP32]
     assert exact.precision == "fp32" and exact.differs is not None and exact.differs < 1e-4
     assert cells[OURS].iou is not None and cells[OURS].iou > 0.9  # a boundary is much of it here
-    assert point.floor is not None and point.floor.gflop > 0.1 and point.floor.mib > 0.5
+    assert point.roofline is not None and point.roofline.gflop > 0.1 and point.roofline.mib > 0.5
 
 
 def test_stages_are_those_of_the_paper(point_of: Callable[..., Point]) -> None:
-    point = point_of("dmn_aoa", 1, WAYS[-1:])
+    point = point_of("dmn_aoa", 1, VARIANTS[-1:])
     assert {"BFE", "OPG", "OTG", "AM", "MRN"} <= set(point.cells[0].stages)
-    assert point.floor is None  # without the reference way its work is not known
-    point = point_of("target_aware", 1, WAYS[-1:])
+    assert point.roofline is None  # without the reference variant its work is not known
+    point = point_of("target_aware", 1, VARIANTS[-1:])
     assert {"D-Net", "T-Net"} <= set(point.cells[0].stages)
 
 
@@ -111,7 +111,7 @@ def test_a_clock_counts_every_moment_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_clocks_are_taken_away_again(scene: Scene, plan_of: Callable[[str], Plan]) -> None:
-    segmenter = begin("stm", WAYS[-1], 1, scene, CPU, plan_of("stm"))
+    segmenter = begin("stm", VARIANTS[-1], 1, scene, CPU, plan_of("stm"))
     call, attributes = Op.__call__, set(vars(segmenter))
     with clocked(segmenter) as clock:
         segmenter.step(scene.frame(0), scene.prompt(1))
@@ -127,15 +127,15 @@ def test_without_room_the_cell_says_so_and_the_others_go_on(
     step = Runner.step
 
     def fails_for_one(self: Runner) -> None:
-        if self.way.name == REFERENCE:
+        if self.variant.name == REFERENCE:
             raise torch.OutOfMemoryError("CUDA out of memory")
         step(self)
 
     monkeypatch.setattr(Runner, "step", fails_for_one)
     point = point_of("stm", 1, QUICK)
-    faults = {cell.way: cell.fault for cell in point.cells}
+    faults = {cell.variant: cell.fault for cell in point.cells}
     assert faults[REFERENCE] == NO_ROOM and faults["ours"] is None
-    assert point.floor is None
+    assert point.roofline is None
     rows = rows_of({"points": [point.as_json()], "published": []})
     assert any(NO_ROOM in row for row in rows) and all(len(row) == len(COLUMNS) for row in rows)
 
@@ -147,16 +147,18 @@ def test_a_compiler_that_is_missing_or_fails_is_one_cells_fault(
     """torch.compile's own C++ compiler; gcc 12 has a defect that MUNet's code for AVX-512 meets."""
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
-    compiled = Way("compiled fp32", "eager", "fp32", "reference", compiled=True)
-    point = point_of("imcnet", 1, (compiled, WAYS[1]))
-    faults = {cell.way: cell.fault for cell in point.cells}
+    compiled = Variant("compiled fp32", "eager", "fp32", "reference", compiled=True)
+    point = point_of("imcnet", 1, (compiled, VARIANTS[1]))
+    faults = {cell.variant: cell.fault for cell in point.cells}
     assert faults == {"compiled fp32": NOT_COMPILED, REFERENCE: None}
 
 
 @pytest.fixture(scope="module")
 def imcnet_cells(scene: Scene, rates: Rates, plan_of: Callable[[str], Plan]) -> list[Any]:
-    ways = [way for way in WAYS if way.name in ("published fp32", REFERENCE, "ours")]
-    point = measure_point("imcnet", 1, scene, CPU, plan_of("imcnet"), rates, ways)
+    variants = [
+        variant for variant in VARIANTS if variant.name in ("published fp32", REFERENCE, "ours")
+    ]
+    point = measure_point("imcnet", 1, scene, CPU, plan_of("imcnet"), rates, variants)
     cells: list[Any] = point.as_json()["cells"]
     return cells
 
@@ -171,7 +173,7 @@ def test_no_figure_is_cut_off_on_any_terminal(imcnet_cells: list[Any], width: in
     model = {
         "model": "imcnet",
         "weights": "random",
-        "points": [{"size": (480, 854), "objects": 1, "cells": [cell, *others], "floor": None}],
+        "points": [{"size": (480, 854), "objects": 1, "cells": [cell, *others], "roofline": None}],
         "published": [paper],
     }
     (table,) = tables_of({"environment": {"device": "a processor"}, "models": [model]}, width)
@@ -194,7 +196,7 @@ def test_another_error_is_raised(
 
     monkeypatch.setattr(Runner, "step", fails)
     with pytest.raises(RuntimeError, match="a defect"):
-        point_of("stm", 1, WAYS[-1:])
+        point_of("stm", 1, VARIANTS[-1:])
 
 
 def test_labels_are_held_against_the_reference_way() -> None:

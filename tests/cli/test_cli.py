@@ -187,7 +187,7 @@ def test_doctor_fails_when_a_backend_computes_wrong(monkeypatch: pytest.MonkeyPa
     class Wrong:
         """A backend that is off by one."""
 
-        objection = staticmethod(lambda *a, **k: None)
+        unsupported = staticmethod(lambda *a, **k: None)
         run = staticmethod(lambda *a, **k: op.reference(*a, **k) + 1)
 
     monkeypatch.setitem(op.backends, "cpu", Wrong)

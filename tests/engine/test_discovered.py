@@ -81,10 +81,10 @@ class Script(Method[ScriptFeatures, ScriptState]):
         rows = torch.full((len(state.stripes) + len(self.script.get(index, [])), 16, 16), -9.0)
         for row, stripe in enumerate([*state.stripes, *self.script.get(index, [])]):
             rows[row, 2 * stripe : 2 * stripe + 2] = 9
-        return Scores(rows, stride=4, evidence=f"frame {index}")
+        return Scores(rows, stride=4, aux=f"frame {index}")
 
     def remember(self, seen: Sequence[ScriptFeatures], masks: Masks, state: ScriptState) -> None:
-        state.told.append((masks.evidence, masks.prompted))
+        state.told.append((masks.aux, masks.prompted))
         top = masks.probabilities[1:].mean(dim=2).argmax(dim=1) // STRIPE
         state.stripes = top.tolist()
         state.object_count = masks.object_count

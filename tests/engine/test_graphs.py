@@ -14,7 +14,7 @@ from recorded_graph import RecordedGraph
 from vosengine.engine import engine as engine_module
 from vosengine.engine.segmenter import Segmenter
 from vosengine.kernels import use_backend
-from vosengine.runtime.graphs import LIMIT, Pieces, copied
+from vosengine.runtime.graphs import LIMIT, GraphCache, copied
 from vosengine.training.synthetic import Clip
 from vosengine.zoo.registry import list_models
 
@@ -29,21 +29,21 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def pair(model: str, **options: Any) -> tuple[Segmenter, Segmenter]:
     """With graphs, and without: otherwise alike."""
     one, other = begin(model, **options), begin(model, **options)
-    assert one._pieces is not None
-    other._pieces = other.runs_on._encoding = None
+    assert one._graphs is not None
+    other._graphs = other.runs_on._encoding = None
     return one, other
 
 
 def captured_by(segmenter: Segmenter) -> int:
     """How many graphs the stream and its engine have captured."""
-    pieces = segmenter._pieces, segmenter.runs_on._encoding
-    return sum(each.captured for each in pieces if each is not None)
+    graphs = segmenter._graphs, segmenter.runs_on._encoding
+    return sum(each.captured for each in graphs if each is not None)
 
 
 def names_of(segmenter: Segmenter) -> list[Any]:
-    """Of all pieces of work, those of the engine first."""
-    pieces = segmenter.runs_on._encoding, segmenter._pieces
-    return [name for each in pieces if each is not None for name, *_ in each._pieces]
+    """Of all captured graphs, those of the engine first."""
+    graphs = segmenter.runs_on._encoding, segmenter._graphs
+    return [name for each in graphs if each is not None for name, *_ in each._graphs]
 
 
 def same(one: Any, other: Any) -> None:
@@ -107,11 +107,11 @@ def test_a_new_stream_of_another_size_is_captured_anew(small: Clip, graphs: None
     for height, width in (SIZE, (40, 56)):
         frames, mask = small.frames[:5, :height, :width], small.masks[0][:height, :width]
         same(play(one, frames, {0: mask}), play(other, frames, {0: mask}))
-        assert one._pieces is not None and one._pieces.captured > 0
+        assert one._graphs is not None and one._graphs.captured > 0
         one.reset()
         other.reset()
-        other._pieces = None
-        assert one._pieces.captured == 0
+        other._graphs = None
+        assert one._graphs.captured == 0
 
 
 def test_memory_that_grows_and_wraps_needs_no_other_graph(small: Clip, graphs: None) -> None:
@@ -132,10 +132,10 @@ def test_asking_for_numbers_or_bringing_them_cannot_be_captured() -> None:
         lambda x: x[x.nonzero().flatten()],
         lambda x: x + torch.tensor([1.0]),
     ):
-        pieces = Pieces(RecordedGraph)
-        pieces.run("work", work, torch.ones(1))
+        graphs = GraphCache(RecordedGraph)
+        graphs.run("work", work, torch.ones(1))
         with pytest.raises(AssertionError, match=r"waits for the device|from the host"):
-            pieces.run("work", work, torch.ones(1))
+            graphs.run("work", work, torch.ones(1))
 
 
 def test_a_piece_is_done_then_captured_then_replayed() -> None:
@@ -145,15 +145,15 @@ def test_a_piece_is_done_then_captured_then_replayed() -> None:
         calls.append(1)
         return 2 * x
 
-    pieces = Pieces(RecordedGraph)
+    graphs = GraphCache(RecordedGraph)
     for number in range(5):
         assert (
-            pieces.run("double", work, torch.full((3,), float(number))).tolist() == [2 * number] * 3
+            graphs.run("double", work, torch.full((3,), float(number))).tolist() == [2 * number] * 3
         )
-    assert len(calls) == 2 and pieces.captured == 1
-    pieces.run("double", work, torch.ones(4))  # another shape
-    pieces.run(("double", 2), work, torch.ones(3))  # another name
-    assert len(calls) == 4 and pieces.captured == 1 and len(pieces) == 3
+    assert len(calls) == 2 and graphs.captured == 1
+    graphs.run("double", work, torch.ones(4))  # another shape
+    graphs.run(("double", 2), work, torch.ones(3))  # another name
+    assert len(calls) == 4 and graphs.captured == 1 and len(graphs) == 3
 
 
 def test_a_capture_that_failed_is_tried_again() -> None:
@@ -164,31 +164,31 @@ def test_a_capture_that_failed_is_tried_again() -> None:
             raise RuntimeError("no room")
         return x + 1
 
-    pieces = Pieces(RecordedGraph)
-    pieces.run("work", work, torch.zeros(1))
+    graphs = GraphCache(RecordedGraph)
+    graphs.run("work", work, torch.zeros(1))
     with pytest.raises(RuntimeError, match="no room"):
-        pieces.run("work", work, torch.ones(1))
-    assert pieces.run("work", work, torch.full((1,), 2.0)).tolist() == [3]
-    assert pieces.run("work", work, torch.full((1,), 3.0)).tolist() == [4]
+        graphs.run("work", work, torch.ones(1))
+    assert graphs.run("work", work, torch.full((1,), 2.0)).tolist() == [3]
+    assert graphs.run("work", work, torch.full((1,), 3.0)).tolist() == [4]
 
 
 def test_what_others_read_is_not_written_over() -> None:
     held = torch.ones(2)
-    pieces = Pieces(RecordedGraph)
-    pieces.run("work", torch.neg, held, shared=True)
-    pieces.run("work", torch.neg, torch.zeros(2), shared=True)
+    graphs = GraphCache(RecordedGraph)
+    graphs.run("work", torch.neg, held, shared=True)
+    graphs.run("work", torch.neg, torch.zeros(2), shared=True)
     assert held.tolist() == [1, 1]
-    pieces.run("other", torch.neg, held)
-    pieces.run("other", torch.neg, torch.zeros(2))
+    graphs.run("other", torch.neg, held)
+    graphs.run("other", torch.neg, torch.zeros(2))
     assert held.tolist() == [0, 0]
 
 
 def test_the_piece_that_waited_longest_goes() -> None:
-    pieces = Pieces(RecordedGraph)
+    graphs = GraphCache(RecordedGraph)
     for number in range(LIMIT + 3):
-        pieces.run(0, torch.neg, torch.ones(1))
-        pieces.run(number, torch.neg, torch.ones(2))
-    assert len(pieces) == LIMIT and pieces.captured == 1
+        graphs.run(0, torch.neg, torch.ones(1))
+        graphs.run(number, torch.neg, torch.ones(2))
+    assert len(graphs) == LIMIT and graphs.captured == 1
 
 
 def test_copies_keep_their_layout() -> None:

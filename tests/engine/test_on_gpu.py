@@ -89,8 +89,8 @@ def test_a_warm_step_neither_allocates_nor_waits(model: str, small: Clip, from_h
     after = torch.cuda.memory_stats()
     for name in ("segment.all.allocated", "num_alloc_retries"):  # calls of cudaMalloc
         assert after[name] == before[name]
-    pieces = [segmenter._pieces, segmenter.runs_on._encoding]
-    assert sum(each.captured for each in pieces if each is not None) >= 2
+    graphs = [segmenter._graphs, segmenter.runs_on._encoding]
+    assert sum(each.captured for each in graphs if each is not None) >= 2
 
 
 @pytest.mark.parametrize("model", [name for name in CAPTURED if name != "imcnet"])
@@ -107,8 +107,8 @@ def test_graphs_follow_objects_that_come_and_go(model: str, small: Clip) -> None
         found.append([answer.labels.cpu() for answer in answers])  # when all steps are done
     for mine, plain in zip(*found, strict=True):
         assert float((mine == plain).float().mean()) > 0.99
-    assert streams[0]._pieces is not None and streams[0]._pieces.captured > 0
-    assert streams[1]._pieces is None
+    assert streams[0]._graphs is not None and streams[0]._graphs.captured > 0
+    assert streams[1]._graphs is None
 
 
 def test_a_captured_reading_follows_the_memory_as_it_grows() -> None:

@@ -218,7 +218,7 @@ def test_what_serves_all_models_names_none() -> None:
         "commands/train",
         "commands/info",
     )
-    blind += "benchmark/stages", "benchmark/ways", "benchmark/measure", "training/recipe"
+    blind += "benchmark/stages", "benchmark/variants", "benchmark/measure", "training/recipe"
     blind += "training/initialise", "training/objectives/__init__"
     for name in blind:
         path = ROOT / "vosengine" / f"{name}.py"

@@ -24,7 +24,7 @@ class Fake:
     def __init__(self, name: str, limit: int) -> None:
         self.name, self.limit = name, limit
 
-    def objection(self, x: int) -> str | None:
+    def unsupported(self, x: int) -> str | None:
         return None if x < self.limit else f"{self.name} wants x < {self.limit}"
 
     def run(self, x: int) -> str:

@@ -43,7 +43,7 @@ def test_a_chip_without_a_table_takes_the_nearest_older(
 
 
 class OnGpu:
-    """A tensor as far as an objection looks at it."""
+    """A tensor as far as an unsupported looks at it."""
 
     def __init__(self, dtype: torch.dtype = torch.float16) -> None:
         self.device, self.dtype, self.requires_grad = torch.device("cuda:0"), dtype, False
@@ -52,14 +52,14 @@ class OnGpu:
 @pytest.mark.skipif(gpu.missing is not None, reason=str(gpu.missing))
 def test_triton_refuses_old_chips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "capability", lambda device: 75)
-    assert gpu.triton_objection(OnGpu()) == "wants sm_80 or newer, given sm_75"  # type: ignore[arg-type]
+    assert gpu.triton_unsupported(OnGpu()) == "wants sm_80 or newer, given sm_75"  # type: ignore[arg-type]
     monkeypatch.setattr(gpu, "capability", lambda device: 80)
-    assert gpu.triton_objection(OnGpu()) is None  # type: ignore[arg-type]
-    assert "wants tensors on an NVIDIA GPU" in str(gpu.triton_objection(torch.zeros(1)))
+    assert gpu.triton_unsupported(OnGpu()) is None  # type: ignore[arg-type]
+    assert "wants tensors on an NVIDIA GPU" in str(gpu.triton_unsupported(torch.zeros(1)))
 
 
 class Compiled:
-    """An extension as far as an objection looks at it."""
+    """An extension as far as an unsupported looks at it."""
 
     cuda_device_type = staticmethod(lambda: "cuda")
     cuda_archs = staticmethod(lambda: "75;80;90a")
@@ -74,12 +74,12 @@ def test_cuda_says_what_it_was_not_built_for(monkeypatch: pytest.MonkeyPatch) ->
         (100, torch.float16, "this GPU is sm_100"),
     ):
         monkeypatch.setattr(gpu, "capability", lambda device, chip=chip: chip)
-        assert said in str(gpu.cuda_objection(OnGpu(dtype)))  # type: ignore[arg-type]
+        assert said in str(gpu.cuda_unsupported(OnGpu(dtype)))  # type: ignore[arg-type]
     monkeypatch.setattr(gpu, "capability", lambda device: 75)
-    assert gpu.cuda_objection(OnGpu()) is None  # type: ignore[arg-type]
-    assert "wants tensors on an NVIDIA GPU" in str(gpu.cuda_objection(torch.zeros(1)))
+    assert gpu.cuda_unsupported(OnGpu()) is None  # type: ignore[arg-type]
+    assert "wants tensors on an NVIDIA GPU" in str(gpu.cuda_unsupported(torch.zeros(1)))
     monkeypatch.setattr(gpu.extension, "_C", object())
-    assert "built without CUDA" in str(gpu.cuda_objection(torch.zeros(1)))
+    assert "built without CUDA" in str(gpu.cuda_unsupported(torch.zeros(1)))
 
 
 def test_launches_go_to_the_device_of_the_first_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,7 +330,7 @@ def test_parity_leaves_open_what_rounding_may_decide_and_nothing_else() -> None:
     def verdict(output: int, place: tuple[Any, ...]) -> str | None:
         changed = [x.clone() for x in group_centres.reference(**arguments)]
         changed[output][place] += 1
-        stand_in = SimpleNamespace(objection=lambda **_: None, run=lambda **_: tuple(changed))
+        stand_in = SimpleNamespace(unsupported=lambda **_: None, run=lambda **_: tuple(changed))
         posing = Op(group_centres.reference, group_centres.contract, cpu=stand_in)
         return check_parity(posing, case, "cpu").fault
 

@@ -203,5 +203,5 @@ def test_rows_too_far_apart_are_refused() -> None:
     apart = torch.empty(2 * 2**24, dtype=torch.float16).as_strided((1, 2, 16), (0, 2**24, 1))
     value = torch.zeros(1, 2, 8, dtype=torch.float16)
     query = torch.zeros(3, 16, dtype=torch.float16)
-    reason = triton_kernel.objection(query, apart, value, scale=1.0)
+    reason = triton_kernel.unsupported(query, apart, value, scale=1.0)
     assert reason == "wants rows of memory_key less than 16777216 elements apart"

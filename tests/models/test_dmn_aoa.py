@@ -108,9 +108,9 @@ def test_dmn_aoa_is_its_transcription(changes: dict[str, Any], options: dict[str
     assert logits.std() > 0.05
     near: Callable[[Tensor, Tensor], None]
     near = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)  # noqa: E731
-    near(found.evidence.similarity, similarity)
-    near(found.evidence.assignment, assignment)
-    torch.testing.assert_close(found.evidence.coarse.double(), coarse, rtol=0, atol=1e-6)
+    near(found.aux.similarity, similarity)
+    near(found.aux.assignment, assignment)
+    torch.testing.assert_close(found.aux.coarse.double(), coarse, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.logits, logits, rtol=1e-5, atol=1e-5)
 
 
@@ -229,8 +229,8 @@ def test_without_proposals_the_frame_before_stands_in() -> None:
     for nothing in (None, proposals_of(0, 0)):
         found = segmented(nothing)
         wanted = nn.functional.avg_pool2d(soft_masks(3, 0)[1:, None], 4)[:, 0]
-        torch.testing.assert_close(found.evidence.coarse, wanted)
-        assert found.evidence.assignment.shape == (3, 0)
+        torch.testing.assert_close(found.aux.coarse, wanted)
+        assert found.aux.assignment.shape == (3, 0)
         assert found.logits.isfinite().all()
 
 
@@ -238,14 +238,14 @@ def test_without_proposals_the_frame_before_stands_in() -> None:
 def test_of_five_hundred_proposals_the_best_thirty_are_looked_at() -> None:
     many = proposals_of(500, 2)
     found = segmented(many, proposal_overlap=1.0)
-    assert found.evidence.similarity.shape == (3, 30)
+    assert found.aux.similarity.shape == (3, 30)
     few = Proposals(many.boxes[:30], many.masks[:30], many.scores[:30])
     torch.testing.assert_close(
-        found.evidence.similarity, segmented(few, proposal_overlap=1.0).evidence.similarity
+        found.aux.similarity, segmented(few, proposal_overlap=1.0).aux.similarity
     )
     apart = segmented(many)  # boxes that overlap by more than 0.4 say the same: others come up
-    assert apart.evidence.similarity.shape == (3, 30)
-    assert not torch.allclose(apart.evidence.similarity, found.evidence.similarity)
+    assert apart.aux.similarity.shape == (3, 30)
+    assert not torch.allclose(apart.aux.similarity, found.aux.similarity)
 
 
 @torch.no_grad()
@@ -253,9 +253,7 @@ def test_similarity_does_not_depend_on_the_order_of_the_proposals() -> None:
     given = proposals_of(8, 3)
     order = torch.tensor([3, 0, 7, 5, 1, 6, 2, 4])
     mixed = Proposals(given.boxes[order], given.masks[order], torch.linspace(1, 0.1, 8))
-    one, other = (
-        segmented(each, proposal_overlap=1.0).evidence.similarity for each in (given, mixed)
-    )
+    one, other = (segmented(each, proposal_overlap=1.0).aux.similarity for each in (given, mixed))
     torch.testing.assert_close(one[:, order], other, rtol=0, atol=1e-5)
     assert one.std(dim=1).min() > 1e-4
 
@@ -272,12 +270,12 @@ def test_odd_proposals_do_no_harm() -> None:
     boxes[3] = torch.tensor([200.0, 200.0, 260.0, 300.0])
     boxes[4] = torch.tensor([5.0, 5.0, 5.0, 20.0])
     found = segmented(Proposals(boxes, masks, torch.linspace(1, 0.5, 6)))
-    assert found.evidence.similarity.shape == (3, 3)  # the last three cannot be matched
+    assert found.aux.similarity.shape == (3, 3)  # the last three cannot be matched
     assert found.logits.isfinite().all()
     twice = Proposals(boxes_of(masks[2:4]), masks[2:4], torch.tensor([0.9, 0.9]))
     found = segmented(twice, proposal_overlap=1.0)
     assert found.logits.isfinite().all()
-    torch.testing.assert_close(found.evidence.similarity[:, 0], found.evidence.similarity[:, 1])
+    torch.testing.assert_close(found.aux.similarity[:, 0], found.aux.similarity[:, 1])
 
 
 @torch.no_grad()
@@ -289,8 +287,8 @@ def test_the_overlap_with_the_mask_before_may_count_too() -> None:
         overlap_weight=1.0,
         proposal_overlap=1.0,
     )
-    assert found.evidence.assignment.argmax(dim=1).tolist() == [2, 1, 0]
-    assert found.evidence.similarity.amax() <= 1
+    assert found.aux.assignment.argmax(dim=1).tolist() == [2, 1, 0]
+    assert found.aux.similarity.amax() <= 1
 
 
 @torch.no_grad()

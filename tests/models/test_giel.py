@@ -44,13 +44,13 @@ def frames_of(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(1, 3, *SIZE, generator=generator).to(dtype) for _ in range(count)]
 
 
-def masks_of(objects: int, seed: int, evidence: Any = None) -> Masks:
-    """Blobs of every object and of the background; all prompted where there is no evidence."""
+def masks_of(objects: int, seed: int, aux: Any = None) -> Masks:
+    """Blobs of every object and of the background; all prompted where there is no aux."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1 + objects, 1, 6, 8, generator=generator)
     planes = nn.functional.interpolate(coarse, SIZE, mode="bilinear")[:, 0]
-    prompted = () if evidence is not None else tuple(range(objects))
-    return Masks((8 * planes).softmax(dim=0), prompted, evidence)
+    prompted = () if aux is not None else tuple(range(objects))
+    return Masks((8 * planes).softmax(dim=0), prompted, aux)
 
 
 class Story(list[Any]):
@@ -63,14 +63,14 @@ class Story(list[Any]):
         self.unions: list[np.ndarray] = []
         for index, frame in enumerate(frames):
             seen = [method.encode(frame)]
-            evidence = method.segment(seen, self.state).evidence if index else None
-            masks = masks_of(objects, index, evidence)
+            aux = method.segment(seen, self.state).aux if index else None
+            masks = masks_of(objects, index, aux)
             labels = masks.probabilities.argmax(dim=0)
             union = labels > 0
-            if evidence is not None and method.config.support_mask == "global":
+            if aux is not None and method.config.support_mask == "global":
                 union = (
                     nn.functional.interpolate(
-                        evidence.saliency[:, None], scale_factor=4, mode="bilinear"
+                        aux.saliency[:, None], scale_factor=4, mode="bilinear"
                     )[0, 0].sigmoid()
                     > 0.5
                 )
@@ -116,7 +116,7 @@ def test_giel_is_its_transcription(changes: dict[str, Any]) -> None:
     )
     assert wanted.std() > 0.05
     assert parts.frame_weights.std() > 0.01 or config.temporal == "none"
-    torch.testing.assert_close(found.evidence.saliency[0], parts.global_map, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.aux.saliency[0], parts.global_map, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.logits, wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -126,8 +126,8 @@ def test_an_object_added_later_is_nowhere_in_the_frames_before() -> None:
     frames = frames_of(7, torch.float64)
     story = Story(method, frames[:5], 2)
     seen = [method.encode(frames[5])]
-    evidence = method.segment(seen, story.state).evidence
-    masks = Masks(masks_of(3, 5).probabilities, (2,), evidence)  # the third is given in frame 5
+    aux = method.segment(seen, story.state).aux
+    masks = Masks(masks_of(3, 5).probabilities, (2,), aux)  # the third is given in frame 5
     method.remember(seen, masks, story.state)
     found = method.segment([method.encode(frames[6])], story.state).logits
     labels = masks.probabilities.argmax(dim=0).numpy()
@@ -187,12 +187,12 @@ def test_what_all_objects_share_is_computed_once(
 
     monkeypatch.setattr(giel_module, "read_memory", spy)
     state = method.start(GEOMETRY, objects)
-    evidence = None
+    aux = None
     for index, frame in enumerate(frames):
         seen = [method.encode(frame)]
         if index:
-            evidence = method.segment(seen, state).evidence
-        method.remember(seen, masks_of(objects, index, evidence), state)
+            aux = method.segment(seen, state).aux
+        method.remember(seen, masks_of(objects, index, aux), state)
     assert calls == {
         "query_encoder": 4,
         "support_encoder": 4,

@@ -132,7 +132,7 @@ def test_giel(variant: str) -> None:
 
     saliency = decoder(w, "global_decoder", maps(everything), r3, r2)  # equation 6
     found = method.segment([now], state)
-    near(found.evidence.saliency[0], saliency)
+    near(found.aux.saliency[0], saliency)
     for slot in range(objects):
         instance = []
         for labels, own in zip(labelled, values, strict=True):

@@ -108,8 +108,8 @@ def test_a_mask_is_read_as_any_value(model: str) -> None:
     probabilities = torch.stack((1 - mask, mask))
     window = [method.encode(frame)] * len(method.sees)
     method.remember(window, Masks(probabilities, (0,)), state)
-    evidence = method.segment(window, state).evidence
-    read = evidence.read[1:] if isinstance(method, GIEL) else evidence
+    aux = method.segment(window, state).aux
+    read = aux.read[1:] if isinstance(method, GIEL) else aux
     share = functional.adaptive_avg_pool2d(mask[None, None], 8)[0]
     assert read.shape == share.shape
     assert (

@@ -1,18 +1,18 @@
 """Whole models timed: several ways to run each, beside the papers' own figures."""
 
-from .endless import measure_stream
 from .environment import describe
-from .floor import measure_rates
+from .long_stream import measure_stream
 from .measure import Plan, measure_point
 from .published import published_of
 from .report import draw, markdown_of, tables_of
+from .roofline import measure_rates
 from .scenes import Scene, drawn_scene, real_scene
 from .streams import measure_streams, table_of_streams
-from .ways import REFERENCE, WAYS
+from .variants import REFERENCE, VARIANTS
 
 __all__ = [
     "REFERENCE",
-    "WAYS",
+    "VARIANTS",
     "Plan",
     "Scene",
     "describe",

@@ -1,4 +1,4 @@
-"""One cell of the table: a model, run one way, on one scene with some objects."""
+"""One cell of the table: one model and variant, on one scene with some objects."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..engine.segmenter import Segmenter
 from ..timing import summarise, synchronise
 from ..zoo.registry import entry
 from ..zoo.weights import RANDOM_TAG
-from .floor import Floor, Rates, Work, work_of
+from .roofline import Rates, Roofline, Work, work_of
 from .scenes import GivenProposals, Scene
 from .stages import clocked
-from .ways import OURS, REFERENCE, WAYS, Way
+from .variants import OURS, REFERENCE, VARIANTS, Variant
 
 MIB = 2**20
 NO_ROOM = "does not fit in memory"
@@ -54,14 +54,14 @@ class Cell:
     cold_start_s  from the call for a Segmenter to the first mask
     milliseconds  of every step under the clock
     stages        share of each stage, 0..1, from further steps with a clock around every stage;
-                  none of a compiled way
+                  none of a compiled variant
     device_mib    the most that torch held on a GPU from start to end; None on a CPU
     host_mib      the most that the process has held since its start
-    differs       share of pixels whose label is not that of the reference way; None for itself
+    differs       share of pixels whose label is not that of the reference variant; None for itself
     iou           of the labels with the reference's, mean over objects and frames
     """
 
-    way: str
+    variant: str
     objects: int
     size: tuple[int, int]
     precision: str = ""
@@ -84,10 +84,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Point:
-    """All ways at one size and number of objects; `floor` is None where nothing ran."""
+    """All variants at one size and number of objects; `roofline` is None where nothing ran."""
 
     cells: list[Cell]
-    floor: Floor | None
+    roofline: Roofline | None
 
     def as_json(self) -> dict[str, Any]:
         first = self.cells[0]
@@ -95,14 +95,14 @@ class Point:
             "objects": first.objects,
             "size": list(first.size),
             "cells": [cell.as_json() for cell in self.cells],
-            "floor": None if self.floor is None else asdict(self.floor),
+            "roofline": None if self.roofline is None else asdict(self.roofline),
         }
 
 
 def begin(
-    model: str, way: Way, objects: int, scene: Scene, device: torch.device, plan: Plan
+    model: str, variant: Variant, objects: int, scene: Scene, device: torch.device, plan: Plan
 ) -> Segmenter:
-    """A new Segmenter for that way, with room for exactly so many objects."""
+    """A new Segmenter for that variant, with room for exactly so many objects."""
     options: dict[str, Any] = {}
     random = plan.weights == RANDOM_TAG
     config = entry(model).config()
@@ -119,12 +119,12 @@ def begin(
     segmenter = Segmenter(
         model,
         device=str(device),
-        precision=way.precision,
-        engine=way.engine,
+        precision=variant.precision,
+        engine=variant.engine,
         max_objects=objects,
         **options,
     )
-    way.prepare(segmenter)
+    variant.prepare(segmenter)
     return segmenter
 
 
@@ -138,17 +138,23 @@ def stream(segmenter: Segmenter, scene: Scene, objects: int) -> Iterator[Callabl
 
 
 class Runner:
-    """One way of running, warm: its memory is full, and every shape has been seen."""
+    """One variant, warm: its memory is full, and every shape has been seen."""
 
     def __init__(
-        self, cell: Cell, model: str, way: Way, scene: Scene, device: torch.device, plan: Plan
+        self,
+        cell: Cell,
+        model: str,
+        variant: Variant,
+        scene: Scene,
+        device: torch.device,
+        plan: Plan,
     ) -> None:
-        self.cell, self.way, self.device = cell, way, device
+        self.cell, self.variant, self.device = cell, variant, device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
-        with way.running():
-            self.segmenter = begin(model, way, cell.objects, scene, device, plan)
+        with variant.running():
+            self.segmenter = begin(model, variant, cell.objects, scene, device, plan)
             self._steps = stream(self.segmenter, scene, cell.objects)
             answer = None
             while answer is None:
@@ -162,7 +168,7 @@ class Runner:
     def step(self) -> None:
         """One step under the clock, until its labels are on the host."""
         step = next(self._steps)
-        with self.way.running():
+        with self.variant.running():
             synchronise(self.device)
             start = time.perf_counter()
             labels = step().numpy()
@@ -170,20 +176,20 @@ class Runner:
         self.cell.labels.append(labels)
 
     def find_stages(self, steps: int) -> None:
-        """Where the time goes, and the most memory that was held on the way here."""
+        """Where the time goes, and the most memory that was held up to here."""
         if self.device.type == "cuda":
             held = torch.cuda.max_memory_allocated(self.device)
             self.cell.device_mib = round(held / MIB, 1)
         self.cell.host_mib = round(peak_host_bytes() / MIB, 1)
-        if self.way.compiled:
+        if self.variant.compiled:
             return  # clocks would cut it into pieces
-        with self.way.running(), clocked(self.segmenter) as clock:
+        with self.variant.running(), clocked(self.segmenter) as clock:
             for _ in range(steps):
                 next(self._steps)()
         self.cell.stages = {name: round(share, 4) for name, share in clock.shares().items()}
 
     def find_work(self) -> Work:
-        with self.way.running():
+        with self.variant.running():
             return work_of(self.segmenter, next(self._steps))
 
 
@@ -194,46 +200,45 @@ def measure_point(
     device: torch.device,
     plan: Plan,
     rates: Rates,
-    ways: Iterable[Way] = WAYS,
-    report: Callable[[str], None] = lambda way: None,
+    variants: Iterable[Variant] = VARIANTS,
+    report: Callable[[str], None] = lambda variant: None,
 ) -> Point:
-    """A cell for every way, on the same frames; under the clock they take turns, step by step, so
-    that noise meets all alike.
+    """A cell for every variant, on the same frames. Under the clock they take turns, step by step,
+    so that noise affects all alike.
 
     Does not raise for want of memory: the cell says so, and the others go on.
     """
     cells: list[Cell] = []
     runners: list[Runner] = []
-    for way in ways:
-        report(way.name)
-        cell = Cell(way.name, objects, scene.size, fault=way.objection(model, device))
+    for variant in variants:
+        report(variant.name)
+        cell = Cell(variant.name, objects, scene.size, fault=variant.unsupported(model, device))
         cells.append(cell)
         if cell.fault is None:
-            with _objections(cell):
-                runners.append(Runner(cell, model, way, scene, device, plan))
+            with _faults(cell):
+                runners.append(Runner(cell, model, variant, scene, device, plan))
     for _ in range(plan.steps):
         runners = [runner for runner in runners if runner.cell.fault is None]
         for runner in runners:
-            with _objections(runner.cell):
+            with _faults(runner.cell):
                 runner.step()
     for runner in runners:
-        with _objections(runner.cell):
+        with _faults(runner.cell):
             runner.find_stages(min(plan.steps, 3))
     compare(cells)
-    return Point(cells, _floor_under(runners, rates))
+    return Point(cells, _roofline_of(runners, rates))
 
 
-def _floor_under(runners: Sequence[Runner], rates: Rates) -> Floor | None:
-    """What `ours` cannot be faster than, by the work of the reference way; None where one of them
-    did not run."""
-    named = {runner.way.name: runner for runner in runners if runner.cell.fault is None}
+def _roofline_of(runners: Sequence[Runner], rates: Rates) -> Roofline | None:
+    """The bound for `ours`, by the reference variant's work; None if either did not run."""
+    named = {runner.variant.name: runner for runner in runners if runner.cell.fault is None}
     if REFERENCE not in named or OURS not in named:
         return None
-    return rates.floor(named[REFERENCE].find_work(), named[OURS].segmenter.dtype)
+    return rates.roofline(named[REFERENCE].find_work(), named[OURS].segmenter.dtype)
 
 
 @contextmanager
-def _objections(cell: Cell) -> Iterator[None]:
+def _faults(cell: Cell) -> Iterator[None]:
     """Whatever says that there is not enough memory, or that torch.compile or its C++ compiler
     cannot do it, becomes the cell's fault."""
     try:
@@ -252,8 +257,8 @@ def _objections(cell: Cell) -> Iterator[None]:
 
 
 def compare(cells: Sequence[Cell]) -> None:
-    """Hold the labels of every way against those of the reference way, in place."""
-    truth = next((c for c in cells if c.way == REFERENCE and c.fault is None), None)
+    """Hold the labels of every variant against those of the reference variant, in place."""
+    truth = next((c for c in cells if c.variant == REFERENCE and c.fault is None), None)
     for cell in cells:
         if truth is None or cell is truth or cell.fault is not None or not cell.labels:
             continue

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from ..errors import DependencyError
 from ..files import whole
-from .ways import OURS, REFERENCE
+from .variants import OURS, REFERENCE
 
 TIMES = ("p50", "p90", "p95", "p99", "mean")
-HEADS = ("size", "objects", "way", *TIMES, "fps")
+HEADS = ("size", "objects", "variant", *TIMES, "fps")
 COLUMNS = (*HEADS, f"to {REFERENCE}", "labels differ", "first mask", "MiB", "paper's own ms")
-WAY = COLUMNS.index("way")
+VARIANT = COLUMNS.index("variant")
 # Columns that a narrow terminal goes without, the first of them first.
 SPARE = ("mean", "p90", "fps", "MiB", "first mask", "p99", "p95")
 Row = tuple[str, ...]
@@ -36,11 +36,11 @@ def rows_of(model: dict[str, Any]) -> list[Row]:
 
 
 def _measured(point: dict[str, Any]) -> Iterator[Row]:
-    eager: dict[str, Any] = next((c for c in point["cells"] if c["way"] == REFERENCE), {})
+    eager: dict[str, Any] = next((c for c in point["cells"] if c["variant"] == REFERENCE), {})
     for cell in point["cells"]:
         height, width = cell["size"]
-        precision = f" {cell['precision']}" if cell["way"] == OURS else ""
-        head = f"{height}x{width}", str(cell["objects"]), cell["way"] + precision
+        precision = f" {cell['precision']}" if cell["variant"] == OURS else ""
+        head = f"{height}x{width}", str(cell["objects"]), cell["variant"] + precision
         if cell["fault"] is not None:
             yield *head, cell["fault"], *[""] * (len(COLUMNS) - len(head) - 1)
             continue
@@ -73,15 +73,15 @@ def tables_of(result: dict[str, Any], width: int) -> Iterator[Table]:
             show_edge=False,
         )
         for name in names:
-            side: Any = "left" if name == "way" else "right"
+            side: Any = "left" if name == "variant" else "right"
             table.add_column(name, justify=side, width=_least(name, rows))
         for point, group in groupby(rows, key=_point):
             table.add_section()
             table.add_row(point, style="bold")
             for row in group:
                 cells = [row[COLUMNS.index(name)] for name in names]
-                if row[WAY + 1] and not row[WAY + 2]:  # no figures: why
-                    cells[:2] = [f"{row[WAY]}: {row[WAY + 1]}", ""]
+                if row[VARIANT + 1] and not row[VARIANT + 2]:  # no figures: why
+                    cells[:2] = [f"{row[VARIANT]}: {row[VARIANT + 1]}", ""]
                 table.add_row(*cells)
         yield table
 
@@ -102,8 +102,8 @@ def _fitting(rows: Sequence[Row], width: int) -> tuple[list[str], list[str]]:
 def _least(name: str, rows: Sequence[Row]) -> int:
     """Characters that a column needs: figures take one line, all else as many as there must be."""
     index = COLUMNS.index(name)
-    cells = [row[index] for row in rows if row[WAY + 2] or name == COLUMNS[-1]]
-    points = [_point(row) for row in rows] if name == "way" else []
+    cells = [row[index] for row in rows if row[VARIANT + 2] or name == COLUMNS[-1]]
+    points = [_point(row) for row in rows] if name == "variant" else []
     return max(map(len, (*name.split(), *cells, *points)))
 
 
@@ -131,17 +131,17 @@ def title_of(model: dict[str, Any], facts: dict[str, Any]) -> str:
 
 
 def notes_of(model: dict[str, Any]) -> list[str]:
-    """Where the time goes, the floor, the stream, and how to read what the papers print."""
+    """Where the time goes, the roofline, the stream, and how to read what the papers print."""
     notes = []
     for point in model["points"]:
         height, width = point["size"]
         where = f"{height}x{width}, {point['objects']} objects"
-        ours = next((c for c in point["cells"] if c["way"] == OURS and c["stages"]), None)
+        ours = next((c for c in point["cells"] if c["variant"] == OURS and c["stages"]), None)
         if ours is not None:
             shares = ", ".join(f"{n} {100 * s:.0f} %" for n, s in ours["stages"].items())
             notes.append(f"ours, {where}: {shares}")
-        if point["floor"] is not None and ours is not None:
-            notes.append(_floor(point["floor"], ours, where))
+        if point["roofline"] is not None and ours is not None:
+            notes.append(_roofline(point["roofline"], ours, where))
     stream = model.get("stream")
     if stream is not None:
         notes.append(_stream(stream))
@@ -153,11 +153,12 @@ def notes_of(model: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _floor(floor: dict[str, float], ours: dict[str, Any], where: str) -> str:
-    least = max(floor["compute_ms"], floor["traffic_ms"])
+def _roofline(roofline: dict[str, float], ours: dict[str, Any], where: str) -> str:
+    least = max(roofline["compute_ms"], roofline["traffic_ms"])
     return (
-        f"floor, {where}: {floor['compute_ms']:.1f} ms for {floor['gflop']:.0f} GFLOP at the rate "
-        f"of a large product, {floor['traffic_ms']:.1f} ms to read {floor['mib']:.0f} MiB; ours "
+        f"roofline, {where}: {roofline['compute_ms']:.1f} ms for {roofline['gflop']:.0f} GFLOP at "
+        f"the rate of a large product, {roofline['traffic_ms']:.1f} ms to read "
+        f"{roofline['mib']:.0f} MiB; ours "
         f"takes {ours['p50_ms'] / least:.1f} times that"
     )
 
@@ -202,10 +203,10 @@ def _draw_objects(axes: Any, points: Sequence[dict[str, Any]]) -> None:
         for cell in point["cells"]:
             if cell["fault"] is None:
                 found = cell["objects"], cell["p50_ms"], cell["p95_ms"]
-                lines.setdefault(cell["way"], []).append(found)
-    for way, measured in lines.items():
+                lines.setdefault(cell["variant"], []).append(found)
+    for variant, measured in lines.items():
         counts, middle, high = zip(*sorted(measured), strict=True)
-        (line,) = axes.plot(counts, middle, marker="o", label=way)
+        (line,) = axes.plot(counts, middle, marker="o", label=variant)
         axes.fill_between(counts, middle, high, alpha=0.2, color=line.get_color())
     axes.set_ylim(bottom=0)
     axes.set_xticks(sorted({point["objects"] for point in points}))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..benchmark import (
-    WAYS,
+    VARIANTS,
     Plan,
     Scene,
     describe,
@@ -84,7 +84,7 @@ def bench(
     """
     device = choose_device(options.device)
     names = {model: _weights_of(model, options.plan.weights) for model in options.models}
-    ways = [way for way in WAYS if options.compiled or not way.compiled]
+    variants = [variant for variant in VARIANTS if options.compiled or not variant.compiled]
     files = [f for f in (options.json, options.markdown, options.chart) if f is not None]
     _check_files(options, files)
     for file in files:
@@ -111,7 +111,7 @@ def bench(
         for scene, count in _points(model, scenes, options.objects):
             where = f"{model}, {scene.size[0]}x{scene.size[1]}, {count} objects"
             report(where)
-            point = measure_point(model, count, scene, device, options.plan, rates, ways)
+            point = measure_point(model, count, scene, device, options.plan, rates, variants)
             found["points"].append(point.as_json())
             _write(result, options)
             _release(device)

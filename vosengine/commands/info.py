@@ -80,7 +80,7 @@ def cost(
             with FlopCounterMode(display=False) as counter:
                 found = method.segment(seen, state)
             gflop["segment"] = counter.get_total_flops() / 1e9
-            masks = dataclasses.replace(masks, evidence=found.evidence)
+            masks = dataclasses.replace(masks, aux=found.aux)
             with FlopCounterMode(display=False) as counter:
                 method.remember(seen, masks, state)
             gflop["remember"] = counter.get_total_flops() / 1e9

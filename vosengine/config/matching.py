@@ -23,7 +23,7 @@ class MemoryConfig:
     policy            "every-N": the first annotated frame, every N-th frame and the previous one
                       ([C] STM: N = 5); "all": every frame ([P] MUNet, read literally);
                       "afb": features merged and forgotten one by one ([C] AFB-URR)
-    max_frames        slots per object; past them the oldest unpinned frame goes [O]
+    max_frames        slots per object; past them the oldest unpinned frame goes (ours)
     budget            afb: features of all objects together [C]
     merge_similarity  afb: a feature at least this close (cosine) to a stored one is merged [C]
     merge_rate        afb: weight of the new feature in a merge [C]
@@ -65,21 +65,21 @@ def check_matching(config: STMConfig | MUNetConfig) -> None:
 class STMConfig:
     """STM, the baseline [C].
 
-    backbone          ResNet up to layer3, stride 16 [C], or EfficientNet-Lite [O]
+    backbone          ResNet up to layer3, stride 16 [C], or EfficientNet-Lite (ours)
     width             channels of a ResNet's stem; 64 is the published network
     key_channels      Ck of the memory; value_channels: Cv
     decoder_channels  width of the decoder ("mdim"); fine_channels: at stride 4; None: the same
     memory_encoder    "full", a second backbone that sees frame and masks [C], or "shared": the
                       memory has the query's key, and its value comes from the query's and the
                       masks [O: STCN]
-    key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 [O]
+    key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 (ours)
     similarity        "dot" [C]; "l2", the negative squared distance [O: STCN]; or "cosine", where
-                      `sharpness` alone is the factor of the scores [O]
+                      `sharpness` alone is the factor of the scores (ours)
     top_k             closest positions of the memory that every cell reads; None: all [O: XMem]
-    sharpness         factor of the scores beside 1 / sqrt(Ck) [O]
+    sharpness         factor of the scores beside 1 / sqrt(Ck) (ours)
     read_masks        the memory's masks are read too, as one more value channel, and the
-                      decoder's logits are added to theirs [O]
-    norm              "batch", or "group" for training from scratch in small batches [O]
+                      decoder's logits are added to theirs (ours)
+    norm              "batch", or "group" for training from scratch in small batches (ours)
     size              what the frame is resized to: short side, (height, width), or None for its own
     """
 
@@ -114,9 +114,9 @@ class MUNetConfig:
     radius       cells each way: 12 is the 25 x 25 window at stride 16 [P section 3.2]
     temperature  initial value of the learnable factor of the cost in the soft-argmax; the paper's
                  soft-argmin read literally is -1, under which the displacement is almost constant,
-                 so +20 [O]
+                 so +20 (ours)
     outside      a candidate beyond the frame counts as cost 0 ("zero", as correlation samplers do)
-                 or not at all ("exclude") [O]
+                 or not at all ("exclude") (ours)
     fusion       "attention" [P equation 3] or "add" [P table 4, row f]
 
     backbone, fine_channels, memory_encoder, key_stride, similarity, top_k, sharpness, read_masks,

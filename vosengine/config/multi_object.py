@@ -22,38 +22,39 @@ class GIELConfig:
     backbone          ResNet up to layer3, stride 16 [P section 3.3: ResNet-50]
     width             channels of its stem; 64 is the published network
     key_channels      Ck, an eighth of layer3's [P equation 3]; value_channels: Cv, a half
-    heads             "shared": one f_k and f_v for query and support [P equation 3]; "separate" [O]
-    scaled            scores times 1 / sqrt(Ck), as STM's code has it [O]; False: equation 4
+    heads             "shared": one f_k and f_v for query and support [P equation 3], or
+                      "separate" (ours)
+    scaled            scores times 1 / sqrt(Ck), as STM's code has it (ours); False: equation 4
                       literally
 
-    label_channels    between the two layers of the label encoder [O]
-    label_output      "linear" or "sigmoid", after its last norm [O]
+    label_channels    between the two layers of the label encoder (ours)
+    label_output      "linear" or "sigmoid", after its last norm (ours)
     variant           "full": a decoder per instance [P equation 12]; "fast": coarse maps times the
                       global one [P equation 11]
-    key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 [O]
-    similarity        "dot" [P equation 4], "l2" or "cosine", as in STMConfig [O]
+    key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 (ours)
+    similarity        "dot" [P equation 4], "l2" or "cosine", as in STMConfig (ours)
     top_k             closest positions of the support that every cell reads; None: all [O: XMem]
-    sharpness         factor of the scores beside 1 / sqrt(Ck) [O]
+    sharpness         factor of the scores beside 1 / sqrt(Ck) (ours)
     read_masks        the support's masks are read too, as one more value channel, and the
-                      decoders' logits are added to theirs [O]
-    norm              "batch", or "group" for training from scratch in small batches [O]
+                      decoders' logits are added to theirs (ours)
+    norm              "batch", or "group" for training from scratch in small batches (ours)
     size              what the frame is resized to: short side, (height, width), or None for its own
     decoder_channels  width of STM's decoder [C: STM]; fine_channels, memory_encoder (here of the
-                      support): as in STMConfig [O]
-    decoders          "separate" weights for the global and the instance branch, or "shared" [O]
-    coarse_channels   between the two 1x1 layers of f_coarse [O]
+                      support): as in STMConfig (ours)
+    decoders          "separate" weights for the global and the instance branch, or "shared" (ours)
+    coarse_channels   between the two 1x1 layers of f_coarse (ours)
     product           the instance decoder's map times the global one, as the text and the ablation
                       have it; False: equation 12 literally
 
     temporal          how the temporal attention weighs frames: "bias", its logarithm added to the
-                      scores [O]; "premul", the keys times it; "postmul", the affinity times it;
+                      scores (ours); "premul", the keys times it; "postmul", the affinity times it;
                       "none" [P table 1, an ablation, worth 1.3 J; the text says 1.0]
     support           frames read [P table 1: T = 5]
     sampling          "previous": the first, the previous and centres of equal segments [C: EGMN];
                       "literal": the first and segment centres [P section 3.4]
     support_mask      what the support encoder sees of a predicted frame: "global", the global map
-                      above 0.5 [P section 3.3], or "instances", the union of the final masks [O]
-    stored_frames     kept of an endless stream; when they are full, every second one goes [O]
+                      above 0.5 [P section 3.3], or "instances", the union of the final masks (ours)
+    stored_frames     kept of an endless stream; when they are full, every second one goes (ours)
     group             objects that are decoded at a time [P section 3.2: D = 6]; more do not change
                       the result, only the room that it takes
     """
@@ -124,7 +125,7 @@ class DMNAOAConfig:
     norm_groups        of every group norm outside the backbone [P section 4.1: 32]
 
     region_levels      what regions are pooled from: "all", the three levels joined [C: DMM], or
-                       "res4", res4 alone, in as many channels [O]
+                       "res4", res4 alone, in as many channels (ours)
     region_size        cells of a region's side [C: DMM: 14]
     sampling           samples per cell and axis [C: DMM: 2]
     key_channels       C / 4 of equation 1; C, the values', is the sum of base_channels
@@ -134,13 +135,13 @@ class DMNAOAConfig:
     projected_channels C_D, of the space where templates and proposals are compared [C: CoCosNet]
     sharpness          alpha of equation 2 [C: CoCosNet: 100]
     score              "mean" of the cosines of all positions, or "flat", one cosine of the whole
-                       maps [O]
+                       maps (ours)
     overlap_weight     share of the overlap with the previous mask in the matching score [C: DMM has
                        0.3; the paper does not name it: 0]
     matching_steps     of the relaxed assignment, each with matching_rounds of projections
                        [C: DMM's evaluation: 40 and 5]
     matching_rate      length of a step [C: DMM: 0.1]
-    assignment         "final", its last iterate [O], or "dmm", the mean of the iterates before
+    assignment         "final", its last iterate (ours), or "dmm", the mean of the iterates before
                        projection, each row's greatest alone [C: DMM]
 
     refine_channels    width of RefineNet at strides 8 and 4 [C: STM: 256]; 128 is a third of the
@@ -148,8 +149,8 @@ class DMNAOAConfig:
 
     top_k              closest cells of a reference that every cell reads; None: all [O: XMem]
     read_masks         RefineNet's logits are added to those of the references' masks as they were
-                       moved onto the frame, at stride 4, the mean of first and previous [O]
-    norm               of the backbone: "batch", or "group" for training from scratch [O]
+                       moved onto the frame, at stride 4, the mean of first and previous (ours)
+    norm               of the backbone: "batch", or "group" for training from scratch (ours)
     size               what the frame is resized to: short side, (height, width), or None for its
                        own
     """

@@ -24,7 +24,7 @@ class IMCNetConfig:
     width          of its stem; 64 is the published network
     neck           channels of the four maps after a 1x1 convolution, for a backbone whose own maps
                    are not as a ResNet's; cells are then normalised before and after the frames are
-                   joined; None: the backbone's own [O]
+                   joined; None: the backbone's own (ours)
     channels       of keys and decoder [C: 64]
     neighbours     frames looked at on each side, "N" [P table II: 1]
     step           frames between them, "delta t" [P table II: 4]
@@ -33,7 +33,7 @@ class IMCNetConfig:
     fusion         "tsc", or "conv3", the bridge of the ablation [P table I]
     size           (height, width) the network works at, the frame stretched to it [C: 480 x 480];
                    an int is the short side with the aspect kept, None the frame's own size
-    norm           "batch", or "group" for training from scratch in small batches [O]
+    norm           "batch", or "group" for training from scratch in small batches (ours)
     """
 
     backbone: str = "resnet101"
@@ -81,27 +81,27 @@ class TargetAwareConfig:
     aspp_rates           dilations of their 3x3 convolutions [P]
     squeeze              what the guidance module weighs: "pair", the feature and the guidance, as
                          equations 1 and 2 pass them; or "literal", the two task features of
-                         equations 3 and 4 [O]
+                         equations 3 and 4 (ours)
     squeeze_reduction    of its hidden layer [O: 16, as in SE networks]
     heads                "separable" 5x5 convolutions [C: Panoptic-DeepLab] or "dense" [P literally]
     saliency_channels, instance_channels  width of the heads [C: Panoptic-DeepLab]
     saliency_skips, instance_skips        of res3 and res2 after projection [C: Panoptic-DeepLab]
-    saliency_threshold   a pixel is foreground above this probability [O]
+    saliency_threshold   a pixel is foreground above this probability (ours)
     centre_threshold, centre_window       of the heat map's peaks [C: Panoptic-DeepLab]
     centre_limit         peaks kept [O: 20; DAVIS allows 20 objects]
-    smallest_proposal    pixels at the network's size; smaller ones are dropped [O]
+    smallest_proposal    pixels at the network's size; smaller ones are dropped (ours)
     guidance             the mask that guides the next frame: "saliency", D-Net's own, or "tracks",
-                         the union of all of them [O]
+                         the union of all of them (ours)
     guide                what sees the frame before with that mask: "own", a backbone of its own
                          whose stem takes the mask too [P section 3.1]; "shared", D-Net's, the mask
-                         added at stride 16 through a 3x3 convolution [O]
+                         added at stride 16 through a 3x3 convolution (ours)
 
     T-Net: one appearance model per object
     tracker_backbone, tracker_width  ResNet [P section 4.1: ResNet-101]
-    tracker_stride       of its deepest map: 32, or 16, without layer4 [O]
+    tracker_stride       of its deepest map: 32, or 16, without layer4 (ours)
     tracker_size         side of the square that the frame is stretched to [P: 473]
     normalised           every cell of its maps is brought to a root mean square of 1, for a
-                         backbone whose maps are not as a ResNet's [O]
+                         backbone whose maps are not as a ResNet's (ours)
     target_channels      between the model's two layers [P: 96]
     ridge                lambda of the 1x1 and of the 3x3 layer [C: FRTM]
     first_iterations     CG iterations per Gauss-Newton step on the first frame [C: FRTM]
@@ -112,12 +112,12 @@ class TargetAwareConfig:
     target_influence     least share of the target's pixels in a sample's loss [C: FRTM]
     smallest_sample      pixels; a smaller mask is not learnt from [C: FRTM]
     update_every         frames between updates of an object that is not verified [P: 8]
-    refiner              "frtm", FRTM's network, or "none": the coarse score, upsampled [O]
+    refiner              "frtm", FRTM's network, or "none": the coarse score, upsampled (ours)
     refiner_channels     its width [C: FRTM]
 
     Verification and birth
     reid_backbone, reid_width, reid_channels  of the embedding [O: ResNet-50; C: 128, PReMVOS]
-    reid_stride          of the map that is averaged, as tracker_stride [O]
+    reid_stride          of the map that is averaged, as tracker_stride (ours)
     reid_crop, reid_context, reid_smallest_box  crop in pixels, context around the box, least side
                          of a box [C: PReMVOS, UnOVOST]
     match_overlap        a proposal must overlap the tracked mask more than this [P equation 10]
@@ -125,9 +125,9 @@ class TargetAwareConfig:
     verified_weight      factor of a verified sample's weight [P: 2]
     verified_feeds       whether that factor enters the recursion of the weights too [O: no]
     verified_mask        of a verified track: the "proposal"'s mask [P section 3.3], or its "own",
-                         where the refiner draws better outlines than D-Net does [O]
+                         where the refiner draws better outlines than D-Net does (ours)
     birth_overlap        a proposal that overlaps every track less than this is new [P: 0.1]
-    birth_score          one of a lower score begins no track [O]
+    birth_score          one of a lower score begins no track (ours)
     max_tracks           objects at a time [C: DAVIS's unsupervised track]
     """
 

@@ -21,7 +21,7 @@ from ..models.method import rows_of
 from ..proposals import Proposals
 from ..runtime import (
     ENGINES,
-    Pieces,
+    GraphCache,
     Precision,
     copied,
     graph_maker,
@@ -105,7 +105,7 @@ class Engine(StaysHere):
         kind = entry(model).build
         self.model, self.mode = model, mode
         self.device = choose_device(device)
-        if precision == "auto" and not kind.steady_in_half:
+        if precision == "auto" and not kind.bf16_safe:
             precision = "fp32"
         self.precision = Precision.choose(precision, self.device)
         self.dtype = self.precision.dtype
@@ -118,8 +118,8 @@ class Engine(StaysHere):
         self._jobs: dict[Segmenter, Job] = {}  # of the streams in the scheduler
         self._answered: list[tuple[Segmenter, Result[torch.Tensor] | None]] = []
         self._make_graph = None if mode == "eager" else graph_maker(self.device)
-        self._encoding = self.pieces()
-        self.together = self.pieces()
+        self._encoding = self.graphs()
+        self.together = self.graphs()
 
     def open(self, **options: Any) -> Segmenter:
         """A new stream: a Segmenter on this engine's weights. options: Segmenter's that are of a
@@ -216,9 +216,9 @@ class Engine(StaysHere):
             return self.method.encode(prepared)
         return self._encoding.run("encode", self.method.encode, prepared)
 
-    def pieces(self) -> Pieces | None:
+    def graphs(self) -> GraphCache | None:
         """Room for captured graphs; None where there are none."""
-        return None if self._make_graph is None else Pieces(self._make_graph)
+        return None if self._make_graph is None else GraphCache(self._make_graph)
 
     def check_shared(self, model: str, network: dict[str, Any]) -> None:
         """Raise ConfigError where a stream wants another network than this: another model, or any

@@ -15,8 +15,8 @@ from ..types import Geometry, Masks, Prompt, Result, Scores, Size
 from .objects import ObjectSlots
 
 
-class Arrangement(NamedTuple):
-    """Whose row is which, and the tables for it on the device, made once.
+class ObjectRows(NamedTuple):
+    """Rows of the scores by object: ids in each order, and index tables on the device, made once.
 
     before    ids with scores that count, ascending: those alive that no prompt names
     ids       those together with the prompt's, ascending
@@ -44,7 +44,7 @@ class Arrangement(NamedTuple):
         device: torch.device,
         *,
         indexed: bool = False,
-    ) -> Arrangement:
+    ) -> ObjectRows:
         """alive: the ids of the scores' rows; named: of the prompt; by_slot: of both, by slot;
         indexed: `rows` and `order` are tables for any ids."""
 
@@ -65,18 +65,18 @@ class Arrangement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Canvas:
+class MaskOutput:
     """The masks of one frame, to be had at any size: small logits, and the prompt laid over them.
 
     logits  [O, h, w] in ascending order of object id
     region  of the grid that the frame covers, in cells
-    rows    whose they are
+    rows    the objects of its rows
     prompt  uint8 [H, W] object ids, or None
     """
 
     logits: torch.Tensor
     region: tuple[float, float, float, float]
-    rows: Arrangement
+    rows: ObjectRows
     prompt: torch.Tensor | None
 
     def labels(self, size: Size) -> torch.Tensor:
@@ -108,7 +108,7 @@ class Canvas:
         probabilities = own_settings()(partial(self.probabilities, geometry.frame))
         return Result(labels, self.rows.ids, frame_index, probabilities)
 
-    def copied(self, rows: Arrangement) -> Canvas:
+    def copied(self, rows: ObjectRows) -> MaskOutput:
         """The same with tensors of its own, and these rows."""
         rows = rows._replace(table=rows.table.clone())
         return replace(self, logits=self.logits.clone(), rows=rows)
@@ -143,26 +143,26 @@ def finish(
     named, shown = ((), None) if prompt is None else (prompt.ids, prompt.labels)
     scores, found = _discovered(scores, shown, (*named, *reserved), slots, geometry)
     alive = (*slots.in_slot_order, *found) if scores is not None else ()
-    rows = Arrangement.of(alive, named, (*slots.joined_by(named), *found), device)
+    rows = ObjectRows.of(alive, named, (*slots.joined_by(named), *found), device)
     if scores is None:
         scores = Scores(torch.empty(0, 1, 1, device=device), 1)
-    canvas, labels, masks = compose(scores, rows, shown, geometry)
-    return canvas.result(labels, frame_index, geometry), masks, rows.by_slot
+    output, labels, masks = compose(scores, rows, shown, geometry)
+    return output.result(labels, frame_index, geometry), masks, rows.by_slot
 
 
 def compose(
-    scores: Scores, rows: Arrangement, prompt: torch.Tensor | None, geometry: Geometry
-) -> tuple[Canvas, torch.Tensor, Masks]:
+    scores: Scores, rows: ObjectRows, prompt: torch.Tensor | None, geometry: Geometry
+) -> tuple[MaskOutput, torch.Tensor, Masks]:
     """The masks at any size, the labels [H, W] uint8 at the frame's, and the memory's masks; of
-    tensors and the arrangement alone, nothing is decided here."""
+    tensors and index tables alone, nothing is decided here."""
     logits = scores.logits if rows.rows is None else scores.logits[rows.rows]
-    canvas = Canvas(logits, geometry.region(scores.stride), rows, prompt)
-    labels, network = canvas.both(geometry.resized)
+    output = MaskOutput(logits, geometry.region(scores.stride), rows, prompt)
+    labels, network = output.both(geometry.resized)
     if geometry.resized != geometry.frame:
-        labels = canvas.labels(geometry.frame)
+        labels = output.labels(geometry.frame)
     if rows.order is not None:
         network = network[rows.order]
-    return canvas, labels, Masks(pad(network, geometry), rows.prompted, scores.evidence)
+    return output, labels, Masks(pad(network, geometry), rows.prompted, scores.aux)
 
 
 def _discovered(

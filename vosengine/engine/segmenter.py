@@ -18,11 +18,11 @@ from ..frames import Array, check_frame, check_mask, prepare
 from ..kernels.spans import listened, span, spanned
 from ..memory import memory_of
 from ..proposals import ProposalSource, check_proposals, clean, to_network
-from ..runtime import Pieces, Uploader, copied
+from ..runtime import GraphCache, Uploader, copied
 from ..types import Geometry, Prompt, Result, Size
 from ..zoo.registry import entry
 from .engine import Engine, Job
-from .postprocess import Arrangement, Canvas, compose, finish, named
+from .postprocess import MaskOutput, ObjectRows, compose, finish, named
 from .resume import go_on, packed
 from .ring import Pending, View, awaited
 from .snapshot import read_file
@@ -148,8 +148,8 @@ class Segmenter(Stream[torch.Tensor]):
             self._state.release()
         self.begin()
         self._state = None
-        self._arranged: Arrangement | None = None  # of the objects alive, for steps without prompt
-        self._pieces = self.runs_on.pieces()
+        self._rows: ObjectRows | None = None  # of the objects alive, for steps without prompt
+        self._graphs = self.runs_on.graphs()
 
     @spanned("step")
     def step(self, frame: Array, mask: Array | None = None) -> Result[torch.Tensor] | None:
@@ -340,8 +340,8 @@ class Segmenter(Stream[torch.Tensor]):
         view = View.of(ring, target, self.method.sees)
         seen, prompt = view.seen, view.prompt
         decided = prompt is None and len(self.slots) > 0 and "answer" in self.method.capturable
-        if decided and self._pieces is not None and not listened():
-            return self._replay(self._pieces, seen, target, state, geometry)
+        if decided and self._graphs is not None and not listened():
+            return self._replay(self._graphs, seen, target, state, geometry)
         looks = len(self.slots) > 0 or not self.method.needs_mask
         with span("segment"):
             scores = self.method.segment(seen, state) if looks else None
@@ -353,29 +353,29 @@ class Segmenter(Stream[torch.Tensor]):
         self.slots.assign(by_slot)
         return result
 
-    def arranged(self) -> Arrangement:
+    def rows(self) -> ObjectRows:
         """Of the objects alive, where none begins."""
         by_slot = self.slots.in_slot_order
-        if self._arranged is None or self._arranged.by_slot != by_slot:
-            self._arranged = Arrangement.of(by_slot, (), by_slot, self.device, indexed=True)
-        return self._arranged
+        if self._rows is None or self._rows.by_slot != by_slot:
+            self._rows = ObjectRows.of(by_slot, (), by_slot, self.device, indexed=True)
+        return self._rows
 
     def _replay(
-        self, pieces: Pieces, seen: list[Any], target: int, state: Any, geometry: Geometry
+        self, graphs: GraphCache, seen: list[Any], target: int, state: Any, geometry: Geometry
     ) -> Result[torch.Tensor]:
         """`_answer` for a frame without a prompt, in which the method discovers nothing: all but
-        the writing is one piece of work."""
-        arranged = self.arranged()
+        the writing is one captured graph."""
+        rows = self.rows()
 
-        def work(given: tuple[list[Any], Arrangement]) -> Any:
+        def work(given: tuple[list[Any], ObjectRows]) -> Any:
             seen, rows = given  # whose ids are those of the capture: only its tables count
             scores = self.method.segment(seen, state)
-            canvas, labels, masks = compose(scores, rows, None, geometry)
-            return canvas, labels, masks, self.method.observe(seen, masks, state)
+            output, labels, masks = compose(scores, rows, None, geometry)
+            return output, labels, masks, self.method.observe(seen, masks, state)
 
         name = "answer", state.signature()
-        found = pieces.run(name, work, (seen, arranged), shared=self._sees_more)
-        canvas, labels, masks, observed = found
+        found = graphs.run(name, work, (seen, rows), shared=self._sees_more)
+        output, labels, masks, observed = found
         self.method.commit(observed, masks, state)
-        kept: Canvas = canvas.copied(arranged)
+        kept: MaskOutput = output.copied(rows)
         return kept.result(labels.clone(), target, geometry)

@@ -13,7 +13,7 @@ from ..kernels import finish_masks
 from ..kernels.spans import listened, span
 from ..models.method import join_features, rows_of
 from ..types import Geometry, Masks, Result
-from .postprocess import Canvas
+from .postprocess import MaskOutput
 from .ring import View
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ def answer_together(
     views = [View.of(turn.ring, turn.target, method.sees).seen for _, turn in turns]
     seen = [join_features(each) for each in zip(*views, strict=True)]
     counts = [state.object_count for state in states]
-    pieces = None if listened() else engine.together
+    graphs = None if listened() else engine.together
     joined = type(states[0]).join(states)
-    if pieces is not None:
+    if graphs is not None:
         joined = joined.padded(next(size for size in BUCKETS if size >= sum(counts)))
     by_slot = tuple(stream.slots.in_slot_order for stream in streams)
     layout = layout_of(by_slot, joined.object_count, engine.device)
@@ -93,9 +93,9 @@ def answer_together(
         return _work(method, seen, layout, joined.at(tables, layout.stream), geometry)
 
     given = seen, layout, joined.tables
-    if pieces is not None:
+    if graphs is not None:
         name = geometry, len(turns), joined.object_count, engine.pools.version
-        found = pieces.run(name, work, given, shared=True)
+        found = graphs.run(name, work, given, shared=True)
     else:
         found = work(given)
     return _settle(method, turns, counts, geometry, *found)
@@ -145,7 +145,7 @@ def _settle(
         begin += count
         with span("remember"):
             method.commit(rows_of(rows, mine), Masks(_NOTHING[: 1 + count]), turn.state)
-        arranged = stream.arranged()
-        canvas = Canvas(logits[mine].clone(), geometry.region(stride), arranged, None)
-        results.append(canvas.result(labels[number].clone(), turn.target, geometry))
+        rows = stream.rows()
+        output = MaskOutput(logits[mine].clone(), geometry.region(stride), rows, None)
+        results.append(output.result(labels[number].clone(), turn.target, geometry))
     return results

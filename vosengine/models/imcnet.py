@@ -234,7 +234,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
     batched = True
     stride = 32
     max_objects = 1
-    steady_in_half = False  # products of features: mean IoU .97 over ten clips, the lowest .91
+    bf16_safe = False  # products of features: mean IoU .97 over ten clips, the lowest .91
     features = IMCNetFeatures
 
     def __init__(self, config: IMCNetConfig) -> None:

@@ -101,15 +101,15 @@ def join_masks(
     streams: Sequence[torch.Tensor],
     rows: torch.Tensor,
     prompted: tuple[int, ...] = (),
-    evidence: Any = None,
+    aux: Any = None,
 ) -> Masks:
     """Probabilities [1 + O, H, W] of each stream as one set of masks; rows [O] int64, of which
     stream every object is. Of several streams the background is that of the first: who takes
     several does not ask for it."""
     if len(streams) == 1:
-        return Masks(streams[0], prompted, evidence)
+        return Masks(streams[0], prompted, aux)
     joined = torch.cat([streams[0][:1], *(each[1:] for each in streams)])
-    return Masks(joined, prompted, evidence, rows)
+    return Masks(joined, prompted, aux, rows)
 
 
 def split_scores(scores: Scores, counts: Sequence[int]) -> list[Scores]:
@@ -117,8 +117,8 @@ def split_scores(scores: Scores, counts: Sequence[int]) -> list[Scores]:
     if len(counts) == 1:
         return [scores]
     logits = torch.split(scores.logits, list(counts))
-    evidence = scores.evidence
-    own = [None] * len(counts) if evidence is None else torch.split(evidence, list(counts))
+    aux = scores.aux
+    own = [None] * len(counts) if aux is None else torch.split(aux, list(counts))
     return [Scores(x, scores.stride, read) for x, read in zip(logits, own, strict=True)]
 
 
@@ -137,7 +137,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     smallest_proposal  pixels of a proposal's mask in the network; smaller ones are left out
     max_objects      room for that many where the caller does not say
     stride           the network's input must be a multiple of it
-    steady_in_half   whether bf16 leaves its labels what they are in fp32 (IoU above .99 over ten
+    bf16_safe        whether bf16 leaves its labels what they are in fp32 (IoU above .99 over ten
                      real clips)
     in_float32       modules that are not narrowed to half precision: little work, and what they say
                      decides between whole objects
@@ -160,7 +160,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     smallest_proposal: int = 1
     max_objects: int = 10
     stride: ClassVar[int] = 16
-    steady_in_half: ClassVar[bool] = True
+    bf16_safe: ClassVar[bool] = True
     in_float32: ClassVar[tuple[str, ...]] = ()
     capturable: ClassVar[tuple[str, ...]] = ("encode", "answer")
     batched: ClassVar[bool] = False
@@ -222,5 +222,5 @@ class Method(nn.Module, ABC, Generic[F, S]):
         raise NotImplementedError(f"{type(self).__name__} writes while it looks")
 
     def commit(self, observed: Any, masks: Masks, state: S) -> None:
-        """Store what was observed; `masks.evidence` is not asked for."""
+        """Store what was observed; `masks.aux` is not asked for."""
         raise NotImplementedError(f"{type(self).__name__} writes while it looks")

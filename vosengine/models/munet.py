@@ -169,7 +169,7 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         if not self.config.read_masks:
             return Scores(logits, stride=4)
         read = joined[:, self.config.value_channels]
-        return Scores(carried(logits, read), stride=4, evidence=read)
+        return Scores(carried(logits, read), stride=4, aux=read)
 
     def observe(
         self, seen: Sequence[MUNetFeatures], masks: Masks, state: MatchingState

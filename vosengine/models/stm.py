@@ -105,7 +105,7 @@ class STM(Method[STMFeatures, MatchingState]):
         if not self.config.read_masks:
             return Scores(logits, stride=4)
         read = joined[:, self.config.value_channels]
-        return Scores(carried(logits, read), stride=4, evidence=read)
+        return Scores(carried(logits, read), stride=4, aux=read)
 
     def observe(
         self, seen: Sequence[STMFeatures], masks: Masks, state: MatchingState

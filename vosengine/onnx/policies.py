@@ -26,7 +26,7 @@ class Found:
 
     logits: OrtValue
     count: int
-    evidence: Any = None
+    aux: Any = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Marked:
     prompted: np.ndarray
     before: int
     count: int
-    evidence: Any = None
+    aux: Any = None
 
 
 class Policy:

@@ -150,18 +150,18 @@ class OnnxSegmenter(Stream[np.ndarray]):
         if not by_slot:
             return self._nothing(seen, target, geometry)
         self.policy.make_rows(len(by_slot))
-        canvas = self._canvas(found, known, by_slot, dict(fresh), shown, geometry)
-        outputs = canvas.finish(geometry.resized, geometry.padding)
+        output = self._mask_output(found, known, by_slot, dict(fresh), shown, geometry)
+        outputs = output.finish(geometry.resized, geometry.padding)
         labels = outputs["labels"]
         if geometry.resized != geometry.frame:
-            labels = canvas.finish(geometry.frame)["labels"]
+            labels = output.finish(geometry.frame)["labels"]
         prompted = np.zeros(self.policy.rows, dtype=bool)
         prompted[[slot for slot, each in enumerate(by_slot) if each in named]] = True
-        evidence = None if found is None else found.evidence
-        marked = Marked(outputs["masks"], prompted, known, len(by_slot), evidence)
+        aux = None if found is None else found.aux
+        marked = Marked(outputs["masks"], prompted, known, len(by_slot), aux)
         self.policy.remember(seen, marked)
         self.slots.assign(by_slot)
-        return canvas.result(labels.numpy(), target)
+        return output.result(labels.numpy(), target)
 
     def _nothing(
         self, seen: Sequence[Values], target: int, geometry: Geometry
@@ -171,7 +171,7 @@ class OnnxSegmenter(Stream[np.ndarray]):
         self.policy.remember(seen, Marked(None, np.zeros(self.policy.rows, dtype=bool), 0, 0))
         return Result(nothing, (), target, partial(np.ones, (1, *geometry.frame), np.float32))
 
-    def _canvas(
+    def _mask_output(
         self,
         found: Found | None,
         known: int,
@@ -179,7 +179,7 @@ class OnnxSegmenter(Stream[np.ndarray]):
         fresh: dict[int, int],
         prompt: np.ndarray | None,
         geometry: Geometry,
-    ) -> Canvas:
+    ) -> MaskOutput:
         """The frame's logits, one row per slot, and what is needed to finish them."""
         rows = self.policy.rows
         scored = {slot: slot for slot in range(known)}
@@ -192,22 +192,22 @@ class OnnxSegmenter(Stream[np.ndarray]):
             logits = found.logits
         else:
             given = found.logits.numpy()
-            arranged = np.zeros((rows, *given.shape[1:]), dtype=np.float32)
-            arranged[list(scored)] = given[list(scored.values())]
-            logits = self.sessions.value(arranged)
+            by_row = np.zeros((rows, *given.shape[1:]), dtype=np.float32)
+            by_row[list(scored)] = given[list(scored.values())]
+            logits = self.sessions.value(by_row)
         slots = np.zeros(geometry.frame, dtype=np.uint8)
         if prompt is not None:
             table = np.zeros(256, dtype=np.uint8)
             table[list(by_slot)] = np.arange(1, 1 + len(by_slot))
             slots = table[prompt]
         value = self.sessions.value
-        return Canvas(
+        return MaskOutput(
             self.sessions, logits, value(alive), value(slots), by_slot, geometry, self.manifest
         )
 
 
 @dataclass(frozen=True)
-class Canvas:
+class MaskOutput:
     """The masks of one frame, to be had at any size."""
 
     sessions: Sessions

@@ -44,8 +44,8 @@ class SupportPolicy(Policy):
 
     def remember(self, seen: Sequence[Values], marked: Marked) -> None:
         if marked.count:
-            evidence = {"segment.saliency": marked.evidence or self._no_saliency()}
-            source = lookup(self.caller(marked), self.named(seen), evidence)
+            aux = {"segment.saliency": marked.aux or self._no_saliency()}
+            source = lookup(self.caller(marked), self.named(seen), aux)
             stored = self.sessions("remember", source)
             self.plan.add(bool(marked.prompted.any()))
             now = self.plan.frame_count - 1

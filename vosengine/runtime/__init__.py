@@ -1,7 +1,7 @@
 """How a network is run: as it was written, or as the machine likes it best."""
 
 from .folding import fold_batch_norms
-from .graphs import Pieces, copied, graph_maker
+from .graphs import GraphCache, copied, graph_maker
 from .network import ENGINES, in_layout, prepare_network
 from .precision import PRECISIONS, Precision, has_bf16
 from .upload import Uploader
@@ -9,7 +9,7 @@ from .upload import Uploader
 __all__ = [
     "ENGINES",
     "PRECISIONS",
-    "Pieces",
+    "GraphCache",
     "Precision",
     "Uploader",
     "copied",

@@ -1,8 +1,8 @@
 """Work on the device that is captured once and replayed: one launch for hundreds of kernels.
 
-A piece of work is a pure function of tensors, and of facts that its key names. The first time that
-a key comes, the work is done as it stands, which warms up whatever is made at first use; the second
-time it is captured; from then on it is replayed.
+What is captured is a pure function of tensors and of the facts that its key names. A key that comes
+for the first time is run eagerly, which warms up whatever is made at first use; the second time it
+is captured; from then on it is replayed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 T = TypeVar("T")
 
-LIMIT = 16  # pieces that are held for a stream; past them the one that waited longest goes
+LIMIT = 16  # graphs of a cache; past them the least recently used is dropped
 
 
 class Graph(Protocol):
@@ -54,8 +54,8 @@ def graph_maker(device: torch.device) -> Callable[[], Graph] | None:
     return lambda: CudaGraph(device, pool)
 
 
-class Piece:
-    """One piece of work on inputs of fixed place and shape."""
+class CapturedGraph:
+    """A function captured on inputs of fixed address and shape."""
 
     def __init__(self, inputs: Any) -> None:
         self.inputs = inputs
@@ -81,20 +81,20 @@ class Piece:
         return outcome
 
 
-class Pieces:
-    """The pieces of work of one stream.
+class GraphCache:
+    """The captured graphs of one stream or engine, by name and input shapes.
 
     make      makes a graph
-    captured  how many there were so far
+    captured  graphs captured so far
     """
 
     def __init__(self, make: Callable[[], Graph]) -> None:
         self._make = make
-        self._pieces: OrderedDict[Hashable, Piece] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
         self.captured = 0
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._graphs)
 
     def run(
         self, name: Hashable, work: Callable[[Any], T], given: Any, *, shared: bool = False
@@ -106,15 +106,15 @@ class Pieces:
         others may still want to read them, and a copy takes their place.
         """
         key = (name, *((tuple(x.shape), x.stride(), x.dtype) for x in tensors_of(given)))
-        piece = self._pieces.get(key)
-        if piece is None:
-            self._pieces[key] = Piece(copied(given) if shared else given)
-            if len(self._pieces) > LIMIT:
-                self._pieces.popitem(last=False)
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._graphs[key] = CapturedGraph(copied(given) if shared else given)
+            if len(self._graphs) > LIMIT:
+                self._graphs.popitem(last=False)
             return work(given)
-        self._pieces.move_to_end(key)
-        self.captured += not piece.is_captured
-        return piece.run(work, given, self._make)
+        self._graphs.move_to_end(key)
+        self.captured += not graph.is_captured
+        return graph.run(work, given, self._make)
 
 
 def tensors_of(nested: Any) -> Iterator[torch.Tensor]:

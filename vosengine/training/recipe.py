@@ -84,7 +84,7 @@ def recipe_for(model: str, config: str) -> Recipe:
     scratch; or its "paper"'s. What differs from model to model, the registry says.
 
     Of the last the losses are the papers', and MUNet's rate and decay [P section 3.5]; the rest
-    is ours: the papers' lengths and sizes differ, and not all are stated. [O]
+    is ours: the papers' lengths and sizes differ, and not all are stated. (ours)
     """
     recipe, changes = RECIPES[config], entry(model).recipes.get(config, {})
     parts = {

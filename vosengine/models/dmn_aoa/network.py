@@ -305,7 +305,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         logits = self.refine(now.base, moved, matching.coarse)
         if self.config.read_masks:
             logits = carried(logits, (moved.first[0] + moved.previous[0])[:, 0] / 2)
-        return Scores(logits, stride=4, evidence=matching)
+        return Scores(logits, stride=4, aux=matching)
 
     @spanned("templates")
     def templates(self, now: DMNAOAFeatures, state: ObjectState) -> torch.Tensor:

@@ -44,7 +44,7 @@ class GIELFeatures(NamedTuple):
     instance_skips: tuple[torch.Tensor, ...]  # empty where there is no decoder per instance
 
 
-class GIELEvidence(NamedTuple):
+class GIELAux(NamedTuple):
     """What `segment` noted of a frame.
 
     saliency  logits [1, H / 4, W / 4] of all objects together, equation 6
@@ -196,7 +196,7 @@ class GIEL(Method[GIELFeatures, Support]):
             saliency, instances = carried(saliency, read[:1]), carried(instances, read[1:])
         if self.config.product or self.config.variant == "fast":
             instances = product(instances, saliency)
-        return Scores(instances, stride=4, evidence=GIELEvidence(saliency, read))
+        return Scores(instances, stride=4, aux=GIELAux(saliency, read))
 
     def _read(self, now: GIELFeatures, reading: Reading) -> torch.Tensor:
         """Emb of all objects together and of each, [1 + O, 2 Cv, h, w] (equations 5 and 9), with
@@ -252,7 +252,7 @@ class GIEL(Method[GIELFeatures, Support]):
         labels = masks.probabilities.max(dim=0).indices  # argmax takes 25 times as long
         mask = labels > 0
         if self.config.support_mask == "global" and not masks.prompted:
-            mask = above_half(masks.evidence.saliency)
+            mask = above_half(masks.aux.saliency)
         return self.stored(now, labels, mask)
 
     def stored(self, now: GIELFeatures, labels: torch.Tensor, mask: torch.Tensor) -> Encoded:

@@ -43,7 +43,7 @@ class TargetAwareFeatures(NamedTuple):
     given: Sequence[Proposals] | None  # for every frame of the batch
 
 
-class Evidence(NamedTuple):
+class Aux(NamedTuple):
     """What `segment` noted of a frame.
 
     verified  per track, whether a proposal confirmed it (equation 10 above match_score)
@@ -127,7 +127,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     needs_mask = False
     takes_proposals = True
     stride = 16
-    steady_in_half = False  # a heat map's peaks and an online fit: IoU .58 and .20 on two clips
+    bf16_safe = False  # a heat map's peaks and an online fit: IoU .58 and .20 on two clips
     capturable = ("encode",)  # births and verifications are decided by numbers
     features = TargetAwareFeatures
 
@@ -195,7 +195,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         born = self._births(proposals, unseen, state.capacity - state.object_count)
         rows = torch.cat((logits, _sure(proposals.masks[born])))
         verified = tuple(proposal is not None for proposal in matched)
-        return Scores(rows, stride=1, evidence=Evidence(verified, maps, saliency))
+        return Scores(rows, stride=1, aux=Aux(verified, maps, saliency))
 
     def _discover(
         self, now: TargetAwareFeatures, state: TrackState
@@ -290,7 +290,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         self, masks: Masks, targets: torch.Tensor, areas: list[int], state: TrackState
     ) -> None:
         """Store the frame for every track that is in it, refit those whose turn it is."""
-        tracks, noted = state.tracks, masks.evidence
+        tracks, noted = state.tracks, masks.aux
         known = range(state.object_count)
         verified = [slot in masks.prompted or noted.verified[slot] for slot in known]
         ages = [state.frame_count - state.born[slot] for slot in known]
@@ -320,10 +320,10 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         """Tell D-Net's next frame what this one showed: S_{t-1} and I_{t-1}."""
         if now.discovery is None:
             return
-        if self.config.guidance == "tracks" or masks.evidence is None:
+        if self.config.guidance == "tracks" or masks.aux is None:
             saliency = owned.any(dim=0, keepdim=True)[None].float()
         else:
-            saliency = masks.evidence.saliency
+            saliency = masks.aux.saliency
         state.guidance.copy_(self.dnet.guide(now.frame, saliency, now.discovery.deep))
         state.guided = True
 

@@ -78,7 +78,7 @@ class Segment(nn.Module):
         )
         state: Any = SimpleNamespace(read=lambda: reading)
         found = self.method.segment([as_features(None, tuple(features))], state)
-        return found.logits.float(), found.evidence.saliency
+        return found.logits.float(), found.aux.saliency
 
 
 class Remember(nn.Module):

@@ -30,13 +30,13 @@ class Appearance:
     and the backbone through what it says of the later frames.
 
     The models are fitted to the first frame without augmentations, which would cost one more
-    backbone pass each. [O]
+    backbone pass each. (ours)
 
     later   frames after the first that are looked at in each clip
     tracks  objects at most in each clip, of those in its first frame
     rough   pixels of T-Net's square by which the outlines that models are fitted to have drifted,
             at most, as those of discovered objects have: the refiner learns where they are; 0:
-            none [O]
+            none (ours)
     """
 
     later: int = 1

@@ -39,14 +39,14 @@ class Discovery:
 
     frames  that follow each other; a shorter clip gives those that it has
     sigma   of the Gaussians in pixels at the paper's size [P]; in proportion below it, but at least
-            two cells of the maps, which could not show a narrower one [O]
+            two cells of the maps, which could not show a narrower one (ours)
     centre  weight of the squared error, averaged over the frame: four times that of
-            Panoptic-DeepLab, with which the foreground came long before its centres [O]
+            Panoptic-DeepLab, with which the foreground came long before its centres (ours)
     offset  weight of the error in pixels, averaged over the foreground [C: Panoptic-DeepLab]
-    overlap weight of 1 - soft IoU of the foreground, without which small objects count little [O]
+    overlap weight of 1 - soft IoU of the foreground; without it small objects count little (ours)
 
     The weights are scaled so that a missed centre, and an offset wrong by a share of the frame,
-    cost the same at every size. [O]
+    cost the same at every size. (ours)
     """
 
     frames: int = 2

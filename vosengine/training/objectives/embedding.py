@@ -15,7 +15,7 @@ from .objective import nothing_for, one_hot
 @dataclass(frozen=True)
 class Embedding:
     """Crops of the same object in several frames, against the clip's other objects and those of
-    other clips. PReMVOS trains with triplets, which see one other crop at a time. [O]
+    other clips. PReMVOS trains with triplets, which see one other crop at a time. (ours)
 
     views        crops of an object at most, of frames drawn at random
     jitter       each side of a box moves by up to this share of it, since the boxes in a stream are

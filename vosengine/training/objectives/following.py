@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ...config import MemoryConfig, ModelConfig
-from ...models.giel.network import GIELEvidence
+from ...models.giel.network import GIELAux
 from ...models.method import Method, join_masks, rows_of, split_scores
 from ...types import Geometry, Scores
 from ..clip_memory import ClipMemory
@@ -43,13 +43,13 @@ class FollowingLosses:
     """Weights of the losses on every predicted frame.
 
     cross_entropy  of the soft aggregation, its mean over the hardest `share` of the pixels
-    mean           of the same, its mean over all pixels [O]
+    mean           of the same, its mean over all pixels (ours)
     iou            1 - soft IoU of every object
     saliency       GIEL's global map against the union of all objects
-    readout        the masks that were read from the memory, where the model reads them [O]
-    objects        followed in a clip, the rest is background; drawn anew every time [O]
+    readout        the masks that were read from the memory, where the model reads them (ours)
+    objects        followed in a clip, the rest is background; drawn anew every time (ours)
     spoilt         chance that a predicted mask has a part cut out or added before the memory sees
-                   it, so that the network learns to recover [O]
+                   it, so that the network learns to recover (ours)
     """
 
     cross_entropy: float = 1.0
@@ -161,7 +161,7 @@ class FollowingObjective(Objective[Method[Any, Any]]):
                         spoil(each, generator) if _chance(self.weights.spoilt, generator) else each
                         for each in predicted
                     ]
-                remembered = join_masks(predicted, streams, (), scores.evidence)
+                remembered = join_masks(predicted, streams, (), scores.aux)
                 method.remember(self._window(seen, t), remembered, state)
 
     def _encode(
@@ -193,11 +193,11 @@ class FollowingObjective(Objective[Method[Any, Any]]):
             found["mean"] = weights.mean * surprise.mean()
         if weights.iou:
             found["iou"] = weights.iou * soft_iou(step.answer[1:].exp(), targets)
-        evidence, read = step.scores.evidence, step.scores.evidence
-        if isinstance(evidence, GIELEvidence):
-            union = _shrunk(targets.amax(dim=0, keepdim=True), evidence.saliency)
-            found["saliency"] = weights.saliency * binary(evidence.saliency, union).mean()
-            read = evidence.read if evidence.read is None else evidence.read[1:]
+        aux, read = step.scores.aux, step.scores.aux
+        if isinstance(aux, GIELAux):
+            union = _shrunk(targets.amax(dim=0, keepdim=True), aux.saliency)
+            found["saliency"] = weights.saliency * binary(aux.saliency, union).mean()
+            read = aux.read if aux.read is None else aux.read[1:]
         if weights.readout and isinstance(read, torch.Tensor):
             covered = _shrunk(targets, read)
             likely = read.clamp(1e-4, 1 - 1e-4)

@@ -17,7 +17,7 @@ class IMCNetObjective(Objective[IMCNet]):
     Frames that follow each other in a clip stand for those `step` apart in a stream: clips have
     their time steps between frames. The released code weighs the BCE by weights that the paper does
     not give, and takes SSIM of side maps too; at stride 32 they are smaller than its window, so
-    they are compared without it, at their own size. [O]
+    they are compared without it, at their own size. (ours)
 
     centres  frames answered for in each clip, drawn from those that have all their neighbours;
              where there is none, the ends stand in for what lies beyond, as they do in a stream

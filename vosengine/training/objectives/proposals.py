@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from ...proposals import Proposals, boxes_of
 
-MISSED = 0.4  # chance that an object is not proposed [O]
+MISSED = 0.4  # chance that an object is not proposed (ours)
 FALSE = 2  # proposals of no object, each a moved copy of one
 
 

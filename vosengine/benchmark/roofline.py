@@ -1,4 +1,4 @@
-"""What a step cannot be faster than: its work over what this machine is seen to do."""
+"""Roofline bound of a step: FLOPs / peak GEMM rate, bytes / copy bandwidth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COPIED = {"cuda": 2**30, "cpu": 2**27}  # bytes
 
 @dataclass(frozen=True)
 class Work:
-    """Of one step.
+    """Work of one step.
 
     flop    two for every product of a convolution or of matrices
     values  in weights and state, each counted once
@@ -30,11 +30,11 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Floor:
-    """Of one step.
+class Roofline:
+    """Lower bounds of a step's time.
 
-    compute_ms  its gflop at the rate of a large product of matrices
-    traffic_ms  its mib, weights and state each read once, at the rate of a copy
+    compute_ms  its GFLOP at the rate of a large matrix product
+    traffic_ms  its MiB (weights and state, each read once) at the bandwidth of a copy
     """
 
     gflop: float
@@ -45,15 +45,16 @@ class Floor:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does: products in FLOP/s by dtype, copies in bytes/s, read and written."""
+    """Measured rates of a device: matrix products in FLOP/s by dtype, copies in bytes/s (read and
+    written)."""
 
     flops: dict[torch.dtype, float]
     bandwidth: float
 
-    def floor(self, work: Work, dtype: torch.dtype) -> Floor:
-        """That work in that dtype."""
+    def roofline(self, work: Work, dtype: torch.dtype) -> Roofline:
+        """The bounds for that work in that dtype."""
         held = work.values * dtype.itemsize
-        return Floor(
+        return Roofline(
             gflop=round(work.flop / 1e9, 1),
             mib=round(held / 2**20, 1),
             compute_ms=round(1e3 * work.flop / self.flops[dtype], 3),

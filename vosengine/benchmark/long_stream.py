@@ -13,7 +13,7 @@ import torch
 from ..timing import summarise
 from .measure import MIB, Plan, begin, peak_host_bytes, stream
 from .scenes import Scene
-from .ways import OURS, WAYS
+from .variants import OURS, VARIANTS
 
 STATM = Path("/proc/self/statm")
 EVERY = 10  # frames between two readings of the memory
@@ -28,17 +28,17 @@ def measure_stream(
     frames: int,
     report: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """So many frames of one stream, our way, from the first one on.
+    """One stream of `frames` frames in our variant, timed from the first one on.
 
     Returns  `milliseconds` of every frame until its labels are on the host; `state_mib`, what the
              engine holds of the stream, and `held_mib`, by torch on a GPU and by the process on a
              CPU, at the frames `at`; the percentiles of all but the first tenth
     """
-    way = next(way for way in WAYS if way.name == OURS)
+    variant = next(variant for variant in VARIANTS if variant.name == OURS)
     milliseconds: list[float] = []
     at, held, state = [], [], []
-    with way.running():
-        segmenter = begin(model, way, objects, scene, device, plan)
+    with variant.running():
+        segmenter = begin(model, variant, objects, scene, device, plan)
         steps = stream(segmenter, scene, objects)
         for index in range(frames):
             step = next(steps)

@@ -1,4 +1,4 @@
-"""The ways to run a model that are compared: the published form, plain torch, compiled, ours."""
+"""Variants of running a model that are compared: published form, plain torch, compiled, ours."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OURS_FP32 = "ours fp32"
 
 
 @dataclass(frozen=True)
-class Way:
-    """A column of the table.
+class Variant:
+    """A row of the table.
 
     engine, precision  as in Segmenter
     backend            of the ops: "reference" is plain torch
@@ -37,13 +37,13 @@ class Way:
     published: bool = False
     compiled: bool = False
 
-    def objection(self, model: str, device: torch.device) -> str | None:
+    def unsupported(self, model: str, device: torch.device) -> str | None:
         """Why it cannot be timed here; None where it can."""
         if self.published and not entry(model).shares:
             return "has no decoder per object"
         if self.precision == "bf16" and not has_bf16(device):
             return "bf16 is emulated here"
-        if self.name == OURS_FP32 and not (has_bf16(device) and entry(model).build.steady_in_half):
+        if self.name == OURS_FP32 and not (has_bf16(device) and entry(model).build.bf16_safe):
             return f"is {OURS}"
         return None
 
@@ -53,7 +53,7 @@ class Way:
             yield
 
     def prepare(self, segmenter: Segmenter) -> None:
-        """Change a new Segmenter into this way of running."""
+        """Turn a new Segmenter into this variant."""
         method: Any = segmenter.method
         if self.published:
             for name in entry(segmenter.model).shares:
@@ -64,13 +64,13 @@ class Way:
                 setattr(method, verb, torch.compile(getattr(method, verb), dynamic=False))
 
 
-WAYS = (
-    Way("published fp32", "eager", "fp32", "reference", published=True),
-    Way(REFERENCE, "eager", "fp32", "reference"),
-    Way("eager bf16", "eager", "bf16", "reference"),
-    Way("compiled bf16", "eager", "bf16", "reference", compiled=True),
-    Way(OURS_FP32, "fast", "fp32", "auto"),
-    Way(OURS, "fast", "auto", "auto"),
+VARIANTS = (
+    Variant("published fp32", "eager", "fp32", "reference", published=True),
+    Variant(REFERENCE, "eager", "fp32", "reference"),
+    Variant("eager bf16", "eager", "bf16", "reference"),
+    Variant("compiled bf16", "eager", "bf16", "reference", compiled=True),
+    Variant(OURS_FP32, "fast", "fp32", "auto"),
+    Variant(OURS, "fast", "auto", "auto"),
 )
 
 

@@ -195,9 +195,9 @@ def tiny_weights(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def export(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Export:
+def export() -> Export:
     """Writes an export with trained weights, or finds the one that was written."""
-    return exporter(tmp_path_factory, worker_id)
+    return exporter()
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 gpu          needs an NVIDIA GPU
 interpreter  a kernel in Triton's interpreter: a process with TRITON_INTERPRET=1 runs these alone,
              and any other process all the rest
-slow         not for `make check`; a case that exports a model always is
+slow         not for `make check`: a test that is marked so, one that uses an export, and every
+             test of SLOW
 """
 
 from __future__ import annotations
@@ -19,6 +20,23 @@ from vosengine.kernels import gpu
 GPU = "an NVIDIA GPU"
 INTERPRETER = "TRITON_INTERPRET=1"
 COMPILED = "a process without TRITON_INTERPRET=1"
+# Files that export models, start processes, browsers and servers, or train: seconds a test.
+SLOW = (
+    "tests/batch/",
+    "tests/bench/",
+    "tests/cli/test_bench_command.py",
+    "tests/cli/test_fuzz_folders.py",
+    "tests/cli/test_onnx_command.py",
+    "tests/cli/test_options",
+    "tests/cli/test_train_command.py",
+    "tests/house/test_setup.py",
+    "tests/models/test_new_model.py",
+    "tests/onnx/",
+    "tests/server/test_page.py",
+    "tests/server/test_server_engine.py",
+    "tests/server/test_server_fuzz.py",
+    "tests/training/test_training.py",
+)
 KEY = pytest.StashKey[Counter[str]]()
 SENT = "left out"  # by a process of xdist to the one that prints
 
@@ -51,7 +69,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if "export" in getattr(item, "fixturenames", ()):
+    exports = "export" in getattr(item, "fixturenames", ())
+    if exports or item.nodeid.startswith(SLOW):
         item.add_marker("slow")
 
 

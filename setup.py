@@ -19,6 +19,8 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 CPP_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=fast", "-Wno-psabi"]
@@ -77,6 +79,43 @@ def cudart_folder(nvcc: str) -> str:
         if word.startswith("-L") and Path(word[2:], "libcudart_static.a").exists():
             return word[2:]
     sys.exit(f"{nvcc} is there, but libcudart_static.a is not; set VOSENGINE_CUDA_ARCHS=none")
+
+
+def commit() -> str | None:
+    """The checkout's commit, marked if files differ from it; None outside a checkout."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top) != Path.cwd():
+        return None
+    changed = "+changes" if git("status", "--porcelain") else ""
+    return f"{git('rev-parse', '--short=12', 'HEAD')}{changed}"
+
+
+def note_commit(folder: Path) -> None:
+    """Write the commit to where `vosengine --version` reads it. An sdist has the file already."""
+    found = commit()
+    if found is not None:
+        (folder / "commit.txt").write_text(f"{found}\n", encoding="ascii")
+
+
+class BuildPython(build_py):
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            note_commit(Path(self.build_lib, "vosengine"))
+
+
+class SourceDistribution(sdist):
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        note_commit(Path(base_dir, "vosengine"))
 
 
 class BuildExtension(build_ext):
@@ -146,9 +185,9 @@ setup(
     packages=[*engine_packages(), *kernel_packages(), "vosengine.shipped"],
     package_dir={"vosengine.kernels": "kernels", "vosengine.shipped": "weights"},
     package_data={
-        "vosengine": ["py.typed", "benchmark/*.toml", "server/page/**/*"],
+        "vosengine": ["py.typed", "commit.txt", "benchmark/*.toml", "server/page/**/*"],
         "vosengine.shipped": ["*.toml", "*.safetensors", "LICENSE-*", "NOTICE", "demo/*"],
     },
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython, "sdist": SourceDistribution},
 )

@@ -11,7 +11,6 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
 from ..allocation import keep_freed_memory
 from ..errors import ConfigError, VosError
 from . import batch as cli_batch
@@ -59,7 +58,9 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.print(f"vosengine {__version__}", highlight=False)
+        from ..build import described
+
+        console.print(f"vosengine {described()}", highlight=False, soft_wrap=True)
         raise typer.Exit
 
 

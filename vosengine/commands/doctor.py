@@ -10,13 +10,14 @@ from importlib import metadata
 
 import torch
 
+from ..build import described, openmp_runtimes
 from ..kernels import BACKENDS, OPS, Op
 from ..kernels.extension import load, missing
 from ..kernels.gpu import OLDEST
 from ..kernels.parity import cases_of, check_parity
 from ..timing import cpu_name
 
-PACKAGES = ("vosengine", "torch", "triton", "numpy", "opencv-python-headless", "av", "safetensors")
+PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "av", "safetensors")
 GET_EXTENSION = (
     "install a C++ compiler and Python's headers (Debian: apt-get install g++ python3-dev), then "
     "pip install --force-reinstall --no-deps vosengine; until then every op runs its reference"
@@ -50,7 +51,11 @@ class BackendReport:
 
 def versions() -> dict[str, str]:
     """Versions of what the engine stands on; 'not installed' where it is not."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {
+        "vosengine": described(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -84,6 +89,10 @@ def machine() -> dict[str, str]:
         found["extension"] = f"{listed}; CPU kernels use {load().isa()}"
     else:
         found["extension"] = f"{missing}: {GET_EXTENSION}"
+    runtimes = openmp_runtimes()
+    if runtimes is not None:
+        several = "; several runtimes share the cores badly" if len(runtimes) > 1 else ""
+        found["OpenMP"] = ", ".join(runtimes) + several
     return found
 
 

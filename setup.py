@@ -98,9 +98,8 @@ def commit() -> str | None:
     return f"{git('rev-parse', '--short=12', 'HEAD')}{changed}"
 
 
-def note_commit(folder: Path) -> None:
+def note_commit(found: str | None, folder: Path) -> None:
     """Write the commit to where `vosengine --version` reads it. An sdist has the file already."""
-    found = commit()
     if found is not None:
         (folder / "commit.txt").write_text(f"{found}\n", encoding="ascii")
 
@@ -109,13 +108,14 @@ class BuildPython(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            note_commit(Path(self.build_lib, "vosengine"))
+            note_commit(commit(), Path(self.build_lib, "vosengine"))
 
 
 class SourceDistribution(sdist):
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        found = commit()  # before the tree itself is a file that git does not know
         super().make_release_tree(base_dir, files)
-        note_commit(Path(base_dir, "vosengine"))
+        note_commit(found, Path(base_dir, "vosengine"))
 
 
 class BuildExtension(build_ext):

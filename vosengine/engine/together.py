@@ -137,15 +137,15 @@ def _settle(
     observed: tuple[int, Any],
 ) -> list[Result[torch.Tensor]]:
     """Each stream remembers what is its own, and has its result, with tensors of its own."""
-    stride, rows = observed
+    stride, noticed = observed
     results = []
     begin = 0
     for number, ((stream, turn), count) in enumerate(zip(turns, counts, strict=True)):
         mine = slice(begin, begin + count)
         begin += count
         with span("remember"):
-            method.commit(rows_of(rows, mine), Masks(_NOTHING[: 1 + count]), turn.state)
-        rows = stream.rows()
-        output = MaskOutput(logits[mine].clone(), geometry.region(stride), rows, None)
+            method.commit(rows_of(noticed, mine), Masks(_NOTHING[: 1 + count]), turn.state)
+        region = geometry.region(stride)
+        output = MaskOutput(logits[mine].clone(), region, stream.rows(), None)
         results.append(output.result(labels[number].clone(), turn.target, geometry))
     return results

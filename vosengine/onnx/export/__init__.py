@@ -120,11 +120,18 @@ def export_model(
     fold_batch_norms(method)
     method.to(PRECISIONS[options.precision])
     plan = _plan(method, options)
-    verbs = family.verbs(method, plan)
+    verbs = _drawn_verbs(family, method, plan)
     names = [f"{name}.onnx" for name in ("prepare", "finish", *(verb.name for verb in verbs))]
     with replaced_export(options.out, names, options.weights) as folder:
         manifest, compared = _write(method, card, options, folder, verbs, plan, report)
     return manifest, compared
+
+
+def _drawn_verbs(family: Family, method: Any, plan: Plan) -> list[Verb]:
+    """The graphs, with the same random examples every time; torch's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return family.verbs(method, plan)
 
 
 def _write(
@@ -245,7 +252,7 @@ def _compared(
     """Every graph against torch; a dynamic one at another size, with another number of objects
     and another memory than it was traced with."""
     if dynamic:
-        verbs = family.verbs(method, replace(plan, cells=(7, 6), objects=3, frames=2))
+        verbs = _drawn_verbs(family, method, replace(plan, cells=(7, 6), objects=3, frames=2))
     for verb in verbs:
         with exported_ops():
             examples = [given.example for given in verb.inputs]

@@ -1,6 +1,7 @@
 # make demo   set everything up and segment a clip that the project generates itself
 # make serve  set everything up and serve live streams, with a page at the address it prints
-# make test   set everything up and run every test
+# make check  set everything up and run the quick tests, two minutes on two cores
+# make test   set everything up and run every test, ten minutes on two cores
 # make fuzz   ten thousand damaged files, FUZZ=N random folders, 5/2 N messages to the server:
 #             typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
@@ -16,7 +17,7 @@ CPP := csrc/*.h csrc/*.cpp csrc/*.cu csrc/onnxruntime/*.h csrc/onnxruntime/*.cpp
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo serve test docs wheel fuzz lint format bench clean
+.PHONY: demo serve check test docs wheel fuzz lint format bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
@@ -24,16 +25,17 @@ demo: $(VENV)/ready
 serve: $(VENV)/ready
 	$(BIN)/vosengine serve --model munet
 
-# Two processes with a thread each. Triton interprets its kernels in processes of their own, where
-# it is told to before they are defined.
-INTERPRETED := $(wildcard $(patsubst kernels/%/triton_kernel.py,tests/kernels/test_%*.py, \
-  $(wildcard kernels/*/triton_kernel.py)))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# Two processes with a thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=30
 
+check: $(VENV)/ready
+	$(PYTEST) -m "not slow"
+
+# Triton interprets its kernels in processes of their own, where it is told to before they are
+# defined; there no other test is collected.
 test: $(VENV)/ready
 	$(PYTEST)
-	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/kernels/test_kernels.py \
-	  tests/kernels/test_interpreter_bfloat16.py $(INTERPRETED)
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels
 
 # Nothing is fetched while the site is built.
 docs: $(VENV)/ready-docs

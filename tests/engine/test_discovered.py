@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make, tiny_config
+from quick_streams import stream_state
 
 from vosengine.engine.objects import ObjectSlots
 from vosengine.engine.segmenter import Segmenter
@@ -161,7 +162,7 @@ def test_what_segment_noted_reaches_remember() -> None:
     segmenter = scripted({0: [0]})
     segmenter.step(FRAME)
     segmenter.step(FRAME, stripe(4, 9))
-    assert segmenter._state.told == [("frame 0", ()), ("frame 1", (1,))]
+    assert stream_state(segmenter).told == [("frame 0", ()), ("frame 1", (1,))]
 
 
 def test_more_than_there_is_room_for_are_left_out() -> None:

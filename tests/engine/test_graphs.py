@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quick_streams import SIZE, begin, play, rectangle
+from quick_streams import SIZE, begin, captured_by, graphs_of, play, rectangle
 from recorded_graph import RecordedGraph
 
 from vosengine.engine import engine as engine_module
@@ -29,21 +29,14 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def pair(model: str, **options: Any) -> tuple[Segmenter, Segmenter]:
     """Return two Segmenters that differ only in the use of graphs."""
     one, other = begin(model, **options), begin(model, **options)
-    assert one._graphs is not None
+    assert len(graphs_of(one)) == 2
     other._graphs = other.runs_on._encoding = None
     return one, other
 
 
-def captured_by(segmenter: Segmenter) -> int:
-    """Return the number of graphs captured by the stream and its engine."""
-    graphs = segmenter._graphs, segmenter.runs_on._encoding
-    return sum(each.captured for each in graphs if each is not None)
-
-
 def names_of(segmenter: Segmenter) -> list[Any]:
-    """Return the names of all captured graphs, those of the engine first."""
-    graphs = segmenter.runs_on._encoding, segmenter._graphs
-    return [name for each in graphs if each is not None for name, *_ in each._graphs]
+    """Of all captured graphs, those of the engine first."""
+    return [name for each in graphs_of(segmenter) for name, *_ in each._graphs]
 
 
 def same(one: Any, other: Any) -> None:
@@ -107,11 +100,11 @@ def test_a_new_stream_of_another_size_is_captured_anew(small: Clip, graphs: None
     for height, width in (SIZE, (40, 56)):
         frames, mask = small.frames[:5, :height, :width], small.masks[0][:height, :width]
         same(play(one, frames, {0: mask}), play(other, frames, {0: mask}))
-        assert one._graphs is not None and one._graphs.captured > 0
+        assert graphs_of(one)[-1].captured > 0
         one.reset()
         other.reset()
         other._graphs = None
-        assert one._graphs.captured == 0
+        assert graphs_of(one)[-1].captured == 0
 
 
 def test_memory_that_grows_and_wraps_needs_no_other_graph(small: Clip, graphs: None) -> None:

@@ -115,7 +115,7 @@ def test_a_result_of_a_gpu_comes_back_on_the_cpu_where_there_is_none(
         assert_equal(found, answer)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.gpu
 def test_a_result_of_a_gpu_comes_back_on_it(clip: Clip) -> None:
     wanted = follow(make("stm", device="cuda"), clip.frames[:2], clip.masks[0])[-1]
     found = pickle.loads(pickle.dumps(wanted))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FOLLOWERS, WITH_MEMORY, follow, make, tiny_config, to_the_end
+from quick_streams import stream_state
 from safetensors.torch import save
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -242,7 +243,7 @@ def test_a_method_that_looks_ahead_answers_late_and_flush_gives_the_rest() -> No
     assert answers[5].ids == (4, 6)
     np.testing.assert_array_equal(answers[5].numpy() == 6, late == 6)
     assert [result.frame_index for result in segmenter.flush()] == [3, 4, 5]
-    shown = segmenter._state.seen
+    shown = stream_state(segmenter).seen
     assert shown == [(0, 0, 3), (0, 1, 4), (0, 2, 5), (1, 3, 5), (2, 4, 5), (3, 5, 5)]
     assert echo.encoded == 6  # once per frame
     assert segmenter.flush() == []

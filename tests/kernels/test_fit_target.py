@@ -20,7 +20,7 @@ from target_transcription import (
 )
 from torch.nn import functional
 
-from vosengine.kernels import fit_target, use_backend
+from vosengine.kernels import fit_target
 from vosengine.kernels.extension import missing
 from vosengine.kernels.fit_target import objective, reduce_labels
 from vosengine.kernels.parity import widened
@@ -368,37 +368,3 @@ def test_a_nan_spoils_its_own_track_alone(backend: str, joint: bool) -> None:
             if part is not None:
                 assert torch.isfinite(part[0]).all()
                 assert part[1].isnan().any()
-
-
-@joint_or_not
-def test_results_are_new_and_always_the_same(backend: str, joint: bool) -> None:
-    arguments = problem(scene(2, 9, 5), 2 if joint else None, iterations=(3, 3))
-    before = {n: v.clone() for n, v in arguments.items() if isinstance(v, torch.Tensor)}
-    outputs = [fit_target(**arguments) for _ in range(3)]
-    for name, tensor in before.items():
-        assert torch.equal(arguments[name], tensor), name
-    for first, second, third in zip(*outputs, strict=True):
-        if first is not None:
-            assert first.is_contiguous()
-            assert torch.equal(first, second) and torch.equal(first, third)
-    first_kernel, first_projection = outputs[0]
-    assert first_kernel.data_ptr() != arguments["kernel"].data_ptr()
-    assert (first_projection is None) is (not joint)
-
-
-@needs_extension
-@joint_or_not
-def test_threads_change_no_bit(joint: bool) -> None:
-    """Whether a thread takes whole samples or all threads share each (few samples)."""
-    arguments = problem(scene(2, 9, 5), 2 if joint else None, iterations=(3, 3))
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 7):
-            torch.set_num_threads(count)
-            with use_backend("cpu"):
-                results.append(flat(fit_target(**arguments)))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])

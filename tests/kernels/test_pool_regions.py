@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vosengine.kernels import pool_regions, use_backend
+from vosengine.kernels import pool_regions
 from vosengine.kernels.cases import Case
 from vosengine.kernels.extension import missing
 from vosengine.kernels.pool_regions.cases import CASES, draw_boxes
@@ -349,39 +349,6 @@ def test_boxes_may_have_another_dtype(backend: str, dtype: torch.dtype) -> None:
     expected = pool_regions(**arguments)
     arguments["boxes"] = arguments["boxes"].to(dtype)
     torch.testing.assert_close(pool_regions(**arguments), expected, rtol=0, atol=0)
-
-
-@needs_extension
-def test_threads_do_not_change_a_bit() -> None:
-    before = torch.get_num_threads()
-    try:
-        outputs = []
-        for threads in (1, 2, 7, 2):
-            torch.set_num_threads(threads)
-            with use_backend("cpu"):
-                outputs.append(pool_regions(**whole()))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
-
-
-@needs_emulation
-def test_the_order_of_threads_changes_no_bit() -> None:
-    for name in ("channels last", "strided", "many regions"):
-        arguments = next(case for case in CASES if case.name == name).arguments()
-        outputs = []
-        for order in (*op_backends.ORDERS, "forwards"):
-            with op_backends.emulated_cuda(order), use_backend("cuda"):
-                outputs.append(pool_regions(**arguments))
-        assert all(torch.equal(outputs[0], other) for other in outputs[1:])
-
-
-@needs_emulation
-def test_the_layout_of_a_map_changes_no_bit() -> None:
-    arguments = next(case for case in CASES if case.name == "channels last").arguments()
-    rows = tuple(level.contiguous() for level in arguments["levels"])
-    with op_backends.emulated_cuda("forwards"), use_backend("cuda"):
-        assert torch.equal(pool_regions(**arguments), pool_regions(**arguments | {"levels": rows}))
 
 
 def test_as_many_levels_as_a_launch_takes(backend: str) -> None:

@@ -27,6 +27,10 @@ Arguments = dict[str, Any]
 # Past a block of the C++ kernel, or past several of Triton's, whose interpreter is slow.
 MANY = 150 if gpu.INTERPRETED else 1100
 
+# Triton's kernel does not take so many.
+TOO_MANY = {"top_k above what is taken in registers"} if gpu.INTERPRETED else set()
+QUICK = [case for case in CASES if not case.bench and case.name not in TOO_MANY]
+
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
@@ -118,22 +122,16 @@ def assert_matches(arguments: Arguments, truth: torch.Tensor) -> None:
     op_backends.assert_near(read_memory(**arguments), plain, truth)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.bench], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_follows_the_formula(backend: str, case: Any) -> None:
     arguments = case.arguments()
-    reason = read_memory.explain(**arguments)[backend.split()[0]]
-    if reason is not None:
-        pytest.skip(reason)
     assert_matches(arguments, formula(arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if not c.bench], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_half_precision_follows_the_formula(backend: str, case: Any, dtype: torch.dtype) -> None:
     arguments = case.arguments(dtype=dtype)
-    reason = read_memory.explain(**arguments)[backend.split()[0]]
-    if reason is not None:
-        pytest.skip(reason)
     assert_matches(arguments, formula(arguments))
 
 

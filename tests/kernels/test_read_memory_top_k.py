@@ -12,7 +12,7 @@ import op_backends
 import pytest
 import torch
 
-from vosengine.kernels import gpu, read_memory
+from vosengine.kernels import read_memory
 from vosengine.kernels.read_memory import triton_kernel, triton_plan
 from vosengine.kernels.read_memory.triton_plan import CONFIGS, FLOAT32, Shape, parts_of, plan_of
 
@@ -143,7 +143,7 @@ def test_the_plan_knows_shapes_alone() -> None:
     assert "length" not in fields
 
 
-@pytest.mark.skipif(not gpu.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.interpreter
 def test_launches_are_the_same_for_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[tuple[Any, ...]] = []
     launch = triton_kernel.launch

@@ -62,6 +62,23 @@ def begin(model: str, **options: Any) -> Segmenter:
     return make(model, changes=changes, **{"max_objects": 8, **options})
 
 
+def stream_state(stream: Any) -> Any:
+    """What a Segmenter or a source of proposals remembers of its stream. No public name leads
+    there; tests that look into a memory do it through this one."""
+    return stream._state
+
+
+def graphs_of(segmenter: Segmenter) -> list[Any]:
+    """The caches of captured graphs that it has, that of its engine first."""
+    caches = segmenter.runs_on._encoding, segmenter._graphs
+    return [each for each in caches if each is not None]
+
+
+def captured_by(segmenter: Segmenter) -> int:
+    """How many graphs the stream and its engine have captured."""
+    return sum(each.captured for each in graphs_of(segmenter))
+
+
 def play(
     segmenter: Segmenter, frames: np.ndarray, prompts: Mapping[int, np.ndarray] | None = None
 ) -> list[Result]:

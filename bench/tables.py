@@ -147,8 +147,42 @@ def dmn_objects(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def exported_by_ops(found: dict[str, Any]) -> list[str]:
+    """One row per model and object count: exports by each kind of operators beside torch."""
+    height, width = found["size"]
+    kinds = [name for name in ("standard", "contrib", "vosengine") if name in found["ops"]]
+    names = ("eager", "fast", *kinds)
+    lines = [
+        f"**Exported models** in onnxruntime, `{found['weights']}` weights, frames of "
+        f"{height}x{width} ({where(found)}).",
+        "p50 (p95) of a step in ms, all in turn; exports by `--ops`, and how many times as fast as "
+        "eager and as fast they are.",
+        "",
+        row("model", "objects", *names, "labels that differ, at most"),
+        row("---", *["---:"] * (2 + len(names))),
+    ]
+    for model in found["models"]:
+        for point in model["points"]:
+            cells = [f"{point[n]['p50_ms']:.0f} ({point[n]['p95_ms']:.0f})" for n in names[:2]]
+            for kind in kinds:
+                each = point.get(kind)
+                cells.append(
+                    "as standard"
+                    if each is None
+                    else f"{each['p50_ms']:.0f} ({each['p95_ms']:.0f}) "
+                    f"{each['times_as_fast_as_eager']:.2f}x {each['times_as_fast_as_fast']:.2f}x"
+                )
+            worst = max(point[kind]["differs"] for kind in kinds if kind in point)
+            lines.append(
+                row(f"`{model['model']}`", point["objects"], *cells, f"{100 * worst:.3f} %")
+            )
+    return lines
+
+
 def exported(found: dict[str, Any]) -> list[str]:
     """One row per model and object count: onnxruntime beside torch."""
+    if "ops" in found:
+        return exported_by_ops(found)
     height, width = found["size"]
     lines = [
         f"**Exported models** in onnxruntime, `{found['weights']}` weights, frames of "

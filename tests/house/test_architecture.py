@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "allocation": set(),
     "ambient": set(),
     "timing": set(),
+    "build": set(),
     "rle": set(),
     "files": {"errors"},
     "naming": {"errors"},

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import InputError
 from ..evaluation.layout import list_folders, resolution_folder
@@ -90,7 +90,7 @@ def _expand(given: str, suffix: str) -> Iterator[Clip]:
     if not pattern and not exists(path):
         raise InputError(f"{given}: no such file or folder; wanted videos or folders of frames")
     if pattern:
-        found = in_order(find_pattern(given))
+        found = in_order(map(_as_path, find_pattern(given)))
         clips = [clip for each in _without_masks(found, suffix) for clip in _expand(str(each), "")]
         if not clips:
             raise InputError(
@@ -99,7 +99,7 @@ def _expand(given: str, suffix: str) -> Iterator[Clip]:
         yield from clips
     elif path.is_dir():
         yield from _in_folder(path, suffix)
-    elif is_image(path):
+    elif is_image(_as_path(path)):
         raise InputError(f"{path}: is one image, wanted a video or a folder of frames")
     else:
         yield _plain(path)
@@ -112,11 +112,11 @@ def _in_folder(path: AnyPath, suffix: str) -> Iterator[Clip]:
         return
     inner = [p for p in path.iterdir() if _is_video(p) or (p.is_dir() and _holds_images(p))]
     masks = {f"{_stem(each)}{suffix}.png" for each in inner}
-    frames = any(is_image(p) and str(p) not in masks for p in path.iterdir())
+    frames = any(is_image(_as_path(p)) and str(p) not in masks for p in path.iterdir())
     if frames and not any(map(_is_video, inner)):
         yield _plain(path)
         return
-    clips = _without_masks(in_order(inner), suffix)
+    clips = _without_masks(in_order(map(_as_path, inner)), suffix)
     if not clips:
         raise InputError(f"{path}: holds no videos, no frames and no folders of frames")
     yield from map(_plain, clips)
@@ -124,7 +124,9 @@ def _in_folder(path: AnyPath, suffix: str) -> Iterator[Clip]:
 
 def _sequences(root: AnyPath) -> Iterator[Clip]:
     """Of a data set as DAVIS and YouTube-VOS have it, each with its objects' first masks."""
-    images, masks = (resolution_folder(root / name) for name in ("JPEGImages", "Annotations"))
+    images, masks = (
+        resolution_folder(_as_path(root / name)) for name in ("JPEGImages", "Annotations")
+    )
     for folder in list_folders(images):
         annotated = masks / folder.name
         options = {"first_masks": True}
@@ -164,7 +166,12 @@ def _is_video(path: AnyPath) -> bool:
 
 
 def _holds_images(path: AnyPath) -> bool:
-    return any(map(is_image, path.iterdir()))
+    return any(is_image(_as_path(each)) for each in path.iterdir())
+
+
+def _as_path(place: AnyPath) -> Path:
+    """For functions that ask of a path what a UPath answers too: its names, and what is there."""
+    return cast(Path, place)
 
 
 def _is_pattern(source: str) -> bool:

@@ -112,11 +112,11 @@ class LocalResults:
         return [self._find(job) for job in jobs]
 
     def _find(self, job: Job) -> Found:
-        stamps = {folder: read_stamp(folder) for folder in (job.folder, job.part)}
-        for folder, stamp in stamps.items():
+        finished, part = (read_stamp(folder) for folder in (job.folder, job.part))
+        for folder, stamp in ((job.folder, finished), (job.part, part)):
             if stamp is None and os.path.lexists(folder) and not _is_empty_part(folder, job):
-                return Found(*stamps.values(), leftover=False, in_the_way=str(folder))
-        return Found(*stamps.values(), leftover=job.old.exists())
+                return Found(finished, part, leftover=False, in_the_way=str(folder))
+        return Found(finished, part, leftover=job.old.exists())
 
     def check_own(self, job: Job) -> None:
         earlier = read_earlier(job.folder)

@@ -130,16 +130,17 @@ def fetch(source: str, folder: Path) -> Path:
     Raises  InputError where there is nothing of that name; StorageError.
     """
     place: Any = open_place(source)
+    target: Path
     with reaching(source):
         try:
             if is_pattern(source):
-                found, target = place.fs.glob(place.path), folder / place.name
+                found, target = place.fs.glob(place.path), folder / str(place.name)
             elif place.is_dir():
                 found = [each["name"] for each in list_files(place).values()]
-                target = folder / place.name
+                target = folder / str(place.name)
                 folder = target
             else:
-                found, target = [place.path], folder / place.name
+                found, target = [place.path], folder / str(place.name)
             if not found:
                 raise FileNotFoundError("it is empty")
             fetch_files(place, found, folder)

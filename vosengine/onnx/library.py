@@ -1,7 +1,7 @@
 """Operators beyond ONNX's own: which an export may be written with, and the library of ours.
 
-The library is C++ built beside the engine's extension, without torch and without Python: any
-program registers it with onnxruntime (`RegisterCustomOps`) and runs graphs of the domain
+The library is C++ built beside the engine's extension, without torch and without Python. Any
+program registers it with onnxruntime (`register_custom_ops_library`) and runs graphs of the domain
 "vosengine".
 """
 

@@ -2,20 +2,22 @@
 # make serve  set everything up and serve live streams, with a page at the address it prints
 # make check  set everything up and run the quick tests, two minutes on two cores
 # make test   set everything up and run every test, ten minutes on two cores
-# make fuzz   ten thousand damaged files, FUZZ=N random folders: typed errors or right answers
+# make fuzz   ten thousand damaged files, FUZZ=N random folders, 5/2 N messages to the server:
+#             typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
+# make docs   set everything up and build the documentation site into build/site; a broken link fails
 # make wheel  an sdist and a manylinux wheel in dist/, tried in an environment without a compiler
-# make bench  the CPU tables of the README, into bench/results/
+# make bench  the CPU tables of docs/benchmarks.md, into bench/results/
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CPP := csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.cpp
+CPP := csrc/*.h csrc/*.cpp csrc/*.cu csrc/onnxruntime/*.h csrc/onnxruntime/*.cpp tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.cpp
 
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo serve check test wheel fuzz lint format bench clean
+.PHONY: demo serve check test docs wheel fuzz lint format bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
@@ -35,6 +37,15 @@ test: $(VENV)/ready
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST) tests/kernels
 
+# Nothing is fetched while the site is built.
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/ready-docs: $(VENV)/ready
+	@# The extension is there already: it is not built again.
+	VOSENGINE_NO_EXTENSION=1 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
+	touch $@
+
 # The wheel is built from the sdist, in an environment without torch. torch brings an OpenMP runtime
 # under the name that the extension asks for; a second one beside it would share the cores badly.
 wheel: $(VENV)/ready
@@ -52,7 +63,8 @@ wheel: $(VENV)/ready
 FUZZ ?= 2000
 fuzz: $(VENV)/ready
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz_files.py
-	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_fuzz_folders.py
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_fuzz_folders.py \
+	  tests/server/test_server_fuzz.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -82,7 +94,7 @@ bench: $(VENV)/ready
 	$(BIN)/python bench/onnx.py
 
 # The extension is rebuilt when its sources change; nvcc is used where it is on the PATH.
-$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/onnxruntime/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt "torch==2.13.0" setuptools pybind11 wheel
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev,interpreter]"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -22,6 +23,7 @@ from .server import protocol
 from .server.protocol import Answer
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Pairs = Iterable[tuple[np.ndarray, np.ndarray | None]]
 FINAL = (protocol.WRONG_TOKEN, protocol.NO_SESSION, protocol.TAKEN_OVER, protocol.BAD_MESSAGE)
 TRIES = 20  # to connect again, a second apart
@@ -32,6 +34,7 @@ class AsyncClient:
 
     address   as the server prints it, with #token=TOKEN, or without and with `token`
     encoding  how frames travel: jpeg (quality 90), png or raw
+    keep      leave the session on the server, for `resume_from`, where it ends after a while
     options   of the session: policy, reply, max_objects, size, memory, resume_from
 
     After a cut it connects again, and sends again what has no answer. Raises ServerError for what
@@ -39,12 +42,18 @@ class AsyncClient:
     """
 
     def __init__(
-        self, address: str, token: str = "", *, encoding: str = "jpeg", **options: Any
+        self,
+        address: str,
+        token: str = "",
+        *,
+        encoding: str = "jpeg",
+        keep: bool = False,
+        **options: Any,
     ) -> None:
         split = urlsplit(address)
         self._base = f"{split.scheme}://{split.netloc}"
         self._token = token or split.fragment.removeprefix("token=")
-        self._encoding, self._options = encoding, options
+        self._encoding, self._keep, self._options = encoding, keep, options
         self._unanswered: dict[int, bytes] = {}
         self._heard: deque[Answer] = deque()
         self._socket: ClientConnection | None = None
@@ -54,13 +63,14 @@ class AsyncClient:
 
     async def __aenter__(self) -> AsyncClient:
         self.session = await self._ask("POST", "/v1/sessions", self._token, self._options)
-        await self._connect()
+        await self._do(lambda _: asyncio.sleep(0))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._socket is not None:
             await self._socket.close()
-        await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
+        if not self._keep:
+            await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
 
     async def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
         """Send a frame [H, W, 3] uint8 RGB, with object ids [H, W] uint8 or without; its number.
@@ -88,12 +98,14 @@ class AsyncClient:
         return self._heard.popleft() if self._heard else None
 
     async def stream(self, pairs: Pairs) -> AsyncIterator[Answer]:
-        """The answers for pairs of frame and mask (or None), in order, as they come; frames are
-        sent while others are under way."""
+        """The answers for pairs of frame and mask (or None), in order: of those under way when the
+        next frame is sent, and of the last ones as soon as they come."""
         for frame, mask in pairs:
             await self.send(frame, mask)
             while self._heard:
                 yield self._heard.popleft()
+        while (answer := await self.receive()) is not None:
+            yield answer
         for answer in await self.flush():
             yield answer
 
@@ -109,19 +121,27 @@ class AsyncClient:
 
     async def reset(self) -> None:
         """Begin a new stream, of any size."""
+        self.next_frame = 0
         self.next_frame = (await self._say("reset", "hello"))["next_frame"]
 
     async def _say(self, kind: str, answered: str, **fields: Any) -> dict[str, Any]:
+        """Send a text message, again after a cut, and wait for its answer."""
+
+        async def said(socket: ClientConnection) -> dict[str, Any]:
+            await socket.send(protocol.text(kind, **fields))
+            while (answer := self._note(await socket.recv())).get("type") != answered:
+                pass
+            return answer
+
         while self._unanswered:
             await self._hear()
-        await self._do(lambda socket: socket.send(protocol.text(kind, **fields)))
-        while (said := await self._hear()).get("type") != answered:
-            pass
-        return said
+        return await self._do(said)
 
-    async def _hear(self) -> dict[str, Any]:
-        """Take one message and note what it says of frames; a text message."""
-        message = await self._do(lambda socket: socket.recv())
+    async def _hear(self) -> None:
+        self._note(await self._do(lambda socket: socket.recv()))
+
+    def _note(self, message: str | bytes) -> dict[str, Any]:
+        """Note what a message says of frames; what it says if it is text."""
         if isinstance(message, bytes):
             answer = protocol.read_answer(message)
             if self._unanswered.pop(answer.frame, None) is not None or not answer.repeated:
@@ -136,63 +156,66 @@ class AsyncClient:
         return said
 
     async def _do(self, work: Callable[[ClientConnection], Awaitable[T]]) -> T:
-        """Do something with the connection; where that breaks, with a new one."""
+        """Do something with the connection; where there is none, or it breaks, with a new one."""
+        left = TRIES
         while True:
-            assert self._socket is not None, "wanted: async with AsyncClient(...) as client"
             try:
-                return await work(self._socket)
-            except ConnectionClosed as error:
-                if error.rcvd is not None and error.rcvd.code in FINAL:
-                    raise ServerError("closed", f"session: {error}") from error
-            await self._connect()
-
-    async def _connect(self) -> None:
-        for left in reversed(range(TRIES)):
-            try:
-                await self._greet()
-                break
+                return await work(self._socket or await self._greet())
             except (OSError, ConnectionClosed, InvalidHandshake) as error:
-                closed = getattr(error, "rcvd", None)
-                if left == 0 or (closed and closed.code in FINAL):
-                    message = f"{self._base}: cannot be reached ({error})"
-                    raise ServerError("unreachable", message) from error
-            await asyncio.sleep(1)
+                received = getattr(error, "rcvd", None)
+                final = received is not None and received.code in FINAL
+                if final or left == 0:
+                    code = "closed" if final else "unreachable"
+                    raise ServerError(code, f"{self._base}: {code} ({error})") from error
+            self._socket = None
+            await asyncio.sleep(left < TRIES)  # at once, then a second apart
+            left -= 1
 
-    async def _greet(self) -> None:
+    async def _greet(self) -> ClientConnection:
         """Connect, and send again what has no answer. Raises ServerError where the server has gone
         back to an earlier frame, as after a crash: `next_frame` is then the one to go on with."""
-        self._socket = await connect(
-            f"{self._base.replace('http', 'ws', 1)}/v1/sessions/{self.session['id']}/stream",
-            subprotocols=[Subprotocol(protocol.SUBPROTOCOL)],
-            additional_headers={"Authorization": f"Bearer {self.session['token']}"},
-            compression=None,
-            max_size=None,
-            proxy=None,
-        )
-        first, waiting = json.loads(await self._socket.recv())["next_frame"], [*self._unanswered]
+        address = f"{self._base.replace('http', 'ws', 1)}/v1/sessions/{self.session['id']}/stream"
+        headers = {"Authorization": f"Bearer {self.session['token']}"}
+        offered = [Subprotocol(protocol.SUBPROTOCOL)]
+        plain: dict[str, Any] = {"compression": None, "max_size": None, "proxy": None}
+        socket = await connect(address, subprotocols=offered, additional_headers=headers, **plain)
+        self._socket = socket
+        first, waiting = json.loads(await socket.recv())["next_frame"], [*self._unanswered]
         if waiting and first >= waiting[0]:
-            for number in waiting:
-                await self._socket.send(self._unanswered[number])
-            return
+            for message in self._unanswered.values():
+                await socket.send(message)
+            return socket
         went_back, self.next_frame = first < self.next_frame, first
         self._unanswered.clear()
         if went_back:
-            message = f"session: the server goes on with frame {first}; send from there again"
-            raise ServerError("went_back", message)
+            why = f"session: the server goes on with frame {first}; send from there again"
+            raise ServerError("went_back", why)
+        return socket
 
     async def _ask(self, method: str, path: str, token: str, body: Any = None) -> Any:
-        headers = {"Authorization": f"Bearer {token}"}
+        address, headers = self._base + path, {"Authorization": f"Bearer {token}"}
         try:
             async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-                answer = await client.request(method, self._base + path, json=body, headers=headers)
+                answer = await client.request(method, address, json=body, headers=headers)
         except httpx.HTTPError as error:
-            raise ServerError(
-                "unreachable", f"{self._base}: cannot be reached ({error})"
-            ) from error
+            raise ServerError("unreachable", f"{self._base}: unreachable ({error})") from error
         if answer.is_error:
             said = answer.json()["error"]
             raise ServerError(said["code"], said["message"])
         return answer.json() if answer.content else None
+
+
+def blocking(
+    verb: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Client, P], T]:
+    """A verb of AsyncClient as one of Client."""
+
+    @functools.wraps(verb)
+    def call(self: Client, /, *given: P.args, **named: P.kwargs) -> T:
+        found: T = self._portal.call(functools.partial(verb, self._client, *given, **named))
+        return found
+
+    return call
 
 
 class Client:
@@ -220,27 +243,11 @@ class Client:
     def next_frame(self) -> int:
         return self._client.next_frame
 
-    def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
-        number: int = self._portal.call(self._client.send, frame, mask)
-        return number
-
-    def receive(self) -> Answer | None:
-        return self._portal.call(self._client.receive)
-
-    def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Answer | None:
-        answer: Answer | None = self._portal.call(self._client.step, frame, mask)
-        return answer
+    send, receive = blocking(AsyncClient.send), blocking(AsyncClient.receive)
+    step, flush = blocking(AsyncClient.step), blocking(AsyncClient.flush)
+    remove, reset = blocking(AsyncClient.remove), blocking(AsyncClient.reset)
 
     def stream(self, pairs: Pairs) -> Iterator[Answer]:
         answers = self._client.stream(pairs)
         while (answer := self._portal.call(anext, answers, None)) is not None:
             yield answer
-
-    def flush(self) -> list[Answer]:
-        return self._portal.call(self._client.flush)
-
-    def remove(self, object_id: int) -> tuple[int, ...]:
-        return self._portal.call(self._client.remove, object_id)
-
-    def reset(self) -> None:
-        self._portal.call(self._client.reset)

@@ -106,13 +106,14 @@ export const looks = {
     };
     const half = await heap(frames / 2);
     const full = await heap(frames);
-    const { overheads, rate, latency } = await page.evaluate(() => {
+    const { overheads, rate, latency, size } = await page.evaluate(() => {
       const { overheads, rate, latency } = vosengine.stats;
-      return { overheads: overheads.sort((a, b) => a - b), rate, latency };
+      const size = `${image.width}x${image.height}`;
+      return { overheads: overheads.sort((a, b) => a - b), rate, latency, size };
     });
     const at = (share) => overheads[Math.floor(overheads.length * share)].toFixed(1);
     const said =
-      `page overhead of a 320x240 frame: least ${at(0)} ms, p50 ${at(0.5)}, p95 ${at(0.95)}; ` +
+      `page overhead of a ${size} frame: least ${at(0)} ms, p50 ${at(0.5)}, p95 ${at(0.95)}; ` +
       `latency p50 ${latency.toFixed(0)} ms, ${rate.toFixed(1)} frames/s; ` +
       `heap ${half.toFixed(2)} MiB after ${frames / 2} frames, ${full.toFixed(2)} after ${frames}`;
     assert.ok(full - half < 1, `the heap grows: ${said}`);

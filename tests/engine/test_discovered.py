@@ -1,4 +1,4 @@
-"""Objects that a method discovers by itself: their ids, their room, and the caller's mask."""
+"""Objects discovered by a method: ids, capacity, and interaction with prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STRIPE = 8  # rows of a frame that belong to an object
 
 
 class ScriptState(State):
-    """Which stripe each slot has, and what `remember` was told."""
+    """Stripe of each slot, and the arguments of `remember`."""
 
     def __init__(self) -> None:
         self.stripes: list[int] = []
@@ -48,7 +48,7 @@ class ScriptFeatures(NamedTuple):
 
 
 class Script(Method[ScriptFeatures, ScriptState]):
-    """Discovers the stripes that its script names frame by frame, and follows them where they are.
+    """Method that discovers the stripes its script lists for each frame, and tracks them in place.
 
     Every stripe is STRIPE rows of the frame, top to bottom; stride 4.
     """

@@ -1,4 +1,4 @@
-"""Captured steps: the same answers as without, captured anew when objects come and go."""
+"""Captured graphs: same results as without, and recapture when the number of objects changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def pair(model: str, **options: Any) -> tuple[Segmenter, Segmenter]:
-    """With graphs, and without: otherwise alike."""
+    """Return two Segmenters that differ only in the use of graphs."""
     one, other = begin(model, **options), begin(model, **options)
     assert len(graphs_of(one)) == 2
     other._graphs = other.runs_on._encoding = None
@@ -50,7 +50,7 @@ def same(one: Any, other: Any) -> None:
 def test_a_stream_by_graphs_is_bit_by_bit_the_stream_without(
     model: str, small: Clip, graphs: None
 ) -> None:
-    """The answers are looked at when all frames are done: no graph may write over them."""
+    """Results are compared after all frames: no graph may overwrite them."""
     frames = np.concatenate([small.frames, small.frames[::-1]])
     prompts = {0: small.masks[0], 5: small.masks[5]}
     one, other = pair(model)
@@ -79,7 +79,7 @@ def test_another_number_of_objects_is_another_piece(model: str, small: Clip, gra
 
 @pytest.mark.parametrize("model", ["stm", "munet"])
 def test_other_ids_are_no_other_piece(model: str, small: Clip, graphs: None) -> None:
-    """Nor is another order of slots. What was answered under earlier ids stays what it was."""
+    """Nor is another order of slots. Results with earlier ids are unchanged."""
     one, other = pair(model)
     prompts = [small.masks[0], np.where(small.masks[0] == 1, 9, 0), np.zeros_like(small.masks[0])]
     prompts[2][20:32, 20:40] = 4

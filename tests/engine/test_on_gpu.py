@@ -1,5 +1,5 @@
-"""What only a GPU can show: engines that agree with the CPU, ops that never wait for the device,
-captured graphs that stay valid while memory grows."""
+"""Tests that need a GPU: engines agree with the CPU, ops never synchronise, captured graphs stay
+valid while the memory grows."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def on_device(clip: Clip) -> list[torch.Tensor]:
 @pytest.mark.parametrize("from_host", [False, True])
 @pytest.mark.parametrize("model", [name for name in CAPTURED if name != "dmn_aoa"])
 def test_a_warm_step_neither_allocates_nor_waits(model: str, small: Clip, from_host: bool) -> None:
-    """dmn_aoa chooses among proposals by numbers, and waits for them."""
+    """dmn_aoa selects proposals on the host, which synchronises."""
     segmenter = (
         begin(model, device="cuda", memory="all")
         if model in ("stm", "munet")

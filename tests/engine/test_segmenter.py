@@ -1,4 +1,4 @@
-"""The engine's options: forms of frames, sizes, memories and precisions."""
+"""Options of the Segmenter: frame types, sizes, memories and precisions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_working_at_another_size(model: str, clip: Clip) -> None:
 def test_an_added_object_leaves_the_memories_of_others_alone(
     matching_model: str, clip: Clip
 ) -> None:
-    """The state of the first object after the addition is what its own masks alone make it."""
+    """The state of the first object after the addition depends only on its own masks."""
     segmenter = make(matching_model)
     only_first = np.where(clip.masks[0] == 1, 1, 0).astype(np.uint8)
     follow(segmenter, clip.frames[:4], only_first)

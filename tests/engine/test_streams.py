@@ -1,4 +1,4 @@
-"""Streams over time: resumed elsewhere bit by bit, answered late, and never growing."""
+"""Streams over time: bitwise resume in another process, delayed results, constant memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ np.savez(out, labels=[r.numpy() for r in results],
 
 
 def with_our_paths() -> dict[str, str]:
-    """An environment in which another process imports what these tests share."""
+    """Return an environment in which another process can import the test support modules."""
     tests = Path(__file__).resolve().parents[1]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "support")))}
 
@@ -46,7 +46,7 @@ def with_our_paths() -> dict[str, str]:
 def test_a_stream_resumes_in_a_new_process_bit_by_bit(
     any_model: str, clip: Clip, tmp_path: Path
 ) -> None:
-    """At another size than the frame's, and where there is a choice with the adaptive memory."""
+    """At another size than the frame's, and with the adaptive memory if supported."""
     policy = "afb" if any_model in WITH_MEMORY else ""
     segmenter = make(any_model, max_objects=4, size=48, memory=policy or None)
     prompt = np.array([0, 8, 3], np.uint8)[clip.masks[0]]
@@ -98,7 +98,7 @@ def two_steps(clip: Clip) -> Segmenter:
 def test_a_snapshot_is_a_saved_file_and_may_be_restored_again(
     two_steps: Segmenter, clip: Clip, tmp_path: Path
 ) -> None:
-    """Either is read as the other."""
+    """Snapshots and files are interchangeable."""
     data, file = two_steps.snapshot(), tmp_path / "stream.safetensors"
     two_steps.save_state(file)
     wanted = to_the_end(two_steps, clip.frames[2:5])
@@ -152,7 +152,7 @@ def test_a_snapshot_that_does_not_fit_is_refused(two_steps: Segmenter, clip: Cli
 
 
 class EchoState(State):
-    """Nothing to remember but how often it was asked."""
+    """State that counts calls."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, ...]] = []
@@ -172,7 +172,7 @@ class EchoFeatures(NamedTuple):
 
 
 class Echo(Method[EchoFeatures, EchoState]):
-    """Looks two frames back and three ahead, and notes which frames it was shown."""
+    """Method with a window of two frames back and three ahead, which records its frames."""
 
     sees = (-2, 0, 3)
     features = EchoFeatures
@@ -200,7 +200,7 @@ class Echo(Method[EchoFeatures, EchoState]):
 
 
 class Counting(TorchDispatchMode):
-    """How often ids were looked for in a mask."""
+    """Counts searches for ids in masks."""
 
     times = 0
 
@@ -267,7 +267,7 @@ def test_a_prompt_in_the_ring_counts_against_the_capacity() -> None:
 
 
 def test_memory_of_the_process_stays_flat() -> None:
-    """400 frames past warm-up add nothing: neither the bank nor anything around it grows."""
+    """Resident memory does not grow over 400 frames after warm-up."""
     code = """
 import numpy as np, resource
 from conftest import follow, make, tiny_config

@@ -51,8 +51,8 @@ def noise(
 def scene(
     tracks: int = 1, samples: int = 3, channels: int = 4, cells: tuple[int, int] = (6, 7)
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same of a disc that moves before a background: features are smooth, as large where they
-    are the disc's as elsewhere, and never negative, as a network's are.
+    """The same for a disc that moves over a background, with smooth, nonnegative features like a
+    network's, of equal magnitude on disc and background.
     """
     draw = torch.Generator().manual_seed(6)
     size = (5 * cells[0] + 1, 4 * cells[1] + 3)
@@ -100,7 +100,7 @@ def flat(outputs: tuple[torch.Tensor, torch.Tensor | None], track: int = 0) -> A
 
 
 def with_weights(arguments: Arguments, outputs: Any) -> Arguments:
-    """What `objective` takes, with fitted weights."""
+    """Return the arguments of `objective` with fitted weights."""
     new = {**arguments, **dict(zip(("kernel", "projection"), outputs, strict=True))}
     return {name: value for name, value in new.items() if name != "iterations"}
 
@@ -110,7 +110,7 @@ def loss_of(arguments: Arguments, outputs: Any) -> torch.Tensor:
 
 
 def optimum(track: DenseTrack) -> Array:
-    """Where the objective is least, if only the kernel is fitted."""
+    """Return the minimiser of the objective, if only the kernel is fitted."""
     matrix, right = track.normal_equations(track.start)
     return track.start + scipy.linalg.solve(matrix, right, assume_a="pos")
 
@@ -156,7 +156,7 @@ def test_reduced_labels_are_the_dense_operator(
 def test_iterates_are_the_algorithm_s(
     backend: str, iterations: tuple[int, ...], joint: bool
 ) -> None:
-    """Of float32 there is only the rounding of what is returned."""
+    """In float32 the only error is the rounding of the result."""
     for cells in ((4, 5), (1, 6), (3, 1)):
         data = noise(2, 8, 3, cells)
         arguments = problem(data, 2 if joint else None, iterations=iterations)
@@ -207,7 +207,7 @@ def test_many_iterations_solve_the_normal_equations(backend: str) -> None:
 
 @realistic_or_not
 def test_ten_iterations_come_near_the_optimum(backend: str, realistic: bool) -> None:
-    """On a scene ten iterations from anywhere leave a hundredth of the way: that is the method."""
+    """On a scene ten iterations from any start leave 1 % of the distance, a property of CG."""
     arguments = problem((scene if realistic else noise)(1, 5, 8, (12, 13)), iterations=(10,))
     track = DenseTrack(arguments, 0)
     least = track.objective(optimum(track))
@@ -261,7 +261,7 @@ def test_both_layers_come_near_what_least_squares_finds(
 def test_both_layers_converge_to_what_least_squares_finds(
     two_layers: tuple[Arguments, float, float],
 ) -> None:
-    """By steps that stop early: solved to the last digit, a full one may go too far."""
+    """With early stopping: exactly solved full steps may overshoot."""
     arguments, start, least = two_layers
     got = float(loss_of(arguments, fit_target(**widened(arguments), iterations=(30,) * 20)))
     assert abs(got - least) < 1e-3 * (start - least)
@@ -269,7 +269,7 @@ def test_both_layers_converge_to_what_least_squares_finds(
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_last_bits_of_the_features_stay_last_bits(joint: bool) -> None:
-    """Conjugate gradients that lose their orthogonality make 1e-2 of them here."""
+    """Conjugate gradients that lose orthogonality would amplify them to 1e-2 here."""
     arguments = problem(scene(2, 5, 24, (9, 9)), 8 if joint else None, iterations=(12, 12))
     features = arguments["features"]
     noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
@@ -342,7 +342,7 @@ def test_without_data_the_ridge_is_left(backend: str, samples: int, joint: bool)
 
 
 def test_nothing_to_do_is_not_a_division_by_zero(backend: str) -> None:
-    """Targets and weights of 0 have a residual of 0; the track beside is fitted all the same."""
+    """Targets and weights of 0 have a residual of 0; the other track is fitted normally."""
     arguments = problem(noise(2, 3), iterations=(4, 4))
     arguments["targets"][0] = 0
     arguments["kernel"][0] = 0

@@ -1,4 +1,4 @@
-"""`group_centres` on every backend and instruction set, against a brute force in loops."""
+"""`group_centres` on every backend and instruction set, against brute force in loops."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def maps(heat: Any, offset: Any = 0.0, foreground: Any = True) -> Arguments:
-    """A call on one image: heat [H, W], and offsets and foreground as far as they broadcast."""
+    """Return arguments for one image: heat [H, W]; offsets and foreground are broadcast."""
     heatmap = torch.as_tensor(heat, dtype=torch.float32)[None]
     shape = heatmap.shape[1:]
     return {
@@ -58,7 +58,7 @@ def draw(height: int, width: int, seed: int = 0) -> Arguments:
 
 
 def found(centres: torch.Tensor) -> list[tuple[int, int]]:
-    """The centres of the first image, without the empty places."""
+    """Return the centres of the first image, without empty entries."""
     return [(y, x) for y, x in centres[0].tolist() if y >= 0]
 
 
@@ -92,7 +92,7 @@ def by_hand(
     window: int = 7,
     limit: int = 20,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """labels, centres, scores, and where the label is a matter of rounding, in float64 loops."""
+    """Return labels, centres, scores and a mask of undecided labels, by float64 loops."""
     batch, height, width = heatmap.shape
     labels = np.zeros((batch, height, width), np.uint8)
     centres, scores = np.full((batch, limit, 2), -1), np.zeros((batch, limit))
@@ -218,7 +218,7 @@ def test_the_highest_twenty_of_fifty(backend: str) -> None:
 
 
 def test_foreground_without_a_centre_is_one_group(backend: str) -> None:
-    """Image by image: the one beside it has a centre."""
+    """Per image: the other image has a centre."""
     one, other = draw(9, 21, seed=1), draw(9, 21, seed=2)
     both = {name: torch.cat((one[name], other[name])) for name in one}
     both["heatmap"][0] = 0.05
@@ -357,7 +357,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
 
 @needs_emulation
 def test_the_order_of_threads_changes_nothing() -> None:
-    """Also where more peaks are found than are ranked at a time."""
+    """Also if there are more peaks than are ranked at a time."""
     for name in ("limit 255", "several parts", "rising heat, limit 255"):
         arguments = next(case for case in CASES if case.name == name).arguments()
         results = []

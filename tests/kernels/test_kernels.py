@@ -1,4 +1,4 @@
-"""Every op on every backend, case, dtype and instruction set, held against its reference.
+"""Parity of every op on every backend, case, dtype and instruction set with its reference.
 
 Without a GPU, CUDA kernels run in the emulation of tests/cuda_on_cpu and Triton's in its
 interpreter (`make test` does both; by hand: TRITON_INTERPRET=1 pytest
@@ -119,7 +119,7 @@ def test_what_is_no_case_is_refused() -> None:
 )
 @pytest.mark.usefixtures("poisoned_memory")
 def test_cuda_agrees_on_the_cpu(op: Op, backend: str, case: Case, dtype: torch.dtype) -> None:
-    """Threads forwards and, as a barrier that is missing shows in one order alone, backwards."""
+    """Threads run forwards and backwards, as a missing barrier may show in one order only."""
     orders = ("forwards", "backwards") if dtype == torch.float32 else ("shuffled",)
     for order in orders:
         with emulated_cuda(order):
@@ -167,7 +167,7 @@ def test_every_instruction_set_agrees(op: Op, isa: str) -> None:
 @needs_extension
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_thread_count_does_not_matter(op: Op) -> None:
-    """One thread, and more threads than there is work for."""
+    """One thread, and more threads than work items."""
     before = torch.get_num_threads()
     try:
         for threads in (1, 7):
@@ -182,7 +182,8 @@ def test_thread_count_does_not_matter(op: Op) -> None:
 
 @needs_extension
 def test_support_matrix() -> None:
-    """What each compiled backend takes on the CPU; a wrong 'unsupported' cannot hide in a skip."""
+    """Supported dtypes of each compiled backend on the CPU: a wrong unsupported reason would
+    otherwise only skip tests."""
     matrix = {
         (op.name, str(dtype).removeprefix("torch.")): sum(
             op.explain(**case.arguments(dtype=dtype))["cpu"] is None

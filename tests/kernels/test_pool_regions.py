@@ -47,7 +47,7 @@ def one_level(maps: torch.Tensor, *boxes: tuple[float, ...], **options: Any) -> 
 
 
 def whole() -> Arguments:
-    """A call with everything in it."""
+    """Return a call with all arguments."""
     return {
         "levels": (draw(2, 5, 15, 23, seed=1), draw(2, 3, 8, 12, seed=2)),
         "boxes": draw_boxes(torch.Generator().manual_seed(3), 6, 60, 92, (4, 90)),
@@ -61,7 +61,7 @@ def whole() -> Arguments:
 def samples(
     start: float, end: float, stride: int, count: int, aligned: bool, cells: int
 ) -> Iterator[tuple[int, int, int, float]]:
-    """Of every sample of one axis that counts: number, both cells, and the weight of the second.
+    """Yield index, both cells and the weight of the second, for every valid sample of one axis.
 
     Positions are exact fractions.
     """
@@ -118,7 +118,7 @@ def by_hand(
 
 @cache
 def case_by_hand(name: str) -> torch.Tensor:
-    """What a case gives, computed once for all backends."""
+    """Return the result of a case, computed once for all backends."""
     return by_hand(**next(case for case in CASES if case.name == name).arguments())
 
 
@@ -233,7 +233,7 @@ def test_a_constant_map_gives_the_constant(backend: str) -> None:
 
 @pytest.mark.parametrize("stride", [1, 4, 5])
 def test_a_ramp_gives_the_centres_of_the_bins(backend: str, stride: int) -> None:
-    """A map that holds the pixel coordinates of its cells' centres, read at those of the bins."""
+    """A map of the pixel coordinates of its cell centres gives those of the bin centres."""
     y, x = torch.meshgrid(
         (torch.arange(20.0) + 0.5) * stride, (torch.arange(30.0) + 0.5) * stride, indexing="ij"
     )
@@ -252,7 +252,7 @@ def test_a_ramp_gives_the_centres_of_the_bins(backend: str, stride: int) -> None
 
 @pytest.mark.parametrize("side", ["top", "bottom", "left", "right"])
 def test_a_sample_counts_as_far_as_one_cell_beyond_the_border(backend: str, side: str) -> None:
-    """A box without area is one place; -1 and H are the last that count, at the border's value."""
+    """A box without area is one point; -1 and H are the last valid ones, of the border's value."""
     maps = 1 + torch.rand(1, 1, 6, 8, generator=torch.Generator().manual_seed(1))
     edges = {
         "top": (3.0, -1.0, 0, 3, -1),

@@ -42,7 +42,7 @@ def draw(positions: int = 50, *, sets: int | None = None, queries: int = 5) -> A
 
 
 def formula(arguments: Arguments) -> torch.Tensor:
-    """In numpy, float64: scores sorted, all from the top_k-th greatest upwards taken."""
+    """The op in NumPy and float64, by sorting scores."""
     given = {
         name: value.double().numpy() if isinstance(value, torch.Tensor) else value
         for name, value in arguments.items()
@@ -99,7 +99,7 @@ def test_one_best_position_returns_its_value(backend: str) -> None:
 
 
 def test_equal_scores_are_taken_together(backend: str) -> None:
-    """Of four equal ones at the threshold all four count, wherever they lie."""
+    """Four equal scores at the threshold are all read, at any positions."""
     arguments = draw()
     arguments["memory_key"] = arguments["memory_key"][:, :1].repeat(1, 50, 1)
     arguments["bias"] = torch.zeros(2, 50)
@@ -135,7 +135,7 @@ def test_at_least_one(top_k: int) -> None:
 
 
 def test_the_plan_knows_shapes_alone() -> None:
-    """What a captured graph launches cannot depend on how far memory reaches."""
+    """The launches of a captured graph must not depend on the length of the memory."""
     given = inspect.signature(plan_of).parameters
     assert list(given) == ["shape", "config", "processors", "top_k"]
     fields = {field.name: field.type for field in dataclasses.fields(Shape)}
@@ -190,7 +190,7 @@ def test_parts_do_not_outnumber_blocks() -> None:
 
 
 def test_rows_are_read_past_their_end_only_where_there_is_room() -> None:
-    """Loads of 16 bytes want whole multiples; the last row may be where the storage ends."""
+    """16-byte loads need whole multiples; the last row may end with the storage."""
     rows = torch.zeros(2, 1, 5, 32)
     assert triton_kernel.readable(rows[..., :21]) == 32
     assert triton_kernel.readable(rows[..., 11:]) == 21  # would reach into the next row

@@ -1,6 +1,6 @@
-"""GPU kernels compiled for every chip: nothing spills, all fits, matrix work is on tensor cores.
+"""GPU kernels compiled for every chip: no spills, within limits, products on tensor cores.
 
-No GPU is needed. What was compiled is printed as a table at the end of the run.
+No GPU is needed. Resource usage is printed as a table at the end of the run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vosengine.kernels.resources import (
 
 COMMITTED = Path(__file__).resolve().parents[2] / "bench" / "results" / "kernel-resources.md"
 LOOKED_AT = 80  # the chip whose CUDA code is disassembled; bench/resources.py does all
-# On sm_90 and sm_100 it keeps two to six numbers on the stack; a narrower tile moves that to
-# another kernel of the same plan.
+# On sm_90 and sm_100 it spills two to six values; a narrower tile moves that to another kernel of
+# the same plan.
 SPILLS_A_LITTLE, MOST_SPILLED = "read, pages, bias and top_k fp32", 16  # bytes
 TRITON = [op for op in OPS if "triton" in op.backends]
 CUDA = [op for op in OPS if "cuda" in op.backends]
@@ -86,7 +86,7 @@ def test_builds_have_names_of_their_own_and_all_arguments(op: Op) -> None:
 
 
 def test_the_committed_table_names_every_triton_kernel() -> None:
-    """Numbers are those of one version of the compilers; the rows must be today's."""
+    """Values depend on the compiler version; the rows must be current."""
     text = COMMITTED.read_text(encoding="utf-8")
     for op in TRITON:
         for build in builds_of(op):

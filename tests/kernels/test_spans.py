@@ -1,4 +1,4 @@
-"""The hook for profilers: what runs says its name, to whoever listens, and only to them."""
+"""Named spans: listeners receive the spans of their thread or task, and only those."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = {
 
 
 class Listener:
-    """Notes paths of names, and those that are open."""
+    """Records paths of span names, and the open ones."""
 
     def __init__(self) -> None:
         self.open: list[str] = []
@@ -63,7 +63,7 @@ def test_every_model_says_what_it_does(any_model: str, small: Clip) -> None:
 
 
 def test_nobody_else_is_heard() -> None:
-    """Neither another thread, nor what runs afterwards; listeners nest."""
+    """Spans of other threads or after the block are not received; listeners nest."""
     outer, inner = Listener(), Listener()
 
     @spanned("work")

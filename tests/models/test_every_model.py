@@ -224,7 +224,7 @@ def test_a_mask_of_zeros_says_nothing(prompted_model: str, small: Clip) -> None:
         wanted.append(calm.step(frame))
     assert told.ids == calm.ids
     assert_same([r for r in found if r is not None], [r for r in wanted if r is not None])
-    assert told.accept(small.frames[6], zeros).prompt is None  # so it may be batched, or a graph
+    assert told.make_job(small.frames[6], zeros).prompt is None  # so it may be batched, or a graph
 
 
 def test_several_objects_go_at_once_or_not_at_all(prompted_model: str, small: Clip) -> None:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ import pytest
 import tritonclient.http as triton
 from conftest import make, tiny_config
 from serving import SIZE, TOKEN, Line, Running, bearer, running, tiny_engine, until
+from stub_engine import StubEngine
 from websockets.exceptions import ConnectionClosed
 
 from vosengine.client import Client, ServerError
@@ -60,8 +63,6 @@ def test_sixteen_sessions_interleaved_are_each_as_alone() -> None:
 
 
 def test_every_session_has_its_turn_within_a_round() -> None:
-    from stub_engine import StubEngine
-
     engine = StubEngine()
     with running(engine, max_sessions=SESSIONS) as server:
         lines = [server.connect(server.open(policy="all")) for _ in range(SESSIONS)]
@@ -129,6 +130,55 @@ def test_tritonclient_steps_a_stream(model: str) -> None:
         with pytest.raises(triton.InferenceServerException):
             client.get_model_metadata("another")
         client.close()
+
+
+class OneByOne(StubEngine):
+    """An engine whose every step waits for a permit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permits = Semaphore(0)
+
+    def step(self) -> Any:
+        assert self.permits.acquire(timeout=10)
+        return super().step()
+
+
+def test_the_client_passes_every_answer_on_before_the_next_step() -> None:
+    """The last ones too, so that a session whose turns are over is not heard of later than others.
+
+    With a window of two frames the third is sent once the first is answered, and then no more."""
+    engine, frame = OneByOne(), np.zeros((*SIZE, 3), np.uint8)
+    with running(engine) as server, Client(f"{server.url}/#token={TOKEN}", policy="all") as client:
+        answers = client.stream([(frame, clip_of(0).masks[0]), (frame, None), (frame, None)])
+        for number in range(3):
+            engine.permits.release()
+            assert next(answers).frame == number
+            assert len(engine.order) == number + 1
+        assert list(answers) == []
+
+
+def test_the_client_says_a_control_again_after_a_cut() -> None:
+    engine, frame, mask = StubEngine(), np.zeros((*SIZE, 3), np.uint8), clip_of(0).masks[0]
+    with ExitStack() as stack:
+        server = stack.enter_context(running(engine))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        client = stack.enter_context(Client(f"{server.url}/#token={TOKEN}", policy="all"))
+        client.step(frame, mask)
+        (session,) = server.service._sessions.values()
+        other = stack.enter_context(server.connect(server.open()))  # keeps the engine busy
+        engine.may_step.clear()
+        other.frame(0, 0, mask)
+        until(lambda: server.service.worker._begun)
+        done = pool.submit(client.reset)
+        until(lambda: server.service.worker._inbox.qsize())
+        cut: Any = session.listener
+        cut._socket.scope["extensions"]["vosengine.cut"](1013)
+        until(lambda: session.listener not in (cut, None))
+        engine.may_step.set()
+        done.result(10)
+        answer = client.step(frame, mask)
+        assert answer is not None and answer.frame == 0
 
 
 def given(name: str, tensor: np.ndarray, *, binary: bool = True) -> triton.InferInput:

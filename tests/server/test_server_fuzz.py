@@ -1,26 +1,35 @@
 """Thousands of wrong messages, and requests made up from the server's own description: no error
-that was not foreseen, no hang, and the next client is served."""
+that was not foreseen, no hang, and the next client is served.
+
+The suite has the server read 500 messages and asks 4 examples of each operation; FUZZ=N has 5/2 N
+messages and N / 50 examples: `make fuzz`, whose N is 2000, 5,000 and 40.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from serving import TOKEN, Line, Running, one_object, running
+from starlette.websockets import WebSocket
 from stub_engine import StubEngine
 from websockets.exceptions import ConnectionClosed
 
 from vosengine.server import protocol
 
-MESSAGES = 5000
+FUZZ = int(os.environ.get("FUZZ", "0"))
+MESSAGES = max(500, 5 * FUZZ // 2)
+EXAMPLES = max(4, FUZZ // 50)
 
 
 def message(rng: random.Random, next_frame: int) -> str | bytes:
@@ -51,18 +60,33 @@ def message(rng: random.Random, next_frame: int) -> str | bytes:
 MASK = protocol.image_bytes(one_object()[:32, :32].copy(), ".png")
 
 
-def test_wrong_messages_are_refused_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
-    rng = random.Random(11)
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many messages the server has read."""
+    receive, messages = WebSocket.receive, [0]
+
+    async def receive_and_count(self: WebSocket) -> Any:
+        message = await receive(self)
+        messages[0] += message["type"] == "websocket.receive"
+        return message
+
+    monkeypatch.setattr(WebSocket, "receive", receive_and_count)
+    return lambda: messages[0]
+
+
+def test_wrong_messages_are_refused_one_by_one(
+    caplog: pytest.LogCaptureFixture, read: Callable[[], int]
+) -> None:
+    rng = random.Random(11 + FUZZ)
     engine = StubEngine()
     engine.poison = -1
     with running(engine) as server:
-        session, sent, cut = server.open(policy="all"), 0, 0
-        while sent < MESSAGES:
+        session, cut = server.open(policy="all"), 0
+        while read() < MESSAGES:
             with server.connect(session) as line, suppress(ConnectionClosed):
                 number = line.hello["next_frame"]
-                while sent < MESSAGES:
+                while read() < MESSAGES:
                     line.socket.send(message(rng, number))
-                    sent += 1
                     number = max(number, drain(line, number))
             cut += 1
         other = server.open()
@@ -97,14 +121,14 @@ def drain(line: Line, number: int) -> int:
 
 def test_requests_after_the_description_cause_no_error(shared: Running, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{shared.url}/openapi.json"]
-    command += ["--header", f"Authorization: Bearer {TOKEN}", "--max-examples", "4"]
+    command += ["--header", f"Authorization: Bearer {TOKEN}", "--max-examples", str(EXAMPLES)]
     command += [
         "--checks",
         "not_a_server_error,response_schema_conformance,status_code_conformance",
     ]
     command += ["--phases", "examples,fuzzing", "--seed", "1", "--no-color"]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=90 + FUZZ, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-500:]
 

@@ -93,6 +93,8 @@ def test_a_frame_under_way_that_is_sent_again_is_answered_once(
     with server.connect(session) as line:
         assert line.hello["next_frame"] == 1
         line.frame(0, 0, one_object())
+        line.say("nothing")  # answered at once: by then the frame was read
+        assert line.hear()["code"] == "bad_request"
         engine.may_step.set()
         assert line.hear()["frame"] == 0
         line.frame(1)

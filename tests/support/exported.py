@@ -1,5 +1,5 @@
-"""Exports that tests share: each is written once for all test processes and, as long as the sources
-stay what they are, for all runs."""
+"""Exports that tests share: each is written once for all test processes, and kept for later runs as
+long as the sources stay the same."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ OUTDATED = 86400.0  # seconds after which exports of other sources are removed
 # stride a multiple, so that frames are padded.
 SHORT_SIDE = 120
 SHIPPED = "weights"
-WEIGHTS = "demo.safetensors"  # so that they are named as those that ship
+WEIGHTS = "demo.safetensors"  # the same name as the shipped weights
 
 Export = Callable[..., Path]
 
 
 def small_demo(folder: Path, model: str) -> Path:
-    """The trained weights that ship, in a file of a network that sees smaller frames. Processes
-    may write it at once: it appears whole, and is the same from all."""
+    """Write the shipped weights as a file with a smaller input size, and return it. Processes may
+    write it concurrently: it appears atomically, with the same contents."""
     path = folder / model / WEIGHTS
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def ship_small(monkeypatch: pytest.MonkeyPatch, folder: Path, *models: str) -> N
 
 
 def weights_of(folder: Path, model: str) -> Path:
-    """The file whose weights an export of `exporter` has, those that ship."""
+    """Return the file with the weights of an export by `exporter`, from the shipped ones."""
     return small_demo(folder / SHIPPED, model)
 
 
@@ -114,13 +114,13 @@ def fingerprint() -> str:
 
 
 def drawn(size: tuple[int, int], objects: int, frames: int = 6) -> Clip:
-    """A clip in which every object is there from the first frame on."""
+    """Return a clip in which every object is visible from the first frame on."""
     config = ClipConfig(frames=frames, height=size[0], width=size[1], objects=(objects, objects))
     return make_clip(config, seed=3)
 
 
 def both(folder: Path, **options: Any) -> tuple[OnnxSegmenter, Segmenter]:
-    """The export's stream, and torch's layer by layer."""
+    """Return an OnnxSegmenter of the export, and an eager Segmenter."""
     ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
     weights = weights_of(folder, ours.model)
     theirs = Segmenter(
@@ -132,13 +132,13 @@ def both(folder: Path, **options: Any) -> tuple[OnnxSegmenter, Segmenter]:
 def answers(
     engine: Any, frames: Sequence[np.ndarray], prompts: dict[int, np.ndarray]
 ) -> list[np.ndarray]:
-    """Labels of every frame."""
+    """Return the labels of every frame."""
     results = [engine.step(frame, prompts.get(i)) for i, frame in enumerate(frames)]
     results = [result for result in results if result is not None] + engine.flush()
     return [result.numpy() for result in results]
 
 
 def differing(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """The share of labels that differ."""
+    """Return the share of labels that differ."""
     assert len(ours) == len(theirs)
     return float(np.mean(np.stack(ours) != np.stack(theirs)))

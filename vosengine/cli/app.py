@@ -243,7 +243,7 @@ def _run(options: RunOptions) -> None:
         )
     note = summary["weights"]["note"]
     console.print(f"weights: {note}", style=None if summary["weights"]["trained"] else "yellow")
-    if summary["mask"] is not None and summary["mask"]["with_void"]:
+    if (summary["mask"] or {}).get("with_void"):
         console.print("mask: 255 is void, where no object is; --no-mask-void takes it for an id")
     if summary["proposals"] is not None:
         notes = dict(summary["proposals"])

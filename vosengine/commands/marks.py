@@ -125,17 +125,8 @@ class MarkedPrompts(Prompts):
         return labels
 
     def facts(self) -> dict[str, Any] | None:
-        return {
-            "path": None,
-            "marked": [
-                {"object": e.number, "box": e.box, "points": [list(p) for p in e.points]}
-                for e in self._objects
-            ],
-            "method": self._method,
-            "files": 0,
-            "without_objects": 0,
-            "with_void": 0,
-            "threshold": None,
-            "first_frame": 0,
-            "matched_by": None,
-        }
+        marked = [
+            {"object": e.number, "box": e.box, "points": [list(p) for p in e.points]}
+            for e in self._objects
+        ]
+        return {"marked": marked, "method": self._method, "first_frame": self.first_frame}

@@ -158,7 +158,8 @@ class Prompts:
         return np.where(np.isin(labels, prompt.ids), labels, 0).astype(np.uint8)
 
     def facts(self) -> dict[str, Any] | None:
-        """For the summary: what was read how. None where no mask was given."""
+        """For the summary: what was read how, and the first frame that has a mask. None where no
+        mask was given."""
         if self.path is None:
             return None
         rule = self._masks.rule

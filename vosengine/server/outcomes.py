@@ -8,12 +8,28 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import CapacityError, InputError, VosError
-from .protocol import ANSWER, REPLIES, error_text, pack, text
+from .protocol import ANSWER, REPLIES, encode_masks, error_text, pack, text
 
 log = logging.getLogger("vosengine.server")
+
+
+class Encoded(NamedTuple):
+    """The masks of an answer in the encoding of that name."""
+
+    reply: str
+    masks: bytes
+
+
+def encoded(reply: str, labels: np.ndarray, ids: tuple[int, ...]) -> Encoded:
+    """Labels as a reply; of a name that is not in REPLIES as they are."""
+    return Encoded(
+        reply, encode_masks(labels, ids, reply) if reply in REPLIES else labels.tobytes()
+    )
 
 
 @dataclass(frozen=True)

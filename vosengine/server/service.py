@@ -87,8 +87,8 @@ class Service:
         if settings.state_dir is None:
             self._folder = tempfile.TemporaryDirectory(prefix="vosengine-")
         self.store = Store(settings.state_dir or Path(self._folder.name if self._folder else "."))
-        self.worker = Worker(self.engine, self.metrics, on_death)
         self.pool = ThreadPoolExecutor(2, "images")
+        self.worker = Worker(self.engine, self.metrics, self.pool, on_death)
         self.prompts = ThreadPoolExecutor(1, "prompts")
         self._disk = ThreadPoolExecutor(1, "disk")
         self._shared = Shared(
@@ -310,5 +310,6 @@ class Service:
         try:
             await session.park()
         except STEP_ERRORS as error:
-            log.error("a stream could not be parked: %s", error)
-            session.used = time.monotonic()  # and is asked again after as long
+            if self.holds(session):  # otherwise it was ended meanwhile
+                log.error("a stream could not be parked: %s", error)
+                session.used = time.monotonic()  # and is asked again after as long

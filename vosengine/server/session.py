@@ -7,14 +7,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..errors import CapacityError, InputError, StateError
 from .controls import ENDED, Control, Listener
-from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes
-from .protocol import INTERNAL_ERROR, REPLIES, TAKEN_OVER, encode_masks, text
+from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes, encoded
+from .protocol import INTERNAL_ERROR, TAKEN_OVER, text
 from .resident import Resident, Shared
 from .store import Saved
 from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn
@@ -219,9 +218,12 @@ class Session:
 
         async def work() -> None:
             stream = await self.home.awake()
+            encode = partial(encoded, self.reply)
             results = await self.home.call(lambda: [(r, r.numpy()) for r in stream.flush()])
+            loop, pool = asyncio.get_running_loop(), self._shared.pool
             for result, labels in results:
-                await self._answer(Stepped(None, result, labels))
+                masks = await loop.run_in_executor(pool, encode, labels, result.ids)
+                self._answer(Stepped(None, result, masks))
 
         await self.control(work)
 
@@ -321,7 +323,7 @@ class Session:
             return
         index = stream.frame_count
         try:
-            stepped = await self._turned(Turn(stream, frame))
+            stepped = await self._turned(Turn(stream, frame, partial(encoded, self.reply)))
         except StepFailed as failed:
             self._record(Failed.of(failed.frame.id, failed.__cause__))
             return
@@ -338,7 +340,7 @@ class Session:
         self._indices[index] = stepped.frame.id
         result = stepped.result
         if result is not None:
-            await self._answer(stepped)
+            self._answer(stepped)
         if result is None or result.frame_index != index:  # what it brought is heard before
             self._record(Held(stepped.frame.id))
         every = self._shared.settings.autosave
@@ -355,21 +357,18 @@ class Session:
                 full = isinstance(failed.__cause__, CapacityError)
                 if not full or not await self._shared.relieve():
                     raise
-                turn = Turn(turn.stream, failed.frame)
+                turn = Turn(turn.stream, failed.frame, turn.encode)
 
-    async def _answer(self, stepped: Stepped) -> None:
-        result, labels, reply = stepped.result, stepped.labels, self.reply
-        assert result is not None and labels is not None
+    def _answer(self, stepped: Stepped) -> None:
+        result, masks = stepped.result, stepped.masks
+        assert result is not None and masks is not None
         self.ids = list(result.ids)
-        encode = encode_masks if reply in REPLIES else _as_they_are
-        loop, pool = asyncio.get_running_loop(), self._shared.pool
-        masks = await loop.run_in_executor(pool, encode, labels, result.ids, reply)
         info = {
             "ids": self.ids,
             "queue_ms": round(stepped.queue_ms, 3),
             "step_ms": round(stepped.step_ms, 3),
         }
-        self._record(Answered(self._indices.pop(result.frame_index), reply, masks, info))
+        self._record(Answered(self._indices.pop(result.frame_index), *masks, info))
 
     def _saved(self) -> Saved:
         """The session as it goes to disk: without the frames that are not begun."""
@@ -390,8 +389,3 @@ class Session:
             indices=list(self._indices.items()),
             answers=self.outcomes.answers(),
         )
-
-
-def _as_they_are(labels: np.ndarray, ids: tuple[int, ...], reply: str) -> bytes:
-    """Labels for one who asks in this process."""
-    return labels.tobytes()

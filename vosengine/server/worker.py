@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import VosError
 from .metrics import Metrics
+from .outcomes import Encoded
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -45,18 +46,21 @@ class Frame:
     arrived: float
 
 
+Encode: TypeAlias = Callable[[np.ndarray, tuple[int, ...]], Encoded]
+
+
 @dataclass(frozen=True)
 class Stepped:
     """What came of a turn.
 
     frame     the one that was begun; None where the turn was taken back before it came
     result    None for a frame whose answer comes later
-    labels    of the result, on the CPU
+    masks     of the result
     """
 
     frame: Frame | None
     result: Result[Any] | None = None
-    labels: np.ndarray | None = None
+    masks: Encoded | None = None
     queue_ms: float = 0.0
     step_ms: float = 0.0
 
@@ -71,10 +75,13 @@ class StepFailed(Exception):
 
 class Turn:
     """A stream's place in the queue. Until its turn comes, its frame may be exchanged for a newer
-    one, or taken back."""
+    one, or taken back.
 
-    def __init__(self, stream: Segmenter, frame: Frame) -> None:
-        self.stream = stream
+    encode  of labels and the ids in them; not called on the event loop
+    """
+
+    def __init__(self, stream: Segmenter, frame: Frame, encode: Encode) -> None:
+        self.stream, self.encode = stream, encode
         self.done: Future[Stepped] = Future()
         self._frame: Frame | None = frame
         self._begun = False
@@ -123,11 +130,14 @@ class Worker:
     Turns are served in the order in which they come, so among streams with a frame each, every one
     gets its turn before any gets its second. A call goes before the frames that wait.
 
+    pool      threads that encode answers while the engine is wanted for other frames
     on_death  called in the thread when an error ended it that is none of STEP_ERRORS
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, on_death: Callable[[], None]) -> None:
-        self.engine, self._metrics, self._on_death = engine, metrics, on_death
+    def __init__(
+        self, engine: Engine, metrics: Metrics, pool: Executor, on_death: Callable[[], None]
+    ) -> None:
+        self.engine, self._metrics, self._pool, self._on_death = engine, metrics, pool, on_death
         self._inbox: SimpleQueue[Call[Any] | Turn | None] = SimpleQueue()
         self._turns: deque[Turn] = deque()
         self._begun: dict[Segmenter, tuple[Turn, Frame, float]] = {}
@@ -235,7 +245,12 @@ class Worker:
         for stream, result, labels in found:
             turn, frame, begun = self._begun.pop(stream)
             times = 1e3 * (begun - frame.arrived), 1e3 * (now - begun)
-            turn.done.set_result(Stepped(frame, result, labels, *times))
+            if result is None or labels is None:
+                turn.done.set_result(Stepped(frame, None, None, *times))
+            elif self._turns or not self._inbox.empty():
+                self._pool.submit(_answer, turn, frame, result, labels, times)
+            else:  # a hand-over to another thread takes longer where the machine is busy
+                _answer(turn, frame, result, labels, times)
 
     def _begin(self, turn: Turn) -> None:
         if not turn.done.set_running_or_notify_cancel():
@@ -258,3 +273,19 @@ class Worker:
         failed = StepFailed(frame)
         failed.__cause__ = why
         turn.done.set_exception(failed)
+
+
+def _answer(
+    turn: Turn,
+    frame: Frame,
+    result: Result[Any],
+    labels: np.ndarray,
+    times: tuple[float, float],
+) -> None:
+    """Encode the labels of a turn, and hand them over."""
+    try:
+        masks = turn.encode(labels, tuple(result.ids))
+    except STEP_ERRORS as error:  # none that a frame can cause: it ends the session
+        turn.done.set_exception(error)
+    else:
+        turn.done.set_result(Stepped(frame, result, masks, *times))

@@ -1,0 +1,179 @@
+"""A tracker for CVAT: a function for nuclio that has a `vosengine serve` do the work.
+
+CVAT sends the frame and, for objects that are new, their shapes, with null for their states; for
+the others what this function said of them in the frame before. Objects that begin together are one
+stream of the server, and their states name it; it rests there until the next frame, for as long as
+the server's --close-after says. A box is made a mask by the server's prompts first.
+
+Shapes come as {"type", "points"} (rectangle, polygon, mask), or from a CVAT of before June 2025 as
+bare boxes. An object that is not seen is answered by null; to an older CVAT by the box it sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+from urllib.parse import urlsplit
+
+import cv2
+import httpx
+import numpy as np
+from PIL import Image
+
+from vosengine.client import Client
+from vosengine.errors import InputError, ServerError, VosError
+
+Shape = Any  # {"type": str, "points": [numbers]}, or [left, top, right, bottom]
+MALFORMED = (
+    KeyError, TypeError, ValueError, IndexError, OSError, binascii.Error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def init_context(context: Any) -> None:
+    context.user_data.server = os.environ["VOSENGINE_SERVER"]
+
+
+def handler(context: Any, event: Any) -> Any:
+    try:
+        body = event.body if isinstance(event.body, Mapping) else json.loads(event.body)
+        answer, status = track(context.user_data.server, body), 200
+    except VosError as error:
+        answer, status = {"message": str(error)}, 400
+    except MALFORMED as error:
+        answer, status = {"message": f"request: is none of CVAT's to a tracker ({error!r})"}, 400
+    if status != 200:
+        context.logger.error(answer["message"])
+    return context.Response(
+        body=json.dumps(answer), headers={}, content_type="application/json", status_code=status
+    )
+
+
+def track(server: str, body: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What is answered to a request: shapes and states in its order."""
+    data = base64.b64decode(body["image"], validate=True)
+    image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    shapes, states = body.get("shapes") or [], body.get("states") or []
+    shapes = [*shapes, *[None] * (len(states) - len(shapes))]
+    streams: dict[tuple[str, int], list[int]] = defaultdict(list)  # places in the request
+    new = []
+    for place in range(len(shapes)):
+        state = states[place] if place < len(states) else None
+        if state is None:
+            new.append(place)
+        else:
+            streams[state["session"], state["frame"]].append(place)
+    found: dict[int, tuple[Shape, dict[str, Any]]] = {}
+    if new:
+        begun = begin(server, data, image, [shapes[place] for place in new])
+        found |= {place: (shapes[place], state) for place, state in zip(new, begun, strict=True)}
+    for (session, frame), places in streams.items():
+        labels = go_on(server, image, session, frame)
+        for place in places:
+            state = {**states[place], "frame": frame + 1}
+            seen = shape_of(labels == state["object"], state["type"])
+            found[place] = (shapes[place] if seen is None else seen), state
+    return {
+        "shapes": [found[place][0] for place in range(len(shapes))],
+        "states": [found[place][1] for place in range(len(shapes))],
+    }
+
+
+def begin(server: str, data: bytes, image: np.ndarray, shapes: list[Shape]) -> list[dict[str, Any]]:
+    """A stream of these objects: their states."""
+    mask = np.zeros(image.shape[:2], np.uint8)
+    for number, shape in enumerate(shapes, 1):
+        mask[region_of(server, data, shape, image.shape[:2])] = number
+    for number in range(1, 1 + len(shapes)):
+        if not (mask == number).any():
+            raise InputError(f"shapes: nothing is left of the {number}th new one in the frame")
+    with Client(server, policy="all", keep=True, max_objects=len(shapes)) as client:
+        if client.step(image, mask) is None:
+            raise InputError("server: its model looks ahead; wanted one that answers every frame")
+        session = client.session["id"]
+    kinds = [shape["type"] if isinstance(shape, Mapping) else None for shape in shapes]
+    return [
+        {"session": session, "frame": 1, "object": number, "type": kind}
+        for number, kind in enumerate(kinds, 1)
+    ]
+
+
+def go_on(server: str, image: np.ndarray, session: str, frame: int) -> np.ndarray:
+    """The labels of a stream's next frame."""
+    with Client(server, resume_from=session, keep=True) as client:
+        if client.next_frame != frame:
+            raise ServerError("went_on", "states: are of an earlier frame; begin the tracks again")
+        answer = client.step(image)
+        if answer is None:
+            raise InputError("server: its model looks ahead; wanted one that answers every frame")
+        return answer.labels
+
+
+def region_of(server: str, data: bytes, shape: Shape, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of a shape, [H, W] bool."""
+    bare = isinstance(shape, list)
+    kind, points = ("rectangle", shape) if bare else (shape["type"], shape["points"])
+    region = np.zeros(size, np.uint8)
+    if kind == "rectangle":
+        left, top = (max(0, round(side)) for side in points[:2])
+        right, bottom = min(round(points[2]), size[1]), min(round(points[3]), size[0])
+        return prompted(server, data, (left, top, right - left, bottom - top))
+    if kind == "polygon":
+        corners = np.rint(np.reshape(points, (-1, 2))).astype(np.int32)
+        return cv2.fillPoly(region, [corners], (1,)).astype(bool)
+    if kind == "mask":
+        left, top, right, bottom = (round(each) for each in points[-4:])
+        runs = np.asarray(points[:-4], int)
+        pixels = np.repeat(np.arange(len(runs)) % 2, runs)
+        region[top : bottom + 1, left : right + 1] = pixels.reshape(bottom + 1 - top, -1)
+        return region.astype(bool)
+    raise InputError(f"shapes: wanted rectangle, polygon or mask, given {kind}")
+
+
+def prompted(server: str, data: bytes, box: tuple[int, ...]) -> np.ndarray:
+    """What is in a box (left, top, width, height) of an image, as the server's prompts see it."""
+    split = urlsplit(server)
+    answer = httpx.post(
+        f"{split.scheme}://{split.netloc}/v1/prompt",
+        params={"box": ",".join(map(str, box))},
+        content=data,
+        headers={"Authorization": f"Bearer {split.fragment.removeprefix('token=')}"},
+        timeout=30,
+        trust_env=False,
+    )
+    if answer.is_error:
+        said = answer.json()["error"]
+        raise ServerError(said["code"], said["message"])
+    return np.asarray(Image.open(io.BytesIO(answer.content))) > 0
+
+
+def shape_of(region: np.ndarray, kind: str | None) -> Shape | None:
+    """Pixels [H, W] bool as a shape of a kind; None: as a bare box. None where there are none."""
+    rows, columns = np.nonzero(region)
+    if not len(rows):
+        return None
+    box = [columns.min(), rows.min(), columns.max(), rows.max()]
+    left, top, right, bottom = (int(side) for side in box)
+    if kind in (None, "rectangle"):
+        points = [left, top, right + 1, bottom + 1]
+        return points if kind is None else {"type": kind, "points": points}
+    if kind == "polygon":  # of the largest part, without its holes
+        contours, _ = cv2.findContours(
+            region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+        )
+        corners = max(contours, key=cv2.contourArea).ravel().tolist()
+        # A line of pixels has no area; CVAT wants three corners.
+        points = corners if len(corners) >= 6 else [left, top, right, top, right, bottom]
+        return {"type": kind, "points": points}
+    # Runs of the box's pixels row by row, the first of them outside, then the box.
+    pixels = np.concatenate(([False], region[top : bottom + 1, left : right + 1].ravel()))
+    ends = [*np.flatnonzero(pixels[1:] != pixels[:-1]).tolist(), len(pixels) - 1]
+    runs = [ends[0], *(end - start for start, end in pairwise(ends))]
+    return {"type": kind, "points": [*runs, left, top, right, bottom]}

@@ -1,21 +1,23 @@
 # make demo   set everything up and segment a clip that the project generates itself
 # make serve  set everything up and serve live streams, with a page at the address it prints
-# make test   set everything up and run every test
+# make check  set everything up and run the quick tests, two minutes on two cores
+# make test   set everything up and run every test, ten minutes on two cores
 # make fuzz   ten thousand damaged files, FUZZ=N random folders, 5/2 N messages to the server:
 #             typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them
+# make docs   set everything up and build the documentation site into build/site; a broken link fails
 # make wheel  an sdist and a manylinux wheel in dist/, tried in an environment without a compiler
-# make bench  the CPU tables of the README, into bench/results/
+# make bench  the CPU tables of docs/benchmarks.md, into bench/results/
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CPP := csrc/*.h csrc/*.cpp csrc/*.cu tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.cpp
+CPP := csrc/*.h csrc/*.cpp csrc/*.cu csrc/onnxruntime/*.h csrc/onnxruntime/*.cpp tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.cpp
 
 # Idle OpenMP threads that spin slow everything 20-fold on a machine that does other work too.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo serve test wheel fuzz lint format bench clean
+.PHONY: demo serve check test docs wheel fuzz lint format bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/vosengine demo --out out/demo
@@ -23,16 +25,26 @@ demo: $(VENV)/ready
 serve: $(VENV)/ready
 	$(BIN)/vosengine serve --model munet
 
-# Two processes with a thread each. Triton interprets its kernels in processes of their own, where
-# it is told to before they are defined.
-INTERPRETED := $(wildcard $(patsubst kernels/%/triton_kernel.py,tests/kernels/test_%*.py, \
-  $(wildcard kernels/*/triton_kernel.py)))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# Two processes with a thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=30
 
+check: $(VENV)/ready
+	$(PYTEST) -m "not slow"
+
+# Triton interprets its kernels in processes of their own, where it is told to before they are
+# defined; there no other test is collected.
 test: $(VENV)/ready
 	$(PYTEST)
-	TRITON_INTERPRET=1 $(PYTEST) -k "triton or interpreter" tests/kernels/test_kernels.py \
-	  tests/kernels/test_interpreter_bfloat16.py $(INTERPRETED)
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels
+
+# Nothing is fetched while the site is built.
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/ready-docs: $(VENV)/ready
+	@# The extension is there already: it is not built again.
+	VOSENGINE_NO_EXTENSION=1 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
+	touch $@
 
 # The wheel is built from the sdist, in an environment without torch. torch brings an OpenMP runtime
 # under the name that the extension asks for; a second one beside it would share the cores badly.
@@ -82,7 +94,7 @@ bench: $(VENV)/ready
 	$(BIN)/python bench/onnx.py
 
 # The extension is rebuilt when its sources change; nvcc is used where it is on the PATH.
-$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(VENV)/ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/onnxruntime/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt "torch==2.13.0" setuptools pybind11 wheel
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev,interpreter]"

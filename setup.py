@@ -1,4 +1,5 @@
-"""Builds the extension `vosengine._C`: C++ where there is a compiler, CUDA too where there is nvcc.
+"""Builds the extension `vosengine._C`: C++ where there is a compiler, CUDA too where there is nvcc;
+and of the same C++ kernels the operators that exports may use, a library for onnxruntime.
 
     VOSENGINE_CUDA_ARCHS  unset   CUDA for the default architectures if nvcc is found
                           "80;90a" CUDA for these; no nvcc, or a failing build, is an error
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +24,12 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
+EXTENSION, OPERATORS = "vosengine._C", "vosengine.vosengine_ops"
+# The kernels that are operators too, and what they share; as vosengine/onnx/library.py names it.
+OPERATOR_SOURCES = (
+    *("correlate_frames_cpu", "deform_conv_cpu", "finish_masks_cpu", "pool_regions_cpu"),
+    *("prepare_frame_cpu", "read_memory", "read_memory_cpu", "read_memory_top_k_cpu", "isa"),
+)
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 CPP_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=fast", "-Wno-psabi"]
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
@@ -119,11 +127,24 @@ class SourceDistribution(sdist):
 
 
 class BuildExtension(build_ext):
-    """build_ext that also knows .cu files, compiled by nvcc and linked against a static cudart."""
+    """build_ext that also knows .cu files, compiled by nvcc and linked against a static cudart, and
+    a library that is not Python's."""
+
+    started = time.time()
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith(OPERATORS.split(".")[-1]):
+            folder, _, name = fullname.rpartition(".")
+            return os.path.join(*folder.split("."), f"lib{name}.so")
+        return str(super().get_ext_filename(fullname))
+
+    def compiled_now(self, target: str) -> bool:
+        """Whether this very run has written an object file, for the other of the two libraries."""
+        return os.path.exists(target) and os.path.getmtime(target) >= self.started
 
     def build_extension(self, ext: Extension) -> None:
-        nvcc = find_nvcc()
-        archs = chosen_archs(nvcc)
+        nvcc = find_nvcc() if ext.name == EXTENSION else None
+        archs = chosen_archs(nvcc) if ext.name == EXTENSION else []
         if nvcc and archs:
             temporary = Path(self.build_temp, "cuda")
             temporary.mkdir(parents=True, exist_ok=True)
@@ -143,7 +164,7 @@ class BuildExtension(build_ext):
             ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
         from pybind11.setup_helpers import ParallelCompile
 
-        with ParallelCompile(default=0):
+        with ParallelCompile(default=0, needs_recompile=lambda o, _: not self.compiled_now(o)):
             super().build_extension(ext)
 
 
@@ -158,17 +179,20 @@ def extensions() -> list[Extension]:
         return []
     import pybind11
 
-    return [
-        Extension(
-            "vosengine._C",
-            sources=sorted(str(path) for path in Path("csrc").glob("*.cpp")),
-            depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
-            include_dirs=[pybind11.get_include()],
-            extra_compile_args=[*CPP_FLAGS, *OPENMP],
-            extra_link_args=OPENMP,
-            language="c++",
-        )
-    ]
+    shared = {
+        "depends": sorted(str(path) for path in Path("csrc").rglob("*.h")),
+        "include_dirs": ["csrc", pybind11.get_include()],
+        "extra_compile_args": [*CPP_FLAGS, *OPENMP],
+        "extra_link_args": OPENMP,
+        "language": "c++",
+    }
+    sources = sorted(str(path) for path in Path("csrc").glob("*.cpp"))
+    found = [Extension(EXTENSION, sources=sources, **shared)]
+    if sys.platform.startswith("linux"):  # elsewhere it is loaded by another name, and untried
+        sources = [f"csrc/{name}.cpp" for name in OPERATOR_SOURCES]
+        sources += sorted(str(path) for path in Path("csrc", "onnxruntime").glob("*.cpp"))
+        found.append(Extension(OPERATORS, sources=sources, **shared))
+    return found
 
 
 def kernel_packages() -> list[str]:

@@ -1,8 +1,8 @@
-"""Other ways to compute what an op computes, as one would write them in torch without this library.
+"""Baselines of the ops: implementations in torch without this library.
 
-Every baseline takes the op's own arguments and returns what the op returns; the benchmark holds it
-against the same reference before it times it. One that cannot take a call raises RuntimeError, and
-the benchmark notes what it says.
+Every baseline has the arguments and the return value of the op. The benchmark checks it against the
+same reference before timing it. A baseline that does not support a call raises RuntimeError, whose
+message the benchmark records.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def in_float32(baseline: Baseline, *, rounded: bool = True) -> Baseline:
-    """A baseline that is right in float32 alone: half precision is cast before it, and its floats
-    are cast back after it, if `rounded`."""
+    """Run a baseline that is accurate only in float32: half precision is cast before, and floating
+    outputs are cast back after it, if `rounded`."""
 
     def call(**arguments: Any) -> Any:
         halves: list[torch.dtype] = []
@@ -86,7 +86,7 @@ BASELINES: dict[str, dict[str, Baseline]] = {
     "match_proposals": {"in_numpy": in_float32(in_numpy)},
 }
 
-# Our own op in other words: no rival.
+# Our own op in another form, not a peer.
 OURS = ("cuda", "triton", "cpu", "separate", "contiguous")
 
 ON_GPU: dict[str, dict[str, Baseline]] = {
@@ -103,9 +103,9 @@ COMPILED = ("read_memory", "correlate_frames", "finish_masks", "prepare_frame")
 
 
 def peers_of(op: Op, device: torch.device, limit: float | None) -> dict[str, Baseline | str]:
-    """Every peer of an op on a device by name, or the reason why it is not there.
+    """Return every peer of an op on a device by name, or the reason why it is unavailable.
 
-    limit  seconds that torch.compile may take for each of its peers; None leaves them out
+    limit  seconds that torch.compile may take for each compiled peer; None leaves these out
     """
     peers: dict[str, Baseline | str] = dict(BASELINES.get(op.name, {}))
     if device.type == "cuda":

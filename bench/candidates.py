@@ -1,4 +1,4 @@
-"""What can be timed of a case: our backends and the peers, each held against the reference."""
+"""Candidates of a case: our backends and the peers that agree with the reference."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ FAR = "not within the rule of parity, hence not timed"
 
 @dataclass
 class Candidates:
-    """calls     what is to be timed, by name
-    parities  how near each is to the reference
-    reasons   why the others are not timed
-    compile_seconds  of those that torch.compile made
+    """Candidates to be timed, by name.
+
+    calls            functions without arguments
+    parities         comparison with the reference
+    reasons          why other candidates are not timed
+    compile_seconds  time that torch.compile took
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
@@ -36,7 +38,7 @@ class Candidates:
 
 
 def bench_cases(op: Op, heavy: bool) -> list[Case]:
-    """Cases of real use; with `heavy` those of gpu_cases.py as well, the targets first."""
+    """Return the benchmark cases of an op, with `heavy` those of gpu_cases.py; targets first."""
     cases = [case for case in cases_of(op) if case.bench]
     if heavy:
         cases += GPU_CASES.get(op.name, ())
@@ -49,8 +51,8 @@ def is_target(op: Op, case: Case) -> bool:
 
 
 def drawn(case: Case, dtype: torch.dtype, seed: int = 0) -> Case:
-    """The same case with its arguments drawn once for all; an output `dtype` among them is the
-    benchmark's."""
+    """Return the case with its arguments drawn once; an output `dtype` among them becomes the dtype
+    of the benchmark."""
     made = case.make(torch.Generator().manual_seed(seed))
     if "dtype" in made:
         made["dtype"] = dtype
@@ -65,30 +67,30 @@ def call_on(backend: str, op: Op, arguments: dict[str, Any]) -> Any:
 def candidates_of(
     op: Op, case: Case, device: torch.device, dtype: torch.dtype, limit: float | None = None
 ) -> Candidates:
-    """Everything that is right for this case, ready to be called; `limit` as peers_of takes it."""
+    """Return all candidates of a case that pass the parity rule; `limit` as in peers_of."""
     arguments = case.arguments(device, dtype)
-    found = Candidates()
+    candidates = Candidates()
     reasons = op.explain(**arguments)
     for backend in BACKENDS:
         if reasons[backend] is not None:
-            found.reasons[backend] = str(reasons[backend])
+            candidates.reasons[backend] = str(reasons[backend])
             continue
-        found.parities[backend] = check_parity(op, case, backend, device=device, dtype=dtype)
-        found.calls[backend] = partial(call_on, backend, op, arguments)
+        candidates.parities[backend] = check_parity(op, case, backend, device=device, dtype=dtype)
+        candidates.calls[backend] = partial(call_on, backend, op, arguments)
     for name, peer in peers_of(op, device, limit).items():
         if isinstance(peer, str):
-            found.reasons[name] = peer
+            candidates.reasons[name] = peer
         else:
-            _try_peer(found, name, peer, op, case, device, dtype)
-    for name, parity in found.parities.items():
+            _try_peer(candidates, name, peer, op, case, device, dtype)
+    for name, parity in candidates.parities.items():
         if parity.fault is not None:
-            found.reasons[name] = f"{WRONG if name in BACKENDS else FAR}: {parity.fault}"
-            del found.calls[name]
-    return found
+            candidates.reasons[name] = f"{WRONG if name in BACKENDS else FAR}: {parity.fault}"
+            del candidates.calls[name]
+    return candidates
 
 
 def _try_peer(
-    found: Candidates,
+    candidates: Candidates,
     name: str,
     peer: Baseline,
     op: Op,
@@ -96,15 +98,15 @@ def _try_peer(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Held against the reference like any backend, by standing in for one."""
+    """Check a peer against the reference with the same rule as a backend."""
     stand_in = SimpleNamespace(unsupported=lambda **_: None, run=peer)
     posing = Op(op.reference, op.contract, cpu=stand_in)
     try:
-        found.parities[name] = check_parity(posing, case, "cpu", device=device, dtype=dtype)
-    except (RuntimeError, CompileTookTooLong) as error:  # it cannot take this call
+        candidates.parities[name] = check_parity(posing, case, "cpu", device=device, dtype=dtype)
+    except (RuntimeError, CompileTookTooLong) as error:  # the call is unsupported
         words = " ".join(str(error).split())
-        found.reasons[name] = f"{type(error).__name__}: {words[:400]}"
+        candidates.reasons[name] = f"{type(error).__name__}: {words[:400]}"
         return
-    found.calls[name] = partial(peer, **case.arguments(device, dtype))
+    candidates.calls[name] = partial(peer, **case.arguments(device, dtype))
     if isinstance(peer, Compiled) and peer.seconds is not None:
-        found.compile_seconds[name] = peer.seconds
+        candidates.compile_seconds[name] = peer.seconds

@@ -1,4 +1,4 @@
-"""What the device can do at most, measured: a large copy and a large matrix product."""
+"""Measured ceilings of a device: bandwidth of a large copy, rate of a large matrix product."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ ON_CPU = (1024, 1 << 26)
 
 @dataclass(frozen=True)
 class Ceilings:
-    """matmul_tflops  of a square product in the dtype (float32: not tf32), random numbers
-    copy_gb_per_s     bytes read plus bytes written, device to device
+    """Measured ceilings.
+
+    matmul_tflops  of a square product of random matrices in the dtype (float32: without TF32)
+    copy_gb_per_s  bytes read plus bytes written, device to device
     """
 
     matmul_tflops: float
@@ -29,7 +31,7 @@ class Ceilings:
     copy: str
 
     def judge(self, cost: Cost, milliseconds: float) -> dict[str, float | str]:
-        """Rates of a call that took so long, and which share of the nearer ceiling that is."""
+        """Return the rates of a call of that duration, and their share of the closer ceiling."""
         seconds = milliseconds * 1e-3
         rates: dict[str, float | str] = {"gb_per_s": round(cost.bytes / seconds / 1e9, 1)}
         shares = {"copy": cost.bytes / seconds / 1e9 / self.copy_gb_per_s}
@@ -60,8 +62,8 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def _typical(call: Call, device: torch.device) -> float:
-    """Milliseconds: the median of some runs by the host's clock, after warming up. On a GPU one run
-    lasts long enough for that; on a CPU float16 may last too long for more than one."""
+    """Return milliseconds: the median of several runs by the host clock, after a warm-up. On a GPU
+    one run is long enough for that clock; on a CPU slow runs (float16) are not repeated."""
     for _ in range(3):
         first = timed(call, device)[1]
         if first > SLOW:

@@ -1,16 +1,16 @@
-"""Masks from a box and clicks, by the click network and by GrabCut, on clips with true masks.
+"""Benchmark of masks from a box and clicks: click network and GrabCut, on annotated clips.
 
     python bench/clicks.py --data DAVIS [--methods click,grabcut] [--weights FILE]
         [--size PIXELS] [--no-tracking] [--folder bench/results]
 
-DAVIS has clips in DAVIS's layout. Of every clip the first, the middle and the last but one frame,
-and in them every object of at least SMALLEST pixels: its exact box is given, then clicks, each in
-the middle of what is wrong by then (the pixel farthest from the outline of what is missing or too
-much, as RITM does), with the last mask. J after the box and after 1, 3, 5 and 10 clicks; the time
-is that of `mask_from`, the box's not counted. Methods take turns at every object.
+DAVIS is a folder of clips in the layout of DAVIS. Every object of at least SMALLEST pixels in the
+first, middle and last but one frame of every clip is marked with its exact box, then with clicks.
+As in RITM, a click is at the centre of the largest error region (the pixel farthest from its
+outline), with the previous mask as input. Reports J after the box and after 1, 3, 5 and 10 clicks,
+and the time of `mask_from` per click, without the box. Methods are interleaved per object.
 
-Tracking: giel.demo over the first frames of every clip, from the mask after 5 clicks in the first
-frame and from the true one; J over the frames that follow. Writes <date>-clicks-cpu.json.
+Tracking: giel.demo on the first frames of every clip, from the mask after 5 clicks in the first
+frame and from the true one; J over the following frames. Writes <date>-clicks-cpu.json.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from vosengine.prompts.weights import load_click
 from vosengine.timing import summarise, timed
 from vosengine.training.clicks.simulation import next_click
 
-CLICKS = (0, 1, 3, 5, 10)  # after which J is taken; 0: the box alone
-SMALLEST = 25  # pixels of an object that is marked
-TRACKED = 15  # frames, the first among them
+CLICKS = (0, 1, 3, 5, 10)  # numbers of clicks after which J is measured; 0: only the box
+SMALLEST = 25  # minimum pixels of a marked object
+TRACKED = 15  # frames, including the first
 START = 5  # clicks before tracking
 CPU = torch.device("cpu")
 
-Maker = Callable[..., np.ndarray]  # mask_from, its method chosen
+Maker = Callable[..., np.ndarray]  # mask_from with a fixed method
 
 
 class Marked(NamedTuple):
@@ -67,7 +67,7 @@ def read_frame(path: Path) -> np.ndarray:
 
 
 def objects(clip: Annotated) -> Iterator[Marked]:
-    """Of the first, the middle and the last but one frame."""
+    """Yield the objects of the first, the middle and the last but one frame."""
     last = len(clip.annotations) - 1
     for index in sorted({0, last // 2, max(0, last - 1)}):
         labels = read(clip.annotations[index], cv2.IMREAD_UNCHANGED)
@@ -84,14 +84,14 @@ def overlap(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def clicked(make: Maker, marked: Marked, most: int) -> tuple[list[float], list[float], np.ndarray]:
-    """J after 0 to `most` clicks, the milliseconds of every click, and the last mask."""
+    """Return J after 0 to `most` clicks, the milliseconds of every click, and the last mask."""
     box = box_of(marked.truth.astype(np.uint8))
     mask = make(marked.frame, box=box)
     scores, times = [overlap(mask, marked.truth)], []
     points: list[tuple[int, int, bool]] = []
     for _ in range(most):
         wrong = next_click(mask > 0, marked.truth, made=points)
-        if wrong is not None:  # a person who has nothing to correct does not click
+        if wrong is not None:  # no click if nothing is wrong
             points.append(wrong)
             again = partial(make, marked.frame, box=box, points=tuple(points), previous=mask)
             mask, taken = timed(again, CPU)
@@ -101,7 +101,7 @@ def clicked(make: Maker, marked: Marked, most: int) -> tuple[list[float], list[f
 
 
 def tracked(clip: Annotated, mask: np.ndarray) -> float:
-    """Mean J of giel.demo over the frames after the first, from that mask [H, W] 0 or 1."""
+    """Return the mean J of giel.demo over the frames after the first, from a binary mask [H, W]."""
     segmenter = Segmenter("giel", weights="demo")
     scores = []
     for index in range(min(TRACKED, len(clip.frames))):
@@ -112,24 +112,24 @@ def tracked(clip: Annotated, mask: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
-def makers(given: argparse.Namespace) -> dict[str, Maker]:
-    """By name of the method; "click" by other weights or at another size where they are given."""
-    found: dict[str, Maker] = {}
-    for name in given.methods.split(","):
-        found[name] = partial(mask_from, method=name)
-    if given.weights is not None:
-        model = ClickModel(load_click(given.weights, size=given.size)[0])
+def makers(options: argparse.Namespace) -> dict[str, Maker]:
+    """Return mask functions by method; "click" with the weights and size of the options."""
+    functions: dict[str, Maker] = {}
+    for name in options.methods.split(","):
+        functions[name] = partial(mask_from, method=name)
+    if options.weights is not None:
+        model = ClickModel(load_click(options.weights, size=options.size)[0])
 
         def make(frame: np.ndarray, **marks: Any) -> np.ndarray:
             given_marks = {"box": None, "points": (), "scribbles": None, "previous": None} | marks
             return model.mask(frame, check_hints(frame, **given_marks))
 
-        found["click"] = make
-    return found
+        functions["click"] = make
+    return functions
 
 
 def measure(made: dict[str, Maker], clips: list[Annotated], track: bool) -> dict[str, Any]:
-    """Everything that is found, by method."""
+    """Return all results by method."""
     scores: dict[str, list[list[float]]] = {name: [] for name in made}
     times: dict[str, list[float]] = {name: [] for name in made}
     rows = []
@@ -141,20 +141,20 @@ def measure(made: dict[str, Maker], clips: list[Annotated], track: bool) -> dict
             times[name] += taken
             row[name] = [round(js[count], 3) for count in CLICKS]
         rows.append(row)
-    found: dict[str, Any] = {"objects": len(rows), "clicks": list(CLICKS), "rows": rows}
+    results: dict[str, Any] = {"objects": len(rows), "clicks": list(CLICKS), "rows": rows}
     for name in made:
         means = np.mean(scores[name], axis=0)
-        found[name] = {
+        results[name] = {
             "J": {str(count): round(float(means[count]), 3) for count in CLICKS},
             "click": summarise(times[name]),
         }
     if track:
-        found["tracking"] = tracking(made, clips)
-    return found
+        results["tracking"] = tracking(made, clips)
+    return results
 
 
 def tracking(made: dict[str, Maker], clips: list[Annotated]) -> dict[str, Any]:
-    """J by clip from the true mask, and from that after START clicks by each method."""
+    """Return J by clip, tracked from the true mask and from the mask after START clicks."""
     rows: dict[str, dict[str, float]] = {}
     for clip in clips:
         first = read(clip.annotations[0], cv2.IMREAD_UNCHANGED) > 0
@@ -167,17 +167,17 @@ def tracking(made: dict[str, Maker], clips: list[Annotated]) -> dict[str, Any]:
     return {"frames": TRACKED, "clicks": START, "J": means, "rows": rows}
 
 
-def show(found: dict[str, Any], made: dict[str, Maker]) -> None:
+def show(results: dict[str, Any], made: dict[str, Maker]) -> None:
     table = Table("method", *(f"J, {n} clicks" for n in CLICKS), "p50 ms", "p95 ms", "tracking J")
     for name in made:
-        own = found[name]
-        follow = found.get("tracking", {"J": {}})["J"].get(name)
+        own = results[name]
+        follow = results.get("tracking", {"J": {}})["J"].get(name)
         values = [f"{own['J'][str(n)]:.3f}" for n in CLICKS]
         speed = [f"{own['click'][p]:.0f}" for p in ("p50_ms", "p95_ms")]
         table.add_row(name, *values, *speed, "" if follow is None else f"{follow:.3f}")
     Console().print(table)
-    if "tracking" in found:
-        print(f"tracking from the true mask: {found['tracking']['J']['true mask']:.3f}")
+    if "tracking" in results:
+        print(f"tracking from the true mask: {results['tracking']['J']['true mask']:.3f}")
 
 
 def main() -> None:
@@ -188,12 +188,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="with --weights: side that the network sees")
     parser.add_argument("--no-tracking", action="store_true")
     parser.add_argument("--folder", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    made = makers(given)
-    clips = find_annotated(given.data)
-    found = {**describe(CPU), **measure(made, clips, not given.no_tracking)}
-    show(found, made)
-    write_json(found, given.folder / f"{found['date']}-clicks-cpu.json")
+    options = parser.parse_args()
+    made = makers(options)
+    clips = find_annotated(options.data)
+    results = {**describe(CPU), **measure(made, clips, not options.no_tracking)}
+    show(results, made)
+    write_json(results, options.folder / f"{results['date']}-clicks-cpu.json")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Stopwatches for one call: the host's clock on the CPU, events on a GPU with the cache cold, warm,
-and under replay of a captured graph.
+"""Stopwatches for one call: the host clock on a CPU; CUDA events on a GPU with a cold cache, a warm
+cache, and replay of a captured graph.
 
-A stopwatch is called for one sample and returns milliseconds of one call. On a GPU a sample is the
-mean over as many calls as make it long against the resolution of an event.
+Calling a stopwatch takes one sample and returns the milliseconds of one call. On a GPU a sample is
+the mean over enough calls to be long compared with the resolution of an event.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ PERCENTILES = (20, 50, 80, 95)
 
 
 class Clock(Protocol):
-    """modes: what is measured, the first of them the one that results are ranked by.
-    slow: ms a call from which a candidate sits out most rounds."""
+    """Clock of a device.
+
+    modes  measured modes; results are ranked by the first
+    slow   ms per call from which a candidate is skipped in most rounds
+    """
 
     modes: tuple[str, ...]
     slow: float
 
     def stopwatches(self, call: Call) -> tuple[dict[str, Stopwatch], dict[str, str]]:
-        """One for each mode that the call allows, and the reason for each other mode."""
+        """Return a stopwatch for each supported mode, and the reason for each other mode."""
         ...
 
 
 class HostClock:
-    """The CPU's: one call a sample, nothing flushed."""
+    """CPU clock: one call per sample, caches are not flushed."""
 
     modes = ("call",)
     slow = 500.0
@@ -48,11 +51,11 @@ class HostClock:
 
 
 class EventClock:
-    """A GPU's: "cold", the second-level cache overwritten before every call, "warm", call after
-    call, and "graph", as warm but replayed, without the host.
+    """GPU clock: "cold", the L2 cache is overwritten before every call; "warm", consecutive calls;
+    "graph", as warm, replayed from a captured graph without host overhead.
 
-    While the cache is overwritten the host runs ahead, so that cold times hold no launch latency
-    but that of calls with more launches than fit into that time.
+    The host runs ahead while the cache is overwritten, so that cold times include no launch latency
+    unless a call has more launches than fit into that time.
     """
 
     modes = ("cold", "warm", "graph")
@@ -69,19 +72,19 @@ class EventClock:
         for _ in range(2):
             call()
         count = int(min(self.MOST, max(1, self.SAMPLE / max(1e-3, self._between(call, 1)))))
-        found: dict[str, Stopwatch] = {
+        stopwatches: dict[str, Stopwatch] = {
             "cold": lambda: self._cold(call, count),
             "warm": lambda: self._between(call, count),
         }
         reason = self._synchronises(call)
         if reason is not None:
-            return found, {"graph": reason}
+            return stopwatches, {"graph": reason}
         try:
             replay = self._capture(call, count)
         except RuntimeError as error:
-            return found, {"graph": f"no graph: {str(error).splitlines()[0]}"}
-        found["graph"] = lambda: self._between(replay, 1) / count
-        return found, {}
+            return stopwatches, {"graph": f"no graph: {str(error).splitlines()[0]}"}
+        stopwatches["graph"] = lambda: self._between(replay, 1) / count
+        return stopwatches, {}
 
     def _cold(self, call: Call, count: int) -> float:
         pairs = []
@@ -96,7 +99,7 @@ class EventClock:
             for _ in range(count):
                 call()
 
-        call()  # what it reads is now in the cache, as far as it fits
+        call()  # warms the cache
         start, end = self._around(calls)
         torch.cuda.synchronize(self.device)
         return float(start.elapsed_time(end)) / count
@@ -109,7 +112,8 @@ class EventClock:
         return start, end
 
     def _synchronises(self, call: Call) -> str | None:
-        """Why no graph can be captured: the host waits for the device or copies to it."""
+        """Return why a graph cannot be captured (the call synchronises or copies to the device), or
+        None."""
         torch.cuda.synchronize(self.device)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -139,16 +143,15 @@ def clock_of(device: torch.device) -> Clock:
 
 
 def release(device: torch.device) -> None:
-    """Give back what the candidates of one case held: graphs keep their memory as long as they
-    live."""
+    """Free the memory of the candidates of one case, including captured graphs."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def percentiles(milliseconds: list[float]) -> dict[str, float]:
-    """p20, p50, p80, p95 and mean in ms, to five digits: a GPU's calls last microseconds."""
+    """Return p20, p50, p80, p95 and mean in ms, to five digits: GPU calls take microseconds."""
     values = np.asarray(milliseconds, dtype=np.float64)
-    found = {f"p{p}_ms": float(np.percentile(values, p)) for p in PERCENTILES}
-    found["mean_ms"] = float(values.mean())
-    return {name: float(f"{value:.5g}") for name, value in found.items()}
+    digits = {f"p{p}_ms": float(np.percentile(values, p)) for p in PERCENTILES}
+    digits["mean_ms"] = float(values.mean())
+    return {name: float(f"{value:.5g}") for name, value in digits.items()}

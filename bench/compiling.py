@@ -1,4 +1,4 @@
-"""torch.compile with a limit of time and a note of how long it took."""
+"""torch.compile with a time limit and its compile time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 
 
 class CompileTookTooLong(BaseException):
-    """Not an Exception, so that the compiler's own handlers let it pass, like Ctrl-C."""
+    """The time limit has passed. A BaseException, so that the compiler does not catch it."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises CompileTookTooLong in this block once it is over; only the main thread has alarms."""
+    """Raise CompileTookTooLong in the block after that many seconds; main thread only."""
     if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("a time limit wants the main thread")
+        raise RuntimeError("time_limit: wanted the main thread, which receives the alarm")
 
     def over(_: int, __: FrameType | None) -> None:
         raise CompileTookTooLong(f"torch.compile was not done after {seconds:g} s")
@@ -36,9 +36,9 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 class Compiled:
-    """A function as torch.compile makes it, for the shapes of its first call alone.
+    """Function compiled by torch.compile for the shapes of its first call only.
 
-    seconds  that the first call took, compiling included; None before it
+    seconds  of the first call, including compilation; None before it
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Compiled:
         limit: float,
         wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
     ) -> None:
-        torch.compiler.reset()  # no memory of other shapes, which would be made dynamic
+        torch.compiler.reset()  # forgets other shapes, which would make shapes dynamic
         self.call = wrap(torch.compile(function, dynamic=False))
         self.limit = limit
         self.seconds: float | None = None

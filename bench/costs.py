@@ -1,7 +1,7 @@
-"""What every op must do at least: floating-point operations, and bytes from and to memory.
+"""Minimum work of every op: floating-point operations, and bytes from and to memory.
 
-Bytes count every input once, as far as it is read, and every output once. Operations are those of
-the contractions that a matrix unit can do; an op that has none is judged by its bytes alone.
+Bytes count the parts of inputs that are read, and outputs, once each. Operations are those of the
+contractions that matrix units can compute; an op without any is rated by its bytes only.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class Cost(NamedTuple):
 
 
 def cost_of(name: str, arguments: dict[str, Any], outputs: Any) -> Cost:
-    """Of one call of the op of that name, with these arguments and these outputs."""
+    """Return the cost of one call of the named op, with these arguments and outputs."""
     flop = FLOP[name](arguments) if name in FLOP else None
     least = BYTES_READ.get(name, tensor_bytes)(arguments) + tensor_bytes(outputs)
     return Cost(flop, least)
 
 
 def tensor_bytes(value: Any) -> float:
-    """Of all tensors in a dict or tuple of arguments, each read once."""
+    """Return the bytes of all tensors in a dict or tuple of arguments, each counted once."""
     total = 0.0
 
     def add(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def tensor_bytes(value: Any) -> float:
 
 
 def _positions(arguments: dict[str, Any]) -> float:
-    """Memory positions of all groups that may be read."""
+    """Return the number of valid memory positions of all groups."""
     groups, positions = arguments["memory_key"].shape[:2]
     pages = arguments.get("pages")
     if pages is not None:
@@ -69,7 +69,7 @@ def _read_memory_bytes(arguments: dict[str, Any]) -> float:
 
 
 def _correlate_frames(arguments: dict[str, Any]) -> float:
-    """Candidates inside the frame, counted axis by axis."""
+    """Operations for the candidates inside the frame, counted per axis."""
     batch, channels, height, width = arguments["query"].shape
     radius = arguments.get("radius", 12)
 
@@ -80,20 +80,21 @@ def _correlate_frames(arguments: dict[str, Any]) -> float:
 
 
 def _deform_conv(arguments: dict[str, Any]) -> float:
-    """The contraction; a sample's own eleven operations are not the matrix unit's."""
+    """Operations of the contraction, without the eleven of a sample, which use no matrix unit."""
     offset, weight = arguments["offset"], arguments["weight"]
     return 2.0 * offset.shape[0] * weight.numel() * offset.shape[2] * offset.shape[3]
 
 
 def _align_object(arguments: dict[str, Any]) -> float:
-    """All cosines of every pair, and the values that they weigh."""
+    """Operations for all cosines of every pair, and for the weighted sums."""
     (objects, positions, channels) = arguments["template"].shape
     proposals, others = arguments["proposal"].shape[:2]
     return 4.0 * objects * proposals * positions * others * channels
 
 
 def _fit_target(arguments: dict[str, Any]) -> float:
-    """The products with J and J' of every iteration and of every step's start; N is diagonal."""
+    """Operations of products with J and J' in every iteration and at the start of every step; N
+    counts as diagonal."""
     tracks, samples, channels, height, width = arguments["features"].shape
     both = arguments.get("projection") is not None
     maps = arguments["kernel"].shape[1]
@@ -107,7 +108,7 @@ def _fit_target(arguments: dict[str, Any]) -> float:
 
 
 def _pool_regions_bytes(arguments: dict[str, Any]) -> float:
-    """Of every map what the boxes cover, the whole map at most; of a plane its own box."""
+    """Bytes of every map that the boxes cover, at most the whole map; of a plane its own box."""
     boxes = arguments["boxes"].double()
     sides = (boxes[:, 2:] - boxes[:, :2]).abs()
     area = float(sides.prod(dim=1).sum())

@@ -1,4 +1,4 @@
-"""What a measurement needs beside its numbers: where, when, with what, and by which command."""
+"""Environment of a measurement: date, command, device and versions; JSON output."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Date, command, device and versions; nothing that names the machine."""
+    """Return date, command, device and versions, without host names or paths."""
     words = ["python", f"bench/{Path(sys.argv[0]).name}", *_arguments()]
     return environment.describe(device, " ".join(words))
 
 
 def _arguments() -> list[str]:
-    """What was asked for, less paths of this machine: where to write it, where data lies."""
+    """Return the command-line arguments without paths of this machine (output and data folders)."""
     words = list(sys.argv[1:])
     if "--data" in words:
         words[words.index("--data") + 1] = "DAVIS"
@@ -31,8 +31,8 @@ def _arguments() -> list[str]:
     return words
 
 
-def write_json(found: dict[str, Any], path: Path, *, say: bool = True) -> None:
+def write_json(results: dict[str, Any], path: Path, *, say: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if say:
         print(f"wrote {path}")

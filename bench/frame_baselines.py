@@ -25,7 +25,7 @@ def unfold(
     radius: int = 12,
     temperature: float = 20.0,
 ) -> torch.Tensor:
-    """correlate_frames (outside = "zero") by torch's unfold: every window spelled out."""
+    """correlate_frames (outside = "zero") by torch's unfold: every window is materialised."""
     side = 2 * radius + 1
     query, previous = functional.normalize(query, dim=1), functional.normalize(previous, dim=1)
     windows = functional.unfold(previous, side, padding=radius).unflatten(1, (-1, side * side))
@@ -41,7 +41,7 @@ def dense(
     radius: int = 12,
     temperature: float = 20.0,
 ) -> torch.Tensor:
-    """correlate_frames (outside = "zero") by one product of all pairs, then a gather of windows."""
+    """correlate_frames (outside = "zero") by one matrix product of all pairs, then a gather."""
     height, width = query.shape[2:]
     query, previous = functional.normalize(query, dim=1), functional.normalize(previous, dim=1)
     pairs = torch.bmm(query.flatten(2).mT, previous.flatten(2))  # [B, h * w, h * w]
@@ -55,7 +55,7 @@ def dense(
 def _windows(
     height: int, width: int, radius: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every cell the flat index of each cell of its window, and which of them do not exist."""
+    """Return, for every cell, flat indices of its window's cells, and a mask of those outside."""
     y, x = torch.arange(height, device=device), torch.arange(width, device=device)
     steps = torch.arange(-radius, radius + 1, device=device)
     rows, columns = y[:, None] + steps, x[:, None] + steps  # [h, side], [w, side]
@@ -104,10 +104,10 @@ def interpolate(
     region: tuple[float, float, float, float],
     probabilities: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """finish_masks where the region is a crop of a x4 upsampling, by torch's interpolate.
+    """finish_masks for a region that is a crop of a x4 upsampling, by torch's interpolate.
 
-    The label is found by comparing row after row: torch's argmax over the first axis alone takes
-    longer than all of this.
+    Labels are computed by comparing row after row: torch's argmax over the first axis alone takes
+    longer than this whole baseline.
     """
     top, left = round(4 * region[0]), round(4 * region[1])
     fine = functional.interpolate(logits[None], scale_factor=4, mode="bilinear")[0]

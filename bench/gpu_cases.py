@@ -1,7 +1,7 @@
-"""Shapes of real use that are heavy on a CPU: timed on a GPU, or with --all-cases.
+"""Benchmark cases that are heavy on a CPU: timed on a GPU, or with --all-cases.
 
-TARGETS are those that the project has set itself a target for, with those of cases.py that have
-one; they come first, and torch.compile's peers are timed on them.
+TARGETS are the cases, here and in cases.py, that have a performance target; they are timed first,
+and compiled peers are timed on them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _memory(groups: int, frames: int, lengths: tuple[int, ...] | None = None) -> Make:
-    """Keys of 128 channels and values of 512. Without lengths, as that is kindest to the peers:
-    they would have to bring them to the host, or mask."""
+    """Keys of 128 channels and values of 512. No lengths by default, which favours the peers: they
+    would have to copy them to the host, or mask."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         made: dict[str, Any] = {
@@ -36,7 +36,7 @@ def _memory(groups: int, frames: int, lengths: tuple[int, ...] | None = None) ->
 
 
 def _aligned(images: int) -> Make:
-    """IMCNet's alignment of its neighbouring frames, 480 square."""
+    """IMCNet's alignment of neighbouring frames, 480 x 480."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         return {
@@ -51,7 +51,7 @@ def _aligned(images: int) -> Make:
 
 
 def _frame(generator: torch.Generator) -> dict[str, Any]:
-    """1080p at its own size, padded to a multiple of 16."""
+    """A 1080p frame without resizing, padded to a multiple of 16."""
     frame = torch.randint(0, 256, (1080, 1920, 3), generator=generator, dtype=torch.uint8)
     return {
         "frame": frame,

@@ -1,11 +1,11 @@
-"""Parity of every backend on a device with fresh inputs, at odd shapes, and from run to run.
+"""Parity of every backend on a device: random inputs, odd shapes, and determinism.
 
     python bench/gpu_parity.py [--device auto] [--seeds 3] [--shapes 20] [--first SEED]
                                [--budget SECONDS] [--folder bench/results]
 
-The cases of kernels/<op>/cases.py are drawn anew from other seeds, shapes are drawn at random
-(odd_shapes.py), memory is poisoned, and everything runs twice: where the bits differ, it says so.
-Exit 1 where a backend is not within the rule of kernels/parity.py. Writes
+The cases of kernels/<op>/cases.py are drawn from new seeds, shapes are drawn at random
+(odd_shapes.py), memory is poisoned, and everything runs twice; outputs that differ bitwise are
+reported. Exits with 1 if a backend violates the rule of kernels/parity.py. Writes
 <date>-parity-<device>.json.
 """
 
@@ -34,15 +34,17 @@ from vosengine.kernels.parity import cases_of, check_parity
 from vosengine.kernels.poison import poisoned
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SHOWN = 5  # faults of one kind
+SHOWN = 5  # maximum printed faults of one kind
 
 
 @dataclass
 class Tally:
-    """calls    that one backend of one op took in one dtype
-    worst    the greatest share of the allowed error that one of them used up
-    faults   what failed, as "case, seed: fault"
-    unsteady cases whose bits differed between two runs
+    """Results of one backend of one op in one dtype.
+
+    calls     number of supported calls
+    worst     maximum of error / allowed error
+    faults    failures, as "case, seed: fault"
+    unsteady  cases whose outputs differed bitwise between two runs
     """
 
     op: str
@@ -55,14 +57,14 @@ class Tally:
 
 
 def fresh(case: Case, seed: int) -> Case:
-    """The same recipe, drawn from another seed."""
+    """Return the same case, drawn from another seed."""
     return Case(
         f"{case.name}, seed {seed}", lambda _: case.make(torch.Generator().manual_seed(seed))
     )
 
 
 def calls(first: int, seeds: int, shapes: int) -> Iterator[tuple[Op, Case]]:
-    """Seed by seed, so that what is cut off by a budget is the last seed of all ops."""
+    """Yield calls seed by seed, so that a time budget cuts off the last seed of all ops."""
     for seed in range(first, first + max(seeds, shapes)):
         for op in OPS:
             if seed < first + seeds:
@@ -75,7 +77,7 @@ def calls(first: int, seeds: int, shapes: int) -> Iterator[tuple[Op, Case]]:
 
 
 def check(op: Op, case: Case, device: torch.device, tallies: dict[tuple[str, ...], Tally]) -> None:
-    """One case on every backend but the reference that takes it, in every dtype."""
+    """Check one case on every backend that supports it, except the reference, in every dtype."""
     for dtype in DTYPES:
         arguments = case.arguments(device, dtype)
         for backend, reason in op.explain(**arguments).items():
@@ -95,7 +97,7 @@ def check(op: Op, case: Case, device: torch.device, tallies: dict[tuple[str, ...
 
 
 def same_bits(op: Op, backend: str, arguments: dict[str, Any]) -> bool:
-    """Whether two runs agree to the last bit, the second on memory with another poison."""
+    """Return whether two runs are bitwise equal, the second with another poison."""
     with poisoned():
         one = bits_of(call_on(backend, op, arguments))
     with poisoned(number=1e4, integer=85):
@@ -104,14 +106,14 @@ def same_bits(op: Op, backend: str, arguments: dict[str, Any]) -> bool:
 
 
 def bits_of(outputs: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
+    results: list[torch.Tensor] = []
 
     def add(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor.contiguous().flatten().view(torch.uint8))
+        results.append(tensor.contiguous().flatten().view(torch.uint8))
         return tensor
 
     map_tensors(add, outputs)
-    return found
+    return results
 
 
 def show(console: Console, tallies: list[Tally]) -> None:
@@ -144,7 +146,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> list[Tally]:
-    """Checks, prints and writes; every op backend that took a call."""
+    """Run, print and write all checks; returns a tally per op, backend and dtype with calls."""
     device = choose_device(options.device)
     first = random.SystemRandom().randrange(1 << 20) if options.first is None else options.first
     tallies: dict[tuple[str, ...], Tally] = {}
@@ -155,9 +157,9 @@ def run(options: argparse.Namespace) -> list[Tally]:
             break
         with torch.inference_mode():
             check(op, case, device, tallies)
-    found = sorted(tallies.values(), key=lambda tally: (tally.op, tally.backend, tally.dtype))
+    results = sorted(tallies.values(), key=lambda tally: (tally.op, tally.backend, tally.dtype))
     console = Console(width=None if sys.stdout.isatty() else 130)
-    show(console, found)
+    show(console, results)
     said = "all of it" if complete else "as far as the time went"
     console.print(f"seeds from {first} (--first {first} repeats this), {said}", highlight=False)
     facts = describe(device)
@@ -165,18 +167,18 @@ def run(options: argparse.Namespace) -> list[Tally]:
         **facts,
         "first_seed": first,
         "complete": complete,
-        "checked": list(map(asdict, found)),
+        "checked": list(map(asdict, results)),
     }
     write_json(report, options.folder / f"{facts['date']}-parity-{device.type}.json")
-    return found
+    return results
 
 
 def main() -> None:
-    found = run(parse())
-    if not found:
-        sys.exit("no backend took any call on this device")
-    if any(tally.faults for tally in found):
-        sys.exit("a backend is not within the rule of parity")
+    results = run(parse())
+    if not results:
+        sys.exit("no backend supports any call on this device")
+    if any(tally.faults for tally in results):
+        sys.exit("a backend violates the parity rule")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A few small calls of every compiled backend, and nothing else: what compute-sanitizer looks at.
+"""A few small calls of every compiled backend, to run under compute-sanitizer.
 
 compute-sanitizer --tool memcheck python bench/gpu_sanitize.py [--device auto] [--backend NAME]
 """
@@ -32,7 +32,8 @@ CASES: dict[str, tuple[str, ...]] = {
 
 
 def run(device: torch.device, backends: tuple[str, ...]) -> int:
-    """How many calls ran. Each is announced, so that a finding can be told to its call."""
+    """Run the calls and return their number. Each is printed first, so that a report can be matched
+    with its call."""
     count = 0
     for op in OPS:
         for case in cases_of(op):
@@ -60,7 +61,7 @@ def main() -> None:
         count = run(choose_device(options.device), tuple(options.backend or compiled))
     print(f"{count} calls")
     if count == 0:
-        sys.exit("no backend took any call on this device")
+        sys.exit("no backend supports any call on this device")
 
 
 if __name__ == "__main__":

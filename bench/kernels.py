@@ -1,16 +1,16 @@
-"""Times every op at the sizes of real use, on every backend that takes them and beside its peers.
+"""Benchmark of every op at sizes of real use, on every backend that supports them, with peers.
 
     python bench/kernels.py [op ...] [--device auto] [--dtype float32] [--repeat 50]
                             [--compile SECONDS] [--all-cases] [--budget SECONDS]
                             [--folder bench/results]
 
-Writes <date>-kernels-<dtype>-<device>.json, after every case, and prints a short table last.
+Writes <date>-kernels-<dtype>-<device>.json after every case, and prints a short table at the end.
 
-Nothing is timed that does not first agree with the reference in float64 (kernels/parity.py). The
-candidates of a case take turns, so that noise hits all alike; a ratio is the median over rounds of
-the ratio within a round. On a GPU times are taken by events: with the second-level cache cold (the
-numbers that stand first), warm, and by replay of a captured graph (clocks.py). Rates are held
-against a copy and a matrix product measured in the same run (ceilings.py).
+Candidates are timed only if they agree with the reference in float64 (kernels/parity.py). They are
+interleaved, so that noise affects all alike; a ratio is the median over rounds of the ratio within
+a round. On a GPU times are measured with events: with a cold L2 cache (the primary figures), a warm
+one, and by replay of a captured graph (clocks.py). Rates are compared with a copy and a matrix
+product measured in the same run (ceilings.py).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from vosengine.kernels.cases import Case
 
 WARM_UP = 3
 SLOW_ROUNDS = 5
-COMPILE_LIMIT = 45.0  # s, of one peer on a GPU
+COMPILE_LIMIT = 45.0  # s per peer on a GPU
 
 Rounds = dict[str, dict[str, list[float | None]]]  # mode -> candidate -> ms by round
 
 
 def time_in_turns(watches: dict[str, dict[str, Stopwatch]], clock: Clock, repeat: int) -> Rounds:
-    """Milliseconds by mode, candidate and round; None where a slow candidate sat out."""
+    """Return milliseconds by mode, candidate and round; None if a slow candidate was skipped."""
     stride = {}
     for name, modes in watches.items():
         first = modes[clock.modes[0]]
@@ -65,13 +65,13 @@ def time_in_turns(watches: dict[str, dict[str, Stopwatch]], clock: Clock, repeat
 
 
 def times_as_fast(mine: list[float | None], other: list[float | None]) -> float | None:
-    """Median over the rounds that both took part in of other / mine: above 1, mine is faster."""
+    """Return the median of other / mine over rounds that have both: above 1, mine is faster."""
     both = [b / a for a, b in zip(mine, other, strict=True) if a is not None and b is not None]
     return statistics.median(both) if both else None
 
 
 def summarise_mode(times: dict[str, list[float | None]], name: str) -> dict[str, Any]:
-    """Percentiles of one candidate in one mode, and its ratios to all others but C++."""
+    """Return percentiles of one candidate in one mode, and ratios to all others except C++."""
     taken = [value for value in times[name] if value is not None]
     ratios = {
         other: round(ratio, 3)
@@ -102,7 +102,7 @@ def measure(
     clock: Clock | None = None,
     ceilings: Ceilings | None = None,
 ) -> dict[str, Any]:
-    """One case of one op, as it goes into the JSON file."""
+    """Measure one case of one op; returns its entry of the JSON file."""
     clock = clock or clock_of(device)
     case = drawn(case, dtype)
     candidates = candidates_of(op, case, device, dtype, limit)
@@ -205,7 +205,7 @@ def parse() -> argparse.Namespace:
 
 
 def chosen_cases(options: argparse.Namespace, device: torch.device) -> list[tuple[Op, Case]]:
-    """Those with a target first: whatever the budget, they are timed."""
+    """Return the selected cases, those with a target first, so that a budget does not omit them."""
     heavy = device.type == "cuda" or options.all_cases or options.targets
     ops = [op for op in OPS if not options.op or op.name in options.op]
     cases = [(op, case) for op in ops for case in bench_cases(op, heavy)]
@@ -223,7 +223,7 @@ def compile_limit(options: argparse.Namespace, device: torch.device, target: boo
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     start = time.monotonic()
     device, dtype = choose_device(options.device), getattr(torch, options.dtype)
-    torch.backends.cudnn.allow_tf32 = False  # a peer in float32 is to compute in float32
+    torch.backends.cudnn.allow_tf32 = False  # float32 peers must compute in float32
     torch.backends.cuda.matmul.allow_tf32 = False
     report: dict[str, Any] = {
         **describe(device),

@@ -23,7 +23,8 @@ def _by_length(
     memory_value: torch.Tensor,
     length: torch.Tensor | None,
 ) -> torch.Tensor:
-    """All groups in one batch, or each cut to its length: 2.7 times as fast as a mask (CPU)."""
+    """Attend all groups as one batch, or each sliced to its length: 2.7 times as fast as a mask
+    (CPU)."""
     queries = query_key.expand(len(memory_key), -1, -1)
     if length is None:
         return attend(queries, memory_key, memory_value)
@@ -41,7 +42,7 @@ def sdpa(
     scale: float,
     length: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """read_memory by torch's scaled_dot_product_attention, sets joined to one wide value."""
+    """read_memory by torch's scaled_dot_product_attention, sets concatenated to one wide value."""
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if value.ndim > key.ndim:
@@ -62,7 +63,7 @@ def matmul(
     scale: float,
     length: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """read_memory by two products around a softmax, the scores stored as a whole."""
+    """read_memory by two matrix products and a softmax, with all scores stored."""
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         weights = (query * scale @ key.mT).softmax(dim=-1)
@@ -72,57 +73,59 @@ def matmul(
 
 
 def separate(
-    query_key: torch.Tensor, memory_key: torch.Tensor, memory_value: torch.Tensor, **given: Any
+    query_key: torch.Tensor, memory_key: torch.Tensor, memory_value: torch.Tensor, **arguments: Any
 ) -> torch.Tensor:
-    """read_memory by this library's own op, one call per set of values."""
+    """read_memory by this library's op, one call per set of values."""
     if memory_value.ndim == 3:
-        return read_memory(query_key, memory_key, memory_value, **given)
-    sets = [read_memory(query_key, memory_key, value, **given) for value in memory_value.unbind(1)]
+        return read_memory(query_key, memory_key, memory_value, **arguments)
+    sets = [
+        read_memory(query_key, memory_key, value, **arguments) for value in memory_value.unbind(1)
+    ]
     return torch.stack(sets, dim=1)
 
 
 def by_copy(attend: Baseline) -> Baseline:
-    """A peer that wants each group's memory in one piece: what lies in pages is copied first."""
+    """Return the baseline with paged memory copied to contiguous memory before each call."""
 
-    def call(**given: Any) -> torch.Tensor:
-        return attend(**in_one_piece(**given))
+    def call(**arguments: Any) -> torch.Tensor:
+        return attend(**in_one_piece(**arguments))
 
     return call
 
 
 def in_one_piece(
-    *, pages: torch.Tensor | None = None, query_of: torch.Tensor | None = None, **given: Any
+    *, pages: torch.Tensor | None = None, query_of: torch.Tensor | None = None, **arguments: Any
 ) -> dict[str, Any]:
-    """The same call of read_memory without pages and query_of, by a copy of all that they name."""
+    """Return the arguments without pages and query_of: what they index is gathered by a copy."""
     if pages is not None:
         for name in ("memory_key", "memory_value", "bias"):
-            if given.get(name) is not None:
-                given[name] = positions_of(given[name], pages)
+            if arguments.get(name) is not None:
+                arguments[name] = positions_of(arguments[name], pages)
     if query_of is not None:
-        given["query_key"] = given["query_key"][query_of]
-    return given
+        arguments["query_key"] = arguments["query_key"][query_of]
+    return arguments
 
 
 class Contiguous:
-    """read_memory by this library's own op on memory that lies in one piece: what pages cost. The
-    copy is made once for a pool, before anything is timed."""
+    """read_memory by this library's op on contiguous memory, to measure the cost of pages. The copy
+    is made once per pool, before timing."""
 
     def __init__(self) -> None:
         self.pool: torch.Tensor | None = None
         self.copied: dict[str, Any] = {}
 
-    def __call__(self, **given: Any) -> torch.Tensor:
-        if "pages" not in given:
-            raise RuntimeError("memory lies in one piece as it is")
-        if self.pool is not given["memory_key"]:
-            self.pool, self.copied = given["memory_key"], in_one_piece(**given)
+    def __call__(self, **arguments: Any) -> torch.Tensor:
+        if "pages" not in arguments:
+            raise RuntimeError("memory is contiguous already")
+        if self.pool is not arguments["memory_key"]:
+            self.pool, self.copied = arguments["memory_key"], in_one_piece(**arguments)
         return read_memory(**self.copied)
 
 
 def sdpa_by(backend: SDPBackend) -> Baseline:
-    """read_memory by one named backend of scaled_dot_product_attention.
+    """read_memory by one backend of scaled_dot_product_attention.
 
-    Raises  RuntimeError with torch's own words where that backend refuses the call.
+    Raises  RuntimeError with torch's reasons if that backend does not support the call.
     """
 
     def call(
@@ -150,15 +153,15 @@ def split_value(
     scale: float,
     length: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """read_memory by flash attention on as many channels of the value as the key has, again and
-    again: the way to use it where Cv is a multiple of Ck.
+    """read_memory by flash attention on slices of the value that have as many channels as the key,
+    the way to use it if Cv is a multiple of Ck.
 
-    Raises  RuntimeError where Cv is no multiple, or flash attention refuses the parts.
+    Raises  RuntimeError if Cv is no multiple, or flash attention does not support the slices.
     """
     width = query_key.shape[-1]
     channels = memory_value.shape[-1]
     if channels % width:
-        raise RuntimeError(f"values of {channels} channels do not part into keys' {width}")
+        raise RuntimeError(f"values of {channels} channels are not a multiple of the key's {width}")
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         parts = _join_sets(value, key).split(width, dim=-1)
@@ -186,10 +189,10 @@ def _attend_by(
     value: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """[G, P, Cv] or [P, Cv]: groups as a batch of one head each, as the fused kernels ask."""
+    """Return [G, P, Cv] or [P, Cv]; groups are a batch of one head each, as fused kernels need."""
     heads = [x[:, None] if x.ndim == 3 else x[None, None] for x in (query, key, value)]
     with warnings.catch_warnings(record=True) as said, sdpa_kernel(backend):
-        warnings.simplefilter("always")  # its reasons come as warnings
+        warnings.simplefilter("always")  # torch reports its reasons as warnings
         try:
             out = functional.scaled_dot_product_attention(*heads, scale=scale)
         except RuntimeError as error:
@@ -202,8 +205,8 @@ def _attend_by(
 
 
 def flex(attention: Baseline) -> Baseline:
-    """read_memory by FlexAttention, given flex_attention as it came from torch.compile: bias and
-    length are looked up for every score."""
+    """read_memory by FlexAttention, `attention` being the compiled flex_attention: bias and length
+    are read for every score."""
 
     def call(
         query_key: torch.Tensor,

@@ -21,7 +21,7 @@ def grid_sample(
 ) -> torch.Tensor:
     """pool_regions (aligned, one image) by torch's grid_sample, then avg_pool2d, map by map.
 
-    The samples of all regions are one tall picture where they share a map.
+    The samples of all regions that share a map are one tall grid.
     """
     pooled = [
         _sample_bins(level, boxes, stride, size, sampling)
@@ -35,7 +35,7 @@ def grid_sample(
 def _sample_bins(
     maps: torch.Tensor, boxes: torch.Tensor, stride: int, size: int, sampling: int
 ) -> torch.Tensor:
-    """[R, C, size, size] from [1, C, H, W], or from [R, C, H, W] one for each region."""
+    """Return [R, C, size, size] from maps [1, C, H, W], or [R, C, H, W] with one per region."""
     count = size * sampling
     cells = torch.tensor([maps.shape[3], maps.shape[2]], device=boxes.device)
     steps = (torch.arange(count, device=boxes.device) + 0.5) / count
@@ -56,8 +56,8 @@ def _sample_bins(
 def _find_centres(
     heatmap: torch.Tensor, threshold: float, window: int, limit: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[H, W] -> (y, x) [K, 2] and heat [K] of the highest cells that max-pooling leaves alone, so
-    that every cell of a plateau is a centre."""
+    """[H, W] -> (y, x) [K, 2] and heat [K] of the highest cells that max pooling leaves unchanged;
+    every cell of a plateau is a centre."""
     heat = functional.threshold(heatmap, threshold, -1)
     highest = functional.max_pool2d(heat[None], window, stride=1, padding=window // 2)[0]
     heat = heat.masked_fill(heat != highest, -1).flatten()
@@ -67,20 +67,21 @@ def _find_centres(
 
 
 def _targets(offset: torch.Tensor) -> torch.Tensor:
-    """[2, H, W]: the (y, x) that every pixel points to."""
+    """Return [2, H, W]: the position (y, x) that every pixel points to."""
     y, x = (torch.arange(size, device=offset.device).float() for size in offset.shape[1:])
     return torch.stack(torch.meshgrid(y, x, indexing="ij")) + offset
 
 
 def distance_matrix(offset: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """[H, W] index of the nearest centre, as Panoptic-DeepLab's post-processing finds it."""
+    """Return the index of the nearest centre [H, W], as Panoptic-DeepLab's post-processing does."""
     targets = _targets(offset).flatten(1).T  # [H * W, 2]
     distances = torch.norm(centres[:, None] - targets, dim=-1)  # [K, H * W]
     return distances.argmin(dim=0).view(offset.shape[1:])
 
 
 def running_minimum(offset: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """[H, W] index of the nearest centre, one centre after the other and nothing else stored."""
+    """Return the index of the nearest centre [H, W] by a loop over centres, without a distance
+    matrix."""
     targets = _targets(offset)
     least = torch.full_like(targets[0], torch.inf)
     nearest = torch.zeros_like(targets[0], dtype=torch.int64)
@@ -124,10 +125,10 @@ def autograd(
     iterations: Sequence[int] = (10,),
     ridge: tuple[float, float] = (1e-4, 1e-2),
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """fit_target by torch's convolutions, the products with J' by autograd and those with J by
-    differentiating them once more, as general Gauss-Newton optimisers do.
+    """fit_target by torch's convolutions, products with J' by autograd and those with J by double
+    backward, as in general Gauss-Newton optimisers.
 
-    Autograd cannot keep what inference mode made: there the arguments are copied first.
+    Inference tensors cannot be saved for backward, so the arguments are copied first.
     """
     with torch.inference_mode(False), torch.enable_grad():
         given = (features, bands, targets, sample_weight, kernel, projection)
@@ -151,7 +152,7 @@ class _TargetByAutograd:
         sample_weight: torch.Tensor,
     ) -> None:
         self.tracks, self.samples = features.shape[:2]
-        self.features = features.transpose(0, 1).flatten(1, 2)  # tracks as groups of channels
+        self.features = features.transpose(0, 1).flatten(1, 2)  # tracks as groups of a convolution
         self.bands, self.targets = bands, targets
         self.sample_weight = sample_weight[:, :, None, None]
 
@@ -223,7 +224,7 @@ def pair_by_pair(
 def in_numpy(
     similarity: torch.Tensor, *, steps: int = 40, inner: int = 5, rate: float = 0.1
 ) -> torch.Tensor:
-    """match_proposals (answer = "final") in numpy, whose calls on small arrays cost less."""
+    """match_proposals (answer = "final") in NumPy, whose calls on small arrays are cheaper."""
     rows, columns = similarity.shape
     cost = -np.pad(similarity.cpu().numpy(), ((0, 0), (0, max(0, rows + 1 - columns))))
     kept = np.where(np.arange(rows)[:, None] == cost.argmin(0), cost, cost.max())

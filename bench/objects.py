@@ -1,12 +1,11 @@
-"""What more objects cost the two models that follow them in one pass, GIEL and DMN-AOA.
+"""Cost of additional objects for the two models that process objects jointly, GIEL and DMN-AOA.
 
     python bench/objects.py [giel] [dmn_aoa] [--device auto] [--rounds 5] [--folder bench/results]
 
-`giel` times a step at 480p with five support frames for 1, 2, 3 and 6 objects, both variants,
-beside the share that the arithmetic alone gives. `dmn_aoa` times what comes before RefineNet and
-what comes after for 1, 3 and 5 objects and 30 proposals. Every round times every count, so that
-noise meets all alike; a ratio is the median over rounds of the ratio within a round. Writes
-<date>-objects-<model>-<device>.json.
+`giel` times a step at 480p with five support frames for 1, 2, 3 and 6 objects, both variants, with
+the ratio of FLOPs for comparison. `dmn_aoa` times the parts before and after RefineNet for 1, 3 and
+5 objects and 30 proposals. Every round times every count, so that noise affects all alike; a ratio
+is the median over rounds of the ratio within a round. Writes <date>-objects-<model>-<device>.json.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ Parts = dict[str, Callable[[], Any]]
 
 
 def masks_of(count: int, height: int, width: int, device: torch.device) -> torch.Tensor:
-    """[1 + O, H, W]: rectangles of a tenth of the frame's sides each, and the background."""
+    """Return masks [1 + O, H, W]: the background, and rectangles of a tenth of each side."""
     planes = torch.zeros(1 + count, height, width, device=device)
     for slot in range(count):
         top, left = height * (1 + 3 * (slot // 3)) // 8, width * (1 + 2 * (slot % 3)) // 8
@@ -53,7 +52,7 @@ def masks_of(count: int, height: int, width: int, device: torch.device) -> torch
 
 
 def proposals_of(height: int, width: int, device: torch.device) -> Proposals:
-    """30 boxes of 40 to 400 pixels that do not say the same."""
+    """Return 30 different boxes of 40 to 400 pixels."""
     generator = torch.Generator().manual_seed(0)
     masks = torch.zeros(PROPOSALS, height, width, dtype=torch.bool)
     for mask in masks:
@@ -68,7 +67,7 @@ def proposals_of(height: int, width: int, device: torch.device) -> Proposals:
 def measure(
     parts_of: Callable[[int], Parts], counts: tuple[int, ...], rounds: int, device: torch.device
 ) -> Times:
-    """Milliseconds of every part for every count, round by round; the first round warms up."""
+    """Return milliseconds of every part for every count and round, after a warm-up round."""
     by_count = {count: parts_of(count) for count in counts}
     times: Times = {}
     for index in range(rounds + 1):
@@ -102,7 +101,7 @@ def giel(variant: str, device: torch.device, rounds: int) -> list[dict[str, Any]
         features = method.encode(frame)
         planes = masks_of(count, height, width, device)
         masks = Masks(planes, tuple(range(count)))
-        for _ in range(SUPPORT + 3):  # past the point where the support is all there is
+        for _ in range(SUPPORT + 3):  # until the support is full
             method.remember([features], masks, state)
         aux = torch.randn(1, height // 4, width // 4, device=device)
         return {
@@ -197,22 +196,22 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    if unknown := set(given.model) - set(MODELS):
+    options = parser.parse_args()
+    if unknown := set(options.model) - set(MODELS):
         parser.error(f"model: wanted {', '.join(MODELS)}, given {', '.join(sorted(unknown))}")
-    device = choose_device(given.device)
+    device = choose_device(options.device)
     console = Console(width=160)
-    for model in given.model or MODELS:
+    for model in options.model or MODELS:
         found = {**describe(device), "model": model, "size": list(SIZE)}
         if model == "giel":
-            found["full"] = giel("full", device, given.rounds)
-            found["fast"] = giel("fast", device, given.rounds)
+            found["full"] = giel("full", device, options.rounds)
+            found["fast"] = giel("fast", device, options.rounds)
             for variant in ("full", "fast"):
                 show(f"giel, {variant}", found[variant], console)
         else:
-            found["objects"] = dmn_aoa(device, given.rounds)
+            found["objects"] = dmn_aoa(device, options.rounds)
             show("dmn_aoa", found["objects"], console)
-        write_json(found, given.folder / f"{found['date']}-objects-{model}-{device.type}.json")
+        write_json(found, options.folder / f"{found['date']}-objects-{model}-{device.type}.json")
 
 
 if __name__ == "__main__":

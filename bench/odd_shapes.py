@@ -1,4 +1,4 @@
-"""Random shapes for every op, odd ones above all: no tile divides them, and some are tiny."""
+"""Random shapes for every op, mostly odd: not multiples of tiles, some tiny."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Draw = Callable[[random.Random], Make]
 
 
 def odd_case(name: str, seed: int) -> Case | None:
-    """One call of the op of that name; None where shapes of it are not drawn at random."""
+    """Return one call of the named op; None if there are no random shapes for it."""
     draw = DRAWS.get(name)
     if draw is None:
         return None

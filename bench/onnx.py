@@ -1,12 +1,14 @@
 """Exported models in onnxruntime beside torch: a step of each, in turn, on the same frames.
 
     python bench/onnx.py [munet giel ...] [--weights demo] [--objects 1,3] [--frames 15]
-        [--size 480x854] [--providers CPUExecutionProvider] [--folder bench/results]
+        [--ops standard,contrib,vosengine] [--size 480x854] [--providers CPUExecutionProvider]
+        [--folder bench/results]
 
-Every model is exported by `vosengine export` in a process of its own, whose time and memory are
-kept. Then an OnnxSegmenter, an eager Segmenter and a fast one step through one drawn clip, frame by
-frame in turn, so that noise meets all alike; eleven frames come before the clock. Writes
-<date>-onnx-<cpu or gpu>.json.
+Every model is exported by `vosengine export` with each of --ops, in processes of their own, whose
+time and memory are kept. Then an eager Segmenter, a fast one, and an OnnxSegmenter over each of the
+exports step through one drawn clip, frame by frame in turn, so that noise meets all alike; eleven
+frames come before the clock. An export by "contrib" that came out in standard operators alone is
+not timed a second time. Writes <date>-onnx-<cpu or gpu>.json.
 """
 
 from __future__ import annotations
@@ -33,32 +35,42 @@ from rich.table import Table
 
 from vosengine import OnnxSegmenter, Segmenter, keep_freed_memory, list_models
 from vosengine.benchmark import drawn_scene
+from vosengine.onnx.manifest import Manifest
 from vosengine.timing import summarise
 
 WARM_UP = 11
-VARIANTS = ("onnxruntime", "eager", "fast")
+OPS = "standard", "contrib", "vosengine"
 
 
-def export(model: str, weights: str, folder: Path) -> dict[str, float]:
-    """Seconds and peak MiB of the command that exports a model."""
-    command = [sys.executable, "-m", "vosengine", "export", model]
+def export(model: str, weights: str, folder: Path, ops: str) -> dict[str, Any]:
+    """Seconds and peak MiB of the command that exports a model, and what was left in standard
+    operators."""
+    command = [sys.executable, "-m", "vosengine", "export", model, "--ops", ops]
     start = time.perf_counter()
     subprocess.run(
         [*command, "--weights", weights, "--out", str(folder)], check=True, capture_output=True
     )
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # of the largest so far
-    return {"seconds": round(seconds, 1), "peak_mib": round(peak)}
+    manifest = Manifest.read(folder)
+    return {
+        "seconds": round(seconds, 1),
+        "peak_mib": round(peak),
+        "kept": manifest.ops_kept,
+        "operators": sorted({each for g in manifest.graphs.values() for each in g.operators}),
+    }
 
 
-def engines(model: str, weights: str, folder: Path, providers: list[str] | None) -> dict[str, Any]:
-    """The three that are compared, each with a stream of its own."""
+def engines(
+    model: str, weights: str, folders: dict[str, Path], providers: list[str] | None
+) -> dict[str, Any]:
+    """All that are compared, each with a stream of its own."""
     device = "cuda" if providers and providers[0].startswith("CUDA") else "cpu"
     options: Any = {"weights": weights, "device": device, "precision": "fp32"}
     return {
-        "onnxruntime": OnnxSegmenter(folder, providers=providers),
         "eager": Segmenter(model, engine="eager", **options),
         "fast": Segmenter(model, **options),
+        **{ops: OnnxSegmenter(folder, providers=providers) for ops, folder in folders.items()},
     }
 
 
@@ -66,7 +78,7 @@ def measure(variants: dict[str, Any], scene: Any, objects: int, frames: int) -> 
     """Milliseconds of every step after the warm-up, and how the labels agree with eager's."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     differs: dict[str, list[float]] = {name: [] for name in variants}
-    takes_mask = variants["onnxruntime"].manifest.takes_mask
+    takes_mask = variants["eager"].method.takes_mask
     for index in range(WARM_UP + frames):
         prompt = scene.prompt(objects) if index == 0 and takes_mask else None
         labels = {}
@@ -86,10 +98,20 @@ def measure(variants: dict[str, Any], scene: Any, objects: int, frames: int) -> 
                 **summarise(times[name][WARM_UP:]),
                 "differs": float(np.mean(differs[name])),
                 "times_as_fast_as_eager": round(p50["eager"] / p50[name], 3),
+                "times_as_fast_as_fast": round(p50["fast"] / p50[name], 3),
             }
             for name in variants
         },
     }
+
+
+def cell(point: dict[str, Any], name: str) -> str:
+    """p50 (p95), and how many times as fast as eager."""
+    if name not in point:
+        return "as standard"
+    found = point[name]
+    ratio = f"{found['times_as_fast_as_eager']:.2f}x"
+    return f"{found['p50_ms']:.0f} ({found['p95_ms']:.0f}) {ratio}"
 
 
 def main() -> None:
@@ -99,6 +121,7 @@ def main() -> None:
     parser.add_argument("--weights", default="demo")
     parser.add_argument("--objects", default="1,3")
     parser.add_argument("--frames", type=int, default=15)
+    parser.add_argument("--ops", default=",".join(OPS))
     parser.add_argument("--size", default="480x854")
     parser.add_argument("--providers", default="CPUExecutionProvider")
     parser.add_argument("--folder", type=Path, default=RESULTS)
@@ -107,21 +130,27 @@ def main() -> None:
     height, width = map(int, options.size.split("x"))
     providers = options.providers.split(",")
     scene, found = drawn_scene((height, width)), []
-    table = Table("model", "objects", *(f"{name} p50 (p95) ms" for name in VARIANTS), "to eager")
+    asked = options.ops.split(",")
+    names = ["eager", "fast", *asked]
+    table = Table("model", "objects", *(f"{name} p50 (p95) ms, to eager" for name in names))
     for model in options.models:
         with tempfile.TemporaryDirectory() as scratch:
-            written = export(model, options.weights, Path(scratch))
+            folders = {ops: Path(scratch, ops) for ops in asked}
+            written = {
+                ops: export(model, options.weights, folder, ops) for ops, folder in folders.items()
+            }
+            if "standard" in asked and "contrib" in asked and not written["contrib"]["operators"]:
+                del folders["contrib"]
             counts = [int(n) for n in options.objects.split(",")]
             points = []
             for objects in counts if model != "imcnet" else [1]:
-                variants = engines(model, options.weights, Path(scratch), providers)
+                variants = engines(model, options.weights, folders, providers)
                 point = measure(variants, scene, objects, options.frames)
                 points.append(point)
-                cells = (f"{point[n]['p50_ms']:.0f} ({point[n]['p95_ms']:.0f})" for n in VARIANTS)
-                ratio = f"{point['onnxruntime']['times_as_fast_as_eager']:.2f}x"
-                table.add_row(model, str(objects), *cells, ratio)
+                table.add_row(model, str(objects), *(cell(point, name) for name in names))
         found.append({"model": model, "export": written, "points": points})
-        print(f"{model}: exported in {written['seconds']} s", flush=True)
+        seconds = ", ".join(f"{ops} {each['seconds']} s" for ops, each in written.items())
+        print(f"{model}: exported: {seconds}", flush=True)
     Console().print(table)
     device = torch.device("cuda" if providers[0].startswith("CUDA") else "cpu")
     facts = describe(device)
@@ -131,6 +160,7 @@ def main() -> None:
         "weights": options.weights,
         "size": [height, width],
         "providers": providers,
+        "ops": asked,
         "models": found,
     }
     write_json(result, options.folder / f"{facts['date']}-onnx-{kind}.json")

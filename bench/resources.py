@@ -1,9 +1,9 @@
-"""Compiles every GPU kernel for every chip and writes down what it needs; no GPU is needed.
+"""Compile every GPU kernel for every chip and write its resource usage; no GPU is needed.
 
     python bench/resources.py [--file bench/results/kernel-resources.md]
 
-Ends with an error where a kernel spills, does not fit its chip, or leaves the tensor cores idle
-that it was written for.
+Exits with an error if a kernel spills, exceeds the limits of its chip, or contains no tensor-core
+instructions although it should.
 """
 
 from __future__ import annotations

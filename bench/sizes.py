@@ -1,11 +1,11 @@
-"""What a step costs by weights and by the size at which the network sees a frame.
+"""Cost of a step by weights and by the input size of the network.
 
     python bench/sizes.py giel=old.safetensors,giel=demo,giel=demo@256 [--rounds 10]
         [--device auto] [--folder bench/results]
 
-Streams of a drawn clip of 480x854 with three objects, all of them side by side, a step of each in
-turn, after as many steps as fill the memories: noise meets all alike. Without @ the size is the
-weights' own. A ratio is the median over rounds of that to the model's first. Writes
+All streams of a procedural clip of 480x854 with three objects are stepped in turn, so that noise
+affects all alike, after enough steps to fill the memories. Without @ the size is that of the
+weights. A ratio is the median over rounds of the ratio to the model's first entry. Writes
 <date>-sizes-<device>.json.
 """
 
@@ -30,7 +30,7 @@ WARM_UP = 30  # steps: six frames of memory, one in five
 
 
 def stream(model: str, weights: str, size: str, device: str, clip: Clip) -> Segmenter:
-    """A stream that has seen the clip's first frame with its masks."""
+    """Return a stream that has processed the clip's first frame with its masks."""
     options: dict[str, Any] = {"size": int(size)} if size else {}
     segmenter = Segmenter(model, weights=weights, device=device, **options)
     segmenter.step(clip.frames[0], clip.masks[0] if segmenter.method.takes_mask else None)
@@ -38,7 +38,7 @@ def stream(model: str, weights: str, size: str, device: str, clip: Clip) -> Segm
 
 
 def measure(named: list[str], rounds: int, device: str) -> list[dict[str, Any]]:
-    """A row for each "model=weights" or "model=weights@size"."""
+    """Return a row for each "model=weights" or "model=weights@size"."""
     height, width = SIZE
     config = ClipConfig(frames=8, height=height, width=width, objects=(OBJECTS, OBJECTS))
     clip = make_clip(config, seed=3)
@@ -76,17 +76,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--folder", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    rows = measure(given.weights.split(","), given.rounds, given.device)
+    options = parser.parse_args()
+    rows = measure(options.weights.split(","), options.rounds, options.device)
     table = Table("model", "weights", "size", "p50 ms", "p95 ms", "to the first")
     for row in rows:
         step = row["step"]
         table.add_row(row["model"], row["weights"], row["size"], f"{step['p50_ms']:.0f}",
                       f"{step['p95_ms']:.0f}", f"{row['to_first']:.2f}x")  # fmt: skip
     Console().print(table)
-    device = choose_device(given.device)
-    found = {**describe(device), "frame": list(SIZE), "objects": OBJECTS, "rows": rows}
-    write_json(found, given.folder / f"{found['date']}-sizes-{device.type}.json")
+    device = choose_device(options.device)
+    results = {**describe(device), "frame": list(SIZE), "objects": OBJECTS, "rows": rows}
+    write_json(results, options.folder / f"{results['date']}-sizes-{device.type}.json")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What holding features saves: a streamed frame of imcnet beside its clip computed from nothing.
+"""Speed-up from cached features: a streamed frame of imcnet against its clip without a cache.
 
     python bench/streaming.py [--rounds 8] [--device auto] [--folder bench/results]
 
@@ -30,7 +30,7 @@ SIZE = (480, 854)
 
 
 def cache(device: torch.device, rounds: int) -> dict[str, Any]:
-    """IMCNet at its published size: a frame of a stream against its clip from nothing."""
+    """Measure IMCNet at its published size: a streamed frame against its clip without a cache."""
     config = IMCNetConfig()
     method = build("imcnet", config).to(device)
     state = method.start(Geometry.fit(SIZE, size=config.size, multiple=method.stride), 1)
@@ -61,14 +61,14 @@ def cache(device: torch.device, rounds: int) -> dict[str, Any]:
 
 
 def _check_same(one: torch.Tensor, other: torch.Tensor) -> None:
-    """What is timed must be the same function."""
+    """Exit unless the two results agree: both timings must be of the same function."""
     difference = float((one - other).abs().max() / one.abs().max())
     if not difference < 1e-3:
-        sys.exit(f"streamed and from nothing differ by {difference:.2g}: not timed")
+        sys.exit(f"results with and without the cache differ by {difference:.2g}: not timed")
 
 
 def _median_ratio(above: list[float], below: list[float]) -> float:
-    """Median over rounds of the ratio within a round."""
+    """Return the median over rounds of the ratio within a round."""
     ratios = sorted(a / b for a, b in zip(above, below, strict=True))
     return round(ratios[len(ratios) // 2], 3)
 
@@ -85,11 +85,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    device = choose_device(given.device)
-    found = {**describe(device), "model": "imcnet", "cache": cache(device, given.rounds)}
-    Console().print_json(json.dumps(found["cache"]))
-    write_json(found, given.folder / f"{found['date']}-cache-imcnet-{device.type}.json")
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    results = {**describe(device), "model": "imcnet", "cache": cache(device, options.rounds)}
+    Console().print_json(json.dumps(results["cache"]))
+    write_json(results, options.folder / f"{results['date']}-cache-imcnet-{device.type}.json")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Many streams on one engine, beside as many Segmenters with weights of their own.
+"""Many streams on one engine, compared with as many Segmenters that each have their own weights.
 
     python bench/streams.py [--model stm] [--weights demo] [--streams 1,2,4,8,16] [--rounds 10]
         [--max-batch N] [--device auto] [--folder bench/results]
 
-Streams of a drawn clip of 480x854 with one object each. In a round every stream is given a frame:
-the engine's are submitted and stepped until all are answered, then each Segmenter steps in turn;
-noise meets both alike. A ratio is the median over rounds of the Segmenters' time to the engine's:
-above 1 the engine is faster. p50 and p99 are of a frame, from the round's beginning to its answer
-in the engine. Resident memory is the process's, with so many streams of each kind open, each kind
-in a process of its own. Also: a stream opened, saved, loaded. Writes <date>-streams-<device>.json.
+Streams of a procedural clip of 480x854 with one object each. In a round every stream receives a
+frame: those of the engine are submitted and stepped until all have results, then the Segmenters
+step in turn; noise affects both alike. A ratio is the median over rounds of the Segmenters' time to
+the engine's: above 1 the engine is faster. p50 and p99 are of a frame, from the start of the round
+to its result in the engine. Resident memory is that of a process with that many streams of one
+kind. Also timed: opening, saving and loading a stream. Writes <date>-streams-<device>.json.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def prompt_of(segmenter: Segmenter, clip: Clip) -> np.ndarray | None:
     return clip.masks[0] if segmenter.method.needs_mask else None
 
 
-def measure(given: argparse.Namespace, count: int, clip: Clip) -> dict[str, Any]:
-    """A round of `count` streams, on one engine and by themselves."""
-    options = {"weights": given.weights, "device": given.device}
-    engine = Engine(given.model, max_batch=given.max_batch, **options)
+def measure(settings: argparse.Namespace, count: int, clip: Clip) -> dict[str, Any]:
+    """Measure rounds of `count` streams, on one engine and as separate Segmenters."""
+    options = {"weights": settings.weights, "device": settings.device}
+    engine = Engine(settings.model, max_batch=settings.max_batch, **options)
     shared = [engine.open() for _ in range(count)]
-    alone = [Segmenter(given.model, **options) for _ in range(count)]
+    alone = [Segmenter(settings.model, **options) for _ in range(count)]
     for stream in (*shared, *alone):
         stream.step(clip.frames[0], prompt_of(stream, clip))
     latencies: list[float] = []
     together, apart = [], []
-    for index in range(WARM_UP + given.rounds):
+    for index in range(WARM_UP + settings.rounds):
         frame = clip.frames[1 + index % (len(clip.frames) - 1)]
         answered = one_round(engine, shared, frame)
         singly = sum(timed(lambda s=s, f=frame: s.step(f), engine.device)[1] for s in alone)
@@ -75,13 +75,13 @@ def measure(given: argparse.Namespace, count: int, clip: Clip) -> dict[str, Any]
     }
 
 
-def lifetime(given: argparse.Namespace, clip: Clip) -> dict[str, Any]:
-    """Milliseconds to open a stream up to its first answer, to save it and to load it."""
-    engine = Engine(given.model, weights=given.weights, device=given.device)
+def lifetime(settings: argparse.Namespace, clip: Clip) -> dict[str, Any]:
+    """Return milliseconds to open a stream up to its first result, to save it and to load it."""
+    engine = Engine(settings.model, weights=settings.weights, device=settings.device)
     taken: dict[str, list[float]] = {"open": [], "save": [], "load": []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stream"
-        for _ in range(WARM_UP + given.rounds):
+        for _ in range(WARM_UP + settings.rounds):
 
             def opened() -> Segmenter:
                 stream = engine.open()
@@ -101,7 +101,7 @@ def lifetime(given: argparse.Namespace, clip: Clip) -> dict[str, Any]:
 
 
 def resident(model: str, weights: str, count: int, shares: bool) -> float:
-    """MiB that this process holds with so many streams, two frames old."""
+    """Return the resident MiB of this process with that many streams, after HELD frames each."""
     clip = draw()
     engine = Engine(model, weights=weights, device="cpu") if shares else None
     streams = []
@@ -113,11 +113,11 @@ def resident(model: str, weights: str, count: int, shares: bool) -> float:
     return held_bytes(torch.device("cpu")) / MIB
 
 
-def memory(given: argparse.Namespace, count: int) -> dict[str, float]:
+def memory(settings: argparse.Namespace, count: int) -> dict[str, float]:
     found = {}
     for name, shares in (("together", True), ("apart", False)):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            arguments = given.model, given.weights, count, shares
+            arguments = settings.model, settings.weights, count, shares
             found[f"resident_{name}_mib"] = round(pool.apply(resident, arguments), 1)
     return found
 
@@ -131,24 +131,24 @@ def main() -> None:
     parser.add_argument("--max-batch", type=int, default=None)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--folder", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    device, clip = choose_device(given.device), draw()
+    settings = parser.parse_args()
+    device, clip = choose_device(settings.device), draw()
     rows = []
     table = Table("streams", "p50 ms", "p99 ms", "frames/s", "apart / together", "MiB", "MiB apart")
-    for count in map(int, given.streams.split(",")):
-        row = measure(given, count, clip)
+    for count in map(int, settings.streams.split(",")):
+        row = measure(settings, count, clip)
         if device.type == "cpu":
-            row |= memory(given, count)
+            row |= memory(settings, count)
         rows.append(row)
         held = [f"{row.get(f'resident_{n}_mib', 0):.0f}" for n in ("together", "apart")]
         table.add_row(str(count), f"{row['frame']['p50_ms']:.0f}", f"{row['frame']['p99_ms']:.0f}",
                       f"{row['frames_per_second']:.1f}", f"{row['apart_over_together']:.2f}",
                       *held)  # fmt: skip
     Console().print(table)
-    found = {**describe(device), "model": given.model, "frame": list(SIZE), "rows": rows,
-             "lifetime": lifetime(given, clip)}  # fmt: skip
+    found = {**describe(device), "model": settings.model, "frame": list(SIZE), "rows": rows,
+             "lifetime": lifetime(settings, clip)}  # fmt: skip
     Console().print({n: v["p50_ms"] for n, v in found["lifetime"].items() if isinstance(v, dict)})
-    write_json(found, given.folder / f"{found['date']}-streams-{device.type}.json")
+    write_json(found, settings.folder / f"{found['date']}-streams-{device.type}.json")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A short table of kernel results: our best backend of every case beside its fastest peer.
+"""Summary of kernel results: our fastest backend of every case and its fastest peer.
 
 python bench/summary.py bench/results/*-kernels-*-cuda.json
 """
@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# `separate` and `contiguous` are our own op in other words: no rivals.
+# `separate` and `contiguous` are our own op in another form, not peers.
 OTHERWISE = ("separate", "contiguous")
 OURS = ("cuda", "triton", "cpu", *OTHERWISE)
 
@@ -34,7 +34,7 @@ def show_summary(console: Console, reports: list[dict[str, Any]]) -> None:
 
 
 def row(case: dict[str, Any], dtype: str) -> tuple[str, ...]:
-    """Where we have no backend, the fastest peer stands alone."""
+    """Return the row of a case; without a backend of ours, only the fastest peer."""
     results = case["results"]
     ours = fastest({n: r for n, r in results.items() if n in OURS and n not in OTHERWISE})
     peer = fastest({n: r for n, r in results.items() if n not in OURS})
@@ -55,7 +55,7 @@ def fastest(results: dict[str, dict[str, Any]]) -> str | None:
 
 
 def microseconds(times: Any) -> str:
-    """Empty where there is only a reason for there being none."""
+    """Format the p50 in microseconds; empty if there is only a reason instead of times."""
     return f"{1e3 * times['p50_ms']:.4g}" if isinstance(times, dict) else ""
 
 

@@ -1,15 +1,18 @@
-"""Prints the README's tables from the newest CPU results in bench/results/.
+"""Prints the tables of docs/benchmarks.md from the newest CPU results in bench/results/.
 
-python bench/tables.py
+python bench/tables.py             those of speed
+python bench/tables.py accuracy    those of accuracy, with the scores of the weights' cards
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from vosengine.timing import summarise
+from vosengine.zoo.weights import cards
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -144,8 +147,42 @@ def dmn_objects(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def exported_by_ops(found: dict[str, Any]) -> list[str]:
+    """One row per model and object count: exports by each kind of operators beside torch."""
+    height, width = found["size"]
+    kinds = [name for name in ("standard", "contrib", "vosengine") if name in found["ops"]]
+    names = ("eager", "fast", *kinds)
+    lines = [
+        f"**Exported models** in onnxruntime, `{found['weights']}` weights, frames of "
+        f"{height}x{width} ({where(found)}).",
+        "p50 (p95) of a step in ms, all in turn; exports by `--ops`, and how many times as fast as "
+        "eager and as fast they are.",
+        "",
+        row("model", "objects", *names, "labels that differ, at most"),
+        row("---", *["---:"] * (2 + len(names))),
+    ]
+    for model in found["models"]:
+        for point in model["points"]:
+            cells = [f"{point[n]['p50_ms']:.0f} ({point[n]['p95_ms']:.0f})" for n in names[:2]]
+            for kind in kinds:
+                each = point.get(kind)
+                cells.append(
+                    "as standard"
+                    if each is None
+                    else f"{each['p50_ms']:.0f} ({each['p95_ms']:.0f}) "
+                    f"{each['times_as_fast_as_eager']:.2f}x {each['times_as_fast_as_fast']:.2f}x"
+                )
+            worst = max(point[kind]["differs"] for kind in kinds if kind in point)
+            lines.append(
+                row(f"`{model['model']}`", point["objects"], *cells, f"{100 * worst:.3f} %")
+            )
+    return lines
+
+
 def exported(found: dict[str, Any]) -> list[str]:
     """One row per model and object count: onnxruntime beside torch."""
+    if "ops" in found:
+        return exported_by_ops(found)
     height, width = found["size"]
     lines = [
         f"**Exported models** in onnxruntime, `{found['weights']}` weights, frames of "
@@ -208,8 +245,38 @@ def cache(found: dict[str, Any]) -> list[str]:
     ]
 
 
+SCORES = {"J": "ten real clips, mean J", "F": "ten real clips, mean F"}  # as the cards name them
+
+
+def scores_of(model: str) -> dict[str, float]:
+    """Mean J and F, 0..1, of a model's demo weights over the ten clips, as their card has them."""
+    card = cards()[f"{model}.demo"]
+    return {letter: float(card.scores[name]) for letter, name in SCORES.items()}
+
+
+def accuracy(group: dict[str, Any]) -> list[str]:
+    """The models that are given the same, beside their baselines: mean J and mean F."""
+    columns = {f"`{model}.demo`": scores_of(model) for model in group["models"]}
+    columns |= group["baselines"]
+    lines = [row("", *columns), row("---", *("---:" for _ in columns))]
+    for letter in SCORES:
+        lines.append(row(f"mean {letter}", *(f"{each[letter]:.3f}" for each in columns.values())))
+    return [f"Given {group['given']}:", "", *lines]
+
+
 def main() -> None:
-    parts = (
+    if sys.argv[1:] == ["accuracy"]:
+        parts: tuple[list[str], ...] = tuple(map(accuracy, newest("baselines")["groups"]))
+    elif sys.argv[1:]:
+        raise SystemExit(f"wanted nothing or accuracy, given {' '.join(sys.argv[1:])}")
+    else:
+        parts = speed()
+    print("\n\n".join("\n".join(part) for part in parts))
+
+
+def speed() -> tuple[list[str], ...]:
+    """All tables of speed."""
+    return (
         kernels(newest("kernels-float32")),
         kernels(newest("kernels-bfloat16")),
         whole_models(newest("bench-paper")),
@@ -220,7 +287,6 @@ def main() -> None:
         long_stream(newest("bench-stream")),
         cache(newest("cache-imcnet")),
     )
-    print("\n\n".join("\n".join(part) for part in parts))
 
 
 if __name__ == "__main__":

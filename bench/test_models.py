@@ -1,7 +1,7 @@
-"""Whole models through pytest-benchmark: `pytest bench/`, `pytest bench/ --benchmark-compare`...
+"""Whole models with pytest-benchmark: `pytest bench/`, `pytest bench/ --benchmark-compare`...
 
-The variants and scenes are those of `vosengine bench`, at a small size and with the weights that
-ship.
+The variants and scenes are those of `vosengine bench`, at a small size and with the shipped
+weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def runner(model: str, objects: int, variant: Variant, scene: Scene) -> Iterator
     if unsupported is not None:
         pytest.skip(unsupported)
     if objects > 1 and not entry(model).build.takes_mask:
-        pytest.skip("finds one foreground")
+        pytest.skip("segments a single foreground")
     yield Runner(Cell(variant.name, objects, SIZE), model, variant, scene, DEVICE, PLAN)
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Baselines by torchvision's own kernels, where it is installed; see baselines.py."""
+"""Baselines by torchvision's kernels, if it is installed; see baselines.py."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: built for another 
 
 
 def convolve(
-    x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, **given: Any
+    x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, **options: Any
 ) -> torch.Tensor:
-    """deform_conv by deform_conv2d, which reads the groups off the weight."""
-    given.pop("groups", None)
-    return deform_conv2d(x, offset, weight, **given)
+    """deform_conv by deform_conv2d, which infers the groups from the weight."""
+    options.pop("groups", None)
+    return deform_conv2d(x, offset, weight, **options)
 
 
 def align(

@@ -1,12 +1,12 @@
-"""What a step of training costs, in float32 and bfloat16, and where the time goes.
+"""Cost of a training step in float32 and bfloat16, with a profile.
 
     python bench/training.py stm@lite,stm@small [--rounds 5] [--device auto]
         [--folder bench/results]
 
-The recipe's batch of drawn clips, the same one again and again; a step in each precision in turn,
-so that noise meets both alike. A ratio is the median over rounds of fp32's time to bf16's. The
-profile is of one step in bf16: operators by the share of the time that they take themselves.
-Writes <date>-training-<device>.json.
+Repeats one batch of procedural clips, as in the recipe; the precisions alternate step by step, so
+that noise affects both alike. A ratio is the median over rounds of fp32 time to bf16 time. The
+profile is of one step in bf16: operators by their share of self time. Writes
+<date>-training-<device>.json.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def batch_of(model: str, config: str) -> Batch:
 
 
 def shares(trained: Trainer, batch: Batch) -> list[dict[str, Any]]:
-    """The operators of a step that take the most time themselves, each with its share."""
+    """Return the operators with the most self time in a step, each with its share."""
     with profile() as found:
         trained.advance(batch)
     averages = found.key_averages()

@@ -1,4 +1,4 @@
-// Checks at the border between Python and C++: what was wrong, wanted and given.
+// Argument checks between Python and C++; messages read "what: wanted X, given Y".
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// correlate_frames on the CPU: a band matrix product per pair of rows, the scores of a few queries
-// kept in cache, one softmax over them; the volume never leaves the first-level cache.
+// correlate_frames on the CPU: a band matrix product per pair of rows; the scores of a few queries
+// stay in the L1 cache, followed by one softmax. The cost volume is never stored.
 #ifndef VOS_ISA
 
 #include "correlate_frames.h"
@@ -17,14 +17,14 @@ void vosengine::correlate_frames_cpu(const CorrelateFrames& call) { VOS_DISPATCH
 
 #else
 
-// QUERIES neighbouring queries share each load of VECTORS * VOS_WIDTH neighbouring candidates;
-// their product is what the registers hold (16 with AVX2, 32 with AVX-512).
+// QUERIES neighbouring queries share each load of VECTORS * VOS_WIDTH neighbouring candidates; the
+// registers (16 with AVX2, 32 with AVX-512) hold their products.
 constexpr int QUERIES = VOS_WIDTH == 16 ? 8 : VOS_WIDTH == 8 ? 3 : 2;
 constexpr int VECTORS = VOS_WIDTH == 16 ? 2 : VOS_WIDTH == 8 ? 4 : 4;
 constexpr int SPAN = VECTORS * VOS_WIDTH;
 
 // Unit-length copy of one image: element (y, c, x) at out[(y * channels + c) * pitch + margin + x],
-// zero in the margins, so that a candidate beyond the frame correlates to 0 by itself.
+// zero in the margins, so that candidates beyond the frame have correlation 0.
 static void pack_rows(const float* image, const int64_t* stride, int64_t channels, int64_t height,
                       int64_t width, int64_t margin, int64_t pitch, float* out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -65,7 +65,7 @@ VOS_INLINE void correlate_tile(const float* queries, int64_t query_pitch, const 
     for (int v = 0; v < VECTORS; ++v) store(scores + q * SPAN + v * VOS_WIDTH, sum[q][v]);
 }
 
-// What a thread needs for one row of queries.
+// Scratch of a thread for one row of queries.
 struct Scratch {
   float* scores;   // [tiles, spans, QUERIES, SPAN] of one row of candidates
   float* windows;  // [tiles * QUERIES, side, window_pitch], zero outside the frame and in the pitch
@@ -87,8 +87,9 @@ static Plan plan_for(const CorrelateFrames& call) {
   return plan;
 }
 
-// Scores of one row of queries against one row of candidates, into row v of every window. Channels
-// go in blocks, so that the candidates of a block stay in the first-level cache for all tiles.
+// Scores of one row of queries against one row of candidates, written to row v of every window.
+// Channels are processed in blocks, so that the candidates of a block stay in the L1 cache for all
+// tiles.
 static void correlate_rows(const CorrelateFrames& call, const Plan& plan, const float* queries,
                            const float* candidates, int64_t v, const Scratch& scratch) {
   constexpr int64_t BLOCK = 32;
@@ -151,7 +152,7 @@ static void finish_query(const CorrelateFrames& call, const Plan& plan, const fl
     }
   const int64_t plane = call.height * call.width;
   const float scale = 1.0f / sum_of(total);
-  const bool clean = scale == scale;  // a NaN among the scores is sure to show in the sum alone
+  const bool clean = scale == scale;  // a NaN score always reaches the sum, not the maximum
   out[y * call.width + x] = sum_of(sum_x) * scale;
   out[plane + y * call.width + x] = sum_of(sum_y) * scale;
   out[2 * plane + y * call.width + x] = clean ? highest : scale;

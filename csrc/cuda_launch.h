@@ -1,5 +1,4 @@
-// What every .cu file needs to launch a kernel: where, with which element type, and what went
-// wrong.
+// Shared by all .cu files: device and stream, dispatch on the element type, launch errors.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,7 +12,7 @@
 
 #include "cuda_target.h"
 
-// Shared memory whose size the launch decides; 16-byte aligned.
+// Dynamic shared memory, 16-byte aligned.
 #ifndef VOS_SHARED_BYTES
 #define VOS_SHARED_BYTES(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
@@ -22,11 +21,11 @@ namespace vosengine {
 
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that the next caller does not meet it
+  cudaGetLastError();  // clears the error
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// Makes a device the current one for as long as it lives.
+// Sets the current device for the lifetime of the object.
 class OnDevice {
  public:
   explicit OnDevice(int device) : wanted_(device) {
@@ -43,7 +42,7 @@ class OnDevice {
   int before_ = 0, wanted_;
 };
 
-// Launches a kernel on the target's device and stream; raises what the launch says.
+// Launches a kernel on the target's device and stream; throws if the launch fails.
 template <typename... Wanted, typename... Given>
 void launch(const char* what, const CudaTarget& target, void (*kernel)(Wanted...), dim3 blocks,
             dim3 threads, size_t shared_bytes, Given&&... given) {
@@ -61,7 +60,7 @@ void launch(const char* what, const CudaTarget& target, void (*kernel)(Wanted...
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Given>(given)...), what);
 }
 
-// Calls `body` with a value of the element type, so that its type is known to the compiler.
+// Calls `body` with a value of the element type.
 template <typename Body>
 void with_element(Element element, Body&& body) {
   if (element == Element::float16) return body(__half{});
@@ -88,7 +87,7 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-// N neighbouring elements as one access: 16 bytes where the address allows it.
+// N contiguous elements as one access, of up to 16 bytes if aligned.
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T at[N];

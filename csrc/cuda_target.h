@@ -1,9 +1,9 @@
-// Where a CUDA kernel runs and what its elements are, free of CUDA's own headers.
+// Launch target and element type of a CUDA kernel, without CUDA headers.
 #pragma once
 
 namespace vosengine {
 
-// The codes are those of kernels/gpu.py.
+// Codes as in kernels/gpu.py.
 enum class Element : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 
 struct CudaTarget {

@@ -1,9 +1,8 @@
-// deform_conv on a GPU. A first kernel packs the image into units of 16 bytes (the channels of an
-// offset group side by side, zeros around: see kernels/deform_conv/packing.py) and the weights into
-// the order in which they are read. In the second a warp owns 16 pixels and 64 outputs of a group;
-// a lane samples 8 channels of a pixel with four loads of 16 bytes, which gives it its very share
-// of the tensor cores' operand: samples never leave the registers. float32 goes through shared
-// memory and ordinary multiplications.
+// deform_conv on a GPU. The first kernel packs the image into units of 16 bytes (contiguous
+// channels of an offset group, a border of zeros: see kernels/deform_conv/packing.py) and the
+// weights in the order of use. In the second a warp computes 16 pixels and 64 outputs of a group. A
+// lane samples 8 channels of a pixel with four 16-byte loads, which are exactly its fragment of the
+// tensor-core operand: samples stay in registers. float32 uses shared memory and FMAs.
 #include "deform_conv.h"
 
 #include <type_traits>
@@ -23,9 +22,9 @@ constexpr int TILES = 2;         // of 8 pixels, of a warp
 template <typename T>
 constexpr int UNIT = 16 / sizeof(T);
 template <typename T>
-constexpr int BLOCK_UNITS = std::is_same_v<T, float> ? 8 : 4;  // multiplied in one go
+constexpr int BLOCK_UNITS = std::is_same_v<T, float> ? 8 : 4;  // units per product
 
-// The call in ints, and what follows from it.
+// The call in ints, and derived values.
 struct Plan {
   int batch, height, width, outputs, out_width, pixels, groups;  // outputs: of a group
   int taps, taps_x, stride_y, stride_x, top, left, dilation_y, dilation_x;
@@ -129,8 +128,8 @@ __global__ void __launch_bounds__(PACK_THREADS)
   if (i < weight_count) weights[i] = packed_weight(plan, weight, i);
 }
 
-// start + shift as a whole number in [-2, size], returned, and a fraction in [0, 1). The start is
-// whole, so the fraction is the shift's own. A NaN is moved to the border.
+// Splits start + shift into an integer in [-2, size], returned, and a fraction in [0, 1). The start
+// is an integer, so the fraction is that of the shift. A NaN becomes a position on the border.
 __device__ __forceinline__ int split(int start, float shift, int size, float* fraction) {
   const float near =
       fminf(fmaxf(shift, static_cast<float>(-2 - start)), static_cast<float>(size - start));
@@ -139,7 +138,7 @@ __device__ __forceinline__ int split(int start, float shift, int size, float* fr
   return start + static_cast<int>(whole);
 }
 
-// What belongs to one pixel of an image.
+// One output pixel of an image.
 template <typename T>
 struct Pixel {
   const T *offset, *mask;  // of offset group 0, tap 0; mask may be null
@@ -149,14 +148,15 @@ struct Pixel {
 template <typename T>
 __device__ __forceinline__ Pixel<T> pixel_at(const Plan& plan, const T* offset, const T* mask,
                                              int64_t image, int pixel) {
-  pixel = pixel < plan.pixels ? pixel : plan.pixels - 1;  // beyond the last: computed, not stored
+  pixel =
+      pixel < plan.pixels ? pixel : plan.pixels - 1;  // beyond the last: computed but not stored
   const int y = pixel / plan.out_width, x = pixel % plan.out_width;
   offset += image * plan.offset[0] + y * plan.offset[2] + x * plan.offset[3];
   if (mask) mask += image * plan.mask[0] + y * plan.mask[2] + x * plan.mask[3];
   return {offset, mask, y * plan.stride_y - plan.top, x * plan.stride_x - plan.left};
 }
 
-// Where a tap is moved to, and how strong it is.
+// Offset and modulation of a tap.
 struct Shift {
   float y, x, strength;
 };
@@ -178,7 +178,7 @@ __device__ __forceinline__ void add(float (&sums)[UNIT<T>], const Pack<T, UNIT<T
   for (int c = 0; c < UNIT<T>; ++c) sums[c] += weight * to_float(values.at[c]);
 }
 
-// The bilinear sums of a unit for tap (y, x) of a pixel.
+// Bilinear samples of a unit for tap (y, x) of a pixel.
 template <typename T>
 __device__ __forceinline__ void sample(const Plan& plan, const Pack<T, UNIT<T>>* unit,
                                        const Pixel<T>& pixel, int y, int x, const Shift& shift,
@@ -197,7 +197,7 @@ __device__ __forceinline__ void sample(const Plan& plan, const Pack<T, UNIT<T>>*
   add<T>(sums, corner + plan.row + 1, lower * right);
 }
 
-// Which tile a block owns.
+// Tile of a block.
 struct Tile {
   int64_t image;
   int group, output, pixel;  // the first of each; output counts within the group
@@ -219,7 +219,7 @@ __device__ __forceinline__ int offset_group_of(const Plan& plan, int group, int 
   return (group * plan.units + unit) / plan.chunks * plan.section / plan.side;
 }
 
-// `N` neighbouring pixels of one output, as one access where that is aligned.
+// Stores N neighbouring pixels of one output, as one access if aligned.
 template <int N, typename T>
 __device__ __forceinline__ void store(const Plan& plan, T* out, int pixel, const float (&sums)[N]) {
   if (plan.pixels % N == 0 && pixel < plan.pixels) {
@@ -312,8 +312,8 @@ __global__ void __launch_bounds__(THREADS, 4)
     }
 }
 
-// float32: the block's samples and weights of a tap lie in shared memory, a thread owns 4 outputs
-// of 4 + 4 pixels.
+// float32: the block's samples and weights of a tap are in shared memory; a thread computes 4
+// outputs of 4 + 4 pixels.
 __global__ void __launch_bounds__(THREADS)
     convolve_float(Plan plan, const Pack<float, 4>* __restrict__ packed,
                    const float4* __restrict__ weights, const float* __restrict__ offset,

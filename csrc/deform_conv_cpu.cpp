@@ -1,5 +1,5 @@
-// deform_conv on the CPU: a few dozen output pixels at a time are sampled into columns that stay in
-// the second-level cache, then multiplied by the packed weights.
+// deform_conv on the CPU: blocks of a few dozen output pixels are sampled into columns that stay in
+// the L2 cache, then multiplied by the packed weights.
 #ifndef VOS_ISA
 
 #include "deform_conv.h"
@@ -10,7 +10,7 @@
 
 using vosengine::DeformConv;
 
-// Floats on a cache line's border, so that no vector of a packed pixel crosses a line.
+// Allocates floats aligned to a cache line, so that no vector of a packed pixel crosses a line.
 static float* new_floats(int64_t count) {
   return new (std::align_val_t(64)) float[static_cast<size_t>(count)];
 }
@@ -27,15 +27,15 @@ void vosengine::deform_conv_cpu(const DeformConv& call) { VOS_DISPATCH(convolve,
 
 #include "multiply.h"
 
-// Zeros around the packed image. A position is moved to [-2, size], so that the two neighbours of
-// one beyond the image both lie in the margin.
+// Border of zeros around the packed image. Positions are clamped to [-2, size], so that both
+// neighbours of one beyond the image lie in the margin.
 constexpr int64_t MARGIN = 2;
 constexpr int64_t COLUMNS = 32768;  // floats in the columns of a block of pixels: 128 KiB
 constexpr int64_t MOST_PIXELS = 96;
-constexpr int64_t BLOCK = 256;  // rows of a panel of weights that are multiplied in one go
+constexpr int64_t BLOCK = 256;  // rows of a panel of weights per product
 
-// Channels come in sections: those that share both an offset group and a group. A pixel's column
-// is [sections, taps, section], so that what a group multiplies is contiguous.
+// A section is a set of channels that share both an offset group and a convolution group. A pixel's
+// column is [sections, taps, section], so that the part of a group is contiguous.
 struct Plan {
   int64_t taps, plane;           // plane: output pixels of an image
   int64_t side;                  // channels of an offset group
@@ -43,7 +43,7 @@ struct Plan {
   int64_t packed_width, packed;  // pixels of a packed row, of a packed plane
   int64_t pixels, pitch;         // of a block: its size, and floats from column to column
   int64_t depth, outputs;        // of a group: rows and columns of its matrix
-  int64_t panels, block;         // of that matrix: panels of SPAN columns; rows in one go
+  int64_t panels, block;         // of that matrix: panels of SPAN columns; rows per product
 };
 
 static Plan plan_for(const DeformConv& call) {
@@ -54,7 +54,7 @@ static Plan plan_for(const DeformConv& call) {
   plan.section = common_divisor(plan.side, call.channels / call.groups);
   plan.packed_width = call.width + 2 * MARGIN;
   plan.packed = plan.packed_width * (call.height + 2 * MARGIN);
-  plan.pitch = call.channels * plan.taps + 16;  // off a power of two, for the cache's sets
+  plan.pitch = call.channels * plan.taps + 16;  // not a power of two, against cache conflicts
   int64_t pixels = COLUMNS / plan.pitch;
   pixels = pixels > MOST_PIXELS ? MOST_PIXELS : pixels < ROWS ? ROWS : pixels;
   plan.pixels = pixels / ROWS * ROWS;
@@ -66,13 +66,13 @@ static Plan plan_for(const DeformConv& call) {
   return plan;
 }
 
-// Where one tap of one offset group looks, for every pixel of a block.
+// Sampling positions of one tap of one offset group, for every pixel of a block.
 struct Samples {
   int32_t cell[MOST_PIXELS + VOS_WIDTH];     // packed pixel at the upper left
   float weight[4][MOST_PIXELS + VOS_WIDTH];  // of the four neighbours, row by row
 };
 
-// What a thread needs for one block of pixels.
+// Scratch of a thread for one block of pixels.
 struct Scratch {
   Samples samples;
   float base_y[MOST_PIXELS + VOS_WIDTH], base_x[MOST_PIXELS + VOS_WIDTH];  // of tap (0, 0)
@@ -80,7 +80,7 @@ struct Scratch {
   float* products;  // [pixels, panels * SPAN] of one group
 };
 
-// One image with zeros around it: [offset_groups, packed height, packed width, side].
+// Packs one image with a border of zeros: [offset_groups, packed height, packed width, side].
 static void pack_image(const DeformConv& call, const Plan& plan, const float* image, float* out) {
   const int64_t rows = call.height + 2 * MARGIN, row_size = plan.packed_width * plan.side;
 #pragma omp for schedule(static)
@@ -101,7 +101,7 @@ static void pack_image(const DeformConv& call, const Plan& plan, const float* im
   }
 }
 
-// The weights as [groups, panels, depth, SPAN], zero behind a group's last output channel.
+// Packs the weights as [groups, panels, depth, SPAN], zero after a group's last output channel.
 static void pack_weights(const DeformConv& call, const Plan& plan, float* out) {
   const int64_t sections = plan.depth / plan.taps / plan.section;
 #pragma omp for schedule(static) nowait
@@ -125,8 +125,8 @@ VOS_INLINE vfloat load_some(const float* from, int64_t count) {
   return value;
 }
 
-// Splits base + shift into a whole number in [-2, size], returned, and a fraction in [0, 1). The
-// base is whole, so the fraction is the shift's own and loses nothing to a large base.
+// Splits base + shift into an integer in [-2, size], returned, and a fraction in [0, 1). The base
+// is an integer, so the fraction is that of the shift and a large base costs no precision.
 VOS_INLINE vfloat split(vfloat base, vfloat shift, float size, vfloat* fraction) {
   const vfloat near = minimum(maximum(shift, -2.0f - base), size - base);  // a NaN becomes -2
   vfloat whole = __builtin_convertvector(__builtin_convertvector(near, vint), vfloat);
@@ -135,8 +135,8 @@ VOS_INLINE vfloat split(vfloat base, vfloat shift, float size, vfloat* fraction)
   return base + whole;
 }
 
-// One tap (i, j) of one offset group: the cells and weights of `count` pixels. `shift` and `mask`
-// point at the first pixel.
+// Computes the cells and weights of tap (i, j) of one offset group for `count` pixels. `shift` and
+// `mask` point to the first pixel.
 static void locate(const DeformConv& call, const Plan& plan, const float* shift, const float* mask,
                    int64_t i, int64_t j, int64_t count, Scratch* scratch) {
   const float tap_y = i * call.dilation[0], tap_x = j * call.dilation[1];
@@ -161,7 +161,7 @@ static void locate(const DeformConv& call, const Plan& plan, const float* shift,
   }
 }
 
-// Half a vector with AVX-512, where 8 channels are as common as they are with AVX2.
+// Half a vector with AVX-512, since groups of 8 channels are common.
 constexpr int NARROW = VOS_WIDTH == 16 ? 8 : 4;
 using vnarrow = float __attribute__((vector_size(NARROW * 4)));
 using vnarrow_unaligned = float __attribute__((vector_size(NARROW * 4), aligned(4), may_alias));
@@ -170,7 +170,8 @@ VOS_INLINE vnarrow load_narrow(const float* from) {
   return *reinterpret_cast<const vnarrow_unaligned*>(from);
 }
 
-// Samples `channels` neighbouring channels for `count` pixels. Inlined, also with `channels` known.
+// Samples `channels` contiguous channels for `count` pixels. Inlined, also with constant
+// `channels`.
 VOS_INLINE void sample(const int64_t channels, const Plan& plan, const float* image,
                        const Samples& samples, int64_t count, float* to) {
   const int64_t below = plan.packed_width * plan.side;
@@ -192,10 +193,10 @@ VOS_INLINE void sample(const int64_t channels, const Plan& plan, const float* im
   }
 }
 
-// The columns of `count` pixels from `first` on.
+// Samples the columns of `count` pixels from `first` on.
 static void sample_block(const DeformConv& call, const Plan& plan, int64_t b, const float* image,
                          int64_t first, int64_t count, Scratch* scratch) {
-  for (int64_t p = 0; p < plan.pixels + VOS_WIDTH; ++p) {  // beyond `count`, just some number
+  for (int64_t p = 0; p < plan.pixels + VOS_WIDTH; ++p) {  // any value beyond `count`
     scratch->base_y[p] = (first + p) / call.out_width * call.stride[0] - call.padding[0];
     scratch->base_x[p] = (first + p) % call.out_width * call.stride[1] - call.padding[1];
   }
@@ -220,7 +221,7 @@ static void sample_block(const DeformConv& call, const Plan& plan, int64_t b, co
 constexpr float ONES[] = {1, 1, 1, 1, 1, 1};
 static_assert(sizeof(ONES) / sizeof(float) >= ROWS, "one for each row of a tile");
 
-// The output of `count` pixels from `first` on: columns times weights, one group at a time.
+// Computes the output of `count` pixels from `first` on: columns times weights, group by group.
 static void multiply_block(const DeformConv& call, const Plan& plan, const float* weights,
                            int64_t first, int64_t count, const Scratch& scratch, float* out) {
   const int64_t width = plan.panels * SPAN;

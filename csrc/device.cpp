@@ -1,4 +1,4 @@
-// Facts for `vosengine doctor`.
+// Build information for `vosengine doctor`.
 #include "device.h"
 
 namespace vosengine {

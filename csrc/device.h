@@ -1,4 +1,4 @@
-// What this extension was built with, and what CUDA says of the machine.
+// Build information of the extension, and CUDA versions and devices of the machine.
 #pragma once
 
 #include <map>
@@ -6,7 +6,7 @@
 
 namespace vosengine {
 
-// compiler, openmp, and with CUDA: cuda_runtime, cuda_archs, cuda_driver, cuda_devices.
+// Keys: compiler, openmp, and with CUDA: cuda_runtime, cuda_archs, cuda_driver, cuda_devices.
 std::map<std::string, std::string> build_info();
 
 #ifdef VOSENGINE_CUDA

@@ -1,6 +1,6 @@
 // finish_masks on a GPU, in one pass: a block labels a tile of the result. The coarse cells under
-// the tile lie in shared memory; a thread makes neighbouring pixels of a row, which share three of
-// them. What every pixel keeps does not grow with the objects.
+// the tile are staged in shared memory; a thread computes neighbouring pixels of a row, which share
+// three columns of cells. The state per pixel does not grow with the number of objects.
 #include "checks.h"
 #include "cuda_launch.h"
 #include "finish_masks.h"
@@ -8,12 +8,13 @@
 namespace vosengine {
 namespace {
 
-constexpr int PIXELS = 4;  // of a row, made by one thread: 4 bytes of labels, 16 of probabilities
+constexpr int PIXELS = 4;  // of a row, per thread: 4 bytes of labels, 16 of probabilities
 constexpr int TILE_WIDTH = 128, TILE_HEIGHT = 8;
 constexpr int THREADS = TILE_WIDTH / PIXELS * TILE_HEIGHT;
-// Pixels are grouped by the address of their labels, so a tile may begin up to 3 to the left.
+// Pixels are grouped by the alignment of their labels, so a tile may start up to 3 to the left.
 constexpr int COLUMNS = TILE_WIDTH + PIXELS;
-constexpr int CELL_BYTES = 24 << 10;  // of shared memory for cells: several blocks to a processor
+constexpr int CELL_BYTES =
+    24 << 10;  // of shared memory for cells: several blocks per multiprocessor
 constexpr float HIGHEST_LOGIT = 16.118095f;  // ln HIGHEST_ODDS
 constexpr float MOST_ODDS = 1e30f;           // far beyond the clamp, and finite
 
@@ -24,12 +25,12 @@ struct Tap {
 
 constexpr size_t TAP_BYTES = (sizeof(Tap) * (COLUMNS + TILE_HEIGHT) + 15) / 16 * 16;
 
-// What the host derives from the call.
+// Values that the host derives from the call.
 struct Plan {
   double step_y, step_x;  // cells per pixel
-  int objects_at_once;    // whose cells fit in shared memory; 0 where they are read from the tensor
-  float certain;          // a greatest logit below this leaves the pixel to the background
-  bool wide_labels, wide_probabilities;  // whether groups of pixels can be written as one
+  int objects_at_once;    // whose cells fit in shared memory; 0 if read from the tensor
+  float certain;          // below this maximum logit the pixel is background
+  bool wide_labels, wide_probabilities;  // whether groups of pixels are written as one
 };
 
 __device__ __forceinline__ float read_logit(const FinishMasksCuda& call, int64_t offset) {
@@ -60,7 +61,7 @@ struct Cells {
 __device__ void load_cells(const FinishMasksCuda& call, const Cells& cells, int64_t first,
                            int count) {
   const int size = cells.rows * cells.columns, thread = threadIdx.x;
-  // Small tiles: several objects side by side, each thread the same cell of every `together`th.
+  // Small tiles: several objects at a time, each thread the same cell of every `together`th.
   const int together = size < THREADS ? THREADS / size : 1;
   const int mine = size < THREADS ? thread / size : 0;
   if (mine >= together) return;
@@ -77,11 +78,11 @@ __device__ void load_cells(const FinishMasksCuda& call, const Cells& cells, int6
 template <bool NEAR>
 struct Source;
 
-// At most one cell from the first pixel to the last: three columns of cells serve all of them.
+// The pixels span at most one cell: three columns of cells suffice for all of them.
 template <>
 struct Source<true> {
   Cells cells;
-  int upper, lower;  // rows of cells, as offsets in an object's
+  int upper, lower;  // rows of cells, as offsets within an object
   int column[3];
   bool next[PIXELS];     // whether between the second and third column, not the first and second
   float across[PIXELS];  // the weight of the right one
@@ -114,8 +115,8 @@ struct Source<true> {
       value[i] = (next[i] ? cell[1] : cell[0]) + (next[i] ? right : left) * across[i];
   }
 
-  // Calls body(object, values) for all objects in order; all threads of the block call this
-  // together. `again`: the cells are there from before where they fit all at once.
+  // Calls body(object, values) for all objects in order; called by all threads of the block.
+  // `again`: the cells are still in shared memory if all objects fit.
   template <typename Body>
   __device__ __forceinline__ void for_each_object(const FinishMasksCuda& call, const Plan& plan,
                                                   bool again, Body&& body) const {
@@ -175,7 +176,7 @@ struct Source<false> {
 
 __device__ __forceinline__ float odds_of(float logit) { return fminf(__expf(logit), HIGHEST_ODDS); }
 
-// D = product of (1 + odds) - 1, added up without cancellation; the background's odds are 1 / D.
+// D = product of (1 + odds) - 1, without cancellation; the background's odds are 1 / D.
 __device__ __forceinline__ float with_object(float any, float odds) {
   return fminf(any + odds * (any + 1), MOST_ODDS);
 }
@@ -184,8 +185,8 @@ __device__ __forceinline__ float with_object(float any, float odds) {
 //   best > 0        D >= e^best > 1, so 1 / D < 1 < e^best;
 //   best < -ln O    (1 + 1/O)^O < e, so D < e - 1 and D * e^best < (e - 1) / O < 1 (O = 1:
 //   e^2best);
-// and in between it is D * e^best > 1. The clamps change none of this: both sides are clamped
-// alike, and at one end together only where the background wins.
+// in between the condition is D * e^best > 1. The clamps do not change this: both sides are clamped
+// alike, and both at the same end only if the background wins.
 __device__ __forceinline__ bool known(float best, float certain) {
   return best > 0 || best < certain;
 }
@@ -193,7 +194,7 @@ __device__ __forceinline__ bool object_wins(float best, float certain, float any
   return known(best, certain) ? best > 0 : any * __expf(best) > 1;
 }
 
-// The pixels x .. x + PIXELS of a row, as far as they lie in the result.
+// The pixels x .. x + PIXELS of a row that lie in the result.
 struct Place {
   int x, width;
   int64_t offset;  // of the first in a plane
@@ -216,7 +217,8 @@ __device__ __forceinline__ void write_pixels(T* plane, const Place& place, bool 
   }
 }
 
-// STREAMS: a block labels its part of stream blockIdx.z, whose objects are found on the device.
+// STREAMS: a block labels a tile of stream blockIdx.z, whose rows of objects are read on the
+// device.
 template <bool NEAR, bool KEEP, bool STREAMS>
 __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
     finish_tile(const FinishMasksCuda given, const Plan plan) {
@@ -309,7 +311,7 @@ __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
       q[i] = background * sum[i];
     }
     const int64_t size = call.height * call.width;
-    float* const planes = call.probabilities + begin * size;  // those of the streams before as well
+    float* const planes = call.probabilities + begin * size;  // after those of preceding streams
     write_pixels(planes, place, plan.wide_probabilities, q);
     source.for_each_object(call, plan, true, [&](int64_t o, const float (&value)[PIXELS]) {
 #pragma unroll
@@ -325,7 +327,7 @@ __global__ void __launch_bounds__(THREADS, NEAR ? 3 : 2)
   }
 }
 
-// At most so many cells lie under `outputs` neighbours.
+// Maximum number of cells under `outputs` neighbouring pixels.
 int64_t cells_under(int outputs, double step, int64_t cells) {
   const double span = (outputs - 1) * step + 3;
   return span < static_cast<double>(cells) ? static_cast<int64_t>(span) : cells;

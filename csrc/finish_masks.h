@@ -13,7 +13,7 @@ struct FinishMasks {
   const void* logits;  // float; element (o, y, x) at o*stride[0] + y*stride[1] + x*stride[2]
   int64_t stride[3];
   const uint8_t* ids;    // [objects]
-  const int32_t* first;  // [streams + 1]: offsets of objects; null: all are one's
+  const int32_t* first;  // [streams + 1]: offsets of objects; null: one stream
   int64_t streams;
   int64_t objects, cells_y, cells_x;  // the coarse grid
   int64_t height, width;              // of the result
@@ -38,7 +38,7 @@ void finish_masks_cuda(const FinishMasksCuda& call);
 constexpr float LOWEST_ODDS = 1.0000001e-7f;
 constexpr float HIGHEST_ODDS = 9999999.0f;
 
-// Rows from `begin` to `end` are the stream's objects.
+// The stream's objects are rows `begin` to `end` (exclusive).
 VOS_HOST_DEVICE inline void rows_of(const FinishMasks& call, int64_t stream, int64_t* begin,
                                     int64_t* end) {
   *begin = 0;
@@ -49,8 +49,8 @@ VOS_HOST_DEVICE inline void rows_of(const FinishMasks& call, int64_t stream, int
   *end = high < *begin ? *begin : high < call.objects ? high : call.objects;
 }
 
-// Between which cells output `index` lies (low and min(low + 1, cells - 1)) and the second's
-// weight. `step` is what an output is wide, in cells.
+// The cells that output `index` lies between (low and min(low + 1, cells - 1)) and the weight of
+// the second. `step` is the width of an output in cells.
 VOS_HOST_DEVICE inline void bilinear_tap(int64_t index, double step, double start, int64_t cells,
                                          int64_t* low, float* weight) {
   double position = (static_cast<double>(index) + 0.5) * step + (start - 0.5);

@@ -1,6 +1,6 @@
-// finish_masks on the CPU. A coarse row is widened to the result's width once and used for all the
-// output rows that lie beside it; the aggregation works on odds, so that an object costs one
-// exponential per pixel.
+// finish_masks on the CPU. A coarse row is interpolated to the output width once and used for all
+// output rows that read it; the aggregation uses odds, so that an object costs one exponential per
+// pixel.
 #ifndef VOS_ISA
 
 #include "finish_masks.h"
@@ -12,7 +12,7 @@ using vosengine::FinishMasks;
 
 namespace {
 
-// For every output of an axis: the element offsets of its two cells and the second one's weight.
+// For every output along an axis: element offsets of its two cells and the weight of the second.
 struct Axis {
   const int64_t* low;
   const int64_t* high;
@@ -73,11 +73,12 @@ void vosengine::finish_masks_cpu(const FinishMasks& call) {
 
 #else
 
-// What a thread keeps: the coarse rows on both sides of the current output row, all objects widened
-// to `pitch` floats (a multiple of VOS_WIDTH), the odds of one vector of pixels, a row of labels.
+// Scratch of a thread: the coarse rows above and below the current output row, interpolated to
+// `pitch` floats (a multiple of VOS_WIDTH) for all objects, the odds of one vector of pixels, and a
+// row of labels.
 struct Scratch {
   float* sides[2];     // [objects, pitch]
-  int64_t offsets[2];  // which coarse row each holds, as the axis names it; -1 for none
+  int64_t offsets[2];  // offset of the coarse row in each side, as in the axis; -1 for none
   float* odds;         // [1 + objects, VOS_WIDTH]
   int32_t* labels;     // [pitch], of the current output row
 };
@@ -94,8 +95,8 @@ static void widen_row(const FinishMasks& call, const Axis& columns, int64_t offs
   }
 }
 
-// Makes sides[0] and sides[1] hold the coarse rows `low` and `high`. Going down, the second side
-// becomes the first; only one row is then widened.
+// Loads the coarse rows `low` and `high` into sides[0] and sides[1]. Going down, the second side
+// becomes the first, and only one row is interpolated.
 static void move_to(const FinishMasks& call, const Axis& columns, int64_t low, int64_t high,
                     int64_t pitch, Scratch& scratch) {
   if (scratch.offsets[0] != low && scratch.offsets[1] == low) {
@@ -113,11 +114,11 @@ static void move_to(const FinishMasks& call, const Axis& columns, int64_t low, i
   }
 }
 
-// The labels of VOS_WIDTH pixels from column x on; with KEEP their odds too.
+// Labels of VOS_WIDTH pixels from column x on; with KEEP also their odds.
 //
 // With e = exp(logit), an object's odds are e and the background's are 1 / D for
-// D = product of (1 + e) - 1, which D <- D + e (1 + D) adds up without cancellation. An overflow
-// gives D = inf and odds 0, which the clamp lifts to the lowest as it should.
+// D = product of (1 + e) - 1, accumulated without cancellation as D <- D + e (1 + D). An overflow
+// gives D = inf and odds 0, which are clamped to the lowest odds.
 template <bool KEEP>
 VOS_INLINE vint label_pixels(const FinishMasks& call, const Scratch& scratch, int64_t pitch,
                              int64_t x, float weight) {

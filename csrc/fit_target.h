@@ -1,5 +1,5 @@
 // Gauss-Newton with conjugate gradients for two-layer linear score models; the contract is in
-// kernels/fit_target/reference.py. Floats are what is given and returned; all else is in double.
+// kernels/fit_target/reference.py. Inputs and outputs are float; everything is computed in double.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct FitTarget {
   float* kernel;      // [tracks, maps, 9], fitted in place
   float* projection;  // [tracks, maps, channels], likewise, or null: features are maps
   int64_t tracks, samples, channels, height, width, maps;
-  const int64_t* iterations;  // of conjugate gradients, for each Gauss-Newton step
+  const int64_t* iterations;  // conjugate-gradient iterations of each Gauss-Newton step
   int64_t steps;
   double projection_ridge, kernel_ridge;
   int threads;

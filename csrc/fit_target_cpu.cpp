@@ -1,5 +1,6 @@
-// fit_target on the CPU: both layers as one 3x3 kernel of rank `maps`, so that a conjugate-gradient
-// iteration costs two products of nine rows with each sample, both while the sample is in cache.
+// fit_target on the CPU: both layers are combined into one 3x3 kernel of rank `maps`, so that a
+// conjugate-gradient iteration costs two products of nine rows with each sample, both while the
+// sample is in cache.
 #ifndef VOS_ISA
 
 #include "fit_target.h"
@@ -18,9 +19,9 @@ void vosengine::fit_target_cpu(const FitTarget& call) { VOS_DISPATCH(fit_tracks,
 
 #include "fit_target_samples.h"
 
-constexpr double CONVERGED = 1e-28;  // of the first residual, both squared
+constexpr double CONVERGED = 1e-28;  // ratio of the squared residual to the first one
 
-// A stretch of a vector with one ridge: row d of the kernel or of the projection.
+// Part of a vector with one ridge: row d of the kernel or of the projection.
 struct Part {
   int64_t from, end;
   double ridge;
@@ -83,7 +84,7 @@ static void curve_row(const Plan& plan, const Track& track, int64_t d) {
   track.curvature_parts[d] = curvature;
 }
 
-// The products of a stretch of two vectors.
+// Inner product over a part of two vectors.
 static double product_of(const double* a, const double* b, const Part& part) {
   vdouble sum{};
   double rest = 0;
@@ -93,7 +94,7 @@ static double product_of(const double* a, const double* b, const Part& part) {
   return sum_of(sum) + rest;
 }
 
-// into += factor from, over a stretch
+// into += factor from, over a part
 static void add_to(double* into, double factor, const double* from, const Part& part) {
   int64_t i = part.from;
   for (; i + LANES <= part.end; i += LANES)
@@ -118,7 +119,7 @@ static void move_row(const Plan& plan, const Track& track, int64_t d) {
   }
 }
 
-// The next residual without its shares of all so far, and its products for beta
+// Orthogonalises the next residual against all so far, and computes its products for beta
 static void clear_row(const Plan& plan, const Track& track, int64_t d) {
   Part parts[2];
   const int count = parts_of(plan, d, parts);
@@ -140,7 +141,7 @@ static double total_of(const double* parts, int64_t count) {
   return total;
 }
 
-// A comparison with a NaN is false: a track whose numbers are NaN goes on, and its result is NaN.
+// Comparisons with NaN are false: a track with NaN continues, and its result is NaN.
 static void start_track(const Plan& plan, Track& track) {
   track.rho = total_of(track.rho_parts, plan.call.maps);
   track.least = CONVERGED * track.rho;
@@ -175,19 +176,20 @@ static void choose_beta(const Plan& plan, Track& track) {
 using RowStep = void (*)(const Plan&, const Track&, int64_t);
 using TrackStep = void (*)(const Plan&, Track&);
 
-// One step for all rows of all tracks that have not ended, and one for the tracks themselves.
+// Runs one step for all rows of all tracks that have not converged.
 static void for_rows(const Plan& plan, RowStep step) {
 #pragma omp for collapse(2) schedule(static)
   for (int64_t k = 0; k < plan.call.tracks; ++k)
     for (int64_t d = 0; d < plan.call.maps; ++d)
       if (!plan.tracks[k].ended) step(plan, plan.tracks[k], d);
 }
+// Runs one step for all tracks.
 static void for_tracks(const Plan& plan, TrackStep step) {
 #pragma omp for schedule(static)
   for (int64_t k = 0; k < plan.call.tracks; ++k) step(plan, plan.tracks[k]);
 }
 
-// One Gauss-Newton step of all tracks; run by all threads together.
+// One Gauss-Newton step of all tracks; called by all threads of the team.
 static void step_tracks(const Plan& plan, int64_t iterations, const Scratch& own) {
   compose_tracks(plan, false);
   visit_items(plan, true, own);
@@ -226,7 +228,7 @@ static Plan plan_for(const FitTarget& call) {
   return plan;
 }
 
-// Views into one block.
+// Assigns the arrays of all tracks from one allocation.
 static void place_tracks(const Plan& plan, double* from) {
   const FitTarget& call = plan.call;
   for (int64_t k = 0; k < call.tracks; ++k) {
@@ -274,7 +276,8 @@ static void store_weights(const Plan& plan) {
   }
 }
 
-// Samples of weight 0 make no item. A grid smaller than TILE is copied into `packed`, which is 0.
+// Makes an item per sample of nonzero weight. A grid smaller than TILE is copied into `packed`,
+// which is zeroed.
 static void place_items(Plan& plan, float* packed, double* gradients) {
   const FitTarget& call = plan.call;
   const int64_t cells = call.height * call.width;

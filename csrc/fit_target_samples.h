@@ -1,46 +1,46 @@
-// What fit_target does with the samples: scores by a 3x3 kernel, and the gradient by that kernel.
+// Passes of fit_target over the samples: scores of a 3x3 kernel, and the gradient by that kernel.
 // Included by fit_target_cpu.cpp once per instruction set; it has no include guard for that reason.
 
 // Register tiles: 9 taps x VECTORS accumulators on the way forward, 9 x CHANNELS on the way back.
-// All nine taps share what is loaded of a sample, since to widen it costs as much as two products.
+// All nine taps share each load of a sample: its conversion to double costs as much as two FMAs.
 constexpr int VECTORS = VOS_WIDTH == 16 ? 2 : 1;
 constexpr int CHANNELS = VOS_WIDTH == 16 ? 2 : 1;
 constexpr int64_t TILE = VECTORS * LANES;
-constexpr int64_t SPAN = 64;           // positions that a thread projects in one piece
-constexpr int64_t CHANNEL_BLOCK = 32;  // of them so many channels, while they are in cache
-constexpr int64_t BLOCK = 256;         // positions of the nine planes that stay in cache
-constexpr int64_t GROUP = 16;    // channels that a thread correlates in one piece, of few items
-constexpr int64_t MARGIN = 8;    // doubles before the planes
-constexpr int64_t COLUMNS = 64;  // of [9, channels] or [maps, channels] in one piece of work
+constexpr int64_t SPAN = 64;           // positions projected per piece of work
+constexpr int64_t CHANNEL_BLOCK = 32;  // channels of a SPAN per pass, which stay in cache
+constexpr int64_t BLOCK = 256;         // positions of the nine planes, which stay in cache
+constexpr int64_t GROUP = 16;          // channels correlated per piece of work, if items are few
+constexpr int64_t MARGIN = 8;          // doubles before the planes
+constexpr int64_t COLUMNS = 64;  // columns of [9, channels] or [maps, channels] per piece of work
 
-// One sample that counts.
+// One sample with a weight above 0.
 struct Item {
   int64_t track;
   const float* features;
   const float* bands;
   const float* targets;
   double weight;
-  double* gradient;  // [9, channels]: its part of the track's
+  double* gradient;  // [9, channels]: its contribution to the track's
 };
 
-// What conjugate gradients hold for one track. A vector is [maps, 9] and then [maps, channels].
+// Conjugate-gradient state of one track. A vector is [maps, 9] followed by [maps, channels].
 struct Track {
   double *weights, *solution, *direction, *product;
-  double *residuals, *residual;  // of every iteration so far, and the last of them
-  double* taps;                  // [channels, 9]: both layers, or a change of them, as one kernel
+  double *residuals, *residual;  // of all iterations so far, and the last one
+  double* taps;                  // [channels, 9]: both layers, or a change of both, as one kernel
   double* gradient;              // [9, channels]: by that kernel, summed over the items
   double *rho_parts, *cross_parts, *curvature_parts;  // [maps]
-  double *norms, *shares;  // [most]: of the residuals, and what the next one has of each
+  double *norms, *shares;  // [most]: of the residuals, and the projections of the next one on them
   double* share_parts;     // [maps, most]
   int64_t turn;            // iterations so far
   double rho, alpha, beta;
-  double least;  // rho that ends it
+  double least;  // rho at which the track has converged
   bool ended;
   int64_t first, end;  // its items
 };
 
-// Where an item is worked on: planes [9, pitch], MARGIN more before them, and a grid of scores
-// [height + 2, width + 2], 0 around.
+// Scratch of one item: planes [9, pitch] after MARGIN, and a grid of scores [height + 2, width + 2]
+// with a border of 0.
 struct Scratch {
   double *planes, *scores;
 };
@@ -50,13 +50,13 @@ struct Plan {
   bool joint;
   int64_t size;       // of a vector
   int64_t most;       // iterations of a Gauss-Newton step
-  int64_t positions;  // height * width, but at least TILE: the features are 0 beyond
-  int64_t pitch;      // of a plane: whole cache lines, and more than the positions
+  int64_t positions;  // height * width, at least TILE: features beyond the grid are 0
+  int64_t pitch;      // of a plane: a multiple of the cache line, greater than the positions
   int64_t channel_stride;
   int64_t count;  // of items
   Track* tracks;
   Item* items;
-  Scratch* kept;  // one for each item if threads share an item, else null
+  Scratch* kept;  // one per item if threads share items, else null
 };
 
 // planes[t][i] (+)= sum over c of taps[c][t] * features[c][i] for TILE positions.
@@ -76,8 +76,8 @@ VOS_INLINE void project_tile(const Plan& plan, const double* taps, const float* 
     for (int v = 0; v < VECTORS; ++v) store(planes + t * plan.pitch + v * LANES, sum[t][v]);
 }
 
-// The same for so many tiles, which follow one another. A block of channels has a page for each,
-// which no processor fetches ahead by itself: with every tile a part of the next block.
+// The same for consecutive tiles. The channels of a block lie in different memory pages, which
+// hardware does not prefetch: every tile prefetches a part of the next block.
 static void project_tiles(const Plan& plan, const Item& item, int64_t at, int64_t tiles,
                           double* planes) {
   const int64_t channels = plan.call.channels, share = (CHANNEL_BLOCK + tiles - 1) / tiles;
@@ -125,8 +125,8 @@ static void correlate_channels(const Plan& plan, const Item& item, const double*
   }
 }
 
-// Zeros where the plane of a tap to the left or to the right meets no score, in its last or its
-// first column, and after its end: what looks for a cell beyond a row's ends finds them.
+// Zeros the columns of a plane that a tap shifts off the grid (the last or the first) and the
+// elements after its end, so that reads beyond the ends of a row give 0.
 static void close_plane(const Plan& plan, int64_t t, double* plane) {
   const int64_t height = plan.call.height, width = plan.call.width;
   memset(plane + height * width, 0, sizeof(double) * (plan.pitch - height * width));
@@ -134,7 +134,7 @@ static void close_plane(const Plan& plan, int64_t t, double* plane) {
   for (int64_t y = 0; y < height; ++y) plane[y * width + (t % 3 == 0 ? width - 1 : 0)] = 0;
 }
 
-// A padded grid of scores: each plane moved by its tap, and all added.
+// Padded grid of scores: the sum of all planes, each shifted by its tap.
 static void gather_scores(const Plan& plan, double* planes, double* scores) {
   const int64_t height = plan.call.height, width = plan.call.width, row = width + 2;
   planes[-1] = 0;
@@ -159,7 +159,7 @@ static void gather_scores(const Plan& plan, double* planes, double* scores) {
   }
 }
 
-// a (N s - b), or a N s, [height, width], into the plane of the middle tap.
+// Writes a (N s - b), or a N s, [height, width], to the plane of the middle tap.
 static void weigh_scores(const Plan& plan, const Item& item, bool with_targets,
                          const double* scores, double* errors) {
   const int64_t height = plan.call.height, width = plan.call.width, row = width + 2;
@@ -186,9 +186,9 @@ static void weigh_scores(const Plan& plan, const Item& item, bool with_targets,
   }
 }
 
-// The transpose of gather_scores, from the plane of the middle tap. Where the positions are no
-// whole number of vectors, a plane's last vector stands for the last LANES positions, 0 where the
-// vectors before it have them.
+// Transpose of gather_scores, from the plane of the middle tap. If the positions are not a multiple
+// of the vector length, a plane's last vector covers the last LANES positions, with 0 for those
+// that preceding vectors cover.
 static void spread_errors(const Plan& plan, double* planes) {
   const int64_t cells = plan.call.height * plan.call.width;
   const int64_t whole = plan.positions / LANES * LANES, beyond = plan.positions - whole;
@@ -214,8 +214,8 @@ static int64_t spans_of(const Plan& plan) {
   return plan.positions < SPAN ? 1 : plan.positions / SPAN;
 }
 
-// One span of an item. The last one has what is left over too: its last tile ends where the
-// positions end, and does some of them twice.
+// One span of an item. The last span includes the remainder: its last tile ends with the positions
+// and recomputes some of them.
 static void project_item(const Plan& plan, const Item& item, int64_t span, double* planes) {
   const int64_t begin = span * SPAN;
   const int64_t end = span + 1 < spans_of(plan) ? begin + SPAN : plan.positions;
@@ -223,16 +223,16 @@ static void project_item(const Plan& plan, const Item& item, int64_t span, doubl
   if ((end - begin) % TILE) project_tiles(plan, item, end - TILE, 1, planes);
 }
 
-// From nine planes of products to nine planes of errors.
+// Turns nine planes of products into nine planes of errors.
 static void turn_item(const Plan& plan, const Item& item, bool with_targets, const Scratch& at) {
   gather_scores(plan, at.planes, at.scores);
   weigh_scores(plan, item, with_targets, at.scores, at.planes + 4 * plan.pitch);
   spread_errors(plan, at.planes);
 }
 
-// Every track's gradient by its taps: X' a (N s - b), or X' a N s, where s are the taps' scores.
-// Many items: a thread takes whole ones, so that a sample is read from memory once. Few, as in a
-// first frame: all threads work on each.
+// Gradient of every track by its taps: X' a (N s - b), or X' a N s, where s are the taps' scores.
+// If items are many, a thread processes whole items, so that a sample is read from memory once; if
+// few, as in a first frame, all threads share each item.
 static void visit_items(const Plan& plan, bool with_targets, const Scratch& own) {
   const int64_t spans = spans_of(plan), columns = 9 * plan.call.channels;
   const int64_t channels = plan.call.channels, groups = (channels + GROUP - 1) / GROUP;
@@ -293,7 +293,7 @@ static void compose_layers(const Plan& plan, const double* kernel, const double*
   }
 }
 
-// The taps that stand for the weights, or for a change of the weights by the product rule.
+// Taps equivalent to the weights, or to a change of the weights by the product rule.
 static void compose_tracks(const Plan& plan, bool change) {
   const FitTarget& call = plan.call;
   const int64_t kernel_size = call.maps * 9;

@@ -1,9 +1,9 @@
-// Compiles the file named by VOS_BODY once per instruction set, each in a namespace of its own.
+// Compiles the file named by VOS_BODY once per instruction set, each in its own namespace.
 //
-// A kernel's <op>_cpu.cpp has two halves. The first (VOS_ISA not defined) names itself as VOS_BODY,
-// includes this file and picks the widest namespace that the processor has, by VOS_DISPATCH. The
-// second half is the body: plain functions on vfloat, which the pragma below compiles for
-// AVX-512 (16 floats), AVX2 with FMA (8), and whatever the compiler was told (4).
+// A kernel's <op>_cpu.cpp has two halves. The first (VOS_ISA not defined) defines itself as
+// VOS_BODY, includes this file and selects, by VOS_DISPATCH, the namespace of the widest set that
+// the processor supports. The second is the body: functions on vfloat, which the pragma below
+// compiles for AVX-512 (16 floats), AVX2 with FMA (8), and the compiler's default target (4).
 // Standard headers must be included before this file: a template instantiated inside the
 // pragma could replace the portable one at link time and fault on an older processor.
 

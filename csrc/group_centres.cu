@@ -1,8 +1,8 @@
-// group_centres on CUDA in two kernels: the best peaks of every part of an image, then, in each
-// block for itself, the best of those and its pixels' labels. Nothing is counted in device memory,
-// so that nothing has to be set to 0 before and the answer does not depend on the blocks' order.
+// group_centres on CUDA in two kernels: the highest peaks of every part of an image, then, in each
+// block, the highest of those and the labels of its pixels. There are no counters in device memory:
+// nothing is zeroed before, and the result does not depend on the order of blocks.
 //
-// A peak is one number, greater for a better one, and no two are alike: its heat, then its place.
+// A peak is encoded as one unique number that grows with its rank: its heat, then its position.
 #include "group_centres.h"
 
 #include <cmath>
@@ -17,11 +17,11 @@ using Peak = unsigned long long;  // 0 is none
 constexpr int THREADS = 256;
 constexpr int PIXELS = 4;         // of one thread at a time
 constexpr int MOST = 255;         // centres of an image
-constexpr int CAPACITY = 768;     // peaks that are ranked at a time, those kept before among them
-constexpr int MOST_BLOCKS = 512;  // of one image that write labels: each merges all lists
+constexpr int CAPACITY = 768;     // peaks ranked at a time, including those kept so far
+constexpr int MOST_BLOCKS = 512;  // per image in the second kernel: each merges all lists
 
 __device__ __forceinline__ Peak peak_of(float heat, unsigned place) {
-  const unsigned bits = __float_as_uint(heat + 0.0f);  // -0 is as good as 0
+  const unsigned bits = __float_as_uint(heat + 0.0f);  // -0 equals 0
   const unsigned rising = bits >> 31 ? ~bits : bits | 0x80000000u;
   return static_cast<Peak>(rising) << 32 | ~place;
 }
@@ -33,16 +33,16 @@ __device__ __forceinline__ float heat_of(Peak peak) {
   return __uint_as_float(rising >> 31 ? rising & 0x7fffffffu : ~rising);
 }
 
-// What a block collects peaks in.
+// Peaks that a block collects, in shared memory.
 struct Collection {
   Peak offered[CAPACITY];
   Peak best[MOST + 1];  // by rank
-  int count;            // of those offered, also where there is no more room
+  int count;            // of offered peaks, including those without room
 };
 
-// Collects all that `offer_all(worst, offer)` offers and leaves the `limit` best in order; returns
-// how many. An offer returns false where there is no room: offer_all then leaves off, and is called
-// again once the best so far are known, of which `worst` is the last (0 if there are fewer).
+// Collects the peaks that `offer_all(worst, offer)` offers, keeps the `limit` highest, sorted, and
+// returns their number. An offer returns false if there is no room: offer_all then returns and is
+// called again once the peaks so far are ranked, of which `worst` is the last (0 if fewer).
 template <typename OfferAll>
 __device__ __forceinline__ int collect(Collection& into, int limit, OfferAll&& offer_all) {
   if (threadIdx.x == 0) into.count = 0;
@@ -78,7 +78,7 @@ struct Division {
   unsigned of_image;  // pixels
 };
 
-// Block `list` of image b writes the best peaks of its part to peaks[b, list], a 0 after the last.
+// Block `list` of image b writes the highest peaks of its part to peaks[b, list], then a 0.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 4)
     find_peaks(const GroupCentresCuda call, const Division division, float cutoff, int radius) {
@@ -142,12 +142,12 @@ __device__ __forceinline__ void write_centres(const GroupCentresCuda& call, cons
   }
 }
 
-// Whether four pixels that follow each other are one access, in each of the maps.
+// Whether four consecutive pixels can be one access, for each of the maps.
 struct Packed {
   bool offset, foreground, labels;
 };
 
-// What is at four places of a map; `otherwise` beyond its end.
+// Loads four elements of a map; `otherwise` beyond its end.
 template <typename T, typename Place>
 __device__ __forceinline__ Pack<T, PIXELS> read_quad(const T* map, unsigned first, unsigned end,
                                                      bool packed, T otherwise, Place&& place) {
@@ -174,7 +174,7 @@ struct Image {
   }
 };
 
-// In the background 0, else the nearest centre's index + 1: 1 where no distance is below infinity.
+// Label: 0 in the background, else 1 + index of the nearest centre; 1 if no distance is finite.
 template <typename T>
 __device__ __forceinline__ void label_quad(const GroupCentresCuda& call, const Image<T>& image,
                                            const Packed& packed, const Centre* centres, int count,
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(THREADS, 4)
     label_quad(call, image, packed, labelling.centres, count, first);
 }
 
-// Whether element 4i of every image and channel begins a quad, pixels following each other.
+// Whether pixels are contiguous and element 4i of every image and channel is aligned to a quad.
 bool is_packed(const void* map, size_t element_bytes, const int64_t* strides, int leading,
                const GroupCentresCuda& call) {
   bool whole = reinterpret_cast<uintptr_t>(map) % (PIXELS * element_bytes) == 0;

@@ -42,7 +42,7 @@ struct GroupCentresCuda {
   int32_t* centres;  // [batch, limit, 2], (y, x)
   void* scores;      // [batch, limit] of `element`
   uint64_t* peaks;   // [batch, lists, limit], scratch
-  int lists;         // 1 or more: the parts of an image that are searched each by itself
+  int lists;         // 1 or more: parts of an image that are searched independently
   CudaTarget target;
 };
 
@@ -61,8 +61,8 @@ VOS_HOST_DEVICE inline bool is_no_less(float other, float heat) {
   return other >= heat && other <= FLT_MAX;
 }
 
-// Whether the heat read(y, x) leads its window. Nearest cells first: on a slope the first or the
-// second look settles it.
+// Whether the heat read(y, x) is the peak of its window. Nearest cells first: on a slope the first
+// or second comparison decides.
 template <typename Read>
 VOS_HOST_DEVICE inline bool is_peak(int64_t y, int64_t x, int64_t height, int64_t width,
                                     int64_t radius, const Read& read) {

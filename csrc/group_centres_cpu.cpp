@@ -1,6 +1,7 @@
 // group_centres on the CPU. Few cells are above the threshold and most of those have a greater
-// neighbour, so a peak is looked for outwards from every candidate. A bounded heap per thread keeps
-// the best; then one pass over the pixels compares the centres' distances in registers.
+// neighbour, so each candidate's window is searched from the centre outwards. A bounded heap per
+// thread keeps the highest peaks; then one pass over the pixels compares the distances to the
+// centres in registers.
 #ifndef VOS_ISA
 
 #include "group_centres.h"
@@ -17,13 +18,13 @@ using vosengine::is_peak;
 
 namespace {
 
-// One row of pixels, and the centres as it sees them.
+// One row of pixels, and the centres relative to it.
 struct Row {
   const float *offset_y, *offset_x;
   const uint8_t* foreground;
   uint8_t* labels;
   int64_t width, count;   // pixels; centres
-  const float* from_y;    // [count], the row's y less the centre's
+  const float* from_y;    // [count], y of the row minus y of the centre
   const float* centre_x;  // [count]
 };
 
@@ -39,13 +40,13 @@ struct Peak {
   int32_t y, x;
 };
 
-// The order of the centres: by falling heat, equal ones in reading order.
+// Order of the centres: by descending heat, equal ones in reading order.
 bool ranks_before(const Peak& a, const Peak& b) {
   if (a.heat != b.heat) return a.heat > b.heat;
   return a.y != b.y ? a.y < b.y : a.x < b.x;
 }
 
-// Keeps the `limit` best of what it is offered: a heap whose front is the worst of them.
+// Keeps the `limit` highest of the offered peaks: a heap whose front is the lowest.
 void offer(const Peak& peak, int64_t limit, std::vector<Peak>& best) {
   if (static_cast<int64_t>(best.size()) == limit) {
     if (!ranks_before(peak, best.front())) return;
@@ -158,8 +159,8 @@ VOS_INLINE bool any_of(const uint8_t* bytes) {
   return any != 0;
 }
 
-// Writes the columns of the row's finite cells above `cutoff`, rising, and returns how many. Most
-// of those that a neighbour on the left or right outdoes are left out.
+// Writes the columns of the row's finite cells above `cutoff`, ascending, and returns their number.
+// Most of those with a greater neighbour on the left or right are left out.
 static int64_t find_candidates(const GroupCentres& call, const float* row, float cutoff,
                                int32_t* columns) {
   int64_t count = 0;
@@ -184,9 +185,8 @@ static int64_t find_candidates(const GroupCentres& call, const float* row, float
   return count;
 }
 
-// Labels SPAN pixels from x on, their columns being `column`: 0 in the background, else 1 + the
-// index of the nearest centre. Where no distance is below infinity, as with a NaN or without any
-// centre, that is 1.
+// Labels SPAN pixels from x on, with columns `column`: 0 in the background, else 1 + the index of
+// the nearest centre. If no distance is finite (NaN, or no centre), the label is 1.
 VOS_INLINE void label_span(const Row& row, int64_t x, vfloat column) {
   vfloat least[VECTORS];
   vint nearest[VECTORS];

@@ -1,4 +1,4 @@
-// Asks the processor once what it has; tests and benchmarks may ask for less.
+// Detects the processor's instruction sets once; tests and benchmarks may select a narrower one.
 #include "isa.h"
 
 #include <atomic>
@@ -13,7 +13,7 @@
 namespace vosengine {
 namespace {
 
-// Whether the processor has tiles of bfloat16, and the system lets this process use them.
+// Whether the processor has AMX bfloat16 tiles, and the system permits this process to use them.
 bool has_amx() {
 #ifdef VOS_AMX
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;

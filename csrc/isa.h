@@ -1,10 +1,10 @@
-// Which instruction set the CPU kernels use: the widest the processor has, or a narrower one asked
-// for.
+// Instruction set of the CPU kernels: the widest that the processor supports, or a narrower one on
+// request.
 #pragma once
 
 #include <string>
 
-// AMX's kernels want a compiler and an assembler that know it, and Linux, which lends the tiles.
+// AMX needs a compiler and an assembler that support it, and Linux, which grants use of the tiles.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     __GNUC__ >= 11
 #define VOS_AMX 1

@@ -1,12 +1,12 @@
-// match_proposals on CUDA, in one block. What matters is how long one round of projections takes,
-// as there are 200 of them and each waits for the last.
+// match_proposals on CUDA, in one block. It is bound by the latency of one round of projections:
+// 200 rounds run sequentially.
 //
 // Up to 16 rows and 64 columns, one warp holds everything in registers, 8 lanes along a row and 4
-// along a column: a row's sum is 3 shuffles away, a column's 2, and no barrier is needed. Larger
-// problems lie in shared memory: a thread per column, then a warp per row, two barriers a round.
+// along a column: a row's sum takes 3 shuffles, a column's 2, without barriers. Larger problems use
+// shared memory: a thread per column, then a warp per row, two barriers per round.
 //
-// Columns and rows that only fill the warp cost infinity: their X is never positive. Dykstra's
-// corrections shrink as they do on the CPU: one number per column, and none for the rows.
+// Padding columns and rows have infinite cost: their X is never positive. Dykstra's corrections
+// simplify as on the CPU: one number per column, none for the rows.
 #include "match_proposals.h"
 
 #include <climits>
@@ -45,7 +45,7 @@ __host__ __device__ __forceinline__ int columns_of(const MatchProposalsCuda& cal
   return call.proposals > call.objects ? call.proposals : call.objects + 1;
 }
 
-// A NaN stays one, which fmaxf would lose.
+// Propagates NaN, unlike fmaxf.
 __device__ __forceinline__ float not_below_zero(float x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float y;
@@ -56,8 +56,8 @@ __device__ __forceinline__ float not_below_zero(float x) {
 #endif
 }
 
-// Each number's sum, or the greatest, over the lanes that differ in the bits FROM to BELOW. Sums go
-// bit by bit, so that the shuffles of all numbers are under way at once.
+// Sum, or maximum, of each number over the lanes that differ in bits FROM to BELOW. Sums go bit by
+// bit, so that the shuffles of all numbers overlap.
 template <int FROM, int BELOW, int COUNT>
 __device__ __forceinline__ void sum_over(float (&x)[COUNT]) {
 #pragma unroll
@@ -77,7 +77,7 @@ __device__ __forceinline__ float greatest_over(float x) {
   return x;
 }
 
-// The least value and where it is; the first of equal ones.
+// Minimum and its index; the first of equal ones.
 struct Least {
   float value;
   int at;
@@ -105,7 +105,7 @@ __device__ __forceinline__ Least least_over(Least least) {
 struct Problem {
   int rows, columns, warp, lane, warps;
   float *cost, *x, *negative, *total;
-  float *excess, *move;  // [columns], a column's correction and what it changed by
+  float *excess, *move;  // [columns], correction of a column and its change
   int* first;            // [columns], the row with the column's least cost
 
   __device__ __forceinline__ Problem(const MatchProposalsCuda& call, unsigned char* shared) {
@@ -132,8 +132,8 @@ struct Problem {
     __syncthreads();
   }
 
-  // One 1 a row, where the row's cost is least among the columns whose least cost is the row's; the
-  // other columns count as the highest of all costs.
+  // Sets a single 1 per row, where the row's cost is least among the columns whose least cost is
+  // the row's; the other columns count as the highest of all costs.
   __device__ __forceinline__ void start() const {
 #pragma unroll 1
     for (int m = threadIdx.x; m < columns; m += blockDim.x) {
@@ -145,7 +145,7 @@ struct Problem {
         highest = fmaxf(highest, cost[o * columns + m]);
       }
       first[m] = least.at;
-      excess[m] = highest;  // of the column, until all have read it
+      excess[m] = highest;  // minimum of the column, until all threads have read it
     }
     __syncthreads();
     float highest = -INFINITY;
@@ -202,7 +202,7 @@ struct Problem {
     }
   }
 
-  // X, or its mean, with all but each row's maximum set to 0.
+  // Writes X, or its mean with all but each row's maximum set to 0.
   __device__ __forceinline__ void write_rows(const MatchProposalsCuda& call) const {
     const float count = static_cast<float>(call.steps + 1);
 #pragma unroll 1
@@ -228,7 +228,7 @@ struct Share {
   float negative[ROWS][COLUMNS];  // the correction of X >= 0
   float excess[COLUMNS];          // the correction of the columns
 
-  // Does something with every number of mine and its place.
+  // Calls the body with every element of this lane and its position.
   template <typename Body>
   static __device__ __forceinline__ void each(Body&& body) {
 #pragma unroll
@@ -281,7 +281,7 @@ struct Share {
     for (int j = 0; j < COLUMNS; ++j) {
       const float before = excess[j];
       excess[j] = not_below_zero(before + (sum[j] - 1) * per_row);
-      sum[j] = before - excess[j];  // now what the column moves by
+      sum[j] = before - excess[j];  // now the change of the column
     }
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {

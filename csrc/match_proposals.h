@@ -14,8 +14,8 @@ struct MatchProposals {
   int64_t objects, proposals;
   int64_t steps, inner;
   float rate;
-  bool mean;    // the answer is the mean before projection, each row's maximum alone
-  float equal;  // what is that near to the maximum is the maximum too
+  bool mean;    // answer "dmm": the mean before projection, only each row's maximum
+  float equal;  // values this close to the maximum are kept as well
   float* out;   // [objects, proposals]
 };
 

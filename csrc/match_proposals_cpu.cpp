@@ -1,7 +1,7 @@
 // match_proposals on the CPU: all matrices in one small scratch, rows padded to whole vectors.
 //
-// Dykstra's corrections shrink: that of the columns is one number a column, and that of the rows
-// cancels, because what a projection on an affine set took away does not change the next one.
+// Dykstra's corrections simplify: that of the columns is one number per column, and that of the
+// rows cancels, since a correction orthogonal to an affine set does not change the next projection.
 #ifndef VOS_ISA
 
 #include "match_proposals.h"
@@ -25,10 +25,10 @@ struct Problem {
   int64_t rows, columns, pitch;
   const float* cost;  // [rows, pitch], infinite beyond the columns: X is never positive there
   float* x;           // [rows, pitch]
-  float* total;       // [rows, pitch], of every X before its projection
+  float* total;       // [rows, pitch], sum of every X before its projection
   float* negative;    // [rows, pitch], the correction of X >= 0
   float* excess;      // [pitch], the correction of the columns
-  float* move;        // [pitch], what a column's correction changed by
+  float* move;        // [pitch], change of a column's correction
 };
 
 static void fill_cost(const MatchProposals& call, const Problem& problem, float* cost) {
@@ -42,8 +42,8 @@ static void fill_cost(const MatchProposals& call, const Problem& problem, float*
   }
 }
 
-// One 1 a row, where the row's cost is least among the columns whose least cost is the row's; the
-// other columns count as the highest of all costs.
+// Sets a single 1 per row, where the row's cost is least among the columns whose least cost is the
+// row's; the other columns count as the highest of all costs.
 static void start(const Problem& problem) {
   const int64_t pitch = problem.pitch;
   float highest = problem.cost[0];
@@ -76,8 +76,8 @@ static void descend(const Problem& problem, float rate) {
   }
 }
 
-// One round of Dykstra: entries and columns in a first pass, rows in a second. A NaN stays one:
-// minimum and maximum return their second argument where either is NaN.
+// One round of Dykstra: entries and columns in a first pass, rows in a second. NaN propagates:
+// minimum and maximum return their second argument if either is NaN.
 static void project(const Problem& problem) {
   const int64_t rows = problem.rows, pitch = problem.pitch;
   const float per_row = 1.0f / static_cast<float>(rows);

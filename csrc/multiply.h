@@ -1,16 +1,15 @@
-// A register-blocked matrix product, on panels of SPAN columns. Included by a kernel's body, inside
+// Register-blocked matrix product on panels of SPAN columns. Included by a kernel's body, inside
 // the namespace of an instruction set; it has no include guard for that reason.
 
-// A tile of ROWS by VECTORS vectors is what the registers hold, beside one row of b and one number
-// of a (16 registers with AVX2, 32 with AVX-512). More rows would need more pointers than there
-// are.
+// The registers (16 with AVX2, 32 with AVX-512) hold a tile of ROWS x VECTORS vectors, one row of b
+// and one element of a. More rows would need more pointers than there are general registers.
 constexpr int ROWS = VOS_WIDTH == 4 ? 4 : 6;
 constexpr int VECTORS = VOS_WIDTH == 16 ? 4 : 2;
 constexpr int SPAN = VECTORS * VOS_WIDTH;
 
 // c = keep * c + a b, or c = a b without keep, for `rows` rows of a and one panel b of `depth`
-// rows. Inlined with `rows` known, so that the sums are registers. They start at zero in every
-// call: a long sum in one go would have several times the rounding error of a sum of blocks.
+// rows. Inlined with constant `rows`, so that the sums stay in registers. They start at zero in
+// every call: one long sum would have several times the rounding error of a sum of blocks.
 VOS_INLINE void multiply_rows(const int rows, const float* a, int64_t a_pitch, const float* b,
                               int64_t depth, float* c, int64_t c_pitch, const float* keep) {
   vfloat sum[ROWS][VECTORS] = {};

@@ -1,8 +1,8 @@
-// pool_regions on CUDA: a block takes some channels of one source for one region. It finds the
+// pool_regions on CUDA: a block handles some channels of one source for one region. It computes the
 // cells and weights of every row and column of bins once, in float64, and keeps them in shared
-// memory. Maps whose channels lie side by side are read 16 bytes of channels at a time, a warp's
-// lanes along the channels, and turned in shared memory, so that bins are written side by side; of
-// other maps a thread reads the same bin of four channels, a warp's lanes along the bins.
+// memory. Channels-last maps are read 16 bytes of channels at a time, a warp's lanes along the
+// channels, and transposed in shared memory for contiguous stores of bins; of other maps a thread
+// reads the same bin of four channels, a warp's lanes along the bins.
 #include "pool_regions.h"
 
 #include "cuda_launch.h"
@@ -11,10 +11,10 @@ namespace vosengine {
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int PLANES = 4;                            // channels of a thread, where they lie apart
+constexpr int PLANES = 4;                            // channels per thread, if not channels-last
 constexpr int MANY_CHANNELS = 32, FEW_CHANNELS = 8;  // of a block
-constexpr int64_t ENOUGH_BLOCKS = 512;               // for the blocks to have many channels
-constexpr int TURNED = 128;                          // bins that are turned at a time, at most
+constexpr int64_t ENOUGH_BLOCKS = 512;               // from which on blocks have MANY_CHANNELS
+constexpr int TURNED = 128;                          // maximum bins transposed at a time
 
 template <typename T>
 constexpr int ABREAST = 16 / sizeof(T);  // channels of one access
@@ -23,7 +23,7 @@ struct Blocks {
   int channels;     // of a block
   int items;        // blocks of a region
   int all;          // channels of all sources
-  unsigned packed;  // bit s: source s has its channels side by side
+  unsigned packed;  // bit s: source s is channels-last
 };
 
 // The cells that the bins of one axis read, and their weights.
@@ -86,7 +86,7 @@ struct Item {
     }
   }
 
-  // turned: room for `channels` rows of `together` bins and one more
+  // turned: scratch of `channels` rows of `together` + 1 bins
   __device__ __forceinline__ void pool_packed(T* turned, int together) const {
     constexpr int WIDE = ABREAST<T>;
     const int bins = size * size, groups = channels / WIDE, pitch = together + 1;
@@ -117,7 +117,7 @@ __host__ __device__ __forceinline__ int blocks_of(const PooledMapsCuda& source, 
   return (source.channels + channels - 1) / channels;
 }
 
-// Of which map the region is cut out.
+// Index of the map that the region reads.
 __device__ __forceinline__ int64_t map_of(const PoolRegionsCuda& call, const PooledMapsCuda& source,
                                           int64_t region) {
   if (source.per_region) return region;

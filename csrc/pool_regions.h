@@ -1,5 +1,5 @@
-// Boxes cut out of several maps at once, each resampled to size x size bins (ROIAlign); the
-// contract is in kernels/pool_regions/reference.py.
+// ROIAlign: boxes cropped from several maps, each resampled to size x size bins; the contract is in
+// kernels/pool_regions/reference.py.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@ struct PooledMaps {
   int64_t stride[3];
   int64_t batch, channels, height, width;
   int64_t pixels;   // per cell
-  bool per_region;  // region r is cut out of map r, not out of map frame[r]
+  bool per_region;  // region r reads map r, not map frame[r]
 };
 
 struct PoolRegions {
@@ -86,8 +86,8 @@ VOS_HOST_DEVICE inline void add_tap(int32_t cell, float weight, int32_t* cells, 
   weights[count++] = weight;
 }
 
-// The distinct cells that a bin reads along an axis and their weights, at most two for each sample;
-// returns how many.
+// Writes the distinct cells that a bin reads along an axis and their weights, at most two per
+// sample; returns their number.
 VOS_HOST_DEVICE inline int32_t read_bin(const SampledAxis& axis, int64_t bin, int32_t* cells,
                                         float* weights) {
   int32_t count = 0;

@@ -1,6 +1,6 @@
-// pool_regions on the CPU: bilinear samples on a grid are separable. The few rows of cells that a
+// pool_regions on the CPU: bilinear sampling on a grid is separable. The few rows of cells that a
 // row of bins reads are blended into a strip, vectorised along x; bins are then sums over the cells
-// of a strip, each times the vector of its weights in neighbouring bins. There is no gather.
+// of a strip, each times the vector of its weights in neighbouring bins. No gather is needed.
 #ifndef VOS_ISA
 
 #include "pool_regions.h"
@@ -19,9 +19,10 @@ void vosengine::pool_regions_cpu(const PoolRegions& call) { VOS_DISPATCH(pool, c
 
 #else
 
-constexpr int ROWS = 7;       // of bins that share each load of weights; divides 7, 14 and 28
-constexpr int VECTORS = 4;    // of a strip that share each load of a row's weight
-constexpr int CHANNELS = 32;  // of one item of work, for one region: its weights are found once
+constexpr int ROWS = 7;     // rows of bins that share each load of weights; divides 7, 14 and 28
+constexpr int VECTORS = 4;  // vectors of a strip that share each load of a row's weight
+constexpr int CHANNELS =
+    32;  // channels per item of work, for one region: weights are computed once
 
 struct Plan {
   int64_t most;     // cells that one bin can read along one axis
@@ -29,16 +30,16 @@ struct Plan {
   int64_t channels, items, widest;
 };
 
-// Where one region reads one source: which cells, with which weights. A thread's own.
+// Cells that one region reads in one source, and their weights. One per thread.
 struct Window {
-  int64_t map, left, width;  // the columns of that map that a strip holds
+  int64_t map, left, width;  // the columns of that map in a strip
   int32_t* row_count;        // [size]
   int32_t* row;              // [size, most]
   float* row_weight;         // likewise
   int32_t* column_count;     // [vectors]
   int32_t* column;           // [vectors, VOS_WIDTH * most], counted from left
-  float* column_weight;      // likewise, for each a vector: its weight in every bin of the vector
-  int32_t* bin;              // [most] of one bin of a row, before they are part of a vector
+  float* column_weight;      // likewise, per column a vector of its weights in the bins
+  int32_t* bin;              // [most] of one bin of a row, before they are merged into a vector
   float* bin_weight;
 };
 
@@ -48,7 +49,7 @@ static SampledAxis axis_of(const PoolRegions& call, const PooledMaps& source, co
                                  call.aligned);
 }
 
-// The columns that strips hold: those that are read, and more to fill the last vector.
+// Selects the columns of strips: those that are read, and more to fill the last vector.
 static void choose_columns(const PooledMaps& source, int32_t from, int32_t end, Window& window) {
   const int64_t whole = (end - from + VOS_WIDTH - 1) / VOS_WIDTH * VOS_WIDTH;
   window.width = whole < source.width ? whole : source.width;
@@ -127,8 +128,8 @@ static void blend_rows(const float* map, int64_t pitch, const int32_t* row, cons
   }
 }
 
-// Bins of one channel from its strips [size, width]. A row's last vector runs over its end: what it
-// spills there is overwritten by the vectors that come after it.
+// Bins of one channel from its strips [size, width]. A row's last vector extends past its end; the
+// excess is overwritten by the next vectors.
 static void sum_bins(const Plan& plan, const Window& window, const float* strips, int64_t size,
                      float* bins) {
   for (int64_t first = 0; first < size; first += ROWS)
@@ -175,8 +176,8 @@ static Plan plan_for(const PoolRegions& call) {
   return plan;
 }
 
-// An item of work is a block of channels of one source, for one region; items go from region to
-// region first, whose boxes overlap, while the block's maps are in the cache.
+// An item of work is a block of channels of one source, for one region. Items iterate over regions
+// first, whose boxes overlap, while the block's maps are in the cache.
 static void pool_item(const PoolRegions& call, const Plan& plan, int64_t region, int64_t item,
                       Window& window, float* strips, float* bins) {
   const PooledMaps* source = call.sources;

@@ -1,7 +1,7 @@
-// prepare_frame on a GPU, in one pass: a block makes a tile of the result from the pixels of the
-// frame that it needs, read once into shared memory as they are. Where nothing is resized they are
-// normalised and written; else rows are averaged first, then columns. Where a tile's pixels do not
-// fit (shrinking more than about 7 times), a warp makes each pixel straight from the frame.
+// prepare_frame on a GPU, in one pass: a block computes a tile of the result from the pixels of the
+// frame that it needs, read once into shared memory without conversion. If nothing is resized they
+// are normalised and written; else rows are resampled first, then columns. If a tile's pixels do
+// not fit (shrinking more than about 7 times), a warp computes each pixel directly from the frame.
 #include "checks.h"
 #include "cuda_launch.h"
 #include "prepare_frame.h"
@@ -11,19 +11,19 @@ namespace vosengine {
 namespace {
 
 constexpr int COPIED = 8, RESIZED = 4;  // pixels of a row that one thread writes
-constexpr int MOST_THREADS = 256;       // of a block that makes a tile
-constexpr int TILE_BYTES = 40 << 10;    // of shared memory: several blocks to a processor
-constexpr int WARP = 32, WARPS = 4;     // of a block that makes single pixels
+constexpr int MOST_THREADS = 256;       // of a block that computes a tile
+constexpr int TILE_BYTES = 40 << 10;    // of shared memory: several blocks per multiprocessor
+constexpr int WARP = 32, WARPS = 4;     // of a block that computes single pixels
 
-// What an output of one axis is an average of: cell first + k weighs triangle_at(start, k, slope)
-// times norm.
+// Cells averaged by an output along one axis: cell first + k has weight triangle_at(start, k,
+// slope) times norm.
 struct Taps {
   int first, count;
   float start, norm;
 };
 
-// The bits of a float rounded to the result's element: as wide as that, whichever of the two halves
-// it is, so that kernels are compiled for sizes, not types.
+// The bits of a float rounded to the element type of the result. The width is that of the type, so
+// that kernels are compiled for element sizes, not types.
 __device__ __forceinline__ void round_to(Element, float value, uint32_t* bits) {
   *bits = __float_as_uint(value);
 }
@@ -148,8 +148,8 @@ __device__ Taps taps_of(int64_t index, int64_t count, double step, float slope, 
   return taps;
 }
 
-// averaged[y] = weighted sum of the rows that row y of the tile is made of; a warp to a row, four
-// bytes of the frame at a time.
+// averaged[y] = weighted sum of the frame rows that row y of the tile averages; a warp per row,
+// four bytes of the frame at a time.
 template <typename Value>
 __device__ void average_rows(const PrepareFrameCuda& call, const Plan& plan, const Tile& tile,
                              const Taps* rows, float* averaged) {
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(MOST_THREADS)
   }
 }
 
-// One pixel, by a warp whose lanes go along the rows of what it is an average of.
+// Computes one pixel with a warp, whose lanes run along the rows that it averages.
 template <typename Value>
 __global__ void __launch_bounds__(WARP* WARPS, 4)
     average_pixel(const PrepareFrameCuda call, const Plan plan) {
@@ -271,7 +271,7 @@ int64_t at_most(double wanted, int64_t cells) {
   return wanted < static_cast<double>(cells) ? static_cast<int64_t>(wanted) : cells;
 }
 
-// Pixels of the frame that `outputs` neighbours are made of, at most.
+// Maximum number of cells that `outputs` neighbouring pixels average.
 int64_t cells_under(int outputs, double step, int64_t cells) {
   const double support = step > 1 ? step : 1;
   return at_most((outputs - 1) * step + 2 * support + 2, cells);
@@ -279,7 +279,7 @@ int64_t cells_under(int outputs, double step, int64_t cells) {
 
 int64_t rounded_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
-// Room for a row that begins anywhere in a 16-byte word and is read by words.
+// Bytes for a row that starts anywhere in a 16-byte word and is read by words.
 int64_t pitch_of(int64_t columns, int64_t value_bytes) {
   return rounded_up(3 * columns * value_bytes + 15 + 4, 16);
 }
@@ -294,12 +294,12 @@ Plan plan_for(const PrepareFrameCuda& call) {
   plan.slope_x = static_cast<float>(plan.step_x > 1 ? 1 / plan.step_x : 1);
   plan.packed = call.pixel_stride == 3 && call.channel_stride == 1;
   const int64_t out_bytes = call.element == Element::float32 ? 4 : 2;
-  // Then the rows of every plane begin at 16-byte words, and so do groups of pixels.
+  // Then rows of every plane, and groups of pixels, are aligned to 16 bytes.
   plan.wide = reinterpret_cast<uintptr_t>(call.out) % 16 == 0 && plan.width * out_bytes % 16 == 0;
   return plan;
 }
 
-// The largest tile whose pixels fit in shared memory; false where none does.
+// Selects the largest tile whose pixels fit in shared memory; returns false if none does.
 bool fit_tile(const PrepareFrameCuda& call, int64_t value_bytes, Plan& plan, int64_t* bytes) {
   constexpr int TILES[][2] = {{16, 64}, {8, 64}, {8, 32}, {4, 32}};
   for (const auto& [height, width] : TILES) {

@@ -11,7 +11,7 @@ namespace vosengine {
 struct PrepareFrame {
   const void* frame;   // element (y, x, c) at frame + y*row_stride + 3*x + c, counted in elements
   bool bytes;          // uint8 elements, else float
-  int64_t row_stride;  // of any sign and size: rows may lie apart, pixels may not
+  int64_t row_stride;  // of any sign and size; pixels of a row are contiguous
   int64_t height, width;
   int64_t resized_height, resized_width;
   int64_t left, right, top, bottom;
@@ -33,8 +33,8 @@ void prepare_frame_cpu(const PrepareFrame& call);
 void prepare_frame_cuda(const PrepareFrameCuda& call);
 #endif
 
-// Which of `cells` cells the output `index` is an average of: a triangle around its centre, as wide
-// as `step` cells (and at least one) on both sides. The rounding is torch's for antialias=True.
+// The range of `cells` cells that output `index` averages: a triangle around its centre, with a
+// half-width of `step` cells, at least one. Rounding as in torch's antialias=True.
 VOS_HOST_DEVICE inline void triangle_range(int64_t index, double step, int64_t cells,
                                            int64_t* first, int64_t* end) {
   const double centre = (static_cast<double>(index) + 0.5) * step;
@@ -54,9 +54,9 @@ VOS_HOST_DEVICE inline double triangle_weight(int64_t index, double step, int64_
   return weight > 0 ? weight : 0;
 }
 
-// The same in float: how far the range's first cell lies from the centre, in cells, and the weight
-// of cell first + k from that distance, with slope = 1 / support. Double is slow on many GPUs; here
-// it is used a few times per output, not per cell.
+// The same in float: the distance of the range's first cell from the centre, in cells, and the
+// weight of cell first + k from that distance, with slope = 1 / support. Double is slow on many
+// GPUs; here it is used a few times per output, not per cell.
 VOS_HOST_DEVICE inline float triangle_start(int64_t index, double step, int64_t first) {
   const double centre = (static_cast<double>(index) + 0.5) * step;
   return static_cast<float>(static_cast<double>(first) + 0.5 - centre);

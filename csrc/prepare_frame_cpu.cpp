@@ -1,5 +1,5 @@
-// prepare_frame on the CPU: every output row is made in one go, from a weighted sum of frame rows
-// (interleaved colours, wide vectors) and then a weighted sum of its pixels (one vector per pixel).
+// prepare_frame on the CPU: every output row is computed in one pass, as a weighted sum of frame
+// rows (interleaved colours, wide vectors), then of its pixels (one vector per pixel).
 #ifndef VOS_ISA
 
 #include "prepare_frame.h"
@@ -11,8 +11,8 @@ using vosengine::PrepareFrame;
 
 namespace {
 
-// The taps of one axis: output i is the sum over k < count of weights[i*count + k] * cell[first[i]
-// + k].
+// Taps of one axis: output i is the sum over k < count of weights[i*count + k] * cell[first[i] +
+// k].
 struct Axis {
   int64_t count;
   const int64_t* first;
@@ -24,8 +24,8 @@ struct AxisStorage {
   std::vector<float> weights;
 };
 
-// Every output gets as many taps as the widest one, those beyond its own with weight 0: a loop of
-// constant length. first + count is at most `cells`, so no tap lies outside.
+// Every output has as many taps as the widest one, padded with weight 0, for loops of constant
+// length. first + count is at most `cells`, so no tap lies outside.
 Axis axis_for(int64_t outputs, int64_t cells, AxisStorage& storage) {
   const double step = static_cast<double>(cells) / static_cast<double>(outputs);
   int64_t count = 0;
@@ -67,8 +67,8 @@ void vosengine::prepare_frame_cpu(const PrepareFrame& call) {
 using vpixel = float __attribute__((vector_size(16)));  // red, green, blue and one unused
 using vpixel_unaligned = float __attribute__((vector_size(16), aligned(4), may_alias));
 
-// sum[i] (+)= weight * row[i]. A plain loop: GCC 12 widens bytes well here, while its vector
-// conversions go element by element (resizing 1080p took 11.6 ms with them, 3.1 ms so).
+// sum[i] (+)= weight * row[i]. A plain loop: GCC 12 vectorises the conversion of bytes here, while
+// its vector conversions go element by element (resizing 1080p: 3.1 ms, with them 11.6 ms).
 template <bool FIRST, typename Value>
 VOS_INLINE void add_row(const Value* row, float weight, int64_t length, float* __restrict__ sum) {
   for (int64_t i = 0; i < length; ++i) {
@@ -77,8 +77,8 @@ VOS_INLINE void add_row(const Value* row, float weight, int64_t length, float* _
   }
 }
 
-// sum[i] = sum over k of weights[k] * (row k)[i], `count` rows that lie `stride` elements apart; in
-// blocks whose sums stay in the first-level cache.
+// sum[i] = sum over k of weights[k] * (row k)[i], `count` rows with stride `stride`, in blocks
+// whose sums stay in the L1 cache.
 template <typename Value>
 static void add_rows(const Value* rows, int64_t stride, const float* weights, int64_t count,
                      int64_t length, float* sum) {
@@ -104,7 +104,7 @@ static void split_colours(const Value* pixels, const PrepareFrame& call, float* 
   }
 }
 
-// Averages the pixels of one interleaved row (readable one float past its end) and normalises them.
+// Resamples the pixels of one interleaved row (readable one float past its end), normalises them.
 static void resize_row(const float* pixels, const Axis& columns, const PrepareFrame& call,
                        float* red, float* green, float* blue) {
   const vpixel scale = {call.scale[0], call.scale[1], call.scale[2], 0};

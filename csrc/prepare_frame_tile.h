@@ -1,5 +1,5 @@
-// How a block of prepare_frame's CUDA kernels gets the pixels of the frame that it needs: read once
-// into shared memory, and from there by words.
+// Staging of a block's input pixels in prepare_frame's CUDA kernels: read once into shared memory,
+// and from there by words.
 #pragma once
 
 #include <cstdint>
@@ -10,15 +10,15 @@
 namespace vosengine {
 namespace {
 
-// What the host derives from the call.
+// Values that the host derives from the call.
 struct Plan {
-  int tile_height, tile_width;  // pixels of the result to a block
+  int tile_height, tile_width;  // pixels of the result per block
   int pitch;                    // bytes between rows of the frame's tile
   int line;                     // floats between the averaged rows
-  double step_y, step_x;        // cells of the frame to a pixel
+  double step_y, step_x;        // cells of the frame per pixel
   float slope_y, slope_x;       // 1 / support
   int height, width;            // of the result
-  bool packed;                  // whether the pixels of a frame row lie one after the other
+  bool packed;                  // whether the pixels of a frame row are contiguous
   bool wide;                    // whether groups of pixels can be written 8 or 16 bytes at a time
 };
 
@@ -35,8 +35,8 @@ __device__ __forceinline__ const unsigned char* row_of(const PrepareFrameCuda& c
   return reinterpret_cast<const unsigned char*>(static_cast<const Value*>(call.frame) + offset);
 }
 
-// Packed rows are copied in 16-byte words as these lie in memory, so that a row begins in shared
-// memory as far behind such a word as in the frame.
+// Packed rows are copied in aligned 16-byte words, so that a row has the same offset from a word
+// boundary in shared memory as in the frame.
 template <typename Value>
 __device__ __forceinline__ const unsigned char* shared_row(const PrepareFrameCuda& call,
                                                            const Plan& plan, const Tile& tile,
@@ -56,7 +56,7 @@ __device__ void load_packed(const PrepareFrameCuda& call, const Plan& plan, cons
     Pack<unsigned char, 16> pack;
     if (at >= 0 && at + 16 <= bytes) {
       pack = *reinterpret_cast<const Pack<unsigned char, 16>*>(from + at);
-    } else {  // the ends of a row: nothing beside it is read
+    } else {  // the ends of a row: nothing outside it is read
 #pragma unroll
       for (int b = 0; b < 16; ++b) pack.at[b] = at + b >= 0 && at + b < bytes ? from[at + b] : 0;
     }
@@ -64,7 +64,7 @@ __device__ void load_packed(const PrepareFrameCuda& call, const Plan& plan, cons
   }
 }
 
-// Any strides: neighbouring threads read neighbouring pixels of one colour.
+// For any strides: neighbouring threads read neighbouring pixels of one colour.
 template <typename Value>
 __device__ void load_strided(const PrepareFrameCuda& call, const Plan& plan, const Tile& tile) {
   const Value* const frame = static_cast<const Value*>(call.frame);
@@ -86,7 +86,7 @@ __device__ __forceinline__ void load_tile(const PrepareFrameCuda& call, const Pl
     load_strided<Value>(call, plan, tile);
 }
 
-// WORDS words from any address; beyond it, nothing that lies outside its own 4-byte words.
+// Loads WORDS words from any address; reads no 4-byte word that contains none of its bytes.
 template <int WORDS>
 __device__ __forceinline__ void read_words(const unsigned char* at, uint32_t (&words)[WORDS]) {
   const auto address = reinterpret_cast<uintptr_t>(at);

@@ -1,4 +1,4 @@
-// What every instruction set's read_memory shares; compiled for any processor.
+// Functions that read_memory shares over all instruction sets, compiled for any processor.
 #include "read_memory.h"
 
 #include <algorithm>

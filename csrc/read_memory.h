@@ -1,5 +1,5 @@
-// Softmax-weighted mean of memory values for every query position, by group and set of values; the
-// contract is in kernels/read_memory/reference.py.
+// Attention over a memory: softmax-weighted mean of the values for every query position, by group
+// and set of values; the contract is in kernels/read_memory/reference.py.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +8,15 @@
 
 namespace vosengine {
 
-// Where the positions of groups lie. Without pages group g is page g of the memory.
+// Page table of the groups. Without pages group g is page g of the memory.
 struct Pages {
   const int32_t* table;  // [groups, columns]: numbers of pages; null without pages
   int64_t columns;       // of the table
   int64_t positions;     // of a page
-  int64_t count;         // of pages in the memory; a number outside it counts as the nearest one
+  int64_t count;         // of pages in the memory; page numbers are clamped to it
 };
 
-// Positions of a group that lie in rows of one page, one behind the other.
+// Consecutive positions of a group in consecutive rows of one page.
 struct Run {
   int64_t page, row, count;
 };
@@ -24,7 +24,7 @@ struct Run {
 template <typename Number>
 struct ReadMemoryOf {
   const Number* query;      // element (g, p, c) at query + g * query_group + p * query_row + c
-  const int32_t* query_of;  // [groups]: which query a group asks with; null: its own
+  const int32_t* query_of;  // [groups]: index of a group's query; null: the group's own
   const void* key;          // element (page, row, c) likewise, with strides of its own
   const void* value;        // element (page, s, row, c) likewise
   Element element;          // of keys and values, where Number is float
@@ -53,16 +53,16 @@ struct ReadMemoryOf {
 using ReadMemory = ReadMemoryOf<float>;
 using ReadMemoryBfloat16 = ReadMemoryOf<uint16_t>;
 
-// The call for that group alone, the n-th of the call. As the next two: not to be instantiated
-// where code is compiled for one instruction set, since the linker could take that copy for all.
+// The call restricted to its n-th group. This and the next two must not be instantiated in code
+// compiled for one instruction set: the linker could use that copy for all.
 template <typename Number>
 ReadMemoryOf<Number> group_of(const ReadMemoryOf<Number>& call, int64_t n);
 
-// How many positions of the call's first group are alive.
+// Number of valid positions of the call's first group.
 template <typename Number>
 int64_t length_of(const ReadMemoryOf<Number>& call);
 
-// The positions of the call's first group from `first` on that lie in one page, `most` at most.
+// The positions of the call's first group from `first` on that lie in one page, at most `most`.
 template <typename Number>
 Run run_at(const ReadMemoryOf<Number>& call, int64_t first, int64_t most);
 
@@ -76,7 +76,7 @@ void read_memory_cpu(const ReadMemory& call);
 // Reads the top_k closest positions of every query.
 void read_memory_top_k_cpu(const ReadMemory& call);
 
-// On bfloat16, where the processor has AMX; throws std::runtime_error where it was not compiled.
+// In bfloat16 on processors with AMX; throws std::runtime_error if compiled without AMX.
 void read_memory_amx(const ReadMemoryBfloat16& call);
 
 }  // namespace vosengine

@@ -1,6 +1,6 @@
-// read_memory in bfloat16 on AMX's tiles: the memory goes by in stretches of positions, packed once
-// and shared by all threads. A task's scores for a whole stretch become weights in bfloat16, which
-// multiply every set of values; sums are float32 throughout.
+// read_memory in bfloat16 on AMX tiles: the memory is processed in stretches of positions, packed
+// once and shared by all threads. A task's scores for a stretch become weights in bfloat16, which
+// are multiplied with every set of values; sums are float32 throughout.
 #include "read_memory.h"
 
 #include <stdexcept>
@@ -25,25 +25,24 @@ void vosengine::read_memory_amx(const ReadMemoryBfloat16&) {
 using vosengine::ReadMemoryBfloat16;
 using vosengine::Run;
 
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of the compiler's own header
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's header
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,prefer-vector-width=512")
 
 namespace {
 
-// A tile of sums is SIDE x SIDE floats. A tile of factors is SIDE rows of DEPTH bfloat16; on the
-// right side of a product it holds DEPTH rows of SIDE, two of them interleaved in each of its own.
+// A tile of sums is SIDE x SIDE floats. A left operand is SIDE rows of DEPTH bfloat16; a right
+// operand is DEPTH rows of SIDE, two of them interleaved in each row of the tile.
 constexpr int64_t SIDE = 16, DEPTH = 32, TILE = SIDE * DEPTH;
 constexpr int64_t ROWS = 2 * SIDE;            // queries of a task
 constexpr int64_t STRETCH = 1024;             // positions
-constexpr int64_t SCORES = STRETCH + SIDE;    // floats from row to row; off a power of two, for
-constexpr int64_t WEIGHTS = STRETCH + DEPTH;  // the cache's sets; bfloat16 likewise
+constexpr int64_t SCORES = STRETCH + SIDE;    // row pitch in floats; not a power of two,
+constexpr int64_t WEIGHTS = STRETCH + DEPTH;  // against cache conflicts; in bfloat16
 constexpr float LOG2_E = 1.44269504088896341f;
 
 using Number = uint16_t;  // the bits of a bfloat16
 
-// The assembler's names of the instructions, since the compiler's own forms of them do not say that
-// they read and write memory.
+// Inline assembly, since the compiler's intrinsics do not declare that they access memory.
 #define LOAD_TILE(tile, from, pitch) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"(from), "r"(int64_t(pitch)) : "memory")
 #define STORE_TILE(tile, to, pitch) \
@@ -52,7 +51,7 @@ using Number = uint16_t;  // the bits of a bfloat16
   asm volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #sum::)
 #define CLEAR_TILE(tile) asm volatile("tilezero %%tmm" #tile::)
 
-// All eight tiles of this thread have SIDE rows of 64 bytes while one of these lives.
+// Configures all eight tiles of this thread as SIDE rows of 64 bytes, for the object's lifetime.
 class Tiles {
  public:
   Tiles() {
@@ -83,38 +82,38 @@ void release(T* memory) {
   ::operator delete(memory, std::align_val_t(64));
 }
 
-// Where a position's key and values lie; null where there is no position.
+// Pointers to the key and values of a position; null beyond the last.
 struct Rows {
   const Number* key;
   const Number* value;
 };
 
-// A stretch of memory in tiles for the right side. Shared by all threads.
+// A stretch of memory as tiles of right operands. Shared by all threads.
 struct Packed {
   Number* key;    // [panels of SIDE positions][depth of the keys / DEPTH] tiles
   Number* value;  // [sets][panels of SIDE channels][STRETCH / DEPTH] tiles
   Rows* rows;     // [STRETCH]
-  float* bias;    // [STRETCH], times log2 e; -infinity behind the last position, whose weight
-                  // adds nothing to a total of at least 1
+  float* bias;    // [STRETCH], times log2 e; -infinity after the last position: the weight
+                  // is negligible against a total of at least 1
   int64_t count;  // positions
-  int64_t depth;  // of the keys: their channels, rounded up
-  int64_t width;  // of a set's sums: its channels, rounded up
+  int64_t depth;  // of the keys: channels, rounded up
+  int64_t width;  // of the sums of a set: channels, rounded up
 };
 
-// What one query knows of the stretches that went by; the peak is of scores times log2 e.
+// Online softmax state of one query; the peak is of scores times log2 e.
 struct Running {
   float peak, total;
 };
 
-// What a thread needs for ROWS queries.
+// Scratch of a thread for ROWS queries.
 struct Scratch {
-  Number* query;    // [ROWS, depth], zero behind the last query and channel
+  Number* query;    // [ROWS, depth], zero after the last query and channel
   float* scores;    // [ROWS, SCORES]
   Number* weights;  // [ROWS, WEIGHTS]
-  float* keep;      // [ROWS]: what the weights of the stretches before are worth now
+  float* keep;      // [ROWS]: factor that rescales the sums of preceding stretches
 };
 
-// The rows of `count` positions from `first` on; null behind the last of `alive`.
+// Finds the rows of `count` positions from `first` on; null from position `alive` on.
 void find_rows(const ReadMemoryBfloat16& call, int64_t first, int64_t alive, int64_t count,
                Rows* rows) {
   for (int64_t n = 0; n < alive;) {
@@ -130,7 +129,7 @@ void find_rows(const ReadMemoryBfloat16& call, int64_t first, int64_t alive, int
   for (int64_t n = alive; n < count; ++n) rows[n] = {nullptr, nullptr};
 }
 
-// Keys of SIDE positions as tiles; zero behind the last position and channel.
+// Packs keys of SIDE positions as tiles; zero after the last position and channel.
 void pack_keys(const Rows* rows, int64_t channels, int64_t depth, Number* tiles) {
   for (int64_t n = 0; n < SIDE; ++n) {
     const Number* from = rows[n].key;
@@ -142,12 +141,12 @@ void pack_keys(const Rows* rows, int64_t channels, int64_t depth, Number* tiles)
   }
 }
 
-// Up to SIDE channels of a position's values, from `channel` on.
+// Loads up to SIDE channels of a position's values, from `channel` on.
 __m256i load_values(const Number* value, int64_t channel, __mmask16 there) {
   return value ? _mm256_maskz_loadu_epi16(there, value + channel) : _mm256_setzero_si256();
 }
 
-// DEPTH positions of up to SIDE channels of a set as a tile, likewise.
+// Packs DEPTH positions of up to SIDE channels of a set as a tile, likewise.
 void pack_values(const Rows* rows, int64_t channel, int64_t left, Number* tile) {
   const __mmask16 there = left < SIDE ? (1u << left) - 1 : 0xffff;
   for (int64_t n = 0; n < DEPTH; n += 2) {
@@ -159,7 +158,7 @@ void pack_values(const Rows* rows, int64_t channel, int64_t left, Number* tile) 
   }
 }
 
-// Packs positions from `first` on; all threads of the team take part.
+// Packs positions from `first` on; called by all threads of the team.
 void pack(const ReadMemoryBfloat16& call, int64_t first, const Packed& packed) {
   const int64_t padded = round_up(packed.count, DEPTH), panels = packed.width / SIDE;
 #pragma omp single
@@ -180,7 +179,7 @@ void pack(const ReadMemoryBfloat16& call, int64_t first, const Packed& packed) {
   }
 }
 
-// Products of ROWS queries with DEPTH positions, whose panels begin at `key`.
+// Products of ROWS queries with DEPTH positions, whose panels start at `key`.
 void multiply_keys(const Number* query, const Number* key, int64_t depth, float* scores) {
   CLEAR_TILE(0);
   CLEAR_TILE(1);
@@ -202,9 +201,8 @@ void multiply_keys(const Number* query, const Number* key, int64_t depth, float*
   STORE_TILE(3, scores + SIDE * SCORES + SIDE, 4 * SCORES);
 }
 
-// 2^x for x <= 0 to 3e-6, far inside what bfloat16 keeps; smaller x than -125 give 2^-125
-// (2.4e-38), since what lies below the normal numbers takes many times as long. A NaN stays
-// one.
+// 2^x for x <= 0 with a relative error of 3e-6, far below bfloat16's precision; x below -125 give
+// 2^-125 (2.4e-38), since subnormal numbers are many times slower. NaN propagates.
 __m512 power_of_two(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-125.0f), x);
   const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -217,8 +215,8 @@ __m512 power_of_two(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-// Turns one query's products into weights relative to its running maximum, and says in `keep` what
-// the weights so far shrink to.
+// Turns one query's products into weights relative to its running maximum; `keep` is the factor
+// that rescales the preceding sums.
 void weigh(const Packed& packed, float scale, const float* scores, Number* weights,
            Running* running, float* keep) {
   const int64_t padded = round_up(packed.count, DEPTH);
@@ -246,7 +244,7 @@ void weigh(const Packed& packed, float scale, const float* scores, Number* weigh
   running->peak = top;
 }
 
-// sums += weights times `panels` (one or two) panels of values; a panel's tiles are STRETCH apart.
+// sums += weights times one or two panels of values; the tiles of a panel are STRETCH apart.
 void multiply_values(const Number* weights, const Number* value, int64_t count, bool two,
                      float* sums, int64_t width) {
   LOAD_TILE(0, sums, 4 * width);
@@ -275,7 +273,8 @@ void multiply_values(const Number* weights, const Number* value, int64_t count, 
   }
 }
 
-// One stretch of memory for `count` queries, whose sums [ROWS, width] lie `set` floats apart.
+// Reads one stretch of memory for `count` queries; the sums [ROWS, width] of sets are `set` floats
+// apart.
 void read_stretch(const ReadMemoryBfloat16& call, const Packed& packed, const Number* query,
                   int64_t count, Running* running, float* sums, int64_t set,
                   const Scratch& scratch) {
@@ -303,7 +302,7 @@ void read_stretch(const ReadMemoryBfloat16& call, const Packed& packed, const Nu
   }
 }
 
-// Sums over totals, in bfloat16.
+// Divides the sums by the total and rounds to bfloat16.
 void finish(const float* sums, float total, int64_t channels, Number* out) {
   const __m512 inverse = _mm512_set1_ps(1.0f / total);
   for (int64_t c = 0; c < channels; c += SIDE) {
@@ -314,7 +313,7 @@ void finish(const float* sums, float total, int64_t channels, Number* out) {
   }
 }
 
-// One group by all threads of the team: stretch by stretch of memory, tasks of ROWS queries. The
+// Reads one group with all threads of the team, stretch by stretch, in tasks of ROWS queries. The
 // sums are [sets, queries rounded up to ROWS, width].
 void read_group(const ReadMemoryBfloat16& call, Packed packed, Running* running, float* sums,
                 const Scratch& scratch) {
@@ -345,7 +344,7 @@ void read_group(const ReadMemoryBfloat16& call, Packed packed, Running* running,
   }
 }
 
-// Group after group, each by all threads.
+// Reads the groups in turn, each with all threads.
 void read_by_all(const ReadMemoryBfloat16& call) {
   const int64_t padded = round_up(call.queries, ROWS);
   Packed packed{};
@@ -383,7 +382,7 @@ void read_by_all(const ReadMemoryBfloat16& call) {
 
 void vosengine::read_memory_amx(const ReadMemoryBfloat16& call) {
   if (call.sets * call.queries * call.value_channels == 0) return;
-  // Small groups go to one thread each: waiting for each other would take longer than the work.
+  // Small groups are read by one thread each: synchronisation would take longer than the work.
   const bool small = call.queries <= 8 * ROWS && call.groups >= 2 * call.threads;
   if (!small || call.threads == 1) return read_by_all(call);
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1)

@@ -1,6 +1,6 @@
-// read_memory on the CPU: the memory goes by in stretches of positions, packed once and shared by
-// all threads; every query keeps a running maximum and sum, so that no more than one stretch of
-// scores per thread is ever stored. All sets of values are read by the same weights.
+// read_memory on the CPU: the memory is processed in stretches of positions, packed once and shared
+// by all threads. An online softmax (a running maximum and sum per query) stores the scores of one
+// stretch per thread only. All sets of values use the same weights.
 #ifndef VOS_ISA
 
 #include "read_memory.h"
@@ -22,44 +22,44 @@ void vosengine::read_memory_cpu(const ReadMemory& call) { VOS_DISPATCH(read, cal
 #include "multiply.h"
 #include "read_memory_rows.h"
 
-// A product takes BLOCK positions of one panel of values (BLOCK * SPAN floats, 16 or 32 KiB): they
-// stay in the first-level cache while all queries of a task go over them. The weights of a task's
-// queries for a whole STRETCH stay in the second level, so that the output, which with many sets
-// is larger than any cache of one core, is read and written once in a STRETCH.
+// A product covers BLOCK positions of one panel of values (BLOCK * SPAN floats, 16 or 32 KiB),
+// which stay in the L1 cache for all queries of a task. The weights of a task's queries for a whole
+// STRETCH stay in the L2 cache, so that the output, which with many sets exceeds a core's caches,
+// is read and written once per STRETCH.
 constexpr int64_t BLOCK = VOS_WIDTH == 16 ? 128 : 256;
 constexpr int64_t STRETCH = 1024;
-constexpr int64_t PITCH = BLOCK + 16;  // of scores; off a power of two, for the cache's sets
-constexpr int64_t TILES = 16;          // of ROWS queries, at most, in a task
+constexpr int64_t PITCH = BLOCK + 16;  // of scores; not a power of two, against cache conflicts
+constexpr int64_t TILES = 16;          // maximum tiles of ROWS queries per task
 constexpr int64_t BLOCK_SCORES = TILES * ROWS * PITCH;
-constexpr float ONES[] = {1, 1, 1, 1, 1, 1};  // what a block keeps of the sums before: all
+constexpr float ONES[] = {1, 1, 1, 1, 1, 1};  // factors that keep the preceding sums unchanged
 
-// One stretch of memory positions as multiply_tile wants it: panels of SPAN columns, each row by
-// row. Shared by all threads.
+// One stretch of memory positions, packed for multiply_tile: panels of SPAN columns, row-major.
+// Shared by all threads.
 struct Packed {
   float* key;    // [key panels, key_channels, SPAN], columns are positions
   float* value;  // [value_panels, STRETCH, SPAN], columns are channels of one set
-  float* bias;   // [STRETCH], -infinity behind the last position
+  float* bias;   // [STRETCH], -infinity after the last position
   int64_t count, value_panels, panels_per_set;
 };
 
-// What one query knows of the stretches that went by.
+// Online softmax state of one query.
 struct Running {
   float peak, total;
 };
 
-// What a thread needs for the queries of one task; rows up to a multiple of ROWS.
+// Scratch of a thread for the queries of one task, rounded up to a multiple of ROWS.
 struct Scratch {
-  float* query;   // [chunk, key_channels], zero behind the last query
-  float* scores;  // [STRETCH / BLOCK, TILES * ROWS, PITCH], then the weights in their place
+  float* query;   // [chunk, key_channels], zero after the last query
+  float* scores;  // [STRETCH / BLOCK, TILES * ROWS, PITCH], replaced by the weights
   float* sums;    // [chunk, SPAN]: weights times one panel of values
-  float* keep;    // [chunk]: what the weights of the stretches before are worth now
+  float* keep;    // [chunk]: factor that rescales the sums of preceding stretches
 };
 
 static int64_t block_size(const Packed& packed, int64_t first) {
   return packed.count - first < BLOCK ? packed.count - first : BLOCK;
 }
 
-// Aligned to a cache line, so that no vector of a panel lies in two.
+// Allocates floats aligned to a cache line, so that no vector of a panel crosses a line.
 static float* allocate(int64_t count) {
   return static_cast<float*>(::operator new(sizeof(float) * count, std::align_val_t(64)));
 }
@@ -68,8 +68,8 @@ static void release(float* floats) { ::operator delete(floats, std::align_val_t(
 
 static int64_t divide_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
 
-// `left` channels of a set, SPAN at most, of every position; zero behind the last channel.
-// `channel` is the first one's place in a position's values.
+// Packs `left` channels of a set, at most SPAN, of every position; zero after the last channel.
+// `channel` is the index of the first one in a position's values.
 template <typename T>
 static void pack_values_of(const ReadMemory& call, int64_t first, int64_t count, int64_t channel,
                            int64_t left, float* panel) {
@@ -98,7 +98,7 @@ static void pack_values(const ReadMemory& call, int64_t first, int64_t count, in
   }
 }
 
-// Packs positions from `first` on; all threads of the team take part.
+// Packs positions from `first` on; called by all threads of the team.
 static void pack(const ReadMemory& call, int64_t first, const Packed& packed) {
   const int64_t key_panels = divide_up(packed.count, SPAN);
 #pragma omp single nowait
@@ -118,13 +118,13 @@ static void pack(const ReadMemory& call, int64_t first, const Packed& packed) {
   }
 }
 
-// Weights are at least e^-60, which adds nothing to a total of at least 1: positions behind the
-// last one have that through their bias. Smaller ones times values could fall below the normal
-// numbers, with which some processors take many times as long.
+// Weights are at least e^-60, which is negligible against a total of at least 1; positions after
+// the last one have that weight through their bias. Products of smaller weights could be subnormal,
+// which is many times slower on some processors.
 constexpr float LOWEST = -60;
 
-// Turns one query's products into weights relative to its running maximum, and says in `keep` what
-// the weights so far shrink to.
+// Turns one query's products into weights relative to its running maximum; `keep` is the factor
+// that rescales the preceding sums.
 static void weigh(const ReadMemory& call, const Packed& packed, float* scores, Running* running,
                   float* keep) {
   vfloat best = splat(running->peak);
@@ -152,7 +152,7 @@ static void weigh(const ReadMemory& call, const Packed& packed, float* scores, R
   }
 }
 
-// The weights of `count` queries for all positions of a stretch.
+// Computes the weights of `count` queries for all positions of a stretch.
 static void score(const ReadMemory& call, const Packed& packed, const float* query, int64_t count,
                   Running* running, const Scratch& scratch) {
   const int64_t channels = call.key_channels;
@@ -185,8 +185,8 @@ static void add_sums(const float* sums, const float* keep, int64_t rows, int64_t
   }
 }
 
-// Adds weights times one panel of values to the output of `count` queries, whose lines are asked
-// for while the last product runs.
+// Adds weights times one panel of values to the output of `count` queries, which is prefetched
+// during the last product.
 static void attend(const ReadMemory& call, const Packed& packed, const float* panel, int64_t count,
                    float* out, int64_t channels, const Scratch& scratch) {
   for (int64_t n = 0; n < packed.count; n += BLOCK) {
@@ -195,8 +195,8 @@ static void attend(const ReadMemory& call, const Packed& packed, const float* pa
     const bool last = n + depth == packed.count;
     for (int64_t q = 0; q < count; q += ROWS) {
       const int64_t rows = count - q < ROWS ? count - q : ROWS;
-      // The panel's next block is asked for meanwhile, a share by every tile; behind the last one
-      // that does nothing.
+      // Every tile prefetches a share of the panel's next block; after the last block this has no
+      // effect.
       for (int64_t i = q / ROWS * 16; i < BLOCK * SPAN; i += TILES * 16)
         __builtin_prefetch(panel + (n + BLOCK) * SPAN + i, 0, 2);
       if (last)
@@ -212,7 +212,7 @@ static void attend(const ReadMemory& call, const Packed& packed, const float* pa
   }
 }
 
-// One stretch of memory for `count` queries from `first` on.
+// Reads one stretch of memory for `count` queries from `first` on.
 static void read_stretch(const ReadMemory& call, const Packed& packed, int64_t first, int64_t count,
                          Running* running, const Scratch& scratch) {
   score(call, packed, call.query + first * call.query_row, count, running + first, scratch);
@@ -225,7 +225,7 @@ static void read_stretch(const ReadMemory& call, const Packed& packed, int64_t f
   }
 }
 
-// One group by all threads of the team: stretch by stretch of memory, tasks of `chunk` queries.
+// Reads one group with all threads of the team, stretch by stretch, in tasks of `chunk` queries.
 static void read_group(const ReadMemory& call, int64_t chunk, Packed packed, Running* running,
                        const Scratch& scratch) {
   const int64_t length = vosengine::length_of(call);
@@ -252,9 +252,9 @@ static void read_group(const ReadMemory& call, int64_t chunk, Packed packed, Run
   }
 }
 
-// Group after group, each by all threads.
+// Reads the groups in turn, each with all threads.
 static void read_by_all(const ReadMemory& call) {
-  // The same number of tasks for every thread, at least two, so that a slow one delays less.
+  // The same number of tasks for every thread, at least two, to balance slow threads.
   const int64_t tiles = divide_up(call.queries, ROWS);
   const int64_t rounds = divide_up(tiles, call.threads * TILES);
   const int64_t tasks = call.threads * (rounds < 2 ? 2 : rounds);
@@ -289,7 +289,7 @@ static void read_by_all(const ReadMemory& call) {
 
 static void read(const ReadMemory& call) {
   if (call.sets * call.queries * call.value_channels == 0) return;
-  // Small groups go to one thread each: waiting for each other would take longer than the work.
+  // Small groups are read by one thread each: synchronisation would take longer than the work.
   const bool small = call.queries <= 4 * TILES * ROWS && call.groups >= 2 * call.threads;
   if (!small || call.threads == 1) return read_by_all(call);
 #pragma omp parallel for num_threads(call.threads) schedule(dynamic, 1)

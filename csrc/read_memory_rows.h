@@ -1,4 +1,4 @@
-// Rows of keys and values as floats, whatever their dtype. Included by a kernel's body behind
+// Conversion of rows of keys and values from any dtype to float. Included by a kernel's body after
 // multiply.h, inside the namespace of an instruction set; it has no include guard for that reason.
 
 struct Float16 {
@@ -50,7 +50,7 @@ static void pack_keys_of(const ReadMemory& call, int64_t first, int64_t count, f
     for (int64_t n = alive > 0 ? alive : 0; n < SPAN; ++n) panel[c * SPAN + n] = 0;
 }
 
-// Keys of up to SPAN positions from `first` on, transposed; zero behind the last of `count`.
+// Packs keys of up to SPAN positions from `first` on, transposed; 0 from position `count` on.
 static void pack_keys(const ReadMemory& call, int64_t first, int64_t count, float* panel) {
   switch (call.element) {
     case vosengine::Element::float16:

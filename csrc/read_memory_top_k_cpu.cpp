@@ -1,6 +1,6 @@
-// read_memory with top_k on the CPU: all scores of a few queries at a time, the top_k-th greatest
-// of each found in one pass that keeps candidates, and the values of those positions alone summed.
-// Reading everything multiplies weights with every value; this multiplies only keys.
+// read_memory with top_k on the CPU: all scores of a few queries at a time. The top_k-th greatest
+// score is selected in one pass that keeps candidates, and only the values of those positions are
+// summed. Without top_k weights are multiplied with all values; here only keys are multiplied.
 #ifndef VOS_ISA
 
 #include "read_memory.h"
@@ -25,16 +25,17 @@ void vosengine::read_memory_top_k_cpu(const ReadMemory& call) { VOS_DISPATCH(rea
 
 constexpr int64_t TILES = 2;             // of ROWS queries in a task
 constexpr int64_t CHUNK = TILES * ROWS;  // queries of a task
-constexpr int64_t BLOCK = 64;            // scores that are skipped together; a multiple of SPAN
+constexpr int64_t BLOCK = 64;            // scores skipped together; a multiple of SPAN
 constexpr float LOWEST = -60;            // as in read_memory_cpu.cpp
 
-// What a thread needs for a task. `padded` positions: the group's, up to a multiple of BLOCK.
+// Scratch of a thread for a task. `padded`: the group's positions, rounded up to a multiple of
+// BLOCK.
 struct Scratch {
-  float* query;       // [CHUNK, key_channels], zero behind the last query
+  float* query;       // [CHUNK, key_channels], zero after the last query
   float* scores;      // [CHUNK, padded]
-  float* peaks;       // [padded / BLOCK]: the greatest score of every block
+  float* peaks;       // [padded / BLOCK]: maximum score of every block
   float* candidates;  // [padded]
-  int64_t* chosen;    // [padded]: where the values lie that are read, from the memory's first on
+  int64_t* chosen;    // [padded]: offsets of the selected values in the memory
   float* weights;     // [padded]: their scores, then their weights
 };
 
@@ -47,7 +48,8 @@ static void release(void* memory) { ::operator delete(memory, std::align_val_t(6
 
 static int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
-// Products to scores, in place, and the greatest of every block; whether one of them is NaN.
+// Turns products into scores, in place, and computes the maximum of every block; returns whether a
+// score is NaN.
 static bool finish_scores(const ReadMemory& call, const float* bias, int64_t padded, float* row,
                           float* peaks) {
   vint wrong = {};
@@ -71,8 +73,8 @@ static float kth_greatest(float* from, int64_t k, int64_t count) {
   return from[k - 1];
 }
 
-// The top_k-th greatest score; -infinity where there are fewer above that. It is not below the
-// top_k-th greatest of the blocks' peaks, so few scores are left to choose from.
+// The top_k-th greatest score, or -infinity if fewer are above that. It is at least the top_k-th
+// greatest maximum of a block, so few scores remain as candidates.
 static float least_of_best(const ReadMemory& call, const float* row, int64_t padded,
                            const Scratch& scratch) {
   float* candidates = scratch.candidates;
@@ -93,7 +95,7 @@ static float least_of_best(const ReadMemory& call, const float* row, int64_t pad
   return count < call.top_k ? bound : kth_greatest(candidates, call.top_k, count);
 }
 
-// The weighted values of the chosen positions in one set; `total` is what the weights sum to.
+// Sums the weighted values of the chosen positions in one set; `total` is the sum of the weights.
 template <typename T>
 static void sum_values_of(const ReadMemory& call, int64_t set, int64_t count, float total,
                           const Scratch& scratch, float* out) {
@@ -121,7 +123,7 @@ static void sum_values(const ReadMemory& call, int64_t set, int64_t count, float
   }
 }
 
-// One query, given all its products.
+// Reads the memory for one query, from its products.
 static void read_query(const ReadMemory& call, const float* bias, int64_t length, int64_t padded,
                        float* row, float* out, const Scratch& scratch) {
   const bool wrong = finish_scores(call, bias, padded, row, scratch.peaks);
@@ -148,7 +150,7 @@ static void read_query(const ReadMemory& call, const float* bias, int64_t length
     sum_values(call, set, count, total, scratch, out + set * call.queries * call.value_channels);
 }
 
-// `count` queries from `first` on.
+// Reads the memory for `count` queries from `first` on.
 static void read_chunk(const ReadMemory& call, const float* keys, const float* bias, int64_t first,
                        int64_t count, int64_t length, int64_t padded, const Scratch& scratch) {
   const int64_t channels = call.key_channels;
@@ -168,7 +170,7 @@ static void read_chunk(const ReadMemory& call, const float* keys, const float* b
                call.out + (first + q) * call.value_channels, scratch);
 }
 
-// One group by all threads of the team.
+// Reads one group with all threads of the team.
 static void read_group(const ReadMemory& call, float* keys, float* bias, const Scratch& scratch) {
   const int64_t length = vosengine::length_of(call);
   const int64_t padded = round_up(length, BLOCK);

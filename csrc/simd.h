@@ -1,4 +1,4 @@
-// Vectors of VOS_WIDTH floats or half as many doubles, from the compiler's own vector extension.
+// Vectors of VOS_WIDTH floats or half as many doubles, as compiler vector extensions.
 // Included by for_each_isa.h once per instruction set, inside that set's namespace; it has no
 // include guard for that reason.
 
@@ -6,7 +6,7 @@ using vfloat = float __attribute__((vector_size(VOS_WIDTH * 4)));
 using vint = int32_t __attribute__((vector_size(VOS_WIDTH * 4)));
 using vfloat_unaligned = float __attribute__((vector_size(VOS_WIDTH * 4), aligned(4), may_alias));
 
-// As wide in bytes, with half as many lanes.
+// The same width in bytes, with half as many lanes.
 constexpr int LANES = VOS_WIDTH / 2;
 using vdouble = double __attribute__((vector_size(VOS_WIDTH * 4)));
 using vdouble_unaligned = double __attribute__((vector_size(VOS_WIDTH * 4), aligned(8), may_alias));
@@ -23,8 +23,8 @@ VOS_INLINE vdouble load(const double* from) {
 VOS_INLINE void store(double* to, vdouble value) {
   *reinterpret_cast<vdouble_unaligned*>(to) = value;
 }
-// LANES floats as doubles: element by element, which GCC makes one instruction of; of
-// __builtin_convertvector between vectors of two sizes it makes several.
+// LANES floats as doubles, element by element, which GCC compiles to one instruction;
+// __builtin_convertvector between vectors of two sizes compiles to several.
 VOS_INLINE vdouble widen(const float* from) {
 #if VOS_WIDTH == 16
   return vdouble{from[0], from[1], from[2], from[3], from[4], from[5], from[6], from[7]};

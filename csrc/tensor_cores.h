@@ -1,5 +1,5 @@
-// One matrix product of a warp on the tensor cores: 16 x 16 times 16 x 8 half-precision elements,
-// sums in float. On a CPU that emulates CUDA, the same by exchanges between the lanes.
+// One tensor-core product of a warp: 16 x 16 times 16 x 8 half-precision elements, accumulated in
+// float. On a CPU that emulates CUDA, computed by shuffles.
 //
 // Lane 4 g + q holds, two elements to a register, the first in the lower half:
 //   a  rows g (a[0], a[2]) and g + 8 (a[1], a[3]); columns 2 q, 2 q + 1, and 8 more in a[2], a[3]
@@ -47,7 +47,7 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-  __trap();  // kernels/gpu.py lets no bfloat16 come here
+  __trap();  // unreachable: kernels/gpu.py refuses bfloat16 here
 #endif
 }
 

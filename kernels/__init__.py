@@ -1,15 +1,15 @@
-"""The vocabulary: every op of the engine, each one function with one contract and several backends.
+"""The engine's operators: each op is one function with one contract and several backends.
 
-Letters, used in every docstring and every shape pattern:
+Dimension letters, used in every docstring and every shape pattern:
 
     B  batch            O  objects           G  groups (one memory each)   T  memory frames
     H  W  pixels        h  w  cells          C  channels (Ck key, Cv value)
-    K  tracks           J  samples of one    D  channels between two layers
+    K  tracks           J  samples per track D  channels between two layers
     P = h * w           query positions      N = T * P                     memory positions
-    M  proposals        Q  positions of one           S  sets of values on one set of scores
+    M  proposals        Q  positions per proposal     S  sets of values that share scores
 
-An op is called like a function. `op.explain(...)` says which backend would run and why each of the
-others would not; `with use_backend("reference"):` asks for one by name.
+An op is called like a function. `op.explain(...)` returns, for every backend, None or the reason
+why it cannot run the call; `with use_backend("reference"):` selects a backend by name.
 """
 
 from .align_object import align_object

@@ -1,7 +1,7 @@
-"""What a test case of an op is: a name and a recipe for its arguments.
+"""Test cases of an op: a name and a function that makes the arguments.
 
-Every `kernels/<op>/cases.py` lists CASES; the parity test, the benchmark and the self-test of
-`vosengine doctor` all read that list, so a case written once is checked and timed everywhere.
+Every `kernels/<op>/cases.py` defines CASES. The parity tests, the benchmark and the self-test of
+`vosengine doctor` all use that list.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ Make = Callable[[torch.Generator], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an op. `make` draws the arguments on the CPU, floats in float32.
+    """One call of an op.
 
-    bench  True for a shape of real use (480p), timed and not part of the quick parity test.
+    make   takes a CPU generator and returns the keyword arguments, on the CPU, floats in float32
+    bench  True for a shape of real use (480p): timed, and left out of the quick parity test
     """
 
     name: str
@@ -29,7 +30,7 @@ class Case:
     def arguments(
         self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> dict[str, Any]:
-        """Arguments on a device, every floating tensor cast to dtype; strides are kept."""
+        """Make the arguments on a device, floating tensors cast to dtype; strides are kept."""
 
         def cast(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
@@ -39,7 +40,7 @@ class Case:
 
 
 def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], arguments: Any) -> Any:
-    """Arguments with every tensor changed, those in dicts and tuples too."""
+    """Apply a function to every tensor of nested dicts and tuples; other values are kept."""
     if isinstance(arguments, torch.Tensor):
         return change(arguments)
     if isinstance(arguments, dict):

@@ -1,4 +1,8 @@
-"""Which backend of an op runs: the first that has no unsupported, or the one that was asked for."""
+"""Backend dispatch: an op runs on the first backend that supports the call, or on a requested one.
+
+Backends are tried in the order of BACKENDS. A backend's `unsupported(...)` returns the unsupported
+reason: why it cannot run the call, or None if it can.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +26,27 @@ _stand_ins: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar(
 
 
 class UnsupportedBackend(RuntimeError):
-    """The backend that was asked for by name cannot take this call; the message says why."""
+    """The backend requested by name does not support this call; the message gives the reason."""
 
 
 class Backend(Protocol):
-    """A backend module: two functions with the reference's own signature."""
+    """Backend module: two functions with the signature of the reference."""
 
-    def unsupported(self, *args: Any, **kwargs: Any) -> str | None: ...
+    def unsupported(self, *args: Any, **kwargs: Any) -> str | None:
+        """Return the reason why this backend cannot run the call, or None if it can."""
 
-    def run(self, *args: Any, **kwargs: Any) -> Any: ...
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the op; called only if `unsupported` returned None."""
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Ask for one backend by name (or "auto") inside a `with` block, in this thread or task."""
+    """Select the backend of every op inside a `with` block, in this thread or asyncio task.
+
+    name    one of BACKENDS, or "auto" for the first that supports a call
+    Raises  ValueError for another name. Inside, an op raises UnsupportedBackend if that backend
+            does not support the call.
+    """
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"backend {name!r}: wanted one of {', '.join((*BACKENDS, 'auto'))}")
     token = _asked.set(name)
@@ -47,8 +58,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 @contextmanager
 def stand_in(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Let other functions, by name of the op, stand in for ops inside a `with` block, unchecked:
-    for a tracer, which wants each op as one node of another language."""
+    """Replace ops, by name, inside a `with` block; the contract is not checked.
+
+    Used by the ONNX export, which traces each op as one node.
+    """
     token = _stand_ins.set(functions)
     try:
         yield
@@ -57,13 +70,14 @@ def stand_in(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
 
 
 class Op:
-    """One function with one contract and several backends.
+    """Operator with one contract and several backends.
 
-    `reference` defines what is right and takes every valid call; `contract` has its signature and
-    raises for every invalid one, before any backend is asked.
+    reference  defines the result and accepts every valid call
+    contract   has the same signature and raises for every invalid call, before dispatch
+    backends   backend modules by name (see BACKENDS)
 
-    Under torch's autocast, where some floats of a call have been narrowed and others not, all are
-    taken in the widest of their dtypes; inside, autocast is off: an op says itself what it sums in.
+    Under torch.autocast all floating tensors of a call are promoted to the widest dtype among
+    them, and autocast is disabled inside: the contract of an op states its accumulation dtype.
     """
 
     def __init__(
@@ -103,14 +117,19 @@ class Op:
             return self.reference(*args, **kwargs)
         reasons = self.explain(*args, **kwargs)
         raise UnsupportedBackend(
-            f"{self.name}: backend {asked!r} cannot take this call: {reasons[asked]}. "
-            f"These can: {', '.join(n for n, reason in reasons.items() if reason is None)}."
+            f"{self.name}: backend {asked!r} does not support this call: {reasons[asked]}. "
+            f"Supported by: {', '.join(n for n, reason in reasons.items() if reason is None)}."
         )
 
     def explain(self, *args: Any, **kwargs: Any) -> dict[str, str | None]:
-        """For every backend, None if it can take this call, else the reason why it cannot."""
+        """Return the unsupported reason of every backend for this call; None if it is supported.
+
+        Raises  what the contract raises for an invalid call.
+        """
         self.contract(*args, **kwargs)
-        reasons: dict[str, str | None] = dict.fromkeys(BACKENDS, f"{self.name} has none")
+        reasons: dict[str, str | None] = {
+            name: f"{self.name} has no {name} backend" for name in BACKENDS
+        }
         reasons["reference"] = None
         for name, backend in self.backends.items():
             reasons[name] = backend.unsupported(*args, **kwargs)
@@ -121,7 +140,7 @@ class Op:
 
 
 def _widened(nested: Any) -> Any:
-    """Tuples, lists and dicts with their floating tensors in the widest dtype among them."""
+    """Promote the floating tensors of nested tuples, lists and dicts to their widest dtype."""
     dtypes = {x.dtype for x in _tensors_of(nested) if x.is_floating_point()}
     return _cast(nested, reduce(torch.promote_types, dtypes)) if len(dtypes) > 1 else nested
 
@@ -130,17 +149,17 @@ def _tensors_of(nested: Any) -> Iterator[torch.Tensor]:
     if isinstance(nested, torch.Tensor):
         yield nested
     elif isinstance(nested, (tuple, list, dict)):
-        for each in nested.values() if isinstance(nested, dict) else nested:
-            yield from _tensors_of(each)
+        for value in nested.values() if isinstance(nested, dict) else nested:
+            yield from _tensors_of(value)
 
 
 def _cast(nested: Any, dtype: torch.dtype) -> Any:
     if isinstance(nested, torch.Tensor):
         return nested.to(dtype) if nested.is_floating_point() else nested
     if isinstance(nested, dict):
-        return {name: _cast(each, dtype) for name, each in nested.items()}
+        return {name: _cast(value, dtype) for name, value in nested.items()}
     return (
-        type(nested)(_cast(x, dtype) for x in nested)
+        type(nested)(_cast(value, dtype) for value in nested)
         if isinstance(nested, (tuple, list))
         else nested
     )

@@ -1,4 +1,7 @@
-"""The compiled extension, or the reason why there is none: absence is a fact, not a crash."""
+"""Loading of the compiled extension `vosengine._C`, and reasons that C++ backends share.
+
+`missing` is None, or the reason why the extension cannot be imported.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-# What a C++ backend takes that computes in float32: half precision is converted to and fro.
+# Dtypes of C++ backends that compute in float32: half precision is converted to float32 and back.
 COMPUTED_IN_FLOAT32 = torch.float32, torch.bfloat16, torch.float16
 
 _C: ModuleType | None
@@ -16,20 +19,26 @@ try:
     missing: str | None = None
 except ImportError as error:
     _C = None
-    # Absent, or there and broken (a library that it needs is missing): the two have other cures.
+    # Not built, or built but not loadable (a shared library is missing): different remedies.
     absent = "cannot import name" in str(error)
     missing = "vosengine._C is not built" if absent else f"vosengine._C does not load: {error}"
 
 
 def load() -> ModuleType:
-    """The extension; raises RuntimeError where it is missing."""
+    """Return the extension module.
+
+    Raises  RuntimeError if it is not built or does not load.
+    """
     if _C is None:
-        raise RuntimeError(f"{missing}; `vosengine doctor` says how to get it")
+        raise RuntimeError(f"{missing}; `vosengine doctor` prints how to build it")
     return _C
 
 
 def cpu_unsupported(*tensors: torch.Tensor | None) -> str | None:
-    """Why the C++ backend cannot take these tensors, as far as every op shares the reason."""
+    """Return the unsupported reason that C++ backends share for these tensors, or None.
+
+    Reasons: no extension, a tensor that is not on the CPU, a gradient.
+    """
     if missing is not None:
         return missing
     for tensor in tensors:
@@ -41,7 +50,10 @@ def cpu_unsupported(*tensors: torch.Tensor | None) -> str | None:
 
 
 def gradient_unsupported(*tensors: torch.Tensor | None) -> str | None:
-    """No compiled backend has a gradient: where one is wanted, the reference runs."""
+    """Return the unsupported reason if autograd needs a gradient of any tensor, or None.
+
+    Compiled backends implement no backward; the reference runs instead.
+    """
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return "has no gradient, and an argument requires one"
     return None

@@ -1,7 +1,7 @@
-"""What the GPU backends share: Triton, where it is installed, and what tensors and chips they take.
+"""Shared code of the GPU backends: the Triton import, unsupported reasons, tuning tables, streams.
 
-Triton reads TRITON_INTERPRET=1 when a kernel is defined; then kernels run on the CPU, in numpy, and
-the Triton backends take tensors there. That is for tests: it is thousands of times slower.
+If TRITON_INTERPRET=1 is set when a kernel is defined, Triton runs it on the CPU, in NumPy, and the
+Triton backends support CPU tensors. This is for tests: it is thousands of times slower.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-OLDEST = 80  # Triton's own lower end: Ampere, the first with bfloat16 on its matrix units
+OLDEST = 80  # Triton's minimum: Ampere, the first with bfloat16 tensor cores
 
 try:
     import triton
@@ -41,11 +41,11 @@ try:
     missing: str | None = None
     INTERPRETED = bool(triton.knobs.runtime.interpret)
 except ImportError as error:
-    missing = f"Triton is not installed ({error}); a CUDA build of torch brings it"
+    missing = f"Triton is not installed ({error}); CUDA builds of torch include it"
     INTERPRETED = False
 
     class _Absent:
-        """Lets a file that defines kernels be imported; nothing in it can be called."""
+        """Placeholder that lets modules with kernels be imported without Triton."""
 
         def jit(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
             return kernel
@@ -60,7 +60,7 @@ def _capability(index: int) -> int:
 
 
 def capability(device: torch.device) -> int:
-    """Compute capability as one number, 90 for sm_90; a CPU that runs GPU kernels counts as 80."""
+    """Return the compute capability as one number, 90 for sm_90; 80 for a CPU (emulation)."""
     if device.type != "cuda":
         return OLDEST
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
@@ -70,26 +70,35 @@ Run = TypeVar("Run", bound=Callable[..., Any])
 
 
 def on_its_device(run: Run) -> Run:
-    """For a Triton backend's `run`: launches go to the device of its first tensor, and not to
-    whichever is the current one."""
+    """Decorate a Triton backend's `run` to launch on the device of its first tensor argument.
+
+    Triton itself launches on the current device.
+    """
 
     @wraps(run)
     def guarded(*args: Any, **options: Any) -> Any:
         first = next(x for x in (*args, *options.values()) if isinstance(x, torch.Tensor))
-        with torch.cuda.device(first.get_device()):  # -1 on a CPU: none
+        with torch.cuda.device(first.get_device()):  # -1 on a CPU: no device is set
             return run(*args, **options)
 
     return cast(Run, guarded)
 
 
 def for_chip(table: Mapping[int, T], device: torch.device) -> T:
-    """The entry of a tuning table for this device: its own, else that of the nearest older chip."""
+    """Return the entry of a tuning table for this device.
+
+    table    entries by compute capability (80, 90, ...)
+    returns  the entry of the greatest capability not above the device's, else of the smallest
+    """
     chip = capability(device)
     return table[max((known for known in table if known <= chip), default=min(table))]
 
 
 def triton_unsupported(*tensors: torch.Tensor | None) -> str | None:
-    """Why a Triton backend cannot take these tensors, as far as every op shares the reason."""
+    """Return the unsupported reason that Triton backends share for these tensors, or None.
+
+    Reasons: no Triton, a tensor on another device, a GPU older than OLDEST, a gradient.
+    """
     if missing is not None:
         return missing
     wanted = "cpu" if INTERPRETED else "cuda"
@@ -107,12 +116,16 @@ def triton_unsupported(*tensors: torch.Tensor | None) -> str | None:
 
 
 def cuda_unsupported(*tensors: torch.Tensor | None) -> str | None:
-    """Why a CUDA backend cannot take these tensors, as far as every op shares the reason."""
+    """Return the unsupported reason that CUDA backends share for these tensors, or None.
+
+    Reasons: no extension or one without CUDA, a tensor on another device, a GPU that the
+    extension is not compiled for, bfloat16 on a GPU older than OLDEST, a gradient.
+    """
     if extension.missing is not None:
         return extension.missing
     compiled = extension.load()
     if not hasattr(compiled, "cuda_device_type"):
-        return "vosengine._C is built without CUDA; `vosengine doctor` says how to get it"
+        return "vosengine._C is built without CUDA; `vosengine doctor` prints how to build it"
     wanted, archs = compiled.cuda_device_type(), compiled.cuda_archs()
     for tensor in tensors:
         if tensor is None:
@@ -131,8 +144,11 @@ def cuda_unsupported(*tensors: torch.Tensor | None) -> str | None:
 
 @cache
 def runs_on(archs: str, chip: int) -> bool:
-    """Whether code built for "80;90a;120" runs on a chip: same generation, not newer than the chip
-    (and, with an "a", exactly that chip), or newer than all, by the PTX of the last."""
+    """Return whether code built for architectures such as "80;90a;120" runs on a chip.
+
+    A binary runs on its own capability and, without a suffix such as "a", on later ones of the
+    same major version. PTX, which only the last entry includes, runs on every later chip.
+    """
     names = archs.split(";")
     for name in names:
         built = int(name.rstrip("af"))
@@ -143,11 +159,11 @@ def runs_on(archs: str, chip: int) -> bool:
     return last.isdigit() and chip > int(last)
 
 
-ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # codes of csrc/cuda_target.h
+ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in csrc/cuda_target.h
 
 
 def stream_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """(device index, stream handle) that a CUDA kernel is to be launched on for this tensor."""
+    """Return (device index, handle of the current stream) to launch a CUDA kernel on."""
     if tensor.device.type != "cuda":
         return 0, 0
     stream = torch.cuda.current_stream(tensor.device)

@@ -1,13 +1,12 @@
-"""The one rule of nearness: how far a backend may be from the reference.
+"""Parity rule: how far the outputs of a backend may be from those of the reference.
 
     error of the backend <= 2 * error of the reference in the same dtype + floor
 
-Both errors are the greatest absolute difference from the reference in float64; the floor is
-FLOOR_ULPS units of the dtype's precision at the greatest magnitude (at least 1). Integer outputs
-are equal, but where the op's `cases.undecided` says that rounding may decide: it is given the
-arguments and the float64 outputs and returns one mask for all integer outputs, or a tuple with a
-mask or None for every output. A NaN fails. The tests, the benchmark and `vosengine doctor` hold
-every backend against this rule.
+Both errors are the maximum absolute difference from the reference in float64. The floor is
+FLOOR_ULPS * eps(dtype) * max(1, maximum magnitude of the output). Integer outputs must be equal,
+except where the op's `cases.undecided(arguments, float64 outputs)` marks elements that rounding may
+decide: it returns one mask for all integer outputs, or a tuple with a mask or None per output. A
+NaN fails. The tests, the benchmark and `vosengine doctor` apply this rule to every backend.
 """
 
 from __future__ import annotations
@@ -26,7 +25,12 @@ FLOOR_ULPS = 16
 
 @dataclass(frozen=True)
 class Parity:
-    """The verdict on one call: `fault` is None if all is well, else what is wrong."""
+    """Verdict on one call.
+
+    fault    None if the call passes, else a description of the failure
+    error    maximum absolute error of the worst floating output
+    allowed  the error that the rule allows there
+    """
 
     fault: str | None
     error: float
@@ -34,9 +38,9 @@ class Parity:
 
 
 def cases_of(op: Op) -> tuple[Case, ...]:
-    """The cases of an op, from kernels/<op>/cases.py."""
-    found: tuple[Case, ...] = import_module(f"{__package__}.{op.name}.cases").CASES
-    return found
+    """Return the cases of an op, from kernels/<op>/cases.py."""
+    cases: tuple[Case, ...] = import_module(f"{__package__}.{op.name}.cases").CASES
+    return cases
 
 
 def check_parity(
@@ -47,16 +51,17 @@ def check_parity(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Parity:
-    """Run one case on one backend and hold it against the reference.
+    """Run one case on one backend and compare it with the reference.
 
-    Raises  UnsupportedBackend where the backend objects to the case.
+    dtype   of all floating arguments
+    Raises  UnsupportedBackend if the backend does not support the case.
     """
-    given = case.arguments(device, dtype)
+    arguments = case.arguments(device, dtype)
     with use_backend(backend):
-        outputs = _as_tuple(op(**given))
-    plain = _as_tuple(op.reference(**given))
-    exact = _as_tuple(op.reference(**widened(given)))
-    open_masks = _undecided(op, given, exact)
+        outputs = _as_tuple(op(**arguments))
+    plain = _as_tuple(op.reference(**arguments))
+    exact = _as_tuple(op.reference(**widened(arguments)))
+    open_masks = _undecided(op, arguments, exact)
     worst = Parity(None, 0.0, 0.0)
     compared = enumerate(zip(outputs, plain, exact, open_masks, strict=True))
     for index, (got, near, truth, open_mask) in compared:
@@ -66,8 +71,8 @@ def check_parity(
         if got is None:
             continue
         if got.shape != near.shape or got.dtype != near.dtype:
-            given_form = f"{tuple(got.shape)} {got.dtype}"
-            return Parity(f"{where}{given_form}, wanted {tuple(near.shape)} {near.dtype}", 0.0, 0.0)
+            form = f"{tuple(got.shape)} {got.dtype}"
+            return Parity(f"{where}{form}, wanted {tuple(near.shape)} {near.dtype}", 0.0, 0.0)
         verdict = (
             _check_floats(got, near, truth)
             if got.is_floating_point()
@@ -80,7 +85,7 @@ def check_parity(
 
 
 def widened(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same call in float64: floating tensors cast, and a `dtype` asked for replaced."""
+    """Return the arguments of the same call in float64; a `dtype` argument becomes float64."""
     wide: dict[str, Any] = map_tensors(
         lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, arguments
     )
@@ -88,11 +93,11 @@ def widened(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _undecided(
-    op: Op, given: dict[str, Any], exact: tuple[Any, ...]
+    op: Op, arguments: dict[str, Any], exact: tuple[Any, ...]
 ) -> tuple[torch.Tensor | None, ...]:
-    """For every output the mask of what rounding may decide, or None."""
+    """Return, for every output, the mask of elements that rounding may decide, or None."""
     undecided = getattr(import_module(f"{__package__}.{op.name}.cases"), "undecided", None)
-    masks = None if undecided is None else undecided(given, exact)
+    masks = None if undecided is None else undecided(arguments, exact)
     return masks if isinstance(masks, tuple) else (masks,) * len(exact)
 
 
@@ -109,7 +114,7 @@ def _check_floats(got: torch.Tensor, near: torch.Tensor, truth: torch.Tensor) ->
     allowed = 2 * float((near.double() - truth).abs().max()) + floor
     if error <= allowed:
         return Parity(None, error, allowed)
-    return Parity(f"error {error:.3g}, allowed {allowed:.3g}", error, allowed)  # a NaN comes here
+    return Parity(f"error {error:.3g}, allowed {allowed:.3g}", error, allowed)  # NaN included
 
 
 def _check_integers(

@@ -1,4 +1,4 @@
-"""New memory that is poisoned, not zero: whoever reads what nobody wrote is found out."""
+"""Poisoned allocations: uninitialised memory is filled with NaN, so that reading it is detected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import torch
 
 @contextmanager
 def poisoned(number: float = torch.nan, integer: int = 255) -> Iterator[None]:
-    """Inside, torch.empty and its like give `number`, and `integer` where a tensor has integers."""
+    """Fill the results of torch.empty, empty_like, empty_strided and new_empty in a `with` block.
+
+    number   value of floating tensors
+    integer  value of integer tensors; bool tensors become True
+    """
 
     def poison(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def made(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""What compiled GPU kernels need of a chip, found without a GPU or a driver.
+"""Resource usage of compiled GPU kernels: registers, shared memory, spills, tensor-core products.
 
-A Triton kernel is compiled ahead of time for every chip whose tuning table asks for it; the CUDA
-kernels are read out of the built extension. CUDA's own cuobjdump, which Triton brings, says the
-rest.
+No GPU or driver is needed. Triton kernels are compiled ahead of time for every chip whose tuning
+table lists them; CUDA kernels are read from the built extension. Both are inspected with cuobjdump,
+which Triton includes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .dispatch import Op
 
 CHIPS = (80, 86, 89, 90, 100, 120)
 KIB = 1024
-# KiB of shared memory that one block may ask for (CUDA C++ programming guide).
+# Maximum KiB of shared memory per block (CUDA C++ programming guide).
 SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 MOST_REGISTERS = 255
 MATRIX = re.compile(r"\b(?:[HIQDB]MMA|[HIQ]GMMA|UTC[A-Z]*MMA)\b")
@@ -33,13 +33,13 @@ USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
 @dataclass(frozen=True)
 class Build:
-    """One compiled form of a Triton kernel: what a tuning table makes of it on some chips.
+    """One specialisation of a Triton kernel, as a tuning table launches it.
 
     name        unique within the op, such as "read float16 64x512"
-    signature   the type of every argument that is no constant, such as "*fp16", "i32", "fp32"
-    constants   the value of every argument that is one (tl.constexpr)
-    chips       compute capabilities whose tuning table asks for it, such as 90
-    matrix      whether its work must be done by the tensor cores
+    signature   types of the run-time arguments, such as "*fp16", "i32", "fp32"
+    constants   values of the tl.constexpr arguments
+    chips       compute capabilities whose tuning table uses it, such as 90
+    matrix      whether it must contain tensor-core instructions
     divisible   integer arguments that are multiples of 16 in real use; pointers always are
     """
 
@@ -56,9 +56,15 @@ class Build:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel needs on one chip: per thread registers and bytes of stack (where spilled
-    registers go), per block bytes of shared memory, and how many instructions of its code are
-    tensor-core products (None: not looked for) or accesses to local memory."""
+    """Resource usage of one kernel on one chip.
+
+    chip       compute capability, such as 90
+    registers  per thread
+    stack      bytes per thread, which spilled registers use
+    local      instructions that access local memory
+    shared     bytes per block
+    matrix     tensor-core instructions; None if the code was not disassembled
+    """
 
     op: str
     kernel: str
@@ -70,36 +76,37 @@ class Resources:
     matrix: int | None
 
     def faults(self, wants_matrix: bool = False) -> list[str]:
-        """Everything that must not be."""
+        """Return a message for every violated limit: spills, shared memory, registers, and, if
+        `wants_matrix`, no tensor-core instruction."""
         limit = SHARED_LIMIT[self.chip] * KIB
-        found = []
+        faults = []
         if self.stack or self.local:
-            found.append(f"spills: {self.stack} bytes of stack, {self.local} local accesses")
+            faults.append(f"spills: {self.stack} bytes of stack, {self.local} local accesses")
         if self.shared > limit:
-            found.append(f"{self.shared} bytes of shared memory, the chip has {limit}")
+            faults.append(f"{self.shared} bytes of shared memory, the chip has {limit}")
         if self.registers > MOST_REGISTERS:
-            found.append(f"{self.registers} registers")
+            faults.append(f"{self.registers} registers")
         if wants_matrix and not self.matrix:
-            found.append("no tensor-core instruction")
-        return [f"{self.op} {self.kernel} on sm_{self.chip}: {fault}" for fault in found]
+            faults.append("no tensor-core instruction")
+        return [f"{self.op} {self.kernel} on sm_{self.chip}: {fault}" for fault in faults]
 
 
 def builds_of(op: Op) -> tuple[Build, ...]:
-    """Every form in which an op's Triton kernels may be launched."""
+    """Return every specialisation in which the op's Triton kernels may be launched."""
     if "triton" not in op.backends:
         return ()
     module = import_module(f"{__package__}.{op.name}.triton_kernel")
-    found: tuple[Build, ...] = module.builds()
-    return found
+    builds: tuple[Build, ...] = module.builds()
+    return builds
 
 
 def measure(op: Op, build: Build, chip: int) -> Resources:
-    """Compile one Triton kernel for one chip, as its launch would, and read what it needs.
+    """Compile one Triton kernel for one chip, as a launch would, and return its resource usage.
 
-    Raises  RuntimeError where Triton is missing or interprets its kernels in this process.
+    Raises  RuntimeError if Triton is missing or runs its interpreter in this process.
     """
     if gpu.missing is not None or gpu.INTERPRETED:
-        raise RuntimeError(gpu.missing or "Triton interprets in this process: nothing to compile")
+        raise RuntimeError(gpu.missing or "Triton runs its interpreter; unset TRITON_INTERPRET")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -122,9 +129,9 @@ def measure(op: Op, build: Build, chip: int) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(compiled.asm["cubin"])
-        code = _ask("-sass", cubin, "-res-usage")  # at once: its start takes a tenth of a second
+        code = _cuobjdump("-sass", cubin, "-res-usage")  # one call: starting it takes 0.1 s
     usage = USAGE.search(code)
-    assert usage is not None, "cuobjdump's report has another form than this code knows"
+    assert usage is not None, "the format of cuobjdump's report is not known"
     return Resources(
         op=op.name,
         kernel=build.name,
@@ -137,28 +144,30 @@ def measure(op: Op, build: Build, chip: int) -> Resources:
     )
 
 
-def _ask(question: str, file: Path, *more: str) -> str:
-    """What cuobjdump, Triton's or the CUDA toolkit's, says of a file."""
+def _cuobjdump(option: str, file: Path, *more: str) -> str:
+    """Return the output of cuobjdump, Triton's or the CUDA toolkit's, for a file."""
     if gpu.missing is None:
         tool = gpu.triton.knobs.nvidia.cuobjdump.path
     else:
         tool = shutil.which("cuobjdump") or "cuobjdump"
     done = subprocess.run(
-        [tool, question, *more, str(file)], capture_output=True, text=True, check=True
+        [tool, option, *more, str(file)], capture_output=True, text=True, check=True
     )
     return done.stdout
 
 
-def table(found: Iterable[Resources]) -> list[str]:
-    """Lines of Markdown: a row per kernel, a column per chip, in a cell registers / KiB of shared
-    memory / tensor-core instructions, and what is spilled where something is."""
+def table(kernels: Iterable[Resources]) -> list[str]:
+    """Return the lines of a Markdown table: a row per kernel, a column per chip.
+
+    Cells hold registers / KiB of shared memory / tensor-core instructions, and spilled bytes.
+    """
     rows: dict[tuple[str, str], dict[int, str]] = {}
-    for each in found:
-        matrix = "?" if each.matrix is None else each.matrix
-        cell = f"{each.registers} / {each.shared / KIB:.0f} / {matrix}"
-        if each.stack or each.local:
-            cell += f" SPILLS {each.stack} B"
-        rows.setdefault((each.op, each.kernel), {})[each.chip] = cell
+    for used in kernels:
+        matrix = "?" if used.matrix is None else used.matrix
+        cell = f"{used.registers} / {used.shared / KIB:.0f} / {matrix}"
+        if used.stack or used.local:
+            cell += f" SPILLS {used.stack} B"
+        rows.setdefault((used.op, used.kernel), {})[used.chip] = cell
     chips = sorted({chip for cells in rows.values() for chip in cells})
     lines = [f"| op | kernel | {' | '.join(f'sm_{chip}' for chip in chips)} |"]
     lines.append("|" + "---|" * (len(chips) + 2))
@@ -168,23 +177,25 @@ def table(found: Iterable[Resources]) -> list[str]:
 
 
 def cuda_kernels(library: Path, disassemble: Collection[int] = CHIPS) -> list[Resources]:
-    """What every CUDA kernel in a built extension needs, for every chip that it is built for.
+    """Return the resource usage of every CUDA kernel in a built extension, for all of its chips.
 
-    The code is looked through for the chips that are named, 5 s for each; what is on the stack is
-    known without that. Shared memory is what the code itself declares; what a launch asks for comes
-    on top of it, and the launch checks it.
+    library      path of the extension
+    disassemble  chips whose code is disassembled (5 s each) to count tensor-core instructions and
+                 local accesses; stack bytes are known without it
+
+    `shared` is static shared memory. Dynamic shared memory is added, and checked, at launch.
     """
     code = {}
     for chip in disassemble:
-        for _, part in _by_chip(_ask("-sass", library, "-arch", f"sm_{chip}")):
+        for _, part in _by_chip(_cuobjdump("-sass", library, "-arch", f"sm_{chip}")):
             names_and_bodies = re.split(r"Function : (\S+)\n", part)[1:]
             for name, body in zip(names_and_bodies[::2], names_and_bodies[1::2], strict=True):
                 code[chip, name] = body
-    found = []
-    for chip, part in _by_chip(_ask("-res-usage", library)):
+    kernels = []
+    for chip, part in _by_chip(_cuobjdump("-res-usage", library)):
         for name, registers, stack, shared in USAGE.findall(part):
             body = code.get((chip, name))
-            found.append(
+            kernels.append(
                 Resources(
                     op=_file_of(name),
                     kernel=_demangled(name),
@@ -196,25 +207,26 @@ def cuda_kernels(library: Path, disassemble: Collection[int] = CHIPS) -> list[Re
                     matrix=None if body is None else len(MATRIX.findall(body)),
                 )
             )
-    return found
+    return kernels
 
 
 def _by_chip(listing: str) -> Iterator[tuple[int, str]]:
+    """Split a cuobjdump listing into (compute capability, section)."""
     for part in listing.split("Fatbin elf code:")[1:]:
-        named = re.search(r"arch = sm_(\d+)", part)
-        if named is not None:
-            yield int(named[1]), part
+        arch = re.search(r"arch = sm_(\d+)", part)
+        if arch is not None:
+            yield int(arch[1]), part
 
 
 def _file_of(mangled: str) -> str:
-    """The .cu file of a kernel in an unnamed namespace, into whose name nvcc writes it."""
-    named = re.search(r"\d_([a-z_]+)_cu_[0-9a-f]{8}", mangled)
-    return named[1] if named else "?"
+    """Return the stem of the .cu file, which nvcc writes into names of an unnamed namespace."""
+    stem = re.search(r"\d_([a-z_]+)_cu_[0-9a-f]{8}", mangled)
+    return stem[1] if stem else "?"
 
 
 @cache
 def _demangled(mangled: str) -> str:
-    """ "void vosengine::(anonymous namespace)::scale<float>(float*)" becomes "scale<float>"."""
+    """Turn "void vosengine::(anonymous namespace)::scale<float>(float*)" into "scale<float>"."""
     done = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True)
     whole = done.stdout.strip().removeprefix("void ")
     name = whole.split("(anonymous namespace)::", 1)[-1]

@@ -1,4 +1,4 @@
-"""Shapes, dtypes and devices of an op's arguments, checked where they enter."""
+"""Checks of the shapes, dtypes and devices of an op's arguments."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 
 
 class ShapeError(ValueError):
-    """An argument has another shape, dtype or device than the contract wants."""
+    """An argument does not have the shape, dtype or device that the contract requires."""
 
 
 def check(arguments: Mapping[str, tuple[torch.Tensor, str]]) -> dict[str, int]:
-    """Match tensors against patterns such as "G N Ck" and return the size behind every letter.
+    """Match tensors against shape patterns such as "G N Ck" and return the size of every symbol.
 
-    A letter stands for one size throughout the call; a number stands for itself. All tensors must
-    be on one device.
-
-    Raises  ShapeError, naming argument, wanted shape and given shape.
+    arguments  name -> (tensor, pattern). A symbol has one size throughout the call; a number is a
+               literal size. All tensors must be on one device
+    returns    symbol -> size
+    Raises     ShapeError, naming argument, wanted shape and given shape.
     """
     sizes: dict[str, int] = {}
     owner: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A hook for profilers: what runs says its name, to whoever listens in this thread or task."""
+"""Named spans: a hook through which profilers follow ops and steps, per thread or asyncio task."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _around: ContextVar[Around | None] = ContextVar("vosengine_around", default=None
 
 @contextmanager
 def listen(around: Around) -> Iterator[None]:
-    """Inside a `with` block, whatever has a name runs within `around(name)`: every op, a
-    Segmenter's "step", "proposals", "encode", "segment" and "remember", and what a method calls by
-    its paper's name. `listen(torch.profiler.record_function)` shows them in torch's profiler,
-    `listen(torch.cuda.nvtx.range)` in NVIDIA's. Graphs are not replayed: they have no parts.
+    """Run every span inside a `with` block within the context manager `around(name)`.
+
+    Spans are every op, a Segmenter's "step", "proposals", "encode", "segment" and "remember", and
+    the parts of a method that its paper names. `listen(torch.profiler.record_function)` shows them
+    in torch's profiler, `listen(torch.cuda.nvtx.range)` in Nsight Systems. Captured graphs are not
+    replayed meanwhile, as they contain no spans.
     """
     token = _around.set(around)
     try:
@@ -30,18 +32,18 @@ def listen(around: Around) -> Iterator[None]:
 
 
 def listened() -> bool:
-    """Whether anybody listens."""
+    """Return whether a listener is active in this thread or task."""
     return _around.get() is not None
 
 
 def span(name: str) -> AbstractContextManager[object]:
-    """What runs within the block has that name."""
+    """Return a context manager that runs its block as a span of that name."""
     around = _around.get()
     return nullcontext() if around is None else around(name)
 
 
 def spanned(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorates a function: each of its calls is a span."""
+    """Decorate a function so that each of its calls is a span of that name."""
 
     def decorate(call: Callable[P, T]) -> Callable[P, T]:
         @wraps(call)

@@ -38,6 +38,8 @@ if gpu.INTERPRETED:
 
     interpreter_bfloat16.install()
 
+pytest_plugins = ["selection"]
+
 DAVIS = Path(__file__).resolve().parents[2] / "shared" / "data" / "davis"
 
 
@@ -200,9 +202,9 @@ def tiny_weights(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def export(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Export:
+def export() -> Export:
     """Writes an export with trained weights, or finds the one that was written."""
-    return exporter(tmp_path_factory, worker_id)
+    return exporter()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """vosengine: streaming video object segmentation.
 
-The names below are imported when they are first used, so that `import vosengine` and the command
-line's --help stay fast: torch takes seconds.
+The public names are imported on first use, so that `import vosengine` and the command line's
+--help stay fast: importing torch takes seconds.
 """
 
 from __future__ import annotations

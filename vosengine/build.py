@@ -13,31 +13,35 @@ PACKAGE = Path(__file__).parent
 
 
 def commit() -> str:
-    """The commit that was installed: noted when a wheel or an sdist was built, asked of git in a
-    checkout; "unknown" elsewhere."""
-    noted = PACKAGE / "commit.txt"
-    if noted.is_file():
-        return noted.read_text(encoding="ascii").strip()
+    """The installed commit, 12 hexadecimal digits, or "unknown".
+
+    Read from commit.txt in a wheel or sdist, and from git in a checkout.
+    """
+    recorded = PACKAGE / "commit.txt"
+    if recorded.is_file():
+        return recorded.read_text(encoding="ascii").strip()
     if not (PACKAGE.parent / ".git").exists():
         return "unknown"
     command = ["git", "-C", str(PACKAGE.parent), "rev-parse", "--short=12", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def described() -> str:
-    """One line: version, commit, and whether the kernels are compiled."""
+    """Version, commit, and whether the kernels are compiled, in one line."""
     built = find_spec("vosengine._C") is not None
     kernels = f"compiled kernels for {sysconfig.get_platform()}" if built else "no compiled kernels"
     return f"{__version__}, commit {commit()}, {kernels}"
 
 
 def openmp_runtimes() -> list[str] | None:
-    """Paths of the OpenMP runtimes in this process, of which there should be one; None where the
-    system does not list a process's libraries."""
+    """Paths of the OpenMP runtimes loaded in this process (there should be one).
+
+    None if the system does not list a process's libraries in /proc.
+    """
     maps = Path("/proc/self/maps")
     if not maps.is_file():
         return None

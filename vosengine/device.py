@@ -1,4 +1,4 @@
-"""Which device a name stands for."""
+"""Device selection by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from .errors import DeviceError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU, or the CPU where there is none.
+    """The torch device for a name: "auto" (the first GPU, else the CPU), "cpu", "cuda", "cuda:N".
 
-    Raises  DeviceError for a name torch does not know and for a device that is not there.
+    Raises  DeviceError for an unknown name or a device that does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,6 +25,6 @@ def choose_device(name: str) -> torch.device:
         if (device.index or 0) >= count:
             raise DeviceError(
                 f"device {name!r}: torch {torch.__version__} finds {count} CUDA devices; "
-                "`vosengine doctor` says more, device='cpu' works everywhere"
+                "run `vosengine doctor` for details, or use device='cpu'"
             )
     return device

@@ -1,29 +1,34 @@
-"""Every error the engine raises on purpose: one base class, one class per kind of trouble.
+"""Exception classes of the package: one base class, one class per kind of error.
 
-A message says what was wrong, what was wanted and what to do.
+A message states what was wrong, what was expected and what to do.
 """
 
 from __future__ import annotations
 
 
 class VosError(Exception):
-    """Base of all errors raised on purpose; the command line prints it without a traceback."""
+    """Base class of the package's errors; the command line prints them without a traceback."""
 
 
 class InputError(VosError, ValueError):
-    """A frame, mask, object id or argument is not what the call wants; no state has changed."""
+    """A frame, mask, object id or argument is invalid; no state has changed."""
 
 
 class ConfigError(VosError, ValueError):
-    """A configuration holds a value outside its range, or two values that exclude each other."""
+    """A configuration value is out of range, or two values exclude each other."""
 
 
 class SourceError(VosError):
-    """A video, image folder or camera cannot be opened, or broke off before its end."""
+    """A video, image folder or camera cannot be opened, or ended prematurely."""
 
 
 class OutputError(VosError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the requested path."""
+
+
+class StorageError(VosError):
+    """A bucket, or another file system that is reached by an address, cannot be reached or refuses
+    what is asked of it."""
 
 
 class WeightsError(VosError):
@@ -31,31 +36,30 @@ class WeightsError(VosError):
 
 
 class DeviceError(VosError):
-    """The device that was asked for does not exist, or cannot do what was asked of it."""
+    """The requested device does not exist, or does not support the requested operation."""
 
 
 class CapacityError(VosError):
-    """An engine's memory budget has no room for another stream, object or frame; no state has
-    changed."""
+    """An engine's memory budget is exhausted (stream, object or frame); no state has changed."""
 
 
 class DependencyError(VosError):
-    """A package that was left out at installation is needed for what was asked."""
+    """An optional package that the request needs is not installed."""
 
 
 class StateError(VosError):
-    """A stream cannot go on here: another model, other weights, a broken file, another process."""
+    """A stream cannot continue here: other model or weights, corrupt file, other process."""
 
 
 class TrainingError(VosError):
-    """Training cannot go on: a loss or a gradient is no number any more."""
+    """Training cannot continue: a loss or a gradient is not finite."""
 
 
 class ServerError(VosError):
-    """A server refuses what its client asks, or cannot be reached.
+    """A server rejected a request, or cannot be reached.
 
-    code   its short name for that
-    frame  the frame that it says it of; None: of none
+    code   the server's error code
+    frame  index of the frame that the error refers to, or None
     """
 
     def __init__(self, code: str, message: str, frame: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Files on disk: there whole or not at all, known again by their hash, and never an input."""
+"""Output files: written atomically, identified by hash, never in place of an input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK = 1 << 20
 
 
 class Fingerprint(NamedTuple):
-    """What a file is known again by: its size in bytes and the sha256 of its content."""
+    """Identity of a file's content: its size in bytes and its sha256 in hexadecimal."""
 
     size: int
     sha256: str
@@ -27,7 +27,7 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> Fingerprint:
-        """Of a file on disk. Raises OSError."""
+        """The fingerprint of a file on disk. Raises OSError."""
         digest, size = hashlib.sha256(), 0
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
@@ -37,20 +37,20 @@ class Fingerprint(NamedTuple):
 
 
 def scratch_of(path: Path) -> Path:
-    """Where a file is while it is being written: beside the one whose name it takes."""
+    """The temporary path that a file is written to, in the same folder as `path`."""
     return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write to; what is there at the end of the block takes the name `path`.
+    """Context manager for an atomic write: yields a temporary path, renamed to `path` on success.
 
-    Whatever goes wrong before that, the file that `path` was is still there, and nothing else. A
+    After an error the previous file at `path` is unchanged and the temporary file is removed. A
     link at `path` is replaced, not followed. Raises OutputError in place of an OSError.
     """
     scratch = scratch_of(path)
     try:
-        scratch.unlink(missing_ok=True)  # a link there would be followed
+        scratch.unlink(missing_ok=True)  # an existing link would be followed
         yield scratch
         os.replace(scratch, path)
     except OSError as error:
@@ -61,13 +61,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file (text in UTF-8) in place of the one that is there. Raises OutputError."""
+    """Write or replace a file atomically; text as UTF-8. Raises OutputError."""
     with whole(path) as scratch:
         scratch.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:
-    """What is said of a file that cannot be written."""
+    """The OutputError for a file that cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return OutputError(
         f"{path}: cannot be written ({reason}); check the folder and the free space, or choose "
@@ -76,10 +76,11 @@ def cannot_write(path: Path, error: Exception) -> OutputError:
 
 
 class Given(NamedTuple):
-    """What a command reads: a file, or a folder with what lies in it.
+    """An input of a command: a file, or a folder and its files.
 
-    what  how a message calls it
-    tree  of a folder: all that lies beneath it is read, not only what lies directly in it
+    what  the input's name in messages
+    path  the file or folder
+    tree  for a folder: whether it is read recursively
     """
 
     what: str
@@ -88,38 +89,40 @@ class Given(NamedTuple):
 
     @classmethod
     def named(cls, what: str, name: str | Path | None, *, tree: bool = False) -> tuple[Given, ...]:
-        """The file or folder of that name, if there is one: a name may stand for something else,
-        and what is not there cannot be lost."""
+        """A tuple with the file or folder of that name; empty if it does not exist.
+
+        A name need not be a path (a camera, an address), and a missing file cannot be overwritten.
+        """
         if name is None or not os.path.lexists(name):
             return ()
         return (cls(what, Path(name), tree),)
 
 
-def keep_apart(given: Iterable[Given], written: Iterable[Path]) -> None:
-    """See that nothing that is read would be written over or written into.
+def keep_apart(inputs: Iterable[Given], outputs: Iterable[Path]) -> None:
+    """Check that no output overwrites an input or lies in an input folder.
 
-    Paths are compared as what they are on disk: through links, by whatever name. A file to be
-    written must not be an input, nor lie in a folder that is one, nor be named twice.
+    Paths are compared by file identity, with links resolved. An output must not be an input, lie
+    in an input folder, or be listed twice.
 
     Raises  OutputError, naming both paths.
     """
-    targets = _Targets(written)
-    for each in given:
-        target = targets.clash(each)
+    targets = _Targets(outputs)
+    for source in inputs:
+        target = targets.clash(source)
         if target is not None:
             raise OutputError(
-                f"{target}: would be written over or beside what is read: {each.what} {each.path}; "
-                "choose another place for the results"
+                f"{target}: would overwrite an input or be written beside it: {source.what} "
+                f"{source.path}; choose another place for the results"
             )
 
 
 class _Targets:
-    """Files that are going to be written, or removed."""
+    """Files that are going to be written or removed."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._places: dict[str, Path] = {}
-        self._folders: dict[str, Path] = {}
-        self._existing: dict[tuple[int, int], Path] = {}
+        self._places: dict[str, Path] = {}  # target by real path
+        self._folders: dict[str, Path] = {}  # one target by real path of its folder
+        self._existing: dict[tuple[int, int], Path] = {}  # target by device and inode
         parents: dict[Path, str] = {}
         for path in paths:
             parent = parents.get(path.parent)
@@ -130,26 +133,27 @@ class _Targets:
             if place in self._places:
                 raise OutputError(
                     f"{path} and {self._places[place]}: are one file, wanted one for each result"
+                    "; choose another path"
                 )
             self._places[place] = path
             identity = _identity(place)
             if identity is not None:
                 self._existing[identity] = path
 
-    def clash(self, given: Given) -> Path | None:
-        """The target by which an input would be lost or joined; None where all is well."""
-        real = os.path.realpath(given.path)
-        own_place = os.path.join(os.path.realpath(given.path.parent), given.path.name)
+    def clash(self, source: Given) -> Path | None:
+        """The target that would overwrite an input or lie in its folder, or None."""
+        real = os.path.realpath(source.path)
+        own_place = os.path.join(os.path.realpath(source.path.parent), source.path.name)
         for place in (real, own_place):
             if place in self._places:
                 return self._places[place]
         if not os.path.isdir(real):
             identity = _identity(real)
             return None if identity is None else self._existing.get(identity)
-        return self._joins(real, given.tree) or self._held(real, given.tree)
+        return self._target_in(real, source.tree) or self._linked_target(real, source.tree)
 
-    def _joins(self, folder: str, tree: bool) -> Path | None:
-        """A target that would lie in that folder."""
+    def _target_in(self, folder: str, tree: bool) -> Path | None:
+        """A target that lies in the folder, or None."""
         identity = _identity(folder)
         for parent, path in self._folders.items():
             if _identity(parent) == identity or parent == folder:
@@ -158,8 +162,8 @@ class _Targets:
                 return path
         return None
 
-    def _held(self, folder: str, tree: bool) -> Path | None:
-        """A target that is a file of that folder under another name: a link, of either kind."""
+    def _linked_target(self, folder: str, tree: bool) -> Path | None:
+        """A target that is a file of the folder by a hard or symbolic link, or None."""
         if not self._existing:
             return None
         for place, folders, files in os.walk(folder):
@@ -173,16 +177,16 @@ class _Targets:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Device and number of what is there, links followed; None where nothing is."""
+    """Device and inode number with links resolved; None if the path does not exist."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def check_output_folder(path: Path) -> None:
-    """See that a folder is there or can be made, and takes files; makes nothing.
+    """Check that a folder exists and is writable, or can be created; creates nothing.
 
     Raises  OutputError naming the path and the reason.
     """
@@ -193,16 +197,17 @@ def check_output_folder(path: Path) -> None:
         raise OutputError(f"{place}: is a file, wanted a folder; choose another path than {path}")
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(
-            f"{path}: cannot be written (no permission in {place}); wanted a folder to put results "
-            "in, choose another path or free this one"
+            f"{path}: cannot be written (no permission in {place}); wanted a writable folder; "
+            "choose another path or change its permissions"
         )
 
 
 class Ledger:
-    """A file in a folder that lists others there with their fingerprints: those that a command
-    wrote, which it may write again.
+    """A JSON file that lists the files of its folder that a command wrote, with fingerprints.
 
-    Raises  OutputError where there is a file of that name that is no ledger.
+    Listed files may be overwritten by the command as long as they are unchanged.
+
+    Raises  OutputError if a file of that name exists and is not a ledger.
     """
 
     def __init__(self, path: Path) -> None:
@@ -222,9 +227,9 @@ class Ledger:
             ) from error
 
     def check(self, names: Iterable[str]) -> None:
-        """See that of these files those that exist are listed, and as they were written.
+        """Check that all of these files that exist are listed and unchanged.
 
-        Raises  OutputError for one that is not: it would be lost.
+        Raises  OutputError for a file that would be lost.
         """
         for name in names:
             path = self.path.parent / name
@@ -238,7 +243,7 @@ class Ledger:
                 )
 
     def add(self, names: Iterable[str]) -> None:
-        """List these files as they are now. Raises OutputError."""
+        """Add files, or update their fingerprints, and write the ledger. Raises OutputError."""
         self._known |= {name: Fingerprint.read(self.path.parent / name) for name in names}
         files = {n: {"bytes": k.size, "sha256": k.sha256} for n, k in self._known.items()}
         write_whole(self.path, json.dumps({"files": files}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Frames and masks on their way in and out: checked, resized, padded, normalised, and back."""
+"""Frames and masks: input checks, resizing, padding, normalisation, and the inverse."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ Array = np.ndarray | torch.Tensor
 
 
 def check_frame(frame: Array) -> torch.Tensor:
-    """A caller's frame as a tensor [H, W, 3], uint8, or float32 in 0..1; never copied.
+    """Check a frame and return it as a tensor [H, W, 3], uint8, or float32 in 0..1.
 
-    Raises  InputError, naming what was wrong, for any other type, dtype, rank, channel count or
-            size below 32 x 32, and for a float frame with a NaN or a value outside 0..1.
+    The data is copied only if the array is read-only or has negative strides.
+
+    Raises  InputError for any other type, dtype, rank or channel count, a size below 32 x 32, or a
+            float frame with a NaN or a value outside 0..1.
     """
     if isinstance(frame, np.ndarray):
         if frame.dtype not in (np.uint8, np.float32):
             raise InputError(f"frame: wanted dtype uint8 or float32, given {frame.dtype}")
         if min(frame.strides, default=0) < 0:
-            frame = np.ascontiguousarray(frame)  # torch has no negative strides (frame[..., ::-1])
+            frame = np.ascontiguousarray(frame)  # torch: no negative strides (frame[..., ::-1])
         if not frame.flags.writeable:
-            frame = frame.copy()  # torch would warn that a read-only array may be written to
+            frame = frame.copy()  # torch.from_numpy warns about read-only arrays
         frame = torch.from_numpy(frame)
     if not isinstance(frame, torch.Tensor):
         raise InputError(
@@ -57,14 +59,15 @@ def check_frame(frame: Array) -> torch.Tensor:
 
 
 def check_mask(mask: Array, size: Size) -> torch.Tensor:
-    """A caller's prompt as a uint8 tensor [H, W] of object ids, 0 where it says nothing.
+    """Check a mask prompt and return it as a uint8 tensor [H, W] of object ids, 0 unlabelled.
 
-    mask  [H, W] object ids, of an integer dtype or bool; or [O, H, W], a plane for each of the
-          objects 1..O: float32 in 0..1, where the greatest counts if it is above 0.5, or uint8 or
-          bool, 1 where the object is
+    mask  [H, W] object ids, of an integer dtype or bool; or [O, H, W], one plane for each of the
+          objects 1..O: float32 scores in 0..1 (argmax where it exceeds 0.5), or binary uint8 or
+          bool
+    size  (H, W) of the frame
 
-    Raises  InputError for another type, dtype or size, an id below 0 or above 255, a soft mask
-            with a NaN or a value outside 0..1, and planes of 0 and 1 that overlap.
+    Raises  InputError for another type, dtype or size, an id outside 0..255, a soft mask with a
+            NaN or a value outside 0..1, and binary planes that overlap.
     """
     if isinstance(mask, np.ndarray):
         if mask.ndim == 3:
@@ -81,7 +84,7 @@ def check_mask(mask: Array, size: Size) -> torch.Tensor:
         return _labels_of_planes(mask, size)
     check_labels(mask.shape, size, str(mask.dtype).removeprefix("torch."))
     check_ids(*(int(x) for x in mask.long().aminmax()))
-    return mask.to(torch.uint8, copy=True)  # the caller may write to theirs
+    return mask.to(torch.uint8, copy=True)  # the caller may modify its own
 
 
 def _labels_of_planes(planes: torch.Tensor, size: Size) -> torch.Tensor:
@@ -103,7 +106,7 @@ def prepare(
     std: tuple[float, float, float],
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """A frame as the network sees it: [3, H, W] at the network's size, of `dtype`."""
+    """Network input for a frame [H, W, 3]: resized, padded and normalised, [3, H, W] of `dtype`."""
     return prepare_frame(
         frame, size=geometry.resized, padding=geometry.padding, mean=mean, std=std, dtype=dtype
     )
@@ -115,7 +118,7 @@ def restore(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> torch.Tensor:
-    """The inverse of `prepare`: uint8 [H, W, 3] at frame size; exact where nothing was resized."""
+    """The inverse of `prepare`: uint8 [H, W, 3] at frame size; exact if nothing was resized."""
     image = prepared.float()
     image = image * image.new_tensor(std)[:, None, None] + image.new_tensor(mean)[:, None, None]
     image = crop(image, geometry)
@@ -127,19 +130,19 @@ def restore(
 
 
 def crop(planes: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """The part of [..., H, W] at the network's size that shows the frame; a view."""
+    """Remove the padding: [..., H, W] at the network's size -> the frame's region, a view."""
     left, _, top, _ = geometry.padding
     height, width = geometry.resized
     return planes[..., top : top + height, left : left + width]
 
 
 def pad(planes: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """[..., height, width] at the resized size, with zeros around it up to the network's size."""
+    """Zero-pad [..., height, width] from the resized to the network's size."""
     return functional.pad(planes, geometry.padding)
 
 
 def resize_labels(labels: torch.Tensor, size: Size) -> torch.Tensor:
-    """uint8 labels [H, W] at another size, each pixel that of the nearest centre."""
+    """Resize uint8 labels [H, W] by nearest neighbour (pixel centres, "nearest-exact")."""
     if tuple(labels.shape) == size:
         return labels
     return functional.interpolate(labels[None, None], size, mode="nearest-exact")[0, 0]

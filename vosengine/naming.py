@@ -1,4 +1,4 @@
-"""Which frame a file belongs to: by its name, else by its number."""
+"""Matching of files to frames, by name or by number."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _LISTED = 5
 def match_frames(
     stems: Sequence[str], names: Sequence[str] | None, length: int | None, what: str
 ) -> tuple[list[int], str]:
-    """The index of the frame that each of these belongs to, and how that was told.
+    """Frame index of each file, and how they were matched: BY_NAME or BY_NUMBER.
 
-    stems   of the files, without their folder and extension
-    names   of all frames, in order; None where frames are numbered only, from 00000
-    length  how many frames there are; None where nobody knows. Not read where there are names
-    what    the files, for messages
+    stems   the files' names without folder and extension
+    names   names of all frames, in order; None if frames are only numbered, from 00000
+    length  number of frames, or None if unknown; ignored if `names` is given
+    what    what the files are called in messages
 
-    All by name, or all by number: the one number in which the stems differ, held against that in
-    which the names differ, or against the frames' numbers, counted from 0, where they have no
-    names of their own.
+    Files are matched all by name or else all by number: the one number in which the stems differ
+    is compared with the one in which the frame names differ, or with the frame index (from 0) if
+    there are no names.
 
-    Raises  InputError, naming those that belong to no frame and what was wanted.
+    Raises  InputError, naming the files that match no frame and the names expected.
     """
     if not stems:
         return [], BY_NAME
@@ -39,7 +39,7 @@ def match_frames(
     alone = [stem for stem, index in zip(stems, by_name, strict=True) if index is None]
     unfit = [stem for stem, index in zip(stems, by_number, strict=True) if index is None]
     if len(unfit) < len(alone):
-        alone = unfit  # nearly all fit by number: those that do not are what is wrong
+        alone = unfit  # most match by number: report those that do not
     raise InputError(
         f"{what}: {len(alone) or len(stems)} of {len(stems)} match no frame: "
         f"{listed(alone or stems)}; wanted {_wanted(names, length)}"
@@ -47,12 +47,14 @@ def match_frames(
 
 
 def numbers_of(names: Sequence[str]) -> list[int] | None:
-    """The one number in which the names differ, or the last number of a name that stands alone;
-    None where there is no such number, or where it is a decimal one."""
+    """The one number in which the names differ; for a single name, its last number.
+
+    None if there is no such number, or a name holds a decimal number.
+    """
     if any(re.search(r"\d\.\d", name) for name in names):
         return None
     groups = [re.findall(r"\d+", name) for name in names]
-    if not groups or not groups[0] or len({len(each) for each in groups}) > 1:
+    if not groups or not groups[0] or len({len(group) for group in groups}) > 1:
         return None
     columns = [[int(number) for number in column] for column in zip(*groups, strict=True)]
     differing = [column for column in columns if len(set(column)) > 1]
@@ -62,7 +64,7 @@ def numbers_of(names: Sequence[str]) -> list[int] | None:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few of them, and how many more there are."""
+    """The first five names joined by commas, and the number of further ones."""
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
@@ -78,14 +80,14 @@ def _named(stem: str, places: dict[str, int] | None, length: int | None) -> int 
 def _numbered(
     stems: Sequence[str], names: Sequence[str] | None, length: int | None
 ) -> list[int | None]:
-    found = numbers_of(stems)
-    if found is None:
+    numbers = numbers_of(stems)
+    if numbers is None:
         return [None] * len(stems)
     if names is None:
-        return [number if length is None or number < length else None for number in found]
-    numbers = numbers_of(names)
-    places = {} if numbers is None else {number: i for i, number in enumerate(numbers)}
-    return [places.get(number) for number in found]
+        return [number if length is None or number < length else None for number in numbers]
+    frame_numbers = numbers_of(names) or []
+    places = {number: index for index, number in enumerate(frame_numbers)}
+    return [places.get(number) for number in numbers]
 
 
 def _wanted(names: Sequence[str] | None, length: int | None) -> str:
@@ -93,6 +95,6 @@ def _wanted(names: Sequence[str] | None, length: int | None) -> str:
         return f"the names of the {len(names)} frames ({listed(names)}), or their numbers in all"
     last = "" if length is None else f" to {length - 1:05d}"
     return (
-        f"the names of the frames (00000{last}), or numbers that all lie among those, counted "
+        f"the names of the frames (00000{last}), or numbers that all are frame indices, counted "
         "from 0"
     )

@@ -1,4 +1,4 @@
-"""A caller's frame and mask: what both engines refuse of them, without torch."""
+"""Checks of frame and mask shapes, dtypes and values, shared by both engines; without torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .errors import InputError
 from .types import Size
 
 SOFT, HARD = ("float32",), ("uint8", "bool")
-THRESHOLD = 0.5  # of the background, which a soft mask does not give
+THRESHOLD = 0.5  # the background's score; a soft mask has no background plane
 HINT = "; a soft mask is float32 [O, H, W], a plane for each object"
 
 
 def check_frame_shape(shape: Sequence[int]) -> None:
-    """Raise InputError unless a frame is [H, W, 3] and large enough."""
+    """Raise InputError unless a frame is [H, W, 3] and at least SMALLEST_SIDE x SMALLEST_SIDE."""
     if len(shape) != 3:
         raise InputError(f"frame: wanted rank 3, [H, W, 3] RGB, given shape {list(shape)}")
     if shape[2] != 3:
@@ -29,7 +29,7 @@ def check_frame_shape(shape: Sequence[int]) -> None:
 
 
 def check_labels(shape: Sequence[int], size: Size, dtype: str) -> None:
-    """Raise InputError unless object ids [H, W] are of the frame's size and of whole numbers."""
+    """Raise InputError unless labels [H, W] have the frame's size and an integer or bool dtype."""
     if "int" not in dtype and dtype != "bool":
         hint = HINT if "float" in dtype else ""
         raise InputError(f"mask: wanted an integer dtype (object ids), given {dtype}{hint}")
@@ -38,7 +38,7 @@ def check_labels(shape: Sequence[int], size: Size, dtype: str) -> None:
 
 
 def check_ids(low: int, high: int) -> None:
-    """Raise InputError unless the least and the greatest object id are in 0..255."""
+    """Raise InputError unless the smallest and the largest object id are in 0..255."""
     if low < 0 or high > 255:
         raise InputError(
             f"mask: wanted object ids in 1..255 (0 is background), given {low}..{high}"
@@ -46,7 +46,7 @@ def check_ids(low: int, high: int) -> None:
 
 
 def check_planes(shape: tuple[int, ...], size: Size, dtype: str) -> None:
-    """Raise InputError unless planes are [O, H, W] of the frame's size, float32, uint8 or bool."""
+    """Raise InputError unless planes are [O, H, W] at frame size, float32, uint8 or bool."""
     if shape[1:] != size:
         raise InputError(
             f"mask: wanted the frame's size, {list(size)} of object ids or "
@@ -62,7 +62,7 @@ def check_planes(shape: tuple[int, ...], size: Size, dtype: str) -> None:
 
 
 def check_values(dtype: str, low: float, high: float) -> None:
-    """Raise InputError unless the least and the greatest value of planes are in 0..1."""
+    """Raise InputError unless the smallest and the largest value of planes are in 0..1."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError("mask: a soft mask holds NaN or infinity; wanted numbers in 0..1")
     if low < 0 or high > 1:
@@ -73,7 +73,7 @@ def check_values(dtype: str, low: float, high: float) -> None:
 
 
 def check_apart(shared: int) -> None:
-    """Raise InputError where pixels belong to several planes of 0 and 1."""
+    """Raise InputError if binary planes overlap; `shared` is the number of pixels in several."""
     if shared:
         raise InputError(
             f"mask: {shared} pixels are 1 in several of its planes, wanted one object a pixel; "

@@ -1,4 +1,4 @@
-"""Object proposals: what a detector says of a frame, and how masks and boxes are compared."""
+"""Object proposals of a detector: types, checks, selection, mask and box overlaps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .types import Geometry, Size
 
 
 class Proposals(ObjectsSeen[torch.Tensor]):
-    """P objects that a detector sees in one frame, best first, as ObjectsSeen; they may overlap."""
+    """P detections in one frame, best first, as torch tensors (see ObjectsSeen); may overlap."""
 
 
 class ProposalSource(Protocol):
-    """Where proposals come from: any callable, asked once for every frame of a stream, in order."""
+    """A callable that returns proposals; called once per frame of a stream, in order."""
 
     def __call__(self, frame: torch.Tensor, frame_index: int) -> Proposals:
         """Proposals for a frame [H, W, 3] RGB, uint8 or float32 in 0..1, on the engine's device."""
@@ -25,38 +25,38 @@ class ProposalSource(Protocol):
 
 @runtime_checkable
 class StatefulSource(ProposalSource, Protocol):
-    """A source that remembers earlier frames: what it remembers is saved with the stream."""
+    """A source whose output depends on earlier frames; its state is saved with the stream."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All that the source needs to go on elsewhere."""
+        """The source's state, by name."""
         ...
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over what `tensors` gave; StateError, before anything has changed, where it is not
-        this source's."""
+        """Load the state that `tensors` returned. Raises StateError, before any change, for
+        another source's state."""
         ...
 
 
 def check_proposals(proposals: Proposals | None, size: Size) -> None:
-    """Raise InputError unless these are proposals for a frame of that size.
+    """Raise InputError unless these are valid proposals for a frame of size (H, W).
 
-    Boxes may reach beyond the frame; nothing is clipped.
+    Boxes may extend beyond the frame; they are not clipped.
     """
     check_arrays(proposals, size, Proposals, torch.Tensor, "a torch tensor")
     assert proposals is not None
     boxes, scores, vectors = proposals.boxes, proposals.scores, proposals.embeddings
     lengths = scores if vectors is None else vectors.norm(dim=1).to(scores.device)
-    # Brought over together: each number that Python reads off a GPU waits for it.
+    # One transfer: each read from a GPU synchronises.
     table = torch.cat((boxes, scores[:, None], lengths[:, None]), dim=1).cpu().numpy()
     check_numbers(table[:, :4], table[:, 4], table[:, 5])
 
 
 def clean(proposals: Proposals, smallest: int = 1) -> Proposals:
-    """The proposals that something can be matched with, each once, in the order that they had.
+    """Drop unusable and duplicate proposals; the order is kept.
 
-    Left out are masks of fewer than `smallest` pixels, boxes without area inside the frame, and
-    exact doubles of a mask: of these the one of the best score stays, of equal scores the first.
-    Detectors give all of them, and whatever looks at proposals would take them for objects.
+    Dropped are masks of fewer than `smallest` pixels, boxes without area inside the frame, and
+    duplicates of a mask: the one with the highest score stays, the first among equal scores.
+    Detectors return all of these, and they would be treated as objects.
     """
     masks = proposals.masks
     kept = _candidates(proposals, smallest).distinct(
@@ -66,31 +66,29 @@ def clean(proposals: Proposals, smallest: int = 1) -> Proposals:
 
 
 def best_of(proposals: Proposals, *, overlap: float = 0.4, limit: int = 30) -> Proposals:
-    """The best proposals that do not say the same twice: non-maximum suppression of boxes by
-    falling score, then the first `limit`.
+    """Box non-maximum suppression by descending score, then the first `limit` proposals.
 
-    A box whose intersection over union with a better one that stays is above `overlap` goes; of
-    equal scores the earlier is the better. Left out before all that are proposals with an empty
-    mask, or with a box that has no area inside the frame: detectors give such, and nothing can be
-    matched with them.
+    A box is suppressed if its intersection over union with a kept, better one exceeds `overlap`;
+    among equal scores the earlier is better. Proposals with an empty mask, or a box without area
+    inside the frame, are dropped first: detectors return them, and they cannot be matched.
     """
     return proposals.chosen(_candidates(proposals).best(overlap, limit))
 
 
 def _candidates(proposals: Proposals, smallest: int = 1) -> Candidates:
-    """What is decided by, brought over together; smallest: pixels that show an object."""
+    """Boxes, scores and validity on the host, in one transfer; smallest: pixels of a valid mask."""
     masks, scores, tight = proposals.masks, proposals.scores, boxes_of(proposals.masks)
-    shown = tight[:, 2] > 0
+    valid = tight[:, 2] > 0
     if smallest > 1 and len(masks):  # one by one: 8 ms, not 68, for 100 of 256 x 456 (CPU)
-        shown = torch.stack([mask.count_nonzero() for mask in masks]) >= smallest
-    columns = proposals.boxes, tight, scores[:, None], shown[:, None]
+        valid = torch.stack([mask.count_nonzero() for mask in masks]) >= smallest
+    columns = proposals.boxes, tight, scores[:, None], valid[:, None]
     table = torch.cat(columns, dim=1).cpu().numpy()
     size = masks.shape[1], masks.shape[2]
     return Candidates(table[:, :4], table[:, 4:8], table[:, 8], table[:, 9] > 0, size)
 
 
 def to_network(proposals: Proposals, geometry: Geometry, device: torch.device) -> Proposals:
-    """Proposals for the caller's frame as proposals for the network's padded input."""
+    """Map proposals from the caller's frame to the network's padded input, on `device`."""
     masks = resize_masks(proposals.masks.to(device), geometry.resized)
     left, _, top, _ = geometry.padding
     (height, width), (new_height, new_width) = geometry.frame, geometry.resized
@@ -106,7 +104,7 @@ def to_network(proposals: Proposals, geometry: Geometry, device: torch.device) -
 
 
 def resize_masks(masks: torch.Tensor, size: Size) -> torch.Tensor:
-    """Masks [N, H, W] bool at another size, each pixel that of the nearest centre."""
+    """Resize masks [N, H, W] bool by nearest neighbour (pixel centres, "nearest-exact")."""
     if tuple(masks.shape[1:]) == size:
         return masks
     planes = masks[:, None].to(torch.uint8)
@@ -114,13 +112,15 @@ def resize_masks(masks: torch.Tensor, size: Size) -> torch.Tensor:
 
 
 def boxes_of(masks: torch.Tensor) -> torch.Tensor:
-    """The tightest boxes [N, 4] (left, top, right, bottom; float32) around masks [N, H, W] bool;
-    zeros where a mask is empty. Does not wait for the device."""
+    """Bounding boxes [N, 4] float32 (left, top, right, bottom) of masks [N, H, W] bool.
+
+    Zeros for an empty mask. Does not synchronise with the device.
+    """
     sides = []
-    for there in (_any(masks, 1), _any(masks, 2)):  # [N, W], [N, H]
-        place = torch.arange(there.shape[1], device=masks.device).expand(there.shape)
-        low = place.masked_fill(~there, there.shape[1]).amin(dim=1)
-        high = place.masked_fill(~there, -1).amax(dim=1) + 1
+    for occupied in (_any(masks, 1), _any(masks, 2)):  # [N, W], [N, H]
+        place = torch.arange(occupied.shape[1], device=masks.device).expand(occupied.shape)
+        low = place.masked_fill(~occupied, occupied.shape[1]).amin(dim=1)
+        high = place.masked_fill(~occupied, -1).amax(dim=1) + 1
         sides.append((low, high))
     (left, right), (top, bottom) = sides
     boxes = torch.stack((left, top, right, bottom), dim=1)
@@ -128,13 +128,15 @@ def boxes_of(masks: torch.Tensor) -> torch.Tensor:
 
 
 def _any(masks: torch.Tensor, dim: int) -> torch.Tensor:
-    """masks.any(dim), by the greatest byte: 22 ms, not 280, for 500 masks of 480 x 854 (CPU)."""
+    """masks.any(dim) as a maximum of bytes: 22 ms, not 280, for 500 masks of 480 x 854 (CPU)."""
     return masks.view(torch.uint8).amax(dim=dim).bool()
 
 
 def overlaps(masks: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of every mask with every other: [N, H, W] and [M, H, W] bool ->
-    [N, M] float32; 0 where both are empty."""
+    """Pairwise intersection over union: masks [N, H, W] and [M, H, W] bool -> [N, M] float32.
+
+    0 where both masks are empty.
+    """
     a, b = masks.flatten(1).float(), others.flatten(1).float()
     shared = a @ b.T
     union = a.sum(dim=1)[:, None] + b.sum(dim=1) - shared

@@ -1,7 +1,7 @@
-"""COCO's run-length encoding of masks: down the columns, background first, as numbers or as text.
+"""COCO's run-length encoding of masks: column-major, background first, as numbers or as text.
 
 Source: the format of the COCO data set, as pycocotools reads and writes it. Decoded here because
-pycocotools (2.0.11) fills what runs leave out with whatever the memory held.
+pycocotools (2.0.11) returns uninitialised memory for pixels that the runs do not cover.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# A number is characters of 5 bits each, the lowest first, offset by 48; all but the last have the
-# sixth bit set. 48..79 is 0..O, 80..111 is P..o. A number of 32 bits takes at most 7 of them.
+# A number is written as characters of 5 bits each, lowest first, offset by 48; all but the last
+# have the sixth bit set. 48..79 is 0..O, 80..111 is P..o. A 32-bit number takes at most 7.
 _TEXT = re.compile(r"(?:[P-o]{0,6}[0-O])*")
 
 
 def decode(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """The mask, bool [H, W], of runs as text or as numbers.
+    """Decode runs, as text or as numbers, to a mask, bool [H, W]; `size` is (H, W).
 
-    Raises  ValueError, saying what is wrong with the runs.
+    Raises  ValueError, stating what is wrong with the runs.
     """
     runs = _from_text(counts) if isinstance(counts, str) else _from_numbers(counts)
     height, width = size
     if len(runs) and runs.min() < 0:
         raise ValueError(f"a run of {runs.min()} pixels; wanted 0 or more")
-    if runs.max(initial=0) > height * width:  # a sum of such may overflow
+    if runs.max(initial=0) > height * width:  # their sum may overflow
         raise ValueError(f"a run of {runs.max()} pixels in a mask of {height * width}")
     if runs.sum() != height * width:
         raise ValueError(
@@ -36,10 +36,10 @@ def decode(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray:
 
 
 def encode(mask: np.ndarray) -> str:
-    """The runs, as text, of a mask, bool [H, W]."""
+    """Encode a mask, bool [H, W], as compressed text."""
     pixels = mask.T.ravel()
     edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    starts = [0] if pixels[:1].any() else []  # background first, be there none
+    starts = [0] if pixels[:1].any() else []  # background first, even if its run is empty
     runs = np.diff(np.concatenate((starts, [0], edges, [pixels.size]))).astype(np.int64)
     values = runs.copy()
     values[3:] -= runs[1:-2]
@@ -63,7 +63,8 @@ def _from_numbers(counts: Sequence[int]) -> np.ndarray:
 
 
 def _from_text(text: str) -> np.ndarray:
-    """Numbers from text; from the fourth on each is the difference to the last but one."""
+    """Numbers from text; from the fourth on, each is stored as the difference to the one two
+    before it."""
     if not _TEXT.fullmatch(text):
         raise ValueError("the text of the runs is damaged or cut short")
     codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48

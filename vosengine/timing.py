@@ -1,4 +1,4 @@
-"""Clocks that wait for the device, and percentiles instead of means."""
+"""Timing with device synchronisation, and summaries by percentile."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was asked; the CPU always has."""
+    """Wait until the device has finished all queued work; returns at once on the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What a call returns, and the milliseconds until the device was done with it."""
+    """The call's return value, and its duration in milliseconds, device work included."""
     synchronise(device)
     start = time.perf_counter()
-    outcome = call()
+    value = call()
     synchronise(device)
-    return outcome, (time.perf_counter() - start) * 1e3
+    return value, (time.perf_counter() - start) * 1e3
 
 
 def summarise(milliseconds: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p95, p99 and mean in ms, frames per second from the mean; empty for no times."""
+    """p50, p90, p95, p99 and mean in ms, and frames per second (1000 / mean); {} if no times."""
     if not milliseconds:
         return {}
     values = np.asarray(milliseconds, dtype=np.float64)
@@ -40,14 +40,14 @@ def summarise(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's with the number of threads torch uses."""
+    """The GPU's name, or the CPU's with torch's number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def cpu_name() -> str:
-    """The processor's own name, or its architecture where the system does not tell."""
+    """The processor's model name, or its architecture if the name is unknown."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""The nouns that pass between the parts of the engine."""
+"""Data types shared by the parts of the engine: Geometry, Prompt, Scores, Masks, Result."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 Size = tuple[int, int]  # (height, width) in pixels
-A = TypeVar("A")  # torch.Tensor, or np.ndarray where onnxruntime computed
+A = TypeVar("A")  # torch.Tensor, or np.ndarray with onnxruntime
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the caller's frame lies in the network's input: resized, then padded with black.
+    """Mapping from the caller's frame to the network's input: resized, then padded with black.
 
     frame    (H, W) of the caller's frames
-    resized  (height, width) of the frame inside the network's input; equal to `frame` when native
-    padding  (left, right, top, bottom) black pixels around it
+    resized  (height, width) of the frame inside the network's input; equal to `frame` if native
+    padding  (left, right, top, bottom) in pixels
     """
 
     frame: Size
@@ -36,10 +36,12 @@ class Geometry:
     def fit(cls, frame: Size, *, size: Size | int | None, multiple: int) -> Geometry:
         """Resize, then pad symmetrically to a `multiple`.
 
-        size  an int is the short side, the aspect kept; a (height, width) stretches the frame to
-              it; None is the frame's own size
+        frame     (H, W) of the frame
+        size      int: length of the short side, aspect ratio kept; (height, width): stretch;
+                  None: the frame's own size
+        multiple  divisor of the padded sides
 
-        An odd rest goes to the right and to the bottom, as in STM's released evaluation.
+        An odd remainder is padded on the right and bottom, as in STM's released evaluation.
         """
         resized = frame
         if isinstance(size, tuple):
@@ -58,21 +60,21 @@ class Geometry:
         return self.resized[0] + top + bottom, self.resized[1] + left + right
 
     def cells(self, stride: int) -> Size:
-        """(h, w) of the network's grid at a stride that divides the padded size."""
+        """(h, w) of the feature grid at a stride that divides the padded size."""
         return self.network[0] // stride, self.network[1] // stride
 
     def region(self, stride: int) -> tuple[float, float, float, float]:
-        """(top, left, height, width) of the frame on the grid at that stride, in cells."""
+        """(top, left, height, width) of the frame on the feature grid at a stride, in cells."""
         left, _, top, _ = self.padding
         return top / stride, left / stride, self.resized[0] / stride, self.resized[1] / stride
 
 
 @dataclass(frozen=True)
 class Prompt(Generic[A]):
-    """What a caller's mask shows; found out once, where it comes in.
+    """A checked mask prompt.
 
-    labels  [H, W] uint8 object ids at frame size, 0 where it says nothing
-    ids     those that it names, ascending
+    labels  [H, W] uint8 object ids at frame size, 0 unlabelled
+    ids     the object ids present, ascending
     """
 
     labels: A
@@ -81,11 +83,12 @@ class Prompt(Generic[A]):
 
 @dataclass(frozen=True)
 class Scores:
-    """What `segment` says of a frame.
+    """Output of `segment` for a frame.
 
-    logits    [O, h, w] foreground minus background, on the network's grid, `stride` pixels a cell:
-              one row per slot, then one per object that was discovered in this frame, best first
-    aux  what else `remember` will want to know of this frame; the engine passes it on unseen
+    logits  [O, h, w] foreground minus background, on the network's grid: one row per slot, then
+            one per object discovered in this frame, best first
+    stride  pixels per grid cell
+    aux     auxiliary output for `remember`; opaque to the engine
     """
 
     logits: torch.Tensor
@@ -95,14 +98,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class Masks:
-    """What `remember` is given: the masks of one frame as the memory is to see them.
+    """Input of `remember`: the masks of one frame, to be written to memory.
 
     probabilities  [1 + O, H, W] at the network's padded size, row 0 the background, then one row
                    per slot; 0 in the padding
-    prompted       the slots whose mask was given by the caller in this frame
-    aux       what `segment` noted of this frame; None where it was not asked
-    streams        [O] int64, of which stream every object is, where those of several are seen
-                   together; None: all of one
+    prompted       slots whose mask was given by the caller in this frame
+    aux            auxiliary output of `segment` for this frame, or None
+    streams        [O] int64, stream index of each object in a batch of streams; None: one stream
     """
 
     probabilities: torch.Tensor
@@ -115,27 +117,27 @@ class Masks:
         return self.probabilities.shape[0] - 1
 
     def others(self) -> torch.Tensor:
-        """[O, H, W] in 0..1: of every object the sum of all others of its stream."""
+        """[O, H, W] in 0..1: for each object the sum of all other objects of its stream."""
         own = self.probabilities[1:]
         if self.streams is None:
             total = own.sum(dim=0, keepdim=True)
         else:
-            # No more streams than objects; how many, only the device knows.
+            # Sized by objects: the number of streams is known on the device only.
             total = own.new_zeros(own.shape).index_add(0, self.streams, own)[self.streams]
         return (total - own).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Result(Generic[A]):
-    """The answer for one frame.
+    """Segmentation result for one frame.
 
     labels       [H, W] uint8, object id of every pixel, 0 for background; a tensor on the engine's
-                 device, or from an OnnxSegmenter a numpy array
-    ids          the objects alive after this frame, ascending
-    frame_index  the frame answered for, counted from 0; it lags behind `step` by the latency
+                 device, or a numpy array from an OnnxSegmenter
+    ids          ids of the objects alive after this frame, ascending
+    frame_index  index of the frame, from 0; it lags behind `step` by the model's latency
 
-    It may be copied and pickled. A pickle holds the probabilities too, 4 bytes a row and pixel,
-    and comes back on the device that it was on, or on the CPU where there is no such device.
+    May be copied and pickled. A pickle includes the probabilities, 4 bytes per row and pixel; it
+    is loaded on its original device, or on the CPU if that device does not exist.
     """
 
     labels: A
@@ -145,11 +147,14 @@ class Result(Generic[A]):
 
     @property
     def probabilities(self) -> A:
-        """[1 + O, H, W] float32 at frame size, row 0 the background, then the objects by id."""
+        """[1 + O, H, W] float32 in 0..1 at frame size: background, then objects by ascending id.
+
+        Computed on each access.
+        """
         return self._probabilities()
 
     def numpy(self) -> np.ndarray:
-        """The labels as a numpy array [H, W] uint8; waits for the device."""
+        """The labels as a numpy array [H, W] uint8; synchronises with the device."""
         if isinstance(self.labels, np.ndarray):
             return self.labels
         labels: Any = self.labels
@@ -157,9 +162,10 @@ class Result(Generic[A]):
         return array
 
     def rle(self, object_id: int) -> dict[str, Any]:
-        """One object's mask as COCO's JSON has it: {"size": [H, W], "counts": the runs down the
-        columns, as the compressed text that pycocotools reads and writes}. An object that is not
-        seen in this frame has an empty mask. Waits for the device.
+        """An object's mask as COCO RLE: {"size": [H, W], "counts": compressed text}.
+
+        Compatible with pycocotools. Empty for an object not visible in this frame. Synchronises
+        with the device.
 
         Raises  InputError for an object that is not among `ids`.
         """
@@ -173,7 +179,7 @@ class Result(Generic[A]):
         return replace(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Result[A]:
-        """Labels of its own; probabilities are made anew whenever they are asked for."""
+        """Copies the labels; the probabilities are computed on each access."""
         return replace(self, labels=deepcopy(self.labels, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -182,8 +188,7 @@ class Result(Generic[A]):
         probabilities: Any = self.probabilities
         if device is not None:
             probabilities = probabilities.cpu().numpy()
-        given = self.numpy(), self.ids, self.frame_index, probabilities, device
-        return _unpickled, given
+        return _unpickled, (self.numpy(), self.ids, self.frame_index, probabilities, device)
 
 
 def _unpickled(
@@ -193,13 +198,13 @@ def _unpickled(
     probabilities: np.ndarray,
     device: str | None,
 ) -> Result[Any]:
-    """The Result that was pickled; device: where its tensors were, None where it had arrays."""
+    """Rebuild a pickled Result; device: that of its tensors, or None for numpy arrays."""
     if device is None:
         return Result(labels, ids, frame_index, probabilities.copy)
     import torch
 
-    home = torch.device(device)
-    if home.type == "cuda" and (home.index or 0) >= torch.cuda.device_count():
-        home = torch.device("cpu")
-    held = torch.tensor(probabilities, device=home)
-    return Result(torch.tensor(labels, device=home), ids, frame_index, held.clone)
+    target = torch.device(device)
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        target = torch.device("cpu")
+    saved = torch.tensor(probabilities, device=target)
+    return Result(torch.tensor(labels, device=target), ids, frame_index, saved.clone)

@@ -1,1 +1,1 @@
-"""What ships with the engine: `manifest.toml`, one card per weights set, and the files it names."""
+"""Shipped weights: `manifest.toml`, with one card per set of weights, and the files it names."""

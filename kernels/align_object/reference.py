@@ -43,7 +43,7 @@ def align_object(
     score: str = "mean",
     translate: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """How alike each template and each proposal are once the proposal's parts are moved to match.
+    """Align the positions of each proposal with each template, and score their similarity.
 
         S[i, j]       = softmax_j(alpha * cos(template[i], proposal[j]))
         translated[i] = sum over j of S[i, j] * proposal[j]
@@ -52,9 +52,9 @@ def align_object(
 
     template    [O, P, C]  projected features of every object's template, any strides
     proposal    [M, Q, C]  projected features of every proposal, any strides
-    alpha       0 or more: how sharply a position chooses (0: all alike)
+    alpha       0 or more: inverse temperature of the softmax (0: uniform weights)
     score       "mean" or "flat"
-    translate   whether to return the proposals as they were moved
+    translate   whether to return the aligned proposals
     returns     score       [O, M], in -1..1, dtype of template
                 translated  [O, M, P, C], dtype of template, or None; both new and contiguous
 
@@ -62,13 +62,13 @@ def align_object(
 
     Dtype   float16, bfloat16, float32 or float64, one for both; all arithmetic in float32 or wider.
     Device  one for both; no synchronisation with the host. One template is aligned at a time, with
-            M * P * (2 Q + 2 C) numbers of scratch.
+            M * P * (2 Q + 2 C) elements of scratch.
     Empty   O = 0 or M = 0 returns [O, M] and [O, M, P, C]; P, Q and C are at least 1.
     Error   at most twice that of this function in the same dtype, against itself in float64.
     Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for an option.
     Source  DMN-AOA, section 3.3, equations 2 and 3. The final matching is "between the feature
-            maps": a mean of cosines is our reading, one cosine of the whole maps is the other.
-            alpha is not in the text; CoCosNet, which it follows, has 100.
+            maps": read here as the mean of cosines ("mean"); "flat" is the alternative.
+            alpha is not in the text; CoCosNet, which it follows, uses 100.
     """
     wide = torch.promote_types(template.dtype, torch.float32)
     values = proposal.to(wide)

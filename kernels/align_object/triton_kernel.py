@@ -1,18 +1,18 @@
-"""`align_object` in Triton: attention from template positions to a proposal's, scored on the chip.
+"""`align_object` in Triton: attention from template to proposal positions, scored in the kernel.
 
-Three launches. The first packs both inputs (kernels/pack_vectors). In the second a program takes
-a block of template positions, those of all templates in one row so that few rows are idle, and one
-proposal: it walks over the proposal's positions with an online softmax in float32, keeps the
-translated block in registers and reads every tile once, as keys and as values. It writes, for each
-position, the product with the template and the length: 8 bytes; S and the translated maps stay on
-the chip unless they are asked for. The third sums over positions, in a fixed order: the same bits
-every time. The weights enter the second product in the dtype of the inputs, as in every flash
-attention.
+Three launches. The first packs both inputs (kernels/pack_vectors). In the second a program handles
+a block of template positions (all templates are concatenated, so that few rows are idle) and one
+proposal. It loops over the proposal's positions with an online softmax in float32, keeps the
+translated block in registers and reads every tile once, as keys and as values. Per position it
+writes the inner product with the template and the norm, 8 bytes; S is never stored, and the
+translated maps only with `translate`. The third launch sums over positions in a fixed order, so
+results are deterministic. As in flash attention, the weights of the second product have the dtype
+of the inputs.
 
-14 x 14 positions, 3 templates and 30 proposals are 300 programs of 64 positions (570 of 32).
+14 x 14 positions, 3 templates and 30 proposals make 300 programs of 64 positions (570 of 32).
 
-Takes float16, bfloat16 and float32, up to 512 channels, any strides. Scratch: a copy of both inputs
-and 8 bytes per position and pair. Not yet timed on a GPU.
+Supports float16, bfloat16 and float32, up to 512 channels, any strides. Scratch: a copy of both
+inputs and 8 bytes per position and pair. Not yet timed on a GPU.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ..pack_vectors.triton_kernel import pack_vectors, padded_channels
 from ..resources import Build
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-CHANNELS = 512  # of one accumulator
-POSITIONS = 256  # of one step of the sum
+CHANNELS = 512  # maximum per accumulator
+POSITIONS = 256  # per step of the sum
 
 
 @dataclass(frozen=True)
 class Config:
-    """A block of template positions, of proposal positions, the channels of one score product."""
+    """Block sizes: template positions, proposal positions, channels per score product."""
 
     rows: int
     keys: int
@@ -44,7 +44,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Up to 256 channels, and up to 512; `full` is float32."""
+    """Configurations for up to 256 and up to 512 channels; `full` is float32."""
 
     half: Config
     half_wide: Config
@@ -52,7 +52,7 @@ class Tuning:
     full_wide: Config
 
 
-# Reasoned from the resource report, not yet timed.
+# Chosen from the resource report, not yet timed.
 _FULL = Config(rows=32, keys=32, chunk=32, warps=8, stages=2)
 _FULL_WIDE = Config(rows=16, keys=16, chunk=32, warps=4, stages=2)
 _SMALL = Tuning(
@@ -103,7 +103,7 @@ def _align(
 ):
     """partial [M, 2, O * P]: <template, translated> and |translated|.
 
-    packed and norms hold the O * P = rows template positions, then the M * Q of the proposals.
+    packed and norms hold the rows = O * P template positions, then the M * Q proposal positions.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     blocks = tl.cdiv(rows, ROWS)
@@ -120,7 +120,7 @@ def _align(
 
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
-    alike = tl.zeros((ROWS,), tl.float32)  # <template, translated>, from the products at hand
+    alike = tl.zeros((ROWS,), tl.float32)  # <template, translated>, from the score products
     moved = tl.zeros((ROWS, PADDED), tl.float32)
     for start in range(0, others, KEYS):
         key = start + tl.arange(0, KEYS)
@@ -176,7 +176,7 @@ def _sum_positions(
     MEAN: tl.constexpr,
     POSITIONS: tl.constexpr,
 ):
-    """out [O, M] of partial [M, 2, O, P]: a mean of cosines, or one of the whole maps."""
+    """out [O, M] from partial [M, 2, O, P]: mean of cosines (MEAN) or cosine of the whole maps."""
     pair = tl.program_id(0)
     proposal = (pair % proposals).to(tl.int64)
     first = (pair // proposals).to(tl.int64) * positions
@@ -294,7 +294,7 @@ def _constants(config: Config, padded: int, translate: bool) -> dict[str, Any]:
 
 
 def builds() -> tuple[Build, ...]:
-    """DMN-AOA's 256 channels, and the widest, in every tuning; the packing is correlate_frames'."""
+    """256 channels (DMN-AOA) and the maximum, in every tuning; packing is in correlate_frames."""
     integers = ("rows", "positions", "proposals", "others", "channels")
     made: dict[tuple[str, int, Config], list[int]] = {}
     for element, dtype in (("*bf16", torch.bfloat16), ("*fp32", torch.float32)):

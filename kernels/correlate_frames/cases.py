@@ -10,7 +10,7 @@ from ..cases import Case, Make
 
 
 def _frames(batch: int, channels: int, height: int, width: int, **options: Any) -> Make:
-    """Two frames whose second is the first, moved by (1, 2) cells, with noise: there is a match."""
+    """A frame and the same frame shifted by (1, 2) cells with noise."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         query = torch.randn(batch, channels, height, width, generator=generator)
@@ -29,7 +29,7 @@ def _channels_last(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _nothing_alike(generator: torch.Generator) -> dict[str, Any]:
-    """The second frame is the opposite of the first: what lies beyond the frame is the best."""
+    """The second frame is the negated first: candidates beyond the frame have the maximum."""
     arguments = _frames(1, 8, 3, 6, radius=2)(generator)
     arguments["query"] = 0.2 * arguments["query"] + 1
     arguments["previous"] = -arguments["query"].flip(3)
@@ -37,7 +37,7 @@ def _nothing_alike(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _strided_views(generator: torch.Generator) -> dict[str, Any]:
-    """Every stride irregular, those of the two frames unlike, and 20 channels of 23."""
+    """Irregular strides, different for the two frames, and 20 of 23 channels."""
     arguments = _frames(2, 23, 11, 10, radius=4)(generator)
     query, previous = arguments["query"], arguments["previous"]
     arguments["query"] = query.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)[:, 1:-2, ::2]

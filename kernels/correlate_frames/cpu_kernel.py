@@ -1,7 +1,7 @@
 """`correlate_frames` in C++: a band matrix product per pair of rows, softmax over cached scores.
 
-Takes float32 on the CPU, and half precision by way of it. The compiled body keeps the scores of 2
-to 8 neighbouring queries in the first-level cache and never stores the volume.
+Supports float32 on the CPU; half precision is converted to float32. The kernel keeps the scores of
+2 to 8 neighbouring queries in the L1 cache and never stores the cost volume.
 """
 
 from __future__ import annotations

@@ -37,17 +37,17 @@ def correlate_frames(
     temperature: float | torch.Tensor = 20.0,
     outside: str = "zero",
 ) -> torch.Tensor:
-    """Where each cell came from: soft displacement and confidence from a local cosine cost volume.
+    """Soft displacement and confidence of every cell from a local cosine cost volume.
 
         C[u, x] = <query[x], previous[x + u]> / (|query[x]| |previous[x + u]|),  u in [-r, r]^2
         d[x]    = sum over u of u * softmax_u(temperature * C[u, x])
         m[x]    = max over u of C[u, x]
 
     query        [B, C, h, w]   features of the current frame, any strides
-    previous     [B, C, h, w]   features of the frame before, any strides
-    radius       cells on each side: 12 gives the paper's window of 25 x 25
-    temperature  one number (or a tensor of one): the paper's soft-argmin, read literally, is -1
-    outside      a candidate beyond the frame has C = 0 ("zero") or is left out ("exclude")
+    previous     [B, C, h, w]   features of the previous frame, any strides
+    radius       cells on each side, 0 or more: 12 gives the paper's window of 25 x 25
+    temperature  a number or a tensor of one element: the paper's soft-argmin, read literally, is -1
+    outside      candidates beyond the frame have C = 0 ("zero") or are left out ("exclude")
     returns      [B, 3, h, w]   (d_x, d_y, m), d in cells; new, contiguous, dtype of query
 
     Dtype   float16, bfloat16 or float32, one for both; norms, C and the softmax in float32.

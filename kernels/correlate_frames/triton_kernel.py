@@ -1,18 +1,18 @@
-"""`correlate_frames` in Triton: a tile of queries against the key rows its windows share.
+"""`correlate_frames` in Triton: a tile of queries against the union of their windows.
 
-One launch packs both frames (kernels/pack_vectors). A second one has a program per tile of
-queries: it walks over the part of the previous frame that the tile's windows cover, a few rows of
-32 columns at a time, multiplies on the matrix units, scales by both norms and keeps, in float32,
-the greatest cosine and an online softmax with its two weighted sums of offsets. The state is kept
-per lane of the key block and reduced once, at the end, so that no step waits for another warp.
-Cells beyond the frame are never visited: how many they are, and where, is known, and so is their
-cosine. Nothing but (d_x, d_y, m) is written.
+One launch packs both frames (kernels/pack_vectors). The second has a program per tile of queries.
+It loops over the part of the previous frame that the tile's windows cover, a few rows of 32 columns
+at a time, multiplies on the tensor cores, scales by both norms and keeps, in float32, the maximum
+cosine and an online softmax with its two weighted sums of offsets. This state is kept per lane of
+the key block and reduced once, at the end, so that no step waits for another warp. Cells beyond the
+frame are not visited: their number, offsets and cosine (0) are known. Only (d_x, d_y, m) is
+written.
 
 At 480p (30 x 54 cells, 256 channels, radius 12) tiles of 2 x 8 queries make 105 programs, about one
-per multiprocessor of a big chip; their windows cover at most 26 x 32 keys, 1.3 times a window.
-Tiles of 8 x 8 would read a third of the keys, but there are 28 of them: too few.
+per multiprocessor of a large GPU; their windows cover at most 26 x 32 keys, 1.3 times one window.
+Tiles of 8 x 8 would read a third of the keys, but 28 programs are too few.
 
-Takes float16, bfloat16 and float32, any channels and strides. Scratch: a copy of both frames.
+Supports float16, bfloat16 and float32, any channels and strides. Scratch: a copy of both frames.
 Not yet timed on a GPU.
 """
 
@@ -33,7 +33,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True)
 class Config:
-    """A tile of queries, a block of keys, the channels of one product, and how it is run."""
+    """Tile of queries, block of keys, channels per product, and launch options."""
 
     rows: int
     columns: int
@@ -50,7 +50,7 @@ class Tuning:
     full: Config  # float32
 
 
-# Reasoned from the resource report, not yet timed.
+# Chosen from the resource report, not yet timed.
 _HALF = Config(rows=2, columns=8, key_rows=2, key_columns=32, chunk=256, warps=4, stages=3)
 _FULL = Config(rows=2, columns=8, key_rows=2, key_columns=32, chunk=32, warps=4, stages=3)
 CONFIGS: dict[int, Tuning] = {
@@ -98,7 +98,7 @@ def _correlate(
     q_y = top_row + index // COLUMNS
     q_x = left + index % COLUMNS
     inside = (q_y < height) & (q_x < width)
-    q_y = tl.minimum(q_y, height - 1)  # a query beyond the frame repeats the last one, unwritten
+    q_y = tl.minimum(q_y, height - 1)  # queries beyond the frame repeat the last one, not stored
     q_x = tl.minimum(q_x, width - 1)
     q_cell = q_y * width + q_x
     queries = packed + image.to(tl.int64) * cells * PADDED
@@ -122,7 +122,7 @@ def _correlate(
     if CHUNK == PADDED:
         query = tl.load(queries + q_at)
     best = tl.full((QUERIES, KEYS), float("-inf"), tl.float32)
-    peak = tl.full((QUERIES, KEYS), -1e38, tl.float32)  # finite: -inf - -inf is no number
+    peak = tl.full((QUERIES, KEYS), -1e38, tl.float32)  # finite: -inf - -inf is NaN
     total = tl.zeros((QUERIES, KEYS), tl.float32)
     sum_x = tl.zeros((QUERIES, KEYS), tl.float32)
     sum_y = tl.zeros((QUERIES, KEYS), tl.float32)
@@ -164,7 +164,8 @@ def _correlate(
     move_y = tl.sum(sum_y * fade, axis=1)
     most = tl.max(best, axis=1)
     if not EXCLUDE:
-        # Beyond the frame C = 0. Offsets of a whole window cancel: theirs are minus those inside.
+        # Beyond the frame C = 0. The offsets of a whole window sum to 0, so those beyond the frame
+        # sum to minus those inside.
         low_x = tl.maximum(q_x - radius, 0)
         low_y = tl.maximum(q_y - radius, 0)
         high_x = tl.minimum(q_x + radius, width - 1)
@@ -183,7 +184,7 @@ def _correlate(
         move_x = move_x * fade - each * middle_x * area
         move_y = move_y * fade - each * middle_y * area
         most = tl.where(beyond > 0, tl.maximum(most, 0.0), most)
-    most = tl.where(mass == mass, most, mass)  # a maximum may pass over a NaN, a sum does not
+    most = tl.where(mass == mass, most, mass)  # tl.maximum may drop a NaN, a sum propagates it
     target = out + image.to(tl.int64) * 3 * cells + q_cell
     tl.store(target, (move_x / mass).to(out.dtype.element_ty), mask=inside)
     tl.store(target + cells, (move_y / mass).to(out.dtype.element_ty), mask=inside)
@@ -227,7 +228,7 @@ def run(
     config = _config(for_chip(CONFIGS, query.device), query.dtype)
     padded = padded_channels(channels)
     packed, norms = pack_vectors(query, previous, padded)
-    # A number on the host is an argument, one on the device is read there.
+    # A temperature on the host is a kernel argument, one on the device is loaded by the kernel.
     on_device = isinstance(temperature, torch.Tensor) and temperature.device == query.device
     tiles = -(-height // config.rows) * -(-width // config.columns)
     _correlate[(batch * tiles,)](
@@ -264,7 +265,7 @@ def _constants(config: Config, padded: int, on_device: bool, exclude: bool) -> d
 
 
 def builds() -> tuple[Build, ...]:
-    """What MUNet runs, 256 channels and a temperature on the device, in every tuning."""
+    """MUNet's call, 256 channels and a temperature on the device, in every tuning."""
     types = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
     made: dict[tuple[torch.dtype, str, Config], list[int]] = {}
     for dtype, element in types.items():

@@ -21,7 +21,7 @@ def _call(
     mask: bool = False,
     **options: Pair,
 ) -> Make:
-    """Normal x of shape [B, C, H, W] and weights, offsets normal with deviation `spread`."""
+    """Normal x [B, C, H, W] and weights; offsets normal with standard deviation `spread`."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         def normal(*size: int) -> torch.Tensor:
@@ -50,7 +50,7 @@ _LEAST = {"stride": 1, "padding": 0, "dilation": 1}
 
 
 def _strided(generator: torch.Generator) -> dict[str, Any]:
-    """Every tensor a view: channels last, every second row, a slice of a wider tensor."""
+    """Views: channels last, every second row, a slice of a wider tensor."""
     made = _call(2, 6, 14, 18, outputs=10, offset_groups=2, mask=True, bias=True, padding=1)(
         generator
     )
@@ -63,7 +63,7 @@ def _strided(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _far_out(generator: torch.Generator) -> dict[str, Any]:
-    """Some offsets as far out as float16 goes, some of whole pixels: on and about the border."""
+    """Offsets near the maximum of float16, and whole-pixel offsets on and around the border."""
     made = _call(1, 8, 6, 9, offset_groups=2, mask=True, padding=1)(generator)
     flat = made["offset"].flatten()
     flat[::7], flat[1::7], flat[2::7] = 6e4, -6e4, flat[2::7].round()

@@ -1,8 +1,8 @@
-"""`deform_conv` in C++: samples of a few dozen pixels, then a register-blocked product with them.
+"""`deform_conv` in C++: blocks of a few dozen pixels are sampled, then multiplied.
 
-Takes float32 on the CPU, and half precision by way of it. The image is packed once with the
-channels of an offset group side by side and zeros around it; the sampled columns of all pixels are
-never stored, only those of the block that a thread works on.
+Supports float32 on the CPU; half precision is converted to float32. The image is packed once with
+the channels of an offset group contiguous and a border of zeros. Sampled columns are stored only
+for the block that a thread works on. The product is register-blocked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from ..extension import COMPUTED_IN_FLOAT32, cpu_unsupported, load
 from .reference import Pair, as_pair
 
-LARGEST_SIDE = 1 << 15  # so that pixels are counted in int32 and positions are exact in float32
+LARGEST_SIDE = 1 << 15  # pixel indices fit in int32, positions are exact in float32
 
 
 def unsupported(
@@ -50,7 +50,7 @@ def run(
     dtype, x = x.dtype, x.float()
     taps = weight.shape[2] * weight.shape[3]
     out = torch.empty(x.shape[0], weight.shape[0], *offset.shape[2:], dtype=torch.float32)
-    # Held by name until the call is over: the compiled side sees addresses alone.
+    # Named, so that they outlive the call: the extension is given addresses only.
     offset, weight = offset.float().contiguous(), weight.float().contiguous()
     bias = None if bias is None else bias.float().contiguous()
     mask = None if mask is None else mask.float().contiguous()

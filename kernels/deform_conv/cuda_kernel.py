@@ -1,14 +1,14 @@
-"""`deform_conv` in CUDA: what a lane samples is its share of the tensor cores' operand.
+"""`deform_conv` in CUDA: each lane samples its own fragment of the tensor-core operand.
 
-A first kernel packs the image (see packing.py) into units of 16 bytes, and the weights. In the
-second a warp owns 16 pixels and 64 outputs; a lane finds positions and bilinear weights of a pixel,
-offset group and tap once, in float32, and samples 8 channels with four loads of 16 bytes; rounded
-to x's dtype, the sums are multiplied on the tensor cores with float32 accumulators, without a turn
-through shared memory. In float32: through shared memory, with ordinary multiplications.
+The first kernel packs the image (see packing.py) into units of 16 bytes, and the weights. In the
+second a warp computes 16 pixels x 64 outputs. A lane computes the positions and bilinear weights of
+a pixel, offset group and tap once, in float32, and samples 8 channels with four 16-byte loads. The
+samples, rounded to x's dtype, are multiplied on the tensor cores with float32 accumulators, without
+passing through shared memory. In float32 they pass through shared memory and use FMAs.
 
-Objects to float64 and to sides of 32768 or more; takes any strides. Memory beside the output: the
-packed image and the packed weights. Dispatch prefers it to Triton's for every shape, by the order
-of backends alone: neither is timed on a GPU yet.
+Supports float16, bfloat16 and float32, any strides, sides below 32768. Scratch: the packed image
+and the packed weights. Dispatch prefers it to Triton for every shape, by the order of backends
+only: neither is timed on a GPU yet.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 
 from ..extension import load
 from ..gpu import ELEMENTS, cuda_unsupported, stream_of
-from .packing import packing_of, side_objection
+from .packing import packing_of, side_unsupported
 from .reference import Pair, as_pair
 
-OUTPUTS = 64  # of a tile, as in csrc/deform_conv.cu
+OUTPUTS = 64  # per tile, as in csrc/deform_conv.cu
 
 
 def unsupported(
@@ -39,7 +39,7 @@ def unsupported(
 ) -> str | None:
     if x.dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16, given {x.dtype}"
-    reason = side_objection(x, padding)
+    reason = side_unsupported(x, padding)
     return cuda_unsupported(x, offset, weight, bias, mask) if reason is None else reason
 
 
@@ -60,10 +60,10 @@ def run(
     if out.numel() == 0:
         return out
     packing = packing_of(x, offset, weight, groups, 16 // x.element_size())
-    together = 32 // packing.unit  # units multiplied in one go: 32 channels
+    together = 32 // packing.unit  # units per product: 32 channels
     depth = -(-packing.units // together) * 32
     wide = -(-(weight.shape[0] // groups) // OUTPUTS) * OUTPUTS
-    # Held by name until the launch is over: the compiled side sees addresses alone.
+    # Named, so that they outlive the launch: the extension is given addresses only.
     packed = torch.empty(packing.image_shape(x, groups), **like)
     weights = torch.empty(groups * packing.taps * depth * wide, **like)
     bias = None if bias is None else bias.contiguous()

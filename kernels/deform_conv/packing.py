@@ -1,14 +1,14 @@
-"""How the GPU kernels of `deform_conv` lay the image out before they sample it.
+"""Memory layout of the image that the GPU kernels of `deform_conv` sample.
 
-Channels come in sections: those that share both an offset group and a group of the convolution. A
-section is cut into units of a fixed number of channels, the last filled up with zeros, and every
-unit is an image of its own with its channels side by side and zeros around it:
+A section is a set of channels that share both an offset group and a convolution group. Sections are
+split into units of a fixed number of channels, the last one padded with zeros. Every unit is stored
+as an image with contiguous channels and a border of zeros:
 
     packed  [B, groups * units, H + 2 * MARGIN, W + 2 * MARGIN, unit]
 
-So a sample of a unit is four wide loads without a test for the border, and neighbouring pixels of
-one offset group, which look at neighbouring places, share memory lines. In channels-last memory
-each would touch a line of its own, so an image that comes so is packed as well.
+A sample of a unit is then four wide loads without a border test, and neighbouring pixels of an
+offset group, which sample neighbouring places, share cache lines. Channels-last images are packed
+as well: there each pixel would touch a cache line of its own.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ import torch
 
 from .reference import Pair, as_pair
 
-# A position is moved to [-2, size], so that both neighbours of one beyond the image lie in here.
+# Positions are clamped to [-2, size], so that both neighbours of one beyond the image are zeros.
 MARGIN = 2
-LARGEST_SIDE = 1 << 15  # so that pixels are counted in int32 and positions are exact in float32
+LARGEST_SIDE = 1 << 15  # pixel indices fit in int32, positions are exact in float32
 
 
 @dataclass(frozen=True)
 class Packing:
-    """section  channels that share an offset group and a group      side   of an offset group
-    unit     channels side by side in memory                      units  of a group
-    chunks   units of a section                                   taps   of the kernel
+    """Sizes of the packed layout.
+
+    section  channels that share an offset group and a convolution group
+    side     channels of an offset group
+    unit     contiguous channels
+    units    units of a convolution group
+    chunks   units of a section
+    taps     taps of the kernel
     """
 
     section: int
@@ -47,7 +52,7 @@ class Packing:
 def packing_of(
     x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, groups: int, unit: int | None
 ) -> Packing:
-    """The packing with units of so many channels; None chooses a power of two up to 64."""
+    """Return the packing with units of `unit` channels; None chooses a power of two up to 64."""
     taps = weight.shape[2] * weight.shape[3]
     side = x.shape[1] // (offset.shape[1] // (2 * taps))
     per_group = x.shape[1] // groups
@@ -58,15 +63,15 @@ def packing_of(
 
 
 def _unit_of(section: int) -> int:
-    """All of a narrow section, and of a wide one a part that leaves few zeros."""
+    """Return the channels per unit: a whole narrow section, or a part with little padding."""
     if section <= 16:
         return 1 << (section - 1).bit_length()
     whole = -(-section // 16) * 16
     return min(64, whole & -whole)
 
 
-def side_objection(x: torch.Tensor, padding: Pair) -> str | None:
-    """Why positions in this image cannot be counted."""
+def side_unsupported(x: torch.Tensor, padding: Pair) -> str | None:
+    """Return the unsupported reason for a padded side of LARGEST_SIDE or more, or None."""
     sides = [size + 2 * margin for size, margin in zip(x.shape[2:], as_pair(padding), strict=True)]
     if max(sides) < LARGEST_SIDE:
         return None

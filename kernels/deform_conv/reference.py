@@ -121,22 +121,22 @@ def deform_conv(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """Deformable convolution: every tap of every output pixel looks where an offset moves it to.
+    """Deformable convolution v1 and v2: every tap of every output pixel is displaced by an offset.
 
         at(p, k)  = p * stride - padding + k * dilation + offset[g, k, p]     (y, x), k = (i, j)
         out[o, p] = bias[o] + sum over c, k of weight[o, c, k] * mask[g, k, p] * x[c, at(p, k)]
 
-    where g is c's offset group, and x between pixels is bilinear, with zeros beyond the image: a
-    sample counts 0 however far out. Where an offset is NaN or infinite, the sample is NaN.
+    where g is c's offset group. x is sampled bilinearly, with zeros beyond the image at any
+    distance. Where an offset is NaN or infinite, the sample is NaN.
 
     x         [B, C, H, W]             any strides
-    offset    [B, 2*G*kh*kw, Ho, Wo]   pixels; G offset groups of C / G channels, by its size; per
-                                       offset group and tap (row by row), y before x
-    weight    [O, C/groups, kh, kw]    kernels of any size, even ones too
+    offset    [B, 2*G*kh*kw, Ho, Wo]   pixels; G offset groups of C / G channels, G from its size;
+                                       per offset group and tap (row by row), y before x
+    weight    [O, C/groups, kh, kw]    kernels of any size, also even
     bias      [O]                      None means 0
-    mask      [B, G*kh*kw, Ho, Wo]     the modulation of v2, as given (no sigmoid); None means 1
+    mask      [B, G*kh*kw, Ho, Wo]     modulation of v2, applied as is (no sigmoid); None means 1
     stride, padding, dilation          an int, or two as (y, x)
-    groups    groups of the convolution: output channels see C / groups channels
+    groups    groups of the convolution: an output channel reads C / groups channels
     returns   [B, O, Ho, Wo]           new, contiguous, dtype of x
 
     Dtype   float16, bfloat16, float32 or float64, one for all; positions, samples and sums in at
@@ -154,7 +154,7 @@ def deform_conv(
     outputs, per_group, _, taps_x = weight.shape
     taps = weight.shape[2] * taps_x
     offset_groups = offset.shape[1] // (2 * taps)
-    split = batch * offset_groups  # every offset group as an image of its own
+    split = batch * offset_groups  # one image per offset group
     image = x.to(wide).reshape(split, channels // offset_groups, *x.shape[2:])
     shift = offset.to(wide).reshape(split, taps, 2, height, width)
     (step_y, step_x), (top, left), (spread_y, spread_x) = map(as_pair, (stride, padding, dilation))

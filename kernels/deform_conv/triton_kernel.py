@@ -1,15 +1,15 @@
 """`deform_conv` in Triton: a tile of pixels is sampled and multiplied, one tap after the other.
 
-A first kernel packs the image (see packing.py) and the weights, [groups, blocks of channels, taps,
-channels of a block, outputs] with zeros where a tile is not full. In the second a program owns a
-tile of pixels and of the outputs of one group. For every block of channels and tap it reads the
-offsets, once per offset group where that fills no more than a unit; computes positions and bilinear
-weights in float32; loads four corners, 8 float16 channels of an offset group being one 16-byte
-load; and multiplies the sums, rounded to x's dtype, on the tensor cores with float32 accumulators
-(in float32: with plain multiplications). Not yet timed on a GPU.
+The first kernel packs the image (see packing.py) and the weights, [groups, blocks of channels,
+taps, channels of a block, outputs], partial tiles padded with zeros. In the second a program
+computes a tile of pixels and outputs of one group. For every block of channels and tap it reads the
+offsets (once per offset group if that is at most a unit), computes positions and bilinear weights
+in float32, loads four corners (8 float16 channels of an offset group are one 16-byte load), and
+multiplies the samples, rounded to x's dtype, on the tensor cores with float32 accumulators (in
+float32 with FMAs). Not yet timed on a GPU.
 
-Objects to float64, to sides of 32768 or more and to images of 2^31 elements or more. Memory beside
-the output: the packed image and the packed weights.
+Supports float16, bfloat16 and float32, any strides, sides below 32768 and images of fewer than 2^31
+elements. Scratch: the packed image and the packed weights.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import torch
 
 from ..gpu import for_chip, on_its_device, tl, triton, triton_unsupported
 from ..resources import Build
-from .packing import MARGIN, Packing, packing_of, side_objection
+from .packing import MARGIN, Packing, packing_of, side_unsupported
 from .reference import Pair, as_pair
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-MOST_ELEMENTS = 1 << 31  # of what belongs to one image: counted in int32
-PACKED = 2048  # elements of the image that a program of the first kernel packs
+MOST_ELEMENTS = 1 << 31  # per image, in every tensor: offsets are int32
+PACKED = 2048  # image elements per program of the first kernel
 
 
 @dataclass(frozen=True)
 class Config:
-    """A tile: pixels x channels samples, times weights for at most `outputs`."""
+    """Tile sizes: pixels x channels samples, times weights for at most `outputs`."""
 
     pixels: int
     channels: int
@@ -40,9 +40,9 @@ class Config:
     stages: int
 
 
-# Reasoned from the resource report, not yet timed: 8 warps keep a tile's corners in flight without
-# a spill, and two blocks of them fit into every chip's registers. One loop stage, as asynchronous
-# copies would pass by the first-level cache, where most corners are found.
+# Chosen from the resource report, not yet timed: 8 warps keep a tile's corners in flight without
+# spills, and two such blocks fit into the registers of every chip. One loop stage, since
+# asynchronous copies bypass the L1 cache, which holds most corners.
 CONFIGS = {
     80: Config(64, 64, 64, warps=8, stages=1),
     86: Config(64, 64, 64, warps=8, stages=1),
@@ -70,7 +70,7 @@ def _pack_image(
     source = x + (plane // units).to(tl.int64) * x_b
     source += y.to(tl.int64)[None, :] * x_y + column.to(tl.int64)[None, :] * x_x
     source += (unit // chunks * section + channel).to(tl.int64)[:, None] * x_c
-    # Threads go along the last axis: read along x, written along the channels.
+    # Threads run along the last axis: loads along x, stores along the channels.
     values = tl.load(source, mask=inside[None, :] & (channel < section)[:, None], other=0.0)
     to = packed + plane.to(tl.int64) * count * UNIT
     to += (place * UNIT)[:, None] + tl.arange(0, UNIT)[None, :]
@@ -127,9 +127,10 @@ def _pack(
 
 @triton.jit
 def _split(start, shift, size):
-    """start + shift as a whole number in [-2, size] and a fraction in [0, 1), both in float32.
+    """Split start + shift into an integer in [-2, size] and a fraction in [0, 1), both in float32.
 
-    The start is whole, so the fraction is the shift's own and loses nothing to a large start.
+    The start is an integer, so the fraction is that of the shift and a large start costs no
+    precision.
     """
     near = tl.minimum(tl.maximum(shift, -2.0 - start), size - start)
     whole = tl.floor(near)
@@ -138,7 +139,7 @@ def _split(start, shift, size):
 
 @triton.jit
 def _sample(corner, row, upper, lower, right, lost, real, UNIT: tl.constexpr):
-    """The bilinear sums of the four pixels from `corner` on: [units, pixels, UNIT] in float32."""
+    """Bilinear samples of the four pixels from `corner` on: [units, pixels, UNIT] float32."""
     a = tl.load(corner, mask=real, other=0.0).to(tl.float32)
     b = tl.load(corner + UNIT, mask=real, other=0.0).to(tl.float32)
     c = tl.load(corner + row, mask=real, other=0.0).to(tl.float32)
@@ -160,7 +161,7 @@ def _convolve(
     UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr,
     MARGIN: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of pixels of one image, times a tile of the outputs of one group.
+    """Convolve a tile of pixels of one image with a tile of outputs of one group.
 
     WHOLE  whether the units of a group fill every block of channels
     """
@@ -228,7 +229,7 @@ def _convolve(
 
 
 def _constants(config: Config, unit: int, outputs: int) -> dict[str, int]:
-    """What both kernels are compiled for; `outputs` are those of a group."""
+    """Compile-time constants of both kernels; `outputs` is the number of outputs of a group."""
     widest = max(16, min(config.outputs, 1 << (outputs - 1).bit_length()))
     return {"UNIT": unit, "CHANNELS": config.channels, "OUTPUTS": widest, "MARGIN": MARGIN}
 
@@ -252,19 +253,19 @@ def unsupported(
 ) -> str | None:
     if x.dtype not in DTYPES:
         return f"wants float32, float16 or bfloat16, given {x.dtype}"
-    reason = side_objection(x, padding)
+    reason = side_unsupported(x, padding)
     if reason is not None:
         return reason
     shape = packing_of(x, offset, weight, groups, None).image_shape(x, groups)
     out = weight.shape[0] * offset.shape[2:].numel()
     spans = [_span(tensor) for tensor in (offset, mask) if tensor is not None]
     if max(torch.Size(shape[1:]).numel(), out, *spans) >= MOST_ELEMENTS:
-        return "wants fewer than 2^31 elements in what belongs to one image"
+        return "wants fewer than 2^31 elements per image in every tensor"
     return triton_unsupported(x, offset, weight, bias, mask)
 
 
 def _span(tensor: torch.Tensor) -> int:
-    """From the first element of an image to behind its last, in elements."""
+    """Return the extent of one image in memory, in elements."""
     sizes = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
     return 1 + sum((size - 1) * step for size, step in sizes)
 
@@ -322,7 +323,7 @@ def _run_pack(
     constants: dict[str, int],
     blocks: dict[str, int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The packed image and the packed weights."""
+    """Return the packed image and the packed weights."""
     depth = blocks["channel_blocks"] * constants["CHANNELS"]
     wide = blocks["output_blocks"] * constants["OUTPUTS"]
     like: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
@@ -342,16 +343,16 @@ def _run_pack(
 
 
 def builds() -> tuple[Build, ...]:
-    """Both kernels: offset groups of 8 channels (IMCNet) and one of 64 with a mask."""
+    """Both kernels for offset groups of 8 channels (IMCNet), and for one of 64 with a mask."""
     chips: dict[Config, tuple[int, ...]] = {}
     for chip, config in CONFIGS.items():
         chips[config] = (*chips.get(config, ()), chip)
     forms = (torch.float16, 8, False), (torch.bfloat16, 64, True), (torch.float32, 8, False)
-    found: list[Build] = []
+    all_builds: list[Build] = []
     for config in chips:
         for dtype, unit, masked in forms:
-            found += _builds_of(dtype, unit, masked, config, chips[config])
-    return tuple(found)
+            all_builds += _builds_of(dtype, unit, masked, config, chips[config])
+    return tuple(all_builds)
 
 
 def _builds_of(
@@ -361,9 +362,9 @@ def _builds_of(
     element = DTYPES[dtype]
     name = f"{element} {config.pixels}x{config.channels}x{config.outputs} unit {unit}"
 
-    def signature(kernel: Any, given: dict[str, Any]) -> dict[str, str]:
+    def signature(kernel: Any, constexprs: dict[str, Any]) -> dict[str, str]:
         pointers = ("x", "weight", "packed", "weights", "offset", "mask", "bias", "out")
-        names = [n for n in kernel.arg_names if n not in given]
+        names = [n for n in kernel.arg_names if n not in constexprs]
         return {n: f"*{element}" if n in pointers else "i32" for n in names}
 
     pack = {**constants, "PLACES": _places(unit), "x_x": 1, "chunks": 1, "groups": 1, "w_x": 1}

@@ -10,17 +10,18 @@ import torch
 from ..cases import Case, Make
 from .reference import finish_masks
 
-UNDECIDED = 1e-5  # the error that the contract grants q
+UNDECIDED = 1e-5  # the error of q that the contract allows
 
 
 def undecided(
     arguments: dict[str, Any], output64: tuple[torch.Tensor, torch.Tensor | None]
 ) -> torch.Tensor:
-    """[H, W] bool (with `first` [B, H, W]): the pixels whose two greatest q in float64 are as good
-    as equal, where rounding may choose either label.
+    """Return the mask of pixels whose label rounding may decide: the two greatest q are equal
+    within the error that the contract allows.
 
     arguments  of the call, in any dtype
-    output64   what the reference returned for it in float64; q is computed here where it has none
+    output64   outputs of the reference in float64; q is computed here if it is None
+    returns    [H, W] bool, with `first` [B, H, W]
     """
     q = output64[1]
     if q is None:
@@ -53,7 +54,7 @@ def _masks(
     scale: float = 4.0,
     **options: Any,
 ) -> Make:
-    """Logits of noise, with ids that have gaps and do not rise; `region` None is the whole grid."""
+    """Random logits, ids unsorted and with gaps; `region` None is the whole grid."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         ids = torch.randperm(255, generator=generator)[:objects] + 1
@@ -78,14 +79,14 @@ def _strided(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _expanded(generator: torch.Generator) -> dict[str, Any]:
-    """One mask seen as four equal ones: a tie everywhere that the objects win."""
+    """One mask expanded to four objects: a tie wherever an object wins."""
     arguments = _masks(4, 6, 9, (24, 36))(generator)
     arguments["logits"] = arguments["logits"][:1].expand(4, -1, -1)
     return arguments
 
 
 def _extreme(generator: torch.Generator) -> dict[str, Any]:
-    """Steps between -100 and 100, where e^logit overflows, is clamped or vanishes."""
+    """Steps between -100 and 100, where e^logit overflows, is clamped or underflows."""
     arguments = _masks(4, 7, 11, (28, 44))(generator)
     arguments["logits"] = 100 * arguments["logits"].sign()
     return arguments
@@ -101,7 +102,7 @@ def _constant(objects: int, value: float) -> Make:
 
 
 def _shifted(generator: torch.Generator) -> dict[str, Any]:
-    """Logits that begin in the middle of a larger tensor."""
+    """Logits that start in the middle of a larger tensor."""
     arguments = _masks(2, 6, 9, (24, 37))(generator)
     larger = 4 * torch.randn(3, 9, 14, generator=generator)
     arguments["logits"] = larger[1:, 1:7, 3:12]
@@ -109,8 +110,8 @@ def _shifted(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _ladder(objects: int, low: float, high: float, probabilities: bool) -> Make:
-    """Every pixel's greatest logit between `low` and `high`, all objects within 0.1 of it: where
-    the background and the objects are nearly as likely, for as many objects."""
+    """Maximum logits between `low` and `high`, all objects within 0.1 of them: the background is
+    about as likely as the objects."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         arguments = _masks(objects, 4, 30, (16, 120), probabilities=probabilities)(generator)
@@ -122,8 +123,8 @@ def _ladder(objects: int, low: float, high: float, probabilities: bool) -> Make:
 
 
 def _half_absent(generator: torch.Generator) -> dict[str, Any]:
-    """The same, the first half of the objects nowhere, and the last one sure of the upper edge:
-    what is decided at a glance lies beside what is not."""
+    """The same with the first half of the objects absent and the last certain at the upper edge:
+    pixels decided by the maximum alone lie beside pixels that are not."""
     arguments = _ladder(100, -5.0, 0.2, False)(generator)
     arguments["logits"][:50] -= 20
     arguments["logits"][99, 0] = 5
@@ -131,7 +132,7 @@ def _half_absent(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _mostly_absent(generator: torch.Generator) -> dict[str, Any]:
-    """So many objects at the clamp's lower end that together they count."""
+    """Many objects at the lower clamp, whose odds add up."""
     arguments = _masks(255, 3, 5, (9, 20), scale=1.0)(generator)
     arguments["logits"][:250] = -100
     return arguments
@@ -143,7 +144,7 @@ def _at_480p(objects: int, probabilities: bool) -> Make:
 
 
 def _streams(first: tuple[int, ...], unused: int = 0, **options: Any) -> Make:
-    """Several streams, whose objects have the same ids, and rows of none, which are NaN."""
+    """Several streams whose objects have the same ids, and NaN rows that belong to no stream."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         size = options.get("size", (19, 27))

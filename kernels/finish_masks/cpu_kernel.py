@@ -1,9 +1,9 @@
 """`finish_masks` in C++: one exponential per object and pixel, no full-size logits.
 
-Each coarse row is widened to the result's width once and serves the output rows beside it. The
-aggregation works on odds, which are e^logit, so that labels need neither the sigmoid nor the sum.
-Takes logits on the CPU with any strides and computes in float32: float16 and bfloat16 logits are
-converted on the coarse grid, float64 is objected to.
+Each coarse row is interpolated to the output width once and used for all output rows that read it.
+The aggregation uses odds, e^logit, so that labels need neither the sigmoid nor the sum.
+Supports float32 logits on the CPU with any strides, computed in float32; float16 and bfloat16 are
+converted on the coarse grid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def unsupported(
     first: torch.Tensor | None = None,
 ) -> str | None:
     if logits.dtype == torch.float64:
-        return "computes in float32, and the logits are float64"
+        return f"wants float32, bfloat16 or float16 logits, given {logits.dtype}"
     return cpu_unsupported(logits, ids, first)
 
 

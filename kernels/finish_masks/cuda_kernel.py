@@ -1,17 +1,16 @@
-"""`finish_masks` in CUDA: one pass from the coarse logits, nothing is stored per object.
+"""`finish_masks` in CUDA: one pass over the coarse logits, nothing is stored per object.
 
-A block labels a tile of the result. The cells under it lie in shared memory as float32, as many
-objects at a time as fit; a thread makes four neighbouring pixels, and keeps the greatest logit and
-its row. Labels alone need no exponential where the greatest logit is above 0 (an object wins) or
-below -ln O (the background does): only blocks with a pixel between look at all objects again, for
-the background's odds. Probabilities take a second look to be divided by their sum: four bytes of
-labels and 16 of probabilities are written at a time.
+A block computes a tile of the result. The cells under it are staged in shared memory as float32, as
+many objects at a time as fit. A thread computes four neighbouring pixels and keeps the maximum
+logit and its row. Without probabilities no exponential is needed where the maximum logit is above 0
+(an object wins) or below -ln O (the background wins); only blocks with a pixel in between read all
+objects again, for the odds of the background. Probabilities need a second pass to divide by their
+sum. Stores are 4 bytes of labels and 16 of probabilities.
 
-Takes logits on the GPU with any strides, float32, float16 or bfloat16, and computes in float32 with
-positions in float64; objects to float64. Where the result has fewer than three pixels to a cell
-along a row, cells are read from the tensor instead of shared memory. Memory: none beside the
-outputs. With probabilities it is bound by writing them; labels alone are bound by interpolating and
-comparing, about 10 instructions for each object and pixel. Not yet timed on a GPU.
+Supports float32, float16 and bfloat16 logits with any strides; computes in float32 with positions
+in float64. If the result has fewer than three pixels per cell along a row, cells are read from
+global instead of shared memory. No scratch. With probabilities it is bound by writing them; without
+by interpolation and comparison, about 10 instructions per object and pixel. Not yet timed on a GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def unsupported(
     first: torch.Tensor | None = None,
 ) -> str | None:
     if logits.dtype not in ELEMENTS:
-        return f"takes float32, float16 or bfloat16, and the logits are {logits.dtype}"
+        return f"wants float32, float16 or bfloat16 logits, given {logits.dtype}"
     return cuda_unsupported(logits, ids, first)
 
 

@@ -46,7 +46,7 @@ def finish_masks(
     probabilities: bool = False,
     first: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Coarse logits of every object to labels: upsampled, softly aggregated, cropped, argmax.
+    """Labels from coarse logits of every object: upsampling, soft aggregation, crop, argmax.
 
         p_o  = sigmoid(bilinear(logits_o)),  p_0 = product over o of (1 - p_o)
         q    = odds(p) / sum of odds(p),     odds(p) = p / (1 - p), p clamped to [1e-7, 1 - 1e-7]
@@ -58,19 +58,19 @@ def finish_masks(
     region   (top, left, height, width) of the part of the grid that the result covers, in cells:
              pixel (y, x) is read at ((y + 0.5) * height / H + top - 0.5, likewise x), clamped to
              the grid. A crop of a x4 upsampling (align_corners=False) is (pad / 4, ..., H / 4, ...)
-    probabilities  whether q is wanted too
-    first    [B + 1] int32 on the device: the objects of B streams lie one stream after the other,
-             those of stream b in rows first[b] to first[b + 1], from first[0] = 0 on; each stream
-             is a call of its own. Rows from first[B] on belong to no stream. On the device, as the
-             rows' other tensors are, so that a captured graph serves any division of its rows
+    probabilities  whether to return q
+    first    [B + 1] int32 on the device: the objects of B streams are concatenated, those of stream
+             b in rows first[b] to first[b + 1] - 1, first[0] = 0; each stream is computed as a
+             call of its own. Rows from first[B] on belong to no stream. It is on the device so that
+             one captured graph serves any division of the rows
     returns  labels [H, W] uint8, and q [1 + O, H, W] float32 (row 0 the background) or None;
              new, contiguous. With first, labels [B, H, W] and q [O + B, H, W]: the background of
              stream b is q[first[b] + b], before its objects; rows of no stream are last, and 0
 
     Dtype   float16, bfloat16 or float32 in (float64 in the reference alone, q then float64);
             computed in float32.
-    Device  one for all; no synchronisation with the host, so numbers in first are not checked: one
-            outside 0..O counts as the nearest in it.
+    Device  one for all; no synchronisation with the host, so values of first are not checked: they
+            are clamped to 0..O.
     Empty   O = 0, or a stream without objects, returns labels 0 and q = 1.
     Error   q at most twice that of this function in the same dtype, against itself in float64, or
             1e-5; labels equal wherever the two greatest q differ by more than that.
@@ -81,8 +81,8 @@ def finish_masks(
     rows = _taps(size[0], region[0], region[2], logits.shape[1], logits.device, wide)
     columns = _taps(size[1], region[1], region[3], logits.shape[2], logits.device, wide)
     fine = _lerp(_lerp(logits.to(wide), rows, dim=1), columns, dim=2)  # [O, H, W]
-    # odds(p_o) = e^logit and odds(p_0) = 1 / (product of (1 + e^logit) - 1). By way of p instead,
-    # float32 has only 4 values between logits of 15 and 16, and labels come out wrong.
+    # odds(p_o) = e^logit and odds(p_0) = 1 / (product of (1 + e^logit) - 1). Computed from p,
+    # float32 has only 4 values between logits of 15 and 16, and labels are wrong.
     if first is None:
         background = 1 / torch.expm1(functional.softplus(fine).sum(dim=0, keepdim=True))
         odds = torch.cat((background, fine.exp())).clamp(LOWEST_ODDS, 1 / LOWEST_ODDS)
@@ -97,8 +97,8 @@ def finish_masks(
 def _finish_streams(
     fine: torch.Tensor, ids: torch.Tensor, first: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """labels [B, H, W] and q [O + B, H, W]. Every stream looks at all rows, its own among them:
-    which those are is known on the device alone."""
+    """Return labels [B, H, W] and q [O + B, H, W]. Every stream reads all rows and masks those of
+    others: the division is known only on the device."""
     streams, rows = len(first) - 1, torch.arange(len(ids), device=ids.device)
     first = first.clamp(0, len(ids))
     table = torch.cat((ids.new_zeros(1), ids))
@@ -123,7 +123,7 @@ Taps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def _taps(
     count: int, start: float, extent: float, cells: int, device: torch.device, dtype: torch.dtype
 ) -> Taps:
-    """For every output index the two cells it lies between and the weight of the second."""
+    """Return, for every output index, its two neighbouring cells and the weight of the second."""
     position = (torch.arange(count, device=device, dtype=torch.float64) + 0.5) * extent / count
     position = (position + start - 0.5).clamp(0, cells - 1)
     low = position.floor().long()

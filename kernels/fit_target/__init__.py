@@ -1,4 +1,4 @@
-"""`fit_target`: see the docstring of its reference. Beside it, what its callers need around it."""
+"""`fit_target`, see the docstring of its reference; with `reduce_labels` and `objective`."""
 
 from ..dispatch import Op
 from . import cpu_kernel, reference

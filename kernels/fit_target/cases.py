@@ -1,10 +1,10 @@
 """The calls of `fit_target` that every backend is tested, self-tested and timed on.
 
-Features here have mean 0. Where all of them are positive, the mean alone makes one eigenvalue a
-thousand times the next, and conjugate gradients lose their orthogonality to it: rounding grows
-a hundredfold with each iteration from the fourth on, and after ten, in float64 as it is, the
-weights of any two orders of summation may differ in the third digit: nothing that a rule for
-weights could judge. tests/kernels/test_fit_target.py judges that by the objective.
+Features here have mean 0. If all are positive, the mean makes one eigenvalue a thousand times the
+next and conjugate gradients lose orthogonality: rounding errors grow a hundredfold per iteration
+from the fourth on, and after ten, even in float64, the weights of two orders of summation may
+differ in the third digit. A rule for weights cannot test that; tests/kernels/test_fit_target.py
+compares the objective instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .labels import reduce_labels
 
 
 def _smooth(*shape: int, generator: torch.Generator) -> torch.Tensor:
-    """Features that are alike in neighbouring cells, of size 1."""
+    """Spatially smooth features of magnitude 1."""
     *outer, height, width = shape
     count = torch.Size(outer).numel()
     if count == 0:
@@ -31,7 +31,7 @@ def _smooth(*shape: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _blobs(*shape: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ellipses as labels [*, H, W], weighted to have at least a tenth of the influence."""
+    """Ellipses as labels [*, H, W], and pixel weights that give them at least 10 % of the sum."""
     *outer, height, width = shape
     y = torch.linspace(-1, 1, height)[:, None]
     x = torch.linspace(-1, 1, width)
@@ -57,7 +57,7 @@ def _tracks(
     scale: int = 8,
     **options: Any,
 ) -> Make:
-    """`maps` given: both layers are fitted. `random`: features and labels without any structure."""
+    """Tracks with samples. `maps`: channels D, both layers are fitted. `random`: noise."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         grid = (tracks, samples, channels, height, width)
@@ -109,7 +109,7 @@ def _prefix(make: Make, count: int) -> Make:
 
 
 def _transposed(make: Make) -> Make:
-    """Features whose grid is not contiguous."""
+    """Features with a non-contiguous grid."""
 
     def changed(generator: torch.Generator) -> dict[str, Any]:
         arguments = make(generator)

@@ -1,4 +1,4 @@
-"""Labels at their own size, reduced without loss to the grid that a target model scores."""
+"""Exact reduction of full-size labels to the grid of a target model's scores."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..shapes import ShapeError, check_dtype
 def reduce_labels(
     labels: torch.Tensor, pixel_weights: torch.Tensor, cells: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The weighted squared error of upsampled scores as a quadratic form on the grid of the scores.
+    """Express the weighted squared error of upsampled scores as a quadratic form of the scores.
 
         |v (U s - y)|^2 = s' N s - 2 b' s + c,   N = U' V^2 U,  b = U' V^2 y,  c = sum of (v y)^2
         bands[(dy + 1) * 3 + (dx + 1), y, x] = N[(y, x), (y + dy, x + dx)],   dy, dx in {-1, 0, 1}
 
-    labels         [..., H, W]      y: what the scores should be, any real number
+    labels         [..., H, W]      y: target scores, any real number
     pixel_weights  [..., H, W]      v: one factor per pixel, squared in the objective
     cells          (h, w)           size of the grid; U is the bilinear upsampling from it to
                                     (H, W), torch's interpolate with align_corners = False
@@ -24,9 +24,9 @@ def reduce_labels(
                    [..., h, w]      b
                    [...]            c
 
-    U touches two neighbouring rows and two neighbouring columns per pixel, so N has these nine
-    bands and no others; U is separable, so each band is A' V^2 B with A[Y, y] = Uy[Y, y] Uy[Y,
-    y + dy] and B likewise: nothing greater than the label is ever stored.
+    U reads two neighbouring rows and two neighbouring columns per pixel, so N has only these nine
+    bands; U is separable, so each band is A' V^2 B with A[Y, y] = Uy[Y, y] Uy[Y, y + dy] and B
+    likewise: no intermediate is larger than the label.
 
     Dtype   float16, bfloat16 or float32, computed and returned in float32; float64 in float64.
     Raises  ShapeError, naming argument, wanted shape and given shape.

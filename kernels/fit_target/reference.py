@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..shapes import ShapeError, check, check_dtype
 
-CONVERGED = 1e-28  # of the first residual, both squared
+CONVERGED = 1e-28  # ratio of the squared residual to the first one
 
 
 def contract(
@@ -73,39 +73,39 @@ def fit_target(
         step   : (J' N J + Lambda) d = -(J' (N s - b) + Lambda W),  J = ds/dW,  W <- W + d
 
     Each step solves for d from d = 0 with conjugate gradients: preconditioned by the diagonal
-    Lambda = (l1, l2), Polak-Ribiere with beta >= 0, a fresh direction at every step. A residual is
-    orthogonal to all before it; rounding undoes that, and magnifies what the features differ by
-    (1e-6 of them to 1e-2 of the kernel in two steps of 12), so each is cleared of those before it.
-    A track stays where it is once its residual is 1e-14 of the step's first (what is left is
-    rounding), or its residual or curvature is 0.
+    Lambda = (l1, l2), Polak-Ribiere with beta >= 0, restarted at every step. Residuals are
+    orthogonal in exact arithmetic; rounding destroys that and amplifies differences of the features
+    (a relative 1e-6 to 1e-2 of the kernel in two steps of 12), so every residual is
+    re-orthogonalised against those before it. A track stops once its residual is 1e-14 of the
+    step's first one (rounding level), or its residual or curvature is 0.
 
-    features       [K, J, C, h, w]   X: J samples for each of K tracks, which do not meet
+    features       [K, J, C, h, w]   X: J samples for each of K independent tracks
     bands          [K, J, 9, h, w]   N: row (y, x) in [.., y, x], its column (y + dy, x + dx) in
-                                     [(dy + 1) * 3 + (dx + 1)]; N is symmetric; what would be a
-                                     column off the grid is ignored. See reduce_labels
+                                     [(dy + 1) * 3 + (dx + 1)]; N is symmetric; columns off the
+                                     grid are ignored. See reduce_labels
     targets        [K, J, h, w]      b
-    sample_weight  [K, J]            a >= 0; a sample of weight 0 counts for nothing, but must be
+    sample_weight  [K, J]            a >= 0; a sample of weight 0 has no effect, but must be
                                      finite. Not checked: that would synchronise with the host
-    kernel         [K, D, 3, 3]      W2 to start from
-    projection     [K, D, C]         W1 to start from, fitted together with W2; None: the features
-                                     are W1 * X already (C = D), and only W2 is fitted
+    kernel         [K, D, 3, 3]      initial W2
+    projection     [K, D, C]         initial W1, fitted together with W2; None: the features are
+                                     W1 * X already (C = D), and only W2 is fitted
     iterations     CG iterations of each Gauss-Newton step
     ridge          (l1, l2), both above 0
     returns        [K, D, 3, 3]      W2; new
                    [K, D, C]         W1; new, or None where projection is None
 
     Dtype   float16, bfloat16, float32 or float64, one for all, computed in float64: conjugate
-            gradients carry rounding on.
+            gradients amplify rounding errors.
     Device  one for all; no synchronisation with the host.
     Empty   K = 0 returns empty tensors. J = 0, or weights that are all 0, leave only the ridge: the
             exact minimum is then 0.
     Error   at most twice that of this function in the same dtype, against itself in float64.
     Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for an option.
-    Source  Target-aware U-VOS, section 3.2, equations 8 and 9, after FRTM (Robinson et al., CVPR
-            2020, section 3.2), whose optimiser this is: its direction-forget factor, 0.9^750, is 0.
+    Source  Target-aware U-VOS, section 3.2, equations 8 and 9, with the optimiser of FRTM (Robinson
+            et al., CVPR 2020, section 3.2); its direction-forget factor, 0.9^750, is taken as 0.
     """
-    given = (features, bands, targets, sample_weight, kernel)
-    samples, forms, aims, weight, kernel_now = (tensor.double() for tensor in given)
+    floats = (features, bands, targets, sample_weight, kernel)
+    samples, forms, aims, weight, kernel_now = (tensor.double() for tensor in floats)
     projection_now = None if projection is None else projection.double()
     for count in iterations:
         model = _Linearised(samples, kernel_now, projection_now)
@@ -130,11 +130,12 @@ def objective(
     *,
     ridge: tuple[float, float] = (1e-4, 1e-2),
 ) -> torch.Tensor:
-    """[K]: the L of each track that `fit_target` makes small, of the same arguments.
+    """Objective L [K] that `fit_target` minimises, for the same arguments.
 
-    Add the sum over j of sample_weight times reduce_labels' third output to have the whole squared
-    error. Computed in float64 and returned in float32 (float64 for float64); the arguments are
-    checked as fit_target's are.
+    The full squared error is L plus the sum over j of sample_weight times the third output of
+    reduce_labels. Computed in float64 and returned in float32 (float64 for float64).
+
+    Raises  ShapeError and ValueError as fit_target.
     """
     contract(features, bands, targets, sample_weight, kernel, projection, ridge=ridge)
     model = _Linearised(
@@ -149,7 +150,7 @@ def objective(
 
 @dataclass(frozen=True)
 class _Linearised:
-    """The score model around the present weights; `step` [K, n] is (W2, W1) flattened, or W2."""
+    """Score model linearised at the current weights; `step` [K, n] is (W2, W1) flattened, or W2."""
 
     features: torch.Tensor
     kernel: torch.Tensor
@@ -166,7 +167,7 @@ class _Linearised:
         return _convolve(self.maps, self.kernel)
 
     def forward(self, step: torch.Tensor) -> torch.Tensor:
-        """J d by the product rule: d2 * (W1 * X) + W2 * (d1 * X)."""
+        """Return J d by the product rule: d2 * (W1 * X) + W2 * (d1 * X)."""
         kernel, projection = self.split(step)
         change = _convolve(self.maps, kernel)
         if projection is not None:
@@ -174,7 +175,7 @@ class _Linearised:
         return change
 
     def adjoint(self, change: torch.Tensor) -> torch.Tensor:
-        """J' t: each operation of `forward` transposed."""
+        """Return J' t: each operation of `forward` transposed."""
         kernel = _convolve_to_kernel(change, self.maps).flatten(1)
         if self.projection is None:
             return kernel
@@ -195,7 +196,7 @@ class _Linearised:
         return torch.cat((kernel, kernel.new_full((self.projection.shape[1:].numel(),), ridge[0])))
 
     def split(self, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A step [K, n] as changes of W2 and W1."""
+        """Split a step [K, n] into changes of W2 and W1."""
         size = self.kernel.shape[1:].numel()
         kernel = step[:, :size].reshape(self.kernel.shape)
         if self.projection is None:
@@ -210,8 +211,8 @@ def _project(features: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
 
 
 def _views(grid: torch.Tensor) -> list[torch.Tensor]:
-    """Nine views of a grid [.., h, w]: number (dy + 1) * 3 + (dx + 1) is at (y, x) the grid at
-    (y + dy, x + dx), and 0 where that is off the grid.
+    """Return nine shifted views of a grid [.., h, w]: view (dy + 1) * 3 + (dx + 1) holds at (y, x)
+    the value at (y + dy, x + dx), or 0 off the grid.
     """
     height, width = grid.shape[-2:]
     padded = functional.pad(grid, (1, 1, 1, 1))
@@ -219,8 +220,8 @@ def _views(grid: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _convolve(maps: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """[K, J, D, h, w], [K, D, 3, 3] -> [K, J, h, w], as networks convolve: the sum over taps of
-    their products with the maps, each looked up where the tap lies.
+    """[K, J, D, h, w], [K, D, 3, 3] -> [K, J, h, w]: cross-correlation with zero padding, as the
+    sum over taps of shifted products.
     """
     products = kernel.flatten(2).mT[:, None] @ maps.flatten(3)  # [K, J, 9, h * w]
     views = _views(products.reshape(*products.shape[:3], *maps.shape[3:]))
@@ -228,13 +229,13 @@ def _convolve(maps: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 
 def _convolve_to_kernel(change: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """The transpose of `_convolve` in the kernel: [K, D, 9]"""
+    """Transpose of `_convolve` with respect to the kernel: [K, D, 9]"""
     moved = torch.stack(_views(change)[::-1], dim=2).flatten(3)  # [K, J, 9, h * w]
     return (maps.flatten(3) @ moved.mT).sum(dim=1)
 
 
 def _convolve_to_maps(change: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """The transpose of `_convolve` in the maps: [K, J, D, h, w]"""
+    """Transpose of `_convolve` with respect to the maps: [K, J, D, h, w]"""
     moved = torch.stack(_views(change)[::-1], dim=2).flatten(3)
     product = kernel.flatten(2)[:, None] @ moved
     return product.reshape(*product.shape[:3], *change.shape[2:])
@@ -267,7 +268,7 @@ def _conjugate_gradients(
     diagonal: torch.Tensor,
     iterations: int,
 ) -> torch.Tensor:
-    """`iterations` steps from 0 towards A d = right [K, n], each track by itself."""
+    """Run `iterations` of CG on A d = right [K, n] from d = 0, every track independently."""
     solution, residual, previous = torch.zeros_like(right), right, right
     direction, rho_before = torch.zeros_like(right), right.new_ones(len(right), 1)
     least = CONVERGED * _inner(right, right / diagonal)
@@ -299,7 +300,7 @@ def _conjugate_gradients(
 def _shares_of(
     scaled: torch.Tensor, before: list[torch.Tensor], norms: list[torch.Tensor]
 ) -> torch.Tensor:
-    """What a residual, already over the diagonal [K, n], has in it of those before it."""
+    """Return the projection of a residual, divided by the diagonal [K, n], on earlier ones."""
     held, norm = torch.stack(before, dim=1), torch.cat(norms, dim=1)  # [K, m, n], [K, m]
     shares = (held * scaled[:, None]).sum(dim=2) / norm
     return (torch.where(norm > 0, shares, 0)[:, :, None] * held).sum(dim=1)

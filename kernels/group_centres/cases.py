@@ -9,17 +9,17 @@ import torch
 from ..cases import Case, Make
 from .reference import Groups
 
-UNDECIDED = 2.0**-20  # the relative difference of squared distances that the contract leaves open
+UNDECIDED = 2.0**-20  # relative difference of squared distances that the contract leaves open
 
 
 def undecided(
     arguments: dict[str, Any], output64: Groups
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-    """For labels [B, H, W] bool: the pixels whose two smallest squared distances are as good as
-    equal in float64. Centres are always decided.
+    """Return the mask of labels [B, H, W] that rounding may decide: the two smallest squared
+    distances are equal within UNDECIDED in float64. Centres and scores have none.
 
     arguments  of the call, in any dtype
-    output64   what the reference returned for it in float64
+    output64   outputs of the reference in float64
     """
     _, centres, _ = output64
     offset = arguments["offset"].double()
@@ -37,7 +37,7 @@ def undecided(
 
 
 def _noise(batch: int, height: int, width: int, **options: Any) -> Make:
-    """Heat without a plan, offsets of a few pixels, half of it foreground."""
+    """Random heat, offsets of a few pixels, half of the pixels foreground."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         return {
@@ -51,7 +51,7 @@ def _noise(batch: int, height: int, width: int, **options: Any) -> Make:
 
 
 def _steps(levels: int, **options: Any) -> Make:
-    """Heat in few levels and whole offsets, exact in float16: plateaus and ties everywhere."""
+    """Heat in few levels and integer offsets, exact in float16: plateaus and ties."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         heat = torch.randint(levels, (2, 13, 21), generator=generator)
@@ -67,8 +67,8 @@ def _steps(levels: int, **options: Any) -> Make:
 
 
 def _blobs(instances: int, height: int, width: int, **options: Any) -> Make:
-    """As a network draws it: a hill of sigma 10 for each instance, and a disc of foreground around
-    it whose offsets point roughly to its top."""
+    """Like a network's output: a Gaussian of sigma 10 for each instance, and a disc of foreground
+    around it whose offsets point approximately to its peak."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         rows = max(1, round((instances * height / width) ** 0.5))
@@ -111,7 +111,7 @@ def _strided(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _rising(height: int, width: int, **options: Any) -> Make:
-    """Heat that rises in reading order: with window 1 every cell beats all before it."""
+    """Heat that rises in reading order: with window 1 every cell is a new maximum."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         arguments = _noise(1, height, width)(generator)
@@ -122,12 +122,12 @@ def _rising(height: int, width: int, **options: Any) -> Make:
 
 
 def _left_parts(generator: torch.Generator) -> dict[str, Any]:
-    """Of wider maps: a row does not follow the one before, but all begin at multiples of 16."""
+    """Left parts of wider maps: rows are not contiguous, but start at multiples of 16."""
     return {name: tensor[..., :16] for name, tensor in _noise(2, 12, 20)(generator).items()}
 
 
 def _odd_slices(generator: torch.Generator) -> dict[str, Any]:
-    """Every map contiguous, but its images at odd places; each image a whole number of quads."""
+    """Contiguous maps at odd addresses; the pixels of an image are a multiple of 4."""
     arguments = _noise(2, 8, 13)(generator)
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
@@ -162,7 +162,7 @@ def _constant(value: float, **options: Any) -> Make:
 
 
 def _signed_zeros(generator: torch.Generator) -> dict[str, Any]:
-    """All equal: peaks in reading order, whatever their sign."""
+    """Zeros of both signs, which are equal: peaks are in reading order."""
     arguments = _noise(2, 9, 14)(generator)
     negative = arguments["heatmap"] < 0.5
     heat = torch.zeros_like(arguments["heatmap"]).masked_fill(negative, -0.0)

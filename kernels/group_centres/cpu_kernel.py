@@ -1,7 +1,7 @@
 """`group_centres` in C++: one scan for the peaks, a bounded list of the best, one pass of labels.
 
-Takes float32 on the CPU. Rows are read where they lie; only a map whose neighbouring pixels are
-apart in memory is copied. A vector of pixels without foreground costs its mask alone.
+Supports float32 on the CPU. Maps are copied only if neighbouring pixels of a row are not
+contiguous. For a vector of pixels without foreground only the mask is read.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""`group_centres` in CUDA, two launches: the best peaks of parts of an image; then labels.
+"""`group_centres` in CUDA, two launches: the highest peaks of parts of an image, then labels.
 
-The first kernel keeps the best `limit` peaks of each of at most 512 parts, ordered. Every block of
-the second merges those lists for itself, a few microseconds that all blocks spend at once and that
-a third launch would cost too, holds the centres in shared memory and labels 4 pixels a thread.
-Pixels without foreground cost their mask alone. Not yet timed on a GPU.
+The first kernel keeps the highest `limit` peaks of each of at most 512 parts, sorted. In the second
+every block merges those lists, which takes a few microseconds in parallel, as long as a third
+launch would; it holds the centres in shared memory and labels 4 pixels per thread. For pixels
+without foreground only the mask is read. Not yet timed on a GPU.
 
-Takes float32, float16 and bfloat16 with any strides, images of less than 2^31 pixels. Scratch: 8
-bytes for each of 512 * limit peaks of an image.
+Supports float32, float16 and bfloat16 with any strides, images of fewer than 2^31 pixels. Scratch:
+8 bytes for each of 512 * limit peaks per image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..extension import load
 from ..gpu import ELEMENTS, cuda_unsupported, stream_of
 from .reference import Groups
 
-PART = 1024  # pixels that one block looks at in one go
+PART = 1024  # pixels per step of a block
 MOST_PARTS = 512
 
 

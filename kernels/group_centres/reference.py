@@ -50,7 +50,7 @@ def group_centres(
     window: int = 7,
     limit: int = 20,
 ) -> Groups:
-    """Instances bottom-up: peaks of a heat map are centres, every pixel joins the one it points to.
+    """Group pixels into instances: peaks of a heat map are centres, offsets assign pixels to them.
 
         peak(x)    heat[x] > threshold, no cell in its window is greater, and no equal cell in its
                    window comes before it in reading order
@@ -60,16 +60,16 @@ def group_centres(
     heatmap     [B, H, W]     likelihood of a centre, any strides
     offset      [B, 2, H, W]  (y, x) in pixels from a pixel to its centre, any strides
     foreground  [B, H, W]     bool, the pixels to label, any strides
-    threshold   a centre's heat is greater; any number, compared in float64
-    window      odd side of a peak's window in pixels; it is cut off at the border of the frame
-    limit       1 to 255, the most centres of an image
+    threshold   lower bound of a centre's heat, exclusive; any number, compared in float64
+    window      odd side of a peak's window in pixels, clipped at the border of the frame
+    limit       1 to 255, maximum number of centres per image
     returns     labels  [B, H, W] uint8: 0 in the background, else 1 + index of the centre
                 centres [B, limit, 2] int32: (y, x), -1 where there are fewer
                 scores  [B, limit] in the dtype of heatmap: the centres' heat, 0 where fewer;
                 all new and contiguous
 
-    Foreground in an image without a centre is one group, labelled 1. Heat that is not finite counts
-    as lower than any number: it is no centre and hides none. A pixel whose offset is not finite,
+    In an image without a centre all foreground is labelled 1. Heat that is not finite counts as
+    lower than any number: it is no centre and suppresses none. A pixel whose offset is not finite,
     or so large that its squared distances overflow, joins the first centre.
 
     Dtype   float16, bfloat16, float32 or float64, one for heatmap and offset; distances in float32
@@ -80,8 +80,8 @@ def group_centres(
             distances are equal to 2^-20 of themselves, and not otherwise.
     Raises  ShapeError, naming argument, wanted shape and given shape, or its dtype; ValueError for
             an option.
-    Source  Panoptic-DeepLab (threshold 0.1, window 7), as taken up by target-aware U-VOS, section
-            3.1. Both leave plateaus open; one centre for each is our choice.
+    Source  Panoptic-DeepLab (threshold 0.1, window 7), as used by target-aware U-VOS, section 3.1.
+            Neither defines plateaus; one centre per plateau is our choice.
     """
     height, width = heatmap.shape[1:]
     wide = torch.promote_types(heatmap.dtype, torch.float32)
@@ -113,7 +113,8 @@ def group_centres(
 
 
 def _leads_its_window(heat: torch.Tensor, radius: int) -> torch.Tensor:
-    """[B, H, W] bool: greater than all that precede it within `radius`, not less than the rest."""
+    """Return [B, H, W] bool: the cell is greater than all cells within `radius` that precede it in
+    reading order, and not less than those that follow."""
     if radius == 0:
         return torch.ones_like(heat, dtype=torch.bool)
     height, width = heat.shape[1:]

@@ -10,7 +10,7 @@ from ..cases import Case, Make
 
 
 def _matches(objects: int, proposals: int, **options: Any) -> Make:
-    """Similarities of 0.3 to 0.6, and of 0.9 where an object meets its own proposal."""
+    """Similarities of 0.3 to 0.6, and of 0.9 for the matching pairs."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         similarity = 0.3 + 0.3 * torch.rand(objects, proposals, generator=generator)
@@ -24,7 +24,7 @@ def _matches(objects: int, proposals: int, **options: Any) -> Make:
 
 
 def _noise(objects: int, proposals: int, **options: Any) -> Make:
-    """Any similarities, some of them negative: many compete for one proposal."""
+    """Random similarities, some negative: several objects compete for one proposal."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         return {"similarity": torch.randn(objects, proposals, generator=generator), **options}
@@ -37,7 +37,7 @@ def _constant(value: float, objects: int, proposals: int, **options: Any) -> Mak
 
 
 def _twins(generator: torch.Generator) -> dict[str, Any]:
-    """Two objects, and two pairs of proposals, that are the same to the last bit."""
+    """Two bitwise identical objects, and two pairs of bitwise identical proposals."""
     similarity = _matches(4, 11)(generator)["similarity"]
     similarity[2] = similarity[0]
     similarity[:, [3, 10]] = similarity[:, [0, 7]]

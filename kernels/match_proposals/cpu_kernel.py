@@ -1,6 +1,6 @@
-"""`match_proposals` in C++: every step in one call, the matrices in the first-level cache.
+"""`match_proposals` in C++: every step in one call, the matrices in the L1 cache.
 
-Takes float32 on the CPU, on one thread: there is too little to do for two.
+Supports float32 on the CPU. Runs on one thread: the problem is too small for two.
 """
 
 from __future__ import annotations

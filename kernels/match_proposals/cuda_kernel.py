@@ -1,13 +1,13 @@
 """`match_proposals` in CUDA: every step in one launch of one block.
 
-A round of projections waits for the one before, so their latency is the time. Up to 16 objects and
-64 proposals one warp keeps all matrices in its registers; a round is 5 dependent shuffles (about
-25 cycles each) and some 20 dependent arithmetic instructions (4 each): about 200 cycles, so that
-the 200 rounds of the defaults are near 40 000 cycles, 25 us at 1.7 GHz, for 3 objects and 30
-proposals, and near twice that for 16 and 64, whose arithmetic no longer hides. Larger problems lie
-in shared memory, with two barriers and about 600 cycles a round. Counted, not yet timed on a GPU.
+Rounds of projections are sequential, so the time is their latency. Up to 16 objects and 64
+proposals one warp keeps all matrices in registers; a round is 5 dependent shuffles (about 25 cycles
+each) and some 20 dependent arithmetic instructions (4 each): about 200 cycles. The 200 rounds of
+the defaults take about 40 000 cycles, 25 us at 1.7 GHz, for 3 objects and 30 proposals, and about
+twice that for 16 and 64, where arithmetic is no longer hidden. Larger problems use shared memory,
+with two barriers and about 600 cycles per round. Estimated, not yet timed on a GPU.
 
-Takes float32, float16 and bfloat16 with any strides, as long as the problem fits into the shared
+Supports float32, float16 and bfloat16 with any strides, as long as the problem fits into the shared
 memory of a block: on the smallest chips 12 bytes for each of 5 400 pairs.
 """
 
@@ -19,7 +19,7 @@ from ..extension import load
 from ..gpu import ELEMENTS, cuda_unsupported, for_chip, stream_of
 from .reference import EQUAL
 
-# Of shared memory a block can have, by compute capability.
+# Maximum KiB of shared memory per block, by compute capability.
 SHARED_KIB = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from ..shapes import check, check_dtype
 
 ANSWERS = ("final", "dmm")
-EQUAL = 1e-5  # of answer "dmm": what is that near to a row's maximum is the maximum too
+EQUAL = 1e-5  # answer "dmm": values this close to a row's maximum are kept as well
 
 
 def contract(
@@ -41,34 +41,34 @@ def match_proposals(
     rate: float = 0.1,
     answer: str = "final",
 ) -> torch.Tensor:
-    """Which proposal is which object: linear assignment, relaxed, by projected gradient descent.
+    """Assign proposals to objects: relaxed linear assignment by projected gradient descent.
 
         X = argmin <C, X>,  C = -similarity,  over  X >= 0,  X 1 = 1 (rows),  X' 1 <= 1 (columns)
 
         `steps` times:           X <- X - rate * C
-            then `inner` times:  X <- X + P[i] projected on set i, P[i] <- what that took away,
+            then `inner` times:  X <- projection of X + P[i] on set i, P[i] <- what it removed,
                                  for i = entries, columns, rows (Dykstra); P is kept between steps
 
     similarity  [O, M]  of every object to every proposal, finite, any strides
-    steps       1 or more, of the gradient
-    inner       1 or more, rounds of projection in each
-    rate        positive, the length of a step
-    answer      "final": X after the last projection; "dmm": the mean of the start and of every X
-                before its projection, of which each row keeps its maximum (what is within 1e-5 of
-                it counts as equal and stays too) and is 0 elsewhere: all 0 if it is no proposal's
+    steps       1 or more gradient steps
+    inner       1 or more rounds of projection per step
+    rate        positive step size
+    answer      "final": X after the last projection; "dmm": the mean of the initial X and of every
+                X before its projection, of which each row keeps its maximum (values within 1e-5 of
+                it included) and is 0 elsewhere: all 0 if the maximum is in an added column
     returns     [O, M]  new, contiguous, dtype of similarity
 
-    If M <= O, columns of similarity 0 are added up to O + 1, for objects that no proposal shows,
-    and cut off at the end: such an object's row sums to less than 1. X starts at one 1 in every
-    row: each column keeps its least cost (the first row's, if equal), the others become max C, and
-    the row's least (the first, if equal) is its 1.
+    If M <= O, columns of similarity 0 are added up to O + 1, for objects without a proposal, and
+    removed at the end: such an object's row sums to less than 1. X starts with a single 1 per row:
+    each column keeps its least cost (the first row's, if equal), the others become max C, and the
+    row's least (the first, if equal) is its 1.
 
-    Rows are projected last, so that those of "final" (with the columns that were added) sum to 1;
-    X >= 0 and column sums <= 1 hold as far as the last round brings them: with the defaults and
-    similarities in -1..1 to 0.05. P of the rows is not kept: from an affine set it drops out of
-    the result, and in float32 it grows until its rounding shows.
+    Rows are projected last, so that those of "final" (with the added columns) sum to 1; X >= 0 and
+    column sums <= 1 hold as far as the last round converges: within 0.05 for the defaults and
+    similarities in -1..1. P of the rows is not kept: for an affine set it cancels in the result,
+    and in float32 it grows until its rounding error shows.
 
-    A NaN in similarity makes the whole answer NaN ("dmm": from two steps on).
+    A NaN in similarity makes the whole result NaN ("dmm": from two steps on).
 
     Dtype   float16, bfloat16, float32 or float64; all arithmetic in float32 or wider.
     Device  any; no synchronisation with the host.
@@ -76,8 +76,8 @@ def match_proposals(
     Error   at most twice that of this function in the same dtype, against itself in float64.
     Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for an option.
     Source  DMM-Net (Zeng et al., ICCV 2019), the matching layer of DMN-AOA, section 3.1. DMM stops
-            once |X o C| repeats exactly; not here: with 30 proposals it never does, and with 2 it
-            does at step 9 in float32 but 24 in float64, so that rounding would decide "dmm".
+            once |X o C| repeats exactly; this op does not: with 30 proposals it never repeats, and
+            with 2 at step 9 in float32 but 24 in float64, so that rounding would decide "dmm".
     """
     objects, proposals = similarity.shape
     if similarity.numel() == 0:

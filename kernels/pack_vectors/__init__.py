@@ -1,1 +1,1 @@
-"""The first step that Triton kernels share which compare by cosine; no op of its own."""
+"""Packing step shared by the Triton kernels that compute cosine similarities; not an op."""

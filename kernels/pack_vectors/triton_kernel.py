@@ -1,9 +1,8 @@
-"""Vectors of any strides, packed for the matrix units: channels last and padded, with their norms.
+"""Packing of vectors with any strides for tensor cores: channels last, padded, with norms.
 
-What the Triton kernels that compare by cosine start from. One small launch reads both maps once
-and writes them in one piece, so that the kernels after it load 16 bytes at a time whatever the
-layout was, mask no channels, and divide by norms that are computed once and not once per tile.
-The products stay those of the inputs: nothing is rounded. Not yet timed on a GPU.
+One launch reads both maps once and writes them contiguously, so that the kernels that follow load
+16 bytes at a time in every layout, need no channel mask, and use norms computed once instead of
+once per tile. Values are copied without rounding. Not yet timed on a GPU.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch
 from ..gpu import tl, triton
 from ..resources import CHIPS, Build
 
-CELLS = 32  # vectors of one program: two sectors of a channels-first row of float16
-CHANNELS = 256  # of one step
+CELLS = 32  # vectors per program: two sectors of a channels-first row of float16
+CHANNELS = 256  # per step
 WARPS = 8
 
 
@@ -106,7 +105,7 @@ def _pack(
 
 
 def padded_channels(channels: int, chunk: int = CHANNELS) -> int:
-    """The power of two (at least 16) that holds the channels, above `chunk` its next multiple."""
+    """Round channels up to a power of two, at least 16; above `chunk` to a multiple of it."""
     if channels > chunk:
         return -(-channels // chunk) * chunk
     return max(16, 1 << (channels - 1).bit_length())
@@ -115,11 +114,14 @@ def padded_channels(channels: int, chunk: int = CHANNELS) -> int:
 def pack_vectors(
     first: torch.Tensor, second: torch.Tensor, padded: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two maps [B, C, h, w] of one dtype (B, h and w each their own) and any strides, packed.
+    """Pack the vectors of two maps and compute their norms.
 
+    first    [B, C, h, w]  any strides
+    second   [B', C, h', w']  any strides, dtype of first
+    padded   row length of the result, see padded_channels
     returns  packed [rows, padded]  the vectors of `first` in the order (b, y, x), then those of
-                                    `second`, zeros behind their C channels; dtype as given
-             norms  [rows] float32  their lengths
+                                    `second`, padded with zeros after C channels; dtype of first
+             norms  [rows] float32  their Euclidean norms
     """
     rows = sum(x.shape[0] * x.shape[2] * x.shape[3] for x in (first, second))
     packed = torch.empty(rows, padded, dtype=first.dtype, device=first.device)
@@ -147,7 +149,7 @@ def pack_vectors(
 
 
 def _is_flat(x: torch.Tensor) -> bool:
-    """Whether one stride leads from every cell to the next, from row to row too."""
+    """Return whether one stride leads from every cell to the next, across rows as well."""
     return x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3)
 
 
@@ -162,7 +164,7 @@ def _constants(first_flat: bool, second_flat: bool, padded: int) -> dict[str, An
 
 
 def pack_builds(channels: int) -> tuple[Build, ...]:
-    """What an op with this many channels compiles, channels first and (bfloat16) channels last."""
+    """Builds for ops with this many channels: channels first, and channels last in bfloat16."""
     return (
         _build("*bf16", channels, ones=_CELL_STRIDES),
         _build("*fp32", channels, ones=_CELL_STRIDES),

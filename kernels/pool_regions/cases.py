@@ -18,7 +18,8 @@ DMN_AOA = ((128, 4), (128, 8), (256, 16))
 def draw_boxes(
     generator: torch.Generator, count: int, height: int, width: int, sides: tuple[float, float]
 ) -> torch.Tensor:
-    """[count, 4]: sides between two lengths in pixels, short ones more often; centres inside."""
+    """Draw boxes [count, 4]: sides between two lengths in pixels, short ones more often, centres
+    inside the frame."""
     least, most = sides
     lengths = least * (most / least) ** torch.rand(count, 2, generator=generator)
     centres = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
@@ -36,7 +37,7 @@ def _regions(
     planes: int = 0,
     **options: Any,
 ) -> Make:
-    """Boxes on maps of noise; with planes > 0 a plane each, of that many pixels per cell."""
+    """Boxes on maps of noise; with planes > 0 a plane per box, of that many pixels per cell."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -60,10 +61,10 @@ def _regions(
 
 
 def _proposals(count: int, *, planes: bool = False) -> Make:
-    """DMN-AOA at 480p: boxes as large as DAVIS's objects, maps and masks as smooth as real ones.
+    """DMN-AOA at 480p: boxes as large as the objects of DAVIS, smooth maps and masks.
 
-    Smooth, because a baseline that takes its places in float32 from -1 to 1, as torch's grid_sample
-    does, is then as near as the rule of parity wants, and can be timed.
+    With smooth maps a baseline with float32 positions in -1..1, such as torch's grid_sample, passes
+    the parity rule and can be timed.
     """
 
     def make(generator: torch.Generator) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _channels_last(make: Make) -> Make:
 
 
 def _either_layout(generator: torch.Generator) -> dict[str, Any]:
-    """So many small regions that a block takes many channels; the last has few of them."""
+    """Many small regions, for which a block takes many channels; the last block has few."""
     sizes = ((64, 8), (40, 4))
     arguments = _regions(130, 30, 40, levels=sizes, size=2, sampling=1)(generator)
     first, second = arguments["levels"]
@@ -110,7 +111,7 @@ def _either_layout(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _some_channels(generator: torch.Generator) -> dict[str, Any]:
-    """Channels last, each cell's at no multiple of 16 bytes, or no multiple of that many."""
+    """Channels last, cells not aligned to 16 bytes or channels not a multiple of that."""
     arguments = _channels_last(_regions(3, 40, 56, levels=((24, 4), (24, 8))))(generator)
     first, second = arguments["levels"]
     return arguments | {"levels": (first[:, 1:17], second[:, :13])}

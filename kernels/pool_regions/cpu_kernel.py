@@ -1,11 +1,11 @@
-"""`pool_regions` in C++: rows blended into strips, strips into bins, no sample taken by itself.
+"""`pool_regions` in C++: separable, rows are blended into strips and strips into bins.
 
 At DMN-AOA's sizes (480p, 3 to 30 regions on three levels; 2 threads, AVX2) 8 to 14 times as fast as
 grid_sample and avg_pool2d map by map; `python bench/kernels.py pool_regions`.
 
-Takes float32 on the CPU, and half precision by way of it; boxes of any dtype. A map whose cells are
-not neighbours along x (channels last, a transposed mask) is copied first: the body blends rows by
-whole vectors, and a copy reads the map once, as its convolution did when it wrote it.
+Supports float32 on the CPU, boxes of any dtype; half precision is converted to float32. A map that
+is not contiguous along x (channels last, a transposed mask) is copied first, since the kernel
+blends rows by whole vectors.
 """
 
 from __future__ import annotations
@@ -51,12 +51,18 @@ def run(
         pixels.append(plane_stride)
     boxes = boxes.to(torch.float64).contiguous()
     frame = None if frame is None else frame.contiguous()
-    channels = sum(each.shape[1] for each in maps)
+    channels = sum(source.shape[1] for source in maps)
     out = torch.empty(len(boxes), channels, size, size, dtype=torch.float32)
     load().pool_regions_cpu(
         [
-            (each.data_ptr(), each.stride()[:3], tuple(each.shape), cell, index == len(levels))
-            for index, (each, cell) in enumerate(zip(maps, pixels, strict=True))
+            (
+                source.data_ptr(),
+                source.stride()[:3],
+                tuple(source.shape),
+                cell,
+                index == len(levels),
+            )
+            for index, (source, cell) in enumerate(zip(maps, pixels, strict=True))
         ],
         boxes.data_ptr(),
         0 if frame is None else frame.data_ptr(),
@@ -69,5 +75,5 @@ def run(
 
 
 def _with_rows(maps: torch.Tensor) -> torch.Tensor:
-    """The same maps with neighbouring cells of a row side by side, copied only if they are not."""
+    """Return the maps contiguous along x, copied only if they are not."""
     return maps if maps.stride(-1) == 1 or maps.shape[-1] == 1 else maps.contiguous()

@@ -1,11 +1,11 @@
 """`pool_regions` in CUDA: one launch for all levels and planes.
 
-A block takes 32 channels of one map (8 where there are few regions) for one region, and finds the
+A block handles 32 channels of one map (8 if there are few regions) for one region, and computes the
 cells and weights of its rows and columns of bins once. Channels-last maps are read 16 bytes at a
 time if their channels are a multiple of that, all others cell by cell. Not yet timed on a GPU.
 
-Takes float32, float16 and bfloat16 maps with any strides, boxes of any dtype; at most 16 maps, and
-as many bins as fit into 24 KiB of shared memory: a size of 341 with 2 samples. No scratch but the
+Supports float32, float16 and bfloat16 maps with any strides, boxes of any dtype; at most 16 maps,
+and as many bins as fit into 24 KiB of shared memory: a size of 341 with 2 samples. Scratch: the
 boxes in float64.
 """
 
@@ -65,12 +65,12 @@ def run(
     boxes = boxes.to(torch.float64).contiguous()
     frame = None if frame is None else frame.contiguous()
     dtype, device = levels[0].dtype, levels[0].device
-    channels = sum(each.shape[1] for each in maps)
+    channels = sum(source.shape[1] for source in maps)
     out = torch.empty(len(boxes), channels, size, size, dtype=dtype, device=device)
     load().pool_regions_cuda(
         [
-            (each.data_ptr(), each.stride(), tuple(each.shape), cell, index == len(levels))
-            for index, (each, cell) in enumerate(zip(maps, pixels, strict=True))
+            (source.data_ptr(), source.stride(), tuple(source.shape), cell, index == len(levels))
+            for index, (source, cell) in enumerate(zip(maps, pixels, strict=True))
         ],
         boxes.data_ptr(),
         0 if frame is None else frame.data_ptr(),

@@ -62,7 +62,7 @@ def contract(
     if not 1 <= sampling <= MOST_SAMPLES:
         raise ValueError(
             f"sampling: wanted 1 to {MOST_SAMPLES} samples on each side of a bin "
-            f"(there is no adaptive number), given {sampling}"
+            f"(adaptive sampling is not supported), given {sampling}"
         )
 
 
@@ -78,7 +78,7 @@ def pool_regions(
     sampling: int = 2,
     aligned: bool = True,
 ) -> torch.Tensor:
-    """ROIAlign: boxes cut out of several maps at once, each resampled to size x size bins.
+    """ROIAlign: crop boxes from several maps and resample each to size x size bins.
 
         extent  = (right - left) / stride        at least 1 if not aligned; y likewise
         x_k     = left / stride - h + extent (2 k + 1) / (2 size sampling),  k < size sampling;
@@ -90,26 +90,25 @@ def pool_regions(
     levels        one or more [B, C_l, H_l, W_l], any strides
     boxes         [R, 4]  left, top, right, bottom in pixels, right and bottom exclusive
     strides       pixels per cell of every level, 1 or more
-    frame         [R] int32, the image that the region lies in; may be None if B = 1. The values are
-                  not looked at, which would synchronise: one outside 0 to B - 1 counts as the
-                  nearest of them
-    planes        [R, H_p, W_p]  one more map for every region alone (its soft mask), any strides
+    frame         [R] int32, index of the image of every region; may be None if B = 1. Values are
+                  not checked, which would synchronise with the host: they are clamped to 0..B - 1
+    planes        [R, H_p, W_p]  an additional map per region (its soft mask), any strides
     plane_stride  pixels per cell of planes, 1 or more
     size          bins on each side, 1 or more
-    sampling      samples on each side of a bin, 1 to 8; there is no number that adapts to the box
+    sampling      samples on each side of a bin, 1 to 8; no adaptive sampling
     aligned       True: cell (0, 0) has its centre at half a stride ("half_pixel" in ONNX,
                   ROIAlignV2 in Detectron2). False: at 0, as in the first Mask R-CNN
                   ("output_half_pixel")
     returns       [R, C_1 + ... + C_L (+ 1), size, size]  the levels in order, then the plane; new,
                   contiguous, dtype of the levels
 
-    A box without area is read at one place (aligned) or over one cell. A reversed one is read
-    backwards (aligned) or over one cell. Of a box beyond the map only the samples outside of it
-    count 0. A box with a number that is not finite gives zeros. A cell that is not finite spoils
-    the bins that read it, and may spoil others of its region and channel.
+    A box without area is sampled at one point (aligned) or over one cell. A reversed box is
+    mirrored (aligned) or sampled over one cell. Samples outside the map are 0. A box with a
+    coordinate that is not finite gives zeros. A cell that is not finite makes the bins that read it
+    not finite, and may do so to others of its region and channel.
 
     Dtype   float16, bfloat16, float32 or float64, one for levels and planes, any of them for boxes;
-            positions in float64, so that rounding never moves a sample over the border, weights
+            positions in float64, so that rounding does not move a sample across the border; weights
             and sums in float32 or wider.
     Device  one for all; no synchronisation with the host.
     Empty   R = 0 returns [0, C, size, size], for B = 0 too.
@@ -145,7 +144,7 @@ def _pool(
     sampling: int,
     aligned: bool,
 ) -> torch.Tensor:
-    """[R, C, size, size]: the boxes in pixels, cut out of maps[index]."""
+    """Pool boxes in pixels from maps[index]: [R, C, size, size]."""
     wide = torch.promote_types(maps.dtype, torch.float32)
     left, top, right, bottom = boxes.unbind(dim=1)
     y = _positions(top, bottom, stride, size * sampling, aligned)
@@ -167,7 +166,7 @@ def _pool(
 def _positions(
     start: torch.Tensor, end: torch.Tensor, stride: int, count: int, aligned: bool
 ) -> torch.Tensor:
-    """[R, count]: the samples of one axis in cells, NaN where the box is."""
+    """Return sample positions along one axis [R, count] in cells, NaN if the box is."""
     extent, first = (end - start) / stride, start / stride
     if aligned:
         first = first - 0.5
@@ -180,7 +179,7 @@ def _positions(
 def _taps(
     position: torch.Tensor, cells: int
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """The two neighbouring cells of every position and their weights, at the border one cell."""
+    """Return the two neighbouring cells of every position (equal at the border) and weights."""
     position = position.nan_to_num(0).clamp(0, cells - 1)
     low = position.floor()
     high = (low + 1).clamp(max=cells - 1)

@@ -8,7 +8,7 @@ import torch
 
 from ..cases import Case, Make
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as STM uses them
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in STM
 NO_PADDING = (0, 0, 0, 0)
 
 
@@ -26,7 +26,7 @@ def _frame(
     float_frame: bool = False,
     **options: Any,
 ) -> Make:
-    """A frame of noise, the hardest image to resize; `size` None leaves it as large as it is."""
+    """A frame of noise, the hardest image to resize; `size` None keeps its size."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         return {
@@ -45,14 +45,13 @@ def _frame(
 def _half(
     size: tuple[int, int], padding: tuple[int, int, int, int] = NO_PADDING, **options: Any
 ) -> Make:
-    """A half result whose rows are a multiple of 16 bytes, as a network's are."""
+    """A half-precision result whose rows are a multiple of 16 bytes, as a network's are."""
     assert (padding[0] + size[1] + padding[1]) % 8 == 0
     return _frame(21, 42, size, padding, dtype=torch.float16, **options)
 
 
 def _shifted(columns: int, size: tuple[int, int], padding: tuple[int, int, int, int]) -> Make:
-    """A frame that begins `columns` pixels into rows of 50: at any byte of a word, 6 bytes on or
-    2 bytes back a row further down."""
+    """A frame that starts `columns` pixels into rows of 50: every row has another alignment."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         arguments = _frame(12, 42, size, padding)(generator)
@@ -74,7 +73,7 @@ def _thinned(size: tuple[int, int]) -> Make:
 
 
 def _planar(size: tuple[int, int], float_frame: bool = False) -> Make:
-    """Colours stored apart, as a decoder's [3, H, W] seen through permute."""
+    """Planar colours: a decoder's [3, H, W], permuted."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         arguments = _frame(9, 13, size, (1, 2, 3, 4))(generator)
@@ -85,7 +84,7 @@ def _planar(size: tuple[int, int], float_frame: bool = False) -> Make:
 
 
 def _crop(size: tuple[int, int]) -> Make:
-    """Rows that lie apart, in the middle of a larger frame, and only every second of them."""
+    """Every second row of a crop from the middle of a larger frame."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         arguments = _frame(11, 15, size, (0, 1, 0, 1))(generator)

@@ -1,10 +1,10 @@
-"""`prepare_frame` in C++: each output row in one go, no image is stored on the way.
+"""`prepare_frame` in C++: each output row in one pass, no intermediate image is stored.
 
-The frame's rows are averaged first (interleaved colours, wide vectors), then the pixels of that one
-row; the division by 255 and the normalisation are one multiply-add. Takes frames on the CPU and
-computes in float32, so it objects to a float64 result; float16, bfloat16 and channels last are made
-from the float32 result. A frame whose pixels are not packed (a permuted view), or that is neither
-uint8 nor float32, is copied first; one whose rows lie apart is not.
+Rows are resampled first (interleaved colours, wide vectors), then the pixels of the resulting row;
+the division by 255 and the normalisation are one multiply-add. Supports frames on the CPU; computes
+in float32, so a float64 result is unsupported. float16, bfloat16 and channels-last results are
+converted from the float32 result. A frame whose pixels are not packed (a permuted view), or that is
+neither uint8 nor float32, is copied first; row strides need no copy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def unsupported(
     channels_last: bool = False,
 ) -> str | None:
     if dtype == torch.float64:
-        return "computes in float32, and float64 is asked for"
+        return f"wants a float32, bfloat16 or float16 result, given {dtype}"
     return cpu_unsupported(frame)
 
 

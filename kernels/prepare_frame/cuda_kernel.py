@@ -1,15 +1,15 @@
-"""`prepare_frame` in CUDA: one pass, nothing is stored on the way.
+"""`prepare_frame` in CUDA: one pass, no intermediate image is stored.
 
-A block makes a tile of the result. It reads the pixels of the frame that the tile needs into shared
-memory, 16 bytes at a time where they are packed; averages rows, then columns (or neither, where
+A block computes a tile of the result. It reads the pixels of the frame that the tile needs into
+shared memory, 16 bytes at a time if they are packed; resamples rows, then columns (neither, if
 nothing is resized); normalises; rounds once to float32, float16 or bfloat16; and writes 16 bytes at
-a time (8 where it resizes to a half) where the result's rows are a multiple of 16 bytes, as they
-are at a network's sizes: one element at a time else. Where a tile's pixels do not fit in shared
-memory, shrinking more than about 7 times, a warp makes each pixel straight from the frame.
+a time (8 if it resizes to half precision) if the result's rows are a multiple of 16 bytes, as they
+are at a network's sizes, else one element at a time. If a tile's pixels do not fit in shared
+memory, when shrinking more than about 7 times, a warp computes each pixel directly from the frame.
 
-Takes frames on the GPU with any strides; one that is neither uint8 nor float32 is copied to float32
-first. Computes in float32, with positions in float64, so it objects to a float64 result. Bound by
-memory: 9 bytes move for each pixel of uint8 that becomes half. Not yet timed on a GPU.
+Supports frames on the GPU with any strides; one that is neither uint8 nor float32 is copied to
+float32 first. Computes in float32, with positions in float64, so a float64 result is unsupported.
+Bound by memory: 9 bytes per pixel from uint8 to half precision. Not yet timed on a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def unsupported(
     channels_last: bool = False,
 ) -> str | None:
     if dtype not in ELEMENTS:
-        return f"writes float32, float16 or bfloat16, and {dtype} is asked for"
+        return f"wants a float32, float16 or bfloat16 result, given {dtype}"
     return cuda_unsupported(frame)
 
 

@@ -45,32 +45,32 @@ def prepare_frame(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> torch.Tensor:
-    """An RGB image as the network wants it: resized, padded with black, normalised, channels first.
+    """Resize an RGB image, pad it with black, normalise it and move channels first.
 
         out[c] = (pad(resize(frame / 255))[c] - mean[c]) / std[c]
 
     frame    [H, W, 3]   uint8 0..255, or floating 0..1 (then not divided); RGB, any strides
-    size     (height, width) after resizing: bilinear, half-pixel centres, and where it shrinks
-             antialiased by a triangle filter as wide as the step; (H, W) leaves pixels as they are
+    size     (height, width) after resizing: bilinear, half-pixel centres, antialiased when
+             shrinking by a triangle filter scaled to the step; (H, W) leaves pixels unchanged
     padding  (left, right, top, bottom) pixels of black around the resized image
     mean     three numbers, of RGB in 0..1
     std      three numbers > 0, of RGB in 0..1
-    channels_last  whether the result lies in memory as [height, width, 3], as torch.channels_last
-             stores an image; its shape is the same
-    returns  [3, top + height + bottom, left + width + right]   new, contiguous but for
+    channels_last  whether the result is stored as [height, width, 3], the layout of
+             torch.channels_last; its shape is the same
+    returns  [3, top + height + bottom, left + width + right]   new, contiguous unless
              channels_last, of `dtype`
 
     Dtype   computed in float32 (float64 for a float64 result), rounded once to `dtype`.
     Device  the frame's; no synchronisation with the host.
     Error   at most twice that of this function in the same dtype, against itself in float64.
     Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for an option.
-    Source  STM's released evaluation: black is added before the normalisation, not 0 after it.
+    Source  STM's released evaluation: black is padded before normalisation, not 0 after it.
     """
     image = frame.permute(2, 0, 1)
     wide = torch.promote_types(dtype, torch.float32)
     image = image.to(wide) / 255 if frame.dtype == torch.uint8 else image.to(wide)
     if tuple(size) != tuple(frame.shape[:2]):
-        # torch 2.13 resizes a single column to a single column wrongly, and two equal ones right.
+        # torch 2.13 resizes one column to one column incorrectly; two equal columns are correct.
         columns = 2 if image.shape[2] == size[1] == 1 else size[1]
         image = functional.interpolate(
             image.expand(-1, -1, 2)[None] if columns > size[1] else image[None],

@@ -24,7 +24,7 @@ def _memory(
     length: tuple[int, ...] | None = None,
     top_k: int | None = None,
 ) -> Make:
-    """Normal keys and values; what lies at or past a group's length is poisoned with NaN."""
+    """Normal keys and values; positions at or past a group's length are NaN."""
     query_shape = (groups, queries) if query_per_group else (queries,)
     value_shape = (groups, positions) if sets is None else (groups, sets, positions)
 
@@ -55,7 +55,7 @@ def _memory(
 
 
 def _prefix(queries: int, groups: int, positions: int, capacity: int, key: int, value: int) -> Make:
-    """The first positions of a larger bank: not contiguous over groups, NaN behind the prefix."""
+    """The first positions of a larger bank: not contiguous over groups, NaN after the prefix."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         made = _memory(queries, groups, capacity, key, value, length=(positions,) * groups)(
@@ -70,7 +70,7 @@ def _prefix(queries: int, groups: int, positions: int, capacity: int, key: int, 
 
 
 def _prefix_of_sets(generator: torch.Generator) -> dict[str, Any]:
-    """Two of four sets and some of their positions in a larger bank, NaN in all the rest."""
+    """Two of four sets and a prefix of their positions in a larger bank, NaN elsewhere."""
     made = _memory(17, 2, 300, 9, 37, sets=4, length=(170,) * 2)(generator)
     made["memory_value"][:, 2:] = torch.nan
     made["memory_key"] = made["memory_key"][:, :170]
@@ -80,7 +80,7 @@ def _prefix_of_sets(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _sets_in_rows(generator: torch.Generator) -> dict[str, Any]:
-    """Sets side by side in the rows of one tensor, queries in those of another."""
+    """Sets as column ranges of one tensor, queries as column ranges of another."""
     made = _memory(9, 2, 33, 20, 3 * 21)(generator)
     made["memory_value"] = made["memory_value"].unflatten(2, (3, 21)).transpose(1, 2)
     made["query_key"] = made["query_key"].repeat(2, 1, 2)[..., 7:27]
@@ -88,7 +88,7 @@ def _sets_in_rows(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _wider_rows(generator: torch.Generator) -> dict[str, Any]:
-    """Key and value side by side in one tensor, so that rows are strided as well."""
+    """Key and value as column ranges of one tensor, so that rows are strided."""
     made = _memory(9, 2, 33, 64, 1)(generator)
     both = made["memory_key"]
     made["memory_key"], made["memory_value"] = both[..., :20], both[..., 20:]
@@ -97,7 +97,7 @@ def _wider_rows(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _rows_with_room(generator: torch.Generator) -> dict[str, Any]:
-    """Values in the first 21 columns of rows of 32, NaN in the rest."""
+    """Values in the first 21 columns of rows of 32, NaN in the others."""
     made = _memory(9, 2, 70, 16, 32)(generator)
     made["memory_value"][..., 21:] = torch.nan
     made["memory_value"] = made["memory_value"][..., :21]
@@ -105,7 +105,7 @@ def _rows_with_room(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _hushed(generator: torch.Generator) -> dict[str, Any]:
-    """A bias of -1e4 on two of three positions, among them all of the first 300."""
+    """A bias of -1e4 on two of three positions, including all of the first 300."""
     made = _memory(11, 2, 400, 16, 24, bias=True)(generator)
     made["bias"][:, :300] = -1e4
     made["bias"][:, torch.arange(400) % 3 > 0] = -1e4
@@ -119,7 +119,7 @@ def _equal_scores(generator: torch.Generator) -> dict[str, Any]:
 
 
 def _rising_scores(generator: torch.Generator) -> dict[str, Any]:
-    """The best match so far comes again and again: every block of memory has a new maximum."""
+    """Rising scores: every block of memory has a new maximum."""
     made = _memory(13, 1, 1100, 8, 40, bias=True)(generator)
     made["bias"] = torch.linspace(-30, 30, 1100)[None]
     return made
@@ -133,8 +133,8 @@ def _apart(
     sets: int | None = None,
     length: tuple[int, ...] | None = None,
 ) -> Make:
-    """Scores far enough apart in any dtype for `top_k` to be the same ones: each position has a
-    level of its own, four times the reach of its product with a query."""
+    """Scores so far apart that `top_k` selects the same positions in every dtype: the levels of
+    positions differ by four times the range of a product with a query."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         groups = 2 if length is None else len(length)
@@ -151,7 +151,7 @@ def _apart(
 
 
 def _ties(generator: torch.Generator) -> dict[str, Any]:
-    """Every score comes five times, in places far apart: seven asked for, ten taken."""
+    """Every score occurs five times, far apart: with top_k = 7, ten positions are read."""
     made = _apart(6, 24, 7)(generator)
     for name in ("memory_key", "bias"):
         made[name] = made[name].repeat_interleave(5, dim=1)[:, torch.arange(120) * 7 % 120]

@@ -1,14 +1,14 @@
-"""`read_memory` in C++: a softmax that runs over blocks of memory, with products in registers.
+"""`read_memory` in C++: online softmax over blocks of memory, register-blocked products.
 
-Takes float32 on the CPU, bfloat16 as it is where the processor has AMX, and half precision
-otherwise by way of float32 (a bias of any float dtype). The matrix of all scores is never stored:
-besides its output the call needs 1024 packed memory positions (with their values in all sets), per
-thread their scores for at most 96 queries, and in half precision the output in float32. Memory is
-converted, and pages are found, where positions are packed: products know of neither. All sets are
-read by weights computed once.
+Supports float32 on the CPU, and a bias of any floating dtype. bfloat16 is computed natively on
+processors with AMX; otherwise half precision is converted to float32. The full score matrix is
+never stored: scratch is 1024 packed memory positions (with their values in all sets), per thread
+their scores for at most 96 queries, and in half precision the output in float32. Conversion and
+page lookup happen when positions are packed, before the products. Weights are computed once for
+all sets.
 
-With top_k all scores of 12 queries (AVX2, AVX-512) are there at a time, in each thread; the
-top_k-th greatest is found in one pass over them, and only the values of those positions are summed.
+With top_k each thread holds all scores of 12 queries (AVX2, AVX-512) at a time; the top_k-th
+greatest is selected in one pass over them, and only the values of those positions are summed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The calls of `read_memory` whose memory lies in pages, or whose queries are shared by groups.
+"""The calls of `read_memory` with paged memory, or with queries shared by groups.
 
-What no group reads is NaN: other pages, other rows, and numbers of pages past a group's length are
-drawn from all that an int32 can be.
+Pages and rows that no group reads are NaN, and page numbers past a group's length are arbitrary
+int32.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def _paged(
     bias: bool = False,
     top_k: int | None = None,
 ) -> Make:
-    """Groups of so many positions in pages of `page`; every two neighbours share their first page.
+    """Groups of `length` positions in pages of `page`; neighbouring groups share their first page.
 
-    columns     of the table; None: as many as the longest group wants
-    all_alive   no `length` is given: every group has that many whole pages
-    spare       pages and rows of a page by which the pool is a prefix of a larger one
-    top_k       with a bias that decides which scores are the greatest in any dtype
+    pool        pages in the pool
+    columns     of the page table; None: as many as the longest group needs
+    all_alive   `length` is not passed: every group has that many whole pages
+    spare       pages, and rows per page, by which the pool is a prefix of a larger one
+    top_k       with a bias that makes the greatest scores the same in every dtype
     """
 
     def make(generator: torch.Generator) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _paged(
 
 
 def _with_room(memory: torch.Tensor, read: torch.Tensor, spare: tuple[int, int]) -> torch.Tensor:
-    """Memory as a prefix of a larger pool; NaN wherever nothing is to be read."""
+    """Return memory as a prefix of a larger pool, NaN at positions that are not read."""
     pool, page = read.shape
     larger = memory.new_full((pool + spare[0], page + spare[1], *memory.shape[2:]), torch.nan)
     view = larger[:pool, :page]
@@ -94,7 +95,7 @@ def _with_room(memory: torch.Tensor, read: torch.Tensor, spare: tuple[int, int])
 
 
 def _two_streams(*, sets: bool) -> Make:
-    """Contiguous memory, with which groups of two streams ask by their stream's frame."""
+    """Contiguous memory; the groups of each of two streams share a query."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         made = _paged(11, 4, 70, (70,) * 4, 9, 37, query_of=(0, 1, 1, 0), all_alive=True)(generator)

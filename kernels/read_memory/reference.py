@@ -81,7 +81,7 @@ def _value_pattern(memory_value: torch.Tensor, pages: torch.Tensor | None) -> st
 
 
 def positions_of(pool: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    """Every group's positions in a row: [K, L, ...] by pages [G, T] -> [G, T * L, ...]."""
+    """Gather pages: pool [K, L, ...], pages [G, T] -> positions of every group [G, T * L, ...]."""
     return pool[pages.clamp(0, len(pool) - 1)].flatten(1, 2)
 
 
@@ -97,39 +97,38 @@ def read_memory(
     pages: torch.Tensor | None = None,
     query_of: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """For every query position, the softmax-weighted mean of the memory values, group by group and
-    for every set of values on the same scores.
+    """Attention over a memory: the softmax-weighted mean of the values for every query position, by
+    group, with scores shared by all sets of values.
 
         score[g, n, p] = scale * <memory_key[g, n], query_key[g, p]> + bias[g, n]
         out[g, s, p]   = sum over n of softmax_n(score)[g, n, p] * memory_value[g, s, n]
 
     query_key     [P, Ck] or [G, P, Ck]   one query for all groups, or one for each; with query_of
                                [B, P, Ck]
-    memory_key    [G, N, Ck]   last axis contiguous; a prefix view of a larger bank is welcome and
-                               is not copied
-    memory_value  [G, N, Cv] or [G, S, N, Cv]   one set of values, or S of them; any axis but the
+    memory_key    [G, N, Ck]   last axis contiguous; a prefix view of a larger bank is not copied
+    memory_value  [G, N, Cv] or [G, S, N, Cv]   one set of values, or S sets; any axis but the
                                last may be a prefix view, as with memory_key
     bias          [G, N]       any float dtype, added to the scores; None means 0
     length        [G] int32 on the device: positions at or past it are never read; None means N
-    top_k         positions read for each query: those whose score is not below its top_k-th
-                  greatest one, so that of equal scores all or none take part; the softmax runs
-                  over these. None, or no fewer than there are: all of them
+    top_k         1 or more: each query reads only the positions whose score is at least its
+                  top_k-th greatest one, ties included; the softmax runs over these. None, or at
+                  least the number of positions: all of them
     pages         [G, T] int32 on the device: memory_key is then a pool of pages [K, L, Ck] (and
                                memory_value [K, L, Cv], bias [K, L]; prefix views as above), in
                                which position n of group g is [pages[g, n // L], n % L]; N = T * L.
-                               Groups may share pages. Numbers of pages that hold no position below
-                               a group's length may be anything and are never followed
-    query_of      [G] int32 on the device: group g asks with query_key[query_of[g]]
+                               Groups may share pages. Page numbers at and past a group's length
+                               may have any value and are never used
+    query_of      [G] int32 on the device: the query of group g is query_key[query_of[g]]
     returns       [G, P, Cv] or [G, S, P, Cv], as memory_value; new, contiguous, dtype of query_key
 
     Dtype   float16, bfloat16 or float32 (float64 in the reference alone), one for all but bias;
             scores, maximum and sums in float32.
-    Device  one for all; no synchronisation with the host, so numbers in pages and query_of are not
-            checked: outside 0..K-1 and 0..B-1 they count as the nearest in it. Inputs unchanged.
+    Device  one for all; no synchronisation with the host, so values of pages and query_of are not
+            checked: they are clamped to 0..K-1 and 0..B-1. Inputs unchanged.
     Empty   N = 0 is an error; G = 0 returns [0, P, Cv] or [0, S, P, Cv]; S = 0 returns
             [G, 0, P, Cv]; a group of length 0 returns zeros.
     Error   at most twice that of this function in the same dtype, against itself in float32;
-            with top_k, where rounding does not decide which scores are the greatest.
+            with top_k, unless rounding decides which scores are the greatest.
     Raises  ShapeError, naming argument, wanted shape and given shape; ValueError for top_k < 1.
     Source  STM, section 3.3; sets: GIEL, equations 4, 5 and 9; a query per group: DMN-AOA,
             equation 1; top_k: XMem, section 3.2 (30 there).

@@ -1,12 +1,11 @@
-"""What the Triton programs behind `read_memory` share: blocks of memory, and their scores.
+"""Shared functions of the Triton programs of `read_memory`: blocks of memory and their scores.
 
-Scores are kept times log2(e) throughout, so that exp2 makes weights of them. How far a group's
-memory reaches is read on the device; what lies past it is masked out of every load. A memory is cut
-into `parts` of equal length, found on the device as well: a part may be empty, its programs then
-write nothing and nobody reads what they would have written.
+Scores are scaled by log2(e), so that weights are exp2 of them. The length of a group is read on the
+device; loads past it are masked. A memory is split into `parts` of equal length, also computed on
+the device. A part may be empty: its programs write nothing, and its outputs are not read.
 
-With pages a position is counted as if pages were `padded`, a multiple of every block, instead of
-`page` long: a block then never spans two pages, and one number of a page is read for it.
+With pages, positions are counted as if a page had length `padded`, a multiple of every block size,
+instead of `page`. A block then never spans two pages, and needs one page number.
 """
 
 # mypy: ignore-errors
@@ -17,7 +16,7 @@ from ..gpu import tl, triton
 
 @triton.jit
 def end_of(length, group, positions, page, padded):
-    """Where a group's positions end."""
+    """Return the end of a group's positions."""
     end = positions
     if length is not None:
         end = tl.minimum(tl.maximum(tl.load(length + group), 0), positions)
@@ -28,7 +27,7 @@ def end_of(length, group, positions, page, padded):
 
 @triton.jit
 def query_of_group(query, query_of, query_count, group, query_group):
-    """Where the queries begin that a group asks with."""
+    """Return the pointer to the queries of a group."""
     source = group
     if query_of is not None:
         source = tl.load(query_of + group)
@@ -38,7 +37,7 @@ def query_of_group(query, query_of, query_count, group, query_group):
 
 @triton.jit
 def memory_of_group(memory, pages, group, group_stride):
-    """Where a group's keys, values or biases begin; with pages they lie anywhere in the pool."""
+    """Return the pointer to a group's keys, values or biases; with pages, to the pool."""
     if pages is None:
         memory += group * group_stride
     return memory
@@ -46,8 +45,8 @@ def memory_of_group(memory, pages, group, group_stride):
 
 @triton.jit
 def block_at(pages, page_count, columns, group, first, end, page, padded):
-    """(number of the page, row in it, rows from there on that are alive) of the block from `first`
-    on; without pages the group is one page, whose number is not asked for."""
+    """Return (page number, row in the page, valid rows from there on) of the block at `first`;
+    without pages the group is one page, whose number is not read."""
     number, row, left = group, first, end - first
     if pages is not None:
         column = first // padded
@@ -60,7 +59,7 @@ def block_at(pages, page_count, columns, group, first, end, page, padded):
 
 @triton.jit
 def rows_at(memory, pages, number, row, page_stride, row_stride):
-    """Where the rows of a block begin."""
+    """Return the pointer to the rows of a block."""
     if pages is not None:
         memory += number * page_stride
     return memory + tl.cast(row, tl.int64) * row_stride
@@ -73,13 +72,13 @@ def part_size(end, parts, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def live_parts(end, parts, BLOCK_N: tl.constexpr):
-    """How many of a group's parts hold any position."""
+    """Return how many parts of a group are not empty."""
     return tl.cdiv(end, tl.maximum(part_size(end, parts, BLOCK_N), 1))
 
 
 @triton.jit
 def finite(level):
-    """A maximum that may be subtracted: of no positions it is -inf."""
+    """Replace a maximum of -inf (no positions), which cannot be subtracted."""
     return tl.where(level == float("-inf"), 0.0, level)
 
 
@@ -92,14 +91,14 @@ def _query_tile(query, row, channel, query_row, queries, key_channels):
 
 @triton.jit
 def _key_tile(key, lane, channel, key_row, left, key_channels):
-    """[channels, positions]; positions from `left` on are 0."""
+    """Load a tile of keys [channels, positions], 0 from position `left` on."""
     inside = (lane < left)[None, :] & (channel < key_channels)[:, None]
     return tl.load(key + (lane * key_row)[None, :] + channel[:, None], mask=inside, other=0.0)
 
 
 @triton.jit
 def value_tile(value, lane, column, value_row, left, readable):
-    """[positions, columns]; positions from `left` on are 0, for 0 * NaN is not."""
+    """Load a tile of values [positions, columns], 0 from position `left` on (0 * NaN is NaN)."""
     inside = (lane < left)[:, None] & (column < readable)[None, :]
     place = (lane * value_row)[:, None] + column[None, :]
     return tl.load(value + place, mask=inside, other=0.0)
@@ -109,7 +108,7 @@ def value_tile(value, lane, column, value_row, left, readable):
 def held_queries(
     query, row, query_row, queries, key_channels, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr
 ):
-    """The first two chunks of the queries' channels, held by a program that needs no more."""
+    """Load the first two channel chunks of the queries; more chunks are loaded per block."""
     channel = tl.arange(0, BLOCK_C)
     q0 = _query_tile(query, row, channel, query_row, queries, key_channels)
     q1 = q0
@@ -124,8 +123,8 @@ def scores(
     query_row, key_group, key_row, bias_group, bias_row, queries, key_channels, scale,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """[rows, positions] float32 of the block that begins at row `start` of a page; -inf from `left`
-    on and below a row's limit."""
+    """Return scores [rows, positions] float32 of the block at row `start` of a page; -inf from
+    position `left` on, and for scores below a row's limit."""
     channel = tl.arange(0, BLOCK_C)
     lane = tl.arange(0, BLOCK_N)
     alive = lane < left
@@ -150,5 +149,5 @@ def scores(
     added = tl.where(alive, added * 1.4426950408889634, float("-inf"))
     score = tl.fma(product, scale, added[None, :])
     if limit is not None:
-        score = tl.where(score < limit[:, None], float("-inf"), score)  # a NaN stays
+        score = tl.where(score < limit[:, None], float("-inf"), score)  # NaN is kept
     return score

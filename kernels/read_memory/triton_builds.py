@@ -1,4 +1,4 @@
-"""How `read_memory` launches its Triton programs, to be compiled for every chip without a GPU."""
+"""Builds of the Triton programs of `read_memory`, compiled for every chip without a GPU."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .triton_plan import (
 
 
 def builds() -> tuple[Build, ...]:
-    """Every program as the tuning tables launch it, for 480p: the usual memory of 128 key and 512
-    value channels, several sets of values, and DMN-AOA's references (256 and many)."""
+    """Every program as the tuning tables launch it at 480p: 128 key and 512 value channels (STM),
+    several sets of values, and DMN-AOA's references (256 key channels and wide values)."""
     configs: dict[Config, list[int]] = {}
     for chip, config in CONFIGS.items():
         configs.setdefault(config, []).append(chip)
     every = tuple(CONFIGS)
-    found = [b for config, chips in configs.items() for b in _builds(config, "bf16", tuple(chips))]
-    return (*found, *_builds(FLOAT32, "fp32", every))
+    narrow = [b for config, chips in configs.items() for b in _builds(config, "bf16", tuple(chips))]
+    return (*narrow, *_builds(FLOAT32, "fp32", every))
 
 
 def _builds(config: Config, kind: str, chips: tuple[int, ...]) -> list[Build]:
@@ -75,7 +75,7 @@ def _builds(config: Config, kind: str, chips: tuple[int, ...]) -> list[Build]:
     read, without = programs.read_part, {"threshold": None}
     unbiased = {"bias": None, "bias_group": 0, "bias_row": 0}
     in_pages = read_constants(usual) | without | unbiased
-    found = [
+    all_builds = [
         build("read", read, usual.reading, read_constants(usual) | without | unbiased),
         build("read, bias and top_k", read, best.reading, read_constants(best)),
         build("best", top_k_programs.find_best, best.scoring, score_constants(best) | kept),
@@ -87,16 +87,16 @@ def _builds(config: Config, kind: str, chips: tuple[int, ...]) -> list[Build]:
     ]
     if kind != "fp32":
         settled = settle_constants(best) | kept
-        found += [
+        all_builds += [
             build("read, bias", read, usual.reading, read_constants(usual) | without),
             build("weigh, 256 channels", programs.weigh, wide.scoring, score_constants(wide)),
             build("merge", programs.merge, MERGED, merge_constants(usual), matrix=False),
             build("threshold", top_k_programs.find_threshold, SETTLED, settled, matrix=False),
         ]
-    return found
+    return all_builds
 
 
-# Multiples of 16 in real use; numbers of queries, of positions and of parts are not.
+# Multiples of 16 in real use; counts of queries, positions and parts are not.
 DIVISIBLE = (
     *("query_group", "query_row", "key_group", "key_row", "key_channels", "weight_row"),
     *("value_group", "value_set", "value_row", "value_channels", "readable", "padded"),

@@ -1,21 +1,20 @@
-"""`read_memory` in Triton: softmax and weighted mean in one pass, or by weights stored once.
+"""`read_memory` in Triton: flash attention in one pass, or products with weights stored once.
 
-Up to two blocks of 256 value channels (the usual pair is 128 key and 512 value channels) are read
-as flash attention reads: a running maximum, no score ever stored, the scores computed anew for each
-block. More blocks (several sets, or wide values) share weights that are computed once: the greatest
-score of each query, then exp(score - it) in the dtype of the call, then one product with all
-values. That stores [G, P, N] weights; where they would pass 512 MiB the one pass runs instead.
-Memory is cut into parts when there are too few queries for all multiprocessors; what the parts
-read, `parts` times the output in float32, is merged at the end.
+Up to two blocks of 256 value channels (usually there are 128 key and 512 value channels) use flash
+attention: an online softmax, no scores stored, scores recomputed for each block. More blocks
+(several sets, or wide values) share weights that are computed once: the maximum score of each
+query, then exp(score - maximum) in the dtype of the call, then one product with all values. This
+stores [G, P, N] weights; if they exceed 512 MiB, the one-pass form runs instead. Memory is split
+into parts if there are too few queries for all multiprocessors (split-K); the partial outputs,
+`parts` times the output in float32, are merged at the end.
 
-top_k: one more pass over the keys keeps lists of each query's greatest scores in registers, 32 at
-most; their least is the threshold. Every later pass computes the scores in the same tiles and so to
-the same bits. Values are still read whole: weights below the threshold become zero.
+top_k: an additional pass over the keys keeps each query's greatest scores in registers, at most 32;
+the least of them is the threshold. Later passes compute scores in the same tiles and so bitwise
+equal. Values are still read completely: weights below the threshold are zero.
 
-Takes float16, bfloat16 (matrix units, float32 sums) and float32 (scalar units, full precision) and
-any strides with a contiguous last axis; objects to float64 and to a top_k above 32. Rows that do
-not start at multiples of 16 elements are read element by element, which is slow. Deterministic.
-Not yet timed on a GPU.
+Supports float16, bfloat16 (tensor cores, float32 accumulation) and float32 (FMAs, full precision),
+any strides with a contiguous last axis, top_k up to 32. Rows that do not start at multiples of 16
+elements are read element by element, which is slow. Deterministic. Not yet timed on a GPU.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ __all__ = ["builds", "run", "unsupported"]
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
-FAR = 2**24  # between rows: what lies within a tile is addressed in 32 bits
+FAR = 2**24  # maximum row stride: offsets within a tile are 32-bit
 
 
 def unsupported(
@@ -125,7 +124,7 @@ def run(
 
 
 class _Call:
-    """One call's arguments as its programs want them, and its launches."""
+    """Arguments of one call, prepared for its programs, and the launches."""
 
     def __init__(
         self,
@@ -205,7 +204,7 @@ class _Call:
         return self._scratch(parts, self.shape.groups, self.shape.queries, *more)
 
     def threshold(self, top_k: int) -> torch.Tensor:
-        """[G, P]: the top_k-th greatest score of every query."""
+        """Return the top_k-th greatest score of every query, [G, P]."""
         plan, kept = self.plan, power_of_two(2, top_k, MOST_KEPT)
         best = self._lines(plan.score_parts, kept)
         threshold = self._lines(1)
@@ -320,8 +319,8 @@ class _Call:
 
 
 def readable(value: torch.Tensor) -> int:
-    """Up to which channel rows may be read: to the next multiple of 16 where every row has room for
-    that, so that loads are wide; what the channels beyond hold is never stored."""
+    """Return up to which channel rows may be loaded: the next multiple of 16, for wide loads, if
+    every row is that long; channels beyond Cv are loaded but never stored."""
     channels, row = value.shape[3], value.stride(2)
     wide = ceil_div(channels, 16) * 16
     reach = sum((n - 1) * step for n, step in zip(value.shape[:3], value.stride()[:3], strict=True))

@@ -1,7 +1,7 @@
-"""How `read_memory` is cut into Triton programs: from shapes and the chip alone.
+"""Partition of `read_memory` into Triton programs, from shapes and the chip only.
 
-Nothing here knows how long a memory is (`length` lives on the device), so a captured graph stays
-valid while memory grows.
+The plan does not depend on `length`, which is on the device, so a captured graph stays valid while
+the memory grows.
 """
 
 from __future__ import annotations
@@ -9,29 +9,33 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-MOST_KEPT = 32  # of `top_k`: XMem and Cutie use 30
+MOST_KEPT = 32  # maximum top_k: XMem and Cutie use 30
 MOST_PARTS = 32
-MOST_STORED = 512 * 2**20  # bytes of weights that a call may store for the sake of speed
-START, MERGE = 4, 4  # what a program's start and a second launch cost, in blocks of positions
-PARTIALS_PER_BLOCK = 12  # tiles of partial sums written and read again in the time of a block
+MOST_STORED = 512 * 2**20  # maximum bytes of stored weights
+START, MERGE = 4, 4  # costs of starting a program and of a second launch, in blocks of positions
+PARTIALS_PER_BLOCK = 12  # tiles of partial sums written and read in the time of a block
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program holds: `rows` queries against `positions` at a time, `columns` channels."""
+    """Tile of one program: `rows` queries, `positions` per step, `columns` channels."""
 
     rows: int
     positions: int
-    columns: int  # of values; of keys where there are no values
+    columns: int  # of values; of keys in passes without values
     warps: int
     stages: int
 
 
 @dataclass(frozen=True)
 class Config:
-    """read: one pass. best: that with top_k, and the search for thresholds. score: passes over the
-    keys alone. mix: stored weights times values, which takes the positions of a block of `score`
-    in one step or several."""
+    """Tiles of the programs.
+
+    read   one pass
+    best   one pass with top_k, and the search for thresholds
+    score  passes over the keys only
+    mix    stored weights times values; its positions divide those of `score`
+    """
 
     read: Tile
     best: Tile
@@ -39,9 +43,9 @@ class Config:
     mix: Tile
 
 
-# Reasoned from the resource report and not yet timed. On Hopper two warpgroups of 64 rows share a
-# block of 256 value channels: all 512 at once would leave 64 rows in all, and a byte from L2 would
-# feed half as many operations, far too few for the matrix units.
+# Chosen from the resource report, not yet timed. On Hopper two warpgroups of 64 rows share a block
+# of 256 value channels: with all 512, 64 rows would fit, and the arithmetic intensity per byte from
+# L2 would halve, far too low for the tensor cores.
 HOPPER = Config(
     read=Tile(128, 64, 256, warps=8, stages=3),
     best=Tile(128, 64, 256, warps=8, stages=3),
@@ -61,7 +65,7 @@ AMPERE = Config(
 )
 CONSUMER = replace(AMPERE, read=Tile(64, 16, 256, warps=4, stages=2))
 CONFIGS = {80: AMPERE, 86: AMPERE, 89: AMPERE, 90: HOPPER, 100: BLACKWELL, 120: CONSUMER}
-# float32 runs on the scalar units, in full precision; the same for all chips.
+# float32 uses FMAs in full precision; the same tiles on all chips.
 FLOAT32 = Config(
     read=Tile(32, 64, 64, warps=8, stages=2),
     best=Tile(32, 64, 64, warps=8, stages=1),
@@ -85,12 +89,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plan:
-    """stored       weights are written once and multiplied with all values, instead of one pass
-    reading         tile of the one pass, or of the product with stored weights
-    scoring         tile of every pass over the keys
-    parts           into how many parts memory is cut for `reading`
-    score_parts     and for passes over the keys alone
-    programs        of the pass over values, of one over keys, of merging parts
+    """Plan of one call.
+
+    stored       whether weights are stored and multiplied with all values, instead of one pass
+    reading      tile of the one pass, or of the product with stored weights
+    scoring      tile of every pass over the keys
+    parts        parts of the memory for `reading`
+    score_parts  parts of the memory for passes over the keys only
+    programs     number of programs: pass over values, pass over keys, merge of parts
     """
 
     stored: bool
@@ -114,13 +120,18 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def power_of_two(least: int, size: int, most: int) -> int:
-    """The smallest power of two that holds `size`, within the bounds given."""
+    """Return the smallest power of two that is at least `size`, within `least` and `most`."""
     return min(max(least, 1 << (size - 1).bit_length() if size > 1 else 1), most)
 
 
 def parts_of(programs: int, blocks: int, processors: int, *, partials: bool) -> int:
-    """Into how many parts to cut a memory of so many blocks of positions, so that all processors
-    have work to the end, given the programs that there are without cutting."""
+    """Return the number of parts that keeps all multiprocessors busy.
+
+    programs    number of programs without splitting
+    blocks      blocks of positions in the memory
+    processors  multiprocessors of the chip
+    partials    whether parts write partial sums that are merged
+    """
 
     def cost(parts: int) -> float:
         waves = ceil_div(programs * parts, processors)
@@ -133,12 +144,12 @@ def parts_of(programs: int, blocks: int, processors: int, *, partials: bool) -> 
 
 
 def plan_of(shape: Shape, config: Config, processors: int, *, top_k: bool = False) -> Plan:
-    """The plan of a call with at least one query, group and value channel.
+    """Return the plan of a call with at least one query, group and value channel.
 
-    One pass computes the scores anew for every block of value channels: blocks * (Ck + columns)
-    operations. Stored weights want the scores twice, once for the maximum and once for the
-    weights, then the product alone: 2 * Ck + blocks * columns. So up to two blocks are read in one
-    pass and more are not; as many as two cost the same, but stored weights go through memory.
+    One pass recomputes the scores for every block of value channels: blocks * (Ck + columns)
+    operations. Stored weights need the scores twice, for the maximum and for the weights, then the
+    product: 2 * Ck + blocks * columns. So up to two blocks are read in one pass: two cost the same
+    operations, but stored weights pass through memory.
     """
     read = config.best if top_k else config.read
     score, mix = config.score, config.mix
@@ -152,7 +163,7 @@ def plan_of(shape: Shape, config: Config, processors: int, *, top_k: bool = Fals
     value_blocks = shape.sets * ceil_div(shape.value_channels, columns)
     chunk = power_of_two(16, shape.key_channels, score.columns)
     if not stored and 128 <= chunk < shape.key_channels:
-        chunk //= 2  # three chunks or more: a loop of its own, which leaves room for the values
+        chunk //= 2  # three or more chunks are looped over, which leaves registers for the values
     programs = shape.groups * ceil_div(shape.queries, reading.rows) * value_blocks
     score_programs = shape.groups * ceil_div(shape.queries, scoring.rows)
     parts = parts_of(

@@ -1,4 +1,4 @@
-"""The Triton programs behind `read_memory`; triton_kernel.py chooses and launches them."""
+"""Triton programs of `read_memory`; triton_kernel.py selects and launches them."""
 
 # mypy: ignore-errors
 from __future__ import annotations
@@ -29,8 +29,9 @@ def read_part(
     PARTED: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """One pass with a running maximum. One program: some queries of one group, one part of its
-    memory, some value channels of one set. Writes `out`, or if PARTED what `merge` joins."""
+    """One pass with an online softmax. A program handles a block of queries of one group, one part
+    of its memory and a block of value channels of one set. Writes `out`, or if PARTED partial sums
+    for `merge`."""
     program = tl.program_id(0)
     row_blocks = tl.cdiv(queries, ROWS)
     value_blocks = tl.cdiv(value_channels, BLOCK_V)
@@ -101,7 +102,7 @@ def find_peaks(
     query_count, page_count, columns, page, padded,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """The greatest score of every query in every part: peaks [parts, G, P]."""
+    """Compute the maximum score of every query in every part: peaks [parts, G, P]."""
     program = tl.program_id(0)
     row_blocks = tl.cdiv(queries, ROWS)
     row = program % row_blocks * ROWS + tl.arange(0, ROWS)
@@ -138,8 +139,9 @@ def weigh(
     query_count, page_count, columns, page, padded,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """weights [G, P, weight_row]: exp(score - the query's greatest score), 0 up to the end of the
-    last block; sums [parts, G, P]. Cut into parts as for `find_peaks`, whose peaks are read."""
+    """Compute weights [G, P, weight_row] = exp(score - maximum score of the query), 0 up to the end
+    of the last block, and their sums [parts, G, P]. Reads the peaks of `find_peaks`, with the same
+    parts."""
     program = tl.program_id(0)
     row_blocks = tl.cdiv(queries, ROWS)
     row = program % row_blocks * ROWS + tl.arange(0, ROWS)
@@ -184,7 +186,7 @@ def weigh(
 
 @triton.jit
 def _total(sums, line, lines, live, inside, ROWS: tl.constexpr):
-    """The sum over parts of sums [parts, lines]."""
+    """Return the sum over parts of sums [parts, lines]."""
     total = tl.zeros([ROWS], tl.float32)
     for part in range(live):
         total += tl.load(sums + part * lines + line, mask=inside, other=1.0)
@@ -200,9 +202,9 @@ def mix(
     PARTED: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
     WEIGH_N: tl.constexpr,
 ):  # fmt: skip
-    """The product of stored weights and values, divided by the sum of weights. Programs as those of
-    `read_part`; if PARTED, undivided products in float32. BLOCK_N divides that of `weigh`, so that
-    every weight of a tile is written."""
+    """Multiply stored weights with values and divide by the sum of weights; if PARTED, undivided
+    products in float32. Programs as in `read_part`. BLOCK_N divides that of `weigh`, so that every
+    weight of a tile has been written."""
     program = tl.program_id(0)
     row_blocks = tl.cdiv(queries, ROWS)
     value_blocks = tl.cdiv(value_channels, BLOCK_V)
@@ -250,7 +252,7 @@ def merge(
     queries, positions, value_channels, groups, sets, parts, sum_parts, page, padded,
     ROWS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr, SUM_N: tl.constexpr,
 ):  # fmt: skip
-    """What the parts of `read_part` (with peaks) or of `mix` (without) add up to."""
+    """Merge the parts of `read_part` (with peaks) or of `mix` (without)."""
     program = tl.program_id(0)
     row_blocks = tl.cdiv(queries, ROWS)
     value_blocks = tl.cdiv(value_channels, BLOCK_V)

@@ -1,7 +1,7 @@
-"""The Triton programs that find which scores are among a query's top_k greatest.
+"""Triton programs that compute the top_k-th greatest score of every query.
 
-The scores come out of the same tiles as in the passes that use them, so a score equal to the
-threshold is equal to the last bit.
+Scores are computed in the same tiles as in the passes that use them, so a score equal to the
+threshold is bitwise equal.
 """
 
 # mypy: ignore-errors
@@ -22,26 +22,26 @@ from .triton_blocks import (
 
 @triton.jit
 def _empty_list(top_k, ROWS: tl.constexpr, KEPT: tl.constexpr):
-    """[rows, KEPT]: top_k places to fill, whose least is the top_k-th greatest once they are; the
-    rest +inf, out of the way."""
+    """Return an empty list [rows, KEPT]: top_k slots of -inf, the others +inf. Once the slots are
+    full, the minimum is the top_k-th greatest score."""
     place = tl.where(tl.arange(0, KEPT) < top_k, float("-inf"), float("inf"))
     return tl.zeros([ROWS, KEPT], tl.float32) + place[None, :]
 
 
 @triton.jit
-def _keep_best(found, score, KEPT: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The list with the scores above its least in place of what they push out, one of every row at
-    a time: after the first blocks that is seldom."""
+def _keep_best(kept, score, KEPT: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Insert scores above the minimum of the list in its place, one per row and iteration; after
+    the first blocks few iterations are needed."""
     place, lane = tl.arange(0, KEPT), tl.arange(0, BLOCK_N)
-    least, worst = tl.min(found, 1, return_indices=True)
+    least, worst = tl.min(kept, 1, return_indices=True)
     most, best = tl.max(score, 1, return_indices=True)
     while tl.max((most > least).to(tl.int32), 0) > 0:
         better = (most > least)[:, None]
-        found = tl.where(better & (place[None, :] == worst[:, None]), most[:, None], found)
+        kept = tl.where(better & (place[None, :] == worst[:, None]), most[:, None], kept)
         score = tl.where(better & (lane[None, :] == best[:, None]), float("-inf"), score)
-        least, worst = tl.min(found, 1, return_indices=True)
+        least, worst = tl.min(kept, 1, return_indices=True)
         most, best = tl.max(score, 1, return_indices=True)
-    return found
+    return kept
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def find_best(
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, CHUNKS: tl.constexpr,
     KEPT: tl.constexpr,
 ):  # fmt: skip
-    """best [parts, G, P, KEPT]: the top_k greatest scores of every query in every part."""
+    """Compute best [parts, G, P, KEPT]: the top_k greatest scores of every query in every part."""
     program = tl.program_id(0)
     row_blocks = tl.cdiv(queries, ROWS)
     row = program % row_blocks * ROWS + tl.arange(0, ROWS)
@@ -68,7 +68,7 @@ def find_best(
     if bias is not None:
         bias = memory_of_group(bias, pages, group, bias_group)
     q0, q1 = held_queries(query, row, query_row, queries, key_channels, BLOCK_C, CHUNKS)
-    found = _empty_list(top_k, ROWS, KEPT)
+    kept = _empty_list(top_k, ROWS, KEPT)
     for first in range(part * size, stop, BLOCK_N):
         number, start, left = block_at(pages, page_count, columns, group, first, end, page, padded)
         score = scores(
@@ -76,11 +76,11 @@ def find_best(
             query_row, key_group, key_row, bias_group, bias_row, queries, key_channels, scale,
             ROWS, BLOCK_N, BLOCK_C, CHUNKS,
         )  # fmt: skip
-        found = _keep_best(found, score, KEPT, BLOCK_N)
+        kept = _keep_best(kept, score, KEPT, BLOCK_N)
     if part * size < end:
         line = (part.to(tl.int64) * groups + group) * queries + row
         place = line[:, None] * KEPT + tl.arange(0, KEPT)[None, :]
-        tl.store(best + place, found, mask=(row < queries)[:, None])
+        tl.store(best + place, kept, mask=(row < queries)[:, None])
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def find_threshold(
     best, length, threshold, queries, positions, groups, parts, top_k, page, padded,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """threshold [G, P]: the top_k-th of what `find_best` found in all parts."""
+    """Compute threshold [G, P]: the top_k-th greatest score over the parts of `find_best`."""
     program = tl.program_id(0)
     row_blocks = tl.cdiv(queries, ROWS)
     row = program % row_blocks * ROWS + tl.arange(0, ROWS)
@@ -97,10 +97,10 @@ def find_threshold(
 
     end = end_of(length, group, positions, page, padded)
     inside = row < queries
-    found = _empty_list(top_k, ROWS, KEPT)
+    kept = _empty_list(top_k, ROWS, KEPT)
     for part in range(live_parts(end, parts, BLOCK_N)):
         place = ((part * groups + group) * queries + row)[:, None] * KEPT
         filled = inside[:, None] & (rank < top_k)[None, :]
         more = tl.load(best + place + rank[None, :], mask=filled, other=float("-inf"))
-        found = _keep_best(found, more, KEPT, KEPT)
-    tl.store(threshold + group * queries + row, tl.min(found, 1), mask=inside)
+        kept = _keep_best(kept, more, KEPT, KEPT)
+    tl.store(threshold + group * queries + row, tl.min(kept, 1), mask=inside)

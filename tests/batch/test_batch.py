@@ -6,17 +6,27 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from batch_units import Broken, Deadly, Scripted, Sleeper
+from batch_clips import (
+    CLIPS,
+    RUN,
+    SIZE,
+    in_another_process,
+    make_clips,
+    make_frames,
+    options,
+    results,
+    run_alone,
+    square,
+    words,
+)
+from batch_units import Broken, Scripted, Sleeper, deadly
 from full_disk import small_disk
-from PIL import Image
 from typer.testing import CliRunner
 
 from vosengine.batch.clips import Clip, find_clips
@@ -26,65 +36,21 @@ from vosengine.batch.unit import ClipWorker, process_clip
 from vosengine.batch.worker import CannotGoOnError
 from vosengine.cli.app import app
 from vosengine.commands.batch import batch
-from vosengine.commands.run import RunOptions, run
 from vosengine.engine.engine import Engine
 from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import DeviceError, InputError, OutputError, StateError
 from vosengine.rle import decode
 from vosengine.video import read_labels, write_labels
 
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
-SIZE = (32, 48)
-RUN: dict[str, Any] = {"model": "stm", "device": "cpu", "size": 32, "checkpoint": 2}
-CLIPS = {"a": 3, "b": 6, "c": 4}
-
-
-def make_frames(folder: Path, count: int, seed: int) -> None:
-    """A bright square that moves over noise."""
-    folder.mkdir(parents=True)
-    noise = np.random.default_rng(seed).integers(0, 90, (*SIZE, 3), np.uint8)
-    for index in range(count):
-        image = noise.copy()
-        image[8:22, 6 + 3 * index : 20 + 3 * index] = 200, 180, 40 * seed
-        Image.fromarray(image).save(folder / f"{index:05d}.png")
-
-
-def square(left: int, *ids: int) -> np.ndarray:
-    """A mask with an upright block for every id, beside each other."""
-    labels = np.zeros(SIZE, np.uint8)
-    for number, each in enumerate(ids):
-        labels[8:22, left + 8 * number : left + 8 * number + 7] = each
-    return labels
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clips with their masks beside them."""
-    folder = tmp_path_factory.mktemp("data")
-    for seed, (name, count) in enumerate(CLIPS.items(), 1):
-        make_frames(folder / name, count, seed)
-        write_labels(folder / f"{name}.png", square(6, 1))
-    return folder
+    return make_clips(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
-    """What `run` writes of each clip."""
-    out = tmp_path_factory.mktemp("alone")
-    for name in CLIPS:
-        run(RunOptions(str(data / name), out=out / name, mask=data / f"{name}.png", **RUN))
-    return {name: results(out / name) for name in CLIPS}
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """Masks and overlay by name: what hangs on no clock."""
-    files = (path for path in folder.iterdir() if path.suffix in (".png", ".mp4"))
-    return {path.name: path.read_bytes() for path in files}
-
-
-def options(data: Path, out: Path, **changes: Any) -> BatchOptions:
-    run = {**RUN, **changes.pop("run", {})}
-    return BatchOptions((str(data),), out, run, **changes)
+    return run_alone(data, tmp_path_factory.mktemp("alone"))
 
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,19 +210,15 @@ def test_a_full_disk_stops_everything(data: Path, tmp_path: Path) -> None:
 # Killed
 
 
-def deadly(data: Path, out: Path, notes: Path, victim: str, monkeypatch: pytest.MonkeyPatch) -> int:
+def deadly_batch(
+    data: Path, out: Path, notes: Path, victim: str, monkeypatch: pytest.MonkeyPatch
+) -> int:
     """`vosengine batch` with somebody who dies in the middle of a clip; its exit code. Only where
     it is the parent it is another process."""
-    words = ["batch", str(data), "--out", str(out), "--model", "stm", "--device", "cpu"]
-    words += ["--retries", "1"]
-    words += ["--size", "32", "--checkpoint", "2"]
-    for name, value in (("VICTIM", victim), ("AT", "4"), ("NOTES", str(notes))):
-        monkeypatch.setenv(name, value)
     if victim == "parent":
-        program = [sys.executable, str(SUPPORT / "batch_units.py"), *words]
-        return subprocess.run(program, check=False, timeout=300).returncode
-    monkeypatch.setitem(batch.__kwdefaults__, "worker", Deadly)
-    return CliRunner().invoke(app, words).exit_code
+        return in_another_process(victim, notes, words(data, out))
+    monkeypatch.setitem(batch.__kwdefaults__, "worker", deadly(victim, notes))
+    return CliRunner().invoke(app, words(data, out)).exit_code
 
 
 @pytest.mark.parametrize("victim", ["worker", "parent", "stop"])
@@ -269,13 +231,13 @@ def test_killed_in_the_middle_of_a_clip(
 ) -> None:
     notes, out = tmp_path / "notes", tmp_path / "out"
     notes.mkdir()
-    code = deadly(data, out, notes, victim, monkeypatch)
+    code = deadly_batch(data, out, notes, victim, monkeypatch)
     states = ["done"] * 3
     if victim != "worker":
         assert code == (-signal.SIGKILL if victim == "parent" else 130)
         assert (out / "a").is_dir() and not (out / "b").exists()
         states[0] = "skipped"
-        code = deadly(data, out, notes, "nobody", monkeypatch)
+        code = deadly_batch(data, out, notes, "nobody", monkeypatch)
     assert code == 0
     assert {name: results(out / name) for name in CLIPS} == alone
     table = json.loads((out / "batch.json").read_text())

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from exported import ship_small
 from many_streams import open_engine
 from typer.testing import CliRunner
 
@@ -26,7 +27,10 @@ def test_a_row_counts_what_it_says() -> None:
     assert engine.pools.used == 0  # the streams were closed
 
 
-def test_the_command_writes_a_row_for_every_count(tmp_path: Path) -> None:
+def test_the_command_writes_a_row_for_every_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ship_small(monkeypatch, tmp_path / "weights", "stm", "imcnet")
     file = tmp_path / "out" / "streams.json"
     words = ["--model", "stm,imcnet", "--streams", "1,2", "--max-batch", "2", "--objects", "1"]
     words += ["--output-json", str(file), *SMALL]

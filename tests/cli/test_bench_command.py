@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported import small_demo
+from exported import ship_small, small_demo
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -30,7 +30,6 @@ from vosengine.cli import bench as cli_bench
 from vosengine.errors import ConfigError, DeviceError
 from vosengine.kernels.dispatch import Op
 from vosengine.runtime import has_bf16
-from vosengine.zoo import weights
 from vosengine.zoo.registry import list_models
 
 SIZE = 64, 96
@@ -235,8 +234,7 @@ def test_every_paper_that_prints_a_time_has_its_row() -> None:
 
 
 def test_the_command_writes_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {model: small_demo(tmp_path / "weights", model) for model in ("munet", "imcnet")}
-    monkeypatch.setattr(weights, "_shipped_file", lambda card: small[card.model])
+    ship_small(monkeypatch, tmp_path / "weights", "munet", "imcnet")
     files = {name: tmp_path / f"out/bench.{name}" for name in ("json", "md", "png")}
     outcome = run(
         *("--model", "munet,imcnet", "--weights", "demo", "--sizes", "64x96,96x64"),

@@ -17,18 +17,11 @@ from PIL import Image
 
 import vosengine.detectors
 from vosengine.cli.app import main
-from vosengine.commands.evaluate import (
-    COPIED,
-    ELLIPSE,
-    PROPAGATED,
-    WARPED,
-    EvaluateOptions,
-    Progress,
-    evaluate,
-)
+from vosengine.commands.evaluate import EvaluateOptions, Progress, evaluate
 from vosengine.commands.propagation import Features, PropagatedMask
+from vosengine.commands.sequences import COPIED, ELLIPSE, PROPAGATED, WARPED
 from vosengine.engine.segmenter import Segmenter
-from vosengine.errors import InputError
+from vosengine.errors import InputError, VosError
 from vosengine.evaluation import centred_ellipse, match_objects, measure, measure_folders
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 from vosengine.types import Result
@@ -129,6 +122,37 @@ def test_only_objects_of_the_first_frame_are_followed_and_scored(
     found = evaluate(options("stm", data, tiny_weights))
     assert set(found.evaluation.sequences["one"].objects) == {1, 2}
     assert set(found.evaluation.sequences["two"].objects) == {2}
+
+
+def test_workers_find_the_same_scores(
+    data: Path,
+    tmp_path: Path,
+    tiny_weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """To the bit, with as many threads each; a sequence that fails is named, wherever it is."""
+    alone = evaluate(options("stm", data, tiny_weights, out=tmp_path / "alone"))
+    reports: list[Progress] = []
+    given = options("stm", data, tiny_weights, out=tmp_path / "shared", workers=2)
+    shared = evaluate(given, reports.append)
+    assert shared.evaluation == alone.evaluation and shared.baselines == alone.baselines
+    assert (shared.settings, shared.note) == (alone.settings, alone.note)
+    assert len(shared.milliseconds) == 7
+    assert sorted(p.done for p in reports) == [*range(1, 10)]
+    for path in (tmp_path / "alone").rglob("*.png"):
+        same = tmp_path / "shared" / path.relative_to(tmp_path / "alone")
+        assert same.read_bytes() == path.read_bytes()
+    listed = [json.loads((tmp_path / n / "masks.json").read_text()) for n in ("alone", "shared")]
+    assert listed[0] == listed[1]
+    frame = data / "JPEGImages/480p/two/00002.jpg"
+    Image.open(frame).resize((40, 40)).save(frame)
+    words = ["--model", "stm", "--data", data, "--weights", given.weights, "--device", "cpu"]
+    words += ["--workers", 2, "--no-propagation"]
+    assert "two/00002: the frame is 40 x 40" in printed(words, monkeypatch, capsys)
+    frame.write_bytes(b"no image")
+    with pytest.raises(VosError, match="two"):
+        evaluate(options("stm", data, tiny_weights))
 
 
 class Said:

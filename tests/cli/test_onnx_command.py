@@ -191,6 +191,11 @@ def test_export_of_what_cannot_be(tmp_path: Path) -> None:
         (["xmem", "--out", tmp_path / "a"], "model: wanted one of stm"),
         (["munet", "--out", tmp_path / "a", "--opset", "17"], "opset: wanted 20..21"),
         (["munet", "--server-repository", tmp_path / "a"], "wants --size HxW"),
+        (["munet", "--out", tmp_path / "a", "--ops", "fast"], "ops: wanted standard, contrib"),
+        (
+            ["munet", "--server-repository", tmp_path / "a", "--ops", "vosengine"],
+            "wanted --ops standard or contrib, given vosengine",
+        ),
     ]
     for words, message in wrong:
         ran = run("export", *words)

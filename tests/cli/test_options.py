@@ -120,7 +120,7 @@ def test_what_never_goes_together_is_refused_by_name(given: Path, tmp_path: Path
         row = {**plain, "model": model, "precision": "tf32"}
         error = refused("run", given / "JPEGImages/480p/a", "--out", tmp_path / "o",
                         *words_of(row, given))  # fmt: skip
-        assert str(error) == "precision: tf32 is a GPU's; wanted fp32, bf16, fp16 or auto"
+        assert str(error) == "precision: tf32 is for GPUs; wanted fp32, bf16, fp16 or auto"
     assert not list(tmp_path.rglob("*.png"))
 
 

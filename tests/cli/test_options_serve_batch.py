@@ -55,11 +55,13 @@ def test_options_of_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     words += ["--weights", "demo", "--device", "cpu", "--precision", "fp32"]
     words += ["--max-objects", "6", "--size", "64", "--memory", "every-5", "--online"]
     words += ["--limit", "9", "--checkpoint", "8", "--no-overlay"]
+    words += ["--ray", "10.0.0.1:6379", "--scratch", str(tmp_path / "scratch")]
     CliRunner().invoke(app, words)
     (found,) = seen
     assert [str(clip) for clip in found.clips] == ["a.mp4", "b.mp4"]
     assert (found.out, found.mask_suffix) == (tmp_path, "_mask")
     assert (found.workers, found.retries, found.rle, found.redo) == (3, 4, True, True)
+    assert (found.ray, found.scratch) == ("10.0.0.1:6379", tmp_path / "scratch")
     assert found.run == {
         "model": "munet",
         "weights": "demo",

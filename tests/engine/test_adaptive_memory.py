@@ -1,4 +1,4 @@
-"""The adaptive bank: near duplicates are merged, the least used make room."""
+"""Adaptive memory bank: similar features are merged, the least used are evicted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def adaptive(
     groups: int = 1, positions: int = 2, channels: int = 8, **config: float
 ) -> AdaptiveBank:
-    """A bank poisoned where nothing was written; keys and values of the same width."""
+    """Return a bank with poisoned unwritten memory; keys and values have the same width."""
     settings_ = MemoryConfig(policy="afb", **{"budget": 1000, **config})
     widths = channels, channels
     bank = AdaptiveBank(settings_, groups, positions, widths, device=CPU, dtype=torch.float32)
@@ -31,18 +31,18 @@ def adaptive(
 
 
 def feed(bank: AdaptiveBank, *features: torch.Tensor) -> None:
-    """One frame [P, C] for every group, its keys also its values."""
+    """Write one frame [P, C] per group, with keys equal to values."""
     frame = torch.stack(features)
     bank.write(frame, frame, [False] * len(features))
 
 
 def axes(*indices: int) -> torch.Tensor:
-    """A frame of unit features that are all unlike each other."""
+    """Return a frame of orthogonal unit features."""
     return torch.eye(8)[list(indices)]
 
 
 def directions(bank: AdaptiveBank, group: int = 0) -> list[int]:
-    """The axis of every stored feature, in order."""
+    """Return the axis of every stored feature, in order."""
     stored = bank.read(group + 1)
     used = int(stored.length[group])
     assert torch.equal(stored.keys[group, :used], stored.values[group, :used])
@@ -75,7 +75,7 @@ def test_merges_by_cosine_whatever_the_length() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.7, 1.0])
 def test_a_merge_moves_the_direction_by_the_rate(rate: float) -> None:
-    """By hand in float64: |s| ((1 - rate) s / |s| + rate * mean of the new unit vectors)."""
+    """Computed in float64: |s| ((1 - rate) s / |s| + rate * mean of the new unit vectors)."""
     bank = adaptive(positions=3, merge_rate=rate, merge_similarity=0.5)
     near = 0.2 * noise(3, 8, seed=1) + axes(0, 0, 4)
     stored_key, stored_value = 3 * axes(0, 3, 4), noise(3, 8, seed=2)
@@ -192,7 +192,7 @@ def test_the_policy_afb_makes_it() -> None:
 
 
 def test_the_first_annotated_frame_is_never_forgotten() -> None:
-    """Of the unmerged the oldest go, but not those that the caller himself has marked."""
+    """The oldest unmerged features are evicted, except those of prompts."""
     bank = adaptive(budget=6)
     for first in (0, 2, 4, 6):
         feed(bank, axes(first, first + 1))

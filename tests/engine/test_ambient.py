@@ -1,4 +1,4 @@
-"""What the caller has set in torch, and the process a stream is in: neither leaks into answers."""
+"""torch settings of the caller, and forked processes, do not affect results."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def calm_answers(model: str, frames: bytes, mask: bytes) -> list[Result]:
 def answers_in(
     model: str, small: Clip, within: Callable[[], AbstractContextManager[Any]], out: Path
 ) -> list[Result]:
-    """A Segmenter made in those settings; its first steps in them, the next outside, the last in
-    them again; outside also by another one that goes on with what was saved inside. Asserts that
-    the settings are as they were."""
+    """Run a Segmenter made in those settings: first steps inside, the next outside, the last inside
+    again; outside also with another one that resumes the state saved inside. Asserts that the
+    settings are unchanged."""
     with within():
         before = settings()
         segmenter = begin(model)
@@ -117,7 +117,7 @@ def test_what_the_caller_has_set_changes_no_label(
 
 
 def test_a_source_is_asked_under_the_callers_settings(small: Clip) -> None:
-    """It is theirs: autocast around a step is meant for it, too."""
+    """The source belongs to the caller: autocast around a step applies to it."""
     seen: list[bool] = []
 
     def source(frame: torch.Tensor, index: int) -> Proposals:
@@ -182,7 +182,7 @@ def test_an_export_says_the_same(export: Export, small: Clip) -> None:
 
 
 def spoken_by_a_child(work: Callable[[], object]) -> str:
-    """The StateError that a forked child gets from this work; empty where there is none."""
+    """Return the message of the StateError that the work raises in a forked child, or ""."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:  # ends here, whatever happens

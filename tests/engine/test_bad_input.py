@@ -1,4 +1,4 @@
-"""Bad input, for every model: the message says what is wrong, and the stream goes on without it."""
+"""Invalid input for every model: a clear message, and the stream continues unchanged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def bad_masks(mask: np.ndarray) -> list[tuple[Any, str]]:
 
 
 def refuse(segmenter: Segmenter, frame: Any, mask: Any, message: str) -> None:
-    """The step is refused, and nothing that can be seen has changed."""
+    """Assert that the step raises, and no visible state has changed."""
     before = segmenter.frame_count, segmenter.ids, segmenter.geometry
     with pytest.raises(InputError, match=message):
         segmenter.step(frame, mask)
@@ -99,7 +99,7 @@ def test_what_is_refused_at_first_begins_no_stream(any_model: str, small: Clip) 
 def test_a_fault_inside_the_network_leaves_the_stream_as_it_was(
     any_model: str, small: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever verb fails; a source of proposals is then asked for the same frame again."""
+    """For a failure in any verb; the proposal source is then called again for the same frame."""
     disturbed, calm = (begin(any_model, online=True) for _ in range(2))
     method = calm.method
     if method.needs_proposals:

@@ -1,4 +1,4 @@
-"""Settings: a value out of range is refused by name, and a file gives back what was put in."""
+"""Configurations: values out of range are refused by name, and files round-trip."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ OTHER = {
 
 
 def other(name: str, value: Any) -> Any:
-    """A valid value that is not this default."""
+    """Return a valid value other than this default."""
     if name == "fusion":
         return {"attention": "add", "tsc": "conv3"}[value]
     if name == "heads":
@@ -242,7 +242,7 @@ def other(name: str, value: Any) -> Any:
 
 
 def other_than(config: Any) -> dict[str, Any]:
-    """For every field, a valid value that is not the default."""
+    """Return, for every field, a valid value other than the default."""
     names = [field.name for field in dataclasses.fields(config)]
     return {name: other(name, getattr(config, name)) for name in names}
 

@@ -1,4 +1,4 @@
-"""Objects that a method discovers by itself: their ids, their room, and the caller's mask."""
+"""Objects discovered by a method: ids, capacity, and interaction with prompts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make, tiny_config
+from quick_streams import stream_state
 
 from vosengine.engine.objects import ObjectSlots
 from vosengine.engine.segmenter import Segmenter
@@ -24,7 +25,7 @@ STRIPE = 8  # rows of a frame that belong to an object
 
 
 class ScriptState(State):
-    """Which stripe each slot has, and what `remember` was told."""
+    """Stripe of each slot, and the arguments of `remember`."""
 
     def __init__(self) -> None:
         self.stripes: list[int] = []
@@ -47,7 +48,7 @@ class ScriptFeatures(NamedTuple):
 
 
 class Script(Method[ScriptFeatures, ScriptState]):
-    """Discovers the stripes that its script names frame by frame, and follows them where they are.
+    """Method that discovers the stripes its script lists for each frame, and tracks them in place.
 
     Every stripe is STRIPE rows of the frame, top to bottom; stride 4.
     """
@@ -161,7 +162,7 @@ def test_what_segment_noted_reaches_remember() -> None:
     segmenter = scripted({0: [0]})
     segmenter.step(FRAME)
     segmenter.step(FRAME, stripe(4, 9))
-    assert segmenter._state.told == [("frame 0", ()), ("frame 1", (1,))]
+    assert stream_state(segmenter).told == [("frame 0", ()), ("frame 1", (1,))]
 
 
 def test_more_than_there_is_room_for_are_left_out() -> None:

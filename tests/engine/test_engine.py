@@ -1,4 +1,4 @@
-"""Many streams on one set of weights: each has the labels that it has by itself."""
+"""Many streams on one engine: each has the labels of a separate Segmenter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vosengine.zoo.registry import list_models
 
 
 class Twin:
-    """A stream of an engine, and a Segmenter by itself that is given the same."""
+    """Stream of an engine, and a separate Segmenter with the same inputs."""
 
     def __init__(self, engine: Engine, number: int) -> None:
         self.engine, self.number = engine, number
@@ -84,7 +84,7 @@ def test_streams_in_any_order_are_streams_by_themselves(
     opened = 1
 
     def settle() -> None:
-        """Every answer that is due."""
+        """Check all pending results."""
         while found := engine.step():
             for stream, result in found:
                 (twin,) = (each for each in twins if each.stream is stream)
@@ -248,7 +248,7 @@ def test_threads_that_step_streams_of_one_engine_take_turns(model: str) -> None:
 def test_an_error_in_a_step_costs_no_other_stream_its_frame(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where there is no more memory: of the frames that go together the second fails."""
+    """As when out of memory: the second of the frames in a batch fails."""
     engine = open_engine("stm", max_batch=4)
     twins = [Twin(engine, 2 * number) for number in range(3)]
     for twin in twins:

@@ -1,5 +1,4 @@
-"""Streams that are answered for together: who is, that each has its own answer, and what memory
-they share."""
+"""Batched streams: which are batched, that results are per stream, and shared memory pools."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ BATCHED = tuple(name for name in list_models() if entry(name).build.batched)
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of every answer that several streams have together, how many."""
+    """Return the sizes of all batches of several streams."""
     noted: list[int] = []
     together = engine_module.answer_together
 
@@ -37,7 +36,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def advance(engine: Engine, streams: list[Segmenter], index: int, prompted: bool) -> list[Result]:
-    """A frame of every stream, each of a video of its own; the answers, in order of stream."""
+    """Step one frame of every stream, each of its own video; returns results in stream order."""
     takes = engine.method.takes_mask
     for number, stream in enumerate(streams):
         mask = mask_of(2 * number, index, SIZES[0]) if prompted and takes else None
@@ -79,7 +78,7 @@ def test_memories_of_features_are_not_read_together(sizes: list[int]) -> None:
 def test_graphs_of_several_streams_give_what_there_is_without(
     model: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While objects come and go, and the pool of pages grows."""
+    """While objects are added and removed, and the page pool grows."""
     plain = open_engine(model, max_batch=4)
     with monkeypatch.context() as patch, use_backend("reference"):
         patch.setattr(engine_module, "graph_maker", lambda device: RecordedGraph)
@@ -147,7 +146,7 @@ def test_streams_of_two_sizes_have_two_pools() -> None:
 def test_batches_in_float32_have_the_masks_of_streams_by_themselves(
     model: str, sizes: list[int]
 ) -> None:
-    """Sums are rounded in another order: IoU of all labels above .999."""
+    """The order of summation differs: IoU of all labels is above .999."""
     together, alone = (open_engine(model, max_batch=size) for size in (4, 1))
     ours, theirs = ([open_stream(e) for _ in range(3)] for e in (together, alone))
     shared = joined = 0

@@ -1,4 +1,4 @@
-"""Captured steps: the same answers as without, captured anew when objects come and go."""
+"""Captured graphs: same results as without, and recapture when the number of objects changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quick_streams import SIZE, begin, play, rectangle
+from quick_streams import SIZE, begin, captured_by, graphs_of, play, rectangle
 from recorded_graph import RecordedGraph
 
 from vosengine.engine import engine as engine_module
@@ -27,23 +27,16 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def pair(model: str, **options: Any) -> tuple[Segmenter, Segmenter]:
-    """With graphs, and without: otherwise alike."""
+    """Return two Segmenters that differ only in the use of graphs."""
     one, other = begin(model, **options), begin(model, **options)
-    assert one._graphs is not None
+    assert len(graphs_of(one)) == 2
     other._graphs = other.runs_on._encoding = None
     return one, other
 
 
-def captured_by(segmenter: Segmenter) -> int:
-    """How many graphs the stream and its engine have captured."""
-    graphs = segmenter._graphs, segmenter.runs_on._encoding
-    return sum(each.captured for each in graphs if each is not None)
-
-
 def names_of(segmenter: Segmenter) -> list[Any]:
     """Of all captured graphs, those of the engine first."""
-    graphs = segmenter.runs_on._encoding, segmenter._graphs
-    return [name for each in graphs if each is not None for name, *_ in each._graphs]
+    return [name for each in graphs_of(segmenter) for name, *_ in each._graphs]
 
 
 def same(one: Any, other: Any) -> None:
@@ -57,7 +50,7 @@ def same(one: Any, other: Any) -> None:
 def test_a_stream_by_graphs_is_bit_by_bit_the_stream_without(
     model: str, small: Clip, graphs: None
 ) -> None:
-    """The answers are looked at when all frames are done: no graph may write over them."""
+    """Results are compared after all frames: no graph may overwrite them."""
     frames = np.concatenate([small.frames, small.frames[::-1]])
     prompts = {0: small.masks[0], 5: small.masks[5]}
     one, other = pair(model)
@@ -86,7 +79,7 @@ def test_another_number_of_objects_is_another_piece(model: str, small: Clip, gra
 
 @pytest.mark.parametrize("model", ["stm", "munet"])
 def test_other_ids_are_no_other_piece(model: str, small: Clip, graphs: None) -> None:
-    """Nor is another order of slots. What was answered under earlier ids stays what it was."""
+    """Nor is another order of slots. Results with earlier ids are unchanged."""
     one, other = pair(model)
     prompts = [small.masks[0], np.where(small.masks[0] == 1, 9, 0), np.zeros_like(small.masks[0])]
     prompts[2][20:32, 20:40] = 4
@@ -107,11 +100,11 @@ def test_a_new_stream_of_another_size_is_captured_anew(small: Clip, graphs: None
     for height, width in (SIZE, (40, 56)):
         frames, mask = small.frames[:5, :height, :width], small.masks[0][:height, :width]
         same(play(one, frames, {0: mask}), play(other, frames, {0: mask}))
-        assert one._graphs is not None and one._graphs.captured > 0
+        assert graphs_of(one)[-1].captured > 0
         one.reset()
         other.reset()
         other._graphs = None
-        assert one._graphs.captured == 0
+        assert graphs_of(one)[-1].captured == 0
 
 
 def test_memory_that_grows_and_wraps_needs_no_other_graph(small: Clip, graphs: None) -> None:

@@ -1,4 +1,4 @@
-"""Memory: what is kept, what is dropped, and that nothing dead is ever read."""
+"""Memory bank: kept and evicted frames, and that freed memory is never read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVERY_THIRD_WRITE = [True, False, False]
 
 
 def ring(groups: int = 1, frames: int = 4) -> MemoryBank:
-    """A bank whose every position is poisoned until it is written."""
+    """Return a bank with poisoned unwritten positions."""
     pages = PagePools().of(CELLS, (KEY, VALUE), device=CPU, dtype=torch.float32)
     pages.take(groups * frames)
     pages.keys.fill_(math.nan)
@@ -33,7 +33,7 @@ def ring(groups: int = 1, frames: int = 4) -> MemoryBank:
 
 
 def write(bank: Memory, tags: list[float], keep: list[bool] | bool) -> None:
-    """One frame for len(tags) groups; every number in a group's key and value is its tag."""
+    """Write one frame for len(tags) groups; every element of a group's key and value is its tag."""
     keep = [keep] * len(tags) if isinstance(keep, bool) else keep
     row = torch.tensor(tags, dtype=torch.float32)[:, None, None]
     key, value = row.expand(-1, CELLS, KEY), row.expand(-1, CELLS, VALUE)
@@ -41,7 +41,7 @@ def write(bank: Memory, tags: list[float], keep: list[bool] | bool) -> None:
 
 
 def held(bank: MemoryBank, group: int = 0) -> list[int]:
-    """Tags of the frames within a group's length, in order of slot."""
+    """Return the tags of the frames within a group's length, in slot order."""
     used = int(bank.length[group])
     assert used % CELLS == 0
     keys, values = (x.unflatten(0, (-1, CELLS)) for x in positions(bank.read(group + 1), group))
@@ -170,7 +170,8 @@ def test_a_ring_goes_on_identically_after_a_round_trip(before: int) -> None:
 
 
 def test_what_nobody_wrote_is_not_saved() -> None:
-    """Groups of different age: the younger one's rest is zeros, not whatever the memory held."""
+    """Groups of different length: the rest of the shorter one is saved as zeros, not as
+    uninitialised memory."""
     bank = ring(groups=2)
     write(bank, [1], True)
     write(bank, [2, 2], True)
@@ -215,7 +216,7 @@ STEPS = st.lists(
 @settings(deadline=None, max_examples=150)
 @given(frames=st.integers(2, 6), steps=STEPS)
 def test_a_ring_is_a_list_of_frames(frames: int, steps: list[tuple[str, Any]]) -> None:
-    """The model: per group a list of tags, and whether the last of them is to be replaced."""
+    """Model: per group a list of tags, and whether the next write replaces the last one."""
     bank = ring(groups=GROUPS, frames=frames)
     model: list[list[int]] = []
     replaced: list[bool] = []
@@ -280,7 +281,7 @@ def schedule(policy: str, max_frames: int = 50) -> MatchingState:
 
 
 def show(state: MatchingState, count: int, prompted: tuple[int, ...] = ()) -> None:
-    """The next frame, its number in every key and value, for `count` objects."""
+    """Write the next frame for `count` objects, with its index in every key and value."""
     number = torch.full((count, 1, 1, CELLS), float(state.frame_count))
     key, value = number.expand(-1, KEY, -1, -1), number.expand(-1, VALUE, -1, -1)
     state.write(key, value, prompted)

@@ -1,4 +1,4 @@
-"""Pages: taken as they are needed, given back, never more than the budget has room for."""
+"""Memory pages: allocated on demand, freed, and limited by the budget."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pool_of(pools: PagePools, cells: int = CELLS) -> Pages:
 
 
 def show(bank: MemoryBank, tags: list[float], keep: bool = True) -> None:
-    """A frame of len(tags) objects, every number of each its tag."""
+    """Write a frame of len(tags) objects, every element equal to the object's tag."""
     row = torch.tensor(tags)[:, None, None]
     bank.write(row.expand(-1, CELLS, KEY), row.expand(-1, CELLS, VALUE), [keep] * len(tags))
 

@@ -1,4 +1,4 @@
-"""Ids and slots, the caller's mask over the network's, and the way back to the caller's frame."""
+"""Object ids and slots, merging of prompts, and mapping to the input frame."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vosengine.engine.objects import ObjectSlots
-from vosengine.engine.postprocess import finish, labels_of, merge_prompt, named
+from vosengine.engine.postprocess import finish, labels_of, make_prompt, merge_prompt
 from vosengine.errors import InputError
 from vosengine.frames import crop, resize_labels
 from vosengine.types import Geometry, Scores
 
 
 def slots(*ids: int, capacity: int = 4) -> ObjectSlots:
-    """Slots whose ids arrived in that order."""
+    """Return slots with ids assigned in that order."""
     made = ObjectSlots(capacity)
     made.assign(ids)
     return made
@@ -34,7 +34,7 @@ def prompt_of(rows: list[list[int]]) -> torch.Tensor:
 
 
 def blocks(size: tuple[int, int], *corners: tuple[int, int, int, int, int]) -> torch.Tensor:
-    """Labels of that size with rectangles (id, top, bottom, left, right)."""
+    """Return labels of that size with rectangles (id, top, bottom, left, right)."""
     labels = torch.zeros(size, dtype=torch.uint8)
     for object_id, top, bottom, left, right in corners:
         labels[top:bottom, left:right] = object_id
@@ -79,7 +79,7 @@ def test_a_removed_objects_slot_goes_to_the_last_and_its_id_may_come_back() -> N
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 6)), max_size=30))
 def test_slots_follow_what_a_memory_does(steps: list[tuple[bool, int]]) -> None:
-    """Rows moved as `forget` promises to: the last into the freed one."""
+    """Rows move as `forget` specifies: the last one into the freed one."""
     made, rows = slots(capacity=6), []
     for joins, object_id in steps:
         if joins:
@@ -110,8 +110,8 @@ def test_more_objects_than_the_capacity_are_refused_with_the_numbers() -> None:
 
 
 def test_the_ids_of_a_prompt_are_ascending_and_without_the_background() -> None:
-    assert named(prompt_of([[0, 255], [3, 255]]), CPU).ids == (3, 255)
-    assert named(prompt_of([[0, 0]]), CPU).ids == ()
+    assert make_prompt(prompt_of([[0, 255], [3, 255]]), CPU).ids == (3, 255)
+    assert make_prompt(prompt_of([[0, 0]]), CPU).ids == ()
 
 
 def test_prompted_pixels_are_one_hot_and_all_rows_sum_to_one() -> None:
@@ -161,7 +161,7 @@ RESIZED = Geometry.fit((60, 87), size=40, multiple=16)  # 40 x 58, padded to 48 
 
 
 def halves(order: tuple[str, ...]) -> Scores:
-    """Logits in order of slot: an object on the left half, one on the right, one nowhere."""
+    """Return logits in slot order: an object on the left half, one on the right, one absent."""
     logits = torch.full((len(order), 12, 16), -9.0)
     for row, where in enumerate(order):
         side = {"left": slice(0, 8), "right": slice(8, 16), "nowhere": slice(0, 0)}[where]
@@ -205,7 +205,7 @@ def test_the_memorys_masks_have_the_networks_size_and_nothing_in_the_padding() -
 def test_the_first_frames_labels_are_the_prompt_pixel_by_pixel(geometry: Geometry) -> None:
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, 4, geometry.frame, generator=generator).to(torch.uint8) * 60
-    result, masks, by_slot = finish(None, named(prompt, CPU), slots(), geometry, 0, CPU)
+    result, masks, by_slot = finish(None, make_prompt(prompt, CPU), slots(), geometry, 0, CPU)
     assert torch.equal(result.labels, prompt)
     assert result.ids == by_slot == (60, 120, 180)
     assert masks.prompted == (0, 1, 2)
@@ -221,7 +221,7 @@ def test_a_later_prompt_adds_its_object_and_leaves_the_others(geometry: Geometry
     height, width = geometry.frame
     prompt = blocks(geometry.frame, (4, 0, height, 0, width // 4))
     scores = halves(("left", "right"))
-    result, masks, by_slot = finish(scores, named(prompt, CPU), slots(7, 2), geometry, 3, CPU)
+    result, masks, by_slot = finish(scores, make_prompt(prompt, CPU), slots(7, 2), geometry, 3, CPU)
     assert (result.ids, by_slot, masks.prompted) == ((2, 4, 7), (7, 2, 4), (2,))
     assert torch.equal(result.labels == 4, prompt == 4)
     assert (result.labels[:, width // 4 : width // 2 - 3] == 7).all()
@@ -238,7 +238,7 @@ def test_a_corrected_object_keeps_its_slot_and_leaves_its_old_place(geometry: Ge
     width = geometry.frame[1]
     prompt = blocks(geometry.frame, (7, 5, 9, width - 9, width))  # 7 was on the left
     scores = halves(("left", "nowhere"))
-    result, masks, by_slot = finish(scores, named(prompt, CPU), slots(7, 2), geometry, 3, CPU)
+    result, masks, by_slot = finish(scores, make_prompt(prompt, CPU), slots(7, 2), geometry, 3, CPU)
     assert (result.ids, by_slot, masks.prompted) == ((2, 7), (7, 2), (0,))
     assert torch.equal(result.labels, prompt)
     # Object 2 is nowhere, and does not inherit what 7 was sure of and loses.
@@ -249,7 +249,7 @@ def test_a_corrected_object_keeps_its_slot_and_leaves_its_old_place(geometry: Ge
 def test_when_every_object_is_corrected_the_rest_is_background() -> None:
     prompt = blocks(NATIVE.frame, (7, 5, 9, 40, 50), (2, 20, 30, 3, 9))
     result, masks, by_slot = finish(
-        halves(("left", "right")), named(prompt, CPU), slots(7, 2), NATIVE, 3, CPU
+        halves(("left", "right")), make_prompt(prompt, CPU), slots(7, 2), NATIVE, 3, CPU
     )
     assert torch.equal(result.labels, prompt)
     assert (by_slot, masks.prompted) == ((7, 2), (0, 1))

@@ -1,18 +1,18 @@
-"""What only a GPU can show: engines that agree with the CPU, ops that never wait for the device,
-captured graphs that stay valid while memory grows."""
+"""Tests that need a GPU: engines agree with the CPU, ops never synchronise, captured graphs stay
+valid while the memory grows."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from quick_streams import begin, play, rectangle
+from quick_streams import begin, captured_by, graphs_of, play, rectangle
 
 from vosengine.kernels import OPS, Op, read_memory, use_backend
 from vosengine.kernels.parity import cases_of
 from vosengine.training.synthetic import Clip
 from vosengine.zoo.registry import entry, list_models
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+pytestmark = pytest.mark.gpu
 
 COMPILED = [(op, name) for op in OPS for name in ("cuda", "triton") if name in op.backends]
 
@@ -68,7 +68,7 @@ def on_device(clip: Clip) -> list[torch.Tensor]:
 @pytest.mark.parametrize("from_host", [False, True])
 @pytest.mark.parametrize("model", [name for name in CAPTURED if name != "dmn_aoa"])
 def test_a_warm_step_neither_allocates_nor_waits(model: str, small: Clip, from_host: bool) -> None:
-    """dmn_aoa chooses among proposals by numbers, and waits for them."""
+    """dmn_aoa selects proposals on the host, which synchronises."""
     segmenter = (
         begin(model, device="cuda", memory="all")
         if model in ("stm", "munet")
@@ -89,8 +89,7 @@ def test_a_warm_step_neither_allocates_nor_waits(model: str, small: Clip, from_h
     after = torch.cuda.memory_stats()
     for name in ("segment.all.allocated", "num_alloc_retries"):  # calls of cudaMalloc
         assert after[name] == before[name]
-    graphs = [segmenter._graphs, segmenter.runs_on._encoding]
-    assert sum(each.captured for each in graphs if each is not None) >= 2
+    assert captured_by(segmenter) >= 2
 
 
 @pytest.mark.parametrize("model", [name for name in CAPTURED if name != "imcnet"])
@@ -107,8 +106,8 @@ def test_graphs_follow_objects_that_come_and_go(model: str, small: Clip) -> None
         found.append([answer.labels.cpu() for answer in answers])  # when all steps are done
     for mine, plain in zip(*found, strict=True):
         assert float((mine == plain).float().mean()) > 0.99
-    assert streams[0]._graphs is not None and streams[0]._graphs.captured > 0
-    assert streams[1]._graphs is None
+    assert graphs_of(streams[0])[-1].captured > 0
+    assert not graphs_of(streams[1])
 
 
 def test_a_captured_reading_follows_the_memory_as_it_grows() -> None:

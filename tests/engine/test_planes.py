@@ -1,4 +1,4 @@
-"""Masks as planes, one for each object: soft, or of 0 and 1; both engines read them alike."""
+"""Prompt masks as planes, one per object, soft or binary, in both engines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def planes_of(labels: np.ndarray, count: int, dtype: Any = np.uint8) -> np.ndarr
 
 
 def slow_labels(planes: np.ndarray) -> np.ndarray:
-    """Pixel by pixel: the first of the greatest, against a background of 0.5."""
+    """Return labels pixel by pixel: the first maximum, with a background of 0.5."""
     labels = np.zeros(planes.shape[1:], np.uint8)
     for place in np.ndindex(*labels.shape):
         best = 0.5
@@ -58,7 +58,7 @@ def test_planes_of_0_and_1_are_the_labels(
 def test_of_soft_planes_the_greatest_counts_against_the_background(
     read: Callable[..., np.ndarray], count: int
 ) -> None:
-    """Of eighths, so that many are equal, and many are 0.5."""
+    """Values are multiples of 1/8, so that many are equal, and many are 0.5."""
     planes = np.random.default_rng(1).integers(0, 9, (count, *SIZE)).astype(np.float32) / 8
     np.testing.assert_array_equal(read(planes), slow_labels(planes))
     np.testing.assert_array_equal(read(planes[:, ::-1, ::-1]), slow_labels(planes)[::-1, ::-1])
@@ -104,7 +104,7 @@ def test_bad_planes_are_refused_by_name(read: Callable[..., np.ndarray], name: s
 
 
 def test_a_stream_takes_planes_as_it_takes_labels(prompted_model: str, small: Clip) -> None:
-    """Two objects to begin with, both corrected, then one."""
+    """Two objects at first; both are corrected, then one."""
     prompts = {0: small.masks[0], 2: small.masks[2], 3: small.masks[3] * (small.masks[3] == 2)}
     wanted = play(begin(prompted_model), small.frames[:5], prompts)
     hard = {index: planes_of(mask, 2) for index, mask in prompts.items()}

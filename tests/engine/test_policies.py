@@ -1,4 +1,4 @@
-"""What both engines decide by numbers: tracks and what they learn, first frames, stored labels."""
+"""Policies shared by both engines: tracks and their samples, first frames, stored labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Result is good for once it is there: copied, sent elsewhere, and written as COCO does."""
+"""Results: copying, pickling, and COCO run-length encoding."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from vosengine.types import Result, _unpickled
 
 @pytest.fixture(scope="module")
 def answer(clip: Clip) -> Result[torch.Tensor]:
-    """Of a frame without a mask, with objects of ids 8 and 3."""
+    """Return the result of a frame without a mask, with objects 8 and 3."""
     prompt = np.array([0, 8, 3], np.uint8)[clip.masks[0]]
     return follow(make("stm"), clip.frames[:3], prompt)[-1]
 
 
 @pytest.fixture(scope="module")
 def of_arrays(answer: Result[torch.Tensor]) -> Result[np.ndarray]:
-    """The same, as an OnnxSegmenter gives it."""
+    """Return the same result with NumPy arrays, as an OnnxSegmenter does."""
     rows = answer.probabilities.numpy()
     return Result(answer.numpy(), answer.ids, answer.frame_index, lambda: rows.copy())
 
@@ -87,7 +87,7 @@ print(type(result.labels).__name__, "torch" in sys.modules)
 def test_a_pickle_is_read_by_another_process(
     answer: Result[torch.Tensor], of_arrays: Result[np.ndarray], arrays: bool, tmp_path: Path
 ) -> None:
-    """Without torch, where the result came from onnxruntime."""
+    """Without torch, if the result is from onnxruntime."""
     wanted: Result = of_arrays if arrays else answer
     (tmp_path / "result").write_bytes(pickle.dumps(wanted))
     command = [sys.executable, "-c", READ, str(tmp_path / "result"), str(tmp_path / "found.npz")]
@@ -103,7 +103,7 @@ def test_a_pickle_is_read_by_another_process(
 def test_a_result_of_a_gpu_comes_back_on_the_cpu_where_there_is_none(
     answer: Result[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is pickled on a GPU: arrays, and the name of the device."""
+    """A pickle from a GPU has arrays and the name of the device."""
     read, given = answer.__reduce__()
     assert read is _unpickled
     assert all(not isinstance(each, torch.Tensor) for each in given)
@@ -115,7 +115,7 @@ def test_a_result_of_a_gpu_comes_back_on_the_cpu_where_there_is_none(
         assert_equal(found, answer)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.gpu
 def test_a_result_of_a_gpu_comes_back_on_it(clip: Clip) -> None:
     wanted = follow(make("stm", device="cuda"), clip.frames[:2], clip.masks[0])[-1]
     found = pickle.loads(pickle.dumps(wanted))
@@ -124,7 +124,7 @@ def test_a_result_of_a_gpu_comes_back_on_it(clip: Clip) -> None:
     assert torch.equal(found.probabilities, wanted.probabilities)
 
 
-# COCO's encoding, written a second time: from pycocotools' description, pixel by pixel
+# Independent implementation of COCO's encoding, from pycocotools' description, pixel by pixel
 
 
 def runs_of(mask: np.ndarray) -> list[int]:
@@ -139,8 +139,8 @@ def runs_of(mask: np.ndarray) -> list[int]:
 
 
 def text_of(runs: list[int]) -> str:
-    """From the fourth on the difference to the last but one; five bits to a character from 48 on,
-    the lowest first, and 32 more where the number goes on."""
+    """Encode runs: from the fourth on the difference to the last but one; five bits per character
+    from 48 on, lowest first, plus 32 if more follow."""
     text = ""
     for place, run in enumerate(runs):
         left = run - runs[place - 2] if place > 2 else run
@@ -153,7 +153,7 @@ def text_of(runs: list[int]) -> str:
 
 
 def mask_of(text: str, size: tuple[int, int]) -> np.ndarray:
-    """The way back."""
+    """Decode an encoded mask."""
     runs: list[int] = []
     number = place = 0
     for character in text:

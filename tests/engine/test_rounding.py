@@ -1,4 +1,4 @@
-"""Half precision: what is rounded, what is not, and that roundings cancel."""
+"""Half precision: which weights are rounded, and that rounding errors cancel."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 def test_errors_cancel_along_every_run(
     seed: int, outputs: int, inputs: int, kernel: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """After every weight of a run the errors so far sum to no more than its own rounding."""
+    """After every weight of a run the cumulative error is at most the rounding of that weight."""
     generator = np.random.default_rng(seed)
     weight = generator.normal(size=(outputs, inputs, *kernel)).astype(np.float32)
     found = rounded(torch.from_numpy(weight), dtype)
@@ -76,7 +76,7 @@ def test_a_convolution_of_a_smooth_map_moves_less(size: int) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_stays_in_float32(device: str) -> None:
-    """Stems, and on a CPU the norms; what is decided is tested, whatever devices there are."""
+    """Stems, and on a CPU the norms; the decision is tested for all devices."""
     network = build("stm", SMALL["stm"])
     stems = {id(m.conv1) for m in network.modules() if isinstance(m, ResNet)}
     stems |= {id(m.mask_conv) for m in network.modules() if isinstance(m, ResNet)}
@@ -118,7 +118,7 @@ def test_the_eager_engine_narrows_everything() -> None:
 
 
 def test_a_trained_encoder_moves_less_than_by_rounding_to_the_nearest() -> None:
-    """Keys of a drawn frame, in means of 8 x 8 cells: what masks follow is no single cell's."""
+    """Keys of a procedural frame, averaged over 8 x 8 cells, since masks depend on many cells."""
     frame = torch.from_numpy(make_clip(ClipConfig(frames=1), seed=3).frames[0])
     x = (frame.permute(2, 0, 1)[None].float() / 255 - 0.45) / 0.225
     method, _ = load("stm", None, None)
@@ -147,7 +147,7 @@ def test_heads_that_decide_between_objects_stay_in_float32() -> None:
 def test_a_stream_in_half_precision_is_sound_and_goes_on_from_a_file(
     model: str, precision: str, tmp_path: Path
 ) -> None:
-    """What it holds is of several dtypes: frames and keys of objects are wider than maps."""
+    """The state has several dtypes: frames and keys of objects are wider than maps."""
     frames = np.random.default_rng(0).integers(0, 256, (6, *SIZE, 3), np.uint8)
     first, second = (begin(model, precision=precision) for _ in range(2))
     prompts = (rectangle(4, 6, 20, 24) if first.method.takes_mask else None, None, None)
@@ -164,7 +164,7 @@ def test_a_stream_in_half_precision_is_sound_and_goes_on_from_a_file(
 @pytest.mark.parametrize("model", ["stm", "munet", "giel"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_memory_that_shares_features_holds_in_half_precision(model: str, precision: str) -> None:
-    """Its stem sees the picture too, so it stays in float32, as an encoder's does."""
+    """Its stem reads the frame as well, so it stays in float32, as an encoder's does."""
     narrow = {"key_channels": 16, "value_channels": 16, "decoder_channels": 16, "size": None}
     config = replace(LITE[model], **narrow)  # type: ignore[arg-type]
     segmenter = Segmenter(model, config=config, device="cpu", precision=precision)

@@ -1,4 +1,4 @@
-"""The fast engine: the same function as the eager one, in another form."""
+"""The fast engine computes the same function as the eager one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vosengine.zoo.registry import build, entry, list_models
 
 
 def lively(network: nn.Module) -> nn.Module:
-    """Norms with statistics of their own: those of a new network are nearly the identity."""
+    """Give norms random statistics: those of a new network are nearly the identity."""
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -81,7 +81,7 @@ def test_group_norms_stay() -> None:
 def test_a_fused_convolution_is_what_it_stands_for(
     dtype: torch.dtype, shape: tuple[int, ...], adds: bool, relu: bool
 ) -> None:
-    """In float64, one after another; fused, the sums are rounded once, not up to three times."""
+    """Compared in float64 with separate operations; fused sums are rounded only once."""
     torch.manual_seed(0)
     conv = nn.Conv2d(24, 40, *shape).requires_grad_(False)
     holder = nn.ModuleList([conv.to(dtype).to(memory_format=torch.channels_last)])
@@ -119,7 +119,7 @@ def test_relu6_and_depthwise_convolutions_are_fused_too(groups: int) -> None:
 def test_without_bfloat16_in_the_processor_a_convolution_is_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """oneDNN refuses to emulate it, which torch's own convolution does."""
+    """oneDNN does not emulate bfloat16, unlike torch's own convolution."""
     conv = nn.Conv2d(8, 16, 3).bfloat16().requires_grad_(False)
     pack_convolutions(nn.Sequential(conv))
     monkeypatch.setattr("vosengine.models.convolve.fused_in", lambda: (torch.float32,))
@@ -184,7 +184,7 @@ def test_a_segmenter_leaves_malloc_as_it_is(small: Clip) -> None:
 
 
 def test_both_engines_give_the_same_answers(any_model: str, small: Clip) -> None:
-    """In float64: random networks that remember what a threshold says carry every flip on."""
+    """In float64, since random networks that store thresholded masks propagate every flip."""
     answers = []
     for engine in ENGINES:
         segmenter = begin(any_model, engine="eager")

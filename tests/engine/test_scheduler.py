@@ -1,4 +1,4 @@
-"""The scheduler by itself: no stream starves, none is ahead of itself, prompts go alone."""
+"""Scheduler: no starvation, frames of a stream stay in order, prompts are not batched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vosengine.engine.scheduler import Scheduler
 
 
 def taken(scheduler: Scheduler[Any]) -> list[Any]:
-    """Those whose frames go next, which wait no longer."""
+    """Take the streams whose frames are next."""
     streams = scheduler.next()
     assert scheduler.next() == streams
     for stream in streams:
@@ -87,7 +87,7 @@ def test_every_frame_goes_once_and_the_oldest_at_every_pick(
 
 
 def test_it_does_without_torch() -> None:
-    """Of its own file, not by way of the package."""
+    """Loaded from its file, not through the package."""
     code = (
         "import runpy, sys; runpy.run_path(sys.argv[1]); assert 'torch' not in sys.modules, 'torch'"
     )

@@ -1,4 +1,4 @@
-"""`segment_video`: the loop that run, and any program, drives a segmenter with."""
+"""`segment_video`: the loop over the frames of a video, also used by `run`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vosengine.types import Result
 
 
 class Ahead:
-    """A segmenter that answers `latency` frames late, with the frame's own first channel."""
+    """Segmenter with a delay of `latency` frames, whose labels are the frame's first channel."""
 
     def __init__(self, latency: int) -> None:
         self.latency, self.frame_count = latency, 0
@@ -42,7 +42,7 @@ class Ahead:
 
 @dataclass
 class Shot:
-    """A frame with a name, as a source gives it."""
+    """Named frame, as from a source."""
 
     name: str
     image: np.ndarray

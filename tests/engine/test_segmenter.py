@@ -1,4 +1,4 @@
-"""The engine's options: forms of frames, sizes, memories and precisions."""
+"""Options of the Segmenter: frame types, sizes, memories and precisions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import follow, make, tiny_config
+from quick_streams import stream_state
 from stored_memory import positions
 
 from vosengine import Segmenter
@@ -51,25 +52,25 @@ def test_working_at_another_size(model: str, clip: Clip) -> None:
 def test_an_added_object_leaves_the_memories_of_others_alone(
     matching_model: str, clip: Clip
 ) -> None:
-    """The state of the first object after the addition is what its own masks alone make it."""
+    """The state of the first object after the addition depends only on its own masks."""
     segmenter = make(matching_model)
     only_first = np.where(clip.masks[0] == 1, 1, 0).astype(np.uint8)
     follow(segmenter, clip.frames[:4], only_first)
-    before = positions(segmenter._state.memory.read(1), 0)[0].clone()
+    before = positions(stream_state(segmenter).memory.read(1), 0)[0].clone()
     segmenter.step(clip.frames[4], np.where(clip.masks[4] == 2, 2, 0).astype(np.uint8))
-    stored = segmenter._state.memory.read(1)
+    stored = stream_state(segmenter).memory.read(1)
     page = stored.keys.shape[1]
     torch.testing.assert_close(positions(stored, 0)[0][:page], before[:page], atol=0, rtol=0)
-    lengths = segmenter._state.memory.read(2).length.tolist()
+    lengths = stream_state(segmenter).memory.read(2).length.tolist()
     assert lengths[0] > lengths[1] > 0
 
 
 def test_removal_keeps_the_right_memory(matching_model: str, clip: Clip) -> None:
     segmenter = make(matching_model)
     follow(segmenter, clip.frames[:3], clip.masks[0])
-    wanted = positions(segmenter._state.memory.read(2), 1)[0].clone()
+    wanted = positions(stream_state(segmenter).memory.read(2), 1)[0].clone()
     segmenter.remove(1)
-    found = positions(segmenter._state.memory.read(1), 0)[0]
+    found = positions(stream_state(segmenter).memory.read(1), 0)[0]
     torch.testing.assert_close(found, wanted, atol=0, rtol=0)
 
 
@@ -81,7 +82,7 @@ def test_every_memory_policy_works_and_is_bounded(
     sizes = []
     for result in follow(segmenter, clip.frames, clip.masks[0]):
         assert torch.isfinite(result.probabilities).all()
-        memory = segmenter._state.memory
+        memory = stream_state(segmenter).memory
         stored = memory.read(2)
         sizes.append(stored.keys.nbytes + stored.values.nbytes)
         cells = stored.keys.shape[1] * (1 if stored.pages is None else stored.pages.shape[1])
@@ -98,7 +99,7 @@ def test_a_memory_policy_by_name() -> None:
         make("stm", memory="often")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.gpu
 def test_a_gpu_gives_what_the_cpu_gives(model: str, clip: Clip) -> None:
     near = follow(make(model), clip.frames[:5], clip.masks[0])
     segmenter = Segmenter(model, device="cuda", config=tiny_config(model))

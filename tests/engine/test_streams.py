@@ -1,4 +1,4 @@
-"""Streams over time: resumed elsewhere bit by bit, answered late, and never growing."""
+"""Streams over time: bitwise resume in another process, delayed results, constant memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FOLLOWERS, WITH_MEMORY, follow, make, tiny_config, to_the_end
+from quick_streams import stream_state
 from safetensors.torch import save
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,7 +38,7 @@ np.savez(out, labels=[r.numpy() for r in results],
 
 
 def with_our_paths() -> dict[str, str]:
-    """An environment in which another process imports what these tests share."""
+    """Return an environment in which another process can import the test support modules."""
     tests = Path(__file__).resolve().parents[1]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "support")))}
 
@@ -45,7 +46,7 @@ def with_our_paths() -> dict[str, str]:
 def test_a_stream_resumes_in_a_new_process_bit_by_bit(
     any_model: str, clip: Clip, tmp_path: Path
 ) -> None:
-    """At another size than the frame's, and where there is a choice with the adaptive memory."""
+    """At another size than the frame's, and with the adaptive memory if supported."""
     policy = "afb" if any_model in WITH_MEMORY else ""
     segmenter = make(any_model, max_objects=4, size=48, memory=policy or None)
     prompt = np.array([0, 8, 3], np.uint8)[clip.masks[0]]
@@ -97,7 +98,7 @@ def two_steps(clip: Clip) -> Segmenter:
 def test_a_snapshot_is_a_saved_file_and_may_be_restored_again(
     two_steps: Segmenter, clip: Clip, tmp_path: Path
 ) -> None:
-    """Either is read as the other."""
+    """Snapshots and files are interchangeable."""
     data, file = two_steps.snapshot(), tmp_path / "stream.safetensors"
     two_steps.save_state(file)
     wanted = to_the_end(two_steps, clip.frames[2:5])
@@ -151,7 +152,7 @@ def test_a_snapshot_that_does_not_fit_is_refused(two_steps: Segmenter, clip: Cli
 
 
 class EchoState(State):
-    """Nothing to remember but how often it was asked."""
+    """State that counts calls."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, ...]] = []
@@ -171,7 +172,7 @@ class EchoFeatures(NamedTuple):
 
 
 class Echo(Method[EchoFeatures, EchoState]):
-    """Looks two frames back and three ahead, and notes which frames it was shown."""
+    """Method with a window of two frames back and three ahead, which records its frames."""
 
     sees = (-2, 0, 3)
     features = EchoFeatures
@@ -199,7 +200,7 @@ class Echo(Method[EchoFeatures, EchoState]):
 
 
 class Counting(TorchDispatchMode):
-    """How often ids were looked for in a mask."""
+    """Counts searches for ids in masks."""
 
     times = 0
 
@@ -242,7 +243,7 @@ def test_a_method_that_looks_ahead_answers_late_and_flush_gives_the_rest() -> No
     assert answers[5].ids == (4, 6)
     np.testing.assert_array_equal(answers[5].numpy() == 6, late == 6)
     assert [result.frame_index for result in segmenter.flush()] == [3, 4, 5]
-    shown = segmenter._state.seen
+    shown = stream_state(segmenter).seen
     assert shown == [(0, 0, 3), (0, 1, 4), (0, 2, 5), (1, 3, 5), (2, 4, 5), (3, 5, 5)]
     assert echo.encoded == 6  # once per frame
     assert segmenter.flush() == []
@@ -266,7 +267,7 @@ def test_a_prompt_in_the_ring_counts_against_the_capacity() -> None:
 
 
 def test_memory_of_the_process_stays_flat() -> None:
-    """400 frames past warm-up add nothing: neither the bank nor anything around it grows."""
+    """Resident memory does not grow over 400 frames after warm-up."""
     code = """
 import numpy as np, resource
 from conftest import follow, make, tiny_config

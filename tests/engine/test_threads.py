@@ -1,4 +1,4 @@
-"""Streams in several threads: torch's settings are one for all, and no answer depends on that."""
+"""Streams in several threads: torch's settings are global, and no result depends on them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vosengine.runtime import Precision
 from vosengine.training.synthetic import Clip
 from vosengine.types import Result
 
-WAIT = 30.0  # seconds until a thread counts as stuck
-PAUSE = 0.2  # seconds in which a thread that may not go on would have gone on
+WAIT = 30.0  # timeout in seconds for a thread
+PAUSE = 0.2  # seconds in which a thread that should be blocked would continue
 
 
 def in_threads(*works: Callable[[], Any]) -> list[Any]:
-    """What they return, all at once; pytest prints the error of one that fails."""
+    """Run functions concurrently and return their results; pytest prints errors of threads."""
     found: dict[int, Any] = {}
 
     def run(index: int) -> None:
@@ -49,7 +49,7 @@ def products() -> str:
 
 @pytest.mark.parametrize("model", ["stm", "giel"])
 def test_streams_of_two_precisions_step_at_once_as_they_do_alone(model: str, small: Clip) -> None:
-    """Under settings of the caller that would round products of float32, were they let."""
+    """Under settings of the caller that would reduce the precision of float32 products."""
     prompts = {0: small.masks[0]}
     precisions = ("fp32", "bf16", "fp16")
     alone = [play(begin(model, precision=each), small.frames, prompts) for each in precisions]
@@ -95,7 +95,7 @@ def test_the_first_one_out_leaves_the_settings_to_those_still_inside() -> None:
 
 
 def test_tf32_takes_turns_with_the_others_and_nobody_starves() -> None:
-    """The third thread comes while tf32 waits: it goes behind it, not in beside the first."""
+    """The third thread arrives while tf32 waits: it queues behind it, not beside the first."""
     order: list[str] = []
     inside, waiting, may_leave = Event(), Event(), Event()
 

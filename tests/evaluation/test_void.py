@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vosengine.cli import app as cli
-from vosengine.commands.evaluate import SequenceRun
+from vosengine.commands.sequences import SequenceRun
 from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import ConfigError
 from vosengine.evaluation import Score, find_annotated, measure_folders, outside_void

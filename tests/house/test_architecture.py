@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "allocation": set(),
     "ambient": set(),
     "timing": set(),
+    "build": set(),
     "rle": set(),
     "files": {"errors"},
     "naming": {"errors"},
@@ -74,10 +75,16 @@ ALLOWED: dict[str, set[str]] = {
     }
     | KERNELS,
     "evaluation": {"errors", "files", "video.", "evaluation."},
-    "batch.clips": {"errors", "naming", "evaluation.layout", "video.", "batch.manifest"},
-    "batch.manifest": {"errors", "config", "batch.clips"},
+    "batch.stores": {"errors"},
+    "batch.clips": {
+        *("errors", "naming", "evaluation.layout", "video.", "batch.manifest", "batch.stores"),
+    },
+    "batch.manifest": {"errors", "config", "batch.clips", "batch.stores"},
     "batch.worker": {"allocation", "errors"},
     "batch.supervisor": {"errors", "batch.worker"},
+    "batch.actor": {"allocation", "errors", "batch.supervisor", "batch.worker"},
+    "batch.cluster": {"errors", "batch.actor", "batch.supervisor", "batch.worker"},
+    "batch.pools": {"errors", "batch.cluster", "batch.supervisor", "batch.worker"},
     "batch": {
         *("commands.engines", "commands.record", "commands.run", "engine.engine", "errors"),
         *("files", "naming", "rle", "video", "zoo.registry", "zoo.weights", "batch."),
@@ -257,7 +264,7 @@ def test_nobody_imports_bench_tests_or_convert() -> None:
 
 
 def test_device_code_never_sees_torch_or_python() -> None:
-    for path in (ROOT / "csrc").iterdir():
+    for path in (ROOT / "csrc").rglob("*.*"):
         text = path.read_text(encoding="utf-8")
         assert "torch/" not in text, path
         if not path.name.startswith("bindings"):
@@ -312,15 +319,6 @@ def test_imports_do_not_read_the_environment() -> None:
         assert not found, f"{path}: {found}"
     shown = "class A:\n a = lambda b=os.getenv('C'): os.environ\ndef f(a=environ): os.getenv('D')"
     assert reads_of_the_environment([ast.parse(shown)]) == ["os.getenv", "environ"]
-
-
-def test_the_map_names_what_exists() -> None:
-    """Every path that docs/architecture.md puts in backticks with a slash is there."""
-    import re
-
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`([\w./]+/[\w./]*)`", text):
-        assert (ROOT / name).exists(), name
 
 
 def test_every_file_says_what_it_is() -> None:

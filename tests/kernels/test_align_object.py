@@ -1,4 +1,4 @@
-"""`align_object` on every backend, against witnesses of its own."""
+"""`align_object` on every backend, against independent implementations."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_lengths_of_vectors_do_not_matter_to_the_correspondence(backend: str) ->
 
 
 def test_the_flat_score_weighs_positions_by_their_length(backend: str) -> None:
-    """One position of two matches; its length decides how much that is worth."""
+    """One of two positions matches; its norm decides its weight in the score."""
     template = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
     proposal = torch.tensor([[[1.0, 0.0], [1.0, -1e-3]]])
     mean = align_object(template, proposal, score="mean")[0]
@@ -159,7 +159,7 @@ def test_the_reference_computes_half_precision_in_float32(dtype: torch.dtype) ->
 @either_score
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
 def test_a_nan_is_not_hidden(backend: str, score: str) -> None:
-    """A NaN in a template spoils its row of scores, one in a proposal its column."""
+    """A NaN in a template makes its row of scores NaN, one in a proposal its column."""
     clean = {"template": draw(2, 9, 8, seed=1), "proposal": draw(3, 9, 8, seed=2)}
     for name, wanted in (("template", [[1, 1, 1], [0, 0, 0]]), ("proposal", [[1, 0, 0]] * 2)):
         arguments = {n: value.clone() for n, value in clean.items()}

@@ -1,4 +1,4 @@
-"""`correlate_frames` on every backend and instruction set, against witnesses of its own."""
+"""`correlate_frames` on every backend and instruction set, against independent implementations."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def unfolded(
     temperature: float = 20.0,
     outside: str = "zero",
 ) -> torch.Tensor:
-    """Every window spelled out by torch's unfold, in float64."""
+    """The op by torch's unfold, in float64."""
     height, width = query.shape[2:]
     side = 2 * radius + 1
     q, p = (functional.normalize(x.double(), dim=1) for x in (query, previous))
@@ -154,7 +154,7 @@ def test_lengths_of_vectors_do_not_matter(backend: str) -> None:
 
 
 def test_zero_vectors_match_nothing(backend: str) -> None:
-    """C = 0 everywhere: a flat softmax, whose mean is 0 if the window counts as a whole."""
+    """C = 0 everywhere gives a uniform softmax, whose mean is 0 over the whole window."""
     arguments = frames(1, 8, 5, 6) | {"radius": 2}
     arguments["query"] = torch.zeros(1, 8, 5, 6)
     out = correlate_frames(**arguments)
@@ -174,7 +174,7 @@ def test_outside_differs_at_the_border_only(backend: str) -> None:
 
 
 def test_confidence_of_opposites_is_zero_or_negative(backend: str) -> None:
-    """Where nothing inside matches, a candidate beyond the frame is the best: C = 0 > C = -1."""
+    """If nothing inside matches, a candidate beyond the frame has the maximum: C = 0 > C = -1."""
     query = draw(1, 8, 1, 1).expand(-1, -1, 4, 4)
     arguments = {"query": query, "previous": -query, "radius": 4}
     zero = correlate_frames(**arguments, outside="zero")
@@ -213,7 +213,7 @@ def test_strides_do_not_matter_and_inputs_stay(backend: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of Triton's interpreter
 def test_a_nan_is_not_hidden(backend: str) -> None:
-    """A NaN in the query spoils its own cell, one in the previous frame every cell that sees it."""
+    """A NaN in the query affects its own cell, one in the previous frame every window with it."""
     clean = frames(1, 8, 6, 9)
     for name, spoilt in (("query", 1), ("previous", 9)):
         arguments = {n: value.clone() for n, value in clean.items()}

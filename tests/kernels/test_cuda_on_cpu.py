@@ -1,4 +1,4 @@
-"""The emulation that CUDA kernels are tested on here: it must show what a GPU would do wrong."""
+"""The CPU emulation of CUDA: it must detect errors that would occur on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deform_conv` on every backend and instruction set, against witnesses of its own."""
+"""`deform_conv` on every backend and instruction set, against independent implementations."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def call(
     modulated: bool = False,
     **options: Any,
 ) -> Arguments:
-    """Normal tensors that fit together; with `modulated` a mask and a bias as well."""
+    """Return arguments of normal tensors; with `modulated` a mask and a bias as well."""
     x, weight = draw(*shape), draw(outputs, shape[1] // options.get("groups", 1), *kernel, seed=2)
     steps = [options.get(name, least) for name, least in LEAST.items()]
     size = output_size(x, weight, *steps)
@@ -144,7 +144,7 @@ def bilinear(image: np.ndarray, at: np.ndarray) -> float:
 
 
 def assert_matches(arguments: Arguments, truth: torch.Tensor) -> None:
-    """The backend by the one rule of nearness, which would forgive a reference that is wrong."""
+    """Assert the parity rule against independent results: it alone accepts a wrong reference."""
     exact = deform_conv.reference(**widened(arguments))
     torch.testing.assert_close(exact, truth, rtol=1e-9, atol=1e-9)
     plain = deform_conv.reference(**arguments)
@@ -247,7 +247,7 @@ def test_far_samples_are_zero(backend: str, far: float) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("channel", [18, 21, 35])
 def test_an_offset_that_is_no_number_shows(backend: str, value: float, channel: int) -> None:
-    """One of the second offset group: in its pixel, in the outputs that read the group."""
+    """An offset of the second group affects its pixel in the outputs that read the group."""
     for groups in (1, 2):
         arguments = call(offset_groups=2, groups=groups, padding=1)
         clean = deform_conv(**arguments)
@@ -261,7 +261,7 @@ def test_an_offset_that_is_no_number_shows(backend: str, value: float, channel: 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_narrow_floats_keep_to_their_pixel(backend: str, dtype: torch.dtype) -> None:
-    """What is no number, in one offset and in channels behind the last of another group."""
+    """NaN in one offset, and in channels after the last of another group."""
     plain = call((1, 10, 6, 7), offset_groups=2, groups=2, padding=1, modulated=True)
     arguments = map_tensors(lambda tensor: tensor.to(dtype), plain)
     clean = deform_conv(**arguments)
@@ -277,7 +277,7 @@ def test_narrow_floats_keep_to_their_pixel(backend: str, dtype: torch.dtype) -> 
 
 
 def test_a_nan_of_the_image_stays_where_it_is_seen(backend: str) -> None:
-    """Also one on the border, which positions beyond the image must not touch."""
+    """Also a NaN on the border, which positions beyond the image must not read."""
     for y, x in ((2, 3), (0, 0), (5, 6)):
         arguments = call(padding=1)
         arguments["offset"] = torch.full_like(arguments["offset"], 0.5)

@@ -1,4 +1,4 @@
-"""Dispatch: who runs, who is asked, and what is said when the one asked for cannot."""
+"""Dispatch: which backend runs, selection by name, and errors for unsupported calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vosengine.kernels.shapes import check, check_dtype
 
 
 class Fake:
-    """A backend that takes x below its limit and says who ran."""
+    """Backend that supports x below its limit and returns its name."""
 
     def __init__(self, name: str, limit: int) -> None:
         self.name, self.limit = name, limit
@@ -45,16 +45,16 @@ OP = Op(double, contract, cpu=Fake("cpu", 10), cuda=Fake("cuda", 5))
 
 
 @pytest.mark.parametrize(("x", "runs"), [(1, "cuda"), (7, "cpu"), (20, "reference")])
-def test_auto_takes_the_first_without_objection(x: int, runs: str) -> None:
+def test_auto_takes_the_first_that_supports_the_call(x: int, runs: str) -> None:
     assert OP(x) == runs
 
 
 def test_a_backend_asked_for_by_name_runs_or_says_why_not() -> None:
     with use_backend("cpu"):
         assert OP(1) == "cpu"
-        with pytest.raises(UnsupportedBackend, match=r"cpu wants x < 10.*These can: reference"):
+        with pytest.raises(UnsupportedBackend, match=r"cpu wants x < 10.*Supported by: ref"):
             OP(20)
-    with use_backend("triton"), pytest.raises(UnsupportedBackend, match="double has none"):
+    with use_backend("triton"), pytest.raises(UnsupportedBackend, match="no triton backend"):
         OP(1)
     with use_backend("reference"):
         assert OP(1) == "reference"
@@ -69,7 +69,7 @@ def test_the_contract_comes_before_every_backend() -> None:
 def test_explain_gives_every_reason() -> None:
     assert OP.explain(7) == {
         "cuda": "cuda wants x < 5",
-        "triton": "double has none",
+        "triton": "double has no triton backend",
         "cpu": None,
         "reference": None,
     }
@@ -117,7 +117,7 @@ def test_check_dtype() -> None:
 
 
 def test_under_autocast_an_op_is_what_it_is_without() -> None:
-    """What autocast has narrowed is taken as it is where it all is, else in the widest dtype."""
+    """Tensors narrowed by autocast are used as they are if all are, else in the widest dtype."""
     generator = torch.Generator().manual_seed(0)
     query, keys, values = (torch.randn(1, 6, 4, generator=generator) for _ in range(3))
     narrow = query.bfloat16()

@@ -1,4 +1,4 @@
-"""`finish_masks` against witnesses that share no code with it, and the properties it promises."""
+"""`finish_masks` against independent implementations, and properties of its contract."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def interpolated(rows: np.ndarray, count: int, start: float, extent: float) -> np.ndarray:
-    """The last axis read at `count` positions by numpy's interp, which clamps likewise."""
+    """Interpolate the last axis at `count` positions by NumPy's interp, which clamps as well."""
     positions = (np.arange(count) + 0.5) * extent / count + start - 0.5
     cells = np.arange(rows.shape[-1])
     lines = [np.interp(positions, cells, line) for line in rows.reshape(-1, rows.shape[-1])]
@@ -38,7 +38,7 @@ def interpolated(rows: np.ndarray, count: int, start: float, extent: float) -> n
 
 
 def witness(arguments: dict[str, Any]) -> np.ndarray:
-    """q of the contract in numpy and float64, from probabilities."""
+    """Return q of the contract in NumPy and float64, from probabilities."""
     (height, width), region = arguments["size"], arguments["region"]
     fine = arguments["logits"].double().numpy()
     fine = interpolated(fine, width, region[1], region[3]).swapaxes(1, 2)
@@ -78,7 +78,7 @@ def test_follows_the_contract_in_float64(backend: str, case: Case) -> None:
 
 
 def test_is_a_crop_of_four_times_upsampling_and_soft_aggregation(backend: str) -> None:
-    """As networks do it: x4 upsampling, crop of the padding, softmax over logit(p)."""
+    """As in the networks: x4 upsampling, crop of the padding, softmax over logit(p)."""
     logits = 3 * torch.randn(4, 9, 12, generator=torch.Generator().manual_seed(1))
     left, top, height, width = 5, 2, 31, 38  # of 36 x 48 padded pixels
     fine = functional.interpolate(
@@ -160,7 +160,7 @@ def test_takes_half_precision_logits(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", op_backends.CPU)
 def test_writes_every_element_and_none_beyond(name: str) -> None:
-    """The extension itself, on outputs between two guards."""
+    """Call the extension directly, on outputs between two guards."""
     guard = 64
     with op_backends.running_on(name):
         for width in range(1, 40):
@@ -187,7 +187,7 @@ def test_writes_every_element_and_none_beyond(name: str) -> None:
 def test_cuda_writes_every_element_and_none_beyond(
     cells: tuple[int, int], dtype: torch.dtype, probabilities: bool
 ) -> None:
-    """The kernels themselves, on outputs that begin anywhere, between two guards."""
+    """Call the kernels directly, on outputs with any alignment, between two guards."""
     guard, ids = 64, torch.tensor([1, 2], dtype=torch.uint8)
     with op_backends.emulated_cuda("shuffled"):
         for width in (*range(15, 30), 127, 132):
@@ -232,7 +232,7 @@ def test_cuda_says_what_it_cannot_take() -> None:
 
 
 def test_the_least_likely_objects_still_win_where_they_should(backend: str) -> None:
-    """Between -ln O and 0 the greatest logit alone does not say whether the background wins."""
+    """Between -ln O and 0 the maximum logit does not decide whether the background wins."""
     for objects in (1, 2, 3, 10, 100):
         ids = torch.arange(1, objects + 1, dtype=torch.uint8)
         values = torch.linspace(-1.2 * np.log(objects + 1), 0.1, 60)

@@ -1,4 +1,4 @@
-"""`finish_masks` for several streams at once: each is a call of its own."""
+"""`finish_masks` for several streams at once, compared with one call per stream."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def one_by_one(arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_streams_are_as_many_calls(backend: str, case: Case, dtype: torch.dtype) -> None:
-    """To the last bit in what is compiled; the reference's sums run over the others' zeros too."""
+    """Bitwise in compiled backends; the reference also sums zeros of the other streams."""
     arguments = case.arguments(dtype=dtype)
     labels, q = finish_masks(**arguments)
     wanted, planes = one_by_one(arguments)

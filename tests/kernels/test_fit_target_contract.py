@@ -1,4 +1,4 @@
-"""What `fit_target` and its companions refuse, and how they say so."""
+"""Contract of `fit_target`, `reduce_labels` and `objective`: errors and their messages."""
 
 from __future__ import annotations
 

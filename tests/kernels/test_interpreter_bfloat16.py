@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vosengine.kernels import gpu
 from vosengine.kernels.gpu import tl, triton
 
-pytestmark = pytest.mark.skipif(not gpu.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+pytestmark = pytest.mark.interpreter
 
 
 @triton.jit

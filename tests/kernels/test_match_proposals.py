@@ -1,4 +1,4 @@
-"""`match_proposals` on every backend and instruction set, against witnesses of its own."""
+"""`match_proposals` on every backend and instruction set, against independent implementations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cosines(objects: int, proposals: int, seed: int = 0) -> torch.Tensor:
 
 
 def well_separated(objects: int, proposals: int, seed: int = 0) -> torch.Tensor:
-    """0.3 to 0.6, and 0.9 where an object meets its own proposal."""
+    """0.3 to 0.6, and 0.9 for matching pairs."""
     generator = torch.Generator().manual_seed(seed)
     similarity = 0.3 + 0.3 * torch.rand(objects, proposals, generator=generator)
     count = min(objects, proposals)
@@ -62,7 +62,7 @@ def transcription(
     rate: float = 0.1,
     answer: str = "final",
 ) -> torch.Tensor:
-    """The text in float64, row by row and column by column, with all three corrections.
+    """The algorithm in float64, row by row and column by column, with all three corrections.
 
     answer  also "mean": that of "dmm" before its rows are reduced to their maxima.
     """
@@ -115,7 +115,7 @@ def test_follows_the_text(backend: str, answer: str) -> None:
 
 
 def test_finds_the_optimal_assignment(backend: str) -> None:
-    """Where one proposal stands out, the greatest entry of a row is the Hungarian algorithm's."""
+    """If similarities are well separated, row maxima agree with the Hungarian algorithm."""
     for seed, shape in enumerate(SHAPES * (25 if backend.startswith("cpu") else 1)):
         similarity = well_separated(*shape, seed)
         out = match_proposals(similarity)
@@ -156,7 +156,7 @@ def test_more_steps_approach_the_optimum_of_the_relaxed_problem() -> None:
 
 
 def test_what_was_found_of_thirty_proposals(backend: str) -> None:
-    """One match of 0.9 among 0.3 to 0.6: the mean of DMM is no assignment, the last X is."""
+    """One match of 0.9 among 0.3 to 0.6: DMM's mean is not an assignment, the last X is."""
     similarity = well_separated(3, 30)
     final = match_proposals(similarity)
     assert ((final.amax(dim=1) > 0.97) & (final.amax(dim=1) < 0.995)).all()
@@ -184,7 +184,7 @@ def test_a_row_whose_maximum_is_no_proposal_is_zero(backend: str) -> None:
 
 
 def test_equal_maxima_both_stay(backend: str) -> None:
-    """Proposals 1 and 2 are the same, or nearly, and neither is where the second object starts."""
+    """Proposals 1 and 2 are equal, or nearly, and the second object starts at neither."""
     for difference, stay in ((0.0, [1, 2]), (1e-6, [1, 2]), (1e-3, [2])):
         similarity = torch.tensor([[0.1, 0.9, 0.9, 0.95], [0.1, 0.8, 0.8, 0.2]])
         similarity[:, 2] += difference
@@ -194,7 +194,7 @@ def test_equal_maxima_both_stay(backend: str) -> None:
 
 
 def test_starts_at_the_least_cost_and_the_first_of_ties(backend: str) -> None:
-    """After one step of next to no length the mean still is the start."""
+    """After one step with a tiny rate the mean equals the initial X."""
     competing = [[0.1, 0.5, 0.5, 0.2], [0.5, 0.5, 0.1, 0.5]]  # column 1: the first row keeps it
     nothing_kept = [[0.3, 0.9, 0.8], [0.2, 0.8, 0.7]]
     for rows, start in (
@@ -236,7 +236,7 @@ def test_strides_do_not_matter_and_inputs_stay(backend: str) -> None:
 
 @needs_emulation
 def test_the_order_of_threads_changes_no_bit() -> None:
-    """In one warp and in a block of many."""
+    """In one warp, and in a block of several."""
     for shape, steps in (((3, 30), 9), ((14, 50), 3), ((19, 70), 2)):
         for answer in ("final", "dmm"):
             results = []

@@ -1,4 +1,4 @@
-"""What `pool_regions` refuses, and how it says so."""
+"""Contract of `pool_regions`: errors and their messages."""
 
 from __future__ import annotations
 

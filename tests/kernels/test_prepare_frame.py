@@ -1,4 +1,4 @@
-"""`prepare_frame` against witnesses that share no code with it, and the properties it promises."""
+"""`prepare_frame` against independent implementations, and properties of its contract."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vosengine.kernels.prepare_frame.cases import CASES, MEAN, STD
 from vosengine.kernels.shapes import ShapeError
 
 PLAIN: dict[str, Any] = {"padding": (0, 0, 0, 0), "mean": (0, 0, 0), "std": (1, 1, 1)}
-FLOOR = 1e-6  # error that is granted to every backend beside twice the reference's own
+FLOOR = 1e-6  # error allowed in addition to twice that of the reference
 
 
 @pytest.fixture(params=op_backends.names_of(prepare_frame))
@@ -40,7 +40,7 @@ def triangles(outputs: int, cells: int) -> np.ndarray:
 
 
 def witness(arguments: dict[str, Any]) -> np.ndarray:
-    """The contract in numpy and float64, resizing by two dense matrices."""
+    """The contract in NumPy and float64, resizing by two dense matrices."""
     frame = arguments["frame"].numpy()
     image = frame.astype(np.float64) / (255 if frame.dtype == np.uint8 else 1)
     (height, width), (left, right, top, bottom) = arguments["size"], arguments["padding"]
@@ -158,7 +158,7 @@ def test_channels_last_changes_where_numbers_lie_and_nothing_else(
 
 @pytest.mark.parametrize("name", op_backends.CPU)
 def test_writes_every_float_and_none_beyond(name: str) -> None:
-    """The extension itself, on an output between two guards and poisoned with NaN."""
+    """Call the extension directly, on an output poisoned with NaN between two guards."""
     with op_backends.running_on(name):
         for width in range(1, 40):
             frame = torch.randint(0, 256, (5, 20, 3), dtype=torch.uint8)
@@ -178,7 +178,7 @@ def test_writes_every_float_and_none_beyond(name: str) -> None:
 def test_cuda_writes_every_element_and_none_beyond(
     bytes_in: bool, resized: tuple[int, int | None], element: int
 ) -> None:
-    """The kernels themselves, on frames and outputs that begin anywhere, between two guards."""
+    """Call the kernels directly, on frames and outputs with any alignment, between two guards."""
     guard = 64
     dtype = list(ELEMENTS)[element]
     with op_backends.emulated_cuda("shuffled"):

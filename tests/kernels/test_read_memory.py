@@ -1,4 +1,4 @@
-"""`read_memory` on every backend and instruction set, against witnesses of its own."""
+"""`read_memory` on every backend and instruction set, against independent implementations."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ Arguments = dict[str, Any]
 
 # Past a block of the C++ kernel, or past several of Triton's, whose interpreter is slow.
 MANY = 150 if gpu.INTERPRETED else 1100
+
+# Triton's kernel does not take so many.
+TOO_MANY = {"top_k above what is taken in registers"} if gpu.INTERPRETED else set()
+QUICK = [case for case in CASES if not case.bench and case.name not in TOO_MANY]
 
 needs_extension = pytest.mark.skipif(missing is not None, reason=str(missing))
 
@@ -91,7 +95,7 @@ def formula(arguments: Arguments) -> torch.Tensor:
 
 
 def attention(arguments: Arguments) -> torch.Tensor:
-    """torch's own attention in float64, sets as heads; groups of length 0 are not its business."""
+    """torch's attention in float64, sets as heads; groups of length 0 are not supported."""
     given = widened(arguments)
     key, value = given["memory_key"], given["memory_value"]
     mask = torch.zeros(key.shape[:2], dtype=torch.float64)
@@ -118,22 +122,16 @@ def assert_matches(arguments: Arguments, truth: torch.Tensor) -> None:
     op_backends.assert_near(read_memory(**arguments), plain, truth)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.bench], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_follows_the_formula(backend: str, case: Any) -> None:
     arguments = case.arguments()
-    reason = read_memory.explain(**arguments)[backend.split()[0]]
-    if reason is not None:
-        pytest.skip(reason)
     assert_matches(arguments, formula(arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if not c.bench], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_half_precision_follows_the_formula(backend: str, case: Any, dtype: torch.dtype) -> None:
     arguments = case.arguments(dtype=dtype)
-    reason = read_memory.explain(**arguments)[backend.split()[0]]
-    if reason is not None:
-        pytest.skip(reason)
     assert_matches(arguments, formula(arguments))
 
 
@@ -298,7 +296,7 @@ def test_a_nan_in_living_memory_is_not_hidden(backend: str) -> None:
 
 
 def test_half_precision_scores_do_not_overflow() -> None:
-    """Scores of 1e5 before the scale: past float16, well within the contract's float32."""
+    """Scores of 1e5 before scaling exceed float16, but not the contract's float32."""
     arguments = draw(key=64)
     arguments = {n: x.half() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
     arguments["query_key"][:, 0] = arguments["memory_key"][:, :, 0] = 320.0
@@ -309,7 +307,7 @@ def test_half_precision_scores_do_not_overflow() -> None:
 @needs_extension
 @pytest.mark.parametrize("groups", [0, 2])
 def test_half_precision_of_nothing_is_zeros(groups: int) -> None:
-    """No groups at all, and groups that have nothing to be read."""
+    """No groups, and groups of length 0."""
     arguments = {n: x.half() if isinstance(x, torch.Tensor) else x for n, x in draw().items()}
     for name in ("memory_key", "memory_value"):
         arguments[name] = arguments[name][:groups]

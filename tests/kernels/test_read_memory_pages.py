@@ -1,4 +1,4 @@
-"""`read_memory` on memory in pages, and with queries that groups share."""
+"""`read_memory` with paged memory, and with queries shared by groups."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def draw(**changes: Any) -> Arguments:
-    """Three groups of 60, 21 and 0 positions in pages of 20, asking for two streams."""
+    """Three groups of 60, 21 and 0 positions in pages of 20, with the queries of two streams."""
     given: Arguments = {"query_of": (1, 0, 1), "bias": True, "columns": 4}
     made = _paged(9, 8, 20, (60, 21, 0), 16, 40, **given | changes)
     return made(torch.Generator().manual_seed(5))
 
 
 def in_one_piece(arguments: Arguments) -> Arguments:
-    """The same call without pages and query_of, NaN past every length."""
+    """Return the same call without pages and query_of, NaN past every length."""
     given = {n: x.numpy() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
     apart = op_backends.in_one_piece(given)
     for name, value in apart.items():
@@ -43,7 +43,7 @@ def in_one_piece(arguments: Arguments) -> Arguments:
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_pages_read_as_the_same_memory_in_one_piece(backend: str, case: Any) -> None:
-    """To the last bit: the same products of the same tiles. Triton's tiles end where pages do."""
+    """Bitwise equal: the products use the same tiles. Triton's tiles end at page boundaries."""
     arguments = case.arguments()
     found, wanted = read_memory(**arguments), read_memory(**in_one_piece(arguments))
     if backend == "triton":
@@ -91,7 +91,7 @@ def test_groups_of_one_page_and_one_query_read_alike(backend: str) -> None:
 
 
 def test_numbers_outside_count_as_the_nearest(backend: str) -> None:
-    """Never memory outside the pool, whatever a table that went wrong says."""
+    """Memory outside the pool is never read, even with an invalid page table."""
     arguments = draw()
     nearest = arguments | {"pages": arguments["pages"].clone(), "query_of": torch.tensor([1, 0, 1])}
     nearest["query_of"] = nearest["query_of"].int()

@@ -12,7 +12,7 @@ import op_backends
 import pytest
 import torch
 
-from vosengine.kernels import gpu, read_memory
+from vosengine.kernels import read_memory
 from vosengine.kernels.read_memory import triton_kernel, triton_plan
 from vosengine.kernels.read_memory.triton_plan import CONFIGS, FLOAT32, Shape, parts_of, plan_of
 
@@ -42,7 +42,7 @@ def draw(positions: int = 50, *, sets: int | None = None, queries: int = 5) -> A
 
 
 def formula(arguments: Arguments) -> torch.Tensor:
-    """In numpy, float64: scores sorted, all from the top_k-th greatest upwards taken."""
+    """The op in NumPy and float64, by sorting scores."""
     given = {
         name: value.double().numpy() if isinstance(value, torch.Tensor) else value
         for name, value in arguments.items()
@@ -99,7 +99,7 @@ def test_one_best_position_returns_its_value(backend: str) -> None:
 
 
 def test_equal_scores_are_taken_together(backend: str) -> None:
-    """Of four equal ones at the threshold all four count, wherever they lie."""
+    """Four equal scores at the threshold are all read, at any positions."""
     arguments = draw()
     arguments["memory_key"] = arguments["memory_key"][:, :1].repeat(1, 50, 1)
     arguments["bias"] = torch.zeros(2, 50)
@@ -135,7 +135,7 @@ def test_at_least_one(top_k: int) -> None:
 
 
 def test_the_plan_knows_shapes_alone() -> None:
-    """What a captured graph launches cannot depend on how far memory reaches."""
+    """The launches of a captured graph must not depend on the length of the memory."""
     given = inspect.signature(plan_of).parameters
     assert list(given) == ["shape", "config", "processors", "top_k"]
     fields = {field.name: field.type for field in dataclasses.fields(Shape)}
@@ -143,7 +143,7 @@ def test_the_plan_knows_shapes_alone() -> None:
     assert "length" not in fields
 
 
-@pytest.mark.skipif(not gpu.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.interpreter
 def test_launches_are_the_same_for_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[tuple[Any, ...]] = []
     launch = triton_kernel.launch
@@ -190,7 +190,7 @@ def test_parts_do_not_outnumber_blocks() -> None:
 
 
 def test_rows_are_read_past_their_end_only_where_there_is_room() -> None:
-    """Loads of 16 bytes want whole multiples; the last row may be where the storage ends."""
+    """16-byte loads need whole multiples; the last row may end with the storage."""
     rows = torch.zeros(2, 1, 5, 32)
     assert triton_kernel.readable(rows[..., :21]) == 32
     assert triton_kernel.readable(rows[..., 11:]) == 21  # would reach into the next row

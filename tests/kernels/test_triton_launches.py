@@ -1,7 +1,7 @@
-"""Every launch that the cases make passes Triton's front end, specialised as for a GPU.
+"""Every launch of the cases passes Triton's front end, specialised as for a GPU.
 
-Integers that are 1 become constants and multiples of 16 are known as such in a launch: code that
-compiles in general may not compile then, and the interpreter does not notice. No GPU is needed.
+A launch specialises on integers equal to 1 and on multiples of 16: code that compiles in general
+may fail then, which the interpreter does not detect. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import torch
 from vosengine.kernels import OPS, Op, gpu
 from vosengine.kernels.parity import cases_of
 
-pytestmark = pytest.mark.skipif(
-    gpu.missing is not None or gpu.INTERPRETED, reason=str(gpu.missing or "Triton interprets")
-)
+pytestmark = pytest.mark.skipif(gpu.missing is not None, reason=str(gpu.missing))
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Absent:
-    """The driver of a GPU that is not there, as far as a launch asks before it compiles."""
+    """Stub of a GPU driver with the methods that a launch calls before compilation."""
 
     def get_current_device(self) -> int:
         return 0
@@ -37,7 +35,7 @@ class Absent:
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Launches end after the front end; the names of the kernels that got there."""
+    """End launches after the front end; returns the names of the kernels that passed it."""
     from triton._C.libtriton import ir
     from triton.backends.nvidia.compiler import CUDABackend
     from triton.compiler import ASTSource

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make, tiny_config, to_the_end
+from quick_streams import stream_state
 
 from vosengine.detectors.dnet import DNetSource
 from vosengine.engine.segmenter import Segmenter
@@ -56,8 +57,8 @@ def test_guidance_by_tracks_is_an_option(clip: Clip) -> None:
     for guidance in ("saliency", "tracks"):
         segmenter = make("target_aware", changes={"guidance": guidance})
         results = to_the_end(segmenter, clip.frames[:3])
-        assert segmenter._state.guided
-        answers.append((results[0].numpy(), segmenter._state.guidance.clone()))
+        assert stream_state(segmenter).guided
+        answers.append((results[0].numpy(), stream_state(segmenter).guidance.clone()))
     np.testing.assert_array_equal(answers[0][0], answers[1][0])
     assert not torch.equal(answers[0][1], answers[1][1])
 
@@ -79,6 +80,6 @@ def test_the_guidance_is_part_of_a_saved_stream(clip: Clip, tmp_path: Path) -> N
         first.step(frame)
     first.save_state(tmp_path / "stream.safetensors")
     second.load_state(tmp_path / "stream.safetensors")
-    assert second._state.guided
-    assert torch.equal(second._state.guidance, first._state.guidance)
-    assert second._state.frame_count == 2
+    assert stream_state(second).guided
+    assert torch.equal(stream_state(second).guidance, stream_state(first).guidance)
+    assert stream_state(second).frame_count == 2

@@ -19,6 +19,7 @@ from quick_streams import (
     nothing,
     play,
     rectangle,
+    stream_state,
 )
 
 from vosengine.config import MemoryConfig
@@ -163,11 +164,11 @@ def test_a_memory_by_argument_is_the_memory_of_a_configuration(
     prompts = {0: small.masks[0]}
     answers = [play(each, small.frames, prompts) for each in (first, second, other)]
     assert_same(*answers[:2])
-    assert first._state.every == second._state.every == 2 != other._state.every
-    assert first._state.memory.table.shape == second._state.memory.table.shape
+    assert stream_state(first).every == stream_state(second).every == 2 != stream_state(other).every
+    assert stream_state(first).memory.table.shape == stream_state(second).memory.table.shape
     second.save_state(file)
     first.load_state(file)
-    assert first._state.every == 2
+    assert stream_state(first).every == 2
     assert_same(play(first, small.frames[:5]), play(second, small.frames[:5]))
     with pytest.raises(StateError, match="config"):
         other.load_state(file)
@@ -223,7 +224,7 @@ def test_a_mask_of_zeros_says_nothing(prompted_model: str, small: Clip) -> None:
         wanted.append(calm.step(frame))
     assert told.ids == calm.ids
     assert_same([r for r in found if r is not None], [r for r in wanted if r is not None])
-    assert told.accept(small.frames[6], zeros).prompt is None  # so it may be batched, or a graph
+    assert told.make_job(small.frames[6], zeros).prompt is None  # so it may be batched, or a graph
 
 
 def test_several_objects_go_at_once_or_not_at_all(prompted_model: str, small: Clip) -> None:
@@ -390,7 +391,7 @@ def test_memory_does_not_grow(any_model: str) -> None:
     allocated = set()
     for index, frame in enumerate(frames):
         segmenter.step(frame, mask if takes and index == 0 else None)
-        state = segmenter._state
+        state = stream_state(segmenter)
         assert_counted(state)
         allocated.add(state.nbytes)
         assert sum(tensor.nbytes for tensor in state.tensors().values()) <= state.nbytes + 256

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make
+from quick_streams import stream_state
 from stored_memory import positions
 from torch import Tensor, nn
 
@@ -164,7 +165,7 @@ def test_an_object_that_vanishes_keeps_its_memory_and_is_found_again() -> None:
     held: list[tuple[int, Tensor, Tensor]] = []
     for index, frame in enumerate(clip.frames):
         result = segmenter.step(frame, None if index else masks[0])
-        state = segmenter._state
+        state = stream_state(segmenter)
         length = int(state.memory.length[1])
         kept = positions(state.memory.read(2), 1)[0].clone()
         held.append((length, kept, state.boxes[1].clone()))

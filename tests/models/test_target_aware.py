@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import make, object_ids, to_the_end
 from exact_discovery import ExactDiscovery
+from quick_streams import stream_state
 
 from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import ConfigError, InputError
@@ -46,7 +47,7 @@ def squares(frames: int, **places: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def samples_of(segmenter: Segmenter) -> list[int]:
-    filled: list[int] = segmenter._state.tracks.samples.filled
+    filled: list[int] = stream_state(segmenter).tracks.samples.filled
     return filled[: len(segmenter.ids)]
 
 
@@ -119,7 +120,7 @@ def test_while_it_is_away_a_track_learns_nothing() -> None:
     for frame in frames:
         segmenter.step(frame)
         filled.append(samples_of(segmenter))
-        kernels.append(segmenter._state.tracks.kernel[:2].clone())
+        kernels.append(stream_state(segmenter).tracks.kernel[:2].clone())
     green = int(np.argmin(filled[-1]))
     assert [each[green] for each in filled] == [5, 6, 6, 6, 6, 6, 6]
     assert [each[1 - green] for each in filled] == [5, 6, 7, 8, 9, 10, 10]
@@ -166,7 +167,7 @@ def test_a_removed_tracks_id_is_never_given_again() -> None:
     assert red not in result.ids
     assert result.ids == (3 - red, 3)  # discovered anew
     np.testing.assert_array_equal(result.numpy() == 3, masks[2] == 1)
-    assert len(segmenter._state.born) == 2
+    assert len(stream_state(segmenter).born) == 2
 
 
 def test_the_last_track_takes_the_place_of_a_forgotten_one() -> None:
@@ -179,7 +180,7 @@ def test_the_last_track_takes_the_place_of_a_forgotten_one() -> None:
     segmenter = following(masks)
     for frame in frames:
         segmenter.step(frame)
-    state: TrackState = segmenter._state
+    state: TrackState = stream_state(segmenter)
     assert state.born == [0, 1, 3]
     last = state.first_embedding[2].clone(), state.tracks.kernel[2].clone()
     segmenter.remove(1)
@@ -271,7 +272,7 @@ def test_a_correction_is_learnt_as_verified_and_becomes_the_first_mask() -> None
     for frame in frames[:2]:
         segmenter.step(frame)
     red = int(segmenter.step(frames[2]).numpy()[10, 10])  # type: ignore[union-attr]
-    state: TrackState = segmenter._state
+    state: TrackState = stream_state(segmenter)
     slot = segmenter.slots.slot(red)
     before = state.first_embedding.clone()
     corrected = np.zeros((96, 96), np.uint8)
@@ -299,7 +300,7 @@ def test_a_verified_track_is_updated_at_once_and_others_every_eighth_frame() -> 
         else:
             segmenter.step(frames[0])
         updated: list[list[int]] = []
-        segmenter._state.tracks.update = updated.append
+        stream_state(segmenter).tracks.update = updated.append
         for frame in frames[1:]:
             segmenter.step(frame)
         assert [index for index, slots in enumerate(updated, start=1) if slots == [0]] == wanted
@@ -309,14 +310,14 @@ def test_memory_is_flat_once_the_samples_are_full() -> None:
     frames, masks = squares(16, red=lambda t: (8, 8 + t))
     segmenter = following(masks, changes={"samples": 6})
     segmenter.step(frames[0])
-    tracks = segmenter._state.tracks
+    tracks = stream_state(segmenter).tracks
     banks = [tracks.samples.features, tracks.samples.bands, tracks.samples.targets]
-    before = [bank.data_ptr() for bank in banks], segmenter._state.nbytes
+    before = [bank.data_ptr() for bank in banks], stream_state(segmenter).nbytes
     for frame in frames[1:]:
         segmenter.step(frame)
     assert samples_of(segmenter) == [6]
     banks = [tracks.samples.features, tracks.samples.bands, tracks.samples.targets]
-    assert ([bank.data_ptr() for bank in banks], segmenter._state.nbytes) == before
+    assert ([bank.data_ptr() for bank in banks], stream_state(segmenter).nbytes) == before
 
 
 # What it refuses, and how it goes on

@@ -14,6 +14,8 @@ import onnxruntime
 import pytest
 from exported import Export, answers, both, differing, drawn
 
+from vosengine.onnx.library import LIBRARY
+
 
 class Service:
     """What docs/onnx.md says in words, for the policy "memory" and a dynamic export."""
@@ -138,11 +140,29 @@ ALONE = """
 """
 
 
-@pytest.mark.parametrize("model", ["munet", "giel", "dmn_aoa", "imcnet", "target_aware"])
-def test_without_torch(export: Export, tmp_path: Path, model: str) -> None:
-    """With numpy, onnxruntime and OpenCV alone, the same labels."""
+BY_OURS = [
+    pytest.param(
+        model,
+        {"ops": "vosengine"},
+        id=f"{model}-vosengine",
+        marks=pytest.mark.skipif(not LIBRARY.is_file(), reason="there is no library of operators"),
+    )
+    for model in ("munet", "imcnet", "dmn_aoa")
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        *((model, {}) for model in ("munet", "giel", "dmn_aoa", "imcnet", "target_aware")),
+        *BY_OURS,
+    ],
+)
+def test_without_torch(export: Export, tmp_path: Path, model: str, options: dict[str, Any]) -> None:
+    """With numpy, onnxruntime and OpenCV alone, and the library of operators where the export has
+    such, the same labels."""
     clip = drawn((96, 130), 2, frames=3)
-    folder = export(model)
+    folder = export(model, **options)
     np.savez(tmp_path / "clip.npz", frames=np.stack(clip.frames), mask=clip.masks[0])
     script = [sys.executable, "-c", textwrap.dedent(ALONE)]
     arguments = [str(folder), str(tmp_path / "clip.npz"), str(tmp_path / "found.npy")]

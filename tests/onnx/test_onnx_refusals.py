@@ -60,7 +60,7 @@ def test_an_export_that_was_changed_is_refused(munet: Path, tmp_path: Path) -> N
     with pytest.raises(WeightsError, match=r"segment\.onnx: is missing"):
         OnnxSegmenter(tmp_path)
     (tmp_path / "model.json").write_text('{"format": "another"}')
-    with pytest.raises(WeightsError, match="wanted format vosengine-onnx-3, given 'another'"):
+    with pytest.raises(WeightsError, match="wanted format vosengine-onnx-4, given 'another'"):
         OnnxSegmenter(tmp_path)
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(WeightsError, match="is not JSON"):

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from exported import Export, answers, both, differing, drawn, weights_of
+from quick_streams import stream_state
 from torch import nn
 
 from vosengine import DNetSource, OnnxSegmenter
@@ -198,7 +199,7 @@ def test_a_track_begins_with_the_samples_of_torch(folder: Path, clip: Clip) -> N
     mask = np.where(clip.masks[0] == 1, 7, 0).astype(np.uint8)
     for engine in (ours, theirs):
         engine.step(clip.frames[0], mask)
-    bank: Any = theirs._state.tracks.samples
+    bank: Any = stream_state(theirs).tracks.samples
     policy: Any = ours.policy
     for slot, track in enumerate(policy.tracks):
         assert track.filled == bank.filled[slot] == 3
@@ -258,7 +259,7 @@ def test_masks_begin_correct_and_end_tracks(
     assert 40 not in ours.ids
     assert ours.ids == theirs.ids
     assert differing(*found) <= MOST
-    tracks, state = ours.policy.tracks, theirs._state  # type: ignore[attr-defined]
+    tracks, state = ours.policy.tracks, stream_state(theirs)  # type: ignore[attr-defined]
     assert [track.born for track in tracks] == state.born
     assert [track.filled for track in tracks] == state.tracks.samples.filled[: len(tracks)]
     for track, embedding in zip(tracks, state.first_embedding, strict=False):

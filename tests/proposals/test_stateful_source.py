@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_config
+from quick_streams import stream_state
 
 from vosengine import detectors
 from vosengine.detectors.dnet import DNetSource
@@ -103,8 +104,8 @@ def test_a_stream_goes_on_bit_by_bit(stopped_at: int, frames: torch.Tensor, tmp_
     resumed.load_state(tmp_path / "stream.safetensors")
     for frame in frames[stopped_at:]:
         assert same_answer(resumed.step(frame), whole.step(frame))
-    for name, tensor in whole._state.tensors().items():
-        assert torch.equal(tensor, resumed._state.tensors()[name]), name
+    for name, tensor in stream_state(whole).tensors().items():
+        assert torch.equal(tensor, stream_state(resumed).tensors()[name]), name
     assert torch.equal(resumed.proposals.tensors()["after"], whole.proposals.tensors()["after"])  # type: ignore[union-attr]
 
 

@@ -1,4 +1,4 @@
-"""What tests of `batch` run in its processes: work that sleeps, dies, or kills its parent."""
+"""Work units for tests of `batch` processes: they sleep, die, or kill the parent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ Asked = Callable[[], bool]
 
 
 class Sleeper:
-    """A job is a number of seconds. Returns when it began and ended, and in which process."""
+    """Job: a number of seconds to sleep. Returns start and end times and the process id."""
 
     def __call__(self, job: float, report: Report, should_stop: Asked) -> dict[str, Any]:
         began = time.monotonic()
@@ -24,7 +25,7 @@ class Sleeper:
 
 
 class Scripted:
-    """A job is (name, what is to happen, a folder for notes)."""
+    """Job: (name, event to produce, folder for notes)."""
 
     def __call__(
         self, job: tuple[str, str, Path], report: Report, should_stop: Asked
@@ -57,7 +58,7 @@ class Scripted:
 
 
 class Broken:
-    """Cannot be made."""
+    """Worker whose constructor raises."""
 
     def __init__(self) -> None:
         os._exit(3)
@@ -66,59 +67,79 @@ class Broken:
         raise AssertionError
 
 
-class Deadly:
-    """As ClipWorker; when a clip named "b" has come to a frame for the first time, somebody dies.
+def scripted(threads: int) -> Scripted:
+    return Scripted()
 
-    VICTIM in the environment: "worker", "parent", or "stop", the parent being asked to by SIGTERM;
-    AT: the frame. NOTES: a folder for notes.
+
+def broken(threads: int) -> Broken:
+    return Broken()
+
+
+class Deadly:
+    """ClipWorker that kills a process when clip "b" reaches a frame for the first time.
+
+    victim  "worker", this process; "parent" of it; "driver"; "raylet", the parent of an actor;
+            "stop", the driver being asked to by SIGTERM; "nobody"
+    at      the frame, counted in this process
+    notes   a folder for notes
+    driver  the process that deals out the jobs
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, victim: str, at: int, notes: Path, driver: int) -> None:
         from vosengine.batch.unit import ClipWorker
 
         self._worker = ClipWorker(threads)
+        self._victim, self._at, self._notes, self._driver = victim, at, notes, driver
 
     def __call__(self, job: Any, report: Report, should_stop: Asked) -> dict[str, Any] | None:
-        notes = Path(os.environ["NOTES"])
         frames = 0
 
         def noted(count: int) -> None:
             nonlocal frames
             frames += count
-            with (notes / job.name).open("a") as file:
+            with (self._notes / job.name).open("a") as file:
                 file.write(".")
             report(count)
-            dead = notes / "dead"
-            if job.name == "b" and frames == int(os.environ["AT"]) and not dead.exists():
+            dead = self._notes / "dead"
+            if job.name == "b" and frames == self._at and not dead.exists():
                 dead.touch()
                 self._kill()
 
         return self._worker(job, noted, should_stop)
 
     def _kill(self) -> None:
-        victim, parent = os.environ["VICTIM"], os.getppid()
-        if victim == "worker":
+        parent = os.getppid()
+        if self._victim == "worker":
             os.kill(os.getpid(), signal.SIGKILL)
-        if victim == "parent":
+        if self._victim == "parent":
             os.kill(parent, signal.SIGKILL)
-            while os.getppid() == parent:  # with its end the pipe's is closed
+            while os.getppid() == parent:  # the pipe closes when the parent ends
                 time.sleep(0.01)
-        if victim == "stop":
-            os.kill(parent, signal.SIGTERM)
+        if self._victim in ("driver", "raylet"):
+            os.kill(self._driver if self._victim == "driver" else parent, signal.SIGKILL)
+            time.sleep(60)  # this process is ended with it
+        if self._victim == "stop":
+            os.kill(self._driver, signal.SIGTERM)
             time.sleep(2)  # until it was heard
 
 
+def deadly(victim: str, notes: Path) -> Callable[[int], Deadly]:
+    """What makes Deadly in the processes of this one, which is the driver."""
+    at = 3 if victim == "raylet" else 4  # between two checkpoints
+    return partial(Deadly, victim=victim, at=at, notes=notes, driver=os.getpid())
+
+
 def main() -> None:
-    """`vosengine batch` with Deadly in its processes."""
+    """`vosengine` with Deadly in its processes: VICTIM NOTES, then the arguments."""
     import vosengine.commands.batch as command
     from vosengine.cli.app import main as vosengine
 
-    command.batch.__kwdefaults__["worker"] = Deadly
-    sys.argv[0] = "vosengine"
+    command.batch.__kwdefaults__["worker"] = deadly(sys.argv[1], Path(sys.argv[2]))
+    sys.argv[:3] = ["vosengine"]
     vosengine()
 
 
 if __name__ == "__main__":
-    import batch_units  # the name by which processes find what is in it
+    import batch_units  # the module name by which processes unpickle it
 
     batch_units.main()

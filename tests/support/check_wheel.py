@@ -16,6 +16,7 @@ from vosengine.build import commit, openmp_runtimes
 from vosengine.kernels import OPS
 from vosengine.kernels.extension import load
 from vosengine.kernels.parity import cases_of, check_parity
+from vosengine.onnx.library import find_library
 
 ISAS = "baseline", "avx2", "avx512", "amx"
 
@@ -74,6 +75,7 @@ def main() -> None:
     if runtimes is not None and len(runtimes) != 1:
         sys.exit(f"wanted one OpenMP runtime, found {runtimes}")
     print(f"OpenMP: {runtimes}")
+    print(f"operators for onnxruntime: {find_library(['vosengine::read_memory']).name}")
     run("doctor")
     check_demo()
 

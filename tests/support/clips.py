@@ -67,7 +67,7 @@ def read_all(source: str | Path | int) -> list[SourceFrame]:
 
 
 def read_until_fault(source: str | Path | int) -> tuple[list[SourceFrame], str]:
-    """The frames before the SourceError that has to come, and its message."""
+    """Return the frames before the expected SourceError, and its message."""
     frames: list[SourceFrame] = []
     with open_source(source) as opened, pytest.raises(SourceError) as caught:
         for frame in opened:

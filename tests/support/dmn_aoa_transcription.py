@@ -1,4 +1,4 @@
-"""DMN-AOA written out in float64, step by step, as a witness for the tests.
+"""Independent float64 implementation of DMN-AOA, step by step, for the tests.
 
 Follows the paper's sections 3.1 to 3.4 (equations 1 to 3) and DMM-Net's matching layer on a flat
 dict of tensors under vosengine's state-dict names; nothing of vosengine is imported. Letters: N
@@ -22,7 +22,7 @@ STRIDES = {2: 4, 3: 8, 4: 16}
 
 
 def conv(w: Weights, name: str, x: Tensor, stride: int = 1) -> Tensor:
-    """Of one map [C, H, W]; every convolution of the network pads by half of its size."""
+    """Convolve one map [C, H, W]; every convolution of the network pads by half of its size."""
     weight = w[f"{name}.weight"]
     pad = weight.shape[-1] // 2
     return functional.conv2d(x[None], weight, w.get(f"{name}.bias"), stride, pad)[0]
@@ -74,7 +74,7 @@ def base_features(w: Weights, frame: Tensor, groups: int) -> Levels:
 
 
 def box_of(mask: Tensor, last: Box | None) -> Box:
-    """The tight box of a soft mask's pixels above 0.5; where there are none, the last one."""
+    """Return the tight box of a soft mask's pixels above 0.5; the last box if there are none."""
     inside = mask > 0.5
     rows, columns = inside.any(dim=1).nonzero(), inside.any(dim=0).nonzero()
     if len(rows) == 0:
@@ -85,8 +85,8 @@ def box_of(mask: Tensor, last: Box | None) -> Box:
 
 
 def pool_weights(start: float, end: float, length: int, size: int, sampling: int) -> Tensor:
-    """How much each of `length` cells counts in each of `size` bins from start to end [size,
-    length]: `sampling` linear samples per bin, none of which counts beyond -1 and `length`."""
+    """Return the weight of each of `length` cells in each of `size` bins from start to end, [size,
+    length]: `sampling` linear samples per bin, of weight 0 beyond -1 and `length`."""
     weights = np.zeros((size, length))
     bin_length = (end - start) / size
     for i in range(size):
@@ -103,7 +103,7 @@ def pool_weights(start: float, end: float, length: int, size: int, sampling: int
 
 
 def pool(x: Tensor, box: Box, stride: int, size: int = 14, sampling: int = 2) -> Tensor:
-    """ROIAlign [C, p, p] of a map [C, H, W]: the centre of its first cell lies at half a cell."""
+    """ROIAlign [C, p, p] of a map [C, H, W]; the centre of its first cell is at half a cell."""
     x0, y0, x1, y1 = (edge / stride - 0.5 for edge in box)
     down = pool_weights(y0, y1, x.shape[1], size, sampling)
     across = pool_weights(x0, x1, x.shape[2], size, sampling)
@@ -111,7 +111,7 @@ def pool(x: Tensor, box: Box, stride: int, size: int = 14, sampling: int = 2) ->
 
 
 def object_features(base: Levels, box: Box, stages: tuple[int, ...], size: int) -> Tensor:
-    """F [C, p, p]: the box pooled from the base features of every stage, joined."""
+    """F [C, p, p]: the box pooled from the base features of every stage, concatenated."""
     return torch.cat([pool(base[stage], box, STRIDES[stage], size) for stage in stages])
 
 
@@ -148,7 +148,7 @@ def template(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
 
 
 def project(w: Weights, projector: str, x: Tensor, groups: int) -> Tensor:
-    """Into the shared space: [C, p, p] -> [Cd, p, p] (section 3.3)."""
+    """Project into the shared space: [C, p, p] -> [Cd, p, p] (section 3.3)."""
     x = torch.relu(group_norm(w, f"{projector}.1", conv(w, f"{projector}.0", x), groups))
     return conv(w, f"{projector}.3", x)
 
@@ -165,7 +165,7 @@ def correspondences(target: Tensor, source: Tensor, alpha: float) -> Tensor:
 
 
 def align(template_map: Tensor, proposal: Tensor, alpha: float = 100.0) -> Tensor:
-    """Equation 3: P''_i = sum_j S_ij P'_j, the proposal laid out like the template."""
+    """Equation 3: P''_i = sum_j S_ij P'_j, the proposal aligned with the template."""
     shares = correspondences(template_map, proposal, alpha)
     return (proposal.flatten(1) @ shares.T).view_as(template_map)
 
@@ -184,11 +184,11 @@ def match(
 ) -> NDArray[np.float64]:
     """The assignment X [N, M] of DMM-Net's layer: min <C, X> with C = -similarity, X >= 0, rows
     that sum to 1 and columns to 1 at most, by projected gradient steps (Dykstra's projections)."""
-    given = np.asarray(similarity, dtype=np.float64)
-    n, proposals = given.shape
+    similarities = np.asarray(similarity, dtype=np.float64)
+    n, proposals = similarities.shape
     m = n + 1 if proposals <= n else proposals
     cost = np.zeros((n, m))
-    cost[:, :proposals] = -given
+    cost[:, :proposals] = -similarities
     best = np.full((n, m), cost.max())
     for column in range(m):
         row = int(cost[:, column].argmin())
@@ -245,7 +245,7 @@ def move_reference(shares: Tensor, reference: Tensor, grid: tuple[int, int]) -> 
     height, width = grid
     side = reference.shape[1] // height
     moved = torch.zeros_like(reference)
-    for y in range(side):  # one place within the block after the other
+    for y in range(side):  # position within the block
         for x in range(side):
             place = reference[:, y::side, x::side].flatten(1)
             moved[:, y::side, x::side] = (place @ shares.T).view(-1, height, width)
@@ -253,7 +253,7 @@ def move_reference(shares: Tensor, reference: Tensor, grid: tuple[int, int]) -> 
 
 
 def reference_shares(w: Weights, now: Tensor, reference: Tensor, alpha: float) -> Tensor:
-    """S [h w, h w] from the current B4 to a reference's, in the manner of equation 2."""
+    """S [h w, h w] from the current B4 to a reference's, as in equation 2."""
     return correspondences(conv(w, "refine.align", now), conv(w, "refine.align", reference), alpha)
 
 
@@ -325,7 +325,7 @@ def transcribe(
     first_frames: list[int] | None = None,
     memory: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The last of the frames [1, 3, H, W] (normalised), whose sides are multiples of 16, segmented.
+    """Segment the last of the frames [1, 3, H, W] (normalised), whose sides are multiples of 16.
 
     masks         per frame before the last, soft masks [N, H, W] of all objects
     boxes         of the last frame's proposals (x0, y0, x1, y1), with their masks [M, H, W]
@@ -340,7 +340,7 @@ def transcribe(
     masks = [frame.double() for frame in masks]
     firsts = [0] * len(masks[0]) if first_frames is None else first_frames
     kept = list(range(len(masks))) if memory is None else memory
-    found = [
+    aligned_maps = [
         project(w, "proposal_projector", object_features(bases[-1], box, stages, pooled),
                 norm_groups)
         for box in boxes
@@ -349,7 +349,7 @@ def transcribe(
     for o, first in enumerate(firsts):
         t = object_template(w, bases, [x[o] for x in masks], first, kept, stages, pooled)
         t = project(w, "template_projector", t, norm_groups)
-        for j, proposal in enumerate(found):
+        for j, proposal in enumerate(aligned_maps):
             similarities[o, j] = score(t, align(t, proposal, alpha), similarity)
     assigned = torch.from_numpy(match(similarities.detach().numpy()))
     coarse_masks = coarse(assigned, proposals.double(), masks[-1])

@@ -1,4 +1,4 @@
-"""D-Net's output drawn by hand from exact masks, and how well a tracker keeps identities on it."""
+"""D-Net outputs computed from exact masks, and identity measures of a tracker on them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vosengine.types import Result
 
 
 class ExactDiscovery:
-    """A ProposalSource: saliency, centres and offsets as a perfect D-Net would draw them.
+    """ProposalSource with the saliency, centres and offsets of a perfect D-Net.
 
     masks     [T, H, W] object ids of every frame
-    smallest  pixels; fewer are not proposed
+    smallest  minimum pixels of a proposed object
     """
 
     def __init__(self, masks: np.ndarray, smallest: int = 40) -> None:
@@ -34,8 +34,8 @@ class ExactDiscovery:
 
 
 def exact_maps(mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Heat map [H, W] (Gaussians of 10 pixels, as in the training), offset [2, H, W] in pixels and
-    foreground [H, W] of one mask."""
+    """Return heat map [H, W] (Gaussians of 10 pixels, as in training), offset [2, H, W] in pixels
+    and foreground [H, W] of one mask."""
     height, width = mask.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     heat, offset = np.zeros((height, width), np.float32), np.zeros((2, height, width), np.float32)
@@ -50,12 +50,12 @@ def exact_maps(mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 @dataclass
 class Identities:
-    """How a tracker did on one clip, as the CLEAR MOT measures count it.
+    """CLEAR MOT counts of a tracker on one clip.
 
-    switches   an object is found under another id than the last time
-    fragments  an object is found again after it was there and not found
-    overlaps   IoU of every object and frame that was found (IoU of 0.5 or more)
-    shown      how many there were to be found, of 40 pixels or more
+    switches   an object is found under another id than before
+    fragments  an object is found again after it was visible and not found
+    overlaps   IoU of every found object and frame (IoU of 0.5 or more)
+    shown      number of objects and frames to be found, of 40 pixels or more
     """
 
     switches: int
@@ -65,14 +65,14 @@ class Identities:
 
 
 def identities(results: list[Result], masks: np.ndarray) -> Identities:
-    found = Identities(0, 0, [], 0)
+    counts = Identities(0, 0, [], 0)
     known: dict[int, int] = {}
     lost: set[int] = set()
     for result, mask in zip(results, masks, strict=True):
         labels = result.numpy()
         objects = [i for i in np.unique(mask) if i > 0 and (mask == i).sum() >= 40]
         tracks = [i for i in np.unique(labels) if i > 0]
-        found.shown += len(objects)
+        counts.shown += len(objects)
         overlap = np.zeros((len(objects), len(tracks)))
         for row, object_id in enumerate(objects):
             for column, track in enumerate(tracks):
@@ -88,9 +88,9 @@ def identities(results: list[Result], masks: np.ndarray) -> Identities:
                 lost.add(object_id)
                 continue
             track, shared = pairs[object_id]
-            found.overlaps.append(shared)
-            found.switches += known.get(object_id, track) != track
-            found.fragments += object_id in lost and object_id in known
+            counts.overlaps.append(shared)
+            counts.switches += known.get(object_id, track) != track
+            counts.fragments += object_id in lost and object_id in known
             lost.discard(object_id)
             known[object_id] = track
-    return found
+    return counts

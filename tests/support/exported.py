@@ -1,43 +1,54 @@
-"""Exports that tests share: each is written once, whichever of the test processes asks first."""
+"""Exports that tests share: each is written once for all test processes, and kept for later runs as
+long as the sources stay the same."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from vosengine import Segmenter
 from vosengine.config import TargetAwareConfig
 from vosengine.onnx import ExportOptions, OnnxSegmenter, export_model
-from vosengine.onnx.manifest import MANIFEST
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
+from vosengine.zoo import weights
 from vosengine.zoo.weights import load, save, state_of
 
-FAILED = "failed"
-LONGEST = 600.0  # seconds that another process may take for one export
-SHORT_SIDE = 120  # of what a trained network sees in tests: it is most of what a step costs, and
-# of no network's stride a multiple, so that frames are padded
+ROOT = Path(__file__).resolve().parents[2]
+BUILT = ROOT / "build" / "exports"
+OUTDATED = 86400.0  # seconds after which exports of other sources are removed
+# Of what a trained network sees in tests: it is most of what a step costs, and of no network's
+# stride a multiple, so that frames are padded.
+SHORT_SIDE = 120
 SHIPPED = "weights"
-WEIGHTS = "demo.safetensors"  # so that they are named as those that ship
+WEIGHTS = "demo.safetensors"  # the same name as the shipped weights
 
 Export = Callable[..., Path]
 
 
 def small_demo(folder: Path, model: str) -> Path:
-    """The trained weights that ship, in a file of a network that sees smaller frames. Processes
-    may write it at once: it appears whole, and is the same from all."""
+    """Write the shipped weights as a file with a smaller input size, and return it. Processes may
+    write it concurrently: it appears atomically, with the same contents."""
     path = folder / model / WEIGHTS
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         method, card = load(model, "demo")
         config = method.config
-        if isinstance(config.size, int):
-            config = replace(config, size=SHORT_SIDE)
+        if config.size is not None:
+            small = SHORT_SIDE if isinstance(config.size, int) else (SHORT_SIDE, SHORT_SIDE)
+            config = replace(config, size=small)
         if isinstance(config, TargetAwareConfig):  # in small frames, too, there is much to find
             config = replace(config, smallest_proposal=20, centre_window=7, birth_score=0.0)
         words = {"description": card.description, "licence": card.licence}
@@ -45,56 +56,71 @@ def small_demo(folder: Path, model: str) -> Path:
     return path
 
 
+def ship_small(monkeypatch: pytest.MonkeyPatch, folder: Path, *models: str) -> None:
+    """Let the weights that ship be those of `small_demo`, for commands that take them by name."""
+    small = {model: small_demo(folder, model) for model in models}
+    monkeypatch.setattr(weights, "_shipped_file", lambda card: small[card.model])
+
+
 def weights_of(folder: Path, model: str) -> Path:
-    """The file whose weights an export of `exporter` has, those that ship."""
+    """Return the file with the weights of an export by `exporter`, from the shipped ones."""
     return small_demo(folder / SHIPPED, model)
 
 
-def exporter(factory: pytest.TempPathFactory, worker: str) -> Export:
-    """`export("munet", size=(96, 160))`: the folder, written by this process or by another. A file
-    of weights is known by its name; those that ship see small frames, and lie beside the graphs."""
-    root = factory.getbasetemp()
-    if worker != "master":
-        root = root.parent
+def exporter() -> Export:
+    """`export("munet", size=(96, 160))`: the folder, written by this process, by another, or by an
+    earlier run of the same sources; nobody may write into it. A file of weights is known by its
+    content; those that ship see small frames, and lie beside the graphs."""
+    root = BUILT / fingerprint()
+    if not root.exists() and BUILT.exists():
+        for old in BUILT.iterdir():  # of other sources
+            if time.time() - old.stat().st_mtime > OUTDATED:
+                shutil.rmtree(old, ignore_errors=True)
 
     def export(model: str, weights: str | Path = "demo", **options: Any) -> Path:
-        words = (f"{k}{v}" for k, v in sorted(options.items()))
-        name = "-".join([model, Path(weights).stem, *words])
-        folder = root / "exported" / "".join(c for c in name if c.isalnum() or c in "-_")
-        folder.parent.mkdir(exist_ok=True)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            _wait(folder / MANIFEST)
-        else:
-            try:
-                if weights == "demo":
-                    weights = weights_of(folder, model)
-                export_model(model, ExportOptions(folder, weights=str(weights), **options))
-            except BaseException:
-                (folder / FAILED).touch()  # those who wait need not wait on
-                raise
+        words = [f"{k}{v}" for k, v in sorted(options.items())]
+        shown = "demo" if weights == "demo" else _hash([Path(weights)])
+        name = "".join(c for c in "-".join([model, shown, *words]) if c.isalnum() or c in "-_")
+        folder, part = root / name, root / f"{name}.part"
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the others find what the first has written
+            if not folder.exists():
+                shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+                part.mkdir()
+                chosen = weights_of(part, model) if weights == "demo" else weights
+                export_model(model, ExportOptions(part, weights=str(chosen), **options))
+                part.rename(folder)
         return folder
 
     return export
 
 
-def _wait(path: Path) -> None:
-    end = time.monotonic() + LONGEST
-    while not path.exists():
-        assert not (path.parent / FAILED).exists(), f"{path.parent} could not be written"
-        assert time.monotonic() < end, f"no other process has written {path}"
-        time.sleep(0.2)
+def _hash(files: Iterable[Path], *more: str) -> str:
+    seen = hashlib.sha256(" ".join(more).encode())
+    for path in files:
+        seen.update(path.name.encode() + path.read_bytes())
+    return seen.hexdigest()[:16]
+
+
+@cache
+def fingerprint() -> str:
+    """Of everything that an export hangs on: these sources, the weights, and the libraries."""
+    sources = [path for name in ("vosengine", "kernels") for path in (ROOT / name).rglob("*.py")]
+    sources += [*(ROOT / "weights").rglob("*.safetensors"), Path(__file__)]
+    libraries = ("torch", "onnx", "onnxscript", "numpy")
+    versions = (onnxruntime.__version__, *(version(name) for name in libraries))
+    return _hash(sorted(sources), sys.version, *versions)
 
 
 def drawn(size: tuple[int, int], objects: int, frames: int = 6) -> Clip:
-    """A clip in which every object is there from the first frame on."""
+    """Return a clip in which every object is visible from the first frame on."""
     config = ClipConfig(frames=frames, height=size[0], width=size[1], objects=(objects, objects))
     return make_clip(config, seed=3)
 
 
 def both(folder: Path, **options: Any) -> tuple[OnnxSegmenter, Segmenter]:
-    """The export's stream, and torch's layer by layer."""
+    """Return an OnnxSegmenter of the export, and an eager Segmenter."""
     ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
     weights = weights_of(folder, ours.model)
     theirs = Segmenter(
@@ -106,13 +132,13 @@ def both(folder: Path, **options: Any) -> tuple[OnnxSegmenter, Segmenter]:
 def answers(
     engine: Any, frames: Sequence[np.ndarray], prompts: dict[int, np.ndarray]
 ) -> list[np.ndarray]:
-    """Labels of every frame."""
+    """Return the labels of every frame."""
     results = [engine.step(frame, prompts.get(i)) for i, frame in enumerate(frames)]
     results = [result for result in results if result is not None] + engine.flush()
     return [result.numpy() for result in results]
 
 
 def differing(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """The share of labels that differ."""
+    """Return the share of labels that differ."""
     assert len(ours) == len(theirs)
     return float(np.mean(np.stack(ours) != np.stack(theirs)))

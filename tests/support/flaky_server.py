@@ -8,8 +8,8 @@ from contextlib import suppress
 
 
 class Flaky:
-    """An HTTP server on this machine: what it sends is listed, one entry a connection, and then it
-    refuses. With a length in the header, or without one, as live streams come."""
+    """HTTP server on this machine that sends the listed bodies, one per connection, and then
+    refuses. With a Content-Length, or without one, as live streams."""
 
     def __init__(self, *bodies: bytes | None, length: int | None = None) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -33,7 +33,7 @@ class Flaky:
                 connection.recv(65536)
                 try:
                     connection.sendall(self._answer(body))
-                except OSError:  # the reader left first
+                except OSError:  # the reader closed first
                     continue
         self.listener.close()
 

@@ -1,4 +1,4 @@
-"""A disk without room, for tests: no file can grow beyond a size."""
+"""Full disks for tests: a maximum file size, and a small file system."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """Within the block writing a file beyond so many bytes is an OSError, "File too large"."""
+    """Limit file sizes inside the block: writing beyond raises OSError, "File too large"."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -24,7 +24,7 @@ def files_up_to(size: int) -> Iterator[None]:
 
 @contextmanager
 def small_disk(folder: Path, kib: int) -> Iterator[Path]:
-    """A file system of that size; the test is skipped where none may be mounted."""
+    """Mount a file system of that size; skips the test if mounting is not permitted."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", str(folder)]
     try:

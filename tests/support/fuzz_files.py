@@ -1,5 +1,5 @@
-"""Damaged frames, masks, proposals, states, weights and exports: every one is a typed error or a
-right answer, in bounded time and memory.
+"""Fuzzing of frames, masks, proposals, states, weights and exports: a damaged file gives a typed
+error or a correct result, in bounded time and memory.
 
     python tests/support/fuzz_files.py --count 10000 [--first 0]     # what `make fuzz` runs
 """
@@ -50,12 +50,11 @@ ODD: tuple[Any, ...] = (
 
 
 def damaged(data: bytes, draw: random.Random, others: list[bytes]) -> bytes:
-    """The file with bits flipped, cut short, with bytes put in, taken out or zeroed, or the file of
-    something else."""
+    """Damage a file: flip bits, truncate, insert, remove or zero bytes, or replace it."""
     kind = draw.choice(("flip", "flip", "flip", "cut", "insert", "delete", "zero", "other"))
     spoilt = bytearray(data)
     place = draw.randrange(max(1, len(spoilt)))
-    if draw.random() < 0.5:  # headers decide the most
+    if draw.random() < 0.5:  # damage to headers has the most effect
         place = draw.randrange(min(128, max(1, len(spoilt))))
     length = draw.choice((1, 2, 4, 8, 64, 1000))
     if kind == "flip":
@@ -76,7 +75,7 @@ def damaged(data: bytes, draw: random.Random, others: list[bytes]) -> bytes:
 
 
 def odd_json(text: str, draw: random.Random) -> str:
-    """JSON with one of its values, anywhere, taken away or replaced by one of another kind."""
+    """Remove a value of a JSON document, or replace it by one of another type."""
     content = json.loads(text)
     places: list[tuple[Any, Any]] = []
 
@@ -100,8 +99,8 @@ def odd_json(text: str, draw: random.Random) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of input: its good files, and what reads one, which raises a VosError or returns
-    whether the answer is right."""
+    """Kind of input: valid files, and a reader that raises a VosError or returns whether the result
+    is correct."""
 
     name: str
     files: tuple[Path, ...]
@@ -129,7 +128,7 @@ def _proposals(path: Path) -> bool:
 
 
 class Kept:
-    """Streams that were saved, and what they answer next."""
+    """Saved streams, and their next results."""
 
     def __init__(self, folder: Path) -> None:
         self.engines: dict[str, Segmenter] = {}
@@ -159,8 +158,8 @@ class Kept:
         return np.array_equal(self._next(path.stem), self.wanted[path.stem])
 
     def step(self, path: Path) -> bool:
-        """Frames and masks that are odd arrays, drawn by what a damaged file holds: nothing has
-        changed after an error, and an answer names what was shown."""
+        """Step with odd frames and masks, drawn from a damaged file: an error leaves the stream
+        unchanged, and a result has the ids of the prompts."""
         draw = random.Random(path.read_bytes())
         engine = self.engines[draw.choice(("stm", "target_aware"))]
         engine.reset()
@@ -175,16 +174,16 @@ class Kept:
             assert engine.frame_count == 0
             assert engine.geometry is None
             raise
-        given = np.zeros(1) if mask is None else np.asarray(mask)
-        if given.ndim == 3:
-            given = np.where(given.max(0) > 0.5, 1 + given.argmax(0), 0)
-        shown = {*np.unique(given).tolist()} - {0}
+        labels = np.zeros(1) if mask is None else np.asarray(mask)
+        if labels.ndim == 3:
+            labels = np.where(labels.max(0) > 0.5, 1 + labels.argmax(0), 0)
+        shown = {*np.unique(labels).tolist()} - {0}
         assert result is not None
         return {*result.ids} >= shown and tuple(result.labels.shape) == tuple(frame.shape[:2])
 
 
 def odd_array(draw: random.Random) -> Any:
-    """Now and then a frame or a mask, else something near it."""
+    """Return a valid frame or mask, or more often an array that is almost one."""
     shapes = ((40, 48, 3), (40, 48), (3, 40, 48), (40, 48, 4), (20, 48, 3), (0, 48, 3), (40,), ())
     shape = draw.choice(shapes[:2] if draw.random() < 0.7 else shapes)
     dtypes = (
@@ -215,7 +214,7 @@ def _foreign(path: Path) -> bool:
 
 
 def targets(root: Path) -> list[Target]:
-    """Good files of every kind, in a folder."""
+    """Write valid files of every kind to a folder, and return the targets."""
     frames = noise(4, *SIZE)
     stills = []
     for extension in ("png", "jpg", "bmp", "webp", "tif"):
@@ -281,7 +280,7 @@ def targets(root: Path) -> list[Target]:
 
 @contextmanager
 def at_most(size: int) -> Iterator[None]:
-    """No more memory than the process has now and that many bytes."""
+    """Limit the memory of the process to its present use plus `size` bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * resource.getpagesize() + size
@@ -296,7 +295,7 @@ def at_most(size: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`what` came of a case: "error", "answer", or a fault that says which."""
+    """Outcome of a case: `what` is "error", "answer", or the description of a fault."""
 
     what: str
     seconds: float
@@ -307,7 +306,7 @@ class Outcome:
 
 
 def try_one(seed: int, all_targets: list[Target], scratch: Path) -> tuple[Target, Outcome]:
-    """One damaged file; the same for the same seed."""
+    """Try one damaged file, determined by the seed."""
     draw = random.Random(seed)
     target = all_targets[seed % len(all_targets)]
     good = draw.choice(target.files)
@@ -332,7 +331,7 @@ def try_one(seed: int, all_targets: list[Target], scratch: Path) -> tuple[Target
                 what = "a wrong answer"
         except VosError as error:
             what = "error" if str(error) else "an error without a message"
-        except Exception as error:  # noqa: BLE001 - that is what is looked for
+        except Exception as error:  # noqa: BLE001 - any other exception is a fault
             what = f"{type(error).__name__}: {str(error)[:200]}"
     seconds = time.monotonic() - start
     path.unlink()
@@ -342,7 +341,7 @@ def try_one(seed: int, all_targets: list[Target], scratch: Path) -> tuple[Target
 
 
 def try_many(first: int, count: int, report: Callable[[str], None]) -> Counter[tuple[str, str]]:
-    """How often what came of which kind; every fault is reported with its seed."""
+    """Count outcomes by kind of input; every fault is reported with its seed."""
     found: Counter[tuple[str, str]] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -364,20 +363,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     start = time.monotonic()
 
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    found = try_many(given.first, given.count, say)
+    found = try_many(options.first, options.count, say)
     say(f"{'kind':12} {'errors':>7} {'answers':>7} {'faults':>7}")
     for name in sorted({name for name, _ in found}):
         counts = (found[name, what] for what in ("error", "answer", "fault"))
         say(f"{name:12} " + " ".join(f"{count:7}" for count in counts))
     faults = sum(count for (_, what), count in found.items() if what == "fault")
-    say(f"{given.count} files in {time.monotonic() - start:.0f} s, {faults} faults")
+    say(f"{options.count} files in {time.monotonic() - start:.0f} s, {faults} faults")
     sys.exit(faults > 0)
 
 

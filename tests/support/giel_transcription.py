@@ -1,4 +1,4 @@
-"""GIEL written out in float64, equation by equation, as a witness for the tests.
+"""Independent float64 implementation of GIEL, equation by equation, for the tests.
 
 Follows the paper's sections 3.2 to 3.4 (equations 3 to 12, figure 3) on a flat dict of tensors
 under vosengine's state-dict names; nothing of vosengine is imported. Letters: D objects, T support
@@ -18,7 +18,7 @@ Weights = dict[str, Tensor]
 
 
 class Parts(NamedTuple):
-    """What there is on the way from the frames to the logits."""
+    """Intermediate results from the frames to the logits."""
 
     support_keys: Tensor  # [T, Ck, h, w]
     support_values: Tensor  # [T, Cv, h, w]
@@ -88,7 +88,8 @@ def keys_and_values(w: Weights, side: str, embedding: Tensor) -> tuple[Tensor, T
 def frame_weights(w: Weights, keys: Tensor, query: Tensor) -> Tensor:
     """Figure 3: weights [T], summing to 1, of keys [T, Ck, h, w] beside the query's [Ck, h, w].
 
-    The first key, the selected one and the query's are summarised alike, joined and regressed.
+    The first key, the selected one and the query's are summarised by the same layers, concatenated
+    and regressed.
     """
 
     def summarise(key: Tensor) -> Tensor:
@@ -109,9 +110,9 @@ def frame_weights(w: Weights, keys: Tensor, query: Tensor) -> Tensor:
 def affinity(
     keys: Tensor, query: Tensor, weights: Tensor, temporal: str = "bias", scale: float = 1.0
 ) -> Tensor:
-    """Equation 4: A = softmax(k^S k^Q^T) [T * n, n], over the support's positions, and where the
-    weights of its frames enter it: ln w_i beside the scores ("bias"), w_i on the keys of frame i
-    ("premul") or on its rows of A, which is not normalised again ("postmul")."""
+    """Equation 4: A = softmax(k^S k^Q^T) [T * n, n], over the support's positions. `temporal` says
+    where frame weights enter: ln w_i added to the scores ("bias"), w_i times the keys of frame i
+    ("premul"), or times its rows of A without renormalisation ("postmul")."""
     rows = []
     for key, weight in zip(keys, weights, strict=True):
         key = weight * key if temporal == "premul" else key
@@ -157,12 +158,12 @@ def decode(w: Weights, name: str, embedding: Tensor, r3: Tensor, r2: Tensor) -> 
 
 
 def global_map(w: Weights, embedding: Tensor, r3: Tensor, r2: Tensor) -> Tensor:
-    """Equation 6: F_global, the logit of the foreground of all objects together."""
+    """Equation 6: F_global, the logit of the union of all objects."""
     return decode(w, "global_decoder", embedding, r3, r2)
 
 
 def label_tensor(labels: ArrayLike, slot: int) -> Tensor:
-    """Three binary channels [3, H, W]: the instance, all others together, the background."""
+    """Three binary channels [3, H, W]: the instance, the union of the others, the background."""
     slots = torch.as_tensor(labels)
     own, others = slots == slot, (slots != slot) & (slots != 0)
     return torch.stack((own, others, slots == 0)).double()
@@ -192,7 +193,7 @@ def coarse_map(w: Weights, embedding: Tensor) -> Tensor:
 
 
 def refined_map(w: Weights, embedding: Tensor, r3: Tensor, r2: Tensor) -> Tensor:
-    """Equation 12: a decoder in the place of equation 11's upsampling."""
+    """Equation 12: a decoder instead of equation 11's upsampling."""
     own = "instance_decoder.conv.weight" in w
     return decode(w, "instance_decoder" if own else "global_decoder", embedding, r3, r2)
 
@@ -209,9 +210,9 @@ def final_logits(instance_maps: Tensor, foreground: Tensor) -> Tensor:
 def support_set(
     t: int, size: int = 5, literal: bool = False, prompted: tuple[int, ...] = ()
 ) -> list[int]:
-    """The frames before t that support it (section 3.4): all of them while they are at most
-    `size`; then the first, the last one and centres of segments between these, or literally the
-    first and centres of segments of the rest. Frames with a given mask are there in any case."""
+    """Return the support frames of frame t (section 3.4): all frames before it while they are at
+    most `size`; then the first, the last and the centres of segments between them, or with
+    `literal` the first and the centres of segments of the rest. Prompted frames are always kept."""
     if t <= size:
         return list(range(t))
     chosen = {0, *(frame for frame in prompted if frame < t)}
@@ -237,8 +238,8 @@ def transcribe(
     label_activation: str = "linear",
     objects: int | None = None,
 ) -> tuple[Tensor, Parts]:
-    """Logits of p_d [D, H / 4, W / 4] of the last of the frames [1, 3, H, W] (normalised), before
-    the aggregation, with the frames in `support`; and all that led to them.
+    """Return the logits of p_d [D, H / 4, W / 4] of the last of the frames [1, 3, H, W]
+    (normalised), before the aggregation, with the frames in `support`; and intermediate results.
 
     labels         per frame before the last, slots 0..D [H, W], 0 the background
     union_masks    per frame before the last, the binary mask [H, W] for the support encoder

@@ -1,8 +1,8 @@
-"""IMCNet (Xi et al.) written out in torch functions, as a witness for the tests.
+"""Independent implementation of IMCNet (Xi et al.) in torch functions, for the tests.
 
 Follows the official release, step by step, on a flat dict of tensors under its state-dict names.
-`transcribe` works in float64; a single step wants weights in the dtype of its features. Nothing
-here is tuned, nothing is kept between calls, and nothing of vosengine is imported.
+`transcribe` computes in float64; single steps need weights in the dtype of their features. No
+state is kept between calls, and nothing of vosengine is imported.
 Letters: C channels, h x w a level's grid, n = h * w of the coarsest one.
 """
 
@@ -104,8 +104,8 @@ def official_shapes(depth: str, frames: int = 3) -> Shapes:
     return shapes
 
 
-# By how much a layer is quieter than He scaling would have it: else the attention is one-hot, the
-# sigmoids are saturated, or the alignment samples far away. Names from their last part's beginning.
+# Gains relative to He scaling: with 1 the attention is one-hot, sigmoids saturate, or the alignment
+# samples far away. Keys are prefixes of the last part of a name.
 GAINS = {
     "Key": 0.12,
     "head": 0.02,  # its input is a product of three activations
@@ -113,7 +113,7 @@ GAINS = {
     "l1_head": 0.5,
     "l0_head": 0.5,
     "off2d": 0.4,
-    "dconv": 0.7,  # nothing cuts its output, so that sqrt(1 / fan_in) keeps the scale
+    "dconv": 0.7,  # no activation follows, so that sqrt(1 / fan_in) keeps the scale
     "temporal_attn": 0.3,
     "spatial_attn5": 0.5,
     "spatial_attn_add": 0.5,
@@ -122,7 +122,7 @@ GAINS = {
 
 
 def random_state(depth: str, seed: int, frames: int = 3) -> Weights:
-    """Seeded float32 numbers for every official key, scaled so that the whole net stays alive."""
+    """Return seeded float32 values for every official key, scaled so that no layer saturates."""
     generator = torch.Generator().manual_seed(seed)
     state: Weights = {}
     for name, shape in official_shapes(depth, frames).items():
@@ -162,7 +162,7 @@ def norm(w: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, corner on corner, to the grid of another tensor."""
+    """Resize bilinearly (align_corners) to the grid of another tensor."""
     return functional.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
 
 
@@ -189,15 +189,15 @@ def levels(w: Weights, frame: Tensor) -> list[Tensor]:
     """r0, r1, r2, r3 at 1/4, 1/8, 1/16, 1/32 of a normalised frame [1, 3, H, W]."""
     x = torch.relu(norm(w, f"{BACKBONE}.bn1", conv(w, f"{BACKBONE}.conv1", frame, 2)))
     x = functional.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-    found = []
+    pyramid = []
     for stage in (1, 2, 3, 4):
         index = 0
         while f"{BACKBONE}.layer{stage}.{index}.conv1.weight" in w:
             stride = 2 if stage > 1 and index == 0 else 1
             x = residual(w, f"{BACKBONE}.layer{stage}.{index}", x, stride)
             index += 1
-        found.append(x)
-    return found
+        pyramid.append(x)
+    return pyramid
 
 
 def similarity(w: Weights, coarsest: list[Tensor]) -> Tensor:
@@ -231,8 +231,8 @@ def activation(gated: Tensor) -> Tensor:
 
 
 def perceive(w: Weights, pyramid: list[Tensor], att: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """APM of one frame: its feature [1, 64, h0, w0], and the maps that led there: the activation
-    map, then the predictions at levels 2 and 1."""
+    """APM of one frame: its feature [1, 64, h0, w0], and intermediate maps: the activation map,
+    then the predictions at levels 2 and 1."""
     gated = gate(pyramid[3], att)
     p = res_block(w, "decoder.l3", conv(w, "decoder.head", gated))
     maps = [activation(gated)]
@@ -284,13 +284,13 @@ def deform_conv(
 
 
 def offsets(w: Weights, place: str, ref: Tensor, feat: Tensor) -> Tensor:
-    """Where alignment number `place` of CASCADE looks: [1, 144, h, w]."""
+    """Offsets of alignment `place` of CASCADE: [1, 144, h, w]."""
     reduced = conv(w, f"align.cr{place.strip('_')}", torch.cat((ref, feat), dim=1))
     return conv(w, f"align.off2d{place}", reduced)
 
 
 def align(w: Weights, ref: Tensor, neighbour: Tensor) -> Tensor:
-    """A neighbour's feature, moved onto the centre's in four steps."""
+    """Align a neighbour's feature with the centre's in four steps."""
     feat = neighbour
     for place in CASCADE:
         name = f"align.dconv{place}"
@@ -305,7 +305,7 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def fuse(w: Weights, feats: list[Tensor]) -> Tensor:
-    """TSC: frames weighted by their likeness to the centre, then spatial attention over two
+    """TSC: frames weighted by their similarity to the centre, then spatial attention over two
     coarser levels: [1, 64, h, w]."""
 
     def layer(name: str, x: Tensor) -> Tensor:

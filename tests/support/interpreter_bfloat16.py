@@ -1,7 +1,7 @@
-"""Makes Triton's interpreter right for bfloat16, whose bits it would add and multiply as integers.
+"""Correct bfloat16 arithmetic for Triton's interpreter, which computes with the bits as integers.
 
-numpy has no bfloat16, so the interpreter holds uint16. Here every arithmetic is done in float32 and
-rounded to the nearest even, as a GPU does.
+NumPy has no bfloat16, so the interpreter stores uint16. The patch computes in float32 and rounds to
+nearest even, as a GPU does.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def _cast(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _elementwise(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """For the interpreter's unary_op, binary_op, ternary_op, fma and rsqrt."""
+    """Wrap the interpreter's unary_op, binary_op, ternary_op, fma and rsqrt."""
 
-    def compute(self: Any, *given: Any) -> TensorHandle:
-        narrow = [isinstance(x, TensorHandle) and is_bfloat16(x) for x in given]
-        if not any(narrow) or np.where in given:  # a choice moves bits and computes nothing
-            return plain(self, *given)
-        wide = [in_float32(x) if n else x for x, n in zip(given, narrow, strict=True)]
+    def compute(self: Any, *operands: Any) -> TensorHandle:
+        narrow = [isinstance(x, TensorHandle) and is_bfloat16(x) for x in operands]
+        if not any(narrow) or np.where in operands:  # np.where copies bits only
+            return plain(self, *operands)
+        wide = [in_float32(x) if n else x for x, n in zip(operands, narrow, strict=True)]
         out = plain(self, *wide)
         if out.data.dtype != np.float32:  # a comparison
             return out

@@ -1,8 +1,8 @@
-"""MUNet over ResNet-18 written out in torch functions, as a witness for the tests.
+"""Independent implementation of MUNet over ResNet-18 in torch functions, for the tests.
 
-Follows the paper's sections 3.1 to 3.3 step by step, every object with everything of its own, the
-cost volume stored, the motion feature as wide as Table 1 has it. Works on a flat dict of tensors
-under vosengine's state-dict names, in their dtype; nothing of vosengine is imported.
+Follows the paper's sections 3.1 to 3.3 step by step: objects share no computation, the cost volume
+is stored, the motion feature has the width of Table 1. Works on a flat dict of tensors under
+vosengine's state-dict names, in their dtype; nothing of vosengine is imported.
 Letters: O objects, T memory frames, h x w the stride-16 grid.
 """
 
@@ -50,7 +50,7 @@ def res_block(w: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def decode(w: Weights, name: str, x: Tensor, r3: Tensor, r2: Tensor) -> Tensor:
-    """STM's decoder as it is drawn: everything for every object, two logits [O, 2, 4h, 4w]."""
+    """STM's decoder, computed whole for every object: two logits [O, 2, 4h, 4w]."""
     m = res_block(w, f"{name}block4", conv(w, f"{name}conv", x))
     for level, skip in ((3, r3), (2, r2)):
         side = conv(w, f"{name}skip{level}.conv", skip.expand(len(x), -1, -1, -1))

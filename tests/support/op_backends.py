@@ -1,7 +1,7 @@
-"""The backends an op's tests run on without a GPU, and the one rule of nearness to a witness.
+"""Backends on which tests of ops run without a GPU, and the parity rule for independent results.
 
-CUDA kernels run in the emulation of tests/cuda_on_cpu, their threads in several orders; Triton's
-run in its interpreter, where the process has TRITON_INTERPRET=1 from its start.
+CUDA kernels run in the emulation of tests/cuda_on_cpu, with several thread orders; Triton kernels
+run in its interpreter if the process was started with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -19,24 +19,41 @@ from vosengine.kernels import extension, gpu
 from vosengine.kernels.dispatch import Op, use_backend
 from vosengine.kernels.parity import FLOOR_ULPS
 
-CPU = ("cpu baseline", "cpu avx2", "cpu avx512")
-COMPILED = (*CPU, "cuda forwards", "cuda backwards")
 ORDERS = {"forwards": 0, "backwards": 1, "shuffled": 2}
 
-REFERENCE_ULPS = 1000  # of a reference's own rounding, against a witness in float64
+REFERENCE_ULPS = 1000  # maximum rounding error of a reference against float64
+
+
+def _instruction_sets() -> tuple[str, ...]:
+    """Those of this processor, narrowest first."""
+    found: list[str] = []
+    if extension.missing is None:
+        for isa in ("baseline", "avx2", "avx512", "amx"):
+            try:
+                extension.load().choose_isa(isa)
+            except ValueError:
+                break
+            found.append(isa)
+        extension.load().choose_isa("auto")
+    return tuple(found)
+
+
+ISAS = _instruction_sets()
+CPU = tuple(f"cpu {isa}" for isa in ISAS if isa != "amx")  # AMX: tests/kernels/test_kernels.py
+CUDA = ("cuda forwards", "cuda backwards") if cuda_on_cpu.missing is None else ()
 
 
 def names_of(op: Op) -> tuple[str, ...]:
-    """On what an op can run here: its reference, C++ per instruction set, CUDA per order of its
-    threads; in Triton's interpreter that alone."""
+    """Return where an op can run here: the reference, C++ per instruction set of this processor,
+    CUDA per thread order; only Triton if its interpreter is active."""
     if gpu.INTERPRETED:
         return ("triton",) if "triton" in op.backends else ()
-    return ("reference", *(name for name in COMPILED if name.split()[0] in op.backends))
+    return ("reference", *(name for name in (*CPU, *CUDA) if name.split()[0] in op.backends))
 
 
 @contextmanager
 def running_on(name: str) -> Iterator[None]:
-    """Run ops inside the block on one of names_of(op); skips the test where this machine cannot."""
+    """Run ops inside the block on one of names_of(op)."""
     backend, _, isa = name.partition(" ")
     if not isa:
         with use_backend(backend):
@@ -46,13 +63,8 @@ def running_on(name: str) -> Iterator[None]:
         with emulated_cuda(isa), use_backend(backend):
             yield
         return
-    if extension.missing is not None:
-        pytest.skip(extension.missing)
     compiled = extension.load()
-    try:
-        compiled.choose_isa(isa)
-    except ValueError as error:
-        pytest.skip(str(error))
+    compiled.choose_isa(isa)
     try:
         with use_backend(backend):
             yield
@@ -62,7 +74,7 @@ def running_on(name: str) -> Iterator[None]:
 
 @contextmanager
 def emulated_cuda(order: str) -> Iterator[None]:
-    """Inside the block the extension is the emulated one: CUDA kernels take tensors on the CPU."""
+    """Use the emulated extension inside the block: CUDA kernels run on CPU tensors."""
     if cuda_on_cpu.missing is not None:
         pytest.skip(cuda_on_cpu.missing)
     emulated = cuda_on_cpu.load()
@@ -77,9 +89,11 @@ def emulated_cuda(order: str) -> Iterator[None]:
 
 
 def assert_near(got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor) -> None:
-    """The rule of kernels/parity.py, with a witness's float64 numbers as the truth.
+    """Assert the rule of kernels/parity.py, with independent float64 results as the truth.
 
-    got    what a backend returned       plain  what the reference returned in the same dtype
+    got    result of a backend
+    plain  result of the reference in the same dtype
+    truth  independent result in float64
     """
     assert got.shape == truth.shape
     assert got.dtype == plain.dtype
@@ -87,15 +101,15 @@ def assert_near(got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor) -> 
         return
     eps, magnitude = torch.finfo(got.dtype).eps, max(1.0, float(truth.abs().max()))
     own = float((plain.double() - truth).abs().max())
-    assert own <= REFERENCE_ULPS * eps * magnitude  # else a wrong reference would excuse anything
+    assert own <= REFERENCE_ULPS * eps * magnitude  # a wrong reference would allow any error
     allowed = 2 * own + FLOOR_ULPS * eps * magnitude
     assert torch.isfinite(got).all()
     assert float((got.double() - truth).abs().max()) <= allowed
 
 
 def in_one_piece(given: dict[str, Any]) -> dict[str, Any]:
-    """A call of `read_memory` in numpy without `pages` and `query_of`: every position is looked up
-    by itself, and those past a group's length are NaN."""
+    """Return NumPy arguments of `read_memory` without `pages` and `query_of`: positions are looked
+    up one by one, and those past a group's length are NaN."""
     apart = {name: value for name, value in given.items() if name not in ("pages", "query_of")}
     if "query_of" in given:
         apart["query_key"] = given["query_key"][given["query_of"]]

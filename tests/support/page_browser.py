@@ -38,7 +38,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Start it, and wait until it listens; a second time, on the same port."""
+        """Start the server and wait until it listens; a restart uses the same port."""
         command = [sys.executable, "-m", "vosengine", "serve", "--model", "munet"]
         command += ["--token", TOKEN, "--port", str(self.port), "--device", "cpu"]
         command += ["--state-dir", str(self._states), "--autosave", "2"]
@@ -55,12 +55,12 @@ class Server:
             raise AssertionError(f"the server did not start: {said!r}")
 
     def forget(self) -> None:
-        """Of a server that was closed: nothing is left of its sessions."""
+        """Delete the sessions of a closed server."""
         for path in self._states.iterdir():
             path.unlink()
 
     def close(self) -> None:
-        """As `kill -9` does."""
+        """Kill the server, as `kill -9`."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None
@@ -68,7 +68,7 @@ class Server:
 
 
 class Browser:
-    """A Chromium and the program that drives it."""
+    """Chromium and the program that drives it."""
 
     def __init__(self, given: dict[str, str]) -> None:
         self._driver = subprocess.Popen(
@@ -81,7 +81,8 @@ class Browser:
         )
 
     def play(self, name: str, **acts: Callable[[], None]) -> str:
-        """What a scenario has to say; it must succeed. acts: what is done when it asks for it."""
+        """Run a scenario, which must succeed, and return its output. acts: functions that the
+        scenario calls by name."""
         answer = self._tell(name)
         while "ask" in answer:
             acts[answer["ask"]]()

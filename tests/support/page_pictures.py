@@ -1,4 +1,4 @@
-"""The README's pictures of the page, out of a clip that the project draws itself.
+"""Screenshots of the page for the README, with a procedural clip.
 
 python tests/support/page_pictures.py    writes docs/pictures/page-light.webp and page-dark.webp
 """

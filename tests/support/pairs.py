@@ -1,4 +1,4 @@
-"""Few rows of options in which every pair of values meets: two options that interact show there."""
+"""Pairwise test design: few rows of options that contain every pair of values."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def pairs_of(row: Row) -> set[Pair]:
 def pairwise(
     table: Mapping[str, Sequence[Any]], fits: Callable[[Row], bool], tries: int = 2000
 ) -> tuple[list[Row], set[Pair]]:
-    """Rows that fit, in which every pair of values of the table occurs, and the pairs for which
-    there is no row that fits. Greedy, by a fixed seed: the same rows every time."""
+    """Return rows that satisfy `fits` and contain every pair of values of the table, and the pairs
+    for which no row fits. Greedy with a fixed seed, hence deterministic."""
     generator = random.Random(0)
     missing = [
         ((one, a), (other, b))

@@ -1,4 +1,4 @@
-"""What the tests of every model share: quick Segmenters, streams, and answers that are checked."""
+"""Shared by the tests of every model: fast Segmenters, streams, and checks of results."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from vosengine.proposals import Proposals, boxes_of
 from vosengine.types import Result
 from vosengine.zoo.registry import entry
 
-# Few steps where a model iterates; and a tracker discovers three objects at most, so that there is
-# room for the caller's.
+# Few iterations; a tracker discovers at most three objects, which leaves capacity for prompts.
 QUICK: dict[str, dict[str, Any]] = {
     "dmn_aoa": {"matching_steps": 5},
     "target_aware": {
@@ -38,7 +37,7 @@ def rectangle(top: int, left: int, height: int, width: int, object_id: int = 1) 
 
 
 def quarters(frame: torch.Tensor, index: int) -> Proposals:
-    """A source without memory: most of each quarter of the frame."""
+    """Stateless proposal source: most of each quarter of the frame."""
     height, width = frame.shape[0] // 2, frame.shape[1] // 2
     masks = torch.zeros(4, *frame.shape[:2], dtype=torch.bool, device=frame.device)
     for number, mask in enumerate(masks):
@@ -50,32 +49,48 @@ def quarters(frame: torch.Tensor, index: int) -> Proposals:
 
 
 def nothing(frame: torch.Tensor, index: int) -> Proposals:
-    """A source that sees nothing."""
+    """Proposal source without proposals."""
     masks = torch.zeros(0, *frame.shape[:2], dtype=torch.bool)
     return Proposals(boxes_of(masks), masks, torch.zeros(0))
 
 
 def begin(model: str, **options: Any) -> Segmenter:
-    """A tiny Segmenter; one that cannot do without proposals has those of `quarters`, which cost
-    nothing."""
+    """Return a tiny Segmenter; a model that requires proposals uses the source `quarters`."""
     if entry(model).build.needs_proposals:
         options = {"proposals": quarters, **options}
     changes = {**QUICK.get(model, {}), **options.pop("changes", {})}
     return make(model, changes=changes, **{"max_objects": 8, **options})
 
 
+def stream_state(stream: Any) -> Any:
+    """What a Segmenter or a source of proposals remembers of its stream. No public name leads
+    there; tests that look into a memory do it through this one."""
+    return stream._state
+
+
+def graphs_of(segmenter: Segmenter) -> list[Any]:
+    """The caches of captured graphs that it has, that of its engine first."""
+    caches = segmenter.runs_on._encoding, segmenter._graphs
+    return [each for each in caches if each is not None]
+
+
+def captured_by(segmenter: Segmenter) -> int:
+    """How many graphs the stream and its engine have captured."""
+    return sum(each.captured for each in graphs_of(segmenter))
+
+
 def play(
     segmenter: Segmenter, frames: np.ndarray, prompts: Mapping[int, np.ndarray] | None = None
 ) -> list[Result]:
-    """Every answer that these frames give, those of `flush` too; the prompts, by index of the
-    frame, are left out for a model that takes none."""
+    """Return all results of these frames, including those of `flush`; prompts, by frame index, are
+    omitted for a model that takes none."""
     given = (prompts or {}) if segmenter.method.takes_mask else {}
     answers = [segmenter.step(frame, given.get(index)) for index, frame in enumerate(frames)]
     return [answer for answer in (*answers, *segmenter.flush()) if answer is not None]
 
 
 def assert_sound(result: Result, size: tuple[int, int] = SIZE) -> None:
-    """Probabilities are finite and sum to 1, and every label has the greatest."""
+    """Assert that probabilities are finite and sum to 1, and that labels have the greatest."""
     rows = result.probabilities
     assert result.labels.dtype == torch.uint8
     assert rows.dtype == torch.float32
@@ -84,14 +99,14 @@ def assert_sound(result: Result, size: tuple[int, int] = SIZE) -> None:
     torch.testing.assert_close(rows.sum(dim=0), torch.ones(size))
     row = torch.zeros(256, dtype=torch.int64)
     row[torch.tensor(result.ids, dtype=torch.int64)] = torch.arange(1, 1 + len(result.ids))
-    # Odds that differ in the last bit may round to one probability: the label's is the greatest,
-    # not always the first of the greatest.
+    # Odds that differ in the last bit may round to equal probabilities: the label has the greatest
+    # one, but not always the first of equal ones.
     assert torch.equal(rows.gather(0, row[result.labels.long()][None])[0], rows.amax(dim=0))
     assert object_ids(result.numpy()) <= {*result.ids}
 
 
 def assert_same(found: list[Result], wanted: list[Result]) -> None:
-    """The same answers, bit by bit."""
+    """Assert that the results are bitwise equal."""
     for a, b in zip(found, wanted, strict=True):
         assert (a.frame_index, a.ids) == (b.frame_index, b.ids)
         assert torch.equal(a.labels, b.labels)
@@ -99,11 +114,11 @@ def assert_same(found: list[Result], wanted: list[Result]) -> None:
 
 
 def everything_in(thing: object, seen: set[int] | None = None) -> list[torch.Tensor]:
-    """Every tensor that can be reached from an object's attributes."""
+    """Return every tensor reachable from an object's attributes."""
     seen = set() if seen is None else seen
     if isinstance(thing, torch.Tensor):
         return [thing]
-    if id(thing) in seen:  # what is part of what it points to
+    if id(thing) in seen:  # cyclic references
         return []
     seen.add(id(thing))
     items: Iterable[object] = ()
@@ -115,8 +130,8 @@ def everything_in(thing: object, seen: set[int] | None = None) -> list[torch.Ten
 
 
 def assert_counted(state: State) -> None:
-    """All tensors of a state, but for counters and the like, are in its `nbytes`; a pool of pages
-    has room for twice as many as are used, or for the first few."""
+    """Assert that `nbytes` of a state includes all its tensors except counters; a pool has at most
+    twice the pages in use, or its initial few."""
     held = sum(tensor.nbytes for tensor in everything_in(vars(state)))
     memory = getattr(state, "memory", None)
     if not isinstance(memory, MemoryBank):

@@ -1,4 +1,4 @@
-"""Small random state dicts for the self-checks of the transcriptions."""
+"""Small random state dicts for tests of the independent implementations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class RandomWeights:
-    """Float32 weights by name: He scaled, with norms that shift and scale a little."""
+    """Float32 weights by name: He scaling, and norms near the identity."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
-"""CUDA graphs for a CPU: notes torch's operators as they run, and does them again in place.
+"""CUDA graphs on a CPU: records torch operators as they run, and replays them in place.
 
-What makes capture fail on a GPU fails here too: asking the device for numbers, and bringing numbers
-from the host. Compiled kernels are not seen; the ops must run as references.
+Synchronising with the device, or copying values from the host, fails as in a capture on a GPU.
+Compiled kernels are not recorded: ops must run on the reference backend.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         name = function.overloadpacket.__name__
         assert name not in WAITS, f"{name} waits for the device"
-        if name in FROM_HOST:  # a number by itself becomes an argument of a kernel
+        if name in FROM_HOST:  # a scalar becomes a kernel argument
             assert given[0].ndim == 0, f"{name} brings numbers from the host"
         outcome = function(*given, **(named or {}))
         self.calls.append((function, given, named or {}, outcome))
@@ -37,7 +37,8 @@ class _Recorder(TorchDispatchMode):
 
 
 class RecordedGraph:
-    """As runtime.graphs.CudaGraph. A capture here does the work, and the first replay nothing."""
+    """Stand-in for runtime.graphs.CudaGraph. Capture runs the work, so the first replay does
+    nothing."""
 
     made = 0
 
@@ -60,11 +61,11 @@ class RecordedGraph:
             after = function(*given, **named)
             inputs = {x.untyped_storage().data_ptr() for x in _tensors((given, named))}
             for old, new in zip(_tensors(before), _tensors(after), strict=True):
-                if old.untyped_storage().data_ptr() not in inputs:  # no view, not in place
+                if old.untyped_storage().data_ptr() not in inputs:  # neither a view nor in place
                     old.copy_(new)
 
 
 def _tensors(nested: Any) -> list[torch.Tensor]:
-    """All but weights that are packed for oneDNN, which have no storage and never change."""
+    """Return all tensors except constant weights packed for oneDNN, which have no storage."""
     leaves = (leaf for leaf in tree_leaves(nested) if isinstance(leaf, torch.Tensor))
     return [leaf for leaf in leaves if leaf.layout == torch.strided]

@@ -1,4 +1,4 @@
-"""What the tests of the server share: a server in a thread, and a client that sees everything."""
+"""Shared by the tests of the server: a server in a thread, and a low-level client."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ SIZE = 48, 64
 
 
 def settings(**changes: Any) -> Settings:
-    """Settings of a server of the stub."""
+    """Return settings of a server with the stub engine."""
     return Settings(**{"model": "stub", "tokens": (TOKEN,), "port": 0, **changes})
 
 
 def tiny_engine(model: str = "stm", **options: Any) -> Engine:
-    """A real engine with a narrow network."""
+    """Return a real engine with a narrow network."""
     return Engine(model, device="cpu", precision="fp32", config=tiny_config(model), **options)
 
 
 class Running:
-    """A server that listens.
+    """Listening server.
 
-    service, server  of one in this process
+    service, server  if it runs in this process
     """
 
     def __init__(
@@ -56,24 +56,24 @@ class Running:
         return self._service
 
     def stop(self) -> None:
-        """Ask it to end, as SIGTERM does."""
+        """Request shutdown, as SIGTERM does."""
         assert self._server is not None
         self._server.should_exit = True
 
     def open(self, **wanted: Any) -> dict[str, Any]:
-        """A session's description, with its token."""
+        """Open a session and return its description, with its token."""
         answer = self.http.post("/v1/sessions", json=wanted)
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
 
     def connect(self, session: dict[str, Any], **options: Any) -> Line:
-        """A connection that has heard its hello."""
+        """Connect to a session and receive the hello message."""
         return Line(self.socket(session["id"], session["token"], **options))
 
     def socket(
         self, session: str, token: str, **options: Any
     ) -> AbstractContextManager[ClientConnection]:
-        """A bare WebSocket, with its token as a browser gives it."""
+        """Open a bare WebSocket, with the token passed as a browser does."""
         offered = [protocol.SUBPROTOCOL, protocol.TOKEN_SUBPROTOCOL + token]
         address = f"{self.url.replace('http', 'ws')}/v1/sessions/{session}/stream"
         options = {"subprotocols": offered, "compression": None, "proxy": None, **options}
@@ -105,7 +105,7 @@ class Line:
         self.socket.send(json.dumps({"type": kind, **fields}))
 
     def hear(self, timeout: float = 10) -> Any:
-        """The next message; an answer as a dict of its fields."""
+        """Receive the next message; a result as a dict of its fields."""
         message = self.socket.recv(timeout)
         if isinstance(message, str):
             return json.loads(message)
@@ -117,7 +117,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def one_object(number: int = 1) -> np.ndarray:
-    """A mask of one object."""
+    """Return a mask of one object."""
     mask = np.zeros(SIZE, np.uint8)
     mask[8:24, 16:40] = number
     return mask
@@ -125,7 +125,7 @@ def one_object(number: int = 1) -> np.ndarray:
 
 @contextmanager
 def running(engine: Any, **changes: Any) -> Iterator[Running]:
-    """A server of an engine in a thread, on a port of its own."""
+    """Run a server of an engine in a thread, on a free port."""
     service = Service(settings(**{"model": engine.model, **changes}), engine)
     listening = threading.Event()
     ports: list[int] = []
@@ -149,7 +149,7 @@ def running(engine: Any, **changes: Any) -> Iterator[Running]:
 
 
 def until(holds: Callable[[], Any], seconds: float = 10) -> Any:
-    """Wait until something holds; what it says then."""
+    """Wait until `holds()` is true, and return its value."""
     end = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < end, "waited too long"

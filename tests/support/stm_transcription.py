@@ -1,8 +1,8 @@
-"""STM (Oh et al., ICCV 2019) written out in float64 torch functions, as a witness for the tests.
+"""Independent float64 implementation of STM (Oh et al., ICCV 2019) for the tests.
 
 Follows the network's official release, formula by formula, on a flat dict of tensors under the
-official state-dict names (without the `module.` prefix). Nothing here is tuned, and nothing of
-vosengine is imported. Letters: O objects, T memory frames, h x w the stride-16 grid.
+official state-dict names (without the `module.` prefix). Nothing of vosengine is imported.
+Letters: O objects, T memory frames, h x w the stride-16 grid.
 """
 
 from __future__ import annotations
@@ -74,12 +74,13 @@ def official_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-# Where plain He scaling would leave the masks unheard, the attention one-hot or the frame too loud.
+# Gains relative to He scaling: with 1 masks have no effect, the attention is one-hot, or the frame
+# dominates.
 GAINS = {"conv1_m": 2.0, "conv1_o": 2.0, "Key": 0.3, "convFS": 0.25}
 
 
 def random_state_dict(seed: int) -> State:
-    """Seeded float32 numbers for every official key, scaled so that the whole net stays alive."""
+    """Return seeded float32 values for every official key, scaled so that no layer saturates."""
     generator = torch.Generator().manual_seed(seed)
     state: State = {}
     for name, shape in official_shapes().items():
@@ -94,7 +95,7 @@ def random_state_dict(seed: int) -> State:
             if module.startswith("Decoder.") and module.endswith("conv2"):
                 gain *= 0.3  # the last conv of a residual branch
             weight = gain * torch.randn(shape, generator=generator)
-            if module == "Decoder.pred2":  # nearly a high pass: no constant offset drowns the rest
+            if module == "Decoder.pred2":  # nearly a high pass: no constant offset dominates
                 weight -= 0.85 * weight.mean(dim=(2, 3), keepdim=True)
             state[name] = weight
         elif part == "running_var":
@@ -163,7 +164,7 @@ def _memorize(s: State, frame: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Key [O,128,h,w] and value [O,512,h,w] of frame [3,H,W] in 0..1 with soft masks [O,H,W]."""
     pad = _padding(*frame.shape[-2:])
     frame, masks = F.pad(frame, pad), F.pad(masks, pad)  # black, and no object
-    # What each object is told of the others: the sum of all masks but its own, cut to 0..1.
+    # The other objects' channel: the sum of all masks but the object's own, clamped to 0..1.
     rest = [torch.cat([masks[:i], masks[i + 1 :]]) for i in range(len(masks))]
     others = torch.stack([masks_of_rest.sum(0).clamp(0, 1) for masks_of_rest in rest])
     image = (frame[None] - s["Encoder_M.mean"]) / s["Encoder_M.std"]
@@ -208,7 +209,7 @@ def _segment(s: State, frame: Tensor, keys: Tensor, values: Tensor, unused_rows:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """On a busy 2-core machine two threads wait for each other: 40 s for these tests, not 5 s."""
+    """Use one thread: two on a busy 2-core machine take 40 s for these tests instead of 5 s."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""What a memory holds of one object, wherever it lies."""
+"""Contents of a memory for one object, for every storage layout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vosengine.memory import Stored
 
 
 def positions(stored: Stored, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys [N, Ck] and values [N, Cv] of a group, up to its length."""
+    """Return keys [N, Ck] and values [N, Cv] of a group, up to its length."""
     keys, values = stored.keys, stored.values
     if stored.pages is None:
         keys, values = keys[group], values[group]

@@ -1,4 +1,4 @@
-"""An engine without a network, for tests of the server: quick, and it waits where a test says."""
+"""Engine without a network for tests of the server; a test can block its steps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vosengine.errors import ConfigError, InputError, StateError
 
 
 class Answer(SimpleNamespace):
-    """What the server takes of a Result."""
+    """The part of Result that the server uses."""
 
     def numpy(self) -> np.ndarray:
         return self.labels
 
 
 class StubStream:
-    """A stream that remembers what it has seen: its labels are the last mask, and its first two
-    pixels count the frames and repeat the first value of each."""
+    """Stub stream: its labels are the last mask; the first two pixels are the number of frames and
+    the first value of the frame."""
 
     def __init__(self, engine: StubEngine, max_objects: int = 10) -> None:
         self.engine, self.max_objects = engine, max_objects
@@ -90,11 +90,11 @@ class StubStream:
 
 
 class StubEngine:
-    """Streams in order of arrival, as `vosengine.Engine`.
+    """Stub of `vosengine.Engine` that serves streams in order of arrival.
 
-    latency       frames that an answer comes late
-    may_step      a step waits until it is set
-    poison, error a frame whose first value is this raises that
+    latency        frames by which results are delayed
+    may_step       event that a step waits for
+    poison, error  a frame whose first value is `poison` raises `error`
     """
 
     def __init__(self, *, latency: int = 0, max_batch: int = 1, stream_bytes: int = 1000) -> None:

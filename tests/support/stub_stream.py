@@ -1,4 +1,4 @@
-"""A stream without a network, for tests of what `run` does with files: bright is object 1."""
+"""Stream without a network for tests of the file handling of `run`: bright pixels are object 1."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vosengine.types import Geometry
 
 @dataclass(frozen=True)
 class Answer:
-    """What `run` takes of a Result."""
+    """The part of Result that `run` uses."""
 
     frame_index: int
     labels: np.ndarray
@@ -30,8 +30,8 @@ class Answer:
 
 
 class StubSegmenter:
-    """Its answer for a frame: the mask that comes with it, else 1 where red is above 127; pixels
-    in the corner count the frames, so that an answer in the wrong place is seen."""
+    """Stub segmenter: labels are the prompt mask, else 1 where red is above 127; pixels in the
+    corner encode the frame number, so that a misplaced result is detected."""
 
     latency = 0
     max_objects = 10
@@ -67,7 +67,7 @@ class StubSegmenter:
 
 
 def stub_stream(options: Any, shared: Any = None, **changes: Any) -> Stream:
-    """What `make_stream` gives, with a stub."""
+    """Return a stream as `make_stream` does, with a stub."""
     facts = {
         "model": options.model,
         "weights": {"name": "stub", "trained": True, "note": "stub"},
@@ -90,5 +90,5 @@ def stub_stream(options: Any, shared: Any = None, **changes: Any) -> Stream:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`run` without a network, whatever the model."""
+    """Make `run` use the stub for every model."""
     monkeypatch.setattr(command, "make_stream", stub_stream)

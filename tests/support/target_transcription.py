@@ -1,4 +1,4 @@
-"""Target models written a second time, in float64 numpy: dense matrices and loops, no tricks."""
+"""Independent float64 NumPy implementation of target models, with dense matrices and loops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = npt.NDArray[np.float64]
 
 
 def upsampling_matrix(cells: tuple[int, int], size: tuple[int, int]) -> Array:
-    """[H * W, h * w]: column i is torch's bilinear upsampling of the i-th unit grid."""
+    """Return [H * W, h * w]: column i is torch's bilinear upsampling of the i-th unit grid."""
     count = cells[0] * cells[1]
     units = torch.eye(count, dtype=torch.float64).view(count, 1, *cells)
     up = functional.interpolate(units, size=size, mode="bilinear", align_corners=False)
@@ -32,7 +32,7 @@ def dense_of_bands(bands: torch.Tensor) -> Array:
 
 
 def bands_of_dense(dense: Array, height: int, width: int) -> Array:
-    """The inverse of dense_of_bands, of a matrix that has no other entries."""
+    """Inverse of dense_of_bands, for a matrix without other entries."""
     bands = np.zeros((9, height, width))
     for y, x, dy, dx in np.ndindex(height, width, 3, 3):
         to_y, to_x = y + dy - 1, x + dx - 1
@@ -42,14 +42,14 @@ def bands_of_dense(dense: Array, height: int, width: int) -> Array:
 
 
 def windows_of(maps: Array) -> Array:
-    """[D, h, w] -> [h * w, D * 9]: the matrix that takes a flattened 3x3 kernel to its scores."""
+    """[D, h, w] -> [h * w, D * 9]: the matrix that maps a flattened 3x3 kernel to its scores."""
     padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     return windows.transpose(1, 2, 0, 3, 4).reshape(maps[0].size, -1)
 
 
 class DenseTrack:
-    """One track of a call of fit_target; weights are flat: W2, then W1 if both are fitted."""
+    """One track of a call of fit_target; weights are flattened: W2, then W1 if both are fitted."""
 
     def __init__(self, arguments: dict[str, Any], track: int) -> None:
         arrays = {
@@ -76,7 +76,7 @@ class DenseTrack:
         return [windows_of(sample) @ kernel for sample in maps]
 
     def jacobian(self, weights: Array) -> list[Array]:
-        """Per sample [h * w, n], exact: the scores are linear in each weight by itself."""
+        """Jacobian per sample [h * w, n], exact: scores are linear in each layer."""
         here = self.scores(weights)
         columns: list[list[Array]] = [[] for _ in here]
         for i in range(len(weights)):
@@ -111,7 +111,7 @@ class DenseTrack:
         return total
 
     def fit(self, iterations: tuple[int, ...]) -> Array:
-        """Gauss-Newton by the paper's optimiser, as its authors' code has it."""
+        """Gauss-Newton with the paper's optimiser, as in its authors' code."""
         weights = self.start
         for count in iterations:
             weights = weights + conjugate_gradients(

@@ -1,4 +1,4 @@
-"""Commands as they are typed, with options in rows, and the small files that they are given."""
+"""Command lines built from rows of options, and small input files for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def call(*words: object) -> Any:
 
 
 def options_of(row: Row) -> list[str]:
-    """A row as it is typed; None and False are left out, True is the flag alone."""
+    """Return a row as command-line words; None and False are omitted, True is a bare flag."""
     words = []
     for name, value in row.items():
         if value is not None and value is not False:
@@ -50,7 +50,7 @@ def refused(*words: object) -> VosError:
 
 
 def write_files(root: Path) -> Path:
-    """Tiny weights of every model, a clip in DAVIS layout, masks, and proposals from a file."""
+    """Write tiny weights of every model, a clip in DAVIS layout, masks, and proposals."""
     for model in list_models():
         config = tiny_config(model, **QUICK.get(model, {}))
         tensors = state_of(build(model, config, seed=3))

@@ -1,4 +1,4 @@
-"""Networks and clips that the tests of the unsupervised models' training share."""
+"""Networks and clips shared by the training tests of the unsupervised models."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_a_folder_gets_its_masks_once(
     own = cv2.imread(str(masks[1]), cv2.IMREAD_GRAYSCALE) > 0
     assert (own & disc).sum() > 0.97 * (own | disc).sum()
     assert script.main(given) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_what_is_no_folder_of_photos_is_said(

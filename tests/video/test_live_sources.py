@@ -83,7 +83,7 @@ def test_camera(monkeypatch: pytest.MonkeyPatch, number: int | str) -> None:
     assert times[0] is not None and 0 <= times[0] < 1
     assert all(np.diff(times) >= 1 / 90_000 - 1e-9)  # of their arrival
     assert np.all(frames[0].image == (3, 2, 1))
-    assert "camera 1 gave no picture after 3 frames" in message
+    assert "camera 1 gave no frame after 3 frames" in message
     assert cameras[1].released
     with pytest.raises(SourceError, match="camera 2 cannot be opened"):
         open_source(2)

@@ -168,7 +168,7 @@ def test_what_a_threshold_cannot_read_is_refused(tmp_path: Path) -> None:
     colours[:9, :9] = 200, 0, 0
     Image.fromarray(colours).save(tmp_path / "colour.png")
     Image.fromarray(np.dstack([colours, colours[..., :1]])).save(tmp_path / "clear.png")
-    for name, message in (("colour", "is coloured"), ("clear", "has transparent places")):
+    for name, message in (("colour", "is coloured"), ("clear", "has transparent pixels")):
         with pytest.raises(InputError, match=message):
             read_mask(tmp_path / f"{name}.png", MaskRule(threshold=128))
     with pytest.raises(ConfigError, match=r"threshold: wanted 1\.\.255, given 0"):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import InputError
 from ..evaluation.layout import list_folders, resolution_folder
 from ..naming import listed
 from ..video.images import is_image
 from ..video.names import in_order
+from .stores import AnyPath, exists, find_pattern, is_address, is_pattern, open_place, reaching
 
 VIDEOS = (
     *("3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts"),
@@ -30,7 +30,7 @@ class Clip:
     """A clip, and what is asked for it alone.
 
     name     of its folder
-    source   a video, a folder of images, or a pattern of images
+    source   a video, a folder of images, or a pattern of images: a path, or an address
     mask     a PNG or a folder of them; None: there is none
     given    whether somebody named that mask; otherwise it was found beside the clip
     options  by name, fields of RunOptions that are not as for all others
@@ -38,7 +38,7 @@ class Clip:
 
     name: str
     source: str
-    mask: Path | None = None
+    mask: AnyPath | None = None
     given: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -47,20 +47,26 @@ def find_clips(given: Sequence[str], mask_suffix: str = "") -> list[Clip]:
     """The clips that are meant, in order; all of them are there, each with a name of its own.
 
     given        videos, folders of frames, folders of such videos and folders, patterns, data sets
-                 (JPEGImages and Annotations), or one manifest
+                 (JPEGImages and Annotations), or one manifest; paths, or addresses for fsspec
     mask_suffix  the mask of NAME.mp4, and of a folder NAME, is NAME + suffix + .png beside it, or
                  the folder NAME + suffix of masks
 
-    Raises  InputError, naming what is missing or what two clips would share.
+    Raises  InputError, naming what is missing or what two clips would share; StorageError for an
+            address that cannot be reached, DependencyError for one whose package is missing.
     """
+    with reaching(", ".join(given)):
+        return _find(given, mask_suffix)
+
+
+def _find(given: Sequence[str], mask_suffix: str) -> list[Clip]:
     from .manifest import read_manifest  # which makes clips
 
-    if any(Path(each).suffix.lower() in MANIFESTS for each in given):
+    if any(each.lower().endswith(MANIFESTS) for each in given):
         if len(given) > 1:
             raise InputError(
                 f"clips: wanted one manifest, or no manifest; given {', '.join(given)}"
             )
-        clips = read_manifest(Path(given[0]))
+        clips = read_manifest(open_place(given[0]))
     else:
         clips = [clip for each in given for clip in _expand(each, mask_suffix)]
     if not clips:
@@ -79,45 +85,48 @@ def name_of(text: str) -> str:
 
 
 def _expand(given: str, suffix: str) -> Iterator[Clip]:
-    path = Path(given)
-    if path.is_dir():
-        yield from _in_folder(path, suffix)
-    elif path.is_file():
-        if is_image(path):
-            raise InputError(f"{path}: is one image, wanted a video or a folder of frames")
-        yield _plain(path)
-    elif glob.has_magic(given):
-        found = in_order(map(Path, glob.glob(given, recursive=True)))
+    path = open_place(given)
+    pattern = _is_pattern(given)
+    if not pattern and not exists(path):
+        raise InputError(f"{given}: no such file or folder; wanted videos or folders of frames")
+    if pattern:
+        found = in_order(map(_as_path, find_pattern(given)))
         clips = [clip for each in _without_masks(found, suffix) for clip in _expand(str(each), "")]
         if not clips:
             raise InputError(
                 f"{given}: matches no video and no folder of frames; of frames, name their folder"
             )
         yield from clips
+    elif path.is_dir():
+        yield from _in_folder(path, suffix)
+    elif is_image(_as_path(path)):
+        raise InputError(f"{path}: is one image, wanted a video or a folder of frames")
     else:
-        raise InputError(f"{given}: no such file or folder; wanted videos or folders of frames")
+        yield _plain(path)
 
 
-def _in_folder(path: Path, suffix: str) -> Iterator[Clip]:
+def _in_folder(path: AnyPath, suffix: str) -> Iterator[Clip]:
     """The clips of a folder: a data set's sequences, itself, or what lies in it."""
     if (path / "JPEGImages").is_dir():
         yield from _sequences(path)
         return
     inner = [p for p in path.iterdir() if _is_video(p) or (p.is_dir() and _holds_images(p))]
     masks = {f"{_stem(each)}{suffix}.png" for each in inner}
-    frames = any(is_image(p) and str(p) not in masks for p in path.iterdir())
+    frames = any(is_image(_as_path(p)) and str(p) not in masks for p in path.iterdir())
     if frames and not any(map(_is_video, inner)):
         yield _plain(path)
         return
-    clips = _without_masks(in_order(inner), suffix)
+    clips = _without_masks(in_order(map(_as_path, inner)), suffix)
     if not clips:
         raise InputError(f"{path}: holds no videos, no frames and no folders of frames")
     yield from map(_plain, clips)
 
 
-def _sequences(root: Path) -> Iterator[Clip]:
+def _sequences(root: AnyPath) -> Iterator[Clip]:
     """Of a data set as DAVIS and YouTube-VOS have it, each with its objects' first masks."""
-    images, masks = (resolution_folder(root / name) for name in ("JPEGImages", "Annotations"))
+    images, masks = (
+        resolution_folder(_as_path(root / name)) for name in ("JPEGImages", "Annotations")
+    )
     for folder in list_folders(images):
         annotated = masks / folder.name
         options = {"first_masks": True}
@@ -125,50 +134,59 @@ def _sequences(root: Path) -> Iterator[Clip]:
         yield Clip(name_of(folder.name), str(folder), there, False, options)
 
 
-def _plain(path: Path) -> Clip:
-    real = path if path.name else path.resolve()  # "." has no name
+def _plain(path: AnyPath) -> Clip:
+    real = path if path.name or not isinstance(path, Path) else path.resolve()  # "." has no name
     return Clip(name_of(real.name if path.is_dir() else path.stem), str(path))
 
 
-def _without_masks(paths: Iterable[Path], suffix: str) -> list[Path]:
+def _without_masks(paths: Iterable[AnyPath], suffix: str) -> list[AnyPath]:
     """Without images, and without folders that are the masks of another one of them."""
     paths = [path for path in paths if path.is_dir() or _is_video(path)]
     masks = {_stem(path) + suffix for path in paths if suffix or not path.is_dir()}
     return [p for p in paths if not (p.is_dir() and str(p) in masks)]
 
 
-def _beside(clip: Clip, suffix: str) -> Path | None:
-    if not os.path.exists(clip.source):  # a pattern
+def _beside(clip: Clip, suffix: str) -> AnyPath | None:
+    if _is_pattern(clip.source):
         return None
-    stem = _stem(Path(clip.source))
-    image, folder = Path(f"{stem}{suffix}.png"), Path(f"{stem}{suffix}")
+    stem = _stem(open_place(clip.source))
+    image, folder = open_place(f"{stem}{suffix}.png"), open_place(f"{stem}{suffix}")
     if image.is_file():
         return image
-    same = os.path.abspath(folder) == os.path.abspath(clip.source)
+    same = os.path.abspath(str(folder)) == os.path.abspath(clip.source)
     return folder if folder.is_dir() and not same else None
 
 
-def _stem(path: Path) -> str:
+def _stem(path: AnyPath) -> str:
     return str(path if path.is_dir() else path.with_suffix(""))
 
 
-def _is_video(path: Path) -> bool:
+def _is_video(path: AnyPath) -> bool:
     return path.suffix[1:].lower() in VIDEOS and path.name[0] != "." and path.is_file()
 
 
-def _holds_images(path: Path) -> bool:
-    return any(map(is_image, path.iterdir()))
+def _holds_images(path: AnyPath) -> bool:
+    return any(is_image(_as_path(each)) for each in path.iterdir())
+
+
+def _as_path(place: AnyPath) -> Path:
+    """For functions that ask of a path what a UPath answers too: its names, and what is there."""
+    return cast(Path, place)
+
+
+def _is_pattern(source: str) -> bool:
+    return is_pattern(source) and (is_address(source) or not os.path.exists(source))
 
 
 def _check_there(clips: Sequence[Clip]) -> None:
     missing = []
     for clip in clips:
-        pattern = glob.has_magic(clip.source) and glob.glob(clip.source, recursive=True)
-        if not pattern and not os.path.exists(clip.source):
+        place = None if _is_pattern(clip.source) else open_place(clip.source)
+        if not (find_pattern(clip.source) if place is None else exists(place)):
             missing.append(f"{clip.source} (clip {clip.name})")
-        if os.path.isdir(clip.source) and not _holds_images(Path(clip.source)):
+        elif place is not None and place.is_dir() and not _holds_images(place):
             missing.append(f"frames in {clip.source} (clip {clip.name})")
-        if clip.mask is not None and not clip.mask.exists():
+        if clip.mask is not None and not exists(clip.mask):
             missing.append(f"{clip.mask} (mask of {clip.name})")
     if missing:
         raise InputError(

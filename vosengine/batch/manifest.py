@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ..config import WorkingSize, check_working_size, read_working_size
 from ..errors import ConfigError, InputError
 from .clips import Clip, name_of
+from .stores import AnyPath, exists, is_address, open_place
 
 Row = Mapping[str, Any]
 
@@ -63,21 +63,21 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
 COLUMNS = ("clip", "mask", "name", *OPTIONS)
 
 
-def read_manifest(path: Path) -> list[Clip]:
-    """The clips of a .jsonl or .csv file; paths in it are relative to its folder.
+def read_manifest(path: AnyPath) -> list[Clip]:
+    """The clips of a .jsonl or .csv file; paths in it that are no addresses begin at its folder.
 
     Raises  InputError, naming the line: an unknown column, a missing clip, a value out of range.
     """
-    if not path.is_file():
+    if not exists(path) or path.is_dir():
         raise InputError(f"{path}: no such file; wanted a manifest")
     try:
         rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
         return [_clip(f"{path}, line {number}", path.parent, row) for number, row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a manifest ({error}); wanted UTF-8") from error
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _csv_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restkey="more values than columns", restval="")
         _check_columns(f"{path}, line 1", reader.fieldnames or ())
@@ -85,7 +85,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
             yield reader.line_num, {k: v for k, v in row.items() if v != ""}
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _json_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -106,7 +106,7 @@ def _check_columns(where: str, names: Any) -> None:
         )
 
 
-def _clip(where: str, folder: Path, row: Row) -> Clip:
+def _clip(where: str, folder: AnyPath, row: Row) -> Clip:
     _check_columns(where, row)
     for name in ("clip", "mask", "name"):
         if name in row and (not isinstance(row[name], str) or not row[name]):
@@ -121,7 +121,11 @@ def _clip(where: str, folder: Path, row: Row) -> Clip:
             raise InputError(f"{where}: {error}") from error
         except ValueError as error:
             raise InputError(f"{where}: {name}: {error}; given {row[name]!r}") from error
-    source = folder / row["clip"]
-    stem = source.name if source.is_dir() else source.stem
-    mask = folder / row["mask"] if "mask" in row else None
+    source = _beneath(folder, row["clip"])
+    stem = source.name if "name" not in row and source.is_dir() else source.stem
+    mask = _beneath(folder, row["mask"]) if "mask" in row else None
     return Clip(name_of(row.get("name", stem)), str(source), mask, mask is not None, options)
+
+
+def _beneath(folder: AnyPath, name: str) -> AnyPath:
+    return open_place(name) if is_address(name) else folder / name

@@ -5,22 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..commands.record import SUMMARY, read_earlier
 from ..commands.run import RunOptions
 from ..errors import InputError, OutputError
-from ..files import check_output_folder
 from ..naming import listed
 from ..video import mask_files
 from ..zoo.registry import entry
 from ..zoo.weights import cards
 from .clips import Clip, find_clips
-from .unit import MASKS, STAMP, Job, part_of, read_stamp
+from .results import Results
+from .stores import AnyPath, is_address, list_files, reaching
+from .unit import Job, Remote, part_of
 
 NOT_OF_THE_RESULT = ("out", "device", "checkpoint", "resume")  # fields of RunOptions
 
@@ -30,31 +29,38 @@ class BatchOptions:
     """What `batch` is asked for.
 
     clips        as `find_clips` takes them, with mask_suffix
-    out          the folder for a folder of every clip
+    out          the folder for a folder of every clip; a path, or an address for fsspec
     run          for every clip, fields of RunOptions by name: model at least
-    workers      how many processes
+    workers      how many processes, or actors of a cluster
+    ray          the cluster: an address of Ray, "auto" or "local"; None: processes of this machine
+    scratch      where clips at addresses are while they are worked on; None: where temporary files
+                 are
     retries      how often a clip is begun again after its process died
     rle          write each clip's masks as COCO RLE too
     redo         clips that were finished of other inputs or with other options are done again
     """
 
     clips: tuple[str, ...]
-    out: Path
+    out: Path | str
     run: dict[str, Any]
     mask_suffix: str = ""
     workers: int = 1
     retries: int = 2
     rle: bool = False
     redo: bool = False
+    ray: str | None = None
+    scratch: Path | None = None
 
 
 def plan(options: BatchOptions) -> list[Job]:
-    """Every clip as a job. Raises InputError, ConfigError or WeightsError; writes nothing."""
-    check_output_folder(options.out)
+    """Every clip as a job. Raises InputError, ConfigError, WeightsError or StorageError; writes
+    nothing."""
+    if options.scratch is not None and not options.scratch.is_dir():
+        raise InputError(f"scratch: {options.scratch}: no such folder; make it, or leave it out")
     jobs = [_job(options, clip) for clip in find_clips(options.clips, options.mask_suffix)]
     for model, weights in dict.fromkeys((j.options.model, j.options.weights) for j in jobs):
         _check_weights(model, weights)
-    bare = [job.name for job in jobs if job.options.mask is None and _kind(job).needs_mask]
+    bare = [job.name for job in jobs if not job.has_mask and _kind(job).needs_mask]
     if bare:
         raise InputError(
             f"clips: {len(bare)} without a mask: {listed(bare)}; wanted NAME.png beside the clip, "
@@ -77,20 +83,43 @@ def _job(options: BatchOptions, clip: Clip) -> Job:
                 "leave it out"
             )
         mask = None
-    folder = options.out / clip.name
-    source = os.path.abspath(clip.source)
+    there = is_address(options.out)
+    folder = Path(clip.name) if there else Path(options.out) / clip.name
+    remote = Remote(
+        source=clip.source if is_address(clip.source) else None,
+        mask=None if mask is None or isinstance(mask, Path) else str(mask),
+        folder=f"{str(options.out).rstrip('/')}/{clip.name}" if there else None,
+        scratch=options.scratch,
+    )
     run = RunOptions(
-        source=source,
-        mask=None if mask is None else Path(os.path.abspath(mask)),
+        source=remote.source or os.path.abspath(clip.source),
+        mask=Path(os.path.abspath(mask)) if isinstance(mask, Path) else None,
         out=part_of(folder),
         **given,
     )
-    return Job(folder, run, _stamp(run, options.rle), options.rle)
+    stamp = _stamp(run, mask, options.rle)
+    run = replace(run, weights=_absolute(run.weights), proposals=_absolute(run.proposals))
+    elsewhere = any((remote.source, remote.mask, remote.folder))
+    return Job(folder, run, stamp, options.rle, remote if elsewhere else None)
 
 
-def _stamp(run: RunOptions, rle: bool) -> dict[str, Any]:
-    """What decides about a clip's files, in JSON's types: its inputs' places, the masks' contents,
-    and the options that are not the defaults."""
+def _absolute(name: str | None) -> str | None:
+    """The name of a set or source as it is, a file's as other machines and folders know it."""
+    if name is None:
+        return None
+    kind, colon, path = name.rpartition(":")
+    is_path = kind == "file" or (not colon and _is_file_of_weights(path))
+    return f"{kind}{colon}{os.path.abspath(path)}" if is_path else name
+
+
+def _is_file_of_weights(name: str) -> bool:
+    return name.endswith(".safetensors") or "/" in name
+
+
+def _stamp(run: RunOptions, mask: AnyPath | None, rle: bool) -> dict[str, Any]:
+    """What decides about a clip's files, in JSON's types: its inputs' places, the masks' contents
+    (at an address, what its file system knows them by), and the options that are not the
+    defaults."""
     defaults = {each.name: each.default for each in fields(RunOptions)}
     stamp = {name: value for name, value in asdict(run).items() if value != defaults[name]}
     for name in NOT_OF_THE_RESULT:
@@ -101,67 +130,62 @@ def _stamp(run: RunOptions, rle: bool) -> dict[str, Any]:
         for path in files:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         stamp |= {"mask": str(run.mask), "mask_sha256": digest.hexdigest()}
+    elif mask is not None:
+        stamp |= {"mask": str(mask), "mask_version": _version(mask)}
     stamp |= {"rle": rle}
     found: dict[str, Any] = json.loads(json.dumps(stamp))
     return found
 
 
+def _version(mask: Any) -> str:
+    """Of a mask, or a folder of them, at an address: the hash of entity tags, or of times and
+    sizes. Raises StorageError."""
+    with reaching(mask):
+        paths = [mask / name for name in sorted(list_files(mask))] if mask.is_dir() else [mask]
+        digest = hashlib.sha256()
+        for path in paths:
+            digest.update(f"{path.name}\0{path.fs.ukey(path.path)}\0".encode())
+    return digest.hexdigest()
+
+
 def _check_weights(model: str, weights: str | None) -> None:
     if weights is None:
         return
-    if weights.endswith(".safetensors") or "/" in weights:
+    if _is_file_of_weights(weights):
         if not Path(weights).is_file():
             raise InputError(f"weights: {weights}: no such file; nothing was started")
     elif (name := weights if "." in weights else f"{model}.{weights}") not in cards():
         raise InputError(f"weights: no set named {name}; `vosengine models` lists them")
 
 
-def unfinished(options: BatchOptions, jobs: Sequence[Job]) -> list[Job]:
+def unfinished(options: BatchOptions, jobs: Sequence[Job], results: Results) -> list[Job]:
     """The jobs that are to be done. Raises OutputError for results that are not theirs."""
     todo, changed = [], []
-    for job in jobs:
-        stamps = {folder: read_stamp(folder) for folder in (job.folder, job.part)}
-        for folder, stamp in stamps.items():
-            if stamp is None and os.path.lexists(folder) and not _is_empty_part(folder, job):
-                raise OutputError(
-                    f"{folder}: is in the way: no batch wrote it; move it away, or give the clip "
-                    "another name or the batch another folder"
-                )
-        if stamps[job.folder] == job.stamp:
-            shutil.rmtree(job.old, ignore_errors=True)  # if it was killed before it could do that
+    for job, found in zip(jobs, results.find(jobs), strict=True):
+        if found.in_the_way is not None:
+            raise OutputError(
+                f"{found.in_the_way}: is in the way: no batch wrote it; move it away, or give the "
+                "clip another name or the batch another folder"
+            )
+        if found.finished == job.stamp:
+            if found.leftover:
+                results.tidy(job)
             continue
         todo.append(job)
-        if stamps[job.folder] is not None:
-            changed.append(job)
+        if found.finished is not None:
+            changed.append((job, found.finished))
     if changed and not options.redo:
         raise OutputError(
             f"{options.out}: {len(changed)} were finished of other inputs or with other options: "
-            f"{listed([job.name for job in changed])}; {_difference(changed[0])}; --redo does them "
-            "again, or choose another folder"
+            f"{listed([job.name for job, _ in changed])}; {_difference(*changed[0])}; --redo does "
+            "them again, or choose another folder"
         )
-    for job in changed:
-        _check_own(job.folder)
+    for job, _ in changed:
+        results.check_own(job)
     return todo
 
 
-def _is_empty_part(folder: Path, job: Job) -> bool:
-    """Whether it is what a batch leaves that is killed before it has written a byte there."""
-    names = os.listdir(folder) if folder == job.part and folder.is_dir() else ["another"]
-    return not {*names} - {f".{STAMP}.part"}
-
-
-def _difference(job: Job) -> str:
-    old, new = read_stamp(job.folder) or {}, job.stamp
+def _difference(job: Job, old: dict[str, Any]) -> str:
+    new = job.stamp
     name = next(n for n in sorted({*old, *new}) if old.get(n) != new.get(n))
     return f"the first was with {name} {old.get(name)!r}, now {new.get(name)!r}"
-
-
-def _check_own(folder: Path) -> None:
-    """Raise OutputError where a finished folder holds what no batch wrote, or was changed since."""
-    earlier = read_earlier(folder)
-    for name in sorted({*os.listdir(folder)} - {SUMMARY, STAMP, MASKS}):
-        if not earlier.owns(name):
-            raise OutputError(
-                f"{folder / name}: would be lost, but no batch wrote it, or it was changed since; "
-                "move it away"
-            )

@@ -145,7 +145,7 @@ class Supervisor:
             if kind == "done":
                 self._listen(Event("done", task.job, value, tries))
             elif kind == "failed" and self._fatal is None:
-                self._listen(Event("failed", task.job, _text(value), tries))
+                self._listen(Event("failed", task.job, describe(value), tries))
             elif kind == "stopped" and not self._stopping:  # somebody ended that process alone
                 self._waiting.appendleft(task)
                 self._retire(worker)
@@ -212,7 +212,8 @@ def _send(worker: _Worker, message: Any) -> None:
         return  # it is gone; the loop finds the end of its pipe
 
 
-def _text(error: VosError) -> str:
+def describe(error: VosError) -> str:
+    """An error in one line, for a table."""
     return f"{type(error).__name__}: {error}"
 
 

@@ -19,7 +19,7 @@ from ..commands.engines import make_engine
 from ..commands.record import JOURNAL, OVERLAY, STATE, SUMMARY, Earlier, read_earlier
 from ..commands.run import RunOptions, run
 from ..engine.engine import Engine
-from ..errors import DeviceError, OutputError
+from ..errors import DeviceError, OutputError, StorageError
 from ..files import cannot_write, write_whole
 from ..rle import encode
 from ..video import read_labels
@@ -31,6 +31,17 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
+class Remote:
+    """What of a clip lies at addresses, None for what does not, and where on this machine it is
+    while it is worked on (None: where temporary files are)."""
+
+    source: str | None = None
+    mask: str | None = None
+    folder: str | None = None
+    scratch: Path | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """A clip and the folder that it becomes.
 
@@ -38,12 +49,14 @@ class Job:
     options  as `run` takes them; their `out` is `part`
     stamp    what the clip is made of and with, for JSON: the same stamp, the same result
     rle      write MASKS too
+    remote   what lies elsewhere, in place of folder, and of source and mask of the options
     """
 
     folder: Path
     options: RunOptions
     stamp: dict[str, Any]
     rle: bool = False
+    remote: Remote | None = None
 
     @property
     def name(self) -> str:
@@ -58,6 +71,10 @@ class Job:
         """Where a finished folder is while another one takes its place."""
         return self.folder.with_name(f".{self.name}.old")
 
+    @property
+    def has_mask(self) -> bool:
+        return self.options.mask is not None or bool(self.remote and self.remote.mask)
+
 
 def part_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.part")
@@ -66,8 +83,16 @@ def part_of(folder: Path) -> Path:
 def read_stamp(folder: Path) -> dict[str, Any] | None:
     """What a batch wrote there as a clip's stamp; None where it wrote none."""
     try:
-        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parse_stamp((folder / STAMP).read_bytes())
+    except OSError:
+        return None
+
+
+def parse_stamp(data: bytes) -> dict[str, Any] | None:
+    """A stamp from what is in its file; None where it is none."""
+    try:
+        stamp = json.loads(data)
+    except ValueError:
         return None
     return stamp if isinstance(stamp, dict) else None
 
@@ -87,10 +112,17 @@ class ClipWorker:
     def __call__(
         self, job: Job, report: Callable[[int], None], should_stop: Callable[[], bool]
     ) -> dict[str, Any] | None:
-        """See `process_clip`. Raises CannotGoOnError where there is no engine, or no room."""
+        """See `process_clip`. Raises CannotGoOnError where there is no engine, no room, or a bucket
+        that cannot be reached."""
         engine = self._engine(job.options)
         try:
-            return process_clip(job, engine, report, should_stop)
+            if job.remote is None:
+                return process_clip(job, engine, report, should_stop)
+            from .remote import process_remote
+
+            return process_remote(job, job.remote, engine, report, should_stop)
+        except StorageError as error:
+            raise CannotGoOnError(error) from error
         except OutputError as error:
             if getattr(error.__cause__, "errno", None) in NO_ROOM:
                 raise CannotGoOnError(error) from error
@@ -111,6 +143,8 @@ def process_clip(
     engine: Engine | None = None,
     report: Callable[[int], None] = lambda frames: None,
     should_stop: Callable[[], bool] = lambda: False,
+    saved: Callable[[], None] = lambda: None,
+    origin: tuple[str, str | None] | None = None,
 ) -> dict[str, Any] | None:
     """Run a clip into its `part`, from where an earlier attempt came to, then give the folder its
     name by one rename: a folder that has it is complete. One that is there already stays.
@@ -118,6 +152,8 @@ def process_clip(
     engine       for streams of the job's options; None: makes one
     report       is called with 1 after every frame
     should_stop  is asked before every frame; True ends it, to be gone on with later
+    saved        is called when the stream was saved, `--checkpoint` frames after the last time
+    origin       what the summary calls source and mask; None: as the options do
     returns      {"frames": how many, "seconds": of this attempt}; None where it was stopped
 
     Raises  a VosError of the clip, or OutputError.
@@ -129,14 +165,28 @@ def process_clip(
             resume = earlier.summed_up or earlier.interrupted
             options = replace(job.options, resume=resume)
             summary = run(
-                options, shared=engine, report=lambda p: report(1), should_stop=should_stop
+                options,
+                shared=engine,
+                report=lambda progress: report(1),
+                should_stop=should_stop,
+                saved=saved,
             )
             if not summary["complete"]:
                 return None
             earlier = read_earlier(job.part)
+        if origin is not None:
+            _name_origin(job.part / SUMMARY, *origin)
         _finish(job, earlier)
     frames = frame_count(job.folder)
     return {"frames": frames, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def _name_origin(path: Path, source: str, mask: str | None) -> None:
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary["source"] = source
+    if mask is not None:
+        summary["mask"]["path"] = mask
+    write_whole(path, json.dumps(summary, indent=1) + "\n")
 
 
 def frame_count(folder: Path) -> int:

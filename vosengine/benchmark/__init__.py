@@ -1,4 +1,4 @@
-"""Whole models timed: several ways to run each, beside the papers' own figures."""
+"""Benchmark of whole models: variants of running each, compared with the papers' figures."""
 
 from .environment import describe
 from .long_stream import measure_stream

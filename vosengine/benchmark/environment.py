@@ -1,4 +1,4 @@
-"""What a measurement needs beside its numbers: when, where, with what."""
+"""Environment of a measurement: date, command, device and versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..timing import cpu_name, device_name
 
 
 def describe(device: torch.device, command: str) -> dict[str, Any]:
-    """Date, command, device and versions; nothing that names the machine."""
+    """Return date, command, device and versions, without host names or paths."""
     return {
         "date": date.today().isoformat(),
         "command": command,

@@ -1,4 +1,4 @@
-"""A long stream: latency and memory against the index of the frame."""
+"""Long stream: latency and memory as a function of the frame index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .scenes import Scene
 from .variants import OURS, VARIANTS
 
 STATM = Path("/proc/self/statm")
-EVERY = 10  # frames between two readings of the memory
+EVERY = 10  # frames between two memory readings
 
 
 def measure_stream(
@@ -28,11 +28,12 @@ def measure_stream(
     frames: int,
     report: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """One stream of `frames` frames in our variant, timed from the first one on.
+    """Time one stream of `frames` frames in the variant "ours", from the first frame on.
 
-    Returns  `milliseconds` of every frame until its labels are on the host; `state_mib`, what the
-             engine holds of the stream, and `held_mib`, by torch on a GPU and by the process on a
-             CPU, at the frames `at`; the percentiles of all but the first tenth
+    report   called after every frame
+    returns  `milliseconds` per frame until its labels are on the host; at the frames `at`,
+             `state_mib`, the state of the stream, and `held_mib`, allocated by torch (GPU) or
+             resident in the process (CPU); percentiles of all but the first tenth of the frames
     """
     variant = next(variant for variant in VARIANTS if variant.name == OURS)
     milliseconds: list[float] = []
@@ -64,8 +65,8 @@ def measure_stream(
 
 
 def held_bytes(device: torch.device) -> int:
-    """What is held now: by torch on a GPU; by the process, or the most it ever held where the
-    system does not tell."""
+    """Return the bytes held now: allocated by torch on a GPU, else resident in the process (its
+    peak if the system does not report the current value)."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if STATM.is_file():

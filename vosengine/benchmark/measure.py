@@ -1,4 +1,4 @@
-"""One cell of the table: one model and variant, on one scene with some objects."""
+"""Measurement of one cell of the table: a model and variant on a scene with a number of objects."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ NOT_COMPILED = "torch.compile fails"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is timed, and how long.
+    """Weights, memory size and number of steps of a measurement.
 
     weights          "random": the paper's configuration, at the frames' own size; or a tag or a
-                     file, as a Segmenter takes them, at the size that belongs to them
-    memory_frames    T: what a memory of frames holds when the clock starts
-    warm_up, steps   frames before and under the clock, beside those that fill the memory
+                     file, as in Segmenter, at the input size of the weights
+    memory_frames    T: frames in the memory when timing starts
+    warm_up, steps   untimed and timed frames, after those that fill the memory
     """
 
     weights: str = RANDOM_TAG
@@ -48,17 +48,17 @@ class Plan:
 
 @dataclass
 class Cell:
-    """What was measured.
+    """Results of one variant.
 
-    fault         why there are no numbers; None where there are
-    cold_start_s  from the call for a Segmenter to the first mask
-    milliseconds  of every step under the clock
-    stages        share of each stage, 0..1, from further steps with a clock around every stage;
-                  none of a compiled variant
-    device_mib    the most that torch held on a GPU from start to end; None on a CPU
-    host_mib      the most that the process has held since its start
-    differs       share of pixels whose label is not that of the reference variant; None for itself
-    iou           of the labels with the reference's, mean over objects and frames
+    fault         None, or the reason why there are no results
+    cold_start_s  from the construction of the Segmenter to the first mask
+    milliseconds  of every timed step
+    stages        share of each stage, 0..1, from further steps with every stage timed; empty for a
+                  compiled variant
+    device_mib    peak memory allocated by torch on a GPU; None on a CPU
+    host_mib      peak resident memory of the process since its start
+    differs       share of pixels whose label differs from the reference variant; None for itself
+    iou           of the labels with those of the reference, mean over objects and frames
     """
 
     variant: str
@@ -76,7 +76,7 @@ class Cell:
     labels: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
 
     def as_json(self) -> dict[str, Any]:
-        """All but the labels and the single times, with their percentiles."""
+        """Return all but the labels and the single times, with percentiles of the times."""
         content = asdict(replace(self, labels=[], milliseconds=[]))
         del content["labels"], content["milliseconds"]
         return {**content, **summarise(self.milliseconds)}
@@ -84,7 +84,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Point:
-    """All variants at one size and number of objects; `roofline` is None where nothing ran."""
+    """All variants at one size and number of objects; `roofline` may be None."""
 
     cells: list[Cell]
     roofline: Roofline | None
@@ -102,7 +102,7 @@ class Point:
 def begin(
     model: str, variant: Variant, objects: int, scene: Scene, device: torch.device, plan: Plan
 ) -> Segmenter:
-    """A new Segmenter for that variant, with room for exactly so many objects."""
+    """Return a new Segmenter for that variant, with a capacity of exactly `objects` objects."""
     options: dict[str, Any] = {}
     random = plan.weights == RANDOM_TAG
     config = entry(model).config()
@@ -129,7 +129,7 @@ def begin(
 
 
 def stream(segmenter: Segmenter, scene: Scene, objects: int) -> Iterator[Callable[[], Any]]:
-    """Steps without end, to be called one by one; the first frame comes with the prompt."""
+    """Yield an endless sequence of steps to call; the first one passes the prompt."""
     index = 0
     while True:
         prompt = scene.prompt(objects) if index == 0 and segmenter.method.takes_mask else None
@@ -138,7 +138,7 @@ def stream(segmenter: Segmenter, scene: Scene, objects: int) -> Iterator[Callabl
 
 
 class Runner:
-    """One variant, warm: its memory is full, and every shape has been seen."""
+    """One warmed-up variant: its memory is full, and every shape has occurred."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Runner:
         cell.precision = self.segmenter.precision.name
 
     def step(self) -> None:
-        """One step under the clock, until its labels are on the host."""
+        """Time one step, until its labels are on the host."""
         step = next(self._steps)
         with self.variant.running():
             synchronise(self.device)
@@ -176,13 +176,13 @@ class Runner:
         self.cell.labels.append(labels)
 
     def find_stages(self, steps: int) -> None:
-        """Where the time goes, and the most memory that was held up to here."""
+        """Measure the shares of the stages and the peak memory so far."""
         if self.device.type == "cuda":
             held = torch.cuda.max_memory_allocated(self.device)
             self.cell.device_mib = round(held / MIB, 1)
         self.cell.host_mib = round(peak_host_bytes() / MIB, 1)
         if self.variant.compiled:
-            return  # clocks would cut it into pieces
+            return  # spans would break the compiled graph
         with self.variant.running(), clocked(self.segmenter) as clock:
             for _ in range(steps):
                 next(self._steps)()
@@ -203,10 +203,10 @@ def measure_point(
     variants: Iterable[Variant] = VARIANTS,
     report: Callable[[str], None] = lambda variant: None,
 ) -> Point:
-    """A cell for every variant, on the same frames. Under the clock they take turns, step by step,
-    so that noise affects all alike.
+    """Measure every variant on the same frames; timed steps are interleaved, so that noise affects
+    all alike.
 
-    Does not raise for want of memory: the cell says so, and the others go on.
+    Out of memory does not raise: it is the `fault` of that cell, and the others continue.
     """
     cells: list[Cell] = []
     runners: list[Runner] = []
@@ -230,7 +230,8 @@ def measure_point(
 
 
 def _roofline_of(runners: Sequence[Runner], rates: Rates) -> Roofline | None:
-    """The bound for `ours`, by the reference variant's work; None if either did not run."""
+    """Return the bound for `ours`, from the work of the reference variant; None if either did not
+    run."""
     named = {runner.variant.name: runner for runner in runners if runner.cell.fault is None}
     if REFERENCE not in named or OURS not in named:
         return None
@@ -239,8 +240,7 @@ def _roofline_of(runners: Sequence[Runner], rates: Rates) -> Roofline | None:
 
 @contextmanager
 def _faults(cell: Cell) -> Iterator[None]:
-    """Whatever says that there is not enough memory, or that torch.compile or its C++ compiler
-    cannot do it, becomes the cell's fault."""
+    """Record out of memory and failures of torch.compile or its compiler as the cell's fault."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
@@ -250,14 +250,14 @@ def _faults(cell: Cell) -> Iterator[None]:
 
         if isinstance(error, BackendCompilerFailed):
             cell.fault = NOT_COMPILED
-        elif "can't allocate memory" in str(error):  # what torch says on a CPU
+        elif "can't allocate memory" in str(error):  # torch's message on a CPU
             cell.fault = NO_ROOM
         else:
             raise
 
 
 def compare(cells: Sequence[Cell]) -> None:
-    """Hold the labels of every variant against those of the reference variant, in place."""
+    """Compare the labels of every variant with those of the reference variant, in place."""
     truth = next((c for c in cells if c.variant == REFERENCE and c.fault is None), None)
     for cell in cells:
         if truth is None or cell is truth or cell.fault is not None or not cell.labels:

@@ -1,4 +1,4 @@
-"""What the papers print of their own speed: data of the project, with its caveats."""
+"""Speeds published in the papers, with caveats (published.toml)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ else:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of a paper's table.
+    """Row of a paper's table.
 
-    model         ours that it is about
+    model         name of the model in this project
     source        paper and table
-    milliseconds  of a frame of DAVIS at 480p
-    hardware      as the paper states it, which is not this machine
-    caveat        what else must be known of the figure
-    variant       of the model, where the paper has several; empty: the one that is timed by default
-    modules       milliseconds of its parts, where the paper splits them
+    milliseconds  per frame of DAVIS at 480p
+    hardware      as the paper states it
+    caveat        conditions of the figure
+    variant       of the model, if the paper has several; empty: the default one
+    modules       milliseconds of its parts, if the paper lists them
     """
 
     model: str
@@ -37,12 +37,12 @@ class PublishedRow:
 
 @cache
 def published_rows() -> tuple[PublishedRow, ...]:
-    """All of them; imcnet has none, for its paper's table of times is not to be had."""
+    """Return all rows; imcnet has none, since its paper's table of times is not available."""
     file = resources.files(__package__) / "published.toml"
     table = tomllib.loads(file.read_text(encoding="utf-8"))
     return tuple(PublishedRow(**row) for row in table["row"])
 
 
 def published_of(model: str) -> tuple[PublishedRow, ...]:
-    """What the papers say of one model."""
+    """Return the rows of one model."""
     return tuple(row for row in published_rows() if row.model == model)

@@ -1,4 +1,4 @@
-"""What a benchmark looks like: on the terminal, as Markdown, as a chart."""
+"""Benchmark reports: terminal tables, Markdown, and a chart."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TIMES = ("p50", "p90", "p95", "p99", "mean")
 HEADS = ("size", "objects", "variant", *TIMES, "fps")
 COLUMNS = (*HEADS, f"to {REFERENCE}", "labels differ", "first mask", "MiB", "paper's own ms")
 VARIANT = COLUMNS.index("variant")
-# Columns that a narrow terminal goes without, the first of them first.
+# Columns omitted on a narrow terminal, in this order.
 SPARE = ("mean", "p90", "fps", "MiB", "first mask", "p99", "p95")
 Row = tuple[str, ...]
 
 
 def rows_of(model: dict[str, Any]) -> list[Row]:
-    """One row a cell: what was measured, or why nothing was; then one for each paper's figure."""
+    """Return one row per cell, with results or the fault, then one row per published figure."""
     rows = [row for point in model["points"] for row in _measured(point)]
     gap = [""] * (len(TIMES) + 5)
     for paper in model["published"]:
@@ -58,7 +58,7 @@ def _measured(point: dict[str, Any]) -> Iterator[Row]:
 
 
 def tables_of(result: dict[str, Any], width: int) -> Iterator[Table]:
-    """For every model a table for a terminal that is so wide, with notes under it."""
+    """Yield one table per model for a terminal of `width` characters, with notes below."""
     for model in result["models"]:
         rows = rows_of(model)
         names, left_out = _fitting(rows, width)
@@ -80,15 +80,15 @@ def tables_of(result: dict[str, Any], width: int) -> Iterator[Table]:
             table.add_row(point, style="bold")
             for row in group:
                 cells = [row[COLUMNS.index(name)] for name in names]
-                if row[VARIANT + 1] and not row[VARIANT + 2]:  # no figures: why
+                if row[VARIANT + 1] and not row[VARIANT + 2]:  # a fault instead of figures
                     cells[:2] = [f"{row[VARIANT]}: {row[VARIANT + 1]}", ""]
                 table.add_row(*cells)
         yield table
 
 
 def _fitting(rows: Sequence[Row], width: int) -> tuple[list[str], list[str]]:
-    """The columns that a terminal has room for, and those that it has not. The size and the number
-    of objects have lines of their own."""
+    """Return the columns that fit on a terminal, and those left out. Size and number of objects are
+    shown on separate lines."""
     names = [name for name in COLUMNS if name not in HEADS[:2]]
     left_out: list[str] = []
     for name in SPARE:
@@ -100,7 +100,7 @@ def _fitting(rows: Sequence[Row], width: int) -> tuple[list[str], list[str]]:
 
 
 def _least(name: str, rows: Sequence[Row]) -> int:
-    """Characters that a column needs: figures take one line, all else as many as there must be."""
+    """Return the minimum width of a column: figures are not wrapped, other text is."""
     index = COLUMNS.index(name)
     cells = [row[index] for row in rows if row[VARIANT + 2] or name == COLUMNS[-1]]
     points = [_point(row) for row in rows] if name == "variant" else []
@@ -108,13 +108,13 @@ def _least(name: str, rows: Sequence[Row]) -> int:
 
 
 def _point(row: Row) -> str:
-    """Its size and number of objects."""
+    """Return the size and number of objects as text."""
     size, objects = row[:2]
     return f"{size}, {objects} object{'s' * (objects != '1')}" if objects else size
 
 
 def markdown_of(result: dict[str, Any]) -> str:
-    """The same as Markdown, below the command and the machine."""
+    """Return the report as Markdown, with the command and the device."""
     facts = result["environment"]
     lines = ["# Whole models", "", f"    {facts['command']}", ""]
     lines += [f"{facts['date']}, {facts['device']}, torch {facts['torch']}.", ""]
@@ -131,7 +131,7 @@ def title_of(model: dict[str, Any], facts: dict[str, Any]) -> str:
 
 
 def notes_of(model: dict[str, Any]) -> list[str]:
-    """Where the time goes, the roofline, the stream, and how to read what the papers print."""
+    """Return notes: shares of stages, roofline, long stream, and caveats of published figures."""
     notes = []
     for point in model["points"]:
         height, width = point["size"]
@@ -149,7 +149,7 @@ def notes_of(model: dict[str, Any]) -> list[str]:
         parts = ", ".join(f"{name} {ms:.0f} ms" for name, ms in paper["modules"].items())
         notes.append(f"{paper['source']}: {paper['caveat']}{'; ' + parts if parts else ''}")
     if not model["published"]:
-        notes.append("no paper's time is to be had for this model")
+        notes.append("no published time for this model")
     return notes
 
 
@@ -157,7 +157,7 @@ def _roofline(roofline: dict[str, float], ours: dict[str, Any], where: str) -> s
     least = max(roofline["compute_ms"], roofline["traffic_ms"])
     return (
         f"roofline, {where}: {roofline['compute_ms']:.1f} ms for {roofline['gflop']:.0f} GFLOP at "
-        f"the rate of a large product, {roofline['traffic_ms']:.1f} ms to read "
+        f"the rate of a large matrix product, {roofline['traffic_ms']:.1f} ms to read "
         f"{roofline['mib']:.0f} MiB; ours "
         f"takes {ours['p50_ms'] / least:.1f} times that"
     )
@@ -173,9 +173,9 @@ def _stream(stream: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """A PNG: of every model, latency against the number of objects, and against the frame.
+    """Draw a PNG: per model, latency over the number of objects, and over the frame index.
 
-    Raises  DependencyError without matplotlib, OutputError where it cannot be written.
+    Raises  DependencyError without matplotlib, OutputError if the file cannot be written.
     """
     try:
         figure_module = importlib.import_module("matplotlib.figure")

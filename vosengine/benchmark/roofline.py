@@ -13,7 +13,7 @@ from ..engine.segmenter import Segmenter
 from ..timing import synchronise
 
 ROUNDS = 5
-SIDE = {"cuda": 8192, "cpu": 1536}  # of the square matrices that are multiplied
+SIDE = {"cuda": 8192, "cpu": 1536}  # of the square matrices of the GEMM
 COPIED = {"cuda": 2**30, "cpu": 2**27}  # bytes
 
 
@@ -21,8 +21,8 @@ COPIED = {"cuda": 2**30, "cpu": 2**27}  # bytes
 class Work:
     """Work of one step.
 
-    flop    two for every product of a convolution or of matrices
-    values  in weights and state, each counted once
+    flop    floating-point operations of convolutions and matrix products, two per multiply-add
+    values  elements of weights and state, each counted once
     """
 
     flop: float
@@ -31,10 +31,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Lower bounds of a step's time.
+    """Lower bounds of the time of a step.
 
-    compute_ms  its GFLOP at the rate of a large matrix product
-    traffic_ms  its MiB (weights and state, each read once) at the bandwidth of a copy
+    compute_ms  its FLOPs at the rate of a large matrix product
+    traffic_ms  its bytes (weights and state, each read once) at the bandwidth of a copy
     """
 
     gflop: float
@@ -45,14 +45,14 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured rates of a device: matrix products in FLOP/s by dtype, copies in bytes/s (read and
-    written)."""
+    """Measured rates of a device: matrix products in FLOP/s by dtype, copies in bytes/s (bytes read
+    plus bytes written)."""
 
     flops: dict[torch.dtype, float]
     bandwidth: float
 
     def roofline(self, work: Work, dtype: torch.dtype) -> Roofline:
-        """The bounds for that work in that dtype."""
+        """Return the bounds for that work in that dtype."""
         held = work.values * dtype.itemsize
         return Roofline(
             gflop=round(work.flop / 1e9, 1),
@@ -64,7 +64,7 @@ class Rates:
 
 @torch.no_grad()
 def measure_rates(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Rates:
-    """The best of a few rounds each."""
+    """Measure the rates of a device, each the best of a few rounds."""
     side = SIDE[device.type]
     flops = {}
     for dtype in dtypes:
@@ -77,8 +77,8 @@ def measure_rates(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Rate
 
 
 def work_of(segmenter: Segmenter, step: Callable[[], object]) -> Work:
-    """Of a warm Segmenter whose next step is `step`; its ops must run as references, since torch
-    counts its own operators alone."""
+    """Count the work of `step`, the next step of a warmed-up Segmenter. Its ops must run on the
+    reference backend, since torch counts only its own operators."""
     with FlopCounterMode(display=False) as counter:
         step()
     weights = sum(parameter.numel() for parameter in segmenter.method.parameters())

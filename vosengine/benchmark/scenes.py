@@ -1,4 +1,4 @@
-"""What is timed: frames of a size, and prompts for a number of objects."""
+"""Inputs of the benchmark: frames of a size, and prompts for a number of objects."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..training.synthetic import ClipConfig, iterate_clip
 from ..types import Size
 from ..video import open_source
 
-DIFFERENT = 8  # frames that are held; a longer stream goes to and fro over them
+DIFFERENT = 8  # distinct frames; a longer stream plays them forwards and backwards
 SEED = 7
-FALSE = 3  # proposals of no object
+FALSE = 3  # false proposals
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Frames [H, W, 3] uint8 RGB, and where they come from."""
+    """Frames [H, W, 3] uint8 RGB, and a description of their source."""
 
     frames: tuple[NDArray[np.uint8], ...]
     origin: str
@@ -36,7 +36,7 @@ class Scene:
         return height, width
 
     def frame(self, index: int) -> NDArray[np.uint8]:
-        """Of a stream without end: to the last frame, back to the first, and so on."""
+        """Return frame `index` of an endless stream that plays forwards and backwards."""
         last = len(self.frames) - 1
         if last == 0:
             return self.frames[0]
@@ -44,9 +44,10 @@ class Scene:
         return self.frames[turn if turn <= last else 2 * last - turn]
 
     def prompt(self, objects: int) -> NDArray[np.uint8]:
-        """A mask [H, W] with that many ellipses side by side, a fifth of the frame together.
+        """Return a mask [H, W] uint8 with that many ellipses side by side, in total a fifth of the
+        frame.
 
-        Where objects are and how they look does not change what a step costs; how many does.
+        The cost of a step depends on the number of objects, not on position or appearance.
         """
         height, width = self.size
         columns = math.ceil(math.sqrt(objects))
@@ -61,16 +62,16 @@ class Scene:
 
 
 def drawn_scene(size: Size) -> Scene:
-    """Procedural frames of that size."""
+    """Return procedural frames of that size."""
     config = ClipConfig(frames=DIFFERENT, height=size[0], width=size[1])
     frames = tuple(frame for frame, _ in iterate_clip(config, SEED))
     return Scene(frames, f"procedural frames, seed {SEED}")
 
 
 def real_scene(path: str | Path, size: Size) -> Scene:
-    """The first frames of a video or a folder, resized.
+    """Return the first frames of a video or a folder, resized.
 
-    Raises  InputError or SourceError: nothing there, or it cannot be read.
+    Raises  InputError or SourceError if there are no frames, or they cannot be read.
     """
     with open_source(str(path)) as source:
         images = [frame.image for frame in islice(source, DIFFERENT)]
@@ -84,7 +85,7 @@ def real_scene(path: str | Path, size: Size) -> Scene:
 
 
 class GivenProposals:
-    """A detector that costs nothing: the prompt's objects, and a few that are none."""
+    """Detector without cost: proposals of the prompt's objects, and FALSE others."""
 
     def __init__(self, prompt: NDArray[np.uint8], device: torch.device) -> None:
         objects = int(prompt.max())

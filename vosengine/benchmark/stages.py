@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a clock that listens to the names of what runs."""
+"""Time of a step by stage, measured through spans."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..kernels.spans import listen
 from ..timing import synchronise
 from ..zoo.registry import entry
 
-# Span -> stage; of ops, of the engine, and of what a method's paper names.
+# Span -> stage: ops, steps of the engine, and parts of a method that its paper names.
 SPANS = {
     "step": "other",
     "encode": "encode",
@@ -34,23 +34,23 @@ SPANS = {
 
 
 class StageClock:
-    """Milliseconds of every stage, each without what is timed within it.
+    """Milliseconds of every stage, exclusive of nested stages.
 
-    With the clock waiting for the device before and after every stage, a step is slower than
-    without it: its shares count, not its sum.
+    The clock synchronises with the device before and after every stage, which slows down a step:
+    use the shares, not the sum.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.milliseconds: dict[str, float] = {}
-        self._open: list[tuple[str, float, float]] = []  # stage, begin, and what its parts took
+        self._open: list[tuple[str, float, float]] = []  # stage, start, time of nested stages
 
     def begin(self, name: str) -> None:
         synchronise(self.device)
         self._open.append((name, time.perf_counter(), 0.0))
 
     def end(self) -> None:
-        """Of the stage that began last."""
+        """End the stage that began last."""
         synchronise(self.device)
         name, start, parts = self._open.pop()
         taken = 1e3 * (time.perf_counter() - start)
@@ -68,11 +68,11 @@ class StageClock:
             self.end()
 
     def around(self, span: str) -> AbstractContextManager[None]:
-        """The stage that a span belongs to."""
+        """Return a context manager that times a span as its stage."""
         return self.stage(SPANS[span]) if span in SPANS else nullcontext()
 
     def shares(self) -> dict[str, float]:
-        """Of the time that was seen, the greatest first."""
+        """Return the share of every stage in the total, 0..1, in descending order."""
         whole = sum(self.milliseconds.values())
         ordered = sorted(self.milliseconds.items(), key=lambda item: -item[1])
         return {name: value / whole for name, value in ordered}
@@ -80,7 +80,7 @@ class StageClock:
 
 @contextmanager
 def clocked(segmenter: Segmenter) -> Iterator[StageClock]:
-    """A clock on every stage of a Segmenter, within the block; `step` itself counts as "other"."""
+    """Time every stage of a Segmenter in a `with` block; the rest of `step` counts as "other"."""
     clock = StageClock(segmenter.device)
     with ExitStack() as stack:
         for stage, names in entry(segmenter.model).stages.items():

@@ -1,4 +1,4 @@
-"""Many streams on one engine, timed from the arrival of their frames to their answers."""
+"""Many streams on one engine: latency from the arrival of a frame to its result."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .scenes import Scene
 
 
 def one_round(engine: Engine, streams: Sequence[Segmenter], frame: np.ndarray) -> list[float]:
-    """A frame of every stream, all there at once, until all are answered for. The milliseconds
-    from the beginning to each answer, in order."""
+    """Submit one frame of every stream at once and step until all have results. Returns the
+    milliseconds from the start to each result, in order."""
     synchronise(engine.device)
     start = time.perf_counter()
     taken: list[float] = []
@@ -33,10 +33,10 @@ def one_round(engine: Engine, streams: Sequence[Segmenter], frame: np.ndarray) -
 def measure_streams(
     engine: Engine, scene: Scene, objects: int, count: int, *, warm_up: int, rounds: int
 ) -> dict[str, Any]:
-    """One row of the table: `count` streams of the same frames, with that many objects each.
+    """Measure a row of the table: `count` streams of the same frames, each with `objects` objects.
 
-    returns  streams, max_batch, percentiles in ms of a frame from its arrival to its answer,
-             frames per second of all streams together, pages in use and their MiB
+    returns  streams, max_batch, percentiles in ms of a frame from arrival to result, total frames
+             per second of all streams, pages in use and their MiB
     """
     streams = [engine.open() for _ in range(count)]
     prompt = scene.prompt(objects) if engine.method.takes_mask else None
@@ -44,7 +44,7 @@ def measure_streams(
         stream.step(scene.frame(0), prompt)
     latencies: list[float] = []
     seconds = 0.0
-    warm_up += streams[0].latency  # until then there is no answer
+    warm_up += streams[0].latency  # frames before the first result
     for index in range(1, 1 + warm_up + rounds):
         taken = one_round(engine, streams, scene.frame(index))
         if index > warm_up:
@@ -64,7 +64,7 @@ def measure_streams(
 
 
 def table_of_streams(model: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows as a table."""
+    """Return the rows as a table."""
     table = Table("streams", "p50 ms", "p99 ms", "frames/s", "pages", "MiB", title=model)
     for row in rows:
         frame = row["frame"]

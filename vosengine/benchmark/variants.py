@@ -1,4 +1,4 @@
-"""Variants of running a model that are compared: published form, plain torch, compiled, ours."""
+"""Compared variants of running a model: published form, eager torch, compiled, ours."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..kernels import use_backend
 from ..runtime import has_bf16
 from ..zoo.registry import entry
 
-REFERENCE = "eager fp32"  # what labels are compared with, and speeds
-OURS = "ours"  # in the precision that "auto" chooses
+REFERENCE = "eager fp32"  # labels and speeds are compared with this variant
+OURS = "ours"  # with precision="auto"
 OURS_FP32 = "ours fp32"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table.
+    """Variant of running a model, a row of the table.
 
     engine, precision  as in Segmenter
-    backend            of the ops: "reference" is plain torch
-    published          every object's decoder whole, as the papers' programs have it
-    compiled           by torch.compile
+    backend            of the ops, as in use_backend: "reference" is plain torch
+    published          the whole decoder runs per object, as in the papers' code
+    compiled           whether torch.compile is used
     """
 
     name: str
@@ -38,7 +38,7 @@ class Variant:
     compiled: bool = False
 
     def unsupported(self, model: str, device: torch.device) -> str | None:
-        """Why it cannot be timed here; None where it can."""
+        """Return the reason why the variant cannot be timed here, or None if it can."""
         if self.published and not entry(model).shares:
             return "has no decoder per object"
         if self.precision == "bf16" and not has_bf16(device):
@@ -53,7 +53,7 @@ class Variant:
             yield
 
     def prepare(self, segmenter: Segmenter) -> None:
-        """Turn a new Segmenter into this variant."""
+        """Turn a new Segmenter into this variant, in place."""
         method: Any = segmenter.method
         if self.published:
             for name in entry(segmenter.model).shares:
@@ -75,14 +75,14 @@ VARIANTS = (
 
 
 def _unshare(decoder: nn.Module) -> None:
-    """Compute the branches that all objects share once for each of them."""
+    """Compute the decoder branches that objects share once per object."""
     own: Any = decoder
     skips, forward = own.skips, own.forward
     held: list[Any] = []
 
     def remember(pyramid: Any) -> Any:
         held[:] = [pyramid]
-        return pyramid.r3[:, :1], pyramid.r2[:, :1]  # stands for what is computed per object
+        return pyramid.r3[:, :1], pyramid.r2[:, :1]  # placeholder of the per-object computation
 
     def each_whole(joined: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return torch.cat([forward(row[None], *skips(held[0])) for row in joined])

@@ -14,6 +14,7 @@ from .terminal import (
     Device,
     Memory,
     Precision,
+    Ray,
     Weights,
     WorkingSize,
     asked_to_stop,
@@ -30,12 +31,17 @@ def batch(
         typer.Argument(
             metavar="CLIPS...",
             help="Videos, folders of frames, globs, folders of such, data sets in DAVIS or "
-            "YouTube-VOS layout; or one manifest, .jsonl or .csv.",
+            "YouTube-VOS layout; or one manifest, .jsonl or .csv. Paths or addresses (s3://...).",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for a folder of every clip.")],
+    out: Annotated[str, typer.Option(help="Folder or address for a folder of every clip.")],
     model: Annotated[str, typer.Option(help="Which; a manifest may name others.")] = "giel",
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, or actors of a cluster.")] = 1,
+    ray: Ray = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(help="Folder for clips at addresses while they are worked on."),
+    ] = None,
     retries: Annotated[
         int, typer.Option(min=0, help="Begin a clip again that often after its process died.")
     ] = 2,
@@ -66,6 +72,7 @@ def batch(
     """Segment many clips: for each a folder as `run` writes it, done once, whatever dies."""
     working_size = parse_working_size(size)
     from ..batch.plan import BatchOptions
+    from ..batch.stores import is_address
     from ..commands.batch import Tally
     from ..commands.batch import batch as work
 
@@ -82,7 +89,18 @@ def batch(
         "checkpoint": checkpoint,
         "overlay": overlay,
     }
-    options = BatchOptions(tuple(clips), out, run, mask_suffix, workers, retries, rle, redo)
+    options = BatchOptions(
+        tuple(clips),
+        out if is_address(out) else Path(out),
+        run,
+        mask_suffix,
+        workers,
+        retries,
+        rle,
+        redo,
+        ray,
+        scratch,
+    )
     fields = TextColumn("{task.fields[failed]} failed, {task.fields[rate]:.1f} frames/s")
     with asked_to_stop() as stop, progress_bar(fields, unit="clips") as bar:
         task = bar.add_task("batch", total=None, failed=0, rate=0.0)
@@ -100,7 +118,7 @@ def batch(
         summary = work(options, report=show, should_stop=lambda: bool(stop))
     _say(summary, out)
     if summary["failed"]:
-        say_error(f"{summary['failed']} clips failed; {out / 'failed.jsonl'} says why")
+        say_error(f"{summary['failed']} clips failed; {out.rstrip('/')}/failed.jsonl says why")
     if stop and summary["stopped"] + summary["waiting"]:
         console.print("stopped before the end; the same command goes on from here")
         raise typer.Exit(INTERRUPTED)
@@ -108,7 +126,7 @@ def batch(
         raise typer.Exit(1)
 
 
-def _say(summary: dict[str, Any], out: Path) -> None:
+def _say(summary: dict[str, Any], out: str) -> None:
     table = Table("clips", "done", "failed", "skipped", "not finished", "frames", "frames/s")
     left = summary["stopped"] + summary["waiting"]
     counts = (summary[name] for name in ("clips", "done", "failed", "skipped"))

@@ -35,6 +35,13 @@ def export(
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
     opset: Annotated[int, typer.Option(help="Of ONNX: 20 or 21.")] = 20,
+    ops: Annotated[
+        str,
+        typer.Option(
+            help="Operators: standard (any runtime), contrib (onnxruntime's attention), or "
+            "vosengine (ours, by the library that is installed with this package)."
+        ),
+    ] = "standard",
 ) -> None:
     """Write a model as ONNX graphs that onnxruntime runs, each checked and compared with torch."""
     if size is not None and dynamic:
@@ -55,6 +62,7 @@ def export(
         memory_frames=memory_frames,
         precision=precision,
         opset=opset,
+        ops=ops,
     )
     with console.status("tracing") as status:
         written = work(wanted, report=lambda line: status.update(f"writing {line}"))
@@ -66,6 +74,8 @@ def export(
         f"the same stream by torch: {100 * written.differs:.4f} % of the labels differ "
         f"({written.frames} frames drawn for the purpose)"
     )
+    for line in written.kept:
+        console.print(f"standard operators in {line}", markup=False, soft_wrap=True)
     caption = written.caption
     console.print(f"weights: {caption}", style=None if written.trained else "yellow", markup=False)
     console.print(f"wrote {written.folder}", soft_wrap=True)

@@ -30,6 +30,10 @@ WorkingSize = Annotated[
     str | None, typer.Option(help="What the network works at: short side, HEIGHTxWIDTH, or native.")
 ]
 Memory = Annotated[str | None, typer.Option(help="What is remembered: every-N, all or afb.")]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", help="Work on a Ray cluster: HOST:PORT, auto, or local."),
+]
 
 
 def say_error(message: str) -> None:

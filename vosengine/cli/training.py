@@ -15,6 +15,7 @@ from .terminal import (
     Memory,
     Model,
     Precision,
+    Ray,
     Weights,
     WorkingSize,
     asked_to_stop,
@@ -213,6 +214,10 @@ def evaluate(
         bool,
         typer.Option(help="Also the first mask carried on by a backbone's features, untrained."),
     ] = True,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes, or actors of a cluster, for the sequences.")
+    ] = 1,
+    ray: Ray = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to that file too.")
     ] = None,
@@ -257,6 +262,8 @@ def evaluate(
             out=out,
             json=json_file,
             propagation=propagation,
+            workers=workers,
+            ray=ray,
         )
         content = _evaluate(options)
     if json_file is not None:

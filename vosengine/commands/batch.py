@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..batch.plan import BatchOptions, plan, unfinished
-from ..batch.supervisor import Event, Supervisor
-from ..batch.unit import ClipWorker, Job, frame_count
+from ..batch.pools import open_pool
+from ..batch.results import Results, results_at
+from ..batch.stores import open_place
+from ..batch.supervisor import Event
+from ..batch.unit import ClipWorker, Job
 from ..batch.worker import Work
-from ..errors import ConfigError, OutputError, VosError
-from ..files import cannot_write, write_whole
-from ..video import prepare_output_folder
+from ..errors import OutputError, StorageError, VosError
 
-TABLE, FAILED, LOCK = "batch.json", "failed.jsonl", ".batch.lock"
+TABLE, FAILED = "batch.json", "failed.jsonl"
 STATES = ("done", "failed", "skipped", "stopped", "waiting")  # of clips
-LOCK_WAIT_S = 60.0  # for the processes of a batch that was killed, which finish a frame
 
 
 @dataclass
@@ -65,51 +61,62 @@ def batch(
     worker       made once in each process, with its number of threads
     returns      the summary, as written: the clips with their states, counts, times; "complete"
 
-    Raises  InputError, ConfigError, WeightsError or OutputError before anything has begun; later
-            OutputError for a full disk and DeviceError, with what was done intact.
+    Raises  InputError, ConfigError, WeightsError, StorageError or OutputError before anything has
+            begun; DependencyError where Ray is asked for and not there; later OutputError for a
+            full disk, StorageError for a bucket, and DeviceError, with what was done intact.
     """
-    if options.workers < 1 or options.retries < 0:
-        raise ConfigError(
-            f"workers: wanted 1 or more, and 0 or more retries; given {options.workers} and "
-            f"{options.retries}"
-        )
+    results = results_at(open_place(options.out))
+    results.check()
     jobs = plan(options)
-    prepare_output_folder(options.out)
-    with _locked(options.out):
-        todo = unfinished(options, jobs)
-        new = {job.name for job in todo}
-        tally = Tally({job.name: _row(job, skipped=job.name not in new) for job in jobs})
-        write_whole(options.out / FAILED, "")
+    tally: Tally | None = None
+
+    def listen(event: Event) -> None:
+        assert tally is not None
+        _note(tally, results, report, event)
+
+    pool = open_pool(
+        worker,
+        workers=options.workers,
+        retries=options.retries,
+        ray=options.ray,
+        device=str(options.run.get("device", "auto")),
+        listen=listen,
+        lock=results.lock,
+    )
+    with results.hold():
+        todo = unfinished(options, jobs, results)
+        tally = Tally(_rows(jobs, todo, results))
+        results.write(FAILED, "")
         report(tally)
-        threads = max(1, len(os.sched_getaffinity(0)) // options.workers)
-        supervisor = Supervisor(
-            partial(worker, threads),
-            workers=options.workers,
-            retries=options.retries,
-            listen=partial(_note, tally, options.out, report),
-            lock=options.out / LOCK,
-        )
         try:
-            stopped = supervisor.work(todo, should_stop)
+            stopped = pool.work(todo, should_stop)
         except VosError:
-            with suppress(OutputError):  # the first error is the one to be told
-                _sum_up(tally, options.out, True)
+            with suppress(OutputError, StorageError):  # the first error is the one to be told
+                _sum_up(tally, results, True)
             raise
-        return _sum_up(tally, options.out, stopped)
+        return _sum_up(tally, results, stopped)
 
 
-def _row(job: Job, *, skipped: bool) -> dict[str, Any]:
+def _rows(jobs: Sequence[Job], todo: Sequence[Job], results: Results) -> dict[str, dict[str, Any]]:
+    new = {job.name for job in todo}
+    skipped = [job for job in jobs if job.name not in new]
+    counts = dict(zip((job.name for job in skipped), results.frames(skipped), strict=True))
+    return {job.name: _row(job, counts.get(job.name)) for job in jobs}
+
+
+def _row(job: Job, frames: int | None) -> dict[str, Any]:
+    """Of a clip that is to be done, or, with a number of frames, was finished before."""
     return {
         "name": job.name,
         "source": job.options.source,
         "model": job.options.model,
-        "state": "skipped" if skipped else "waiting",
-        "frames": frame_count(job.folder) if skipped else 0,
+        "state": "waiting" if frames is None else "skipped",
+        "frames": frames or 0,
         "seconds": 0.0,
     }
 
 
-def _note(tally: Tally, out: Path, report: Callable[[Tally], None], event: Event) -> None:
+def _note(tally: Tally, results: Results, report: Callable[[Tally], None], event: Event) -> None:
     row = tally.rows[event.job.name]
     if event.kind == "frames":
         tally.frames += event.value
@@ -121,16 +128,12 @@ def _note(tally: Tally, out: Path, report: Callable[[Tally], None], event: Event
     if event.kind == "failed":
         row["error"] = event.value
         line = {name: row[name] for name in ("name", "source", "error", "tries")}
-        try:
-            with (out / FAILED).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise cannot_write(out / FAILED, error) from error
+        results.append(FAILED, json.dumps(line) + "\n")
     report(tally)
 
 
-def _sum_up(tally: Tally, out: Path, stopped: bool) -> dict[str, Any]:
-    """The summary, written. Raises OutputError."""
+def _sum_up(tally: Tally, results: Results, stopped: bool) -> dict[str, Any]:
+    """The summary, written. Raises OutputError or StorageError."""
     summary = {
         "vosengine": __version__,
         "complete": not stopped and not tally.counts["failed"],
@@ -141,26 +144,5 @@ def _sum_up(tally: Tally, out: Path, stopped: bool) -> dict[str, Any]:
         "frames_per_second": round(tally.frames_per_second, 2),
         "table": list(tally.rows.values()),
     }
-    write_whole(out / TABLE, json.dumps(summary, indent=1) + "\n")
+    results.write(TABLE, json.dumps(summary, indent=1) + "\n")
     return summary
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep other batches out of a folder; its processes hold on to the lock as well, and so does
-    one that is killed until the last of them has finished its frame."""
-    with (out / LOCK).open("ab") as file:
-        end = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    raise OutputError(
-                        f"{out}: another batch is writing there; wait for it, or choose another "
-                        "folder"
-                    ) from error
-                time.sleep(0.1)
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield

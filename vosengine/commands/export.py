@@ -11,7 +11,7 @@ import numpy as np
 
 from ..benchmark import drawn_scene
 from ..engine.segmenter import Segmenter
-from ..errors import DependencyError, OutputError
+from ..errors import ConfigError, DependencyError, OutputError
 from ..types import Size
 from ..zoo.registry import entry
 
@@ -38,11 +38,13 @@ class Export:
     memory_frames: int | None = None
     precision: str = "fp32"
     opset: int = 20
+    ops: str = "standard"
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: a row per graph for the table, and how the stream compares."""
+    """What was written: a row per graph for the table, how the stream compares, and what was left
+    in standard operators though others were asked for."""
 
     folder: Path
     graphs: list[tuple[str, str, str, str]]
@@ -50,13 +52,15 @@ class Written:
     frames: int
     caption: str
     trained: bool
+    kept: tuple[str, ...] = ()
 
 
 def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None) -> Written:
     """Write the graphs, compare each with torch, then a stream of drawn frames.
 
     Raises  ConfigError, WeightsError before anything is written; OutputError where torch says
-            something else; DependencyError without onnx, onnxscript and onnxruntime.
+            something else; DependencyError without onnx, onnxscript and onnxruntime, or the library
+            of the operators that are asked for.
     """
     try:
         from ..onnx.export import ExportOptions, export_model, family_of
@@ -68,6 +72,11 @@ def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None)
         ) from error
     entry(wanted.model)
     if wanted.server_repository is not None:
+        if wanted.ops == "vosengine":
+            raise ConfigError(
+                "--server-repository: wanted --ops standard or contrib, given vosengine; the "
+                "server has no library of these operators"
+            )
         check_fixed(wanted.model, family_of(wanted.model).POLICY, dynamic=wanted.size is None)
     with tempfile.TemporaryDirectory() as scratch:
         folder = wanted.out or Path(scratch)
@@ -79,6 +88,7 @@ def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None)
             memory_frames=wanted.memory_frames,
             precision=wanted.precision,
             opset=wanted.opset,
+            ops=wanted.ops,
         )
         manifest, compared = export_model(wanted.model, options, report=report)
         report("a stream beside torch")
@@ -98,7 +108,9 @@ def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None)
             rows.append((graph.file, f"{size:.1f}", *found))
     target = wanted.server_repository or folder
     weights = manifest.weights
-    return Written(target, rows, differs, FRAMES, weights["caption"], weights["trained"])
+    return Written(
+        target, rows, differs, FRAMES, weights["caption"], weights["trained"], manifest.ops_kept
+    )
 
 
 def compare_streams(wanted: Export, folder: Path) -> float:

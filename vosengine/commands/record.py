@@ -179,10 +179,6 @@ class Journal:
     ) -> None:
         self.path = folder / JOURNAL
         self.run = uuid.uuid4().hex
-        lines: list[dict[str, Any]] = [{"run": self.run, "mask": mask}]
-        for name, known in earlier.files.items():
-            lines += [_line(name, fingerprint) for fingerprint in known]
-        lines += [{"frame": name, "ms": ms} for name, ms in frames.items()]
         scratch = scratch_of(self.path)
         try:
             if self.path.exists():
@@ -191,7 +187,7 @@ class Journal:
             scratch.unlink(missing_ok=True)
             self._file = scratch.open("xb", buffering=0)
             _lock(self._file.fileno(), folder)
-            self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            self._file.write(journal_text(self.run, mask, earlier, frames).encode())
             os.replace(scratch, self.path)
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -214,6 +210,17 @@ class Journal:
         if finished:
             self.path.unlink(missing_ok=True)
         self._file.close()
+
+
+def journal_text(
+    run: str, mask: dict[str, Any] | None, earlier: Earlier, frames: dict[str, float]
+) -> str:
+    """A journal of that run from which what is in the folder, and those frames, are known."""
+    lines: list[dict[str, Any]] = [{"run": run, "mask": mask}]
+    for name, known in earlier.files.items():
+        lines += [_line(name, fingerprint) for fingerprint in known]
+    lines += [{"frame": name, "ms": ms} for name, ms in frames.items()]
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _line(name: str, known: Fingerprint) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def run(
     shared: Engine | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    saved: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Segment a whole source and write DIR/<frame>.png, DIR/overlay.mp4 and DIR/summary.json.
 
@@ -105,6 +106,7 @@ def run(
     shared       an engine that `make_engine` made of such options; None: the run has its own
     report       is called after every frame
     should_stop  is asked before every frame; True ends the run cleanly, to be resumed later
+    saved        is called after every checkpoint
     returns      the summary, as written; not written where no frame was begun
 
     Raises  a VosError. What was answered before a fault is on disk; the summary names the fault.
@@ -133,7 +135,7 @@ def run(
         stopped = False
         faults: list[VosError] = []
         try:
-            stopped = _drive(options, stream, source, prompts, outputs, report, should_stop)
+            stopped = _drive(options, stream, source, prompts, outputs, report, should_stop, saved)
         except VosError as error:
             if not outputs.begun:
                 raise
@@ -256,6 +258,7 @@ def _drive(
     outputs: Outputs,
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
+    saved: Callable[[], None],
 ) -> bool:
     """Frame by frame to the end of the source; True if it was stopped before that."""
     segmenter = stream.segmenter
@@ -287,6 +290,7 @@ def _drive(
             newest = frame.index + segmenter.latency + 1 == segmenter.frame_count
             if options.checkpoint and newest and segmenter.frame_count % options.checkpoint == 0:
                 outputs.save(segmenter)
+                saved()
     finally:  # likewise where a model that looks ahead has answered for none yet
         if segmenter.frame_count:
             begin()

@@ -1,6 +1,6 @@
-"""Every setting of every model, written out; each constant names its source.
+"""Configurations of all models; every constant names its source.
 
-[P] the paper, [C] its released code or a close relative's, (ours) our own choice.
+[P] the paper, [C] its released code or that of a related method, (ours) our own choice.
 """
 
 from .checks import (

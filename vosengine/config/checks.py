@@ -1,4 +1,4 @@
-"""What every configuration checks, and the constants that they share."""
+"""Checks and constants shared by all configurations."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 BACKBONES = (*RESNETS, "efficientnet_lite0", "efficientnet_lite2")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-LITE_MEAN = (127 / 255,) * 3  # of EfficientNet-Lite: (x - 127) / 128 of 0..255
+LITE_MEAN = (127 / 255,) * 3  # EfficientNet-Lite: (x - 127) / 128 for x in 0..255
 LITE_STD = (128 / 255,) * 3
-WorkingSize = tuple[int, int] | int | str | None  # str: NATIVE; None: the model's own
-NATIVE = "native"  # as a size: the frame's own
-SMALLEST_SIDE = 32  # pixels of a frame, and of what a network works at
+WorkingSize = tuple[int, int] | int | str | None  # str: NATIVE; None: the model's default
+NATIVE = "native"  # working size: that of the frame
+SMALLEST_SIDE = 32  # minimum side of a frame and of the working size, in pixels
 
 
 class InputConfig(Protocol):
-    """What every configuration says of its backbone and of the frames that it takes."""
+    """The backbone and input fields that every configuration has."""
 
     @property
     def backbone(self) -> str: ...
@@ -36,13 +36,15 @@ class InputConfig(Protocol):
     def std(self) -> tuple[float, float, float]: ...
 
 
-def check(condition: bool, name: str, wanted: str, given: object) -> None:
+def check(condition: bool, name: str, wanted: str, value: object) -> None:
+    """Raise ConfigError unless the condition holds."""
     if not condition:
-        raise ConfigError(f"{name}: wanted {wanted}, given {given!r}")
+        raise ConfigError(f"{name}: wanted {wanted}, given {value!r}")
 
 
 def check_size(size: tuple[int, int] | int | None) -> None:
-    """Raise ConfigError unless this is a size that a network can work at."""
+    """Raise ConfigError unless `size` (short side, (height, width) or None) is a working size of
+    at least SMALLEST_SIDE pixels a side."""
     if size is not None:
         sides = size if isinstance(size, tuple) else (size,)
         fits = len(sides) <= 2 and min(sides, default=0) >= SMALLEST_SIDE
@@ -50,8 +52,10 @@ def check_size(size: tuple[int, int] | int | None) -> None:
 
 
 def read_working_size(text: str) -> WorkingSize:
-    """What a stream works at, as it is typed: 480 (the short side), 480x854 (height and width) or
-    native. Raises ConfigError for other words; the numbers are `check_working_size`'s."""
+    """Parse a working size: "480" (short side), "480x854" (height x width) or "native".
+
+    Raises  ConfigError for any other text; the range is checked by `check_working_size`.
+    """
     height, cross, width = text.partition("x")
     if text == NATIVE:
         return text
@@ -61,7 +65,7 @@ def read_working_size(text: str) -> WorkingSize:
 
 
 def check_working_size(size: WorkingSize) -> None:
-    """The same for what a stream may be given, where "native" stands for the frame's own size."""
+    """Raise ConfigError unless `size` is valid as in `check_size`, or "native"."""
     if not isinstance(size, str):
         check_size(size)
     else:
@@ -69,6 +73,7 @@ def check_working_size(size: WorkingSize) -> None:
 
 
 def check_input(config: InputConfig) -> None:
+    """Raise ConfigError unless the fields of InputConfig are valid."""
     names = ", ".join(BACKBONES)
     check(config.backbone in BACKBONES, "backbone", f"one of {names}", config.backbone)
     check(config.norm in ("batch", "group"), "norm", "batch or group", config.norm)
@@ -84,6 +89,6 @@ def check_positive(config: object, *names: str) -> None:
 
 
 def check_choice(config: object, **choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless these fields are one of their choices."""
-    for name, kinds in choices.items():
-        check(getattr(config, name) in kinds, name, " or ".join(kinds), getattr(config, name))
+    """Raise ConfigError unless each field is one of its choices."""
+    for name, allowed in choices.items():
+        check(getattr(config, name) in allowed, name, " or ".join(allowed), getattr(config, name))

@@ -1,4 +1,4 @@
-"""Configurations of every model over a backbone that was pretrained: what ships is one of these."""
+"""Configurations with a pretrained backbone, one per model; those of the weights that ship."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .multi_object import GIELConfig
 from .small import ModelConfig
 from .unsupervised import TargetAwareConfig
 
-SMALL: dict[str, Any] = {**small.SMALL}  # `replace` of a union's member takes no field of it
+SMALL: dict[str, Any] = {**small.SMALL}  # Any: mypy rejects `replace` on a union
 BACKBONE: dict[str, Any] = {
     "backbone": "efficientnet_lite0",
     "mean": LITE_MEAN,
     "std": LITE_STD,
 }
-# Of those that match: the closest 30 positions are read, so that a small object does not thin out
-# as the memory grows.
+# Matching models read the 30 closest positions, so that the weight of a small object does not
+# decrease as the memory grows.
 MATCHING: dict[str, Any] = {
     **BACKBONE,
     "key_channels": 64,
@@ -34,7 +34,7 @@ MATCHING: dict[str, Any] = {
     "read_masks": True,
     "size": 352,
 }
-FRAMES = MemoryConfig(max_frames=6)  # a step's time grows with them
+FRAMES = MemoryConfig(max_frames=6)  # the time of a step grows with the number of frames
 
 LITE: dict[str, ModelConfig] = {
     "stm": STMConfig(**MATCHING, memory=FRAMES),

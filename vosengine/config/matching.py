@@ -1,4 +1,4 @@
-"""Settings of the memory, and of STM and MUNet, which match with it."""
+"""Configurations of the memory, and of the memory-matching models STM and MUNet."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from .checks import (
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What a memory keeps.
+    """Memory policy and capacity.
 
     policy            "every-N": the first annotated frame, every N-th frame and the previous one
                       ([C] STM: N = 5); "all": every frame ([P] MUNet, read literally);
-                      "afb": features merged and forgotten one by one ([C] AFB-URR)
-    max_frames        slots per object; past them the oldest unpinned frame goes (ours)
-    budget            afb: features of all objects together [C]
-    merge_similarity  afb: a feature at least this close (cosine) to a stored one is merged [C]
-    merge_rate        afb: weight of the new feature in a merge [C]
+                      "afb": single features, merged and evicted ([C] AFB-URR)
+    max_frames        slots per object; the oldest unpinned frame is evicted (ours)
+    budget            afb: maximum number of features, all objects together [C]
+    merge_similarity  afb: minimum cosine similarity for a merge, 0..1 [C]
+    merge_rate        afb: weight of the new feature in a merge, 0..1 [C]
+
+    Raises  ConfigError for a value out of range.
     """
 
     policy: str = "every-5"
@@ -47,12 +49,12 @@ class MemoryConfig:
 
     @property
     def every(self) -> int:
-        """A frame whose index is a multiple of this is kept for good."""
+        """N of "every-N", else 1: frames whose index is a multiple of it are kept."""
         return int(self.policy.removeprefix("every-")) if self.policy.startswith("every-") else 1
 
 
 def check_matching(config: STMConfig | MUNetConfig) -> None:
-    """Raise ConfigError unless what STM and MUNet share fits."""
+    """Raise ConfigError unless the matching fields common to STM and MUNet are valid."""
     check(config.key_stride in (8, 16), "key_stride", "8 or 16", config.key_stride)
     check_choice(config, similarity=("dot", "l2", "cosine"), memory_encoder=("full", "shared"))
     fine = config.fine_channels
@@ -63,24 +65,29 @@ def check_matching(config: STMConfig | MUNetConfig) -> None:
 
 @dataclass(frozen=True)
 class STMConfig:
-    """STM, the baseline [C].
+    """Configuration of STM, the baseline [C].
 
     backbone          ResNet up to layer3, stride 16 [C], or EfficientNet-Lite (ours)
     width             channels of a ResNet's stem; 64 is the published network
     key_channels      Ck of the memory; value_channels: Cv
     decoder_channels  width of the decoder ("mdim"); fine_channels: at stride 4; None: the same
-    memory_encoder    "full", a second backbone that sees frame and masks [C], or "shared": the
-                      memory has the query's key, and its value comes from the query's and the
-                      masks [O: STCN]
-    key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 (ours)
-    similarity        "dot" [C]; "l2", the negative squared distance [O: STCN]; or "cosine", where
-                      `sharpness` alone is the factor of the scores (ours)
-    top_k             closest positions of the memory that every cell reads; None: all [O: XMem]
-    sharpness         factor of the scores beside 1 / sqrt(Ck) (ours)
-    read_masks        the memory's masks are read too, as one more value channel, and the
-                      decoder's logits are added to theirs (ours)
+    memory_encoder    "full", a second backbone on frame and masks [C], or "shared": the memory
+                      uses the query's key, and a value from the query's and the masks (ours, from
+                      STCN)
+    key_stride        stride of keys and values: 16, or 8 by fusing layer3 with layer2 (ours)
+    similarity        "dot" [C]; "l2", the negative squared distance (ours, from STCN); or "cosine",
+                      with `sharpness` as the only factor of the scores (ours)
+    top_k             number of closest memory positions that every cell reads; None: all (ours,
+                      from XMem)
+    sharpness         factor of the scores in addition to 1 / sqrt(Ck) (ours)
+    read_masks        also read the memory's masks, as one more value channel; the decoder predicts
+                      a residual to their logits (ours)
     norm              "batch", or "group" for training from scratch in small batches (ours)
-    size              what the frame is resized to: short side, (height, width), or None for its own
+    size              working size: short side, (height, width), or None for the frame's own
+    mean, std         input normalisation, RGB in 0..1
+    memory            memory policy and capacity
+
+    Raises  ConfigError for a value out of range.
     """
 
     backbone: str = "resnet50"
@@ -109,18 +116,19 @@ class STMConfig:
 
 @dataclass(frozen=True)
 class MUNetConfig:
-    """MUNet: STM's memory matching with a motion-uncertainty layer in the query branch.
+    """Configuration of MUNet: STM's memory matching with a motion-uncertainty layer on the query.
 
-    radius       cells each way: 12 is the 25 x 25 window at stride 16 [P section 3.2]
+    radius       window radius in cells: 12 is the 25 x 25 window at stride 16 [P section 3.2]
     temperature  initial value of the learnable factor of the cost in the soft-argmax; the paper's
-                 soft-argmin read literally is -1, under which the displacement is almost constant,
+                 soft-argmin read literally is -1, with which the displacement is almost constant,
                  so +20 (ours)
-    outside      a candidate beyond the frame counts as cost 0 ("zero", as correlation samplers do)
-                 or not at all ("exclude") (ours)
+    outside      cost of a candidate beyond the frame: 0 ("zero", as in correlation samplers), or
+                 excluded from the softmax ("exclude") (ours)
     fusion       "attention" [P equation 3] or "add" [P table 4, row f]
 
-    backbone, fine_channels, memory_encoder, key_stride, similarity, top_k, sharpness, read_masks,
-    norm, size  as in STMConfig
+    All other fields as in STMConfig.
+
+    Raises  ConfigError for a value out of range.
     """
 
     backbone: str = "resnet50"

@@ -1,4 +1,4 @@
-"""Settings of the two models that follow many objects in one pass: GIEL and DMN-AOA."""
+"""Configurations of the models that segment all objects in one pass: GIEL and DMN-AOA."""
 
 from __future__ import annotations
 
@@ -17,46 +17,51 @@ from .matching import MemoryConfig
 
 @dataclass(frozen=True)
 class GIELConfig:
-    """GIEL: one affinity for all objects, a global branch, and a branch per instance.
+    """Configuration of GIEL: one affinity for all objects, a global and an instance branch.
 
     backbone          ResNet up to layer3, stride 16 [P section 3.3: ResNet-50]
     width             channels of its stem; 64 is the published network
     key_channels      Ck, an eighth of layer3's [P equation 3]; value_channels: Cv, a half
     heads             "shared": one f_k and f_v for query and support [P equation 3], or
                       "separate" (ours)
-    scaled            scores times 1 / sqrt(Ck), as STM's code has it (ours); False: equation 4
+    scaled            scale the scores by 1 / sqrt(Ck), as STM's code does (ours); False: equation 4
                       literally
 
-    label_channels    between the two layers of the label encoder (ours)
+    label_channels    hidden channels of the label encoder (ours)
     label_output      "linear" or "sigmoid", after its last norm (ours)
     variant           "full": a decoder per instance [P equation 12]; "fast": coarse maps times the
                       global one [P equation 11]
-    key_stride        of keys and values: 16, or 8, where layer3 is joined with layer2 (ours)
+    key_stride        stride of keys and values: 16, or 8 by fusing layer3 with layer2 (ours)
     similarity        "dot" [P equation 4], "l2" or "cosine", as in STMConfig (ours)
-    top_k             closest positions of the support that every cell reads; None: all [O: XMem]
-    sharpness         factor of the scores beside 1 / sqrt(Ck) (ours)
-    read_masks        the support's masks are read too, as one more value channel, and the
-                      decoders' logits are added to theirs (ours)
+    top_k             number of closest support positions that every cell reads; None: all (ours,
+                      from XMem)
+    sharpness         factor of the scores in addition to 1 / sqrt(Ck) (ours)
+    read_masks        also read the support's masks, as one more value channel; the decoders predict
+                      a residual to their logits (ours)
     norm              "batch", or "group" for training from scratch in small batches (ours)
-    size              what the frame is resized to: short side, (height, width), or None for its own
+    size              working size: short side, (height, width), or None for the frame's own
+    mean, std         input normalisation, RGB in 0..1
     decoder_channels  width of STM's decoder [C: STM]; fine_channels, memory_encoder (here of the
                       support): as in STMConfig (ours)
     decoders          "separate" weights for the global and the instance branch, or "shared" (ours)
-    coarse_channels   between the two 1x1 layers of f_coarse (ours)
-    product           the instance decoder's map times the global one, as the text and the ablation
-                      have it; False: equation 12 literally
+    coarse_channels   hidden channels of f_coarse (ours)
+    product           multiply the instance decoder's map by the global one, as in the text and the
+                      ablation; False: equation 12 literally
 
-    temporal          how the temporal attention weighs frames: "bias", its logarithm added to the
+    temporal          how the temporal attention weights frames: "bias", its logarithm added to the
                       scores (ours); "premul", the keys times it; "postmul", the affinity times it;
                       "none" [P table 1, an ablation, worth 1.3 J; the text says 1.0]
-    support           frames read [P table 1: T = 5]
+    support           number of frames read [P table 1: T = 5]
     sampling          "previous": the first, the previous and centres of equal segments [C: EGMN];
                       "literal": the first and segment centres [P section 3.4]
-    support_mask      what the support encoder sees of a predicted frame: "global", the global map
+    support_mask      support encoder's mask of a predicted frame: "global", the global map
                       above 0.5 [P section 3.3], or "instances", the union of the final masks (ours)
-    stored_frames     kept of an endless stream; when they are full, every second one goes (ours)
-    group             objects that are decoded at a time [P section 3.2: D = 6]; more do not change
-                      the result, only the room that it takes
+    stored_frames     capacity of the frame store; when it is full, every second one is dropped
+                      (ours)
+    group             number of objects decoded at a time [P section 3.2: D = 6]; affects memory
+                      use, not the result
+
+    Raises  ConfigError for a value out of range.
     """
 
     backbone: str = "resnet50"
@@ -117,42 +122,46 @@ class GIELConfig:
 
 @dataclass(frozen=True)
 class DMNAOAConfig:
-    """DMN-AOA: object templates from a dynamic memory, matched with aligned proposals.
+    """Configuration of DMN-AOA: templates from a dynamic memory, matched with aligned proposals.
 
     backbone           ResNet up to layer3 [P section 4: ResNet-50 or ResNet-101]
     width              channels of its stem; 64 is the published network
-    base_channels      of res2, res3 and res4 after their 1x1 bottlenecks [C: DMM]
-    norm_groups        of every group norm outside the backbone [P section 4.1: 32]
+    base_channels      channels of res2, res3 and res4 after their 1x1 bottlenecks [C: DMM]
+    norm_groups        groups of every group norm outside the backbone [P section 4.1: 32]
 
-    region_levels      what regions are pooled from: "all", the three levels joined [C: DMM], or
-                       "res4", res4 alone, in as many channels (ours)
-    region_size        cells of a region's side [C: DMM: 14]
+    region_levels      levels that regions are pooled from: "all", three levels concatenated
+                       [C: DMM], or "res4" only, with as many channels (ours)
+    region_size        side of a region in cells [C: DMM: 14]
     sampling           samples per cell and axis [C: DMM: 2]
     key_channels       C / 4 of equation 1; C, the values', is the sum of base_channels
 
-    max_proposals      the best that are looked at [P section 3.1: 30]
-    proposal_overlap   of boxes, above which the lesser proposal goes [P section 4.1: 0.4]
-    projected_channels C_D, of the space where templates and proposals are compared [C: CoCosNet]
+    max_proposals      maximum number of proposals, the best [P section 3.1: 30]
+    proposal_overlap   box IoU threshold of the non-maximum suppression [P section 4.1: 0.4]
+    projected_channels C_D, channels in which templates and proposals are compared [C: CoCosNet]
     sharpness          alpha of equation 2 [C: CoCosNet: 100]
     score              "mean" of the cosines of all positions, or "flat", one cosine of the whole
                        maps (ours)
-    overlap_weight     share of the overlap with the previous mask in the matching score [C: DMM has
-                       0.3; the paper does not name it: 0]
-    matching_steps     of the relaxed assignment, each with matching_rounds of projections
+    overlap_weight     weight of the overlap with the previous mask in the matching score, 0..1
+                       [C: DMM has 0.3; the paper does not name it: 0]
+    matching_steps     steps of the relaxed assignment, each with matching_rounds projections
                        [C: DMM's evaluation: 40 and 5]
-    matching_rate      length of a step [C: DMM: 0.1]
-    assignment         "final", its last iterate (ours), or "dmm", the mean of the iterates before
-                       projection, each row's greatest alone [C: DMM]
+    matching_rate      step size [C: DMM: 0.1]
+    assignment         "final", the last iterate (ours), or "dmm", the mean of the iterates before
+                       projection, only the maximum of each row [C: DMM]
 
-    refine_channels    width of RefineNet at strides 8 and 4 [C: STM: 256]; 128 is a third of the
-                       work
+    refine_channels    width of RefineNet at strides 8 and 4 [C: STM: 256]; 128 takes a third of the
+                       operations
 
-    top_k              closest cells of a reference that every cell reads; None: all [O: XMem]
-    read_masks         RefineNet's logits are added to those of the references' masks as they were
-                       moved onto the frame, at stride 4, the mean of first and previous (ours)
-    norm               of the backbone: "batch", or "group" for training from scratch (ours)
-    size               what the frame is resized to: short side, (height, width), or None for its
-                       own
+    top_k              number of closest reference cells that every cell reads; None: all (ours,
+                       from XMem)
+    read_masks         RefineNet predicts a residual to the logits of the references' masks warped
+                       onto the frame, at stride 4, the mean of first and previous (ours)
+    norm               norm of the backbone: "batch", or "group" for training from scratch (ours)
+    size               working size: short side, (height, width), or None for the frame's own
+    mean, std          input normalisation, RGB in 0..1
+    memory             memory policy and capacity
+
+    Raises  ConfigError for a value out of range.
     """
 
     backbone: str = "resnet50"
@@ -191,11 +200,11 @@ class DMNAOAConfig:
         check_positive(self, "max_proposals", "projected_channels", "refine_channels")
         check_positive(self, "matching_steps", "matching_rounds")
         for name in ("projected_channels", "refine_channels", "base_channels"):
-            given = getattr(self, name)
-            numbers = given if isinstance(given, tuple) else (given,)
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
             fits = all(number % self.norm_groups == 0 for number in numbers)
             wanted = f"a multiple of norm_groups = {self.norm_groups}"
-            check(fits, name, wanted, given)
+            check(fits, name, wanted, value)
         check_choice(
             self, region_levels=("all", "res4"), score=("mean", "flat"), assignment=("final", "dmm")
         )

@@ -1,4 +1,4 @@
-"""Small configurations of every model: the same code, narrow enough to train and run on a CPU."""
+"""Small configurations, one per model, for training from scratch and running on a CPU."""
 
 from __future__ import annotations
 

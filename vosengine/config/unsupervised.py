@@ -1,4 +1,4 @@
-"""Settings of the models that find their objects themselves: IMCNet and target-aware U-VOS."""
+"""Configurations of the unsupervised models: IMCNet and target-aware U-VOS."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ from .checks import (
 
 @dataclass(frozen=True)
 class IMCNetConfig:
-    """IMCNet: the foreground from a frame and its neighbours.
+    """Configuration of IMCNet: foreground from a frame and its neighbours.
 
     backbone       ResNet with layer4, stride 32 [P section III-A: ResNet-101]
-    width          of its stem; 64 is the published network
-    neck           channels of the four maps after a 1x1 convolution, for a backbone whose own maps
-                   are not as a ResNet's; cells are then normalised before and after the frames are
-                   joined; None: the backbone's own (ours)
-    channels       of keys and decoder [C: 64]
-    neighbours     frames looked at on each side, "N" [P table II: 1]
-    step           frames between them, "delta t" [P table II: 4]
-    alignments     layers of the cascade, "l" [P table I: 4]
-    offset_groups  of the deformable convolutions [C: 8]
+    width          channels of its stem; 64 is the published network
+    neck           channels of the four maps after a 1x1 convolution, for a backbone whose maps
+                   differ in scale from a ResNet's; cells are then normalised before and after the
+                   fusion of frames; None: no neck (ours)
+    channels       channels of keys and decoder [C: 64]
+    neighbours     number of frames on each side, "N" [P table II: 1]
+    step           distance between them in frames, "delta t" [P table II: 4]
+    alignments     layers of the cascade, "l" [P table I: 4], 0..6
+    offset_groups  groups of the deformable convolutions [C: 8]
     fusion         "tsc", or "conv3", the bridge of the ablation [P table I]
-    size           (height, width) the network works at, the frame stretched to it [C: 480 x 480];
-                   an int is the short side with the aspect kept, None the frame's own size
+    size           working size: (height, width), the frame stretched to it [C: 480 x 480]; int:
+                   the short side, aspect kept; None: the frame's own size
     norm           "batch", or "group" for training from scratch in small batches (ours)
+    mean, std      input normalisation, RGB in 0..1
+
+    Raises  ConfigError for a value out of range.
     """
 
     backbone: str = "resnet101"
@@ -63,72 +66,78 @@ class IMCNetConfig:
 
     @property
     def sees(self) -> tuple[int, ...]:
-        """The frames it looks at, relative to the one it answers for."""
+        """Offsets of the frames that the model uses, relative to the one it answers for."""
         return tuple(self.step * n for n in range(-self.neighbours, self.neighbours + 1))
 
 
 @dataclass(frozen=True)
 class TargetAwareConfig:
-    """Target-aware U-VOS: objects discovered by D-Net, each followed by a model of its own (T-Net).
+    """Configuration of target-aware U-VOS: D-Net discovers objects, T-Net tracks each of them.
 
-    size                 what the frame is resized to, as in IMCNetConfig [P section 4.1: 480 x 854,
-                         which a short side of 480 is at DAVIS's aspect]
-    norm                 of all networks, as in IMCNetConfig
+    size                 working size, as in IMCNetConfig [P section 4.1: 480 x 854, a short side of
+                         480 at DAVIS's aspect ratio]
+    norm                 norm of all networks, as in IMCNetConfig
+    mean, std            input normalisation, RGB in 0..1
 
     D-Net: discovery
     backbone, width      ResNet with a dilated layer4, stride 16 [P section 3.1: ResNet-50]
-    aspp_channels        of every branch of the ASPPs and of their result [P: 256]
+    aspp_channels        channels of every ASPP branch and of the output [P: 256]
     aspp_rates           dilations of their 3x3 convolutions [P]
-    squeeze              what the guidance module weighs: "pair", the feature and the guidance, as
-                         equations 1 and 2 pass them; or "literal", the two task features of
-                         equations 3 and 4 (ours)
-    squeeze_reduction    of its hidden layer [O: 16, as in SE networks]
+    squeeze              inputs of the guidance module: "pair", the feature and the guidance, as in
+                         equations 1 and 2; or "literal", the two task features of equations 3 and 4
+                         (ours)
+    squeeze_reduction    reduction of its hidden layer (ours: 16, as in SE networks)
     heads                "separable" 5x5 convolutions [C: Panoptic-DeepLab] or "dense" [P literally]
     saliency_channels, instance_channels  width of the heads [C: Panoptic-DeepLab]
-    saliency_skips, instance_skips        of res3 and res2 after projection [C: Panoptic-DeepLab]
-    saliency_threshold   a pixel is foreground above this probability (ours)
-    centre_threshold, centre_window       of the heat map's peaks [C: Panoptic-DeepLab]
-    centre_limit         peaks kept [O: 20; DAVIS allows 20 objects]
-    smallest_proposal    pixels at the network's size; smaller ones are dropped (ours)
-    guidance             the mask that guides the next frame: "saliency", D-Net's own, or "tracks",
-                         the union of all of them (ours)
-    guide                what sees the frame before with that mask: "own", a backbone of its own
-                         whose stem takes the mask too [P section 3.1]; "shared", D-Net's, the mask
-                         added at stride 16 through a 3x3 convolution (ours)
+    saliency_skips, instance_skips        channels of res3 and res2 after projection
+                         [C: Panoptic-DeepLab]
+    saliency_threshold   minimum foreground probability (ours)
+    centre_threshold, centre_window       threshold and max-pooling window (cells, odd) of the heat
+                         map's peaks [C: Panoptic-DeepLab]
+    centre_limit         maximum number of peaks (ours: 20; DAVIS allows 20 objects)
+    smallest_proposal    minimum pixels of a proposal at the network's size (ours)
+    guidance             mask that guides the next frame: "saliency", D-Net's, or "tracks", the
+                         union of all tracks (ours)
+    guide                encoder of the previous frame with that mask: "own", a second backbone with
+                         the mask as a further input channel [P section 3.1]; "shared", D-Net's, the
+                         mask added at stride 16 through a 3x3 convolution (ours)
 
     T-Net: one appearance model per object
     tracker_backbone, tracker_width  ResNet [P section 4.1: ResNet-101]
-    tracker_stride       of its deepest map: 32, or 16, without layer4 (ours)
-    tracker_size         side of the square that the frame is stretched to [P: 473]
-    normalised           every cell of its maps is brought to a root mean square of 1, for a
-                         backbone whose maps are not as a ResNet's (ours)
-    target_channels      between the model's two layers [P: 96]
+    tracker_stride       stride of its deepest map: 32, or 16, without layer4 (ours)
+    tracker_size         side of the square that the frame is stretched to, in pixels [P: 473]
+    normalised           scale every cell of its maps to a root mean square of 1, for a backbone
+                         whose maps differ in scale from a ResNet's (ours)
+    target_channels      hidden channels of the target model [P: 96]
     ridge                lambda of the 1x1 and of the 3x3 layer [C: FRTM]
     first_iterations     CG iterations per Gauss-Newton step on the first frame [C: FRTM]
     later_iterations     the same for every update, of the second layer only [C: FRTM]
-    augmentations        of the first frame, beside the frame itself [C: FRTM]
-    samples              kept per object; the lightest is replaced [C: FRTM]
-    learning_rate        gamma: how fast the weight of samples decays [C: FRTM]
-    target_influence     least share of the target's pixels in a sample's loss [C: FRTM]
-    smallest_sample      pixels; a smaller mask is not learnt from [C: FRTM]
+    augmentations        number of augmented copies of the first frame [C: FRTM]
+    samples              samples per object; the one with the smallest weight is replaced [C: FRTM]
+    learning_rate        gamma, the decay rate of sample weights [C: FRTM]
+    target_influence     minimum share of the target's pixels in a sample's loss [C: FRTM]
+    smallest_sample      minimum pixels of a mask to be a sample [C: FRTM]
     update_every         frames between updates of an object that is not verified [P: 8]
     refiner              "frtm", FRTM's network, or "none": the coarse score, upsampled (ours)
     refiner_channels     its width [C: FRTM]
 
     Verification and birth
-    reid_backbone, reid_width, reid_channels  of the embedding [O: ResNet-50; C: 128, PReMVOS]
-    reid_stride          of the map that is averaged, as tracker_stride (ours)
-    reid_crop, reid_context, reid_smallest_box  crop in pixels, context around the box, least side
-                         of a box [C: PReMVOS, UnOVOST]
-    match_overlap        a proposal must overlap the tracked mask more than this [P equation 10]
-    match_score          a match above this verifies the track [P: 0.6]
+    reid_backbone, reid_width, reid_channels  embedding network (ours: ResNet-50) and its output
+                         channels [C: 128, PReMVOS]
+    reid_stride          stride of the averaged map, as tracker_stride (ours)
+    reid_crop, reid_context, reid_smallest_box  crop in pixels, its side relative to the box,
+                         minimum side of a box in pixels [C: PReMVOS, UnOVOST]
+    match_overlap        minimum IoU of a proposal with the tracked mask [P equation 10]
+    match_score          minimum score of a match that verifies a track [P: 0.6]
     verified_weight      factor of a verified sample's weight [P: 2]
-    verified_feeds       whether that factor enters the recursion of the weights too [O: no]
-    verified_mask        of a verified track: the "proposal"'s mask [P section 3.3], or its "own",
-                         where the refiner draws better outlines than D-Net does (ours)
-    birth_overlap        a proposal that overlaps every track less than this is new [P: 0.1]
-    birth_score          one of a lower score begins no track (ours)
-    max_tracks           objects at a time [C: DAVIS's unsupervised track]
+    verified_feeds       whether that factor enters the recursion of the weights (ours: no)
+    verified_mask        mask of a verified track: the "proposal"'s [P section 3.3], or its "own",
+                         if the refiner's outlines are better than D-Net's (ours)
+    birth_overlap        a proposal whose IoU with every track is below this is new [P: 0.1]
+    birth_score          minimum score of a proposal that begins a track (ours)
+    max_tracks           maximum number of objects at a time [C: DAVIS's unsupervised track]
+
+    Raises  ConfigError for a value out of range.
     """
 
     backbone: str = "resnet50"
@@ -203,13 +212,13 @@ class TargetAwareConfig:
             refiner=("frtm", "none"),
         )
         for field_ in fields(self):
-            given = getattr(self, field_.name)
+            value = getattr(self, field_.name)
             if field_.type == "int":
                 least = 0 if field_.name == "augmentations" else 1
-                check(given >= least, field_.name, f"{least} or more", given)
+                check(value >= least, field_.name, f"{least} or more", value)
             elif str(field_.type).startswith("tuple[int") and field_.name != "size":
-                fits = len(given) > 0 and min(given) >= 1
-                check(fits, field_.name, "numbers of 1 or more", given)
+                fits = len(value) > 0 and min(value) >= 1
+                check(fits, field_.name, "numbers of 1 or more", value)
         shares = "saliency_threshold", "target_influence", "match_overlap", "birth_overlap"
         for name in (*shares, "birth_score"):
             check(0 <= getattr(self, name) < 1, name, "0..1", getattr(self, name))

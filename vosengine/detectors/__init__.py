@@ -1,4 +1,4 @@
-"""Where object proposals come from, by name."""
+"""Sources of object proposals, opened by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .dnet import DNetSource
 from .file import FileSource
 from .torchvision import TorchvisionSource
 
-# What every form of `open_proposals` is, for messages and the command line.
+# The forms of `open_proposals`, for messages and the command line.
 FORMS = {
     "dnet": "target_aware's D-Net with the weights that ship",
     "dnet:TAG or dnet:FILE": "the same with other weights",
@@ -20,13 +20,17 @@ FORMS = {
 def open_proposals(
     text: str, device: str = "auto", *, boxes_as_masks: bool = False
 ) -> ProposalSource:
-    """The source that a text names: "dnet", "dnet:TAG", "dnet:FILE.safetensors", "file:FILE.json"
-    or "torchvision:FILE.pth". None of them gives embeddings: a model that wants some has its own.
+    """Open a proposal source.
 
-    boxes_as_masks  of a file, as in FileSource; ConfigError for any other source
+    text            "dnet", "dnet:TAG", "dnet:FILE.safetensors", "file:FILE.json" or
+                    "torchvision:FILE.pth"
+    device          "auto", "cpu", "cuda"...; not used by "file"
+    boxes_as_masks  for "file", as in FileSource; ConfigError for any other source
 
-    Raises  ConfigError for any other text, and what the source itself raises: InputError,
-            WeightsError, DeviceError, DependencyError.
+    Returns  the source; its proposals have no embeddings (models compute their own)
+
+    Raises  ConfigError for any other text, and the source's own errors: InputError, WeightsError,
+            DeviceError, DependencyError.
     """
     kind, colon, argument = text.partition(":")
     if boxes_as_masks and kind != "file":

@@ -1,4 +1,4 @@
-"""Mask R-CNN of torchvision as a source of proposals, with the caller's weights."""
+"""torchvision's Mask R-CNN, with the caller's weights, as a source of proposals."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ CLASSES = "roi_heads.box_predictor.cls_score.weight"  # [classes and background,
 
 
 class TorchvisionSource:
-    """A ProposalSource: what torchvision's Mask R-CNN sees in every frame by itself.
+    """Proposals of torchvision's Mask R-CNN, frame by frame; a ProposalSource.
 
-    weights    a state dict (.pth, read with weights_only=True, or .safetensors); the classes may be
-               any, and as many as the file has
+    weights    path of a state dict (.pth, read with weights_only=True, or .safetensors), with any
+               number of classes
     device     "auto", "cpu", "cuda"...
-    threshold  a pixel belongs to a mask whose probability there is above it (0.4 in DMM)
+    threshold  mask pixels have a probability above this, 0 <= threshold < 1 (0.4 in DMM)
     model      "maskrcnn_resnet50_fpn" or "maskrcnn_resnet50_fpn_v2"
 
-    Raises  DependencyError where torchvision is not installed; ConfigError, DeviceError;
-            WeightsError where the file is missing, damaged, or does not fit the model.
+    Raises  DependencyError if torchvision is not installed; ConfigError, DeviceError; WeightsError
+            if the file is missing or corrupt, or does not match the model.
     """
 
     @own_settings()
@@ -65,17 +65,19 @@ class TorchvisionSource:
 
     @own_settings()
     def __call__(self, frame: Array, frame_index: int) -> Proposals:
-        """Proposals for a frame [H, W, 3] RGB, uint8 or float32 in 0..1, best first. Raises
-        InputError."""
+        """Proposals for a frame [H, W, 3] RGB, uint8 or float32 in 0..1, best first.
+
+        Raises  InputError.
+        """
         image = check_frame(frame).to(self.device)
         planes = image.permute(2, 0, 1)
         planes = planes.float() / 255 if image.dtype == torch.uint8 else planes
-        found: dict[str, torch.Tensor] = self.detector([planes])[0]
-        order = found["scores"].argsort(descending=True, stable=True)
+        detections: dict[str, torch.Tensor] = self.detector([planes])[0]
+        order = detections["scores"].argsort(descending=True, stable=True)
         return Proposals(
-            found["boxes"][order].float(),
-            found["masks"][order, 0] > self.threshold,
-            found["scores"][order].float(),
+            detections["boxes"][order].float(),
+            detections["masks"][order, 0] > self.threshold,
+            detections["scores"][order].float(),
         )
 
 

@@ -1,1 +1,1 @@
-"""Streams and the engine that answers for them: prompts, rules, steps, snapshots."""
+"""The engine and its streams: steps, prompts, batching, post-processing, snapshots."""

@@ -1,4 +1,4 @@
-"""Weights once, on one device, for any number of streams."""
+"""Engine: one model's weights on one device, shared by any number of streams."""
 
 from __future__ import annotations
 
@@ -30,34 +30,37 @@ from ..runtime import (
 from ..types import Geometry, Prompt, Result
 from ..zoo.registry import entry
 from ..zoo.weights import load
-from .rules import StaysHere
+from .rules import ProcessBound
 from .scheduler import Scheduler
 from .together import answer_together
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
 
-MAX_BATCH = {"cpu": 1}  # a CPU gains nothing from more, and keeps its bits; a GPU takes 8
+MAX_BATCH = {"cpu": 1}  # batching gains nothing on a CPU and changes bits; GPUs default to 8
 
 
 @dataclass
 class Job:
-    """A frame that was checked, on the device, with its prompt and its proposals, and what an
-    engine has made of it.
+    """A checked frame on the device, waiting to be answered for.
 
-    features  what the method encodes of it, once that is done
-    tried     whether it was to be computed together with others, once
+    image      [H, W, 3] uint8 or float32
+    geometry   of the stream
+    prompt     the caller's mask, or None
+    proposals  of the stream's proposal source, or None
+    features   the method's features, once encoded
+    attempted  whether batched computation was attempted for this frame
     """
 
     image: torch.Tensor
     geometry: Geometry
     prompt: Prompt[torch.Tensor] | None
-    given: Proposals | None
+    proposals: Proposals | None
     features: Any = None
-    tried: bool = False
+    attempted: bool = False
 
 
-class Engine(StaysHere):
+class Engine(ProcessBound):
     """One model's weights on one device, and the streams that share them.
 
         engine = Engine("munet")
@@ -67,17 +70,16 @@ class Engine(StaysHere):
         while answered := engine.step():
             for camera, result in answered: ...
 
-    Every stream is a Segmenter and may as well be stepped by itself; a Segmenter that is made
-    without an engine has one of its own. One frame of a stream at most waits; which go next, and
-    which of them together, is the Scheduler's. Threads that step streams of one engine take turns.
+    Streams are Segmenters and may also be stepped directly; a Segmenter created without an engine
+    creates its own. At most one frame per stream is pending; the Scheduler chooses which frames
+    run next and which are batched. Steps of streams of one engine are serialised across threads.
 
     model, weights, device, precision, config  as in Segmenter
-    mode       "fast" or "eager", as Segmenter's `engine`
-    max_batch  frames at most that go through the network together: of streams of one size; None: 1
-               on a CPU, 8 on a GPU. With 1 every stream has the labels, to the bit, that it has by
-               itself
-    memory_budget  bytes that the memories of all streams may take together; a frame that needs more
-               raises CapacityError. None: what the device has
+    mode           "fast" or "eager", as Segmenter's `engine`
+    max_batch      maximum number of frames per batch, from streams of equal size; None: 1 on a
+                   CPU, 8 on a GPU. With 1, labels are bit-identical to those of a stream alone
+    memory_budget  maximum bytes of all streams' memories; a frame that needs more raises
+                   CapacityError. None: limited by the device only
 
     Raises  ConfigError, DeviceError or WeightsError.
     """
@@ -95,7 +97,7 @@ class Engine(StaysHere):
         max_batch: int | None = None,
         memory_budget: int | None = None,
     ) -> None:
-        super().__init__("make one in each process")
+        super().__init__("create one in each process")
         if mode not in ENGINES:
             raise ConfigError(f"engine: wanted {' or '.join(ENGINES)}, given {mode!r}")
         if max_batch is not None and max_batch < 1:
@@ -115,22 +117,30 @@ class Engine(StaysHere):
         self.pools = PagePools(memory_budget)
         self.lock = RLock()
         self._scheduler: Scheduler[Segmenter] = Scheduler(self.max_batch)
-        self._jobs: dict[Segmenter, Job] = {}  # of the streams in the scheduler
+        self._jobs: dict[Segmenter, Job] = {}  # pending frames of the scheduler's streams
         self._answered: list[tuple[Segmenter, Result[torch.Tensor] | None]] = []
         self._make_graph = None if mode == "eager" else graph_maker(self.device)
         self._encoding = self.graphs()
         self.together = self.graphs()
 
     def open(self, **options: Any) -> Segmenter:
-        """A new stream: a Segmenter on this engine's weights. options: Segmenter's that are of a
-        stream (max_objects, size, memory, online, proposals). Raises ConfigError."""
-        from .segmenter import Segmenter  # which makes engines
+        """Create a stream: a Segmenter on this engine's weights.
+
+        options  Segmenter's stream options: max_objects, size, memory, online, proposals
+
+        Raises  ConfigError.
+        """
+        from .segmenter import Segmenter  # circular import
 
         return Segmenter(self.model, engine=self, **options)
 
     def close(self, stream: Segmenter) -> None:
-        """End a stream, with what of it waits, and free its memory; from then on it raises
-        StateError. Closing it again does nothing. Raises StateError for another engine's."""
+        """Close a stream: discard its pending frame and free its memory.
+
+        A closed stream raises StateError when used; closing it again has no effect.
+
+        Raises  StateError for another engine's stream.
+        """
         self._check(stream)
         with self.lock:
             self._scheduler.drop(stream)
@@ -139,69 +149,74 @@ class Engine(StaysHere):
 
     @property
     def waiting(self) -> int:
-        """Frames that were submitted and not yet answered for."""
+        """Number of frames submitted and not yet answered for."""
         return len(self._jobs)
 
     def waits_for(self, stream: Segmenter) -> bool:
-        """Whether a frame of that stream was submitted and not yet answered for."""
+        """Whether a frame of the stream was submitted and not yet answered for."""
         return stream in self._jobs
 
     def submit(self, stream: Segmenter, frame: Array, mask: Array | None = None) -> None:
-        """Take the next frame of a stream, as `Segmenter.step` does, to be answered by `step`.
+        """Queue the next frame of a stream, to be answered by `step`.
 
-        Raises  InputError, as `Segmenter.step`, and StateError where a frame of the stream waits
-                already, or the stream is closed or another engine's: before anything has changed.
+        frame  [H, W, 3] RGB, as in `Segmenter.step`
+        mask   [H, W] or [O, H, W], as there, or None
+
+        Raises  InputError as `Segmenter.step`; StateError if a frame of the stream is pending, or
+                the stream is closed or belongs to another engine. State is unchanged on error.
         """
         self._check(stream)
         with self.lock:
             stream.check_free("submit")
-            job = self._jobs[stream] = stream.accept(frame, mask)
+            job = self._jobs[stream] = stream.make_job(frame, mask)
             group = job.geometry, stream.memory
             self._scheduler.add(stream, group, alone=job.prompt is not None)
 
     def step(self) -> list[tuple[Segmenter, Result[torch.Tensor] | None]]:
-        """Answer for the frames whose turn it is: each stream with what its `step` would have
-        returned. Empty where no frame waits.
+        """Compute the next batch of pending frames.
 
-        Where a frame raises, as for want of memory, it is given up; where several that are computed
-        together do, they wait on, and the next call computes them one by one. What was answered
-        before an error, and what still waits, come with the next call."""
+        Returns  (stream, what its `Segmenter.step` would have returned) per frame; empty if no
+                 frame is pending
+
+        If a frame alone raises (for example CapacityError), it is discarded. If a batch raises,
+        its frames stay pending and the next call computes them one by one. Results computed before
+        an error are returned by the next call.
+        """
         with self.lock:
             streams = self._scheduler.next()
-            together = [stream for stream in streams if not self._jobs[stream].tried]
-            for stream in together:
-                self._jobs[stream].tried = True  # where this raises, each goes by itself next time
-            self._encode_together(together)
-            joining = [each for each in together if each.may_join(self._jobs[each].prompt)]
+            batch = [stream for stream in streams if not self._jobs[stream].attempted]
+            for stream in batch:
+                self._jobs[stream].attempted = True  # after an error each frame runs alone
+            self._encode_together(batch)
+            joining = [stream for stream in batch if stream.can_batch(self._jobs[stream].prompt)]
             if len(joining) > 1:
                 self._answer_together(joining)
             for stream in streams:
                 if stream in self._jobs:
-                    self._answered.append((stream, stream.advance(self._give_up(stream))))
+                    self._answered.append((stream, stream.run_job(self._pop_job(stream))))
             answered, self._answered = self._answered, []
             return answered
 
-    def _give_up(self, stream: Segmenter) -> Job:
-        """A stream's job, which waits no longer."""
+    def _pop_job(self, stream: Segmenter) -> Job:
+        """Remove a stream's pending job and return it."""
         self._scheduler.drop(stream)
         return self._jobs.pop(stream)
 
     @own_settings()
     def _answer_together(self, streams: Sequence[Segmenter]) -> None:
         with self.precision.applied():
-            turns = [(stream, stream.turn(self._jobs[stream])) for stream in streams]
-            results = answer_together(self, turns)
-        for (stream, turn), result in zip(turns, results, strict=True):
-            self._give_up(stream)
-            stream.take_turn(turn)
+            steps = [(stream, stream.prepare_step(self._jobs[stream])) for stream in streams]
+            results = answer_together(self, steps)
+        for (stream, step), result in zip(steps, results, strict=True):
+            self._pop_job(stream)
+            stream.commit_step(step)
             self._answered.append((stream, result))
 
     @own_settings()
     def _encode_together(self, streams: Sequence[Segmenter]) -> None:
-        """The features of several frames at once; those with proposals of their own wait for their
-        stream."""
-        waiting = [(stream, self._jobs[stream]) for stream in streams]
-        plain = [(stream, job) for stream, job in waiting if job.given is None]
+        """Encode several frames in one batch; frames with proposals are encoded by their stream."""
+        jobs = [(stream, self._jobs[stream]) for stream in streams]
+        plain = [(stream, job) for stream, job in jobs if job.proposals is None]
         if len(plain) < 2:
             return
         with self.precision.applied(), span("encode"):
@@ -210,21 +225,25 @@ class Engine(StaysHere):
             job.features = copied(rows_of(features, slice(row, row + 1)))
 
     def encode(self, prepared: torch.Tensor) -> Any:
-        """The method's features of prepared frames [B, 3, H, W]; of a graph, to be read before the
-        next call."""
+        """The method's features; the output of a captured graph is overwritten by the next call.
+
+        prepared  [B, 3, H, W] frames as `Segmenter.prepared` returns them
+        """
         if self._encoding is None or listened() or "encode" not in self.method.capturable:
             return self.method.encode(prepared)
         return self._encoding.run("encode", self.method.encode, prepared)
 
     def graphs(self) -> GraphCache | None:
-        """Room for captured graphs; None where there are none."""
+        """A new cache of captured graphs; None if graphs are not used."""
         return None if self._make_graph is None else GraphCache(self._make_graph)
 
     def check_shared(self, model: str, network: dict[str, Any]) -> None:
-        """Raise ConfigError where a stream wants another network than this: another model, or any
-        of `network`'s options, which are the engine's."""
+        """Raise ConfigError if a stream asks for another model or sets any of `network`'s options,
+        which belong to the engine."""
         if model != self.model:
-            raise ConfigError(f"engine: is of {self.model}, wanted one of {model}")
+            raise ConfigError(
+                f"engine: is of {self.model}, wanted one of {model}; make an engine of that model"
+            )
         for name, value in network.items():
             if value not in (None, "auto"):
                 raise ConfigError(f"{name}: is the engine's; leave it out, or make another engine")
@@ -232,4 +251,4 @@ class Engine(StaysHere):
     def _check(self, stream: Segmenter) -> None:
         self.check_process()
         if stream.runs_on is not self:
-            raise StateError("engine: the stream is of another engine; hand it to its own")
+            raise StateError("engine: the stream belongs to another engine; pass it to its own")

@@ -1,5 +1,4 @@
-"""A Segmenter's stream as bytes, and bytes in place of its stream: what both its forms, `snapshot`
-and `save_state`, do."""
+"""Serialisation of a Segmenter's stream, for `snapshot`, `restore`, `save_state`, `load_state`."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..ambient import own_settings
 from ..proposals import StatefulSource
 from ..runtime import in_layout
-from .postprocess import named
+from .postprocess import make_prompt
 from .ring import Pending
 from .snapshot import SavedStream, check_source, pack, unpack
 from .stream import geometry_of
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @own_settings()
-def packed(segmenter: Segmenter) -> bytes:
-    """Its stream as it is."""
+def pack_stream(segmenter: Segmenter) -> bytes:
+    """Serialise the segmenter's stream."""
     state, source = segmenter._state, _source(segmenter)
     return pack(
         SavedStream(
@@ -41,9 +40,13 @@ def packed(segmenter: Segmenter) -> bytes:
 
 
 @own_settings()
-def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
-    """Put a packed stream in place of its own. where: the name that errors give it. Raises
-    StateError, before anything has changed."""
+def restore_stream(segmenter: Segmenter, data: bytes, where: str) -> None:
+    """Replace the segmenter's stream with a serialised one.
+
+    where  the name of `data` in messages
+
+    Raises  StateError, before any change.
+    """
     stream = unpack(data, where, _identity(segmenter), segmenter.device)
     source, method = _source(segmenter), segmenter.method
     check_source(where, stream, source)
@@ -55,7 +58,7 @@ def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
         Pending(
             index,
             method.features(**in_layout(features, segmenter.engine)),
-            None if labels is None else named(labels, segmenter.device),
+            None if labels is None else make_prompt(labels, segmenter.device),
         )
         for index, features, labels in stream.ring
     ]
@@ -67,12 +70,12 @@ def go_on(segmenter: Segmenter, data: bytes, where: str) -> None:
 
 
 def _source(segmenter: Segmenter) -> StatefulSource | None:
-    """Its source of proposals, if that remembers."""
+    """The segmenter's proposal source if it has state, else None."""
     return segmenter.proposals if isinstance(segmenter.proposals, StatefulSource) else None
 
 
 def _identity(segmenter: Segmenter) -> dict[str, Any]:
-    """What a saved stream must agree with to go on in it."""
+    """The settings that a saved stream and the segmenter must have in common."""
     memory = {} if segmenter.memory is None else {"memory": asdict(segmenter.memory)}
     return {
         "model": segmenter.model,

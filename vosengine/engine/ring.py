@@ -1,4 +1,4 @@
-"""The frames that a stream holds for answers to come, whichever engine it runs on."""
+"""Ring of the frames that a stream keeps for upcoming answers; independent of the backend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..types import A, Prompt
 
 @dataclass(frozen=True)
 class Pending(Generic[A]):
-    """A frame in the ring: its number, its features, and the prompt that came with it."""
+    """A frame in the ring: its index, its features and its prompt."""
 
     index: int
     features: Any
@@ -20,12 +20,12 @@ class Pending(Generic[A]):
 
 @dataclass(frozen=True)
 class View(Generic[A]):
-    """What one answer is made of.
+    """The inputs of one answer.
 
-    seen    features of the frames that the method looks at, in its order; where one is not in the
-            ring (before the first, or after the newest) the nearest stands in for it
-    prompt  that came with the frame answered for
-    later   ids that prompts of later frames name
+    seen    features of the frames at the method's offsets `sees`, in that order; a frame before
+            the first or after the newest is replaced by the nearest
+    prompt  of the frame answered for, or None
+    later   ids in the prompts of later frames
     """
 
     seen: list[Any]
@@ -34,18 +34,18 @@ class View(Generic[A]):
 
     @classmethod
     def of(cls, ring: Sequence[Pending[A]], target: int, sees: Sequence[int]) -> View[A]:
-        """For the frame of index `target`, of a method that looks at `sees` (relative to it)."""
+        """The view for frame `target`; sees: the method's frame offsets relative to it."""
         first, last = ring[0].index, ring[-1].index
-        seen = [ring[min(max(target + each, first), last) - first].features for each in sees]
-        return cls(seen, ring[target - first].prompt, awaited(ring[target - first + 1 :]))
+        seen = [ring[min(max(target + offset, first), last) - first].features for offset in sees]
+        return cls(seen, ring[target - first].prompt, prompted_ids(ring[target - first + 1 :]))
 
 
-def awaited(ring: Sequence[Pending[A]]) -> tuple[int, ...]:
-    """The ids that the prompts in a ring name."""
-    return tuple(i for each in ring if each.prompt is not None for i in each.prompt.ids)
+def prompted_ids(ring: Sequence[Pending[A]]) -> tuple[int, ...]:
+    """The object ids in the prompts of a ring's frames."""
+    return tuple(i for frame in ring if frame.prompt is not None for i in frame.prompt.ids)
 
 
 def still_needed(ring: Sequence[Pending[A]], target: int, sees: Sequence[int]) -> list[Pending[A]]:
-    """Of a ring what the answers after that for frame `target` look at."""
+    """The frames of a ring that the answers after frame `target` need."""
     oldest = target + 1 + min(0, *sees)
-    return [held for held in ring if held.index >= oldest]
+    return [frame for frame in ring if frame.index >= oldest]

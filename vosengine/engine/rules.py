@@ -1,4 +1,4 @@
-"""What lives in one process, whichever engine it belongs to."""
+"""ProcessBound: objects that cannot be copied, pickled or used after a fork."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import NoReturn, SupportsIndex
 from ..errors import StateError
 
 
-class StaysHere:
-    """A stream that lives in the process that made it, and of which there is one."""
+class ProcessBound:
+    """Base of objects bound to the process that created them; copy and pickle raise StateError."""
 
     def __init__(self, instead: str) -> None:
-        """instead: what to do where a copy is wanted."""
+        """instead: what to do instead of copying, for the message."""
         self._instead = instead
         self._process = os.getpid()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """copy, deepcopy, pickle, and with them arguments of another process, come here."""
+        """Refuse copy, deepcopy and pickle, and so passing to another process."""
         name = type(self).__name__
         raise StateError(f"{name}: a stream is neither copied nor pickled; {self._instead}")
 
     def check_process(self) -> None:
-        """Raise StateError in the child of a fork: threads and a GPU's context stay behind in the
-        parent, and work that needs them would wait for ever."""
+        """Raise StateError in a forked child: threads and the GPU context do not survive a fork,
+        and work that needs them would deadlock."""
         if os.getpid() != self._process:
             raise StateError(
                 f"{type(self).__name__}: was made in process {self._process} and cannot go on in "

@@ -1,4 +1,4 @@
-"""Which of the frames that wait go through the network next, and which of them together."""
+"""Scheduler: which pending frames run next, and which of them in one batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ S = TypeVar("S", bound=Hashable)
 
 @dataclass(frozen=True)
 class Waiting(Generic[S]):
-    """A frame that waits.
+    """A pending frame.
 
-    stream  that it is the next of
-    group   frames of one group may go through the network together: of one size
-    alone   whether it goes by itself: one with a prompt
+    stream  the stream whose next frame it is
+    group   batching key (frame geometry and memory setting): equal groups may share a batch
+    alone   whether it must run alone (it has a prompt)
     """
 
     stream: S
@@ -24,10 +24,9 @@ class Waiting(Generic[S]):
 
 
 class Scheduler(Generic[S]):
-    """At most one frame of a stream waits; the one that waits longest goes first, and nobody waits
-    for company.
+    """First in, first out, with at most one pending frame per stream; never waits to fill a batch.
 
-    max_batch  frames at most that go together
+    max_batch  maximum number of frames per batch
     """
 
     def __init__(self, max_batch: int) -> None:
@@ -41,24 +40,26 @@ class Scheduler(Generic[S]):
         return stream in self._waiting
 
     def add(self, stream: S, group: Hashable, *, alone: bool) -> None:
-        """The next frame of a stream that has none waiting."""
+        """Add the next frame of a stream. Raises ValueError if it has a pending frame."""
         if stream in self._waiting:
             raise ValueError(f"{stream}: has a frame that waits")
         self._waiting[stream] = Waiting(stream, group, alone)
 
     def drop(self, stream: S) -> None:
-        """Forget what of a stream waits, if anything does."""
+        """Remove a stream's pending frame, if any."""
         self._waiting.pop(stream, None)
 
     def next(self) -> list[S]:
-        """The streams whose frames go next, in order of arrival; each waits until it is dropped.
-        Empty where none waits."""
+        """The streams of the next batch, in order of arrival; empty if no frame is pending.
+
+        Frames stay pending until dropped.
+        """
         if not self._waiting:
             return []
         first = next(iter(self._waiting.values()))
-        fellows = [
-            each
-            for each in self._waiting.values()
-            if each is first or (each.group == first.group and not (first.alone or each.alone))
+        batch = [
+            frame
+            for frame in self._waiting.values()
+            if frame is first or (frame.group == first.group and not (first.alone or frame.alone))
         ]
-        return [each.stream for each in fellows[: self.max_batch]]
+        return [frame.stream for frame in batch[: self.max_batch]]

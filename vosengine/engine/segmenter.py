@@ -1,4 +1,4 @@
-"""The engine: one frame in, one answer out, whatever the method behind it."""
+"""Segmenter: one video stream, stepped frame by frame, for any method."""
 
 from __future__ import annotations
 
@@ -22,17 +22,22 @@ from ..runtime import GraphCache, Uploader, copied
 from ..types import Geometry, Prompt, Result, Size
 from ..zoo.registry import entry
 from .engine import Engine, Job
-from .postprocess import MaskOutput, ObjectRows, compose, finish, named
-from .resume import go_on, packed
-from .ring import Pending, View, awaited
+from .postprocess import MaskOutput, ObjectRows, compose, finish, make_prompt
+from .resume import pack_stream, restore_stream
+from .ring import Pending, View, prompted_ids
 from .snapshot import read_file
 from .stream import Stream
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A stream one frame later: its geometry, state and ring, and the index of the frame that is
-    answered for, below 0 where there is none yet."""
+class PendingStep:
+    """A step that is computed but not committed to the stream.
+
+    geometry  of the stream
+    state     the method's state
+    ring      the frames held, with the new one
+    target    index of the frame answered for; below 0 during the first `latency` frames
+    """
 
     geometry: Geometry
     state: Any
@@ -41,42 +46,39 @@ class Turn:
 
 
 class Segmenter(Stream[torch.Tensor]):
-    """Streaming video object segmentation: one `step` a frame, memory that never grows.
+    """Streaming video object segmentation: one `step` per frame, bounded memory.
 
         segmenter = Segmenter("munet")
         result = segmenter.step(frame, mask)      # first frame, with object ids 1..255
         result = segmenter.step(frame)            # every further one
 
-    Models that need no mask ("imcnet", "target_aware") find their objects themselves and give them
-    the smallest ids that the stream has not had.
+    Models that need no mask ("imcnet", "target_aware") discover objects by themselves and assign
+    them the smallest ids that the stream has not used.
 
     model        a name from `list_models()`
-    weights      None for the best set that ships, a tag, or the path of a .safetensors file
-    device       "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"...
-    precision    "fp32", "tf32" (on a GPU), "bf16", "fp16", or "auto": bf16 where the chip has it
-                 and the model's labels stay what they are in fp32, else fp32; softmax, norms and
-                 odds are fp32 always
-    max_objects  room for that many objects at a time; memory is allocated for all of them; None
-                 takes the model's own number
-    size         what the network works at, in pixels: the short side, or (height, width), to which
-                 the frame is stretched, or "native", the frame's own; None takes the model's own
-    memory       what the memory keeps: a MemoryConfig, or its policy alone ("every-5", "all",
-                 "afb"); None takes the model's own setting
-    online       a model that looks ahead answers at once, the newest frame standing in for those
-                 that have not come; latency is 0
-    engine       "fast", or "eager", every layer as it was written: to debug, and to compare with;
-                 or an Engine, whose weights, device and precision this stream then shares
-    proposals    where object proposals come from, instead of the model's own detector; a model
-                 that has none and needs them asks the source of its registry entry
+    weights      None for the best weights that ship, a tag, or the path of a .safetensors file
+    device       "auto" (the first GPU, else the CPU), "cpu", "cuda", "cuda:1"...
+    precision    "fp32", "tf32" (GPU only), "bf16", "fp16", or "auto": bf16 if the device supports
+                 it and the model is safe in it, else fp32; softmax, norms and odds are always fp32
+    max_objects  maximum number of objects at a time, 1..255; None: the model's default
+    size         working resolution in pixels: the short side, or (height, width) to stretch frames
+                 to, or "native" for the frame's own; None: the model's default
+    memory       a MemoryConfig, or a memory policy ("every-5", "all", "afb"); None: the model's
+                 default
+    online       answer without latency: a model that looks ahead uses the newest frame in place of
+                 future ones
+    engine       "fast"; "eager", layers unmodified, for debugging and comparison; or an Engine,
+                 whose weights, device and precision the stream shares
+    proposals    source of object proposals, in place of the model's own detector; None: that
+                 detector, or the default source of the model's registry entry if it has none
     config       the network's configuration; only with random weights
 
-    The caller's torch settings (inference mode, autocast, default dtype and device) change no
-    answer and stay as they are; `proposals` are asked for under them. A Segmenter is neither copied
-    nor pickled (`snapshot` and `save_state` save its stream), and does not step in the child of a
-    fork.
+    The caller's torch settings (inference mode, autocast, default dtype and device) do not affect
+    results and are not changed; `proposals` is called under them. A Segmenter cannot be copied or
+    pickled (use `snapshot` or `save_state`), nor used in a forked child.
 
-    Raises  ConfigError, DeviceError or WeightsError. Whatever `step` raises on bad input is an
-            InputError, and leaves the stream as it was.
+    Raises  ConfigError, DeviceError or WeightsError. `step` raises InputError on bad input and
+            leaves the stream unchanged.
     """
 
     @own_settings()
@@ -96,7 +98,8 @@ class Segmenter(Stream[torch.Tensor]):
         config: ModelConfig | None = None,
     ) -> None:
         super().__init__(
-            "use save_state(path), or snapshot(), and load_state or restore of one made alike"
+            "use save_state(path), or snapshot(), and load_state or restore of another one with "
+            "the same settings"
         )
         if max_objects is not None and not 1 <= max_objects <= 255:
             raise ConfigError(f"max_objects: wanted 1..255, given {max_objects}")
@@ -129,7 +132,7 @@ class Segmenter(Stream[torch.Tensor]):
 
     @property
     def method(self) -> Any:
-        """The network, which the engine's other streams share."""
+        """The network, shared by the engine's streams."""
         return self.runs_on.method
 
     @property
@@ -138,41 +141,46 @@ class Segmenter(Stream[torch.Tensor]):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes on the device that its memory may come to take; 0 before its first frame."""
+        """Maximum bytes of this stream's memory on the device; 0 before the first frame."""
         return 0 if self._state is None else int(self._state.nbytes)
 
     def reset(self) -> None:
-        """Forget the stream: the next frame is the first of a new one, of any size."""
+        """Discard the stream: the next frame is the first of a new one, of any size.
+
+        Raises  StateError as `step`.
+        """
         self.check_free("reset")
         if self._state is not None:
             self._state.release()
         self.begin()
         self._state = None
-        self._rows: ObjectRows | None = None  # of the objects alive, for steps without prompt
+        self._rows: ObjectRows | None = None  # cache of `rows`
         self._graphs = self.runs_on.graphs()
 
     @spanned("step")
     def step(self, frame: Array, mask: Array | None = None) -> Result[torch.Tensor] | None:
-        """Take one frame and answer for the one that lies `latency` frames back.
+        """Process one frame and return the result for the frame `latency` frames earlier.
 
         frame  [H, W, 3] RGB, uint8 or float32 in 0..1, numpy or torch, on any device
-        mask   [H, W] object ids in 1..255, 0 where it says nothing: starts the objects it names, or
-               corrects those that exist; all 0 is no mask; an error for a model that takes none.
-               Or [O, H, W], a plane for each of the objects 1..O: float32 in 0..1, where the
-               greatest counts if it is above 0.5, or uint8 or bool, 1 where the object is
-        returns  the Result, or None for the first `latency` frames of a stream
+        mask   [H, W] object ids in 1..255, 0 unlabelled, of an integer dtype or bool: starts new
+               objects and corrects existing ones; all 0 is no mask. Or [O, H, W], one plane for
+               each of the objects 1..O: float32 scores in 0..1 (argmax where it exceeds 0.5), or
+               binary uint8 or bool
 
-        Raises  InputError, before anything has changed; StateError in the child of a fork, and
-                while a frame of this stream waits in its engine.
+        Returns  the Result, or None for the first `latency` frames of a stream
+
+        Raises  InputError, before any change, also for a mask if the model takes none; StateError
+                in a forked child, for a closed stream, and while a frame of this stream is pending
+                in its engine; CapacityError if the memory budget is exhausted.
         """
-        self.check_process()  # in the child of a fork nobody would let go of the lock
+        self.check_process()  # in a forked child the lock may never be released
         with self.runs_on.lock:
             self.check_free("step")
-            return self.advance(self.accept(frame, mask))
+            return self.run_job(self.make_job(frame, mask))
 
     def check_free(self, verb: str) -> None:
-        """Raise StateError unless the stream may go on: in the process that made it, not closed,
-        and with no frame that waits in its engine."""
+        """Raise StateError unless the stream is usable: in the process that created it, not closed,
+        and without a pending frame in its engine."""
         self.check_process()
         if self._ended:
             raise StateError(f"{verb}: the stream is closed; open another")
@@ -182,61 +190,71 @@ class Segmenter(Stream[torch.Tensor]):
             )
 
     def end(self) -> None:
-        """Let go of everything: what `Engine.close` does to a stream of which no frame waits."""
+        """Close the stream and free its memory; called by `Engine.close`."""
         if not self._ended:
             self.reset()
             self._ended = True
 
-    def accept(self, frame: Array, mask: Array | None) -> Job:
-        """`step`'s arguments, checked and on the device, and what the source of proposals says of
-        the frame; of the stream nothing has changed. Raises InputError."""
+    def make_job(self, frame: Array, mask: Array | None) -> Job:
+        """Check `step`'s arguments, move them to the device, and query the proposal source.
+
+        frame  [H, W, 3] RGB
+        mask   [H, W] or [O, H, W], or None
+
+        Does not change the stream. Raises InputError.
+        """
         with own_settings():
             image = check_frame(frame)
             size = (image.shape[0], image.shape[1])
-            prompt = None if mask is None else named(check_mask(mask, size), self.device)
+            prompt = None if mask is None else make_prompt(check_mask(mask, size), self.device)
             prompt = self.check_next(size, prompt)
             image = self._upload(image)
-        given = None
+        proposals = None
         if self.proposals is not None:
-            # The source is the caller's, and so are all other settings.
+            # The caller's code runs under the caller's settings, apart from gradients.
             with torch.no_grad(), span("proposals"):
-                given = self.proposals(image, self.frame_count)
+                proposals = self.proposals(image, self.frame_count)
         with own_settings():
             if self.proposals is not None:
-                check_proposals(given, size)
+                check_proposals(proposals, size)
         geometry = self.geometry or Geometry.fit(size, size=self.size, multiple=self.method.stride)
-        return Job(image, geometry, prompt, given)
+        return Job(image, geometry, prompt, proposals)
 
     @own_settings()
-    def advance(self, job: Job) -> Result[torch.Tensor] | None:
-        """`step`, of a frame that was accepted."""
+    def run_job(self, job: Job) -> Result[torch.Tensor] | None:
+        """Compute and commit the step for a job; returns what `step` returns."""
         with self.precision.applied():
-            turn = self.turn(job)
+            step = self.prepare_step(job)
             result = None
-            if turn.target >= 0:
-                result = self._answer(turn.ring, turn.target, turn.state, turn.geometry)
-        self.take_turn(turn)
+            if step.target >= 0:
+                result = self._answer(step.ring, step.target, step.state, step.geometry)
+        self.commit_step(step)
         return result
 
-    def turn(self, job: Job) -> Turn:
-        """What an accepted frame makes of the stream: all is new, the stream is as it was."""
+    def prepare_step(self, job: Job) -> PendingStep:
+        """Encode a job's frame and append it to a copy of the ring; the stream is unchanged."""
         state = self._state or self.begin_state(job.geometry)
         features = self._encode(job) if job.features is None else job.features
         ring = self.with_next(features, job.prompt)
-        return Turn(job.geometry, state, ring, self.frame_count - self.latency)
+        return PendingStep(job.geometry, state, ring, self.frame_count - self.latency)
 
-    def take_turn(self, turn: Turn) -> None:
-        """Go on to the next frame, after the turn's answer."""
-        self._state = turn.state
-        self.take(turn.ring, turn.geometry)
+    def commit_step(self, step: PendingStep) -> None:
+        """Make a step, whose answer has been computed, the state of the stream."""
+        self._state = step.state
+        self.take(step.ring, step.geometry)
 
-    def may_join(self, prompt: Prompt[torch.Tensor] | None) -> bool:
-        """Whether the next frame, with that prompt, may be answered for together with other
-        streams': nothing begins with it, and the memory is one that is read in common."""
-        awaits_prompt = prompt is not None or awaited(self.ring)
+    def can_batch(self, prompt: Prompt[torch.Tensor] | None) -> bool:
+        """Whether the next frame may be answered in a batch with other streams.
+
+        prompt  labels [H, W] and ids of that frame, or None
+
+        Not if a prompt is pending, there is no object or no answer yet, or the memory's policy is
+        "afb" (it has no pages).
+        """
+        has_prompt = prompt is not None or prompted_ids(self.ring)
         return bool(
             self.method.batched
-            and not awaits_prompt
+            and not has_prompt
             and len(self.slots) > 0
             and self.frame_count >= self.latency
             and not (self.memory is not None and self.memory.policy == "afb")
@@ -244,7 +262,10 @@ class Segmenter(Stream[torch.Tensor]):
 
     @own_settings()
     def flush(self) -> list[Result[torch.Tensor]]:
-        """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
+        """Return the results of the last `latency` frames and end the stream.
+
+        Further `step` calls raise InputError until `reset`. Raises StateError as `step`.
+        """
         self.check_process()
         with self.runs_on.lock:
             self.check_free("flush")
@@ -258,12 +279,10 @@ class Segmenter(Stream[torch.Tensor]):
 
     @own_settings()
     def remove(self, object_ids: int | Iterable[int]) -> None:
-        """Forget an object or several, from the next answer on; their ids may be used anew.
+        """Remove one id or an iterable of ids, from the next result on; ids may be reused.
 
-        object_ids  an id, or any number of them; all go or, after an error, none
-
-        Raises  InputError, before anything has changed, if one of them is not alive, and for a
-                model whose one object always exists.
+        Raises  InputError, before any change, if one of them is not alive, or the model has a
+                single object that always exists; StateError as `step`.
         """
         self.check_free("remove")
         for object_id in self.slots.living(object_ids):
@@ -271,32 +290,34 @@ class Segmenter(Stream[torch.Tensor]):
             self.slots.remove(object_id)
 
     def save_state(self, path: str | Path) -> None:
-        """Write `snapshot`'s bytes to a file, which appears whole or not at all. Raises OutputError
-        where it cannot be written."""
+        """Write `snapshot`'s bytes to a file, atomically. Raises OutputError, StateError."""
         self.check_free("save_state")
-        write_whole(Path(path), packed(self))
+        write_whole(Path(path), pack_stream(self))
 
     def load_state(self, path: str | Path) -> None:
-        """`restore`, of a file that `save_state` wrote. Raises StateError as well where there is no
-        such file."""
+        """Restore the stream from a file written by `save_state`.
+
+        Raises  StateError as `restore`, and if the file does not exist or cannot be read.
+        """
         self.check_free("load_state")
-        go_on(self, read_file(Path(path)), str(path))
+        restore_stream(self, read_file(Path(path)), str(path))
 
     def snapshot(self) -> bytes:
-        """The stream as bytes: `restore` of a Segmenter made alike, in this process or another,
-        goes on with it as if it had never stopped, as often as it is asked. The stream itself goes
-        on too."""
+        """Serialise the stream to bytes, in safetensors format; the stream is unchanged.
+
+        `restore` of a Segmenter with the same settings, in any process, continues from them.
+
+        Raises  StateError as `step`.
+        """
         self.check_free("snapshot")
-        return packed(self)
+        return pack_stream(self)
 
     def restore(self, data: bytes) -> None:
-        """Go on with a stream that was saved, in place of this one.
+        """Replace this stream with a saved one; data: the bytes that `snapshot` returned.
 
-        data  what `snapshot` gave
-
-        Raises  InputError for what is no bytes, and StateError, before anything has changed:
-                damaged, or a stream of another model, weights, precision, size or memory, or with
-                another kind of proposals.
+        Raises  InputError if `data` is not bytes; StateError if it is corrupt, or was saved with
+                another model, weights, precision, size, memory or kind of proposal source. State is
+                unchanged on error.
         """
         self.check_free("restore")
         if not isinstance(data, (bytes, bytearray, memoryview)):
@@ -304,47 +325,45 @@ class Segmenter(Stream[torch.Tensor]):
                 f"restore: wanted the bytes of snapshot(), given {type(data).__name__}; "
                 "a file goes to load_state(path)"
             )
-        go_on(self, bytes(data), "snapshot")
+        restore_stream(self, bytes(data), "snapshot")
 
     def begin_state(self, geometry: Geometry) -> Any:
-        """The method's state for a stream of this geometry, with pages of the engine."""
+        """A new state of the method for this geometry, with memory pages of the engine."""
         return self.method.start(geometry, self.max_objects, self.memory, self.runs_on.pools)
 
     def prepared(self, job: Job) -> torch.Tensor:
-        """A frame as the network sees it: [1, 3, H, W], float32 at least, which a network narrows
-        where it wants."""
+        """Network input for a job's frame: [1, 3, H, W], at least float32; the network casts it."""
         config = self.method.config
         wide = torch.promote_types(self.dtype, torch.float32)
         return prepare(job.image, job.geometry, config.mean, config.std, wide)[None]
 
     def _encode(self, job: Job) -> Any:
-        """The method's features of a frame, with the source's proposals for it if there is one; of
-        a graph a copy, where they are kept."""
+        """The method's features of a job's frame; copied from graph outputs if kept in the ring."""
         prepared = self.prepared(job)
         with span("encode"):
-            if job.given is None:
+            if job.proposals is None:
                 features = self.runs_on.encode(prepared)
                 return copied(features) if self._sees_more else features
-            fitted = to_network(job.given, job.geometry, self.device)
+            fitted = to_network(job.proposals, job.geometry, self.device)
             return self.method.encode(prepared, [clean(fitted, self.method.smallest_proposal)])
 
     @property
     def _sees_more(self) -> bool:
-        """Whether an answer needs other frames than its own, which are held in the ring."""
+        """Whether an answer needs frames other than its own, which the ring holds."""
         return len(self.method.sees) > 1
 
     def _answer(
         self, ring: Sequence[Pending[torch.Tensor]], target: int, state: Any, geometry: Geometry
     ) -> Result[torch.Tensor]:
-        """Segment, finish, remember: for the frame with that index."""
+        """Segment, post-process and remember frame `target`."""
         view = View.of(ring, target, self.method.sees)
         seen, prompt = view.seen, view.prompt
-        decided = prompt is None and len(self.slots) > 0 and "answer" in self.method.capturable
-        if decided and self._graphs is not None and not listened():
+        static = prompt is None and len(self.slots) > 0 and "answer" in self.method.capturable
+        if static and self._graphs is not None and not listened():
             return self._replay(self._graphs, seen, target, state, geometry)
-        looks = len(self.slots) > 0 or not self.method.needs_mask
+        segments = len(self.slots) > 0 or not self.method.needs_mask
         with span("segment"):
-            scores = self.method.segment(seen, state) if looks else None
+            scores = self.method.segment(seen, state) if segments else None
         result, masks, by_slot = finish(
             scores, prompt, self.slots, geometry, target, self.device, view.later
         )
@@ -354,7 +373,7 @@ class Segmenter(Stream[torch.Tensor]):
         return result
 
     def rows(self) -> ObjectRows:
-        """Of the objects alive, where none begins."""
+        """ObjectRows of the living objects for a frame without a prompt; cached."""
         by_slot = self.slots.in_slot_order
         if self._rows is None or self._rows.by_slot != by_slot:
             self._rows = ObjectRows.of(by_slot, (), by_slot, self.device, indexed=True)
@@ -363,19 +382,18 @@ class Segmenter(Stream[torch.Tensor]):
     def _replay(
         self, graphs: GraphCache, seen: list[Any], target: int, state: Any, geometry: Geometry
     ) -> Result[torch.Tensor]:
-        """`_answer` for a frame without a prompt, in which the method discovers nothing: all but
-        the writing is one captured graph."""
+        """`_answer` for a frame without prompt and discovery: one captured graph, then `commit`."""
         rows = self.rows()
 
-        def work(given: tuple[list[Any], ObjectRows]) -> Any:
-            seen, rows = given  # whose ids are those of the capture: only its tables count
+        def work(inputs: tuple[list[Any], ObjectRows]) -> Any:
+            seen, rows = inputs  # the ids in `rows` are the capture's: only its tables are valid
             scores = self.method.segment(seen, state)
             output, labels, masks = compose(scores, rows, None, geometry)
             return output, labels, masks, self.method.observe(seen, masks, state)
 
         name = "answer", state.signature()
-        found = graphs.run(name, work, (seen, rows), shared=self._sees_more)
-        output, labels, masks, observed = found
+        outputs = graphs.run(name, work, (seen, rows), shared=self._sees_more)
+        output, labels, masks, observed = outputs
         self.method.commit(observed, masks, state)
-        kept: MaskOutput = output.copied(rows)
-        return kept.result(labels.clone(), target, geometry)
+        own: MaskOutput = output.copied(rows)
+        return own.result(labels.clone(), target, geometry)

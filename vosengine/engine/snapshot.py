@@ -1,4 +1,4 @@
-"""A stream as bytes: everything needed to go on with it elsewhere, in safetensors' format."""
+"""Serialised streams: format, packing, unpacking and checks; safetensors with a sha256."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ FORMAT = "vosengine-stream-4"
 
 @dataclass(frozen=True)
 class SavedStream:
-    """What a Segmenter holds of its stream.
+    """The contents of a saved stream.
 
-    identity  model, weights, configuration...: what must agree where the stream goes on
-    book      what Stream.saved gives
-    ring      (frame index, features by name, prompt or None) of every frame still held
-    source    what the source of proposals remembers; None where it is no StatefulSource
+    identity  model, weights, configuration...: must be equal where the stream is restored
+    book      what Stream.saved returned
+    state     tensors of the method's state, by name
+    ring      (frame index, features by name, prompt or None) of every frame in the ring
+    source    state of the proposal source; None if it is not a StatefulSource
     """
 
     identity: dict[str, Any]
@@ -36,7 +37,7 @@ class SavedStream:
 
 
 def pack(stream: SavedStream) -> bytes:
-    """A stream as bytes, which `unpack` reads."""
+    """Serialise a stream to bytes for `unpack`."""
     tensors = {f"state/{name}": tensor for name, tensor in stream.state.items()}
     tensors |= {f"source/{name}": tensor for name, tensor in (stream.source or {}).items()}
     for index, features, prompt in stream.ring:
@@ -58,7 +59,7 @@ def pack(stream: SavedStream) -> bytes:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a saved stream's file. Raises StateError where there is none."""
+    """Read a saved stream's file. Raises StateError if it is missing or unreadable."""
     if not path.is_file():
         raise StateError(f"{path}: no such file; wanted one that save_state wrote")
     try:
@@ -68,12 +69,12 @@ def read_file(path: Path) -> bytes:
 
 
 def unpack(data: bytes, where: str, identity: dict[str, Any], device: torch.device) -> SavedStream:
-    """The stream of `pack`'s bytes, which goes on under `identity`, onto a device; its tensors are
-    its own.
+    """Deserialise `pack`'s bytes; the tensors are new, on `device`.
 
-    where   the name that errors give the bytes: a path, or "snapshot"
+    where     the name of the data in messages: a path, or "snapshot"
+    identity  the settings that the stream must have been saved with
 
-    Raises  StateError: damaged, cut short, no stream, or a stream of another identity.
+    Raises  StateError if the data is corrupt, truncated, not a stream, or of another identity.
     """
     try:
         tensors = load(data)
@@ -83,9 +84,9 @@ def unpack(data: bytes, where: str, identity: dict[str, Any], device: torch.devi
     text = metadata.get("stream", "")
     if f'"format": "{FORMAT}"' not in text:
         raise StateError(f"{where}: not a stream that this version saved (wanted {FORMAT})")
-    # What has the hash was written by `pack`: nothing in it has to be looked at twice.
+    # Data with a valid hash was written by `pack`, so its contents need no further checks.
     if _digest_of(text, tensors) != metadata.get("sha256"):
-        raise StateError(f"{where}: fails its hash; it is damaged: save the stream anew")
+        raise StateError(f"{where}: fails its hash; it is corrupt: save the stream again")
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     described = json.loads(text)
     _check_identity(where, described["identity"], json.loads(json.dumps(identity)))
@@ -102,7 +103,8 @@ def unpack(data: bytes, where: str, identity: dict[str, Any], device: torch.devi
 
 
 def check_source(where: str, stream: SavedStream, source: object | None) -> None:
-    """Raise StateError unless a source that remembers (None: there is none) goes with a stream."""
+    """Raise StateError unless stream and `source` (a StatefulSource or None) both have source
+    state, or neither has."""
     if stream.source is not None and source is None:
         raise StateError(
             f"{where}: the stream was saved with a source of proposals that remembers what it saw; "
@@ -116,15 +118,15 @@ def check_source(where: str, stream: SavedStream, source: object | None) -> None
 
 
 def _metadata_of(data: bytes) -> dict[str, str]:
-    """What the header of sound safetensors bytes holds beside its tensors: its length in the first
-    eight bytes, the lowest first, then JSON."""
+    """The metadata in the header of valid safetensors bytes: its length as 8 bytes, little-endian,
+    then JSON."""
     end = 8 + int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8:end]).get("__metadata__", {})
-    return found
+    metadata: dict[str, str] = json.loads(data[8:end]).get("__metadata__", {})
+    return metadata
 
 
 def _digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over the description, then over names, dtypes, shapes and bytes of all tensors."""
+    """sha256 over the JSON text, then over names, dtypes, shapes and bytes of all tensors."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

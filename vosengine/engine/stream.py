@@ -1,4 +1,4 @@
-"""The host's book of one video, whichever engine it runs on: no tensor of the network is in it."""
+"""Stream: host-side bookkeeping of one video, shared by the torch and the ONNX engine."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Generic
 from ..errors import InputError
 from ..types import A, Geometry, Prompt, Size
 from .objects import ObjectSlots
-from .ring import Pending, awaited, still_needed
-from .rules import StaysHere
+from .ring import Pending, prompted_ids, still_needed
+from .rules import ProcessBound
 
 
-class Stream(StaysHere, Generic[A]):
-    """What both engines note of a video, and what they refuse of it.
+class Stream(ProcessBound, Generic[A]):
+    """Base class of both engines' streams: counters, objects, ring and input checks.
 
-    model, max_objects, online  as the engine was made
+    model, max_objects, online  settings of the subclass
     geometry     None before the first frame
-    slots        the objects alive, and the ids that are kept for the caller
-    ring         the frames that are held for answers to come
-    frame_count  frames taken
-    flushed      whether the last of them were answered for
+    slots        the living objects and the reserved ids
+    ring         frames held for upcoming answers
+    frame_count  number of frames taken
+    flushed      whether `flush` has answered for the last frames
     """
 
     model: str
@@ -29,28 +29,28 @@ class Stream(StaysHere, Generic[A]):
 
     @property
     def traits(self) -> Any:
-        """What says `sees`, `needs_mask` and `takes_mask`: a Method, or the Manifest of an
-        export."""
+        """The object with `sees`, `needs_mask` and `takes_mask`: a Method, or an export's
+        Manifest."""
         raise NotImplementedError
 
     @property
     def latency(self) -> int:
-        """How many frames `step` must see beyond the one it answers for."""
+        """Number of frames that `step` needs beyond the one it answers for."""
         return 0 if self.online else max(0, *self.traits.sees)
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The objects alive, ascending; those of a prompt still in the ring not among them."""
+        """Ids of the living objects, ascending, without those of prompts still in the ring."""
         return self.slots.ascending
 
     @property
     def waiting(self) -> range:
-        """The frames that `flush` answers for."""
+        """Indices of the frames that `flush` will answer for."""
         first = self.frame_count if self.flushed else self.frame_count - self.latency
         return range(max(0, first), self.frame_count)
 
     def begin(self) -> None:
-        """The next frame is the first."""
+        """Start a new stream."""
         self.geometry: Geometry | None = None
         self.slots = ObjectSlots(self.max_objects)
         self.ring: list[Pending[A]] = []
@@ -58,16 +58,19 @@ class Stream(StaysHere, Generic[A]):
         self.flushed = False
 
     def reserve(self, object_ids: Iterable[int]) -> None:
-        """Keep these ids (1..255), and room for them, for prompts to come: objects that the model
-        discovers in this stream get others.
+        """Reserve ids (1..255), and capacity for them, for later prompts; objects that the model
+        discovers in this stream get other ids.
 
-        Raises  InputError for what is no id, and for more of them than max_objects.
+        Raises  InputError for an id outside 1..255, and if the ids exceed max_objects.
         """
         self.slots.reserve(object_ids)
 
     def check_next(self, size: Size, prompt: Prompt[A] | None) -> Prompt[A] | None:
-        """Raise InputError unless a frame of that size, with a mask or without, may come next.
-        Returns the prompt; None where it shows no object, and so says nothing."""
+        """Check the next frame's size (H, W) and prompt; returns the prompt, None if it is empty.
+
+        Raises  InputError for a flushed stream, another frame size, too many objects, or a mask
+                that is missing or not taken by the model.
+        """
         if self.flushed:
             raise InputError("step: the stream was flushed; call reset() to begin another")
         if self.geometry is not None and size != self.geometry.frame:
@@ -80,29 +83,28 @@ class Stream(StaysHere, Generic[A]):
             raise InputError(
                 f"mask: {self.model} finds the foreground by itself and takes none; leave it out"
             )
-        shown = prompt if prompt is not None and prompt.ids else None
-        if self.geometry is None and self.traits.needs_mask and shown is None:
+        nonempty = prompt if prompt is not None and prompt.ids else None
+        if self.geometry is None and self.traits.needs_mask and nonempty is None:
             empty = "" if prompt is None else "; this one shows no object, only id 0"
             raise InputError(
                 f"mask: {self.model} needs one with the first frame, to say what to follow{empty}"
             )
-        if shown is not None:
-            self.slots.check_room((*awaited(self.ring), *shown.ids))
-        return shown
+        if nonempty is not None:
+            self.slots.check_room((*prompted_ids(self.ring), *nonempty.ids))
+        return nonempty
 
     def with_next(self, features: Any, prompt: Prompt[A] | None) -> list[Pending[A]]:
-        """The ring with the next frame, which is not taken yet."""
+        """A copy of the ring with the next frame appended."""
         return [*self.ring, Pending(self.frame_count, features, prompt)]
 
     def take(self, ring: list[Pending[A]], geometry: Geometry) -> None:
-        """Go on to the frame after that, which was answered for."""
+        """Commit a ring with a new frame, trimmed to what later answers need, after its answer."""
         target = self.frame_count - self.latency
         self.ring, self.geometry = still_needed(ring, target, self.traits.sees), geometry
         self.frame_count += 1
 
     def saved(self) -> dict[str, Any]:
-        """What a SavedStream has of it, but for the ring: numbers and lists of them, as JSON takes
-        them."""
+        """The bookkeeping as JSON-serialisable values, without the ring; see SavedStream."""
         geometry, slots = self.geometry, self.slots
         return {
             "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],
@@ -114,7 +116,7 @@ class Stream(StaysHere, Generic[A]):
         }
 
     def take_over(self, book: Mapping[str, Any], ring: list[Pending[A]]) -> None:
-        """Be the stream of which `saved` gave this."""
+        """Restore the bookkeeping that `saved` returned, with the given ring."""
         self.begin()
         self.geometry, self.ring = geometry_of(book), ring
         self.slots.assign(book["ids"])
@@ -124,6 +126,6 @@ class Stream(StaysHere, Generic[A]):
 
 
 def geometry_of(book: Mapping[str, Any]) -> Geometry | None:
-    """That of a stream of which `saved` gave this."""
-    found = book["geometry"]
-    return Geometry(*map(tuple, found)) if found else None
+    """The geometry in a book that `Stream.saved` returned, or None."""
+    fields = book["geometry"]
+    return Geometry(*map(tuple, fields)) if fields else None

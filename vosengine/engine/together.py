@@ -1,4 +1,4 @@
-"""One answer for several streams at once: their frames, and all their objects, in one batch."""
+"""Batched answers: frames and objects of several streams in one pass."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from .ring import View
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .segmenter import Segmenter, Turn
+    from .segmenter import PendingStep, Segmenter
 
-# Graphs are captured for so many objects, all streams' together; a batch has rows without meaning
-# up to the next of these numbers.
+# Total object counts that graphs are captured for; a batch is padded with unused rows up to the
+# next one.
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_NOTHING = torch.empty(256, 0, 0)  # what `commit` counts objects by; it looks at no pixel
+_NO_PIXELS = torch.empty(256, 0, 0)  # `commit` reads only the number of rows
 
 
-class Layout(NamedTuple):
-    """Which rows of a batch are whose, on the device. Objects of a stream lie in order of slot, the
-    streams one after another, and rows without meaning last.
+class BatchLayout(NamedTuple):
+    """Row indices of a batch, on the device: streams in sequence, each in slot order, then padding.
 
-    stream    [O] int64     of every row
-    by_id     [O] int64     the rows of each stream in ascending order of id
-    ids       [O] uint8     of those
-    first     [B + 1] int32 where each stream's objects begin
-    answered  [O] int64     where each row's probabilities lie in what `finish_masks` returns
+    stream    [O] int64      stream index of every row
+    by_id     [O] int64      rows sorted by id within each stream
+    ids       [O] uint8      object ids of `by_id`
+    first     [B + 1] int32  first row of each stream
+    answered  [O] int64      position of each row in the probabilities of `finish_masks`
     """
 
     stream: torch.Tensor
@@ -45,22 +44,28 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def layout_of(by_slot: tuple[tuple[int, ...], ...], total: int, device: torch.device) -> Layout:
-    """by_slot: of each stream the ids, in order of slot; total: rows, with those of no meaning."""
+def batch_layout(
+    by_slot: tuple[tuple[int, ...], ...], total: int, device: torch.device
+) -> BatchLayout:
+    """The layout of a batch.
+
+    by_slot  object ids of each stream in slot order
+    total    number of rows with padding
+    """
     stream, by_id, ids, first, answered = [], [], [], [0], []
     for number, own in enumerate(by_slot):
         begin, ascending = first[-1], sorted(own)
         stream += [number] * len(own)
-        by_id += [begin + own.index(each) for each in ascending]
+        by_id += [begin + own.index(object_id) for object_id in ascending]
         ids += ascending
-        answered += [begin + number + 1 + ascending.index(each) for each in own]
+        answered += [begin + number + 1 + ascending.index(object_id) for object_id in own]
         first.append(begin + len(own))
-    spare = range(first[-1], total)
-    stream += [0] * len(spare)
-    by_id += spare
-    ids += [0] * len(spare)
-    answered += [row + len(by_slot) for row in spare]
-    return Layout(
+    padding = range(first[-1], total)
+    stream += [0] * len(padding)
+    by_id += padding
+    ids += [0] * len(padding)
+    answered += [row + len(by_slot) for row in padding]
+    return BatchLayout(
         torch.tensor(stream, device=device),
         torch.tensor(by_id, device=device),
         torch.tensor(ids, device=device, dtype=torch.uint8),
@@ -70,46 +75,50 @@ def layout_of(by_slot: tuple[tuple[int, ...], ...], total: int, device: torch.de
 
 
 def answer_together(
-    engine: Engine, turns: Sequence[tuple[Segmenter, Turn]]
+    engine: Engine, steps: Sequence[tuple[Segmenter, PendingStep]]
 ) -> list[Result[torch.Tensor]]:
-    """The answers of streams of one geometry of which all `may_join`; each has remembered its
-    frame afterwards. Raises before any stream has changed."""
-    method, geometry = engine.method, turns[0][1].geometry
-    streams, states = [stream for stream, _ in turns], [turn.state for _, turn in turns]
+    """Results for streams of one geometry that all `can_batch`; writes each stream's memory.
+
+    Raises  CapacityError, before any stream has changed.
+    """
+    method, geometry = engine.method, steps[0][1].geometry
+    streams, states = [stream for stream, _ in steps], [step.state for _, step in steps]
     for state in states:
         state.make_room(state.object_count)
-    views = [View.of(turn.ring, turn.target, method.sees).seen for _, turn in turns]
-    seen = [join_features(each) for each in zip(*views, strict=True)]
+    views = [View.of(step.ring, step.target, method.sees).seen for _, step in steps]
+    seen = [join_features(frames) for frames in zip(*views, strict=True)]
     counts = [state.object_count for state in states]
     graphs = None if listened() else engine.together
     joined = type(states[0]).join(states)
     if graphs is not None:
         joined = joined.padded(next(size for size in BUCKETS if size >= sum(counts)))
     by_slot = tuple(stream.slots.in_slot_order for stream in streams)
-    layout = layout_of(by_slot, joined.object_count, engine.device)
+    layout = batch_layout(by_slot, joined.object_count, engine.device)
 
-    def work(given: tuple[list[Any], Layout, tuple[torch.Tensor, ...]]) -> Any:
-        seen, layout, tables = given
-        return _work(method, seen, layout, joined.at(tables, layout.stream), geometry)
+    def work(inputs: tuple[list[Any], BatchLayout, tuple[torch.Tensor, ...]]) -> Any:
+        seen, layout, tables = inputs
+        return _segment_batch(method, seen, layout, joined.at(tables, layout.stream), geometry)
 
-    given = seen, layout, joined.tables
+    inputs = seen, layout, joined.tables
     if graphs is not None:
-        name = geometry, len(turns), joined.object_count, engine.pools.version
-        found = graphs.run(name, work, given, shared=True)
+        name = geometry, len(steps), joined.object_count, engine.pools.version
+        outputs = graphs.run(name, work, inputs, shared=True)
     else:
-        found = work(given)
-    return _settle(method, turns, counts, geometry, *found)
+        outputs = work(inputs)
+    return _commit_batch(method, steps, counts, geometry, *outputs)
 
 
-def _work(
-    method: Any, seen: list[Any], layout: Layout, state: Any, geometry: Geometry
+def _segment_batch(
+    method: Any, seen: list[Any], layout: BatchLayout, state: Any, geometry: Geometry
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """All but the writing, of tensors alone, so that it may be captured: logits [O, h, w] by id,
-    labels [B, H, W] and what was observed [O, ...]."""
+    """Segment, post-process and observe, on tensors only so that a graph can capture it.
+
+    Returns logits [O, h, w] by id, labels [B, H, W] uint8, and (stride, observations [O, ...]).
+    """
     with span("segment"):
         scores = method.segment(seen, state)
     logits, region = scores.logits[layout.by_id], geometry.region(scores.stride)
-    labels, found = finish_masks(
+    labels, probabilities = finish_masks(
         logits,
         layout.ids,
         size=geometry.resized,
@@ -121,31 +130,30 @@ def _work(
         labels, _ = finish_masks(
             logits, layout.ids, size=geometry.frame, region=region, first=layout.first
         )
-    # The background is that of the first stream: who takes several does not ask for it.
-    rows = torch.cat((found[:1], found[layout.answered]))
+    # The first stream's background stands for all: batched methods do not read it.
+    rows = torch.cat((probabilities[:1], probabilities[layout.answered]))
     masks = Masks(pad(rows, geometry), streams=layout.stream)
     return logits, labels, (scores.stride, method.observe(seen, masks, state))
 
 
-def _settle(
+def _commit_batch(
     method: Any,
-    turns: Sequence[tuple[Segmenter, Turn]],
+    steps: Sequence[tuple[Segmenter, PendingStep]],
     counts: list[int],
     geometry: Geometry,
     logits: torch.Tensor,
     labels: torch.Tensor,
     observed: tuple[int, Any],
 ) -> list[Result[torch.Tensor]]:
-    """Each stream remembers what is its own, and has its result, with tensors of its own."""
-    stride, noticed = observed
+    """Write each stream's observations to its memory; returns the Results, with copied tensors."""
+    stride, observations = observed
     results = []
     begin = 0
-    for number, ((stream, turn), count) in enumerate(zip(turns, counts, strict=True)):
-        mine = slice(begin, begin + count)
+    for number, ((stream, step), count) in enumerate(zip(steps, counts, strict=True)):
+        own = slice(begin, begin + count)
         begin += count
         with span("remember"):
-            method.commit(rows_of(noticed, mine), Masks(_NOTHING[: 1 + count]), turn.state)
-        region = geometry.region(stride)
-        output = MaskOutput(logits[mine].clone(), region, stream.rows(), None)
-        results.append(output.result(labels[number].clone(), turn.target, geometry))
+            method.commit(rows_of(observations, own), Masks(_NO_PIXELS[: 1 + count]), step.state)
+        output = MaskOutput(logits[own].clone(), geometry.region(stride), stream.rows(), None)
+        results.append(output.result(labels[number].clone(), step.target, geometry))
     return results

@@ -1,4 +1,4 @@
-"""A whole video through a segmenter, answer by answer."""
+"""segment_video: iterate over the results of a whole video."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CPU = torch.device("cpu")
 
 
 class Answer(NamedTuple):
-    """A frame with its masks.
+    """A frame with its result.
 
-    frame         as it was given
+    frame         the item of `frames`
     result        labels [H, W] uint8 and object ids
-    milliseconds  that the step took; of the frames that a model answers for at the end, their share
-    pending       answers that the segmenter has given and that are yet to come: above 0 at the end
-                  of a video, where a model that looks ahead answers for several frames at once
+    milliseconds  duration of the step; of `flush`, divided by the number of its frames
+    pending       number of computed answers still to be yielded: above 0 only at the end of a
+                  video, where `flush` answers for several frames at once
     """
 
     frame: Any
@@ -39,23 +39,23 @@ def segment_video(
     waiting: Iterable[Any] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Answer]:
-    """Step a segmenter through the frames of a video; every frame's answer, in order.
+    """Step a segmenter through the frames of a video, and yield an Answer per frame, in order.
 
         for frame, result, *_ in segment_video(Segmenter("giel"), frames, {0: first_mask}):
             ...
 
-    segmenter    a Segmenter or an OnnxSegmenter; it may have begun the stream already
-    frames       [H, W, 3] RGB each, as `step` takes them, or objects with such an `image`; read one
-                 by one, so they may come from a camera
-    prompts      masks by frame index, counted from the stream's beginning, or a function of the
-                 frame that returns one, or None
-    waiting      of a stream that was resumed, the frames that it has seen and not answered for
-    should_stop  asked before every frame; True ends the iteration, and the last `latency` frames
-                 are not answered for: the stream can go on
+    segmenter    a Segmenter or an OnnxSegmenter; its stream may have begun already
+    frames       [H, W, 3] RGB each, as `step` takes them, or objects with such an `image`
+                 attribute; read one at a time, so a live source works
+    prompts      masks by frame index, counted from the beginning of the stream, or a function of
+                 the frame that returns a mask or None
+    waiting      for a resumed stream: the frames it has taken and not answered for
+    should_stop  called before every frame; True ends the iteration without `flush`, so that the
+                 stream can continue
 
-    Raises  what `step` raises; what was answered before stays answered.
+    Raises  what `step` raises; answers yielded before remain valid.
     """
-    device = getattr(segmenter, "device", CPU)  # onnxruntime's answers are arrays: no wait
+    device = getattr(segmenter, "device", CPU)  # onnxruntime returns arrays: nothing to wait for
     held = dict(enumerate(waiting, max(0, segmenter.frame_count - segmenter.latency)))
     for frame in frames:
         if should_stop():

@@ -1,4 +1,4 @@
-"""Memory of past frames: bounded, in pages that streams share."""
+"""Bounded memories of past frames, paged, with page pools shared by an engine's streams."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Memory(Protocol):
-    """What the methods know of a memory, whatever its policy."""
+    """Interface of a memory, whatever its policy; see MemoryBank and AdaptiveBank."""
 
     @property
     def nbytes(self) -> int: ...
@@ -56,10 +56,11 @@ class Memory(Protocol):
 def memory_of(
     model: str, config: ModelConfig, wanted: MemoryConfig | str | None
 ) -> MemoryConfig | None:
-    """What a model's memory keeps: `wanted`, or the configuration's under that policy, or the
-    configuration's own. None of a model without such a memory.
+    """The memory configuration of a model, or None if the model has no memory.
 
-    Raises  ConfigError where that is wanted of such a model, or the policy is unknown.
+    wanted  a MemoryConfig; a policy, which replaces that of `config.memory`; None: `config.memory`
+
+    Raises  ConfigError if the model has no memory to configure, or the policy is unknown.
     """
     own: MemoryConfig | None = getattr(config, "memory", None)
     if wanted is None:
@@ -80,9 +81,13 @@ def make_memory(
     dtype: torch.dtype,
     pools: PagePools | None = None,
 ) -> Memory:
-    """The memory that a policy asks for: `groups` objects, `positions` cells a frame.
+    """Create the memory for a policy.
 
-    pools  where whole frames get their pages from; None: from one of its own
+    groups     number of objects
+    positions  grid cells per frame
+    pools      page pools for policies that keep whole frames; None: new ones
+
+    Returns  an AdaptiveBank for the policy "afb", else a MemoryBank
     """
     channels = (key_channels, value_channels)
     if config.policy == "afb":

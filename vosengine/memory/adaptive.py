@@ -1,4 +1,4 @@
-"""The policy "afb": single features, of which near duplicates are merged."""
+"""AdaptiveBank: memory of single features for the policy "afb"; near duplicates are merged."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ from .bank import Stored
 
 
 class AdaptiveBank:
-    """AFB-URR's adaptive feature bank: near duplicates are merged, the least used are forgotten.
+    """AFB-URR's adaptive feature bank: near duplicates are merged, the least used are evicted.
 
-    A new feature whose best cosine similarity to a stored key is at least `merge_similarity` moves
-    that key and value towards itself by `merge_rate`: both directions are mixed, and the mix takes
-    the stored length (as there, it is not normalised anew). Any other is appended. When a group's
-    share of the budget is full, the features with the fewest merges per frame of age make room,
-    but never those of its first annotated frame, which stand first. [O] The use count is of merges,
-    not of readings: reading never forms the attention weights that AFB-URR counts. [O]
+    A new feature whose best cosine similarity to a stored key is at least `merge_similarity` is
+    merged: the directions of stored and new key (and value) are mixed with weight `merge_rate`,
+    and the mix keeps the stored norm (not renormalised, as in AFB-URR). Other features are
+    appended. When a group's share of the budget is full, the features with the fewest merges per
+    frame of age are evicted, except those of its first annotated frame, which come first (ours).
+    Use is counted in merges, not in reads: reading never materialises the attention weights that
+    AFB-URR counts (ours).
 
-    It decides by content, so a write waits for the device; every other policy does not.
+    A write depends on the contents, so it synchronises with the device, unlike other policies.
+
+    keys    [G, N, Ck]
+    values  [G, N, Cv]
+    length  [G] int32    valid positions
+    merges  [G, N]       number of merges per feature
+    age     [G, N]       number of frames since the feature was stored
     """
 
     def __init__(
@@ -36,7 +43,7 @@ class AdaptiveBank:
     ) -> None:
         self.config = config
         self.positions = positions
-        self.capacity = max(2 * positions, config.budget // groups)  # room for two frames at least
+        self.capacity = max(2 * positions, config.budget // groups)  # at least two frames
         self.keys = torch.empty(groups, self.capacity, channels[0], device=device, dtype=dtype)
         self.values = torch.empty(groups, self.capacity, channels[1], device=device, dtype=dtype)
         self.length = torch.zeros(groups, device=device, dtype=torch.int32)
@@ -48,10 +55,10 @@ class AdaptiveBank:
         return sum(bank.nbytes for bank in (self.keys, self.values, self.merges, self.age))
 
     def make_room(self, count: int) -> None:
-        """There is room: it was made at the start."""
+        """Does nothing: all memory is allocated at creation."""
 
     def release(self) -> None:
-        """Forget all groups."""
+        """Clear all groups."""
         self.length.zero_()
 
     def write(
@@ -61,8 +68,10 @@ class AdaptiveBank:
         keep: Sequence[bool],
         shown: torch.Tensor | None = None,
     ) -> None:
-        """Merge or append the features of one frame of the groups that are `shown`, or of all;
-        `keep` has no meaning here."""
+        """Merge or append one frame's features of the groups `shown` [O] bool, or of all.
+
+        key [O, P, Ck], value [O, P, Cv]; `keep` is ignored.
+        """
         groups = range(key.shape[0]) if shown is None else shown.nonzero().flatten().tolist()
         for group in groups:
             self._write_group(group, key[group], value[group])
@@ -103,7 +112,7 @@ class AdaptiveBank:
         if excess > 0:
             rate = self.merges[group, :used] / self.age[group, :used]
             rate[: self.positions] = torch.inf
-            kept = rate.argsort(stable=True)[excess:].sort().values  # of equals the oldest goes
+            kept = rate.argsort(stable=True)[excess:].sort().values  # ties: the oldest is evicted
             for bank in (self.keys, self.values, self.merges, self.age):
                 bank[group, : kept.shape[0]] = bank[group, kept]
             used = kept.shape[0]
@@ -119,7 +128,7 @@ class AdaptiveBank:
         return Stored(self.keys[:count], self.values[:count], self.length[:count])
 
     def forget(self, group: int, count: int) -> None:
-        """Drop a group; the last of the `count` groups moves into its place."""
+        """Remove a group; the last of the `count` groups moves into its place."""
         last = count - 1
         if group != last:
             for tensor in (self.keys, self.values, self.length, self.merges, self.age):
@@ -127,7 +136,7 @@ class AdaptiveBank:
         self.length[last] = 0
 
     def tensors(self, count: int) -> dict[str, torch.Tensor]:
-        """All that is needed to go on, likewise."""
+        """The contents of the first `count` groups, by name, for saving; unused positions are 0."""
         used = int(self.length[:count].max()) if count else 0
         unused = torch.arange(used, device=self.length.device) >= self.length[:count, None]
         saved = {}
@@ -137,7 +146,7 @@ class AdaptiveBank:
         return {**saved, "length": self.length[:count]}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Load the contents that `tensors` returned."""
         count, used = tensors["keys"].shape[:2]
         for name in ("keys", "values", "merges", "age"):
             getattr(self, name)[:count, :used] = tensors[name]

@@ -1,4 +1,4 @@
-"""Pages: what one object looked like in one remembered frame, from pools that streams share."""
+"""Page pools: storage for the keys and values of one object in one frame, shared by streams."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 
 from ..errors import CapacityError
 
-FIRST_PAGES = 8  # that a pool makes room for at once; then it doubles
+FIRST_PAGES = 8  # initial capacity of a pool; it doubles when full
 MIB = 1 << 20
 
 
 class Pages:
-    """A pool of pages of one shape, on one device. No page is ever moved within it; when none is
-    free it is copied to a place twice as large, up to the budget, and when all are free it is
-    let go.
+    """A pool of pages of one shape, on one device.
+
+    Page numbers are stable. A full pool is reallocated at twice the capacity, within the budget; an
+    unused pool may be freed.
 
     keys     [N, P, Ck]
     values   [N, P, Cv]
-    version  how often keys and values have changed place: what was captured for other ones is void
+    version  number of reallocations; graphs captured for another version are invalid
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Pages:
         self.values = torch.zeros(0, positions, channels[1], device=device, dtype=dtype)
         self.version = 0
         self._free: list[int] = []  # a heap
-        # Where memories are collected as garbage, pages come back at any moment: they wait here.
+        # Pages freed by finalizers, which may run at any time.
         self._returned: deque[int] = deque()
 
     @property
@@ -48,19 +49,21 @@ class Pages:
 
     @property
     def capacity(self) -> int:
-        """Pages there is room for."""
+        """Number of allocated pages."""
         return len(self.keys)
 
     @property
     def used(self) -> int:
-        """Pages that hold something."""
+        """Number of pages in use."""
         self._settle()
         return self.capacity - len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """The numbers of so many free pages. Raises CapacityError, before anything has changed,
-        where the budget has no room for them."""
-        if count == 0:  # as in most steps
+        """Take `count` free pages; returns their numbers.
+
+        Raises  CapacityError, before any change, if the budget is exhausted.
+        """
+        if count == 0:  # most steps
             return []
         self._settle()
         missing = count - len(self._free)
@@ -69,11 +72,11 @@ class Pages:
         return [heappop(self._free) for _ in range(count)]
 
     def give(self, pages: Iterable[int]) -> None:
-        """Free pages that were taken."""
+        """Return pages to the pool."""
         self._returned.extend(pages)
 
     def let_go(self) -> None:
-        """Free the memory, where no page is used."""
+        """Free the pool's memory if no page is in use."""
         if self.capacity and self.used == 0:
             self._move(0)
 
@@ -98,7 +101,7 @@ class Pages:
         return (
             f"memory: wanted {wanted} pages of {size / MIB:.3g} MiB more than the {self.used} in "
             f"use, and the budget of {budget / MIB:.4g} MiB has room for {room} in all; close a "
-            "stream or remove objects, or make the engine with a larger memory_budget"
+            "stream or remove objects, or create the engine with a larger memory_budget"
         )
 
     def _move(self, capacity: int) -> None:
@@ -108,14 +111,14 @@ class Pages:
             new = old.new_zeros(capacity, *old.shape[1:])
             new[:kept] = old[:kept]
             setattr(self, name, new)
-        self._free = [page for page in self._free if page < capacity]  # a heap still: none or all
+        self._free = [page for page in self._free if page < capacity]  # all or none: still a heap
         self.version += 1
 
 
 class PagePools:
-    """The pools of one engine, one for each shape of page, within one budget.
+    """An engine's page pools, one per page shape, within one budget.
 
-    budget  bytes that all pools together may take; None: as much as the device has
+    budget  maximum bytes of all pools together; None: limited by the device only
     """
 
     def __init__(self, budget: int | None = None) -> None:
@@ -130,7 +133,11 @@ class PagePools:
         device: torch.device,
         dtype: torch.dtype,
     ) -> Pages:
-        """The pool of pages of that shape, which is made where there is none."""
+        """The pool for a page shape, created if necessary.
+
+        positions  P, grid cells per page
+        channels   (Ck, Cv)
+        """
         key = positions, channels, device, dtype
         if key not in self._pools:
             self._pools[key] = Pages(self, positions, channels, device=device, dtype=dtype)
@@ -138,36 +145,38 @@ class PagePools:
 
     @property
     def used(self) -> int:
-        """Pages that hold something, in all pools."""
+        """Number of pages in use, in all pools."""
         return sum(pool.used for pool in self._pools.values())
 
     @property
     def capacity(self) -> int:
-        """Pages there is room for, in all pools."""
+        """Number of allocated pages, in all pools."""
         return sum(pool.capacity for pool in self._pools.values())
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of those pages."""
+        """Bytes of the pages in use."""
         return sum(pool.used * pool.page_bytes for pool in self._pools.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the pools take, with the pages that are free."""
+        """Bytes allocated by all pools, free pages included."""
         return sum(pool.capacity * pool.page_bytes for pool in self._pools.values())
 
     @property
     def version(self) -> int:
-        """How often any pool has changed place."""
+        """Total number of reallocations."""
         return sum(pool.version for pool in self._pools.values())
 
     def room_for(self, pool: Pages) -> int | None:
-        """Pages that this pool may have at most, once others that hold nothing are let go; None:
-        any number."""
+        """Maximum capacity of a pool within the budget, in pages; None: unlimited.
+
+        Frees the memory of other, unused pools first.
+        """
         if self.budget is None:
             return None
-        others = [each for each in self._pools.values() if each is not pool]
-        for each in others:
-            each.let_go()
-        taken = sum(each.capacity * each.page_bytes for each in others)
+        others = [other for other in self._pools.values() if other is not pool]
+        for other in others:
+            other.let_go()
+        taken = sum(other.capacity * other.page_bytes for other in others)
         return max(0, self.budget - taken) // pool.page_bytes

@@ -1,1 +1,1 @@
-"""The networks: one file per family, each a `Method` with four verbs."""
+"""The networks: one file or folder per model family, each a `Method` (see method.py)."""

@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101 without the classifier, with torchvision's state-dict names."""
+"""ResNet-18/34/50/101 without the classifier, with torchvision's state dict keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .convolve import convolve
 
-# Blocks of layer1..layer4, and whether they are bottlenecks (He et al., CVPR 2016, table 1).
+# Blocks in layer1..layer4, and whether they are bottlenecks (He et al., CVPR 2016, table 1).
 DEPTHS = {
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
@@ -21,18 +21,16 @@ DEPTHS = {
 
 
 class Pyramid(NamedTuple):
-    """Feature maps at strides 4, 8 and 16 (the papers' res2, res3, res4), and of layer4 if it is
-    there: at stride 32, or at 16 where it is dilated."""
+    """Feature maps of an encoder, named res2..res5 in the papers."""
 
-    r2: torch.Tensor
-    r3: torch.Tensor
-    r4: torch.Tensor
-    r5: torch.Tensor | None = None
+    r2: torch.Tensor  # [B, C2, H / 4, W / 4]
+    r3: torch.Tensor  # [B, C3, H / 8, W / 8]
+    r4: torch.Tensor  # [B, C4, H / 16, W / 16], or [B, C4, H / 8, W / 8] with key_stride=8
+    r5: torch.Tensor | None = None  # layer4: stride 32, or 16 if dilated; None without layer4
 
 
 def make_norm(kind: str, channels: int) -> nn.BatchNorm2d | nn.GroupNorm:
-    """A norm layer: "batch", or "group", without running statistics: 8 channels a group, fewer
-    where 8 does not divide."""
+    """Norm layer: "batch", or "group" with gcd(channels, 8) channels per group."""
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(channels // math.gcd(channels, 8), channels)
@@ -48,9 +46,12 @@ def _downsample(
 
 
 def _shortcut(x: torch.Tensor, downsample: nn.Sequential | None) -> torch.Tensor:
-    """What a block adds to its branch. Where gradients are wanted, the pixels that a 1x1
-    convolution with a stride looks at are taken out first: its gradient in oneDNN (torch 2.13)
-    writes past its memory on processors with AVX-512 where channels are no multiple of 16."""
+    """Shortcut of a residual block: the identity, or a strided 1x1 convolution and norm.
+
+    With gradients enabled, x is subsampled before the convolution: the gradient of a strided 1x1
+    convolution in oneDNN (torch 2.13) writes out of bounds on AVX-512 if the number of channels is
+    not a multiple of 16.
+    """
     if downsample is None:
         return x
     conv, norm = cast(nn.Conv2d, downsample[0]), downsample[1]
@@ -58,13 +59,13 @@ def _shortcut(x: torch.Tensor, downsample: nn.Sequential | None) -> torch.Tensor
         shortcut: torch.Tensor = downsample(x)
         return shortcut
     rows, columns = conv.stride
-    looked_at = x[:, :, ::rows, ::columns]
-    projected: torch.Tensor = norm(functional.conv2d(looked_at, conv.weight, conv.bias))
+    sampled = x[:, :, ::rows, ::columns]
+    projected: torch.Tensor = norm(functional.conv2d(sampled, conv.weight, conv.bias))
     return projected
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around the identity."""
+    """Basic residual block: two 3x3 convolutions."""
 
     expansion = 1
 
@@ -86,7 +87,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride, as torchvision and STM have it), 1x1 around the identity."""
+    """Bottleneck residual block: 1x1, 3x3, 1x1; the stride is on the 3x3, as in torchvision and
+    STM."""
 
     expansion = 4
 
@@ -111,7 +113,7 @@ class Bottleneck(nn.Module):
 
 
 class Fuse(nn.Module):
-    """Stride 16 joined with stride 8, at stride 8: the finer grid, the wider view."""
+    """Fusion of r3 and r4 at stride 8: relu(norm(conv1x1 r3 + upsample(conv1x1 r4)))."""
 
     def __init__(self, channels3: int, channels4: int, norm: str) -> None:
         super().__init__()
@@ -127,17 +129,17 @@ class Fuse(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet's stem and layers, optionally with mask channels beside the image.
+    """ResNet encoder, optionally with mask channels as extra input.
 
-    mask_channels  further input planes, through a 7x7 convolution of their own, summed with the
-                   image's before the first norm (STM's released code: conv1_m, conv1_o)
-    layer4         None leaves it out; "strided" goes on to stride 32; "dilated" stays at 16, with
-                   dilation 2 from its second block on, as torchvision has it
-    norm           "batch", or "group" (see make_norm)
-    key_stride     of r4: 16, or 8, where it is joined with r3; not together with layer4
-    channels       of every map in the pyramid
-    dtype          of what leaves the stem; None, its own: its convolutions stay in float32 where
-                   the rest is rounded to half precision (see runtime/rounding.py)
+    mask_channels  extra input planes with their own 7x7 convolution, added to the image's before
+                   the first norm (conv1_m, conv1_o in STM's released code)
+    layer4         None: left out; "strided": stride 32; "dilated": stride 16, dilation 2 from its
+                   second block on, as in torchvision
+    norm           "batch" or "group" (see make_norm)
+    key_stride     stride of r4: 16, or 8 by `Fuse` with r3; 8 excludes layer4
+    channels       attribute: channels of each map of the pyramid
+    dtype          attribute: dtype of the stem's output; None: unchanged. The stem's convolutions
+                   stay in float32 when the rest is in half precision (see runtime/rounding.py)
     """
 
     def __init__(
@@ -173,7 +175,8 @@ class ResNet(nn.Module):
         self.dtype: torch.dtype | None = None
 
     def forward(self, frame: torch.Tensor, masks: torch.Tensor | None = None) -> Pyramid:
-        """frame [B, 3, H, W]; masks [O, M, H, W] with mask channels: B = 1 is shared by all O."""
+        """Encode frame [B, 3, H, W], with mask channels also masks [O, M, H, W]: B = O, or B = 1,
+        which broadcasts over the objects."""
         stem = self.conv1.weight.dtype
         x = self.conv1(frame.to(stem))
         if self.mask_conv is not None:
@@ -205,10 +208,11 @@ def _layer(
 
 
 def initialise(module: nn.Module) -> None:
-    """Seedable random weights whose activations neither vanish nor explode, layer by layer.
+    """Initialise weights at random so that activations neither vanish nor explode with depth.
 
-    He's rule for convolutions; the last norm of a residual block starts at 1 / sqrt(blocks in its
-    layer), so that a layer multiplies the variance by at most e, however deep it is.
+    Convolutions: He normal (fan-in), zero bias. The last norm of a residual block starts at
+    1 / sqrt(blocks in its layer), so a layer multiplies the variance by at most e at any depth.
+    Uses torch's global generator.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Blocks that several families share: STM's key and value heads, its reading and its decoder."""
+"""Blocks shared by several models: STM's key and value heads, memory read and decoder."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from .convolve import convolve
 from .method import State
 
 Observed = tuple[torch.Tensor, torch.Tensor]  # key [O, Ck, h, w] and value [O, Cv, h, w] of a frame
-READ_LIMIT = 0.02  # how near to 0 and 1 a mask that was read counts
+READ_LIMIT = 0.02  # memory masks are clamped to [READ_LIMIT, 1 - READ_LIMIT] before the logit
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """In float32 at least."""
+    """x in float32, or wider if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def upsample(x: torch.Tensor, scale: int) -> torch.Tensor:
+    """Bilinear upsampling, align_corners=False: [B, C, h, w] -> [B, C, scale * h, scale * w]."""
     return functional.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
 def conv3(channels_in: int, channels_out: int, bias: bool = True) -> nn.Conv2d:
+    """3x3 convolution with padding 1."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
 
 
 class ResBlock(nn.Module):
-    """x + conv3(relu(conv3(relu x))), without norms; a 3x3 convolution on x if channels change."""
+    """x + conv3(relu(conv3(relu x))), without norms; conv3 on the shortcut if channels change."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -52,7 +54,10 @@ class ResBlock(nn.Module):
 
 
 class KeyValue(nn.Module):
-    """Key and value of every cell: two convolutions, 3x3 or 1x1, without activation."""
+    """Key and value heads: one convolution each (size 3 or 1), without activation.
+
+    x [B, channels, h, w] -> key [B, Ck, h, w], value [B, Cv, h, w]
+    """
 
     def __init__(
         self, channels: int, key_channels: int, value_channels: int, size: int = 3
@@ -66,7 +71,7 @@ class KeyValue(nn.Module):
 
 
 class Skip(nn.Module):
-    """The part of a refinement that does not depend on the object: conv3, then a ResBlock."""
+    """Object-independent branch of a decoder level: conv3, then a ResBlock."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -78,12 +83,12 @@ class Skip(nn.Module):
 
 
 class Decoder(nn.Module):
-    """STM's decoder, cut in two: `skips` once per frame, `forward` once per object.
+    """STM's decoder in two parts: `skips` runs once per frame, `forward` once per object.
 
-    channels_in  of the readout joined with the query's value
-    pyramid      channels of r2 and r3
-    channels     its own width ("mdim")
-    classes      2, background and foreground (STM), or 1, the logit itself
+    channels_in    channels of the readout concatenated with the query's value
+    pyramid        channels of r2 and r3
+    channels       width at strides 16 and 8 ("mdim" in the released code)
+    classes        2: background and foreground (STM); 1: the foreground logit
     fine_channels  width at stride 4; None: `channels`
     """
 
@@ -107,14 +112,15 @@ class Decoder(nn.Module):
         self.predict = conv3(fine, classes)
 
     def skips(self, pyramid: Pyramid) -> tuple[torch.Tensor, torch.Tensor]:
-        """The skip branches at strides 8 and 4: 122.3 of 210.5 GFLOP at 480p, for all objects."""
+        """Skip branches at strides 8 and 4, shared by all objects: 122.3 of 210.5 GFLOP at 480p."""
         return self.skip3(pyramid.r3), self.skip2(pyramid.r2)
 
     def forward(self, x: torch.Tensor, skip3: torch.Tensor, skip2: torch.Tensor) -> torch.Tensor:
-        """x [O, C, h, w] at stride 16 or 8, skips [1 or O, ...] -> logits [O, H / 4, W / 4] at
-        stride 4.
+        """Decode one logit map per object.
 
-        Of two classes foreground minus background: their softmax is its sigmoid.
+        x [O, C, h, w] at stride 16 or 8, skips [1 or O, ...] -> logits [O, H / 4, W / 4]
+
+        With two classes the logit is foreground minus background; its sigmoid equals their softmax.
         """
         x = self.block4(self.conv(x))
         if x.shape[2:] != skip3.shape[2:]:
@@ -128,34 +134,38 @@ class Decoder(nn.Module):
 
 
 def make_key(x: torch.Tensor, similarity: str) -> torch.Tensor:
-    """A key [B, Ck, h, w] as it is compared: of length 1 in every cell where cosines are."""
+    """Key [B, Ck, h, w] for a similarity: L2-normalised over Ck for "cosine", else unchanged."""
     return functional.normalize(wide(x), dim=1).to(x.dtype) if similarity == "cosine" else x
 
 
 def to_positions(x: torch.Tensor) -> torch.Tensor:
-    """[B, C, h, w] -> [B, h * w, C]: cells in reading order, channels last."""
+    """[B, C, h, w] -> [B, h * w, C]: row-major positions, channels last."""
     return x.flatten(2).transpose(1, 2)
 
 
 def with_masks(value: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """value [O, Cv, h, w] and the masks [O, 1, H, W] that go with it -> [O, Cv + 1, h, w]: the
-    last channel is the share of every cell that the mask covers."""
+    """Append the masks to the values: value [O, Cv, h, w], masks [O, 1, H, W] in 0..1 ->
+    [O, Cv + 1, h, w]. The last channel is the mask averaged over each cell."""
     height, width = value.shape[2:]
     covered = functional.adaptive_avg_pool2d(masks, (height, width))
     return torch.cat((value, covered.to(value.dtype)), dim=1)
 
 
 def carried(logits: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """Logits [O, h, w] over the masks that were read [O, h', w'] in 0..1: a decoder then says how
-    the frame differs from what its memory alone would make of it. In float32 at least."""
+    """Residual prediction: logits + upsample(logit(memory mask)); float32 or wider.
+
+    logits [O, h, w], read [O, h', w'] in 0..1, the masks read from memory -> [O, h, w]
+    """
     start = wide(read).clamp(READ_LIMIT, 1 - READ_LIMIT).logit()[:, None]
     size = (logits.shape[1], logits.shape[2])
     return logits + functional.interpolate(start, size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def of_objects(x: torch.Tensor, streams: torch.Tensor | None) -> torch.Tensor:
-    """Of every object what its stream's frame has: x [B, ...] -> [O, ...]; without `streams`, of
-    one stream, x [1, ...] as it is, which all its objects share."""
+    """Expand per-stream features to one row per object: x [B, ...] -> x[streams] [O, ...].
+
+    Without `streams`, x [1, ...] is returned as it is and broadcasts over the objects.
+    """
     return x if streams is None else x[streams]
 
 
@@ -169,17 +179,18 @@ def read_objects(
     sharpness: float = 1.0,
     streams: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Every object's memory read with its stream's query, joined with the query's own value.
+    """Read each object's memory with its stream's query; concatenate with the query's value.
 
-    key [B, Ck, h, w], value [B, Cv, h, w] -> [O, Cs + Cv, h, w]; Cs, the memory's channels, is Cv
-    or, where masks are read too, Cv + 1
+    key [B, Ck, h, w], value [B, Cv, h, w] -> [O, Cs + Cv, h, w]; Cs is the memory's value channels:
+    Cv, or Cv + 1 if it stores masks
 
-    similarity  "dot", q k / sqrt(Ck) (STM section 3.3; the released code's scale); "l2", the
-                negative squared distance (STCN, NeurIPS 2021, section 3.3), less what is the same
-                for all positions: (2 q k - k k) / sqrt(Ck); "cosine", q k of keys from `make_key`
-    top_k       positions that every cell reads; None: all
-    sharpness   factor of the scores
-    streams     [O] int64, of which stream every object is; None: all of one
+    similarity  "dot": q k / sqrt(Ck) (STM section 3.3; the released code's scale). "l2": negative
+                squared distance (STCN, NeurIPS 2021, section 3.3) without the term q q, which is
+                the same for all positions: (2 q k - k k) / sqrt(Ck). "cosine": q k of keys that
+                `make_key` has normalised
+    top_k       memory positions read per query position; None: all
+    sharpness   factor on the scores
+    streams     [O] int64, stream index of each object; None: one stream
     """
     height, width = key.shape[2:]
     stored = memory.read(object_count)
@@ -209,55 +220,56 @@ def read_objects(
 
 
 class JoinedMemory(NamedTuple):
-    """The memories of several streams, of which whole groups are read one stream after another."""
+    """Memories of several streams in one page pool, read as one memory with groups in stream
+    order."""
 
     stored: Stored
 
     @classmethod
     def of(cls, memories: Sequence[MemoryBank], counts: Sequence[int]) -> JoinedMemory:
-        """Of the first `counts` groups of each; all in one pool, in rings of equal length."""
+        """Join the first `counts[i]` groups of memory i. All share one pool and a ring length."""
         parts = [memory.read(count) for memory, count in zip(memories, counts, strict=True)]
         tables = [(part.length, part.pages) for part in parts]
-        length, pages = (torch.cat(each) for each in zip(*tables, strict=True))
+        length, pages = (torch.cat(table) for table in zip(*tables, strict=True))
         return cls(parts[0]._replace(length=length, pages=pages))
 
     def read(self, count: int) -> Stored:
-        """All of it."""
+        """All groups; `count` must be their number."""
         return self.stored
 
 
 class JoinedState(NamedTuple):
-    """What `segment` and `observe` see of several streams' states."""
+    """Read-only state of several streams, as passed to `segment` and `observe`."""
 
     memory: JoinedMemory
     object_count: int
-    streams: torch.Tensor | None = None  # with the tables
+    streams: torch.Tensor | None = None  # [O] int64, stream index of each object; set by `at`
 
     @property
     def tables(self) -> tuple[torch.Tensor, ...]:
-        """What of the memory changes from step to step."""
+        """The memory's lengths and page tables, the tensors that change from step to step."""
         stored = self.memory.stored
         return cast(torch.Tensor, stored.length), cast(torch.Tensor, stored.pages)
 
     def padded(self, count: int) -> JoinedState:
-        """The same with as many objects, of which the further ones have an empty memory."""
+        """Pad to `count` objects; the added ones have an empty memory."""
         more = count - self.object_count
         length, pages = (
-            functional.pad(each, [0] * (2 * each.ndim - 1) + [more]) for each in self.tables
+            functional.pad(table, [0] * (2 * table.ndim - 1) + [more]) for table in self.tables
         )
         stored = self.memory.stored._replace(length=length, pages=pages)
         return JoinedState(JoinedMemory(stored), count)
 
     def at(self, tables: tuple[torch.Tensor, ...], streams: torch.Tensor) -> JoinedState:
-        """The same with these tables, and these streams of its objects."""
+        """Replace `tables`, and set the stream index [O] int64 of each object."""
         stored = self.memory.stored._replace(length=tables[0], pages=tables[1])
         return self._replace(memory=JoinedMemory(stored), streams=streams)
 
 
 class MatchingState(State):
-    """The state of a method that matches with a memory: the memory, and how many frames it saw.
+    """State of a memory-matching method: the memory and the number of frames seen.
 
-    streams  [O] int64, of which stream every object is, where clips are trained side by side
+    streams  [O] int64, stream index of each object when clips are trained in a batch; else None
     """
 
     streams: torch.Tensor | None = None
@@ -278,15 +290,16 @@ class MatchingState(State):
         value_channels: int | None = None,
         pools: PagePools | None = None,
     ) -> MatchingState:
-        """Room for `max_objects` on a grid of `cells`, with the device and dtype of `like`.
+        """Allocate for `max_objects` objects on a grid of `cells` (h, w), device and dtype of
+        `like`.
 
-        memory          what it keeps; None: as the configuration says
-        value_channels  of what is stored; None: the configuration's
-        pools           where pages come from; None: from one of its own
+        memory          memory settings; None: config.memory
+        value_channels  channels of stored values; None: config.value_channels
+        pools           page pools to allocate from; None: a pool of its own
         """
-        kept = memory or config.memory
+        settings = memory or config.memory
         bank = make_memory(
-            kept,
+            settings,
             groups=max_objects,
             positions=cells[0] * cells[1],
             key_channels=config.key_channels,
@@ -295,7 +308,7 @@ class MatchingState(State):
             dtype=like.dtype,
             pools=pools,
         )
-        return cls(bank, kept.every)
+        return cls(bank, settings.every)
 
     @property
     def nbytes(self) -> int:
@@ -322,28 +335,31 @@ class MatchingState(State):
         key: torch.Tensor,
         value: torch.Tensor,
         prompted: tuple[int, ...],
-        shown: torch.Tensor | None = None,
+        visible: torch.Tensor | None = None,
     ) -> None:
-        """Store one frame: for good if its turn has come or, per object, if its mask was given.
+        """Store one frame: key [O, Ck, h, w], value [O, Cv, h, w].
 
-        shown  bool per object, on the device: the others' memory stays as it is; None: all
+        Every `every`-th frame is kept; any other is overwritten by the next write, except for
+        objects that are new or whose slot is in `prompted`.
+
+        visible  [O] bool on the device: only these objects' memory is written; None: all
         """
         count = key.shape[0]
         due = self.frame_count % self.every == 0
         keep = [due or slot >= self.object_count or slot in prompted for slot in range(count)]
-        self.memory.write(to_positions(key), to_positions(value), keep, shown)
+        self.memory.write(to_positions(key), to_positions(value), keep, visible)
         self.object_count = count
         self.frame_count += 1
 
     def take(self, observed: Observed | None, prompted: tuple[int, ...]) -> None:
-        """`write` what was observed of a frame, or `skip` it where that is nothing."""
+        """`write` the result of `observe`, or `skip` the frame if it is None."""
         if observed is None:
             self.skip()
         else:
             self.write(*observed, prompted)
 
     def skip(self) -> None:
-        """A frame without objects: time passes, nothing is stored."""
+        """Count a frame without objects; nothing is stored."""
         self.frame_count += 1
 
     def forget(self, slot: int) -> None:

@@ -1,4 +1,4 @@
-"""A convolution and what comes right after it, in one pass over the map where that can be."""
+"""Convolution with fused norm, addition and activation (oneDNN on a CPU)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 @cache
 def fused_in() -> tuple[torch.dtype, ...]:
-    """The dtypes that oneDNN takes here: bfloat16 not where it would have to be emulated."""
+    """Dtypes that oneDNN fuses on this CPU; bfloat16 only with native support, not emulated."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return ()
     has_bf16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -20,8 +20,10 @@ def fused_in() -> tuple[torch.dtype, ...]:
 
 
 class Packed:
-    """A convolution's weights as oneDNN wants them, which adds another map and takes the ReLU or
-    ReLU6 while the sums are still in registers; packed at the first use, for maps of that size."""
+    """Convolution weights in oneDNN's blocked layout, with fused addition and ReLU or ReLU6.
+
+    Weights are packed at the first call, for its input size and dtype.
+    """
 
     def __init__(self) -> None:
         self._weight: torch.Tensor | None = None
@@ -36,23 +38,23 @@ class Packed:
         relu6: bool,
     ) -> torch.Tensor:
         assert not isinstance(conv.padding, str)
-        where: Any = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        geometry: Any = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         if self._weight is None or self._dtype != x.dtype:
             weight = conv.weight.to_mkldnn()
             pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-            self._weight, self._dtype = pack(weight, *where, list(x.shape)), x.dtype
+            self._weight, self._dtype = pack(weight, *geometry, list(x.shape)), x.dtype
         run: Any = torch.ops.mkldnn._convolution_pointwise
         if add is None:
             attribute, limits = ("hardtanh", [0, 6]) if relu6 else ("relu" if relu else "none", [])
-            fused: torch.Tensor = run(x, self._weight, conv.bias, *where, attribute, limits, "")
+            fused: torch.Tensor = run(x, self._weight, conv.bias, *geometry, attribute, limits, "")
         else:
             then = "relu" if relu else None
-            fused = run(x, add, self._weight, conv.bias, *where, "add", 1.0, then, [], None)
+            fused = run(x, add, self._weight, conv.bias, *geometry, "add", 1.0, then, [], None)
         return fused
 
 
 def pack_convolutions(network: nn.Module) -> None:
-    """Let `convolve` fuse what follows a convolution of this network, in inference on a CPU."""
+    """Enable oneDNN fusion in `convolve` for this network's convolutions (inference on a CPU)."""
     for module in network.modules():
         if type(module) is nn.Conv2d and module.padding_mode == "zeros":
             module.packed = Packed()  # type: ignore[assignment]
@@ -67,8 +69,11 @@ def convolve(
     relu: bool = False,
     relu6: bool = False,
 ) -> torch.Tensor:
-    """relu(norm(conv x) + add), without the parts that are not named; `add` as large as the
-    outcome; relu6 in place of relu, and not together with `add`."""
+    """relu(norm(conv x) + add); parts that are not passed are left out.
+
+    add    same shape as the result
+    relu6  ReLU6 instead of ReLU; not together with `add`
+    """
     packed: Packed | None = getattr(conv, "packed", None)
     plain = norm is None or isinstance(norm, nn.Identity)
     if packed is not None and plain and x.dtype in fused_in() and not torch.is_grad_enabled():

@@ -11,8 +11,8 @@ from torch.nn import functional
 from .backbone import Pyramid
 from .convolve import convolve
 
-# Repeats, kernel size, stride, expansion, channels out of every stage of lite0 (EfficientNet, ICML
-# 2019, table 1; lite leaves out squeeze-and-excitation and has ReLU6 for swish).
+# Repeats, kernel size, stride, expansion and output channels of each stage of lite0 (EfficientNet,
+# ICML 2019, table 1; lite has no squeeze-and-excitation, and ReLU6 instead of swish).
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -23,20 +23,20 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 SCALES = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite2": (1.1, 1.2)}  # width, depth
-STEM = 32  # channels, at every scale
-LEVELS = (1, 2, 4, 6)  # the stages whose maps are strides 4, 8, 16 and 32
-LEAST = 1e-4  # added to a cell's mean square before it divides
+STEM = 32  # channels of the stem, at every scale
+LEVELS = (1, 2, 4, 6)  # stages whose outputs have strides 4, 8, 16 and 32
+EPSILON = 1e-4  # added to the mean square in normalise_cells
 
 
 def scaled_stages(depth: str) -> list[tuple[int, int, int, int, int]]:
-    """STAGES at a scale: channels to the nearest multiple of 8, repeats rounded up; the first and
-    the last stage keep their repeats."""
+    """Scale STAGES: channels to the nearest multiple of 8 (at least 0.9 times the exact number),
+    repeats rounded up; the first and the last stage keep their repeats."""
     width, deep = SCALES[depth]
     scaled = []
     for index, (repeats, kernel, stride, expansion, channels) in enumerate(STAGES):
-        wanted = width * channels
-        rounded = max(8, int(wanted + 4) // 8 * 8)
-        rounded += 8 * (rounded < 0.9 * wanted)
+        exact = width * channels
+        rounded = max(8, int(exact + 4) // 8 * 8)
+        rounded += 8 * (rounded < 0.9 * exact)
         ends = index in (0, len(STAGES) - 1)
         scaled.append(
             (repeats if ends else -int(-repeats * deep // 1), kernel, stride, expansion, rounded)
@@ -45,25 +45,27 @@ def scaled_stages(depth: str) -> list[tuple[int, int, int, int, int]]:
 
 
 def pad_same(x: torch.Tensor, kernel: int, stride: int, dilation: int = 1) -> torch.Tensor:
-    """TensorFlow's SAME padding of a map [B, C, H, W] with zeros: an odd rest goes to the right and
-    to the bottom, so a convolution with a stride gives ceil(side / stride) cells."""
+    """Zero-pad x [B, C, H, W] like TensorFlow's SAME: a strided convolution then gives
+    ceil(side / stride) cells. An odd total has the extra pixel at the right and the bottom."""
     reach = dilation * (kernel - 1)
-    rest = [reach - (side - 1) % stride for side in x.shape[2:]]
-    top, left = (max(0, each) // 2 for each in rest)
-    bottom, right = max(0, rest[0]) - top, max(0, rest[1]) - left
+    total = [max(0, reach - (side - 1) % stride) for side in x.shape[2:]]
+    top, left = (pixels // 2 for pixels in total)
+    bottom, right = total[0] - top, total[1] - left
     return functional.pad(x, (left, right, top, bottom))
 
 
 def normalise_cells(x: torch.Tensor) -> torch.Tensor:
-    """Every cell of maps [..., C, h, w] divided by its root mean square over the channels."""
+    """RMS norm over the channels: [..., C, h, w] divided by sqrt(mean square + EPSILON)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    size = (wide.square().mean(dim=-3, keepdim=True) + LEAST).rsqrt()
-    return (wide * size).to(x.dtype)
+    scale = (wide.square().mean(dim=-3, keepdim=True) + EPSILON).rsqrt()
+    return (wide * scale).to(x.dtype)
 
 
 class MBConv(nn.Module):
-    """1x1 to `expansion` times the channels, depthwise, 1x1 back without activation; around the
-    identity where stride and channels allow it."""
+    """Inverted residual block: 1x1 expansion, depthwise convolution, linear 1x1 projection.
+
+    The shortcut is the identity if stride is 1 and channels are unchanged, else absent.
+    """
 
     def __init__(
         self,
@@ -101,20 +103,21 @@ class MBConv(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite's stem and stages, optionally with mask channels beside the image.
+    """EfficientNet-Lite encoder, optionally with mask channels as extra input.
 
-    depth         "efficientnet_lite0" or "efficientnet_lite2"
-    mask_channels further input planes, through a convolution of their own that starts at 0, summed
-                  with the image's before the first norm
-    layer4        None ends at stride 16; "strided" goes on to stride 32; "dilated" stays at 16, the
-                  last stages with dilation 2
-    key_stride    of r4: 16, or 8, where it is [r3, r4], each scaled to the same length in every
-                  cell, the root of r3's channels; not together with layer4
-    channels      of every map in the pyramid: 24, 40, 112 (152 at stride 8) and 320 in lite0
-    dtype         of what leaves the stem; None, its own (see runtime/rounding.py)
+    depth          "efficientnet_lite0" or "efficientnet_lite2"
+    mask_channels  extra input planes with their own 3x3 convolution, added to the image's before
+                   the first norm
+    layer4         None: ends at stride 16; "strided": stride 32; "dilated": stride 16, dilation 2
+                   in the last two stages
+    key_stride     stride of r4: 16, or 8, where r4 is the concatenation of r3 and the upsampled r4,
+                   both scaled to length sqrt(channels of r3) in every cell; 8 excludes layer4
+    channels       attribute: channels of each map of the pyramid: 24, 40, 112 (152 at stride 8) and
+                   320 in lite0
+    dtype          attribute: dtype of the stem's output; None: unchanged (runtime/rounding.py)
 
-    Its norms always run as in evaluation: their statistics are those of the pretraining, which
-    small batches would only disturb.
+    Batch norms always run in evaluation mode: they keep the pretrained statistics, which small
+    training batches would degrade.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class EfficientNetLite(nn.Module):
         self.conv1 = nn.Conv2d(3, STEM, 3, 2, bias=False)
         self.mask_conv = nn.Conv2d(mask_channels, STEM, 3, 2, bias=False) if mask_channels else None
         self.bn1 = nn.BatchNorm2d(STEM, eps=1e-3)
-        built, channels_in = [], STEM
+        modules, channels_in = [], STEM
         for index, (repeats, kernel, stride, expansion, channels) in enumerate(stages):
             dilated = layer4 == "dilated" and index >= 5
             blocks = []
@@ -138,8 +141,8 @@ class EfficientNetLite(nn.Module):
                 dilation = 2 if dilated and (block or index > 5) else 1
                 blocks.append(MBConv(channels_in, channels, kernel, step, expansion, dilation))
                 channels_in = channels
-            built.append(nn.Sequential(*blocks))
-        self.stages = nn.ModuleList(built)
+            modules.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(modules)
         self.joins = key_stride == 8
         levels = [stages[level][4] for level in LEVELS if level < len(stages)]
         if self.joins:
@@ -155,7 +158,8 @@ class EfficientNetLite(nn.Module):
         return self
 
     def forward(self, frame: torch.Tensor, masks: torch.Tensor | None = None) -> Pyramid:
-        """frame [B, 3, H, W]; masks [O, M, H, W] with mask channels: B = 1 is shared by all O."""
+        """Encode frame [B, 3, H, W], with mask channels also masks [O, M, H, W]: B = O, or B = 1,
+        which broadcasts over the objects."""
         stem = self.conv1.weight.dtype
         x = self.conv1(pad_same(frame.to(stem), 3, 2))
         if self.mask_conv is not None:
@@ -174,28 +178,27 @@ class EfficientNetLite(nn.Module):
             above = functional.interpolate(
                 normalise_cells(r4), scale_factor=2, mode="bilinear", align_corners=False
             )
-            # As wide maps go, stride 16 would count three times as much as stride 8.
-            even = (r3.shape[1] / r4.shape[1]) ** 0.5
-            r4 = torch.cat((normalise_cells(r3), even * above), dim=1)
+            # Equal norms: by its number of channels r4 would weigh three times as much as r3.
+            balance = (r3.shape[1] / r4.shape[1]) ** 0.5
+            r4 = torch.cat((normalise_cells(r3), balance * above), dim=1)
         return Pyramid(r2, r3, r4, r5[0] if r5 else None)
 
 
 class Neck(nn.Module):
-    """Pretrained maps as a decoder that expects a ResNet's reads them: every cell brought to a root
-    mean square of 1, a 1x1 convolution, ReLU. An EfficientNet-Lite's own maps have either sign and
-    a size of about 8 at stride 4 and 2 at stride 32.
+    """Adapter from EfficientNet-Lite maps to a decoder made for a ResNet's: RMS norm per cell, 1x1
+    convolution, ReLU. Raw maps are signed, with an RMS of about 8 at stride 4 and 2 at stride 32.
 
-    pyramid   channels of the maps
-    channels  after the convolutions, as many
+    pyramid   input channels per level
+    channels  output channels per level
     """
 
     def __init__(self, pyramid: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()
         pairs = zip(pyramid, channels, strict=True)
-        self.convs = nn.ModuleList(nn.Conv2d(own, wanted, 1) for own, wanted in pairs)
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 1) for before, after in pairs)
 
     def forward(self, maps: Pyramid) -> tuple[torch.Tensor, ...]:
-        """[B, C, h, w] of every level, the finest first, alike."""
-        found = [x for x in maps if x is not None]
-        pairs = zip(self.convs, found, strict=True)
+        """Adapted maps [B, channels[i], h_i, w_i], finest level first."""
+        present = [x for x in maps if x is not None]
+        pairs = zip(self.convs, present, strict=True)
         return tuple(functional.relu(conv(normalise_cells(x))) for conv, x in pairs)

@@ -1,4 +1,4 @@
-"""Encoders by the name of their backbone."""
+"""Encoder factory by backbone name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def make_encoder(
     norm: str = "batch",
     key_stride: int = 16,
 ) -> Encoder:
-    """A ResNet or an EfficientNet-Lite with the options that both have.
+    """Make a ResNet or an EfficientNet-Lite encoder; see there for the options.
 
-    width, norm  of a ResNet; an EfficientNet-Lite has its own
+    width, norm  ignored by EfficientNet-Lite, which has fixed ones
     """
     if backbone in RESNETS:
         return ResNet(backbone, width, mask_channels, layer4, norm, key_stride)

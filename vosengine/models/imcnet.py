@@ -1,4 +1,4 @@
-"""IMCNet: the foreground of a frame from itself and its neighbours in time, without any mask."""
+"""IMCNet: unsupervised foreground segmentation of a frame from its temporal neighbours."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ from .efficientnet import Neck, normalise_cells
 from .encoder import make_encoder
 from .method import FIRST_ANSWERS, Method, State
 
-ALIKE_AT_FIRST = 0.1  # of the usual size are, when training begins, products that weigh frames
-PROBABILITY_LIMIT = 1e-7
+FIRST_LIKENESS = 0.1  # initial scale of Fusion.centre, so that frames get nearly equal weights
+PROBABILITY_LIMIT = 1e-7  # probabilities are clamped to [limit, 1 - limit] before the logit
 
 
 def upsample(x: torch.Tensor) -> torch.Tensor:
-    """Twice the size; corners on corners everywhere in this method, as in its released code."""
+    """Bilinear upsampling by 2 with align_corners=True, as everywhere in the released code."""
     return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
 class IMCNetFeatures(NamedTuple):
-    """What IMCNet knows of a frame alone; the rest depends on its neighbours."""
+    """Per-frame features of IMCNet, independent of neighbouring frames."""
 
     r2: torch.Tensor  # [B, C2, H / 4, W / 4]
     r3: torch.Tensor  # [B, C3, H / 8, W / 8]
     r4: torch.Tensor  # [B, C4, H / 16, W / 16]
     r5: torch.Tensor  # [B, C5, H / 32, W / 32]
-    key: torch.Tensor  # [B, 64, H / 32, W / 32]
+    key: torch.Tensor  # [B, channels, H / 32, W / 32]
 
 
 class JoinedForeground(NamedTuple):
-    """Several streams, each with its one object."""
+    """Joined state of several streams, one object each."""
 
     object_count: int
     tables: tuple[torch.Tensor, ...] = ()
 
     def padded(self, count: int) -> JoinedForeground:
-        """The same: a stream has one object."""
+        """Return self: each stream has one object."""
         return self
 
     def at(self, tables: tuple[torch.Tensor, ...], streams: torch.Tensor) -> JoinedForeground:
-        """The same: nothing of it changes."""
+        """Return self: there are no tables."""
         return self
 
 
 class ForegroundState(State):
-    """Nothing to remember: what the method needs is in the frames that it sees."""
+    """Empty state: the method depends only on the frames in `sees`."""
 
     @classmethod
     def join(cls, states: Sequence[ForegroundState]) -> JoinedForeground:
         return JoinedForeground(sum(state.object_count for state in states))
 
     def forget(self, slot: int) -> None:
-        raise InputError("remove: imcnet answers with one foreground mask, which always exists")
+        raise InputError("remove: imcnet answers with one foreground mask; it cannot be removed")
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {}
@@ -74,10 +74,10 @@ class ForegroundState(State):
 
 
 class Affinity(nn.Module):
-    """The affinity computing module: what the positions of all frames together attend to.
+    """Affinity computing module (section II-B).
 
-    S = L^T R for the keys of all frames stacked; each frame's attention is its own feature map,
-    weighted by the softmax of S over L's positions (section II-B).
+    S = L^T R for the keys of all frames stacked along channels; each frame's attention is its
+    feature map weighted by the softmax of S over the positions of L.
     """
 
     def __init__(self, frames: int, channels: int) -> None:
@@ -90,13 +90,13 @@ class Affinity(nn.Module):
         stacked = keys.flatten(1, 2)
         left, right = to_positions(self.left(stacked)), to_positions(self.right(stacked))
         values = to_positions(maps.flatten(1, 2))
-        values = values.to(left.dtype).contiguous()  # under autocast a norm may have widened them
+        values = values.to(left.dtype).contiguous()  # under autocast a norm returns float32
         read = read_memory(right.contiguous(), left.contiguous(), values, scale=1.0)
         return read.transpose(1, 2).reshape(maps.shape)
 
 
 class Level(nn.Module):
-    """One step of the decoder, from stride 2s to s; `predict` gives the attention of the next."""
+    """Decoder level from stride 2s to s: skip features gated by the coarser level's attention."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -108,35 +108,38 @@ class Level(nn.Module):
     def forward(
         self, skip: torch.Tensor, above: torch.Tensor, attention: torch.Tensor
     ) -> torch.Tensor:
+        """skip [T, C, h, w], above [T, D, h / 2, w / 2], attention [T, 1, h / 2, w / 2] ->
+        [T, D, h, w]"""
         gated = self.block(self.conv(skip * upsample(attention).to(skip.dtype)))
         return self.merge(upsample(above) + gated)
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
-        """The attention in 0..1 that this level hands to the next finer one; float32 at least, for
-        in bfloat16 it is 1 from .998 on, where a loss would have no gradient."""
+        """Attention [T, 1, h, w] in 0..1 for the next finer level; float32 or wider, because
+        bfloat16 rounds values above .998 to 1, where a loss has no gradient."""
         return torch.sigmoid(wide(self.predict(x)))
 
 
 class Propagation(nn.Module):
-    """The attention propagation module: every frame decoded top-down, gated by what is above."""
+    """Attention propagation module: decodes every frame top-down; each level is gated by the
+    attention of the coarser one."""
 
     def __init__(self, pyramid: Sequence[int], channels: int) -> None:
         super().__init__()
         self.conv = conv3(pyramid[3], channels)
         self.block = ResBlock(channels, channels)
-        # From coarse to fine. The finest level's prediction is a side output of the training.
+        # Coarse to fine. The finest level's prediction is a side output, used in training only.
         self.levels = nn.ModuleList(Level(pyramid[i], channels) for i in (2, 1, 0))
 
     def forward(
         self, maps: Sequence[torch.Tensor], attention: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """maps r2..r5 [T, ...], attention [T, C5, h, w] -> features [T, 64, H / 4, W / 4], and the
-        side maps in 0..1, coarse to fine."""
+        """maps r2..r5 [T, ...], attention [T, C5, h, w] -> features [T, channels, H / 4, W / 4],
+        and the side maps [T, 1, ., .] in 0..1, coarse to fine."""
         weighted = maps[3] * attention * attention.mean(dim=(2, 3), keepdim=True)
         gates = [activation_map(weighted)]
         x = self.block(self.conv(weighted))
-        for each, skip in zip(self.levels, reversed(maps[:3]), strict=True):
-            level = cast(Level, each)
+        for module, skip in zip(self.levels, reversed(maps[:3]), strict=True):
+            level = cast(Level, module)
             x = level(skip, x, gates[-1])
             if self.training or len(gates) < len(self.levels):
                 gates.append(level.gate(x))
@@ -144,15 +147,16 @@ class Propagation(nn.Module):
 
 
 def activation_map(weighted: torch.Tensor) -> torch.Tensor:
-    """[T, C, h, w] -> [T, 1, h, w]: the mean channel without its negative part, each frame's
-    minimum moved to 0 and maximum to 1."""
+    """Min-max normalised activation: relu of the channel mean, scaled to 0..1 per frame;
+    [T, C, h, w] -> [T, 1, h, w], float32 or wider."""
     mean = functional.relu(wide(weighted).mean(dim=1, keepdim=True))
     low, high = mean.amin(dim=(2, 3), keepdim=True), mean.amax(dim=(2, 3), keepdim=True)
     return (mean - low) / (high - low + 1e-6)
 
 
 class Alignment(nn.Module):
-    """One layer of the cascade: a neighbour's features moved towards the centre's."""
+    """One layer of the alignment cascade: deformable convolution of a neighbour's features, with
+    offsets predicted from it and the centre frame."""
 
     def __init__(self, channels: int, offset_groups: int) -> None:
         super().__init__()
@@ -161,16 +165,17 @@ class Alignment(nn.Module):
         self.deform = conv3(channels, channels)
 
     def forward(self, centre: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+        """centre, neighbours [N, C, h, w] -> aligned neighbours [N, C, h, w]"""
         joined = torch.cat((centre, neighbours), dim=1)
         offset = self.offset(self.join(joined))
-        # Under autocast features are narrower than the weights; the op wants one dtype.
+        # Under autocast the features are in half precision, the weights in float32.
         weight, bias = (x.to(offset.dtype) for x in self.deform.parameters())
         return deform_conv(neighbours.to(offset.dtype), offset, weight, bias=bias, padding=1)
 
 
 class Fusion(nn.Module):
-    """Temporal-spatial consistency: frames weighted by their likeness to the centre, then a
-    spatial attention over two coarser grids (the shape of EDVR's fusion)."""
+    """Temporal-spatial consistency: frames weighted by similarity to the centre frame, then
+    spatial attention on two coarser grids (the structure of EDVR's fusion)."""
 
     def __init__(self, frames: int, channels: int) -> None:
         super().__init__()
@@ -190,7 +195,7 @@ class Fusion(nn.Module):
         self.add2 = nn.Conv2d(c, c, 1)
 
     def forward(self, aligned: torch.Tensor) -> torch.Tensor:
-        """[B, T, C, h, w], the centre in the middle -> [B, C, h, w]."""
+        """Fuse [B, T, C, h, w], the centre frame at T // 2, to [B, C, h, w]."""
         query = self.centre(aligned[:, aligned.shape[1] // 2])[:, None]
         frames = self.frame(aligned.flatten(0, 1)).unflatten(0, aligned.shape[:2])
         likeness = torch.sigmoid((query * frames).sum(dim=2, keepdim=True))
@@ -210,13 +215,13 @@ class Fusion(nn.Module):
 
 
 def _pooled(x: torch.Tensor) -> torch.Tensor:
-    """Half the size: maximum and mean of 3 x 3, side by side."""
+    """3x3 max and mean pooling with stride 2, concatenated along channels."""
     highest = functional.max_pool2d(x, 3, 2, 1)
     return torch.cat((highest, functional.avg_pool2d(x, 3, 2, 1)), dim=1)
 
 
 class Bridge(nn.Module):
-    """The ablation without temporal-spatial consistency: one convolution over all frames."""
+    """Fusion of the ablation without temporal-spatial consistency: one 3x3 convolution."""
 
     def __init__(self, frames: int, channels: int) -> None:
         super().__init__()
@@ -227,14 +232,14 @@ class Bridge(nn.Module):
 
 
 class IMCNet(Method[IMCNetFeatures, ForegroundState]):
-    """Looks `step` frames back and ahead, for a frame's foreground: object 1, in every frame."""
+    """Segments the foreground (object 1) from a frame and those `step` frames before and after."""
 
     needs_mask = False
     takes_mask = False
     batched = True
     stride = 32
     max_objects = 1
-    bf16_safe = False  # products of features: mean IoU .97 over ten clips, the lowest .91
+    bf16_safe = False  # products of features: mean IoU .97 over ten clips, minimum .91
     features = IMCNetFeatures
 
     def __init__(self, config: IMCNetConfig) -> None:
@@ -258,9 +263,9 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         self.block = ResBlock(channels, channels)
         self.predict = nn.Conv2d(channels, 1, 1)
         initialise(self)
-        # Products of features would explode: random affinities of about 1, gated features of about
-        # the size of the others, offsets of about a cell, scores that do not saturate. What leaves
-        # a neck is of size 1 and stays so.
+        # Products of features would explode. The scales give affinities of about 1, gated features
+        # as large as the others, offsets of about a cell, and scores that do not saturate. The
+        # outputs of a neck have an RMS of about 1 already.
         offsets = [cast(Alignment, alignment).offset for alignment in self.alignments]
         with torch.no_grad():
             for conv, scale in (
@@ -273,8 +278,8 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
                 conv.weight *= scale
 
     def start_gently(self) -> None:
-        """Over pretrained features: blocks begin as the identity, gates half open, and frames weigh
-        nearly alike."""
+        """With a neck: start residual blocks as the identity, gates at about 1/2 and frames at
+        nearly equal weights."""
         if self.neck is None:
             return
         for module in self.modules():
@@ -283,7 +288,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
             elif isinstance(module, Level):
                 cast(nn.Conv2d, module.predict[1]).weight.mul_(FIRST_ANSWERS)
             elif isinstance(module, Fusion):
-                module.centre.weight.mul_(ALIKE_AT_FIRST)
+                module.centre.weight.mul_(FIRST_LIKENESS)
 
     def start(
         self,
@@ -302,43 +307,43 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         return IMCNetFeatures(r2, r3, r4, r5, self.key(r5))
 
     def segment(self, seen: Sequence[IMCNetFeatures], state: ForegroundState) -> Scores:
-        """One row a stream, the foreground, at the network's full size.
+        """Foreground logits, one row per stream, at the network's full size.
 
-        Its logit is halved, since the soft aggregation of one object with the background squares
-        its odds: the probability that comes out is the network's own. A frame of another size is
-        reached by interpolating logits; the released code takes the nearest pixel. [O]
+        The logit is halved because the soft aggregation of one object with the background squares
+        its odds; the final probability is then the network's. (ours) Logits are interpolated to
+        the frame's size; the released code takes the nearest pixel.
         """
         probability = self.foreground(seen)
         limited = probability.clamp(PROBABILITY_LIMIT, 1 - PROBABILITY_LIMIT)
         return Scores(limited[:, 0].logit() / 2, stride=1)
 
     def foreground(self, seen: Sequence[IMCNetFeatures]) -> torch.Tensor:
-        """Probability [B, 1, H, W] float32 of the foreground in the frame in the middle."""
-        # Frames of one stream lie side by side.
-        stacked = [torch.stack(each, dim=1) for each in zip(*seen, strict=True)]
+        """Foreground probability [B, 1, H, W] float32 of the middle frame."""
+        # Consecutive rows after flatten(0, 1) are the frames of one stream.
+        stacked = [torch.stack(level, dim=1) for level in zip(*seen, strict=True)]
         *maps, keys = stacked
         attention = self.affinity(keys, maps[3]).flatten(0, 1)
-        features, _ = self.propagation([each.flatten(0, 1) for each in maps], attention)
+        features, _ = self.propagation([level.flatten(0, 1) for level in maps], attention)
         return self.decode(features.unflatten(0, keys.shape[:2]))
 
     @spanned("decode")
     def decode(self, features: torch.Tensor) -> torch.Tensor:
-        """The frames' propagated features [B, T, C, H / 4, W / 4] -> what `foreground` returns."""
-        fused = self._even(self.fusion(self.align(self._even(features))))
+        """Propagated features [B, T, C, H / 4, W / 4] -> probability [B, 1, H, W] float32."""
+        fused = self._normalised(self.fusion(self.align(self._normalised(features))))
         logits = self.predict(self.block(fused))
         probability = torch.sigmoid(logits.float())
         return functional.interpolate(
             probability, scale_factor=4, mode="bilinear", align_corners=True
         )
 
-    def _even(self, features: torch.Tensor) -> torch.Tensor:
-        """With a neck every cell at a root mean square of 1: sums and products of features have no
-        norms between them, and would grow until a step of the training overshoots."""
+    def _normalised(self, features: torch.Tensor) -> torch.Tensor:
+        """RMS-normalise cells if there is a neck. Sums and products of features have no norms in
+        between; unbounded, they grow until a training step diverges."""
         return features if self.neck is None else normalise_cells(features)
 
     @spanned("align")
     def align(self, features: torch.Tensor) -> torch.Tensor:
-        """[B, T, C, h, w] with every neighbour aligned to the frame in the middle."""
+        """Align the neighbours in [B, T, C, h, w] to the middle frame; the shape is unchanged."""
         streams, frames = features.shape[:2]
         middle = frames // 2
         if frames == 1:
@@ -346,14 +351,14 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         centre = features[:, middle : middle + 1]
         neighbours = torch.cat((features[:, :middle], features[:, middle + 1 :]), dim=1)
         centres = centre.expand_as(neighbours).flatten(0, 1)
-        moved = neighbours.flatten(0, 1)
+        x = neighbours.flatten(0, 1)
         for alignment in self.alignments:
-            moved = alignment(centres, moved)
-        aligned = moved.reshape(streams, frames - 1, *moved.shape[1:])
+            x = alignment(centres, x)
+        aligned = x.reshape(streams, frames - 1, *x.shape[1:])
         return torch.cat((aligned[:, :middle], centre, aligned[:, middle:]), dim=1)
 
     def observe(self, seen: Sequence[IMCNetFeatures], masks: Masks, state: ForegroundState) -> None:
-        """Nothing."""
+        """Return None: there is nothing to store."""
 
     def commit(self, observed: None, masks: Masks, state: ForegroundState) -> None:
         state.object_count = masks.object_count

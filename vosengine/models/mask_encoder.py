@@ -1,4 +1,4 @@
-"""A memory's values from features that the query encoder has computed already, and masks."""
+"""Memory values from the query encoder's features and masks, without a second backbone."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch.nn import functional
 from .blocks import ResBlock, conv3, of_objects
 from .convolve import convolve
 
-STEM = (16, 32, 48, 64)  # channels at strides 2, 4, 8 and 16
+STEM = (16, 32, 48, 64)  # stem channels at strides 2, 4, 8 and 16
 
 
 class MaskEncoder(nn.Module):
-    """The value of a frame with an object's mask, without a second backbone (STCN, NeurIPS 2021,
-    section 3.2): a small stem sees the frame and the masks at full size; what it says, the frame's
-    own value and the masks are joined on the keys' grid.
+    """Value encoder that reuses the query's features (STCN, NeurIPS 2021, section 3.2).
 
-    channels        of the frame's value
-    planes          mask planes M: the object, and what else the method shows
-    value_channels  of what is stored
-    stride          of the keys: 8 or 16
-    dtype           of what leaves the stem; None, its own (see runtime/rounding.py)
+    A small stem encodes the frame and the masks at full size. Its output, the frame's value and
+    the averaged masks are concatenated at the keys' stride and fused by two residual blocks.
+
+    channels        channels of the frame's value
+    planes          number M of mask planes: the object's, and others that the method adds
+    value_channels  channels Cv of the output
+    stride          stride of the keys, 8 or 16
+    dtype           attribute: dtype of the stem's output; None: unchanged (runtime/rounding.py)
     """
 
     def __init__(self, channels: int, planes: int, value_channels: int, stride: int) -> None:
@@ -48,7 +49,7 @@ class MaskEncoder(nn.Module):
     ) -> torch.Tensor:
         """value [B, C, h, w], frame [B, 3, H, W], planes [O, M, H, W] in 0..1 -> [O, Cv, h, w].
 
-        streams  [O] int64, of which of the B frames every object is; None: all of one
+        streams  [O] int64, index into the B frames for each object; None: B = 1
         """
         cells = (value.shape[2], value.shape[3])
         stem = self.conv1.weight.dtype

@@ -1,4 +1,4 @@
-"""What a method is: a network with four verbs, and the state it reads and writes."""
+"""The method protocol: a network with four verbs, and the per-stream state they share."""
 
 from __future__ import annotations
 
@@ -16,84 +16,87 @@ from ..types import Geometry, Masks, Scores, Size
 
 
 class State(ABC):
-    """Everything a method remembers of one stream. `object_count` slots are in use: 0, 1, 2..."""
+    """All that a method remembers of one stream; slots 0..object_count - 1 are in use."""
 
     object_count: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it may come to take; with no number of frames do they grow beyond."""
+        """Upper bound of the bytes allocated, whatever the number of frames."""
         return 0
 
     def signature(self) -> Hashable:
-        """What `segment` and `observe` take from the host: a graph of both that was captured under
-        one signature may be replayed under an equal one."""
+        """Host-side values that `segment` and `observe` depend on: a graph captured under one
+        signature may be replayed under an equal one."""
         return self.object_count
 
     @abstractmethod
     def forget(self, slot: int) -> None:
-        """Drop an object; the object of the last slot moves into its place.
+        """Drop the object in `slot`; the object in the last slot moves there.
 
-        Raises  InputError, before anything has changed, where the method cannot do without it.
+        Raises  InputError, before any change, if the method cannot drop objects.
         """
 
     def release(self) -> None:  # noqa: B027
-        """Give back what it has of memory that streams share: the stream has ended."""
+        """Return memory shared between streams (pages) when the stream ends."""
 
     @classmethod
     def join(cls, states: Sequence[Any]) -> Any:
-        """Several streams' states as `segment` and `observe` of a `batched` method take them: their
-        objects one stream after another. Nothing is copied, and nothing may be written to it."""
-        raise NotImplementedError(f"{cls.__name__} is of one stream")
+        """Join several streams' states for `segment` and `observe` of a `batched` method.
+
+        Objects follow in stream order. The result shares memory with the states and is read-only.
+        """
+        raise NotImplementedError(f"{cls.__name__}: join is not implemented (batched is False)")
 
     def make_room(self, count: int) -> None:  # noqa: B027
-        """See that the next frame of `count` objects can be stored. Raises CapacityError, before
-        anything has changed."""
+        """Reserve memory to store the next frame with `count` objects.
+
+        Raises  CapacityError, before any change.
+        """
 
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All that a stream needs to go on elsewhere."""
+        """Tensors of a stream snapshot, from which `restore` continues the stream elsewhere."""
 
     @abstractmethod
     def restore(self, tensors: dict[str, torch.Tensor], object_count: int) -> None:
-        """Take over what `tensors` gave, for that many objects."""
+        """Load what `tensors` returned, with `object_count` objects."""
 
 
-FIRST_ANSWERS = 0.02  # of the usual size are, when training begins, weights of the first logits
+FIRST_ANSWERS = 0.02  # initial scale of the last layer's weights, so that first logits are near 0
 F = TypeVar("F")  # a method's features of one frame: a NamedTuple of tensors [B, ...]
 
 
 def tensors_in(features: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in a method's features, those in nested tuples too."""
+    """Iterate over the tensors in a method's features, nested tuples included."""
     if isinstance(features, torch.Tensor):
         yield features
     elif isinstance(features, tuple):
-        for each in features:
-            yield from tensors_in(each)
+        for part in features:
+            yield from tensors_in(part)
 
 
 def rows_of(features: Any, rows: slice | torch.Tensor) -> Any:
-    """Some frames of a method's features [B, ...], those in nested tuples too.
+    """Index a method's features [B, ...] by frame, nested tuples included.
 
-    rows  a slice, of which views are made, or int64 [N], of which copies are
+    rows  a slice (gives views) or int64 [N] (gives copies)
     """
     if isinstance(features, torch.Tensor):
         return features[rows]
     if features is None:
         return None
-    parts = (rows_of(each, rows) for each in features)
+    parts = (rows_of(part, rows) for part in features)
     return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
 
 
 def join_features(several: Sequence[Any]) -> Any:
-    """Features of several streams' frames, [B, ...] each, one after another; those in nested
-    tuples too."""
+    """Concatenate the features of several streams, each [B, ...], nested tuples included."""
     first = several[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(list(several))
     if first is None:
         return None
-    parts = (join_features(each) for each in zip(*several, strict=True))
+    parts = (join_features(part) for part in zip(*several, strict=True))
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
 
 
@@ -103,52 +106,56 @@ def join_masks(
     prompted: tuple[int, ...] = (),
     aux: Any = None,
 ) -> Masks:
-    """Probabilities [1 + O, H, W] of each stream as one set of masks; rows [O] int64, of which
-    stream every object is. Of several streams the background is that of the first: who takes
-    several does not ask for it."""
+    """Concatenate several streams' probabilities, each [1 + O_i, H, W], to one Masks.
+
+    rows  [O] int64, stream index of each object
+
+    The background is the first stream's; batched methods must not read it.
+    """
     if len(streams) == 1:
         return Masks(streams[0], prompted, aux)
-    joined = torch.cat([streams[0][:1], *(each[1:] for each in streams)])
+    joined = torch.cat([streams[0][:1], *(stream[1:] for stream in streams)])
     return Masks(joined, prompted, aux, rows)
 
 
 def split_scores(scores: Scores, counts: Sequence[int]) -> list[Scores]:
-    """The scores of each stream, of which `counts` says how many objects it has."""
+    """Split joined scores by stream; `counts` is the number of objects of each."""
     if len(counts) == 1:
         return [scores]
     logits = torch.split(scores.logits, list(counts))
     aux = scores.aux
-    own = [None] * len(counts) if aux is None else torch.split(aux, list(counts))
-    return [Scores(x, scores.stride, read) for x, read in zip(logits, own, strict=True)]
+    auxes = [None] * len(counts) if aux is None else torch.split(aux, list(counts))
+    return [Scores(x, scores.stride, aux) for x, aux in zip(logits, auxes, strict=True)]
 
 
 S = TypeVar("S", bound=State)
 
 
 class Method(nn.Module, ABC, Generic[F, S]):
-    """A network behind four verbs: start, encode, segment, remember.
+    """A network with four verbs: start, encode, segment, remember.
 
-    sees             the frames it looks at, relative to the one answered for; latency is max(sees)
-    size             what the frame is resized to (see Geometry.fit); None: its own size
-    needs_mask       whether the first frame must come with a mask
-    takes_mask       whether any frame may
-    takes_proposals  whether `encode` may be given another detector's proposals
-    needs_proposals  whether it must be, for every frame; then `takes_proposals` is True too
-    smallest_proposal  pixels of a proposal's mask in the network; smaller ones are left out
-    max_objects      room for that many where the caller does not say
-    stride           the network's input must be a multiple of it
-    bf16_safe        whether bf16 leaves its labels what they are in fp32 (IoU above .99 over ten
-                     real clips)
-    in_float32       modules that are not narrowed to half precision: little work, and what they say
+    sees             offsets of the frames it looks at, relative to the segmented one; latency is
+                     max(sees) frames
+    size             size that frames are resized to (see Geometry.fit); None: not resized
+    needs_mask       the first frame must come with a mask
+    takes_mask       any frame may come with a mask
+    takes_proposals  `encode` accepts another detector's proposals
+    needs_proposals  `encode` requires proposals for every frame; implies `takes_proposals`
+    smallest_proposal  minimum area of a proposal's mask in the network's pixels; smaller ones are
+                     dropped
+    max_objects      default number of objects to allocate for
+    stride           height and width of the network's input are multiples of it
+    bf16_safe        labels in bf16 match those in fp32 (IoU above .99 over ten real clips)
+    in_float32       names of modules kept in float32 in half precision: cheap, and their output
                      decides between whole objects
-    capturable       of "encode" and "answer" (which is `segment` and `observe`) those that wait for
-                     no numbers, so that a graph of their work on the device may be replayed
-    batched          whether `segment` and `observe` take several streams at once: features with a
-                     row for every stream, and the objects of all of them, of which a joined
-                     state's `streams` and those of Masks say where they belong
-    keeps_frames     whether a step costs more the more frames it remembers
+    capturable       which of "encode" and "answer" (`segment` and `observe`) never synchronise with
+                     the host, so that they can be captured as a graph and replayed
+    batched          `segment` and `observe` accept several streams at once: features with a row
+                     per stream and the objects of all streams, whose stream indices are in the
+                     joined state's and the Masks' `streams`
+    keeps_frames     the cost of a step grows with the number of remembered frames
     features         the NamedTuple that `encode` returns
-    observes         what `observe` takes of the newest frame's features beside the frame itself
+    observes         names of the newest frame's features that `observe` uses beside `frame`
     """
 
     sees: tuple[int, ...] = (0,)
@@ -171,11 +178,11 @@ class Method(nn.Module, ABC, Generic[F, S]):
     config: ModelConfig
 
     def start_gently(self) -> None:
-        """Before training, without gradients: what lets this network's first answers be unsure,
-        beside what `vosengine/training/initialise.py` does for all."""
+        """Hook, called before training under no_grad: scale initial weights so that the first
+        predictions are uncertain, in addition to `training.initialise.start_gently`."""
 
     def adopted(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor that another model has under this name, its channels in this model's order."""
+        """Hook: reorder the channels of another model's tensor of this name for this model."""
         return tensor
 
     @abstractmethod
@@ -186,41 +193,40 @@ class Method(nn.Module, ABC, Generic[F, S]):
         memory: MemoryConfig | None = None,
         pools: PagePools | None = None,
     ) -> S:
-        """Room for all that the method will ever hold for one stream of this geometry.
+        """Allocate the state of one stream of this geometry; it never grows.
 
-        memory  what the memory keeps, where the method's configuration has one; None: as that says
-        pools   where a memory in pages gets them; None: from a pool of its own
+        memory  memory settings, for a method that has a memory; None: the configuration's
+        pools   page pools for a paged memory; None: a pool of its own
         """
 
     @abstractmethod
     def encode(self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None) -> F:
-        """Features of prepared frames [B, 3, H, W]: once a frame, pure, batchable over streams.
+        """Features of prepared frames [B, 3, H, W]; a pure function, batchable over streams.
 
-        proposals  for each of the frames, at the network's size, where the method takes them
+        proposals  one per frame, at the network's size, if the method takes them
         """
 
     @abstractmethod
     def segment(self, seen: Sequence[F], state: S) -> Scores:
-        """Scores for the frame answered for: of every object, and of those that it discovers in it;
-        reads the state, never writes it.
+        """Scores of the current frame for all known objects, then for newly discovered ones.
+        Reads the state, never writes it.
 
-        seen  features of the frames in `sees`, in that order, B = 1; beyond either end of the
-              stream the nearest frame stands in
+        seen  features of the frames in `sees`, in that order, B = 1 (`batched`: a row per stream);
+              beyond either end of the stream the nearest frame is repeated
         """
 
     def remember(self, seen: Sequence[F], masks: Masks, state: S) -> None:
-        """The only writer: takes in the masks of the frame answered for. A row past
-        `state.object_count` is an object that starts with this frame.
+        """Update the state with the masks of the current frame; the only verb that writes it.
 
-        In two halves where they can be told apart: `observe`, which is most of the work and writes
-        nothing, and `commit`.
+        Mask rows from `state.object_count` on are objects that start with this frame. By default
+        it is `observe`, which does most of the work and writes nothing, then `commit`.
         """
         self.commit(self.observe(seen, masks, state), masks, state)
 
     def observe(self, seen: Sequence[F], masks: Masks, state: S) -> Any:
-        """What `commit` is to store of a frame with these masks: tensors, in tuples, or None."""
-        raise NotImplementedError(f"{type(self).__name__} writes while it looks")
+        """Compute what `commit` stores for a frame with these masks: tensors in tuples, or None."""
+        raise NotImplementedError(f"{type(self).__name__} implements remember, not observe")
 
     def commit(self, observed: Any, masks: Masks, state: S) -> None:
-        """Store what was observed; `masks.aux` is not asked for."""
-        raise NotImplementedError(f"{type(self).__name__} writes while it looks")
+        """Store the result of `observe`. Must not read `masks.aux`."""
+        raise NotImplementedError(f"{type(self).__name__} implements remember, not commit")

@@ -1,4 +1,4 @@
-"""MUNet: STM's matching, the query weighted by how the frame moved and how sure that is."""
+"""MUNet: STM matching with a query weighted by motion and its confidence."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from .encoder import make_encoder
 from .mask_encoder import MaskEncoder
 from .method import Method
 
-# Channels in and out and kernel size of the motion network (section 3.2, table 1), all stride 1.
-# The table names neither norm nor activation: bias, "same" padding, ReLU after all but the last.
+# Input channels, output channels and kernel size of the motion network (section 3.2, table 1), all
+# stride 1. The table gives neither norm nor activation; (ours) bias, "same" padding, ReLU after all
+# but the last.
 MOTION_LAYERS = (
     (3, 3, 7),
     (3, 16, 1),
@@ -44,20 +45,22 @@ MOTION_LAYERS = (
 
 
 class MUNetFeatures(NamedTuple):
-    """What MUNet knows of a frame before it looks at the one before it, or for objects."""
+    """Per-frame features of MUNet, independent of the previous frame and of objects."""
 
-    frame: torch.Tensor  # [B, 3, H, W] prepared; the reference encoder sees it again with a mask
+    frame: torch.Tensor  # [B, 3, H, W] prepared; second input of the reference encoder
     semantic: torch.Tensor  # [B, D, h, w], the paper's F^s
-    reduced: torch.Tensor  # [B, D / 4, h, w], what neighbouring frames are correlated on
+    reduced: torch.Tensor  # [B, D / 4, h, w], correlated between neighbouring frames
     skip3: torch.Tensor  # [B, 256, 2h, 2w]
     skip2: torch.Tensor  # [B, 256, 4h, 4w]
 
 
-CLOSED = -3.0  # logit with which attention begins: its feature is 1.05 times what it was
+CLOSED = -3.0  # initial logit of the attention: F^s is scaled by 1 + sigmoid(-3) = 1.05
 
 
 class MotionAttention(nn.Module):
-    """Motion (d_x, d_y, confidence) to a feature, and the feature into the semantic one.
+    """Encode motion (d_x, d_y, confidence) as F^m and fuse it into the semantic feature F^s.
+
+    motion [B, 3, h, w], semantic [B, D, h, w] -> [B, D, h, w]
 
     attention  F^s * sigmoid(conv1x1 F^m) + F^s   (equation 3)
     add        F^s + F^m                          (table 4, row f)
@@ -77,7 +80,7 @@ class MotionAttention(nn.Module):
         if self.attention is None:
             return semantic + self.expand(x)
         # expand and attention are both linear and 1x1: their product is one convolution to 1
-        # channel, the same function without the wide feature between them.
+        # channel, without the intermediate feature of D channels.
         rows = self.attention.weight.flatten(1)  # [1, D]
         weight = rows @ self.expand.weight.flatten(1)
         bias = self.attention.bias
@@ -88,7 +91,8 @@ class MotionAttention(nn.Module):
 
 
 class MUNet(Method[MUNetFeatures, MatchingState]):
-    """Looks one frame back: the query's key and value depend on how the frame moved."""
+    """STM whose query key and value are computed from F^s after motion attention; uses the
+    previous frame."""
 
     batched = True
     keeps_frames = True
@@ -123,7 +127,7 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         initialise(self)
 
     def start_gently(self) -> None:
-        """Over pretrained features motion hardly counts."""
+        """Start with nearly no influence of motion on pretrained features."""
         attention = self.motion.attention
         if self.config.similarity == "cosine" and attention is not None:
             attention.weight.zero_()
@@ -151,10 +155,10 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         return MUNetFeatures(frames, pyramid.r4, reduced, *self.decoder.skips(pyramid))
 
     def segment(self, seen: Sequence[MUNetFeatures], state: MatchingState) -> Scores:
-        before, now = seen
+        previous, now = seen
         motion = correlate_frames(
             now.reduced,
-            before.reduced,
+            previous.reduced,
             radius=self.config.radius,
             temperature=self.temperature,
             outside=self.config.outside,
@@ -174,7 +178,7 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
     def observe(
         self, seen: Sequence[MUNetFeatures], masks: Masks, state: MatchingState
     ) -> Observed | None:
-        """Key and value of every object; None where there is none."""
+        """Key and value to store for each object; None without objects."""
         if masks.object_count == 0:
             return None
         now = seen[-1]

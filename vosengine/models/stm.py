@@ -1,4 +1,4 @@
-"""STM (Oh et al., ICCV 2019), the baseline: segments by reading a memory of frames and masks."""
+"""STM (Oh et al., ICCV 2019), the baseline: space-time memory of past frames and masks."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .method import Method
 
 
 class STMFeatures(NamedTuple):
-    """What STM knows of a frame before it looks for objects."""
+    """Per-frame features of STM, independent of objects."""
 
-    frame: torch.Tensor  # [B, 3, H, W] prepared; the memory encoder sees it again with the masks
+    frame: torch.Tensor  # [B, 3, H, W] prepared; second input of the memory encoder
     key: torch.Tensor  # [B, Ck, h, w]
     value: torch.Tensor  # [B, Cv, h, w]
     skip3: torch.Tensor  # [B, D, 2h, 2w]
@@ -39,8 +39,11 @@ class STMFeatures(NamedTuple):
 
 
 class STM(Method[STMFeatures, MatchingState]):
-    """Query encoder on RGB; memory encoder on RGB + 2 mask channels (object, union of the others),
-    or, where it shares the query's features, on those and the mask channels."""
+    """Query encoder on RGB; memory encoder on RGB + 2 mask channels (object, union of the others).
+
+    With `memory_encoder="shared"` a `MaskEncoder` on the query's features and the 2 mask channels
+    takes the place of the memory encoder.
+    """
 
     batched = True
     keeps_frames = True
@@ -110,7 +113,7 @@ class STM(Method[STMFeatures, MatchingState]):
     def observe(
         self, seen: Sequence[STMFeatures], masks: Masks, state: MatchingState
     ) -> Observed | None:
-        """Key and value of every object; None where there is none."""
+        """Key and value to store for each object; None without objects."""
         if masks.object_count == 0:
             return None
         (now,) = seen

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from ..errors import WeightsError
 from ..files import write_whole
 
-FORMAT = "vosengine-onnx-3"
+FORMAT = "vosengine-onnx-4"
 MANIFEST = "model.json"
 
 Axis: TypeAlias = "int | str"
@@ -40,12 +40,14 @@ class Port:
 
 @dataclass(frozen=True)
 class Graph:
-    """One verb: a file, its hash, and its tensors in order."""
+    """One verb: a file, its hash, its tensors in order, and the operators that it has beside
+    ONNX's own ("vosengine::read_memory")."""
 
     file: str
     sha256: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    operators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Manifest:
     state         tensors that are kept from frame to frame, zeros at first
     settings      of the policy
     weights       the card's name, caption, whether it was trained, and its identity
+    ops           which operators were asked for: "standard", "contrib", "vosengine"
+    ops_version   of the operators of the domain "vosengine", where graphs have such; else 0
+    ops_kept      what was left in standard operators all the same, and why
     """
 
     model: str
@@ -80,6 +85,9 @@ class Manifest:
     graphs: dict[str, Graph]
     state: tuple[Port, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    ops: str = "standard"
+    ops_version: int = 0
+    ops_kept: tuple[str, ...] = ()
     format: str = FORMAT
 
     @property
@@ -112,7 +120,7 @@ class Manifest:
             raise WeightsError(f"{path}: fails its hash: damaged or edited; export the model anew")
         fields["graphs"] = {name: _graph(each) for name, each in fields["graphs"].items()}
         fields["state"] = _ports(fields["state"])
-        for name in ("mean", "std", "sees"):
+        for name in ("mean", "std", "sees", "ops_kept"):
             fields[name] = tuple(fields[name])
         if isinstance(fields["size"], list):
             fields["size"] = tuple(fields["size"])
@@ -150,7 +158,8 @@ def _check_hash(path: Path, wanted: str) -> None:
 
 def _graph(fields: dict[str, Any]) -> Graph:
     inputs, outputs = _ports(fields["inputs"]), _ports(fields["outputs"])
-    return Graph(fields["file"], fields["sha256"], inputs, outputs)
+    operators = tuple(fields["operators"])
+    return Graph(fields["file"], fields["sha256"], inputs, outputs, operators)
 
 
 def _ports(fields: list[dict[str, Any]]) -> tuple[Port, ...]:

@@ -78,9 +78,14 @@ class OnnxSegmenter(Stream[np.ndarray]):
         self.policy.reset()
 
     def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Result[np.ndarray] | None:
-        """Take one frame [H, W, 3] uint8 RGB and answer for the one that lies `latency` back, as
-        Segmenter.step does. Raises InputError, before anything has changed; StateError in the child
-        of a fork."""
+        """Segment one frame, as Segmenter.step does.
+
+        frame    [H, W, 3] uint8 RGB
+        mask     as Segmenter.step takes it: [H, W] object ids, or [O, H, W] planes
+        returns  the Result for the frame `latency` steps back, or None for the first `latency`
+
+        Raises  InputError, before anything has changed; StateError in the child of a fork.
+        """
         self.check_process()
         image = check_frame(frame)
         size = (image.shape[0], image.shape[1])

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnxruntime import OrtValue
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
-from ..errors import DeviceError
+from ..errors import DependencyError, DeviceError
+from .library import DOMAIN, WITHOUT, find_library
 from .manifest import Graph, Manifest
 
 Values = dict[str, OrtValue]
+PREFIX = f"{DOMAIN}::"
+# What onnxruntime raises for an operator that it does not have, or not with those inputs.
+UNKNOWN_OPERATOR = (
+    runtime_errors.Fail,
+    runtime_errors.InvalidGraph,
+    runtime_errors.NotImplemented,
+)
 
 
 def choose_providers(wanted: Sequence[str] | None) -> list[str]:
@@ -32,22 +42,47 @@ def choose_providers(wanted: Sequence[str] | None) -> list[str]:
     return list(wanted)
 
 
+def session_options(threads: int, library: Path | None = None) -> Any:
+    """How every graph is run: with so many threads, 0 leaves the number to onnxruntime, and with
+    the operators of a library."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Each graph has threads of its own; while they spin, they take the cores of the next one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A sharp softmax leaves numbers below the normal ones, with which some processors take many
+    # times as long: GIEL's step 579 ms, 163 without. The thread that makes the first session of
+    # a process is set so too, for good.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if library is not None:
+        options.add_session_config_entry("vosengine.threads", str(threads))
+        options.register_custom_ops_library(str(library))
+    return options
+
+
 class Session:
     """One graph: values in, values out, which stay where they were computed."""
 
-    def __init__(self, path: Path, graph: Graph, providers: list[str], threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Each graph has threads of its own; while they spin, they take the cores of the next one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # A sharp softmax leaves numbers below the normal ones, with which some processors take many
-        # times as long: GIEL's step 579 ms, 163 without. The thread that makes the first session of
-        # a process is set so too, for good.
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        providers: list[str],
+        threads: int,
+        library: Path | None = None,
+    ) -> None:
+        options = session_options(threads, library)
         self.graph = graph
         self.device = "cuda" if providers[0].startswith("CUDA") else "cpu"
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except UNKNOWN_OPERATOR as error:
+            if not graph.operators:
+                raise
+            raise DependencyError(
+                f"{path}: this onnxruntime ({onnxruntime.__version__}) does not take operator "
+                f"{', '.join(graph.operators)} ({error}); install a newer onnxruntime, {WITHOUT}"
+            ) from None
         if self._session.get_providers()[0] != providers[0]:
             raise DeviceError(
                 f"providers: {providers[0]} is installed but does not start here (is there a GPU, "
@@ -77,8 +112,10 @@ class Sessions:
     ) -> None:
         chosen = choose_providers(providers)
         self.providers = chosen
+        ours = {o for g in manifest.graphs.values() for o in g.operators if o.startswith(PREFIX)}
+        library = find_library(ours, manifest.ops_version) if ours else None
         self._sessions = {
-            name: Session(folder / graph.file, graph, chosen, threads)
+            name: Session(folder / graph.file, graph, chosen, threads, library)
             for name, graph in manifest.graphs.items()
         }
         self.device = next(iter(self._sessions.values())).device

@@ -1,1 +1,1 @@
-"""What both engines decide alike, without torch: which frames are kept, where objects are put."""
+"""Host-side decisions shared by the torch and the ONNX engine; numpy only, without torch."""

@@ -1,4 +1,4 @@
-"""A detector's proposals, with torch and without: what is refused, and which are looked at."""
+"""Proposals of a detector: type, checks and selection, independent of the array library."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ P = TypeVar("P", bound="ObjectsSeen[Any]")
 
 @dataclass(frozen=True)
 class ObjectsSeen(Generic[A]):
-    """P objects that a detector sees in one frame, best first; they may overlap.
+    """P detections in one frame, best first; they may overlap.
 
     boxes       [P, 4] float32: left, top, right, bottom in pixels, the last two exclusive
-    masks       [P, H, W] bool, of the frame's size
+    masks       [P, H, W] bool at frame size
     scores      [P] float32 in 0..1
-    embeddings  [P, E] float32 of length 1, from the ReID network of the model that will read them;
-                None lets that model compute them
+    embeddings  [P, E] float32 unit vectors of the segmentation model's ReID network; None: computed
+                by that model
     """
 
     boxes: A
@@ -35,40 +35,49 @@ class ObjectsSeen(Generic[A]):
         return len(masks)
 
     def chosen(self: P, numbers: list[int]) -> P:
-        """Those with these numbers, in this order."""
+        """The proposals at these indices, in this order."""
         arrays = [self.boxes, self.masks, self.scores, self.embeddings]
-        return type(self)(*(None if each is None else each[numbers] for each in arrays))
+        return type(self)(*(None if array is None else array[numbers] for array in arrays))
 
 
 def check_arrays(
-    given: object, size: Size, kind: type[ObjectsSeen[A]], array: type[A], called: str
+    proposals: object, size: Size, kind: type[ObjectsSeen[A]], array: type[A], called: str
 ) -> None:
-    """Raise InputError unless `given` is a `kind`, its fields arrays of that type, which errors
-    call so, of the shapes and dtypes of proposals for a frame of that size."""
-    if not isinstance(given, kind):
-        raise InputError(f"proposals: wanted {kind.__name__}, given {type(given).__name__}")
-    names = [name for name in vars(given) if name != "embeddings" or given.embeddings is not None]
-    arrays: dict[str, Any] = {name: getattr(given, name) for name in names}
-    for name, found in arrays.items():
-        if not isinstance(found, array):
-            raise InputError(f"proposals: {name}: wanted {called}, given {type(found).__name__}")
-    count = arrays["masks"].shape[0] if arrays["masks"].ndim else 0
+    """Raise InputError unless `proposals` is a `kind` with valid types, shapes and dtypes.
+
+    size    (H, W) of the frame
+    kind    Proposals, or its counterpart without torch
+    array   type of the fields; `called` is its name in messages
+    """
+    if not isinstance(proposals, kind):
+        raise InputError(f"proposals: wanted {kind.__name__}, given {type(proposals).__name__}")
+    fields: dict[str, Any] = dict(vars(proposals))
+    if proposals.embeddings is None:
+        del fields["embeddings"]
+    for name, value in fields.items():
+        if not isinstance(value, array):
+            raise InputError(f"proposals: {name}: wanted {called}, given {type(value).__name__}")
+    count = fields["masks"].shape[0] if fields["masks"].ndim else 0
     shapes: dict[str, list[Any]] = {"boxes": [count, 4], "masks": [count, *size]}
-    for name, found in arrays.items():
-        wanted, shape = shapes.get(name, [count]), list(found.shape)
+    for name, value in fields.items():
+        wanted, shape = shapes.get(name, [count]), list(value.shape)
         if name == "embeddings":
             wanted = [count, shape[1] if len(shape) == 2 else "E"]
         if shape != wanted:
             sides = f"[{count}, E]" if name == "embeddings" else wanted
             raise InputError(f"proposals: {name}: wanted {sides}, given {shape}")
         dtype = "bool" if name == "masks" else "float32"
-        if str(found.dtype).removeprefix("torch.") != dtype:
-            raise InputError(f"proposals: {name}: wanted {dtype}, given {found.dtype}")
+        if str(value.dtype).removeprefix("torch.") != dtype:
+            raise InputError(f"proposals: {name}: wanted {dtype}, given {value.dtype}")
 
 
 def check_numbers(boxes: np.ndarray, scores: np.ndarray, lengths: np.ndarray) -> None:
-    """Raise InputError unless boxes [P, 4] are finite and their sides in order, and scores [P] and
-    the lengths of embeddings [P] finite. Boxes may reach beyond the frame; nothing is clipped."""
+    """Raise InputError unless the values are valid.
+
+    boxes    [P, 4] finite, left <= right, top <= bottom; may extend beyond the frame
+    scores   [P] finite
+    lengths  [P] finite norms of the embeddings
+    """
     ordered = (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
     for what, array, good in (
         ("boxes: wanted finite numbers", boxes, np.isfinite(boxes).all(axis=1)),
@@ -83,12 +92,13 @@ def check_numbers(boxes: np.ndarray, scores: np.ndarray, lengths: np.ndarray) ->
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is decided by of proposals for a frame of that size.
+    """Boxes, scores and validity of a frame's proposals, on the host.
 
     boxes   [P, 4] float32
-    tight   [P, 4] float32, the tightest boxes around the masks
+    tight   [P, 4] float32, bounding boxes of the masks
     scores  [P] float32, finite
-    shown   [P] bool, whether the mask is large enough to be an object's
+    shown   [P] bool, whether the mask has enough pixels
+    size    (H, W) of the frame
     """
 
     boxes: np.ndarray
@@ -99,8 +109,7 @@ class Candidates:
 
     @property
     def usable(self) -> np.ndarray:
-        """bool [P]: something can be matched with it. Its mask shows an object, and its box has an
-        area inside the frame."""
+        """bool [P]: the mask has enough pixels, and the box has an area inside the frame."""
         height, width = self.size
         boxes = self.boxes.astype(np.float64)
         inside = _areas(np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], (width, height)))
@@ -109,14 +118,15 @@ class Candidates:
 
     @property
     def order(self) -> np.ndarray:
-        """[P]: by falling score, of equal ones the earlier first."""
+        """Indices [P] by descending score; stable for equal scores."""
         return np.argsort(-self.scores, kind="stable")
 
     def distinct(self, same: Callable[[int, int], bool]) -> list[int]:
-        """Those that are usable, each once, in the order that they have: of exact doubles of a
-        mask the one of the best score stays, of equal scores the first.
+        """Indices of the usable proposals without duplicate masks, ascending.
 
-        same  whether two masks of equal tightest boxes are the same
+        Of duplicates the one with the highest score is kept, the first among equal scores.
+
+        same  returns whether two masks with equal bounding boxes are equal
         """
         usable = self.usable
         alike: dict[bytes, list[int]] = {}
@@ -127,9 +137,11 @@ class Candidates:
         return sorted(number for others in alike.values() for number in others)
 
     def best(self, overlap: float, limit: int) -> list[int]:
-        """Those that are usable and do not say the same twice, best first: non-maximum suppression
-        of boxes by falling score, then the first `limit`. A box whose intersection over union with
-        a better one that stays is above `overlap` goes."""
+        """Box non-maximum suppression: up to `limit` indices of usable proposals, best first.
+
+        A box is suppressed if its intersection over union with a kept, better one exceeds
+        `overlap`.
+        """
         order = self.order
         boxes, alive = self.boxes[order].astype(np.float64), self.usable[order]
         areas = _areas(boxes[:, :2], boxes[:, 2:])
@@ -145,7 +157,7 @@ class Candidates:
 
 
 def _areas(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Of boxes between two corners [..., 2]; 0 where these are in the wrong order."""
+    """Areas of boxes from their corners [..., 2]; 0 if a side is negative."""
     sides = np.maximum(high - low, 0)
     areas: np.ndarray = sides[..., 0] * sides[..., 1]
     return areas

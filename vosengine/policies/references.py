@@ -1,5 +1,4 @@
-"""Which first frame every object of DMN-AOA has: rows of a store, shared by those that began in
-the same frame."""
+"""First frames of DMN-AOA's objects: rows of a store, shared by objects of the same frame."""
 
 from __future__ import annotations
 
@@ -7,8 +6,11 @@ from collections.abc import Iterable
 
 
 class FirstFrames:
-    """Per slot, the row of the object's first frame; rows are in use from `least` on, without
-    gaps."""
+    """The store row of each slot's first frame.
+
+    least  first row available; rows are used from there without gaps
+    rows   row by slot
+    """
 
     def __init__(self, least: int, rows: Iterable[int] = ()) -> None:
         self.least = least
@@ -16,19 +18,22 @@ class FirstFrames:
 
     @property
     def end(self) -> int:
-        """The first row that is not in use."""
+        """The first unused row."""
         return 1 + max(self.rows, default=self.least - 1)
 
     def begin(self, objects: int) -> int | None:
-        """There are that many objects now: the row of the frame in which the new ones begin, None
-        without any."""
+        """Grow to `objects` objects, the new ones sharing one row; returns it, or None if there are
+        no new objects."""
         row, fresh = self.end, objects - len(self.rows)
         self.rows += [row] * fresh
         return row if fresh > 0 else None
 
     def forget(self, slot: int) -> tuple[int, int] | None:
-        """Drop an object; the last one takes its slot. Where nobody has its first frame any more,
-        the last row takes that one's place: (from, to)."""
+        """Remove an object; the last one takes its slot.
+
+        If its row is no longer referenced, the last row moves there. Returns that move as
+        (from, to), or None.
+        """
         freed, last = self.rows[slot], self.end - 1
         self.rows[slot] = self.rows[-1]
         self.rows.pop()

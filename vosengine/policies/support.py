@@ -1,24 +1,26 @@
-"""Which frames GIEL keeps, and which of them the next one is read from: by their numbers alone."""
+"""GIEL's frame selection: which frames are stored, and which support the next one."""
 
 from __future__ import annotations
 
 import numpy as np
 
-PROMPTED = 2  # later frames with a mask from the caller that are kept for good, the newest [O]
+PROMPTED = 2  # maximum number of later prompted frames kept, the newest (ours)
 
 
 def choose_support(
     stored: list[int], now: int, size: int, *, literal: bool = False, prompted: tuple[int, ...] = ()
 ) -> list[int]:
-    """Which of the stored frames support frame `now`, ascending (section 3.4).
+    """The stored frames that support frame `now`, ascending (section 3.4).
 
-    Up to `size` frames: all. Of more: the first, the one before, and the centres of equal segments
-    of those between them, as EGMN's evaluation samples them; `literal`: the first, and the centres
-    of equal segments of all the others. A centre that is not stored any more is the nearest that
-    is. Frames that the caller has corrected take the place of centres [O].
+    With up to `size` stored frames: all. Otherwise the first, the previous, and the centres of
+    equal segments of the range between them, as in EGMN's evaluation. A centre that is not stored
+    is replaced by the nearest stored frame. Prompted frames replace centres (ours).
 
     stored    indices of the stored frames, ascending, counted from the first annotated one
-    prompted  those with a mask from the caller, beside the first
+    now       index of the frame to be segmented
+    size      maximum number of supporting frames
+    literal   the paper's wording: the first, and the centres of equal segments of all others
+    prompted  later frames with a mask from the caller
     """
     if len(stored) <= size:
         return list(stored)
@@ -30,21 +32,20 @@ def choose_support(
     count = size - len(chosen)
     for segment in range(count):
         centre = 1 + int((segment + 0.5) * (end - 1) / count)
-        left = (frame for frame in stored if frame not in chosen)
-        chosen.add(min(left, key=lambda frame: (abs(frame - centre), frame)))
+        remaining = (frame for frame in stored if frame not in chosen)
+        chosen.add(min(remaining, key=lambda frame: (abs(frame - centre), frame)))
     return sorted(chosen)
 
 
 class SupportPlan:
-    """The store's rows, and the places that the next frame is read from.
+    """Assignment of frames to the rows of the store, and to the places that are read.
 
-    Every `every`-th frame is kept, the first and the last, and the newest that the caller has
-    corrected; when the store is full, `every` doubles. The first frame never goes, and always has
-    place 0.
+    Kept are the first frame, the last, every `every`-th, and the newest prompted ones; `every`
+    doubles when the store is full. The first frame is always kept and always has place 0.
 
-    stored_frames  rows of the store
-    support        places
-    literal        sampling, as in `choose_support`
+    stored_frames  number of rows of the store
+    support        number of places
+    literal        as in `choose_support`
     """
 
     def __init__(self, stored_frames: int, support: int, *, literal: bool) -> None:
@@ -54,19 +55,21 @@ class SupportPlan:
         self.clear()
 
     def clear(self) -> None:
-        """Nothing was seen yet."""
+        """Reset to the state before the first frame."""
         self.frame_count = 0  # since the first annotated frame
         self.every = 1
         self.rows: dict[int, int] = {}  # stored frame -> row of the store
         self.prompted: tuple[int, ...] = ()
-        self.places: list[tuple[int, int]] = []  # (frame, instances encoded) in every place
+        self.places: list[tuple[int, int]] = []  # (frame, number of encoded instances) by place
 
     def add(self, prompted: bool) -> int:
-        """Take in the next frame: the row that it goes to. Others may go, and the places are those
-        of the frame after it; in a place that another frame has come to, no instances are encoded.
+        """Assign a row to the next frame and return it; prompted: it has a mask from the caller.
+
+        May drop other frames, and updates the places for the frame after it; a place with a new
+        frame has 0 encoded instances.
         """
         now = self.frame_count
-        room = min(PROMPTED, self.support - 3)  # beside the first, the last and a centre
+        room = min(PROMPTED, self.support - 3)  # besides the first, the last and one centre
         if prompted and now and room:
             self.prompted = (*self.prompted, now)[-room:]
         self._make_room()
@@ -77,13 +80,15 @@ class SupportPlan:
         return row
 
     def encode_anew(self) -> None:
-        """The instances of every place are out of date."""
+        """Mark the encoded instances of every place as outdated."""
         self.places = [(frame, 0) for frame, _ in self.places]
 
     def forget(self, slot: int, last: int) -> np.ndarray | None:
-        """Drop an object; that of the last slot takes its place. Returns what the labels (1 + slot)
-        of stored frames become, uint8 [256]: the object is background. None where it was the only
-        one: all frames go, and the next mask begins anew."""
+        """Remove an object; the object of slot `last` takes its slot.
+
+        Returns  lookup table uint8 [256] for the labels (1 + slot) of stored frames, which maps the
+                 object to background; None if it was the only object: the plan is cleared
+        """
         if last == 0:
             self.clear()
             return None
@@ -94,7 +99,7 @@ class SupportPlan:
         return table
 
     def _make_room(self) -> None:
-        """Drop the frame before unless its turn to be kept has come; thin out a full store."""
+        """Drop the previous frame unless it is kept by `every`; double `every` for a full store."""
         pinned = {0, *self.prompted}
         while True:
             kept = {t: row for t, row in self.rows.items() if t % self.every == 0 or t in pinned}
@@ -104,7 +109,7 @@ class SupportPlan:
             self.every *= 2
 
     def _take_places(self) -> None:
-        """Put the frames that support the next one in place; what stays is not moved."""
+        """Assign the frames that support the next one to places; frames that stay keep theirs."""
         chosen = choose_support(
             sorted(self.rows),
             self.frame_count,

@@ -1,4 +1,4 @@
-"""Which proposal is which track, which begin one, and what tracks learn: by numbers alone."""
+"""Tracks of target-aware U-VOS: association, births, and weights of training samples."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from ..config import TargetAwareConfig
 
 
 class Lesson(NamedTuple):
-    """A track that learns from a frame: its slot, whether its mask there is verified, and whether
-    it is to be fitted anew."""
+    """A training sample of a track.
+
+    slot      slot of the track
+    verified  whether a proposal verifies its mask in this frame
+    due       whether its target model is refitted
+    """
 
     slot: int
     verified: bool
     due: bool
 
 
-# What is decided by, of an export's settings too.
+# Configuration fields used here; an export's manifest contains them.
 RULES = (
     *("match_overlap", "match_score", "birth_overlap", "birth_score", "smallest_sample"),
     *("update_every", "learning_rate", "verified_weight", "verified_feeds"),
@@ -31,16 +35,16 @@ def associate(
     overlap: np.ndarray,
     compare: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[list[int | None], list[int]]:
-    """Per track the proposal that verifies it, and the proposals that nothing tracked explains.
+    """The proposal that verifies each track (or None), and the proposals that match no track.
 
     s(p, Y) = (cos(e_p, e(y_k)) + cos(e_p, e(y_k0))) [IoU(p, y_k) > 0.5]   (equation 10)
 
-    One to one, the greatest s first [O]; a proposal is new if its s is 0 for all tracks and it
-    overlaps none of them by birth_overlap.
+    One to one, in descending order of s (ours). A proposal is new if s is 0 for all tracks and its
+    overlap with each is below birth_overlap.
 
     overlap  [K, P] float32, intersection over union
-    compare  both cosines, float32 [k, p], of the tracks and the proposals with these numbers:
-             asked once, for those that are in any candidate pair
+    compare  returns the sum of both cosines, float32 [k, p], for track and proposal indices;
+             called at most once, for those in any candidate pair
     """
     matched: list[int | None] = [None] * len(overlap)
     candidate = overlap > rules.match_overlap
@@ -59,11 +63,14 @@ def associate(
 def births(
     rules: TargetAwareConfig, scores: np.ndarray, overlap: np.ndarray, room: int
 ) -> list[int]:
-    """Of new proposals those that begin tracks: the first, of a score of birth_score or more,
-    none of which overlaps one before it by birth_overlap, as none may that comes a frame later
-    [O]. D-Net's never do; those of other detectors do where they see an object twice.
+    """Indices of the new proposals that begin tracks, at most `room`.
 
-    scores [P] float32, overlap [P, P] of each with each
+    A proposal needs a score of at least birth_score, and an overlap below birth_overlap with those
+    before it, as with tracks of earlier frames (ours): detectors other than D-Net may return an
+    object twice.
+
+    scores   [P] float32
+    overlap  [P, P] float32, pairwise intersection over union
     """
     born: list[int] = []
     for number, score in enumerate(scores.tolist()):
@@ -76,18 +83,22 @@ def births(
 def lessons(
     rules: TargetAwareConfig, areas: Sequence[int], verified: Sequence[bool], ages: Sequence[int]
 ) -> list[Lesson]:
-    """Of every track, in order of slot: the pixels of its mask in a frame, whether that is
-    verified, and the frames since it began. Too small a mask teaches nothing."""
+    """The training samples of a frame; masks smaller than smallest_sample give none.
+
+    areas     pixels of each track's mask, by slot
+    verified  whether the mask is verified, by slot
+    ages      frames since the track began, by slot
+    """
     return [
-        Lesson(slot, sure, sure or age % rules.update_every == 0)
-        for slot, (area, sure, age) in enumerate(zip(areas, verified, ages, strict=False))
+        Lesson(slot, is_verified, is_verified or age % rules.update_every == 0)
+        for slot, (area, is_verified, age) in enumerate(zip(areas, verified, ages, strict=False))
         if area >= rules.smallest_sample
     ]
 
 
 def begin_samples(rules: TargetAwareConfig, weight: np.ndarray, count: int) -> None:
-    """The weights [S] float32 of a new track's samples, the first `count`: equal shares of
-    gamma [O], and zeros where there is none."""
+    """Initialise a new track's sample weights [S] float32 in place: gamma / count for the first
+    `count` samples (ours), else 0."""
     weight[:] = 0
     weight[:count] = rules.learning_rate / count
 
@@ -95,12 +106,13 @@ def begin_samples(rules: TargetAwareConfig, weight: np.ndarray, count: int) -> N
 def push_sample(
     rules: TargetAwareConfig, weight: np.ndarray, filled: int, *, verified: bool
 ) -> int:
-    """Weigh one more sample in [S] float32, of which `filled` are in use. Returns the place
-    that it takes, the next free one or that of the lightest.
+    """Update sample weights [S] float32 in place for one more sample; returns its index.
 
-    The paper's alpha_j = alpha_(j-1) / (1 - gamma), doubled when verified, outgrows float32
-    after 800 frames. Only ratios count, so instead of the new weight growing the older ones
-    shrink: the same recursion, each step divided by its factor.
+    The index is the next free one (`filled` are in use), or that of the smallest weight.
+
+    The paper's alpha_j = alpha_(j-1) / (1 - gamma), doubled if verified, overflows float32 after
+    800 frames. Only ratios matter, so the older weights shrink instead of the new one growing: the
+    same recursion, each step divided by its factor.
     """
     gamma = rules.learning_rate
     factor = rules.verified_weight if verified else 1.0

@@ -1,4 +1,4 @@
-"""From what a person marks in a picture (a box, points, scribbles) to a mask."""
+"""Masks from interactive prompts: box, points, scribbles."""
 
 from .hints import Box, Point
 from .masks import METHODS, mask_from

@@ -1,4 +1,4 @@
-"""A marked object by the click network."""
+"""Masks from prompts by the click network."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ _loading = Lock()
 
 
 class ClickModel:
-    """A click network as it runs: on the CPU, in float32. May be shared by threads.
+    """A click network for inference, on the CPU in float32; thread-safe.
 
-    What the backbone saw last is kept: a further click into the same square costs the decoder.
+    The backbone's features of the last crop are cached: a further click in the same crop runs only
+    the decoder.
     """
 
     def __init__(self, network: ClickNet) -> None:
-        """network  in evaluation mode; taken over, and no longer to be used by itself"""
+        """network: in evaluation mode; it is modified and must not be used otherwise."""
         self.config = network.config
         self._network = prepare_network(network, torch.device("cpu"), torch.float32)
         self._last: tuple[np.ndarray, Seen] | None = None
 
     @own_settings()
     def mask(self, frame: np.ndarray, hints: Hints) -> Pixels:
-        """uint8 [H, W], 0 or 1, of a frame uint8 [H, W, 3]."""
+        """Mask uint8 [H, W], 0 or 1, for a frame uint8 [H, W, 3] RGB."""
         crop, size = square_around(marked_box(hints), hints.size), self.config.size
         seen = self._seen(crop.cut(frame, size, GREY))
         planes = torch.from_numpy(planes_of(hints, crop, size, self.config.radius))[None]
@@ -41,19 +42,20 @@ class ClickModel:
         return np.asarray(crop.paste(logits, outside=-1.0) > 0, np.uint8)
 
     def _seen(self, pixels: np.ndarray) -> Seen:
-        """What the backbone sees in a square uint8 [size, size, 3]."""
-        last = self._last  # of one moment: another thread may put its own there
+        """The backbone's features of a crop uint8 [size, size, 3]."""
+        last = self._last  # a single read: another thread may replace it
         if last is not None and np.array_equal(last[0], pixels):
             return last[1]
         mean, std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
         normal = ((torch.from_numpy(pixels).float() / 255 - mean) / std).permute(2, 0, 1)[None]
-        seen = self._network.encode(normal)  # channels last as they lie
+        seen = self._network.encode(normal)  # already channels last
         self._last = pixels, seen
         return seen
 
 
 def planes_of(hints: Hints, crop: Crop, size: int, radius: int) -> np.ndarray:
-    """What is marked, as the network reads it: float32 [PLANES, size, size] of 0 and 1."""
+    """The hints as network input: float32 [PLANES, size, size] of 0 and 1; radius: of a click's
+    disc in pixels."""
     planes = np.zeros((PLANES, size, size), np.float32)
     if hints.previous is not None:
         planes[0] = crop.cut(hints.previous * np.uint8(255), size, 0) >= 128
@@ -78,7 +80,7 @@ def _shipped() -> ClickModel:
 
 
 def click(frame: np.ndarray, hints: Hints) -> Pixels:
-    """The mask by the weights that ship, loaded at the first call. Raises WeightsError."""
+    """Mask uint8 [H, W] by the weights that ship, loaded at the first call. Raises WeightsError."""
     with _loading:
         model = _shipped()
     return model.mask(frame, hints)

@@ -1,4 +1,4 @@
-"""The square around what is marked that the click network looks at, and the way back."""
+"""Crop: the click network's square crop around the hints, and its inverse."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from numpy.typing import NDArray
 
 from .hints import Box, Hints, Pixels
 
-ENLARGED = 1.4  # side of the square over the longer side of what is marked (RITM's zoom-in)
-LEAST = 48  # pixels of the frame: side of the square, at least
-GREY = 127  # beyond the frame; 0 to the network
+ENLARGED = 1.4  # side of the crop / longer side of the hints' bounding box (RITM's zoom-in)
+LEAST = 48  # minimum side of the crop in pixels of the frame
+GREY = 127  # fill beyond the frame; 0 after normalisation
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of a frame of `frame` (height, width): x, y of its upper left pixel, which may lie
-    outside, and its side, in pixels of the frame."""
+    """A square region of a frame.
+
+    frame  (height, width)
+    x, y   upper left pixel, may lie outside the frame
+    side   in pixels of the frame
+    """
 
     frame: tuple[int, int]
     x: int
@@ -26,8 +30,7 @@ class Crop:
     side: int
 
     def cut(self, plane: np.ndarray, size: int, fill: int) -> np.ndarray:
-        """The square of a frame or plane [H, W, ...] at `size` pixels a side, `fill` where it
-        leaves the frame."""
+        """Crop a frame or plane [H, W, ...] and resize it to [size, size, ...]; `fill` outside."""
         height, width = self.frame
         left, top = max(0, -self.x), max(0, -self.y)
         right, bottom = max(0, self.x + self.side - width), max(0, self.y + self.side - height)
@@ -41,7 +44,7 @@ class Crop:
         return np.ascontiguousarray(cv2.resize(part, (size, size), interpolation=how))
 
     def paste(self, values: NDArray[np.float32], outside: float) -> NDArray[np.float32]:
-        """Values of the square [size, size] as a map of the frame [H, W], `outside` beyond it."""
+        """Resize crop values [size, size] into a map of the frame [H, W]; `outside` elsewhere."""
         height, width = self.frame
         square = cv2.resize(values, (self.side, self.side), interpolation=cv2.INTER_LINEAR)
         whole = np.full(self.frame, outside, np.float32)
@@ -54,7 +57,7 @@ class Crop:
         return whole
 
     def place(self, x: int, y: int, size: int) -> tuple[int, int]:
-        """Where pixel x, y of the frame lies in the square at `size` pixels a side."""
+        """Position of the frame's pixel x, y in the crop resized to `size` pixels a side."""
         scale = size / self.side
         return int((x - self.x + 0.5) * scale), int((y - self.y + 0.5) * scale)
 
@@ -65,11 +68,11 @@ def square_around(
     enlarged: float = ENLARGED,
     shift: tuple[float, float] = (0, 0),
 ) -> Crop:
-    """The square about a box, moved into the frame as far as it fits.
+    """The square crop around a box, moved inside the frame as far as possible.
 
     frame     (height, width)
-    enlarged  its side over the box's longer one; it is never longer than the frame
-    shift     of its middle, x and y, in shares of its side
+    enlarged  side relative to the box's longer side; limited to the frame's longer side
+    shift     shift of the centre, x and y, as a fraction of the side
     """
     x, y, wide, high = box
     side = max(round(enlarged * max(wide, high)), LEAST)
@@ -86,15 +89,14 @@ def square_around(
 
 
 def box_of(mask: Pixels) -> Box:
-    """The smallest box that holds all that is not 0; 0, 0, 0, 0 where nothing is."""
+    """Bounding box of the non-zero pixels; 0, 0, 0, 0 if there are none."""
     x, y, wide, high = cv2.boundingRect(mask)
     return int(x), int(y), int(wide), int(high)
 
 
 def marked_box(hints: Hints) -> Box:
-    """The smallest box that holds the marked object as far as is known, and all points and
-    scribbles; without a box and a previous mask the whole frame, for nothing says how large the
-    object is."""
+    """Bounding box of all hints; the whole frame without a box or previous mask, as the object's
+    size is unknown."""
     height, width = hints.size
     if hints.box is None and hints.previous is None:
         return 0, 0, width, height

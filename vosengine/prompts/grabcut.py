@@ -1,4 +1,4 @@
-"""A marked object by its colours: GrabCut (Rother et al., SIGGRAPH 2004), as OpenCV has it."""
+"""Masks from prompts by GrabCut (Rother et al., SIGGRAPH 2004), OpenCV's implementation."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import numpy as np
 from .hints import BACKGROUND, OBJECT, Hints, Pixels
 
 ROUNDS = 5
-DISC = 3  # pixels at the working size: radius of a point
-SPREAD = 0.12  # of the short side: radius within which points alone suggest their object
-SMALL = 32  # pixels: where the box or the frame has a shorter side, nothing is halved
-LEAST = 5  # colours of either side; OpenCV's mixtures have as many components
+DISC = 3  # radius of a point in pixels of the working size
+SPREAD = 0.12  # radius of probable foreground around points / short side
+SMALL = 32  # pixels: no downsampling if the box's or frame's short side is below this
+LEAST = 5  # minimum pixels per class: components of OpenCV's mixtures
 
 
 def grabcut(frame: np.ndarray, hints: Hints) -> Pixels:
-    """The mask uint8 [H, W], 0 or 1, at half size but for small objects.
+    """Mask uint8 [H, W], 0 or 1, computed at half size except for small objects.
 
-    Outside the box only what is marked as the object is taken. Where one side has fewer than LEAST
-    pixels there are no colours to learn, and what is marked is the answer.
+    frame  uint8 [H, W, 3] RGB
+
+    Outside the box, only pixels marked as object are foreground. If foreground or background have
+    fewer than LEAST pixels, no colour model can be fitted and the initial trimap is returned.
     """
     height, width = hints.size
     shortest = min(hints.size if hints.box is None else hints.box[2:])
@@ -28,7 +30,7 @@ def grabcut(frame: np.ndarray, hints: Hints) -> Pixels:
     inside = np.isin(plan, (cv2.GC_FGD, cv2.GC_PR_FGD))
     if LEAST <= np.count_nonzero(inside) <= inside.size - LEAST:
         shrunk = cv2.resize(frame, small[::-1], interpolation=cv2.INTER_AREA)
-        cv2.setRNGSeed(0)  # the clusters that it starts from are drawn
+        cv2.setRNGSeed(0)  # its initial clusters are random
         colours = np.ascontiguousarray(shrunk[..., ::-1])
         background, objects = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.grabCut(colours, plan, (0, 0, 0, 0), background, objects, ROUNDS, cv2.GC_INIT_WITH_MASK)
@@ -38,7 +40,7 @@ def grabcut(frame: np.ndarray, hints: Hints) -> Pixels:
 
 
 def _plan(hints: Hints, small: tuple[int, int], factor: int) -> Pixels:
-    """[h, w] of GrabCut's four values: what is marked, and a guess for the rest."""
+    """Initial trimap [h, w] of GrabCut's four values: the hints, and a guess for the rest."""
     plan = np.full(small, cv2.GC_PR_BGD, np.uint8)
     if hints.previous is not None:
         shrunk = cv2.resize(hints.previous, small[::-1], interpolation=cv2.INTER_AREA)

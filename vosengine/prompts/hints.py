@@ -1,4 +1,4 @@
-"""What a person has marked in a picture, checked."""
+"""Hints: checked interactive prompts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 Box = tuple[int, int, int, int]  # x, y of the upper left pixel, width and height, in pixels
-Point = tuple[int, int, bool]  # x, y in pixels; True on the object, False beside it
+Point = tuple[int, int, bool]  # x, y in pixels; True: object, False: background
 Pixels = NDArray[np.uint8]
 
-OBJECT, BACKGROUND = 1, 2  # in scribbles
-SMALLEST_FRAME = 8  # pixels of a side
+OBJECT, BACKGROUND = 1, 2  # values in scribbles
+SMALLEST_FRAME = 8  # minimum side of a frame in pixels
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What is marked in a frame of `size` (height, width); something of it is on the object.
+    """Checked prompts for one object in a frame; at least one of them marks the object.
 
-    box        holds the object; None: not said
-    points     clicks, in the order in which they were made
-    scribbles  [H, W]: 0 nothing, OBJECT, BACKGROUND; None where nothing is scribbled
-    previous   [H, W] 0 or 1: the mask that is to be corrected; None where it shows nothing
+    size       (height, width) of the frame
+    box        contains the object, or None
+    points     clicks, in order
+    scribbles  uint8 [H, W]: 0 unmarked, OBJECT, BACKGROUND; None if all 0
+    previous   uint8 [H, W] 0 or 1: the mask to correct; None if all 0
     """
 
     size: tuple[int, int]
@@ -43,29 +44,29 @@ def check_hints(
     scribbles: object,
     previous: object,
 ) -> Hints:
-    """The hints in a frame, each as `mask_from` takes it. Raises InputError."""
+    """Check `mask_from`'s arguments. Raises InputError."""
     size = _check_frame(frame)
-    given_box = None if box is None else _check_box(box, size)
-    given_points = tuple(_check_point(point, size) for point in points)
+    checked_box = None if box is None else _check_box(box, size)
+    checked_points = tuple(_check_point(point, size) for point in points)
     marks = _check_plane("scribbles", scribbles, size, BACKGROUND)
     mask = _check_plane("previous", previous, size, 1)
     if marks is not None and not marks.any():
         marks = None
     if mask is not None and not mask.any():
         mask = None
-    if given_box is None and not given_points and marks is None:
+    if checked_box is None and not checked_points and marks is None:
         raise InputError(
             "prompt: nothing is marked; wanted a box, a point or a scribble (a previous mask alone "
-            "says nothing new)"
+            "is not enough)"
         )
     scribbled = marks is not None and bool((marks == OBJECT).any())
-    positive = any(point[2] for point in given_points)
-    if given_box is None and mask is None and not positive and not scribbled:
+    positive = any(point[2] for point in checked_points)
+    if checked_box is None and mask is None and not positive and not scribbled:
         raise InputError(
             "prompt: only background is marked; wanted a box, or a point or a scribble on the "
             "object, or the previous mask"
         )
-    return Hints(size, given_box, given_points, marks, mask)
+    return Hints(size, checked_box, checked_points, marks, mask)
 
 
 def _check_frame(frame: object) -> tuple[int, int]:
@@ -81,7 +82,7 @@ def _check_frame(frame: object) -> tuple[int, int]:
 
 
 def _whole_numbers(values: object, count: int) -> list[int] | None:
-    """The values as whole numbers; None unless they are `count` of them."""
+    """The values as ints; None unless they are `count` integers."""
     if not isinstance(values, Sequence | np.ndarray) or len(values) != count:
         return None
     if any(isinstance(v, bool | np.bool_) or not isinstance(v, Integral) for v in values):
@@ -122,7 +123,7 @@ def _check_point(point: object, size: tuple[int, int]) -> Point:
 
 
 def _check_plane(name: str, plane: object, size: tuple[int, int], most: int) -> Pixels | None:
-    """A map of the frame's size with values 0..most."""
+    """Check a plane uint8 or bool [H, W] with values 0..most."""
     if plane is None:
         return None
     if not isinstance(plane, np.ndarray) or plane.dtype not in (np.uint8, np.bool_):

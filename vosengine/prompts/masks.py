@@ -1,4 +1,4 @@
-"""Masks of marked objects, by one of several methods."""
+"""mask_from: a mask from interactive prompts, by a choice of methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .grabcut import grabcut
 from .hints import Box, Pixels, Point, check_hints
 
 METHODS = ("auto", "click", "grabcut")
-CLICK_FILE = "demo/click.safetensors"  # inside the folder of the weights that ship
+CLICK_FILE = "demo/click.safetensors"  # relative to the folder of the weights that ship
 
 
 def mask_from(
@@ -24,28 +24,29 @@ def mask_from(
     previous: np.ndarray | None = None,
     method: str = "auto",
 ) -> Pixels:
-    """The mask of one object that is marked in a frame.
+    """Segment one object that is marked in a frame.
 
     frame      uint8 [H, W, 3] RGB
-    box        x, y of its upper left pixel, width and height, in pixels: holds the object
-    points     x, y in pixels, and whether the object is there (True) or not (False)
-    scribbles  uint8 [H, W]: 0 nothing, 1 the object, 2 not the object
-    previous   uint8 [H, W] 0 or 1: the last answer, where this call corrects it; give all points
-               again, also those that it was made of. One that shows nothing counts as none
-    method     "click": the network click.demo; "grabcut": colours alone, without torch; "auto":
-               click where its weights ship, else grabcut
-    returns    uint8 [H, W], 0 or 1; the same for the same arguments
+    box        bounding box of the object: x, y of its upper left pixel, width, height, in pixels
+    points     (x, y, positive) each, in pixels; positive: True on the object, False on background
+    scribbles  uint8 [H, W]: 0 unmarked, 1 object, 2 background
+    previous   uint8 [H, W] 0 or 1: the last result, to be corrected; repeat all earlier points. All
+               0 is the same as None
+    method     "click": the network click.demo; "grabcut": colours only, without torch; "auto":
+               click if its weights ship, else grabcut
 
-    Raises  InputError: an unknown method; an argument of another type, shape or dtype; a box or a
-            point that leaves the frame; nothing marked, or only background without a box or a
-            previous mask. WeightsError: a damaged or missing click.demo.
+    Returns  uint8 [H, W], 0 or 1; deterministic
+
+    Raises  InputError for an unknown method, an argument of another type, shape or dtype, a box or
+            point outside the frame, and if nothing is marked, or only background without a box or
+            previous mask; WeightsError if click.demo is missing or corrupt.
     """
     if method not in METHODS:
         raise InputError(f"method: wanted one of {', '.join(METHODS)}, given {method!r}")
     hints = check_hints(frame, box, points, scribbles, previous)
     if method == "grabcut" or (method == "auto" and not click_ships()):
         return grabcut(frame, hints)
-    from .click import click  # torch is not needed for anything else here
+    from .click import click  # imports torch
 
     return click(frame, hints)
 

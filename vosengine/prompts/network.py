@@ -1,8 +1,8 @@
-"""The click network: a frame, the last mask and what is marked -> the mask of one object.
+"""ClickNet: a frame, the previous mask and hints -> the mask of one object.
 
-The pretrained backbone sees the frame alone, once; what is marked joins it in the decoder, at
-strides 16, 8 and 4, so that a further click costs the decoder. Discs for clicks and the last mask
-as inputs are RITM's (Sofiiuk et al., arXiv 2102.06583); the box is one more plane.
+The pretrained backbone's input is the frame only; the hints are fused in the decoder, at strides
+16, 8 and 4, so that a further click runs only the decoder. Discs for clicks and the previous mask
+as inputs follow RITM (Sofiiuk et al., arXiv 2102.06583); the box is a further plane.
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ from ..models.backbone import Pyramid
 from ..models.blocks import ResBlock, conv3, upsample
 from ..models.efficientnet import EfficientNetLite, normalise_cells
 
-PLANES = 4  # the last mask, discs on the object, discs beside it, the box
+PLANES = 4  # previous mask, discs of positive clicks, discs of negative clicks, box
 STRIDE = 16
-FIRST_ANSWERS = 0.02  # of the usual size are weights of the first logits
+FIRST_ANSWERS = 0.02  # initial scale of the last layer's weights
 
 
 @dataclass(frozen=True)
 class ClickConfig:
-    """The network's widths, and how it looks at a frame.
+    """Configuration of the click network.
 
-    channels  at strides 16, 8 and 4; blocks, residual blocks there
-    stem      channels at strides 2, 4, 8 and 16 of what sees the frame with the planes
-    size      side of the square that it sees, a multiple of 16
-    radius    of a click's disc, in pixels of that square
+    backbone  EfficientNet-Lite
+    mean, std input normalisation, RGB in 0..1
+    channels  decoder channels at strides 16, 8 and 4
+    blocks    residual blocks at strides 16, 8 and 4
+    stem      channels at strides 2, 4, 8 and 16 of the encoder of frame and planes
+    size      side of the input crop in pixels, a multiple of 16
+    radius    radius of a click's disc, in pixels of the crop
+
+    Raises  ConfigError for a value out of range.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -53,8 +58,11 @@ class ClickConfig:
 
 
 class Seen(NamedTuple):
-    """What of a frame does not depend on what is marked: the frame as it is given to `encode`, and
-    the backbone's maps, every cell of one length."""
+    """The decoder's inputs that do not depend on the hints.
+
+    frame       [B, 3, H, W] normalised
+    r2, r3, r4  the backbone's maps at strides 4, 8 and 16, every cell normalised
+    """
 
     frame: torch.Tensor
     r2: torch.Tensor
@@ -63,7 +71,7 @@ class Seen(NamedTuple):
 
 
 class Level(nn.Module):
-    """Maps of one stride joined: the one above, the backbone's and the stem's, then blocks."""
+    """Decoder level: sum of upsampled coarser level, backbone and stem maps; residual blocks."""
 
     def __init__(self, above: int, backbone: int, stem: int, channels: int, blocks: int) -> None:
         super().__init__()
@@ -83,7 +91,7 @@ class Level(nn.Module):
 
 
 class ClickNet(nn.Module):
-    """See the head of this file; `encode` once a frame, `forward` for every answer."""
+    """The click network: `encode` once per crop, `forward` for every set of hints."""
 
     def __init__(self, config: ClickConfig) -> None:
         super().__init__()
@@ -92,7 +100,7 @@ class ClickNet(nn.Module):
         r2, r3, r4 = self.backbone.channels
         widths = (3 + PLANES, *config.stem)
         stem = [nn.Conv2d(before, after, 3, 2, 1) for before, after in pairwise(widths)]
-        # Without norms: what is marked is to arrive as large as the backbone's cells are.
+        # No norms, so that the hints keep the scale of the backbone's cells.
         for conv in stem:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self.stem = nn.ModuleList(stem)
@@ -105,18 +113,18 @@ class ClickNet(nn.Module):
 
     @torch.no_grad()
     def start_gently(self) -> None:
-        """Before training: blocks begin as the identity, and the first answers are unsure."""
+        """Initialise for training: residual blocks as the identity, small initial logits."""
         for module in self.modules():
             if isinstance(module, ResBlock):
                 module.conv2.weight.zero_()
         self.predict.weight.mul_(FIRST_ANSWERS)
 
     def encode(self, frame: torch.Tensor) -> Seen:
-        """frame [B, 3, H, W] normalised, sides multiples of 16."""
+        """Features of frames [B, 3, H, W], normalised, with sides that are multiples of 16."""
         return as_seen(frame, self.backbone(frame))
 
     def forward(self, seen: Seen, planes: torch.Tensor) -> torch.Tensor:
-        """planes [B, PLANES, H, W] of 0 and 1 -> logits [B, H / 2, W / 2]."""
+        """Logits [B, H / 2, W / 2] for hints as planes [B, PLANES, H, W] of 0 and 1."""
         x = torch.cat((seen.frame, planes), dim=1)
         stems = []
         for conv in self.stem:
@@ -130,5 +138,5 @@ class ClickNet(nn.Module):
 
 
 def as_seen(frame: torch.Tensor, maps: Pyramid) -> Seen:
-    """A frame and its backbone's maps, as the decoder reads them."""
+    """The decoder's inputs from a frame and its backbone maps, normalised per cell."""
     return Seen(frame, *(normalise_cells(x) for x in (maps.r2, maps.r3, maps.r4)))

@@ -1,4 +1,4 @@
-"""The click network's weights: random, from a file, or those that ship."""
+"""Weights of the click network: random, from a file, or those that ship."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ MODEL = "click"
 
 
 def build_click(config: ClickConfig, seed: int = 0) -> ClickNet:
-    """A network with seeded random weights in evaluation mode; torch's random state is left."""
+    """A click network with seeded random weights, in evaluation mode; torch's random state is
+    preserved."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return ClickNet(config).eval().requires_grad_(False)
 
 
 def save_click(path: Path, network: ClickNet, description: str) -> None:
-    """Write a weights file: in half precision, norms and biases in single. Raises OutputError."""
+    """Write a weights file: float16, vectors (norms, biases) in float32. Raises OutputError."""
     state = state_of(network)
     tensors = {n: x.to(torch.float16 if x.ndim > 1 else torch.float32) for n, x in state.items()}
     save(
@@ -39,11 +40,13 @@ def save_click(path: Path, network: ClickNet, description: str) -> None:
 
 
 def load_click(path: Path, size: int | None = None) -> tuple[ClickNet, dict[str, str]]:
-    """The network of a file that `save_click` wrote, on the CPU in float32, and the file's words.
+    """Load a click network, on the CPU in float32, and the file's metadata.
 
-    size  side of the square that it sees, in place of the file's
+    path  a file written by `save_click`
+    size  side of the input crop, replaces that of the file's configuration
 
-    Raises  WeightsError: missing, corrupt, of another model, or another shape.
+    Raises  WeightsError if the file is missing, corrupt, of another model, or its tensors do not
+            match; ConfigError for an unknown configuration field.
     """
     metadata, tensors = read_file(path)
     if metadata["model"] != MODEL:
@@ -63,6 +66,6 @@ def load_click(path: Path, size: int | None = None) -> tuple[ClickNet, dict[str,
 
 
 def load_shipped() -> tuple[ClickNet, WeightCard]:
-    """click.demo and its card. Raises WeightsError: not part of this installation, or damaged."""
+    """Load click.demo and its card. Raises WeightsError if it did not ship or is corrupt."""
     path, card = demo_of(MODEL)
     return load_click(path)[0], card

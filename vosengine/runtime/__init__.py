@@ -1,4 +1,4 @@
-"""How a network is run: as it was written, or as the machine likes it best."""
+"""Network execution: folding, layout, precision, captured graphs and frame upload."""
 
 from .folding import fold_batch_norms
 from .graphs import GraphCache, copied, graph_maker

@@ -1,4 +1,4 @@
-"""Batch norms taken into the convolutions before them: the same function in fewer passes."""
+"""Folding of batch norms into the preceding convolutions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Layer = tuple[nn.Module, str]  # a module and the name of its child
 
 @torch.no_grad()
 def fold_batch_norms(network: nn.Module) -> int:
-    """Fold every batch norm that follows a convolution into it, in place; returns how many.
+    """Fold every batch norm that follows a convolution into it, in place; returns their number.
 
-    A batch norm in evaluation mode is a scale and a shift per channel, which the convolution can
-    have in its weights and bias; what it leaves behind is the identity. Where several convolutions
-    are summed before the norm (a ResNet's stem with mask channels, the joint of two strides) each
-    gets the scale and the first the shift. Group norms depend on their input, and stay.
+    A batch norm in evaluation mode is a scale and a shift per channel, which become part of the
+    convolution's weight and bias; the norm is replaced by the identity. If several convolutions are
+    summed before the norm (a ResNet's stem with mask channels, the fusion of two strides), each
+    gets the scale and the first the shift. Group norms depend on their input and are kept.
     """
     folded = 0
     for module in list(network.modules()):
@@ -36,15 +36,15 @@ def fold_batch_norms(network: nn.Module) -> int:
 
 
 def _chains(module: nn.Module) -> Iterator[tuple[list[nn.Conv2d], Layer]]:
-    """Convolutions whose sum goes into a norm, and where that norm is kept."""
+    """Convolutions whose sum is the input of a norm, and that norm's owner and name."""
     if isinstance(module, (ResNet, EfficientNetLite)):
         stem = [module.conv1] if module.mask_conv is None else [module.conv1, module.mask_conv]
         yield stem, (module, "bn1")
     elif isinstance(module, Fuse):
         yield [module.conv3, module.conv4], (module, "norm")
     elif isinstance(module, nn.Sequential):
-        named = list(module.named_children())
-        for (_, layer), (name, after) in pairwise(named):
+        children = list(module.named_children())
+        for (_, layer), (name, after) in pairwise(children):
             if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
                 yield [layer], (module, name)
     else:

@@ -1,8 +1,7 @@
-"""Work on the device that is captured once and replayed: one launch for hundreds of kernels.
+"""Captured graphs (CUDA graphs): device work captured once and replayed by a single launch.
 
-What is captured is a pure function of tensors and of the facts that its key names. A key that comes
-for the first time is run eagerly, which warms up whatever is made at first use; the second time it
-is captured; from then on it is replayed.
+The work must be a pure function of its input tensors and of what its key contains. The first call
+with a key runs eagerly, which warms up lazy initialisation; the second captures; later ones replay.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import torch
 
 T = TypeVar("T")
 
-LIMIT = 16  # graphs of a cache; past them the least recently used is dropped
+LIMIT = 16  # maximum graphs per cache; the least recently used is evicted
 
 
 class Graph(Protocol):
-    """What a device offers: `capture` notes the work of a call and returns its outcome, whose
-    tensors `replay` fills, from the call's inputs as they then are."""
+    """A device's graph: `capture` records a call and returns its outputs; `replay` recomputes them
+    in place from the inputs' current contents."""
 
     def capture(self, work: Callable[[], T]) -> T: ...
     def replay(self) -> None: ...
 
 
 class CudaGraph:
-    """CUDA's graphs; all of a pool run one after another on one stream, and share memory."""
+    """A CUDA graph; the graphs of a pool run sequentially on one stream and share memory."""
 
     def __init__(self, device: torch.device, pool: Any) -> None:
         self._device = device
@@ -37,7 +36,7 @@ class CudaGraph:
     def capture(self, work: Callable[[], T]) -> T:
         with (
             torch.cuda.device(self._device),
-            # Other threads may drive other streams of the same card meanwhile.
+            # Other threads may use the same GPU during the capture.
             torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"),
         ):
             return work()
@@ -47,7 +46,7 @@ class CudaGraph:
 
 
 def graph_maker(device: torch.device) -> Callable[[], Graph] | None:
-    """Makes graphs that share their memory; None where the device has none."""
+    """A factory of graphs that share one memory pool; None if the device has no graphs."""
     if device.type != "cuda":
         return None
     pool = torch.cuda.graph_pool_handle()
@@ -59,33 +58,33 @@ class CapturedGraph:
 
     def __init__(self, inputs: Any) -> None:
         self.inputs = inputs
-        self._slots = list(tensors_of(inputs))
+        self._input_tensors = list(tensors_of(inputs))
         self._graph: Graph | None = None
-        self._outcome: Any = None
+        self._outputs: Any = None
 
     @property
     def is_captured(self) -> bool:
         return self._graph is not None
 
-    def run(self, work: Callable[[Any], T], given: Any, make: Callable[[], Graph]) -> T:
-        """What the work makes of `given`. Tensors that it returns are overwritten the next time."""
-        for slot, tensor in zip(self._slots, tensors_of(given), strict=True):
-            if slot.data_ptr() != tensor.data_ptr():
-                slot.copy_(tensor)
+    def run(self, work: Callable[[Any], T], inputs: Any, make: Callable[[], Graph]) -> T:
+        """`work(inputs)` by capture or replay; the next run overwrites the returned tensors."""
+        for own, tensor in zip(self._input_tensors, tensors_of(inputs), strict=True):
+            if own.data_ptr() != tensor.data_ptr():
+                own.copy_(tensor)
         if self._graph is None:
             graph = make()
-            self._outcome = graph.capture(lambda: work(self.inputs))
-            self._graph = graph  # not where the capture failed
+            self._outputs = graph.capture(lambda: work(self.inputs))
+            self._graph = graph  # only after a successful capture
         self._graph.replay()
-        outcome: T = self._outcome
-        return outcome
+        outputs: T = self._outputs
+        return outputs
 
 
 class GraphCache:
     """The captured graphs of one stream or engine, by name and input shapes.
 
-    make      makes a graph
-    captured  graphs captured so far
+    make      factory of graphs
+    captured  number of captures so far
     """
 
     def __init__(self, make: Callable[[], Graph]) -> None:
@@ -97,37 +96,38 @@ class GraphCache:
         return len(self._graphs)
 
     def run(
-        self, name: Hashable, work: Callable[[Any], T], given: Any, *, shared: bool = False
+        self, name: Hashable, work: Callable[[Any], T], inputs: Any, *, shared: bool = False
     ) -> T:
-        """`work(given)`, by a graph from the second time on that its name comes with tensors of
-        these shapes. Whatever else the work depends on must be part of the name.
+        """`work(inputs)`, by a graph from the second call on with this name and input shapes.
 
-        The tensors that came first become the place where later ones are copied to; `shared`:
-        others may still want to read them, and a copy takes their place.
+        name    must include everything that the work depends on besides its input tensors
+        inputs  nested tuples and lists of tensors; those of the first call become the graph's input
+                buffers, which later calls overwrite
+        shared  the caller keeps using the first call's tensors: copies become the buffers
         """
-        key = (name, *((tuple(x.shape), x.stride(), x.dtype) for x in tensors_of(given)))
+        key = (name, *((tuple(x.shape), x.stride(), x.dtype) for x in tensors_of(inputs)))
         graph = self._graphs.get(key)
         if graph is None:
-            self._graphs[key] = CapturedGraph(copied(given) if shared else given)
+            self._graphs[key] = CapturedGraph(copied(inputs) if shared else inputs)
             if len(self._graphs) > LIMIT:
                 self._graphs.popitem(last=False)
-            return work(given)
+            return work(inputs)
         self._graphs.move_to_end(key)
         self.captured += not graph.is_captured
-        return graph.run(work, given, self._make)
+        return graph.run(work, inputs, self._make)
 
 
 def tensors_of(nested: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in tuples and lists of them, in order."""
+    """Iterate over the tensors in nested tuples and lists, in order."""
     if isinstance(nested, torch.Tensor):
         yield nested
     elif isinstance(nested, (tuple, list)):
-        for each in nested:
-            yield from tensors_of(each)
+        for item in nested:
+            yield from tensors_of(item)
 
 
 def copied(nested: Any) -> Any:
-    """The same with tensors of its own, laid out alike."""
+    """A copy of nested tuples and lists with cloned tensors; strides are preserved."""
     if isinstance(nested, torch.Tensor):
         return nested.clone(memory_format=torch.preserve_format)
     if isinstance(nested, tuple) and hasattr(nested, "_fields"):

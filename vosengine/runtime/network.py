@@ -1,4 +1,4 @@
-"""From a network as it was loaded to the one that runs."""
+"""Preparation of a loaded network for inference."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ ENGINES = ("fast", "eager")
 def prepare_network(
     network: N, device: torch.device, dtype: torch.dtype, engine: str = "fast"
 ) -> N:
-    """Bring a network in evaluation mode to a device, in place.
+    """Move a network in evaluation mode to a device and dtype, in place; returns it.
 
-    engine  "eager" runs it layer by layer as it was written; "fast" folds its batch norms into the
-            convolutions, in the precision that it was loaded in, and lays out weights, and with
-            them all maps, with the channels last, which is how the convolutions want them; rounds
-            weights so that their errors cancel (see rounding.py); on a CPU a convolution also adds
-            the shortcut and takes the ReLU behind it
+    engine  "eager": no further change. "fast": fold batch norms into convolutions, in the
+            precision of the loaded weights; channels-last weights, and so feature maps; in half
+            precision, weights rounded with error feedback (see rounding.py); on a CPU, convolutions
+            fused with the following shortcut addition and ReLU
     """
     if engine == "eager":
         return network.to(device, dtype)
@@ -43,8 +42,10 @@ def prepare_network(
 
 
 def in_layout(features: Mapping[str, torch.Tensor], engine: str) -> dict[str, torch.Tensor]:
-    """Maps [B, C, H, W] laid out as that engine's layers give them: a file does not keep that, and
-    sums in another order differ in their last bits."""
+    """Restore the memory format of feature maps [B, C, H, W] that the engine's layers produce.
+
+    Files do not preserve it, and another format changes the summation order and so the last bits.
+    """
     layout = torch.contiguous_format if engine == "eager" else torch.channels_last
     return {
         name: x.contiguous(memory_format=layout) if x.ndim == 4 else x

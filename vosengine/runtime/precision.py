@@ -1,4 +1,4 @@
-"""What numbers a network computes in, and what that means on a device."""
+"""Numeric precision of a network, and torch's process-wide float32 settings."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ PRECISIONS = (*DTYPES, "auto")
 
 
 def _backends() -> tuple[Any, ...]:
-    """Those of torch that multiply float32: their settings are the process's."""
-    backends: Any = torch.backends  # whose types do not know their own members
+    """torch's backends with a process-wide float32 precision setting."""
+    backends: Any = torch.backends  # its type stubs lack these members
     return (
         *(backends.cudnn.conv, backends.cuda.matmul),
         *(backends.mkldnn.conv, backends.mkldnn.matmul),
     )
 
 
-def _set_products(chosen: tuple[str, ...]) -> None:
-    for backend, each in zip(_backends(), chosen, strict=True):
-        backend.fp32_precision = each
+def _set_products(precisions: tuple[str, ...]) -> None:
+    for backend, precision in zip(_backends(), precisions, strict=True):
+        backend.fp32_precision = precision
 
 
 _products = ProcessSetting(lambda: tuple(b.fp32_precision for b in _backends()), _set_products)
@@ -40,18 +40,20 @@ _products = ProcessSetting(lambda: tuple(b.fp32_precision for b in _backends()),
 
 @dataclass(frozen=True)
 class Precision:
-    """Softmax, norms, odds and solvers are float32 in all of them.
+    """A network's precision: "fp32", "tf32", "bf16" or "fp16".
 
-    fp32  float32, and products of them as exact as that
-    tf32  float32, whose products a GPU may round to 10 bits of mantissa
-    bf16, fp16  weights and maps
+    fp32        float32 with IEEE products
+    tf32        float32; a GPU may round the factors of products to 10 mantissa bits
+    bf16, fp16  weights and feature maps in half precision
+
+    Softmax, norms, odds and solvers are float32 in all of them.
     """
 
     name: str
 
     @classmethod
     def choose(cls, name: str, device: torch.device) -> Precision:
-        """That of a name; "auto" is bf16 where the chip has it without emulation, else fp32.
+        """The precision for a name; "auto": bf16 if the device supports it natively, else fp32.
 
         Raises  ConfigError for an unknown name, and for tf32 on a CPU.
         """
@@ -59,7 +61,7 @@ class Precision:
             wanted = ", ".join(PRECISIONS)
             raise ConfigError(f"precision: wanted one of {wanted}, given {name!r}")
         if name == "tf32" and device.type != "cuda":
-            raise ConfigError("precision: tf32 is a GPU's; wanted fp32, bf16, fp16 or auto")
+            raise ConfigError("precision: tf32 is for GPUs; wanted fp32, bf16, fp16 or auto")
         if name == "auto":
             name = "bf16" if has_bf16(device) else "fp32"
         return cls(name)
@@ -70,15 +72,17 @@ class Precision:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Products of float32 as this precision wants them, within the block or the function that
-        this decorates: torch's own setting rounds those of convolutions on a GPU, and the caller's
-        may round them on a CPU too. Threads under tf32 and under the others take turns."""
+        """Context manager: set torch's float32 product precision for this precision.
+
+        torch's default allows TF32 in convolutions on a GPU, and the caller's settings may allow
+        reduced precision on a CPU. Threads with tf32 and with other precisions exclude each other.
+        """
         with _products.held(("tf32" if self.name == "tf32" else "ieee",) * 4):
             yield
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the chip computes in bfloat16 itself."""
+    """Whether the device computes in bfloat16 natively."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

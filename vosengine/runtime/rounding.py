@@ -1,4 +1,4 @@
-"""A network's numbers in half precision, rounded so that its outcome moves the least."""
+"""Conversion of a network to half precision, with error feedback in the rounding of weights."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from ..models.backbone import ResNet
 from ..models.efficientnet import EfficientNetLite
 from ..models.mask_encoder import MaskEncoder
 
-RUN = 16  # input channels over which the error of a rounding is handed on
+RUN = 16  # input channels over which rounding errors are propagated
 
 
 def round_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Bring a network to half precision, in place, all but
+    """Convert a network to half precision, in place, except for
 
-    - the modules that it names in `in_float32`
-    - the stems of its encoders: a picture has more bits than bfloat16's eight, and all else is
-      computed from it
-    - what its group norms multiply and add, which a rounding would move for whole channels; not
-      on a GPU, where torch wants it in the dtype of the map
+    - the modules listed in its `in_float32`
+    - the stems of its encoders: an image has more than bfloat16's 8 bits, and everything depends on
+      it
+    - on a CPU, the weight and bias of group norms, whose rounding shifts whole channels (on a GPU
+      torch requires the dtype of the feature map)
 
-    device  that it will run on
+    device  the device it will run on
+    dtype   torch.bfloat16 or torch.float16
     """
     wide: set[nn.Module | None] = set()
     for name in getattr(network, "in_float32", ()):
@@ -42,21 +43,21 @@ def round_network(network: nn.Module, device: torch.device, dtype: torch.dtype) 
 
 
 def rounded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Weights [O, I, ...] in a narrower `dtype`, the error of each added to the next before that is
-    rounded: along a kernel, then from one input channel to the next.
+    """Round weights [O, I, ...] to a narrower `dtype` with error feedback (sigma-delta modulation).
 
-    A convolution's neighbouring inputs are alike, and behind a ReLU all of one sign, so errors of
-    alternating sign cancel where independent ones would add up: error feedback, as in sigma-delta
-    modulation. The errors of a run sum to half a unit in the last place of its last weight at most.
+    The rounding error of each weight is added to the next one, along the kernel and then across
+    input channels, in runs of RUN channels. A convolution's neighbouring inputs are similar, and of
+    one sign after a ReLU, so that errors of alternating sign cancel. The errors of a run sum to at
+    most half a unit in the last place of its last weight.
     """
     length = min(RUN, weight.shape[1]) * weight[0, 0].numel()
     flat = weight.flatten(1)
     runs = functional.pad(flat, (0, -flat.shape[1] % length)).reshape(-1, length)
     error = runs.new_zeros(len(runs))
-    found = []
-    for each in runs.T.contiguous():
-        wanted = each + error
-        found.append(wanted.to(dtype))
-        error = wanted - found[-1]
-    kept = torch.stack(found, dim=1).reshape(len(flat), -1)[:, : flat.shape[1]]
-    return kept.reshape(weight.shape)
+    columns = []
+    for column in runs.T.contiguous():
+        exact = column + error
+        columns.append(exact.to(dtype))
+        error = exact - columns[-1]
+    unpadded = torch.stack(columns, dim=1).reshape(len(flat), -1)[:, : flat.shape[1]]
+    return unpadded.reshape(weight.shape)

@@ -1,1 +1,1 @@
-"""Training: for now the synthetic video that it will be fed with."""
+"""Training: data sources, augmentation, objectives, the training loop and weight export."""

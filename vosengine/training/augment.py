@@ -1,4 +1,4 @@
-"""Augmentation that clips of every source share: place, size, direction, time and colour."""
+"""Clip augmentation for every source: crop, scale, flip, time reversal, jitter and colour."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ..types import Size
 from .object_ids import renumber
 from .samples import Sample
 
-Matrix = NDArray[np.float64]  # [2, 3], training pixels -> pixels of the clip
+Matrix = NDArray[np.float64]  # [2, 3], pixels of the augmented clip -> pixels of the source clip
 
-SCALE = (0.4, 1.0)  # side of the crop over the largest that fits
-ASPECT = 0.2  # greatest change of the log aspect ratio
-MARGIN = 0.15  # of the crop's side; the object's pixel that must be in it keeps off its border
+SCALE = (0.4, 1.0)  # side of the crop, relative to the largest that fits
+ASPECT = 0.2  # maximum change of the log aspect ratio
+MARGIN = 0.15  # minimum distance of the anchor pixel from the crop's border, in crop sides
 TRIES = 4
-MOVING = 0.4  # chance that the crop moves and grows or shrinks through the clip
-JITTER = 0.5  # chance that every frame is shifted, turned and scaled a little on its own
-FLIP = BACKWARDS = 0.5
-GREY = 0.05
-SATURATION = (0.2, 1.15)  # synthetic colours are more vivid than those of cameras
-SHRINK = 1.5  # a clip that is reduced more than this is averaged first, against aliasing
+MOVING = 0.4  # probability that the crop moves and is scaled over the clip
+JITTER = 0.5  # probability of a small random shift, rotation and scale per frame
+FLIP = BACKWARDS = 0.5  # probabilities of a mirrored and of a reversed clip
+GREY = 0.05  # probability of a greyscale clip
+SATURATION = (0.2, 1.15)  # synthetic colours are more vivid than camera colours
+SHRINK = 1.5  # beyond this reduction, area-average first, to avoid aliasing
 
 
 def augment(sample: Sample, size: Size, rng: np.random.Generator) -> Sample:
-    """The clip at `size` (height, width), changed in ways that leave it a clip.
+    """Augment a clip at random, to `size` (height, width).
 
-    Masks follow the frames; objects of which no pixel is left are gone and the ids are without
-    gaps. Some pixels of an object stay in the first frame, if it shows any that are not too few
-    for the size. Of a clip that is `framed` no crop is taken, if it has that size.
+    Masks are warped with the frames; objects without pixels are dropped and ids renumbered without
+    gaps. If the first frame shows an object that is not too small for the size, some of its pixels
+    stay visible there. A `framed` clip of this size is not cropped.
     """
     frames, masks = sample.frames, sample.masks
     if rng.random() < BACKWARDS and masks[-1].any():
@@ -40,9 +40,9 @@ def augment(sample: Sample, size: Size, rng: np.random.Generator) -> Sample:
         frames, masks = _crop(frames, masks, size, rng)
     elif rng.random() < FLIP:
         frames, masks = frames[:, :, ::-1], masks[:, :, ::-1]
-    changed = _recolour(np.ascontiguousarray(frames), rng)
+    recoloured = _recolour(np.ascontiguousarray(frames), rng)
     masks = renumber(np.ascontiguousarray(masks))
-    return replace(sample, frames=changed, masks=masks)
+    return replace(sample, frames=recoloured, masks=masks)
 
 
 def _crop(
@@ -61,9 +61,9 @@ def _crop(
 
 
 def _views(masks: NDArray[np.uint8], size: Size, rng: np.random.Generator) -> list[Matrix]:
-    """For each frame, where the pixels of the augmented clip are taken from."""
+    """Draw the view (output pixels -> source pixels) of each frame."""
     length, *whole = masks.shape
-    shown = masks[0].any()
+    has_object = masks[0].any()
     flip = rng.random() < FLIP
     for _ in range(TRIES):
         anchor = _pixel_of_an_object(masks, rng)
@@ -77,7 +77,7 @@ def _views(masks: NDArray[np.uint8], size: Size, rng: np.random.Generator) -> li
             views = [_jittered(view, size, rng) for view in views]
         first = np.empty(size, np.uint8)
         _warp(masks[0], views[0], first, cv2.INTER_NEAREST)
-        if first.any() or not shown:
+        if first.any() or not has_object:
             return views
     return [_view(np.array([0.0, 0.0, whole[1], whole[0]]), size, flip)] * length
 
@@ -85,12 +85,12 @@ def _views(masks: NDArray[np.uint8], size: Size, rng: np.random.Generator) -> li
 def _pixel_of_an_object(
     masks: NDArray[np.uint8], rng: np.random.Generator
 ) -> tuple[float, float] | None:
-    """x, y of some pixel of some object in the first frame, or None where there is no object."""
+    """x, y of a random pixel of a random object in the first frame; None without objects."""
     present = np.flatnonzero(np.bincount(masks[0].ravel(), minlength=256)[1:]) + 1
     if not len(present):
         return None
-    places = np.flatnonzero(masks[0] == rng.choice(present))
-    y, x = divmod(int(rng.choice(places)), masks.shape[2])
+    pixels = np.flatnonzero(masks[0] == rng.choice(present))
+    y, x = divmod(int(rng.choice(pixels)), masks.shape[2])
     return x + 0.5, y + 0.5
 
 
@@ -100,7 +100,7 @@ def _draw_box(
     anchor: tuple[float, float] | None,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """x, y of a corner, width and height of a crop of frames of size `whole` (height, width)."""
+    """Draw a crop (left, top, width, height) of frames of size `whole` (height, width)."""
     height, width = whole
     unit = min(height / size[0], width / size[1])
     scale = unit * np.exp(rng.uniform(np.log(SCALE[0]), np.log(SCALE[1])))
@@ -115,7 +115,7 @@ def _draw_box(
 
 
 def _view(box: NDArray[np.float64], size: Size, flip: bool) -> Matrix:
-    """Maps pixels of `size` (height, width) onto the box; whole numbers are pixel centres."""
+    """Affine map of pixels of `size` (height, width) to the box; pixel centres are integers."""
     x, y, width, height = box
     by_x, by_y = width / size[1], height / size[0]
     matrix = np.array([[by_x, 0, x + 0.5 * by_x - 0.5], [0, by_y, y + 0.5 * by_y - 0.5]])
@@ -125,7 +125,7 @@ def _view(box: NDArray[np.float64], size: Size, flip: bool) -> Matrix:
 
 
 def _jittered(view: Matrix, size: Size, rng: np.random.Generator) -> Matrix:
-    """The view after a small motion of the picture about its middle."""
+    """Add a small random rotation, scale and shift about the image centre to the view."""
     angle, growth = rng.normal(0, 0.02), np.exp(rng.normal(0, 0.02))
     shift = rng.normal(0, 0.01, 2) * (size[1], size[0])
     centre = (np.array([size[1], size[0]]) - 1) / 2
@@ -138,7 +138,7 @@ def _jittered(view: Matrix, size: Size, rng: np.random.Generator) -> Matrix:
 def _warp(
     image: NDArray[np.uint8], view: Matrix, out: NDArray[np.uint8], interpolation: int
 ) -> None:
-    """Fill `out` with what `view` shows of the image, mirrored beyond its border."""
+    """Warp the image by `view` into `out`, reflecting at the border."""
     reduction = float(np.sqrt(abs(np.linalg.det(view[:, :2]))))
     if interpolation == cv2.INTER_LINEAR and reduction > SHRINK:
         height, width = image.shape[:2]
@@ -154,7 +154,8 @@ def _warp(
 
 
 def _recolour(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The clip in another light and by another camera; the same change for all its frames."""
+    """Random gamma, contrast, brightness, white balance, saturation and hue; the same for all
+    frames."""
     shape = frames.shape
     pixels = frames.reshape(shape[0] * shape[1], shape[2], 3)
     value = np.linspace(0, 1, 256)[:, None] ** np.exp(rng.normal(0, 0.25))
@@ -173,7 +174,7 @@ _TO_YIQ = np.array([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]
 
 
 def _colour_matrix(saturation: float, hue: float) -> NDArray[np.float64]:
-    """[3, 3] on RGB: colours `saturation` times as strong, turned by `hue` radians."""
+    """RGB matrix [3, 3] that scales saturation and rotates the hue (radians)."""
     cos, sin = saturation * np.cos(hue), saturation * np.sin(hue)
     turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     return np.linalg.solve(_TO_YIQ, turn @ _TO_YIQ)

@@ -1,4 +1,4 @@
-"""Training clips from a cache that `synthetic.cache` wrote."""
+"""Training clips from a cache written by `synthetic.cache`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from .synthetic.levels import LEVELS, open_levels
 
 
 class CachedSource:
-    """Clips of a cache, in random order with repetition, easy levels first."""
+    """Source of cached clips, drawn with replacement; harder levels open with progress."""
 
     def __init__(self, folder: Path, seed: int, labelled: bool = False) -> None:
-        """labelled  whether the cache must be one in which all that looks like an object is one
+        """Open the cache in `folder`.
 
-        Raises InputError where the folder is no whole cache, ConfigError where its description is
-        none, or of another kind of clips.
+        labelled  require a cache in which every object is annotated (drawn with --labelled)
+
+        Raises  InputError if the cache is incomplete; ConfigError if its description is invalid or
+                of another kind of clips.
         """
         self._folder, self._seed = folder, check_seed(seed)
         self.config = read_description(folder)
@@ -31,8 +33,8 @@ class CachedSource:
             )
         if labelled and not self.config.labelled:
             raise ConfigError(
-                f"{folder}: holds clips in which things look like objects and are none; a model "
-                "that finds objects itself wants a cache that was drawn with --labelled"
+                f"{folder}: has objects without annotation (distractors); a model that discovers "
+                "objects needs a cache drawn with --labelled"
             )
         for shard in range(self.config.shards):
             self._open(shard)
@@ -44,12 +46,12 @@ class CachedSource:
         level = int(rng.integers(min(levels, open_levels(progress))))
         number = level + levels * int(rng.integers(-(-(clips - level) // levels)))
         shard, row = divmod(number, self.config.shard)
-        # Opened anew for each clip: a source then holds no files and goes to worker processes.
+        # Opened per clip, so that the source holds no files and can be sent to worker processes.
         frames, masks = self._open(shard)
         return Sample(np.array(frames[row]), np.array(masks[row]), f"synthetic clip {number}")
 
     def _open(self, shard: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The frames and masks of a shard, on disk."""
+        """Memory-map the frames and masks of a shard."""
         shape = self.config.shape(shard)
         return (
             _mapped(frames_file(self._folder, shard), (*shape, 3)),

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on, on disk at any moment."""
+"""Training checkpoints, written atomically."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ FORMAT = "vosengine-checkpoint-1"
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint in place of the one that is there, or leave that one as it is.
+    """Replace a checkpoint atomically: write to a temporary file, fsync, rename.
 
-    Written beside it, flushed to the disk, renamed over it: whenever the machine stops, and also
-    where the disk is full, one whole checkpoint is there. Raises OutputError.
+    If the machine stops or the disk is full, the previous checkpoint is intact.
+
+    Raises  OutputError.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -40,7 +41,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote; no code in the file is run. Raises WeightsError."""
+    """Load the content that `save_checkpoint` wrote, without executing code in the file.
+
+    Raises  WeightsError if it is missing, corrupt or of another format.
+    """
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint; start the run without --resume")
     try:
@@ -53,12 +57,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise StateError, naming what differs, unless a run may go on from this checkpoint."""
-    differ = sorted(
+    """Check that a run may resume from a checkpoint.
+
+    Raises  StateError that names the entries in which their identities differ.
+    """
+    changed = sorted(
         name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name)
     )
-    if differ:
-        pairs = ", ".join(f"{n}: {stored.get(n)!r} there, {wanted.get(n)!r} now" for n in differ)
+    if changed:
+        pairs = ", ".join(f"{n}: {stored.get(n)!r} there, {wanted.get(n)!r} now" for n in changed)
         raise StateError(
             f"{path}: of another run ({pairs}); resume it with its own settings, or choose another "
             "folder"

@@ -1,4 +1,4 @@
-"""A memory for clips whose gradients go back through what was read."""
+"""Append-only memory for training with gradients through the memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from ..memory import Stored
 
 
 class ClipMemory:
-    """Every frame of a clip, in the order of writing; nothing is overwritten, so nothing that a
-    gradient needs changes, and no position is without meaning."""
+    """Memory of all frames of a clip in write order.
+
+    Nothing is overwritten in place, so tensors saved for the backward pass stay valid, and every
+    position is in use.
+    """
 
     def __init__(self) -> None:
         self._keys: list[torch.Tensor] = []
@@ -24,9 +27,10 @@ class ClipMemory:
         keep: Sequence[bool],
         shown: torch.Tensor | None = None,
     ) -> None:
-        """Append one frame of all objects: key [O, P, Ck], value [O, P, Cv]."""
+        """Append a frame: key [O, P, Ck], value [O, P, Cv]; `keep` and `shown` have no effect."""
         self._keys.append(key)
         self._values.append(value)
 
     def read(self, count: int) -> Stored:
+        """All frames: keys [O, T * P, Ck], values [O, T * P, Cv]; `count` has no effect."""
         return Stored(torch.cat(self._keys, dim=1), torch.cat(self._values, dim=1), None)

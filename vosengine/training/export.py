@@ -1,4 +1,4 @@
-"""From a checkpoint to the weights file that the engine loads."""
+"""Export of a checkpoint to a weights file for the engine."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from .checkpoint import load_checkpoint
 
 
 def export(checkpoint: Path, path: Path, description: str) -> None:
-    """Write the averaged weights of a checkpoint as safetensors, in half precision; what norms
-    multiply and add, and biases, which take no room, in single.
+    """Write the averaged weights of a checkpoint as safetensors: float16, but float32 for tensors
+    of fewer than two dimensions (norms, biases).
 
-    Raises  WeightsError for what is no checkpoint; OutputError where nothing can be written.
+    Raises  WeightsError if `checkpoint` is not a checkpoint; OutputError if `path` cannot be
+            written.
     """
     content = load_checkpoint(checkpoint)
     model = content["identity"]["model"]
     config = config_from_json(model, content["identity"]["config"])
-    with torch.device("meta"):  # only its names are wanted
+    with torch.device("meta"):  # only the state dict's keys are needed
         names = state_of(build(model, config)).keys()
     averaged = {name: content["averaged"][name] for name in names}
     tensors = {n: x.to(torch.float16 if x.ndim > 1 else torch.float32) for n, x in averaged.items()}

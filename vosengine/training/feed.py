@@ -1,4 +1,4 @@
-"""What a training run reads, in order: sources, augmentation and batches by step."""
+"""Data set and loader of a training run: source, window, augmentation, batches."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _TRIES = 4
 
 
 class Feed(Dataset[Sample]):
-    """The clips of a whole run by number: steps * batch of them.
+    """Data set of all steps * batch clips of a run.
 
-    Clip n depends on the seed and on n alone, whatever was read before and in which process.
+    Clip n depends only on the seed and n, not on earlier reads or on the process.
     """
 
     def __init__(
@@ -35,16 +35,20 @@ class Feed(Dataset[Sample]):
         batch: int,
         most_objects: int = 255,
     ) -> None:
-        """size  (height, width) of the training clips; frames  of each; batch  clips in a step
-        most_objects  of a clip with more, some at random; the others become background
+        """Make the feed.
 
-        Raises ConfigError for values below 1.
+        size          (height, width) of the training clips
+        frames        frames per clip
+        steps, batch  number of steps, clips per step
+        most_objects  maximum per clip; of more, a random subset is kept, the rest is background
+
+        Raises  ConfigError for values below 1.
         """
-        wanted = {
+        values = {
             "height": size[0], "width": size[1], "frames": frames, "steps": steps, "batch": batch,
             "most_objects": most_objects,
         }  # fmt: skip
-        for name, value in wanted.items():
+        for name, value in values.items():
             if value < 1:
                 raise ConfigError(f"{name}: wanted at least 1, given {value}")
         self._source, self._size, self._frames = source, size, frames
@@ -65,7 +69,7 @@ class Feed(Dataset[Sample]):
 
 
 def _window(sample: Sample, frames: int, rng: np.random.Generator) -> Sample:
-    """`frames` frames of the clip in their order, the first of which shows an object if it can."""
+    """Choose `frames` frames of the clip in order, preferring a first frame with an object."""
     length = len(sample.frames)
     if length < frames:
         raise InputError(
@@ -84,10 +88,13 @@ def _window(sample: Sample, frames: int, rng: np.random.Generator) -> Sample:
 
 
 def loader(feed: Feed, first_step: int = 0, workers: int = 0) -> DataLoader[Sample]:
-    """Batches of the run from step `first_step` on, one for each step.
+    """Loader of the run's batches from step `first_step` on, one per step.
 
-    workers  processes that prepare them; 0 prepares them in this one. The batches are the same.
-    Iterating neither reads nor changes torch's global random state.
+    workers  number of loader processes; 0: load in this one. It does not change the batches.
+
+    Does not use torch's global random state.
+
+    Raises  ConfigError if `first_step` is not in 0..feed.steps.
     """
     if not 0 <= first_step <= feed.steps:
         raise ConfigError(f"first_step: wanted 0 to {feed.steps}, given {first_step}")
@@ -98,7 +105,7 @@ def loader(feed: Feed, first_step: int = 0, workers: int = 0) -> DataLoader[Samp
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_one_thread,
-        # Spawned, not forked: the process that trains holds threads.
+        # Spawned, not forked: the training process has threads.
         multiprocessing_context="spawn" if workers else None,
         generator=torch.Generator(),
     )

@@ -1,4 +1,4 @@
-"""Training clips from folders of real video in the layouts of DAVIS and YouTube-VOS."""
+"""Training clips from data sets of real video in DAVIS or YouTube-VOS layout."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .samples import Sample
 from .streams import Stream, check_request, check_seed, generator
 
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png")
-WIDEST_GAP = 25  # video frames left out between two of a clip, at most (STM, section 3.4)
-WIDEST_FROM = 0.5  # share of the training after which the gaps are as wide as that
-MASK_MODES = ("P", "L", "1")  # Pillow's names: indexed, grey, black and white
+WIDEST_GAP = 25  # maximum number of video frames skipped between clip frames (STM, section 3.4)
+WIDEST_FROM = 0.5  # training progress from which this maximum applies
+MASK_MODES = ("P", "L", "1")  # Pillow modes: indexed, grey, black and white
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where frames and masks of a data set lie, and how many video frames a mask stands for."""
+    """Folder layout of a data set."""
 
     name: str
-    frames: str
-    masks: str
-    spacing: int
+    frames: str  # folder of the frames, relative to the data set
+    masks: str  # folder of the masks, likewise
+    spacing: int  # video frames per annotated frame
 
 
 LAYOUTS = {
@@ -40,7 +40,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Video:
-    """The frames of a video that have a mask, in order."""
+    """Annotated frames of a video and their masks, in order."""
 
     name: str
     frames: tuple[Path, ...]
@@ -48,19 +48,24 @@ class Video:
 
 
 class FolderSource:
-    """Clips of `length` frames from annotated videos, drawn with gaps that grow with progress.
+    """Source of clips from annotated videos; gaps between frames grow with training progress.
 
-    Only frames with a mask are used. An id may appear at any time; of more than `most_objects`
-    some are chosen at random and the others become background.
+    Only frames with a mask are used. An id may appear at any time; of more than `most_objects` a
+    random subset is kept, the rest becomes background.
     """
 
     def __init__(
         self, folder: Path, layout: str, length: int, seed: int, most_objects: int
     ) -> None:
-        """Everything but the pixels is checked here.
+        """Find and check the videos; everything but the pixels is checked here.
 
-        Raises ConfigError for an unknown layout, InputError where a video has fewer than two
-        frames with masks, a mask without frame or of another size, or a file that cannot be read.
+        layout        "davis" or "youtube"
+        length        frames per clip, 1..255
+        most_objects  maximum per clip, 1..255
+
+        Raises  ConfigError for an unknown layout or a value out of range; InputError if a video has
+                fewer than two annotated frames, a mask without a frame or of another size, or a
+                file that cannot be read.
         """
         if layout not in LAYOUTS:
             raise ConfigError(f"layout: wanted one of {', '.join(LAYOUTS)}, given {layout!r}")
@@ -75,7 +80,7 @@ class FolderSource:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The videos that clips are drawn from."""
+        """Names of the videos."""
         return tuple(video.name for video in self._videos)
 
     def sample(self, index: int, progress: float) -> Sample:
@@ -91,7 +96,7 @@ class FolderSource:
 
 
 def _without_void(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Beside other ids of the clip 255 is void, which is no object; alone it is one."""
+    """Set id 255 (void) to background; if it is the only id of the clip, it is an object."""
     void = masks == 255
     if not void.any() or not (~void & (masks > 0)).any():
         return masks
@@ -99,15 +104,15 @@ def _without_void(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _draw_frames(count: int, length: int, gap: int, rng: np.random.Generator) -> list[int]:
-    """`length` positions of `count` in order, up to `gap` left out between neighbours.
+    """Draw `length` of `count` frame indices in order, skipping up to `gap` between neighbours.
 
-    A video that is too short for the clip is played to its end and back.
+    A video shorter than the clip is played forwards and backwards.
     """
     if count < length:
-        there_and_back = [*range(count), *range(count - 2, 0, -1)]
-        return [there_and_back[i % len(there_and_back)] for i in range(length)]
-    fits = (count - 1) // max(1, length - 1) - 1
-    steps = 1 + rng.integers(0, min(gap, fits) + 1, length - 1)
+        cycle = [*range(count), *range(count - 2, 0, -1)]
+        return [cycle[i % len(cycle)] for i in range(length)]
+    widest = (count - 1) // max(1, length - 1) - 1
+    steps = 1 + rng.integers(0, min(gap, widest) + 1, length - 1)
     start = int(rng.integers(count - int(steps.sum())))
     return [start, *(start + np.cumsum(steps)).tolist()]
 
@@ -127,7 +132,7 @@ def _find(folder: Path, layout: Layout) -> tuple[Video, ...]:
 
 
 def _resolution(folder: Path) -> Path:
-    """DAVIS keeps a folder for each resolution: 480p where there is a choice."""
+    """Resolution folder of a DAVIS data set: 480p if there are several."""
     inner = _folders(folder)
     if folder / "480p" in inner:
         return folder / "480p"
@@ -140,10 +145,10 @@ def _resolution(folder: Path) -> Path:
 
 
 def _training_names(folder: Path, frames: Path) -> list[str]:
-    """The videos that DAVIS 2017 lists for training, where its list is there; otherwise all."""
-    listed = folder / "ImageSets" / "2017" / "train.txt"
-    if listed.is_file():
-        return listed.read_text(encoding="utf-8").split()
+    """Names in DAVIS 2017's training list; without that file, all videos."""
+    train_list = folder / "ImageSets" / "2017" / "train.txt"
+    if train_list.is_file():
+        return train_list.read_text(encoding="utf-8").split()
     return [path.name for path in _folders(frames)]
 
 
@@ -179,16 +184,16 @@ def _check_sizes(video: Video) -> None:
     wanted = _size(video.frames[0])
     for frame, mask in zip(video.frames, video.masks, strict=True):
         for path, modes in ((frame, None), (mask, MASK_MODES)):
-            given = _size(path, modes)
-            if given != wanted:
+            size = _size(path, modes)
+            if size != wanted:
                 raise InputError(
-                    f"{path}: is {given[0]}x{given[1]}, wanted {wanted[0]}x{wanted[1]} as"
+                    f"{path}: is {size[0]}x{size[1]}, wanted {wanted[0]}x{wanted[1]} as"
                     f" {video.frames[0]}; every frame and mask of a video has one size"
                 )
 
 
 def _size(path: Path, modes: tuple[str, ...] | None = None) -> Size:
-    """(height, width) from the file's header."""
+    """(height, width) from an image file's header; checks the mode against `modes` (Pillow)."""
     try:
         with Image.open(path) as image:
             if modes is not None and image.mode not in modes:
@@ -199,7 +204,8 @@ def _size(path: Path, modes: tuple[str, ...] | None = None) -> Size:
 
 
 def _read(path: Path, modes: tuple[str, ...]) -> NDArray[np.uint8]:
-    """[H, W, 3] for frames; for masks [H, W] as stored: indices or grey levels are the ids."""
+    """Read a frame [H, W, 3] RGB (modes ("RGB",)) or a mask [H, W] of ids (indices or grey
+    levels)."""
     try:
         with Image.open(path) as image:
             if modes == ("RGB",):

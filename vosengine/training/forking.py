@@ -1,4 +1,4 @@
-"""States that may be written while a gradient is on its way through what was read from them."""
+"""Copies of a state's tensors, so that in-place writes do not break the backward pass."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ HOLDERS = (State, MemoryBank, Pages, AdaptiveBank, References)
 
 
 def fork(state: State) -> None:
-    """Give the state copies of all its tensors, in place of those that were read.
+    """Replace all tensors of a state by copies.
 
-    Banks are written in place; what a loss still needs of them for its gradient must not change.
+    Banks are written in place; the tensors that autograd saved for the backward pass must not
+    change.
     """
     _replace(state, torch.clone)
 
 
 def blank(state: State) -> None:
-    """Zeros in place of whatever was in new memory: a weight of 0 times NaN would be NaN."""
+    """Zero the floating-point tensors of a new state: uninitialised NaN times a weight of 0 is
+    NaN."""
     _replace(state, torch.zeros_like)
 
 
@@ -33,5 +35,5 @@ def _replace(holder: Any, change: Any) -> None:
                 setattr(holder, name, change(value))
         elif isinstance(value, HOLDERS):
             _replace(value, change)
-        elif isinstance(value, tuple) and any(isinstance(each, torch.Tensor) for each in value):
+        elif isinstance(value, tuple) and any(isinstance(item, torch.Tensor) for item in value):
             setattr(holder, name, type(value)(*map(change, value)))

@@ -1,4 +1,4 @@
-"""Where training starts from: quiet first answers, and weights of other networks."""
+"""Initial weights for training: small first logits, and weights from other networks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..zoo.checkpoints import read_state_dict
 
 ENCODERS = (ResNet, EfficientNetLite)
 
-# Parts of one model that begin as those of another: ours, theirs.
+# Prefixes of modules that are initialised from another model's: ours, theirs.
 ALIKE = (
     ("reference_encoder.", "memory_encoder."),
     ("reference_head.", "memory_head."),
@@ -26,8 +26,7 @@ ALIKE = (
     ("instance_decoder.", "decoder."),
 )
 
-
-# Parts of one model that look for the same things: the memory's begin as the query's.
+# Memory modules that are initialised as a copy of the query's.
 TWINS = (
     ("memory_encoder", "query_encoder"),
     ("reference_encoder", "query_encoder"),
@@ -39,8 +38,12 @@ TWINS = (
 
 @torch.no_grad()
 def start_gently(method: Method[Any, Any]) -> None:
-    """Let the first answers be unsure, and what is compared begin as one: from random weights as
-    they are, a network learns for hundreds of steps before its memory finds anything."""
+    """Scale the prediction layers for uncertain first predictions, and initialise memory modules
+    (TWINS) as copies of the query's.
+
+    With plain random weights a network trains for hundreds of steps before its memory reads
+    anything useful. Calls the method's own `start_gently`.
+    """
     for name, parameter in method.named_parameters():
         if name.endswith("predict.weight"):
             parameter.mul_(FIRST_ANSWERS)
@@ -48,16 +51,16 @@ def start_gently(method: Method[Any, Any]) -> None:
         _keep_features(method)
     method.start_gently()
     parts = dict(method.named_children())
-    for own, twin in TWINS:
-        if own in parts and twin in parts:
-            parts[own].load_state_dict(parts[twin].state_dict(), strict=False)
-            encoder = parts[own]
+    for name, twin in TWINS:
+        if name in parts and twin in parts:
+            parts[name].load_state_dict(parts[twin].state_dict(), strict=False)
+            encoder = parts[name]
             if isinstance(encoder, ENCODERS) and encoder.mask_conv is not None:
                 encoder.mask_conv.weight.zero_()
 
 
 def _keep_features(method: Method[Any, Any]) -> None:
-    """Over pretrained features: keys begin as a rotation of them, blocks without norms as the
+    """Preserve pretrained features: orthogonal key heads, residual blocks without norms as the
     identity."""
     for module in method.modules():
         if isinstance(module, KeyValue):
@@ -67,89 +70,90 @@ def _keep_features(method: Method[Any, Any]) -> None:
 
 
 def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
-    """Take over what fits of a file: weights of this or of another model, or a backbone's.
+    """Load the tensors that fit from a file: weights of this model, another model or a backbone.
 
-    A tensor is taken by its name, or by that of the part that it is alike to (ALIKE); then every
-    encoder that got nothing takes the one in the file whose shapes fit, the mask channels at 0
-    where it has none. Returns the names of what was set, in order.
+    A tensor is matched by its name, then by the prefixes in ALIKE. An encoder without a match is
+    loaded from the first encoder in the file whose shapes fit; mask channels that the file lacks
+    are 0. Returns the sorted names of the tensors that were set.
 
-    Raises  WeightsError: unreadable, or nothing in it fits.
+    Raises  WeightsError if the file is unreadable or no tensor fits.
     """
-    found = read_state_dict(path)
+    file = read_state_dict(path)
     own = dict(method.state_dict())
-    taken = {}
+    loaded = {}
     for name, tensor in own.items():
-        source = next((each for each in _names(name) if each in found), None)
+        source = next((candidate for candidate in _names(name) if candidate in file), None)
         if source is not None:
-            theirs = found[source]
+            theirs = file[source]
             fitted = _fitted(
                 name, tensor, theirs if source == name else method.adopted(source, theirs)
             )
             if fitted is not None:
-                taken[name] = fitted
+                loaded[name] = fitted
     for prefix, module in method.named_modules():
         if isinstance(module, ENCODERS) and not any(
-            name.startswith(f"{prefix}.") for name in taken
+            name.startswith(f"{prefix}.") for name in loaded
         ):
-            taken |= _backbone(prefix, own, found)
-    if not taken:
+            loaded |= _backbone(prefix, own, file)
+    if not loaded:
         raise WeightsError(
             f"{path}: no tensor fits this model; wanted weights of the same configuration, or a "
             "backbone of the same name and width"
         )
-    method.load_state_dict({**own, **taken})
-    return sorted(taken)
+    method.load_state_dict({**own, **loaded})
+    return sorted(loaded)
 
 
-def _fitted(name: str, own: torch.Tensor, found: torch.Tensor) -> torch.Tensor | None:
-    """What of a tensor takes the place of ours of that name; None where it does not fit."""
+def _fitted(name: str, own: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor | None:
+    """Convert a file's tensor to the shape of our tensor `own`; None if it does not fit."""
     if name.endswith("mask_conv.weight"):
-        return _mask_channels(own, found)
-    if name.endswith("mask_encoder.join.weight") and found.shape[0] == own.shape[0]:
-        planes = min(own.shape[1], found.shape[1])  # the mask planes are the last, the object first
-        return torch.cat((found[:, :planes], torch.zeros_like(own)[:, planes:]), dim=1)
-    if name.endswith(("predict.weight", "predict.bias")) and len(found) == 2 and len(own) == 1:
-        return found[1:] - found[:1]  # the logit of two classes
-    return found if found.shape == own.shape else None
+        return _mask_channels(own, theirs)
+    if name.endswith("mask_encoder.join.weight") and theirs.shape[0] == own.shape[0]:
+        # Mask planes are the last input channels, the object's first.
+        planes = min(own.shape[1], theirs.shape[1])
+        return torch.cat((theirs[:, :planes], torch.zeros_like(own)[:, planes:]), dim=1)
+    if name.endswith(("predict.weight", "predict.bias")) and len(theirs) == 2 and len(own) == 1:
+        return theirs[1:] - theirs[:1]  # two classes to one logit
+    return theirs if theirs.shape == own.shape else None
 
 
 def _names(name: str) -> list[str]:
-    """The names under which a tensor may stand in a file, the closest first."""
+    """Names under which a tensor may be in a file, best match first."""
     alike = [theirs + name[len(ours) :] for ours, theirs in ALIKE if name.startswith(ours)]
     return [name, *alike]
 
 
 def _backbone(
-    prefix: str, own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]
+    prefix: str, own: Mapping[str, torch.Tensor], file: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The tensors of one of our encoders, from the first in the file that has all of their names
-    and shapes; empty where none has."""
+    """Tensors for our encoder at `prefix`, from the first encoder in the file with the same names
+    and shapes; empty without one."""
     inside = f"{prefix}."
     names = [n.removeprefix(inside) for n in own if n.startswith(inside)]
     names = [n for n in names if not n.endswith("num_batches_tracked")]
     needed = [n for n in names if not n.startswith(("mask_conv.", "fuse.", "layer4."))]
-    for root in sorted(n.removesuffix("conv1.weight") for n in found if n.endswith("conv1.weight")):
+    for root in sorted(n.removesuffix("conv1.weight") for n in file if n.endswith("conv1.weight")):
         fits = all(
-            root + n in found and found[root + n].shape == own[inside + n].shape for n in needed
+            root + n in file and file[root + n].shape == own[inside + n].shape for n in needed
         )
         if not fits:
             continue
-        taken = {
-            inside + n: found[root + n]
+        loaded = {
+            inside + n: file[root + n]
             for n in names
-            if root + n in found and found[root + n].shape == own[inside + n].shape
+            if root + n in file and file[root + n].shape == own[inside + n].shape
         }
         mask = f"{inside}mask_conv.weight"
-        if mask in own and mask not in taken:
-            taken[mask] = _mask_channels(own[mask], found.get(f"{root}mask_conv.weight"))
-        return taken
+        if mask in own and mask not in loaded:
+            loaded[mask] = _mask_channels(own[mask], file.get(f"{root}mask_conv.weight"))
+        return loaded
     return {}
 
 
-def _mask_channels(own: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
-    """A convolution over mask planes [C, M, 7, 7]: the first planes' from the file, others at 0."""
-    taken = torch.zeros_like(own)
-    if found is not None and found.shape[0] == own.shape[0]:
-        planes = min(own.shape[1], found.shape[1])
-        taken[:, :planes] = found[:, :planes]
-    return taken
+def _mask_channels(own: torch.Tensor, theirs: torch.Tensor | None) -> torch.Tensor:
+    """Weights [C, M, k, k] of a convolution on mask planes: the file's first planes, the rest 0."""
+    weight = torch.zeros_like(own)
+    if theirs is not None and theirs.shape[0] == own.shape[0]:
+        planes = min(own.shape[1], theirs.shape[1])
+        weight[:, :planes] = theirs[:, :planes]
+    return weight

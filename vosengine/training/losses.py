@@ -1,4 +1,4 @@
-"""The papers' losses, each over probabilities or logits of one clip or frame."""
+"""Loss functions of the papers, on probabilities or logits."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch.nn import functional
 
 from ..types import Size
 
-LEAST = 1e-6  # what a logarithm is taken of is at least this
-WINDOW, WINDOW_SIGMA = 11, 1.5  # of SSIM, in pixels
-C1, C2 = 0.01**2, 0.03**2
+LEAST = 1e-6  # lower clamp of arguments of a logarithm
+WINDOW, WINDOW_SIGMA = 11, 1.5  # Gaussian window of SSIM, in pixels
+C1, C2 = 0.01**2, 0.03**2  # stabilising constants of SSIM
 
 
 def soft_aggregation(logits: torch.Tensor, size: Size) -> torch.Tensor:
-    """Logits [O, h, w] of every object -> ln of `finish_masks`'s probabilities [1 + O, *size].
+    """Soft aggregation of object logits [O, h, w] -> log probabilities [1 + O, *size].
 
-    ln odds are the logits themselves, and of the background -ln(product of (1 + e^logit) - 1):
-    in logarithms throughout, so that gradients neither overflow nor vanish.
+    The same as `finish_masks`, in log space so that gradients neither overflow nor vanish. Log odds
+    are the logits, and -ln(product of (1 + e^logit) - 1) for the background.
     """
     fine = functional.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
     total = functional.softplus(fine).sum(dim=0, keepdim=True).clamp(min=LEAST)
@@ -25,50 +25,54 @@ def soft_aggregation(logits: torch.Tensor, size: Size) -> torch.Tensor:
 
 
 def cross_entropy(logarithms: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-ln p of every pixel's own class: ln p [1 + O, H, W], labels [H, W] int -> [H, W]."""
+    """Cross-entropy per pixel: log probabilities [1 + O, H, W], labels [H, W] int -> [H, W]."""
     return -logarithms.gather(0, labels[None].long())[0]
 
 
 def hardest(losses: torch.Tensor, share: float) -> torch.Tensor:
-    """Mean of the greatest `share` (0..1] of the losses, at least one: bootstrapping."""
+    """Bootstrapped loss: mean over the largest `share` in (0, 1] of the losses, at least one."""
     flat = losses.flatten()
     count = max(1, round(share * len(flat)))
     return flat.mean() if count == len(flat) else flat.topk(count, sorted=False).values.mean()
 
 
 def soft_iou(masks: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """1 - sum min / sum max of every mask, averaged: both [O, H, W] in 0..1 (MUNet, section 3.4).
+    """Soft IoU loss, 1 - sum min / sum max, averaged over masks (MUNet, section 3.4).
 
-    An object that is neither seen nor there costs nothing; 0 where there are no objects.
+    masks, targets  [O, H, W] in 0..1
+
+    Both sums are incremented by 1, so an empty mask with an empty target has loss 0. 0 for O = 0.
     """
     if len(masks) == 0:
         return masks.new_zeros(())
-    shared = torch.minimum(masks, targets).sum(dim=(1, 2))
-    joined = torch.maximum(masks, targets).sum(dim=(1, 2))
-    return (1 - (shared + 1) / (joined + 1)).mean()
+    intersection = torch.minimum(masks, targets).sum(dim=(1, 2))
+    union = torch.maximum(masks, targets).sum(dim=(1, 2))
+    return (1 - (intersection + 1) / (union + 1)).mean()
 
 
 def binary(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of every pixel, from logits; shapes as given."""
+    """Binary cross-entropy per element, from logits; same shape as the inputs."""
     return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 def binary_of(probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of every pixel, from probabilities; shapes as given.
+    """Binary cross-entropy per element, from probabilities; same shape as the inputs, float32.
 
-    Unlike torch's it runs under autocast.
+    Unlike torch's it is allowed under autocast.
     """
     p = probabilities.float()
     return -(targets * p.clamp(min=LEAST).log() + (1 - targets) * (1 - p).clamp(min=LEAST).log())
 
 
 def structural(masks: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """1 - SSIM, averaged over all masks and over all windows of 11 x 11 that lie in them.
+    """SSIM loss: 1 - SSIM, averaged over masks and all 11 x 11 windows inside them.
 
     SSIM = (2 m n + c1) (2 cov + c2) / ((m^2 + n^2 + c1) (var_m + var_n + c2))
 
-    masks, targets  [N, H, W] in 0..1, sides of 11 or more; m and n their means under a Gaussian
-                    window with sigma 1.5, c1 = 0.01^2, c2 = 0.03^2 (Wang et al., 2004)
+    with m and n the means under a Gaussian window of sigma 1.5, c1 = 0.01^2, c2 = 0.03^2 (Wang et
+    al., 2004)
+
+    masks, targets  [N, H, W] in 0..1, sides of 11 or more
     """
     taps = torch.arange(WINDOW, device=masks.device, dtype=torch.float32) - WINDOW // 2
     weights = torch.softmax(-taps.square() / (2 * WINDOW_SIGMA**2), dim=0)
@@ -87,18 +91,21 @@ def structural(masks: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def contrastive(
     embeddings: torch.Tensor, identities: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """How surely an embedding finds those of its own object among all others.
+    """Supervised contrastive loss: InfoNCE with several positives (Khosla et al., 2020, equation
+    2).
 
-    -ln softmax_j(<e_i, e_j> / temperature) over all j other than i, averaged over the j of i's own
-    object, then over all i that have any: embeddings [N, C] of length 1, identities [N] int. 0 if
-    no object is there twice. (InfoNCE with many positives; Khosla et al., 2020, equation 2)
+    -ln softmax_j(<e_i, e_j> / temperature) over all j other than i, averaged over the positives j
+    of i (same identity), then over all i with positives; 0 if there are none.
+
+    embeddings  [N, C], of length 1
+    identities  [N] int
     """
-    own = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
-    alike = (identities[:, None] == identities) & ~own
+    diagonal = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    positive = (identities[:, None] == identities) & ~diagonal
     with torch.autocast(embeddings.device.type, enabled=False):
-        likeness = embeddings.float() @ embeddings.float().T / temperature
-    likeness = likeness.masked_fill(own, -torch.inf)
-    surprise = -torch.log_softmax(likeness, dim=1).masked_fill(~alike, 0)
-    counts = alike.sum(dim=1)
-    each = surprise.sum(dim=1) / counts.clamp(min=1)
-    return each.sum() / (counts > 0).sum().clamp(min=1)
+        similarity = embeddings.float() @ embeddings.float().T / temperature
+    similarity = similarity.masked_fill(diagonal, -torch.inf)
+    losses = -torch.log_softmax(similarity, dim=1).masked_fill(~positive, 0)
+    counts = positive.sum(dim=1)
+    means = losses.sum(dim=1) / counts.clamp(min=1)
+    return means.sum() / (counts > 0).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Several sources as one, and the words by which the command line names them."""
+"""Weighted mixture of sources, and the parser of the command line's --data."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ WANTED = (
 
 
 class Mixture:
-    """Each clip comes from one of the sources, chosen with a chance in proportion to its weight."""
+    """Source that draws each clip from one of several, with probability proportional to weight."""
 
     def __init__(self, parts: list[tuple[Source, float]], seed: int) -> None:
-        """Raises ConfigError without parts, or where a weight is not above 0."""
+        """parts  pairs of source and weight
+
+        Raises  ConfigError without parts, or if a weight is not above 0.
+        """
         if not parts:
             raise ConfigError("data: wanted at least one source, given none")
         for _, weight in parts:
@@ -49,9 +52,15 @@ class Mixture:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What every source is asked for: (height, width) and frames of clips; objects at most; and
-    whether all that looks like an object in drawn clips must be one. `view` and `length`: the size
-    and frames of clips of which no crop or window is taken; None: the same."""
+    """Options of all sources.
+
+    size          (height, width) of clips
+    frames        frames per clip
+    most_objects  maximum number of objects per clip
+    labelled      every object of procedural clips is annotated (no distractors)
+    view, length  size and frames of clips that are not cropped or cut to a window; None: as `size`
+                  and `frames`
+    """
 
     size: Size
     frames: int
@@ -63,20 +72,22 @@ class DataOptions:
 
 
 def parse_data(text: str, options: DataOptions) -> Source:
-    """The source that `text` names: one, or several with commas between them.
+    """Parse a source specification: one source, or several separated by commas.
 
-    "synthetic", "cache:clips", "paste:photos=3,stills:photos", "davis:data/DAVIS=5,synthetic=2"; a
-    weight is 1 where none is given. Raises ConfigError for other words, and what the sources raise.
+    Examples: "synthetic", "cache:clips", "paste:photos=3,stills:photos",
+    "davis:data/DAVIS=5,synthetic=2". The default weight is 1.
+
+    Raises  ConfigError for an invalid specification, and the errors of the sources.
     """
     parts = [_weighted(part) for part in text.split(",")]
-    # Sources of one folder share what is read.
+    # Sources of the same folder share one library.
     photos = cache(lambda folder: open_photos(Path(folder), options.view or options.size))
     sources = [(_open(name, options, photos), weight) for name, weight in parts]
     return sources[0][0] if len(sources) == 1 else Mixture(sources, options.seed)
 
 
 def folders_of(text: str) -> tuple[Path, ...]:
-    """The folders that such a text names; other words are for `parse_data` to refuse."""
+    """Folders named in a source specification; `parse_data` checks its syntax."""
     names = (_weighted(part)[0].partition(":")[2] for part in text.split(","))
     return tuple(Path(name) for name in names if name)
 

@@ -1,4 +1,4 @@
-"""Object ids of a clip: without gaps, and no more of them than wanted."""
+"""Renumbering of object ids in a clip."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 def renumber(
     masks: NDArray[np.uint8], most: int = 255, rng: np.random.Generator | None = None
 ) -> NDArray[np.uint8]:
-    """The masks [T, H, W] with ids 1..N without gaps, in the order of the ids they had.
+    """Renumber the ids in masks [T, H, W] to 1..N without gaps, keeping their order.
 
-    Where there are more than `most` objects, `rng` chooses which stay (without it, those of the
-    lowest ids); the others become background.
+    Of more than `most` objects a random subset is kept (without `rng`, the lowest ids); the others
+    become background.
     """
     present = np.flatnonzero(count_ids(masks)[1:]) + 1
     highest = int(present[-1]) if len(present) else 0
@@ -28,9 +28,9 @@ def renumber(
 
 
 def count_ids(masks: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """[256] pixels of each id."""
+    """Number of pixels [256] int64 of each id."""
     if not masks.size:
         return np.zeros(256, np.int64)
-    # Ten times as fast as np.bincount, which first makes integers of eight bytes.
+    # Ten times as fast as np.bincount, which converts to int64 first.
     flat = np.ascontiguousarray(masks).reshape(len(masks), -1)
     return cv2.calcHist([flat], [0], None, [256], [0, 256]).ravel().astype(np.int64)

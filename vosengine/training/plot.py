@@ -1,4 +1,4 @@
-"""A training log as a picture."""
+"""Plot of a training log."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from ..errors import ConfigError, InputError, OutputError
 from ..files import Given, keep_apart, whole
 
-SMOOTHING = 0.98  # of the running mean that is drawn through a loss
+SMOOTHING = 0.98  # decay of the running mean of a loss
 
 
 def plot_log(log: Path, picture: Path) -> None:
-    """Losses, and the score on held-out clips, over the steps: a PNG.
+    """Plot losses and the held-out score over the steps to a PNG file.
 
-    Raises  InputError where there is no log; OutputError where the picture cannot be written, or is
-            no .png, or would be the log; ConfigError without matplotlib.
+    Raises  InputError if the log is missing or empty; OutputError if the picture cannot be written,
+            is not named .png, or is the log itself; ConfigError without matplotlib.
     """
     try:
         from matplotlib.figure import Figure
@@ -49,10 +49,10 @@ def plot_log(log: Path, picture: Path) -> None:
 
 
 def running_mean(values: list[float]) -> list[float]:
-    """Each value's exponential mean with those before it, as if it had always been so."""
-    found, total, weight = [], 0.0, 0.0
+    """Exponential running mean, bias-corrected for the start."""
+    means, total, weight = [], 0.0, 0.0
     for value in values:
         total = SMOOTHING * total + (1 - SMOOTHING) * value
         weight = SMOOTHING * weight + (1 - SMOOTHING)
-        found.append(total / weight)
-    return found
+        means.append(total / weight)
+    return means

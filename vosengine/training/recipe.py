@@ -1,4 +1,4 @@
-"""Recipes: how long, how fast and with which losses a model is trained."""
+"""Training recipes: schedule, data shape, optimiser and loss settings."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .objectives import PARTS, Appearance, Discovery, FollowingLosses
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes a run what it is: two runs with the same recipe, data and seed are the same.
+    """Settings of a training run; runs with the same recipe, data and seed are identical.
 
-    steps          optimiser steps, batch clips each
-    frames, size   of a clip: T, and (height, width) in pixels, multiples of 16
-    rate           AdamW's greatest learning rate; it rises for `warm_up` steps and falls along a
-                   cosine to a hundredth
-    weight_decay   AdamW's
-    clip           greatest norm of the gradient
-    ema            decay of the averaged weights, which are what is scored and exported; in the
-                   first steps (1 + n) / (10 + n), where that is less
-    precision      "fp32", or "bf16": autocast
-    backbone_rate  share of the rate with which pretrained backbones are trained; 0: not at all
-    losses         of the models that follow masks
-    parts          of target_aware that are trained: dnet, reid, tnet
-    discovery, appearance  how its D-Net and its T-Net are trained
+    steps          optimiser steps of `batch` clips each
+    frames, size   clip length T, and (height, width) in pixels, multiples of 16
+    rate           peak learning rate of AdamW; linear warm-up over `warm_up` steps, then cosine
+                   decay to a hundredth
+    weight_decay   of AdamW
+    clip           maximum gradient norm
+    ema            decay of the averaged weights, which are scored and exported; at step n at most
+                   (1 + n) / (10 + n)
+    precision      "fp32", or "bf16" (autocast)
+    backbone_rate  learning rate of pretrained backbones, relative to `rate`; 0: frozen
+    losses         losses of models that propagate masks
+    parts          networks of target_aware to train: dnet, reid, tnet
+    discovery, appearance  objectives of target_aware's D-Net and T-Net
     """
 
     steps: int = 4000
@@ -60,7 +60,7 @@ class Recipe:
             raise ConfigError(f"precision: wanted fp32 or bf16, given {self.precision!r}")
 
 
-# From scratch, on a CPU: hard pixels and whole masks count, and the memory is taught what to read.
+# For training from scratch: bootstrapped and IoU losses, and supervision of the memory read.
 FROM_SCRATCH = FollowingLosses(share=0.3, iou=1.0, saliency=1.0, readout=0.3, objects=2, spoilt=0.4)
 
 
@@ -80,11 +80,12 @@ RECIPES = {
 
 
 def recipe_for(model: str, config: str) -> Recipe:
-    """The recipe of a model's configuration: "lite", over a pretrained backbone; "small", from
-    scratch; or its "paper"'s. What differs from model to model, the registry says.
+    """Recipe of a model's configuration, with the changes in the model's registry entry.
 
-    Of the last the losses are the papers', and MUNet's rate and decay [P section 3.5]; the rest
-    is ours: the papers' lengths and sizes differ, and not all are stated. (ours)
+    config  "lite" (pretrained backbone), "small" (from scratch) or "paper"
+
+    "paper" has the papers' losses, and MUNet's rate and decay (its section 3.5). (ours) Its other
+    values: the papers' schedules and sizes differ, and not all are stated.
     """
     recipe, changes = RECIPES[config], entry(model).recipes.get(config, {})
     parts = {

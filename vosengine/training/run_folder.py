@@ -1,4 +1,4 @@
-"""The folder of one training run: nothing that was there before is written over."""
+"""Checks of a training run's output folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from .trainer import CHECKPOINT
 def check_run_folder(
     folder: Path, files: Sequence[str], given: Iterable[Given], resume: bool
 ) -> None:
-    """See that training would write over nothing: neither what it reads, nor another run, nor
-    files that are the caller's.
+    """Check that training would overwrite no input, no other run and no other file.
 
-    files   that the run writes into the folder, by name; CHECKPOINT among them
-    given   what it reads
-    resume  whether the run that is there is gone on with
+    files   names of the files that the run writes into the folder, CHECKPOINT included
+    given   input files
+    resume  the run in the folder is resumed
 
-    Raises  InputError, OutputError.
+    Raises  InputError if the folder has another run; OutputError if a file is in the way.
     """
     check_output_folder(folder)
     written = [folder / name for name in files]
@@ -32,9 +31,9 @@ def check_run_folder(
         raise InputError(
             f"{folder}: holds a training run; go on with it by --resume, or name another folder"
         )
-    there = [path for path in written if os.path.lexists(path)]
-    if there:
+    existing = [path for path in written if os.path.lexists(path)]
+    if existing:
         raise OutputError(
-            f"{there[0]}: is in the way, of a run without a checkpoint or of something else; move "
-            "it away or name another folder"
+            f"{existing[0]}: is in the way and belongs to no run with a checkpoint; move it away "
+            "or name another folder"
         )

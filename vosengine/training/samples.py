@@ -1,4 +1,4 @@
-"""What training is fed: short clips with their masks, and batches of them."""
+"""Training samples: annotated clips, sources of clips, and batches."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip. Any object may be missing in any frame; none is missing in all of them."""
+    """One annotated clip. An object may be absent in some frames, but not in all."""
 
     frames: NDArray[np.uint8]  # [T, H, W, 3] RGB
     masks: NDArray[np.uint8]  # [T, H, W] object ids 1..N without gaps, 0 is background
-    origin: str  # for messages: "synthetic clip 17", "bear, frames 3 7 12"
-    framed: bool = False  # seen by a camera of its own: no crop is taken of it
+    origin: str  # name used in messages: "synthetic clip 17", "bear, frames 3 7 12"
+    framed: bool = False  # drawn at the training size; augmentation does not crop it
 
 
 class Source(Protocol):
-    """Clips by number. The same number and progress give the same clip in any process and in any
-    order: that is what makes a run resume exactly."""
+    """Deterministic source of clips: index and progress determine the clip, in any process and
+    order, so that a run resumes exactly."""
 
     def sample(self, index: int, progress: float) -> Sample:
-        """Clip number `index`, 0 or more; progress 0..1 is how far the training is."""
+        """Clip number `index`, 0 or more, at training progress 0..1."""
 
 
 class Batch(NamedTuple):
-    """B clips of T frames."""
+    """Batch of B clips of T frames."""
 
     frames: torch.Tensor  # [B, T, H, W, 3] uint8 RGB
     masks: torch.Tensor  # [B, T, H, W] uint8, object ids 1..counts[b], 0 is background
-    counts: tuple[int, ...]
-    origins: tuple[str, ...]
+    counts: tuple[int, ...]  # number of objects per clip
+    origins: tuple[str, ...]  # Sample.origin per clip
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Clips of one size and length as a batch. Raises InputError where they differ."""
+    """Stack clips of equal shape to a batch. Raises InputError if shapes differ."""
     shapes = {sample.masks.shape for sample in samples}
     if len(shapes) != 1:
         raise InputError(f"samples: wanted clips of one shape [T, H, W], given {sorted(shapes)}")

@@ -1,4 +1,4 @@
-"""Training clips that are drawn as they are asked for."""
+"""Training clips drawn on demand by the procedural generator."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from .synthetic.levels import check_levels, make_level_clip, open_levels
 
 
 class SyntheticSource:
-    """Procedural clips, easy ones first: the training's progress opens the harder levels."""
+    """Source of procedural clips; harder levels open with training progress."""
 
     def __init__(self, frames: int, size: Size, seed: int, labelled: bool = False) -> None:
-        """frames  of every clip, 1 or more
-        size  (height, width) of every clip
-        seed  0 or more
-        labelled  whether all that looks like an object is one, as `make_level_clip` has it
+        """Make the source.
 
-        Raises ConfigError where no clip can be drawn at this length and size.
+        frames    frames per clip, 1 or more
+        size      (height, width) of clips
+        seed      0 or more
+        labelled  every object is annotated; see `make_level_clip`
+
+        Raises  ConfigError if no clip can be drawn at this length and size.
         """
         check_levels(frames, size)
         self._frames, self._size, self._seed = frames, size, check_seed(seed)

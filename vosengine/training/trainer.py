@@ -1,4 +1,4 @@
-"""The training loop: resumable to the bit, stopped by anything at any time."""
+"""Training loop with bit-exact resumption from checkpoints."""
 
 from __future__ import annotations
 
@@ -28,22 +28,21 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known after a step: `losses` of its batch, the seconds that it took, and what the
-    averaged weights then score on held-out clips where it was asked."""
+    """Record of one step, a line of the log."""
 
     step: int
     steps: int
-    losses: dict[str, float]
-    gradient_norm: float
+    losses: dict[str, float]  # weighted losses of the batch
+    gradient_norm: float  # before clipping
     seconds: float
-    score: float | None = None
+    score: float | None = None  # of the averaged weights on held-out clips, 0..1; None: not scored
 
 
 class Trainer:
     """A model, its optimiser and its averaged weights.
 
-    identity  what the run is, for the checkpoint: another identity cannot resume it
-    device    where the model is trained
+    identity  JSON values that identify the run; a checkpoint of another identity is refused
+    device    device to train on
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Trainer:
         self.folder = folder
         self.identity = json.loads(json.dumps({**identity, "recipe": asdict(recipe)}))
         self.device = device
-        # Channels last: a seventh faster on a CPU, and what half precision wants on a GPU.
+        # Channels last: a seventh faster on a CPU, and the layout for half precision on a GPU.
         method = objective.method.to(device).to(memory_format=torch.channels_last)
         self.network: nn.Module = method.requires_grad_(True).train()
         backbones = [m for m in method.modules() if isinstance(m, EfficientNetLite)]
@@ -73,10 +72,11 @@ class Trainer:
 
     @property
     def path(self) -> Path:
+        """Path of the checkpoint."""
         return self.folder / CHECKPOINT
 
     def save(self) -> None:
-        """Write the checkpoint. Raises OutputError; the one before it is whole then."""
+        """Write the checkpoint. Raises OutputError; the previous one is then intact."""
         content = {
             "identity": self.identity,
             "step": self.step,
@@ -89,7 +89,7 @@ class Trainer:
         save_checkpoint(self.path, content)
 
     def resume(self) -> None:
-        """Go on from the checkpoint in the folder. Raises WeightsError, StateError."""
+        """Load the checkpoint in the folder. Raises WeightsError, or StateError for another run."""
         content = load_checkpoint(self.path)
         check_same(self.path, content["identity"], self.identity)
         self.network.load_state_dict(content["network"])
@@ -110,14 +110,15 @@ class Trainer:
         held_out: Sequence[Batch] = (),
         score_every: int = 0,
     ) -> bool:
-        """Train on the batches that follow `step`, to the recipe's end or until asked to stop.
+        """Train until the recipe's last step or until `should_stop` returns True.
 
-        save_every   seconds between checkpoints; there is one at the end, too
-        held_out     batches that the averaged weights are scored on
-        score_every  steps between two scores; 0: none
-        returns      whether the recipe was carried out to its end
+        batches      one per step, beginning after `step`
+        save_every   seconds between checkpoints; one is also written at the end
+        held_out     batches on which the averaged weights are scored
+        score_every  steps between scores; 0: never
+        returns      True if the recipe's last step was reached
 
-        Raises  TrainingError where a loss or a gradient is no number any more.
+        Raises  TrainingError if a loss or the gradient is not finite.
         """
         saved = time.monotonic()
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
@@ -137,7 +138,7 @@ class Trainer:
         return self.step >= self.recipe.steps
 
     def score(self, batches: Sequence[Batch]) -> float:
-        """The averaged weights' mean score on these batches, 0..1."""
+        """Mean score of the averaged weights on the batches, 0..1."""
         trained = {name: x.clone() for name, x in self.network.state_dict().items()}
         self.network.load_state_dict(self.averaged)
         self.network.eval()
@@ -152,7 +153,7 @@ class Trainer:
         )
 
     def advance(self, batch: Batch) -> Progress:
-        """One step of the optimiser on a batch. Raises TrainingError as `run` does."""
+        """Train one step on a batch. Raises TrainingError as in `run`."""
         start = time.monotonic()
         recipe = self.recipe
         for group in self.optimiser.param_groups:
@@ -162,7 +163,7 @@ class Trainer:
             losses = self.objective.losses(self._moved(batch), generator)
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.zeros(())
-        if losses:  # a batch without any object has nothing to teach
+        if losses:  # empty for a batch without objects
             total = torch.stack(list(losses.values())).sum()
             torch.autograd.backward(total)
         trained = [p for p in self.network.parameters() if p.grad is not None]
@@ -184,11 +185,11 @@ class Trainer:
     def _check(self, total: float, norm: float, batch: Batch) -> None:
         if math.isfinite(total) and math.isfinite(norm):
             return
-        kept = f"the last good checkpoint is {self.path}" if self.path.exists() else "none is saved"
+        last = f"last checkpoint {self.path}" if self.path.exists() else "no checkpoint yet"
         raise TrainingError(
-            f"step {self.step}: the loss is {total} and its gradient {norm}; seed "
-            f"{self.recipe.seed}, clips {', '.join(batch.origins)}; {kept}; lower the rate or the "
-            "clip, or look at these clips"
+            f"step {self.step}: wanted a finite loss and gradient, given loss {total} and gradient "
+            f"norm {norm}; seed {self.recipe.seed}, clips {', '.join(batch.origins)}; {last}; "
+            "lower the rate or the clip, or check these clips"
         )
 
     @torch.no_grad()
@@ -202,7 +203,7 @@ class Trainer:
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    """The learning rate of a step: a linear rise, then a cosine down to a hundredth."""
+    """Learning rate of a step: linear warm-up, then cosine decay to a hundredth of the peak."""
     if step < recipe.warm_up:
         return recipe.rate * (step + 1) / recipe.warm_up
     share = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
@@ -212,8 +213,8 @@ def rate_at(step: int, recipe: Recipe) -> float:
 def _groups(
     network: nn.Module, backbones: Sequence[nn.Module], recipe: Recipe
 ) -> list[dict[str, Any]]:
-    """Weights decay; biases, norms and single numbers do not. Pretrained backbones have a share of
-    the rate."""
+    """Parameter groups of the optimiser: weight decay only for tensors of two or more dimensions;
+    pretrained backbones at `backbone_rate` times the learning rate."""
     slow = {id(p) for backbone in backbones for p in backbone.parameters()}
     groups = []
     for share, inside in ((1.0, False), (recipe.backbone_rate, True)):
@@ -226,7 +227,7 @@ def _groups(
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint: those steps are taken again."""
+    """Drop log lines after the checkpoint's step; those steps are repeated."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

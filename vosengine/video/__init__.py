@@ -1,4 +1,4 @@
-"""Reading frames from anywhere, and writing label images, overlays and videos."""
+"""Frame sources, label images (masks), overlays and video files."""
 
 from .frame_source import FrameSource, SourceFrame, without_password
 from .masks import (

@@ -15,7 +15,7 @@ from .quiet import quiet_opencv
 
 
 class Camera(FrameSource):
-    """A camera by its number; it has no end of its own. A frame's time is that of its arrival."""
+    """A camera by its index; unlimited. A frame's time is that of its arrival."""
 
     live = True
 
@@ -25,8 +25,8 @@ class Camera(FrameSource):
         capture = _connect(number)
         if capture is None:
             raise SourceError(
-                f"{self.description} cannot be opened; check that it is plugged in, not in use "
-                "elsewhere, and that its number is right (the first camera is 0)"
+                f"{self.description} cannot be opened; check that it is connected, not in use by "
+                "another program, and that the number is right (the first camera is 0)"
             )
         self._capture = capture
         fps = capture.get(cv2.CAP_PROP_FPS)
@@ -42,8 +42,8 @@ class Camera(FrameSource):
                 stamp = round((time.monotonic() - began) / self.tick)
             if not ok:
                 raise SourceError(
-                    f"{self.description} gave no picture after {index} frames; check its cable "
-                    "and that no other program has taken it"
+                    f"{self.description} gave no frame after {index} frames; check its connection "
+                    "and that no other program uses it"
                 )
             rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
             yield SourceFrame(f"{index:05d}", index, rgb, clock.time_of(stamp))
@@ -56,11 +56,11 @@ class Camera(FrameSource):
 
 
 def _connect(number: int) -> cv2.VideoCapture | None:
-    """The camera from the first of OpenCV's backends that has it.
+    """Open the camera with the first of OpenCV's backends that supports it.
 
-    Not by FFmpeg: its device code clashes with the FFmpeg that PyAV has loaded, and crashes.
+    FFmpeg is excluded: its device code conflicts with the FFmpeg loaded by PyAV and crashes.
     """
-    with quiet_opencv():  # else each backend that fails fills the terminal
+    with quiet_opencv():  # failing backends write to the terminal
         for backend in cv2.videoio_registry.getCameraBackends() if number >= 0 else ():
             if backend != cv2.CAP_FFMPEG:
                 capture = cv2.VideoCapture(number, backend)

@@ -1,18 +1,19 @@
-"""Presentation times that only grow, whatever a container says."""
+"""Clock: strictly increasing presentation times from a container's time stamps."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 
 CLOCK_RESET_S = 1.0
-"""A step back by more than this is a sender that set its clock anew, not two frames in a muddle."""
+"""A larger step back is treated as a reset of the sender's clock, a smaller one as reordering."""
 
 
 class Clock:
-    """Turns the time stamps of one stream into times that grow from frame to frame.
+    """Converts the time stamps of a stream to strictly increasing times.
 
-    tick: the unit of time stamps, in seconds; fps: the rate by which a missing one is filled in.
-    mended: how many stamps were missing, or not later than the one before.
+    tick: unit of the time stamps, in seconds.
+    fps: rate for frames without a time stamp.
+    mended: number of stamps that were missing or not later than the one before.
     """
 
     def __init__(self, tick: Fraction, fps: float) -> None:
@@ -25,8 +26,10 @@ class Clock:
         self._untimed = False
 
     def time_of(self, stamp: int | None) -> float | None:
-        """Seconds of the next frame, whose time stamp is so many ticks; None where the first frame
-        had none, for then the stream is taken to have no times."""
+        """Time of the next frame in seconds; stamp: its time stamp in ticks, or None.
+
+        None for all frames if the first frame has no time stamp.
+        """
         if self._last is None:
             self._untimed = self._untimed or stamp is None
             if self._untimed or stamp is None:

@@ -1,4 +1,4 @@
-"""Frames from a video file or a network address, with an eye on what may be missing."""
+"""Frames of a video file or network address, with detection of missing and corrupt data."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from .depth import Depth, Raw
 from .frame_source import DEFAULT_FPS, FrameSource, SourceFrame, without_password
 
 STREAM_TIMEOUT_S = 10.0
-"""How long a network address may take to open, and to deliver each further packet."""
+"""Timeout for opening a network address, and for each packet."""
 FINEST_TICK = Fraction(1, 1_000_000)
-"""Finer ones (Matroska may have nanoseconds) are rounded to this, which an mp4 can hold."""
+"""Finer time bases (Matroska may have nanoseconds) are rounded to this, the limit of mp4."""
 MAX_BAD_PACKETS = 100
-"""Undecodable packets in a row after which a live stream counts as broken."""
+"""Consecutive undecodable packets after which a live stream is considered broken."""
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What has come out of the container so far, to be held against what it promised."""
+    """Amount of data read so far, compared with the container's header at the end."""
 
     packets: int = 0
     hidden: int = 0
@@ -42,7 +42,7 @@ class _Tally:
 
 
 class BrokenOff(SourceError):
-    """A video ended before its end. reason: what FFmpeg says, or what was promised."""
+    """A video ended prematurely. reason: FFmpeg's message, or what is missing."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -50,10 +50,14 @@ class BrokenOff(SourceError):
 
 
 class Video(FrameSource):
-    """A video file or a network address, read by PyAV.
+    """A video file or a network address, read with PyAV.
 
-    depth: brings pixels of 16 bits to 8.
-    finite: it is a file, here or behind an address, and begins anew when it is opened again.
+    location: path or address.
+    address: whether it is an address.
+    depth: conversion of 16-bit pixels to 8 bits.
+    finite: it is a file, local or remote, which starts over when it is opened again.
+
+    Raises  SourceError if it cannot be opened or has no video stream.
     """
 
     def __init__(self, location: str, *, address: bool, depth: Depth | None = None) -> None:
@@ -65,21 +69,21 @@ class Video(FrameSource):
         self._address = address
         self._container = _open_container(location, address, self.description)
         stream = self._container.streams.best("video")
-        # A song's cover picture is a video stream to FFmpeg, but not to anybody else.
+        # FFmpeg treats the cover picture of an audio file as a video stream.
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             self._container.close()
             raise SourceError(f"{self.description}: holds no video stream; wanted a video")
         self._stream = stream
         self._frames = self._decode()
-        # A file behind a web address has a duration and waits for its reader: it is not live.
-        waits = location.lower().startswith("http") and self._container.duration is not None
-        self.live = address and not waits
-        # Frame threads hold frames back: good for the throughput of a file, bad for live delay.
+        # A file at an HTTP address has a duration and is read on demand: not live.
+        on_demand = location.lower().startswith("http") and self._container.duration is not None
+        self.live = address and not on_demand
+        # Frame threading delays frames: good for a file's throughput, bad for live latency.
         stream.thread_type = "SLICE" if self.live else "AUTO"
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate else DEFAULT_FPS
         self.length = None if self.live else stream.frames or None
-        lists = self._container.format.name in ("hls", "dash")  # their size is that of the list
+        lists = self._container.format.name in ("hls", "dash")  # size of the playlist only
         self.finite = not self.live or (self._container.size > 0 and not lists)
         self._base = stream.time_base or Fraction(0)
         self.tick = max(self._base, FINEST_TICK) if self._base else self.tick
@@ -98,11 +102,11 @@ class Video(FrameSource):
         return {"depth": self._depth.facts(), "mended_times": self._clock.mended}
 
     def _decoded(self) -> Iterator[Raw]:
-        """All frames, counted; SourceError at the first fault."""
+        """All frames, counted. Raises SourceError at the first fault."""
         fault = None
         try:
             while True:
-                # PyAV crashes when a container in use is closed, so the two exclude each other.
+                # PyAV crashes if a container is closed while in use; `close` takes the lock too.
                 with self._lock:
                     frame = next(self._frames, None)
                     if frame is None:
@@ -127,7 +131,7 @@ class Video(FrameSource):
         return Raw(label, f"{number:05d}", image, self._stamp(frame), sar)
 
     def _stamp(self, frame: av.VideoFrame) -> int | None:
-        """The frame's time in ticks, from where the container's streams start to be shown."""
+        """The frame's time in ticks, relative to the container's start time."""
         stamp = frame.pts if frame.pts is not None else frame.dts
         if stamp is None:
             return None
@@ -142,30 +146,30 @@ class Video(FrameSource):
                 self._container.close()
 
     def _decode(self) -> Generator[av.VideoFrame]:
-        """All frames up to the end, or up to the first fault (FFmpegError or SourceError)."""
+        """Decode all frames up to the end or the first fault (FFmpegError or SourceError)."""
         tally, bad_packets = self._tally, 0
         for packet in self._packets():
             if packet is None:
                 yield from self._stream.decode(None)
                 continue
             if packet.is_corrupt and not self.live:
-                # The decoder still holds whole frames; those shown after the first lost one
-                # would be numbered wrongly. What is lost is shown at this packet's dts or later.
-                held = self._stream.decode(None)
-                yield from (f for f in held if f.pts is not None and f.pts < (packet.dts or 0))
+                # Flush intact frames from the decoder, but only those before the lost one: later
+                # ones would get wrong indices. The lost frame's pts is at least this dts.
+                flushed = self._stream.decode(None)
+                yield from (f for f in flushed if f.pts is not None and f.pts < (packet.dts or 0))
                 raise self._broken("the data is cut short or damaged")
             if packet.size or packet.dts is not None:
                 tally.packets += 1
                 tally.hidden += packet.is_discard
                 end = (packet.pts or 0) + (packet.duration or 0)
                 tally.end_s = max(tally.end_s, float(end * self._base))
-                if not packet.size:  # a skipped picture; to the decoder it would mean the end
+                if not packet.size:  # a skipped frame; the decoder would take it for the end
                     continue
             try:
                 frames = self._stream.decode(packet)
                 bad_packets = 0
             except av.error.InvalidDataError:
-                # One joins a live stream mid-way and loses packets: go on at the next whole one.
+                # A live stream is joined midway and may lose packets: continue with the next one.
                 bad_packets += 1
                 if not self.live or bad_packets >= MAX_BAD_PACKETS:
                     raise
@@ -176,8 +180,8 @@ class Video(FrameSource):
                 yield frame
 
     def _packets(self) -> Iterator[av.Packet[Any] | None]:
-        """Those of the stream; None before the error of a connection that broke off: what came is
-        whole, and the decoder still holds some of it."""
+        """The stream's packets. If a connection breaks, None (flush the decoder, its frames are
+        intact), then the error."""
         try:
             yield from self._container.demux(self._stream)
         except av.error.FFmpegError:
@@ -186,18 +190,18 @@ class Video(FrameSource):
             raise
 
     def _is_whole(self) -> bool:
-        """Whether all that was promised came, so that what broke off was the connection alone: a
-        server that gives no length ends so."""
+        """Whether all frames or seconds of the header were read when the connection broke, as with
+        a server that sends no length."""
         tally, promised, seconds = self._tally, self._stream.frames, self._promised_seconds()
         if not self._address or self.live or not tally.frames:
             return False
         return 0 < promised <= tally.frames or 0 < seconds <= tally.end_s
 
     def _shortfall(self) -> str | None:
-        """What the container promised and did not deliver; None when all came, or it is live.
+        """What is missing compared with the header; None if nothing is, or the source is live.
 
-        Decoder threads swallow errors in the last packets, and most demuxers take a missing tail
-        for the end, so a cut file may end without any error.
+        Decoder threads swallow errors in the last packets, and most demuxers treat missing data as
+        the end, so a truncated file may end without any error.
         """
         tally, format_name = self._tally, self._container.format.name
         if not tally.frames:
@@ -206,15 +210,15 @@ class Video(FrameSource):
             return None
         promised = self._stream.frames
         if "mp4" in format_name.split(","):
-            # Trailing edits shorten the index that FFmpeg goes by, not the frame count; what
-            # the index lists has to come.
+            # Trailing edits shorten FFmpeg's index, not the frame count of the header; all
+            # indexed frames must be present.
             promised, slack = min(promised, len(self._stream.index_entries)), 0
         else:
             slack = 1 + promised // 50  # AVI headers also count dropped, empty frames
         if tally.packets < promised - slack:
             return f"{promised} frames were promised, data for {tally.packets} is there"
-        # Benign: packets hidden by an edit list, invisible reference frames (VP8: one in 15 or
-        # so), and frames whose references lie before a cut.
+        # Harmless: packets hidden by an edit list, invisible reference frames (VP8: about one in
+        # 15), and frames whose references lie before a cut.
         shown = tally.packets - tally.hidden
         if promised and tally.frames < shown - 1 - shown // 10:
             return f"only {tally.frames} of {shown} frames could be decoded"
@@ -224,17 +228,17 @@ class Video(FrameSource):
         return None
 
     def _promised_seconds(self) -> float:
-        """Length by a Matroska or WebM header, which has no frame count; else 0 (unknown).
+        """Duration in the header of a Matroska or WebM file (no frame count there); 0: unknown.
 
-        Other containers' durations may be guesses from the bit rate. The slack is wide because
-        the last frame of a screen recording may last long.
+        Other containers' durations may be estimated from the bit rate. The tolerance is large
+        because the last frame of a screen recording may last long.
         """
         if not self._container.format.name.startswith("matroska"):
             return 0.0
         tag = re.fullmatch(r"(\d+):(\d+):([\d.]+)", self._stream.metadata.get("DURATION", ""))
         if tag:
             return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
-        if len(self._container.streams) == 1:  # else it may be the sound that is longer
+        if len(self._container.streams) == 1:  # otherwise it may be the audio's duration
             return (self._container.duration or 0) / av.time_base
         return 0.0
 
@@ -252,20 +256,20 @@ class Video(FrameSource):
 
 
 def _open_container(location: str, address: bool, description: str) -> InputContainer:
-    """The opened container; SourceError with FFmpeg's reason when it is no video."""
+    """Open a container. Raises SourceError with FFmpeg's reason."""
     options: dict[str, str] = {}
     if location.lower().startswith("rtsp"):
         options = {"rtsp_transport": "tcp", "fflags": "nobuffer"}
-    # An absolute path: FFmpeg would take the start of "a:b.mp4" for a protocol.
+    # An absolute path: FFmpeg parses the start of "a:b.mp4" as a protocol.
     file = location if address else os.path.abspath(location)
     timeout = (STREAM_TIMEOUT_S, STREAM_TIMEOUT_S) if address else None
     try:
         return av.open(file, options=options, timeout=timeout, metadata_errors="replace")
     except av.error.FFmpegError as error:
         advice = (
-            "check the address, the network and that the sender is on"
+            "check the address, the network and that the sender is running"
             if address
-            else "wanted a whole video file; an mp4 without its index (moov) cannot be read"
+            else "wanted a complete video file; an mp4 without its index (moov) cannot be read"
         )
         raise SourceError(
             f"{description}: cannot be opened as a video ({_reason(error)}); {advice}"
@@ -273,15 +277,15 @@ def _open_container(location: str, address: bool, description: str) -> InputCont
 
 
 def _reason(error: av.error.FFmpegError) -> str:
-    """FFmpeg's reason without the location, which may hold a password."""
+    """FFmpeg's reason without the location, which may contain a password."""
     if isinstance(error, av.error.ExitError):
         return f"no data within {STREAM_TIMEOUT_S:g} s"
     return str(error.strerror or error)
 
 
 def _array_format(frame: av.VideoFrame) -> str:
-    """What to decode to: 8 bits, unless pixels are grey or RGB in 16, where the data may have
-    fewer."""
+    """Pixel format to decode to: 8-bit RGB, or 16 bits for 16-bit grey or RGB (whose data may use
+    fewer bits)."""
     name, components = frame.format.name, frame.format.components
     if min(component.bits for component in components) >= 16:
         if name.startswith(("gray", "ya")):
@@ -292,10 +296,10 @@ def _array_format(frame: av.VideoFrame) -> str:
 
 
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> tuple[np.ndarray, bool]:
-    """The image turned and mirrored as the frame's display matrix says (phones), contiguous; and
-    whether width and height have changed places.
+    """Apply the frame's display matrix (phones): a contiguous image, and whether width and height
+    were swapped.
 
-    The matrix maps (x, y) to (a x + c y, b x + d y), y pointing down; quarter turns only.
+    The matrix maps (x, y) to (a x + c y, b x + d y), y pointing down; multiples of 90 degrees only.
     """
     data = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(data, SideData):

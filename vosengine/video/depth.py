@@ -1,4 +1,4 @@
-"""Pixels deeper than 8 bits: one scale to 8 bits for a whole stream."""
+"""Depth: conversion of high bit depths to 8 bits, with one scale for a whole stream."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ import numpy as np
 from ..errors import ConfigError, SourceError
 
 FIRST_FRAMES = 8
-"""So many frames choose the scale."""
+"""Number of frames that the scale is chosen from."""
 MOST_FIRST_FRAMES = 64
-"""So many, where all before are of one even value (a fade from black)."""
+"""Maximum number, if all frames so far are uniform (a fade from black)."""
 MOST_HELD_BYTES = 256 << 20
+"""Maximum size of the frames held to choose the scale."""
 USUAL_BITS = (8, 10, 12, 14, 16)
 NARROW = 1 / 8
-"""Data that lie far from zero and take up less than this share of their bits are stretched."""
+"""Data far from zero whose range is below this fraction of their bits' range are stretched."""
 MOST_CLIPPED = 0.01
-"""Share of a frame's pixels above the bits that the first frames showed; more is an error."""
+"""Maximum fraction of a frame's pixels above the scale chosen from the first frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A frame as it was decoded: any real dtype, [H, W] grey or [H, W, 3] RGB, upright.
+    """A decoded frame: any real dtype, [H, W] grey or [H, W, 3] RGB, upright.
 
-    label: says which frame it is in messages; name, stamp (in ticks) and sar: as in SourceFrame.
+    label: the frame's name in messages.
+    stamp: time stamp in ticks, or None.
+    name, sar: as in SourceFrame.
     """
 
     label: str
@@ -39,15 +42,19 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """low becomes 0 and high 255. bits: of the data, where high follows from them, else None."""
+    """Linear map of low..high to 0..255.
+
+    bits: bit depth of the data if high follows from it, else None.
+    explicit: whether the caller chose the bits.
+    """
 
     low: float
     high: float
     bits: int | None
-    given: bool = False
+    explicit: bool = False
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """uint8 of the same shape; below low is 0, above high 255, and what is no number 0."""
+        """Convert to uint8 of the same shape; clipped to 0..255, NaN becomes 0."""
         factor = 255.0 / (self.high - self.low)
         scaled = (values.astype(np.float32) - np.float32(self.low)) * np.float32(factor)
         rounded = np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255))
@@ -55,14 +62,13 @@ class Scale:
 
 
 class Depth:
-    """Brings the frames of one stream to 8 bits; frames of 8 bits pass as they are.
+    """Converts the frames of one stream to 8 bits; 8-bit frames are passed through.
 
-    bits: how many the data have, 8 to 16; None chooses by the first frames: the fewest of 8, 10,
-    12, 14 and 16 that hold every value; or where the values are narrow and far from zero, as
-    thermal cameras give them, are negative or have a fraction, the range that they take up with a
-    margin of half of it on both sides.
+    bits: bit depth of the data, 8 to 16. None: chosen from the first frames, the smallest of 8, 10,
+    12, 14 and 16 that holds every value. If values are negative or fractional, or have a narrow
+    range far from zero (thermal cameras), their range with a margin of half of it on both sides.
 
-    Raises  ConfigError: bits outside 8 to 16.
+    Raises  ConfigError for bits outside 8 to 16.
     """
 
     def __init__(self, bits: int | None = None) -> None:
@@ -73,7 +79,7 @@ class Depth:
         self._clipped = 0
 
     def facts(self) -> dict[str, Any] | None:
-        """The scale as JSON, once it is known; None for frames of 8 bits."""
+        """The scale for a summary, JSON-serialisable; None for 8-bit frames or before the first."""
         scale = self._scale
         if scale is None:
             return None
@@ -81,15 +87,15 @@ class Depth:
             "bits": scale.bits,
             "low": scale.low,
             "high": scale.high,
-            "chosen_by": "--bits" if scale.given else "the first frames",
+            "chosen_by": "--bits" if scale.explicit else "the first frames",
             "clipped_frames": self._clipped,
         }
 
     def flatten(self, frames: Iterator[Raw]) -> Iterator[Raw]:
-        """The same frames as uint8 RGB [H, W, 3].
+        """Convert frames to uint8 RGB [H, W, 3].
 
-        Raises  SourceError: a value above the bits that were given, or many above those that the
-                first frames showed; or bits given for frames that have 8.
+        Raises  SourceError if a value exceeds the given bits, if more than MOST_CLIPPED of a
+                frame's pixels exceed the chosen bits, or if bits are given for 8-bit frames.
         """
         held: list[Raw] = []
         faults: list[SourceError] = []
@@ -112,12 +118,12 @@ class Depth:
         held.clear()
 
     def _settled(self, held: list[Raw]) -> bool:
-        """Whether the frames so far are enough to choose the scale by."""
+        """Whether the held frames suffice to choose the scale."""
         if self._bits is not None or len(held) >= MOST_FIRST_FRAMES:
             return True
-        even = all(np.ptp(frame.image) == 0 for frame in held)
+        uniform = all(np.ptp(frame.image) == 0 for frame in held)
         size = sum(frame.image.nbytes for frame in held)
-        return not even and (len(held) >= FIRST_FRAMES or size >= MOST_HELD_BYTES)
+        return not uniform and (len(held) >= FIRST_FRAMES or size >= MOST_HELD_BYTES)
 
     def _choose(self, frames: list[Raw]) -> Scale:
         images = [frame.image for frame in frames]
@@ -128,7 +134,7 @@ class Depth:
                     f"bits: {frames[0].label} holds {images[0].dtype}, which has no count of bits; "
                     "leave --bits out"
                 )
-            return Scale(0.0, float((1 << self._bits) - 1), self._bits, given=True)
+            return Scale(0.0, float((1 << self._bits) - 1), self._bits, explicit=True)
         low, high = _ends(images, 0.0, 1.0)
         first, last = _ends(images, 0.001, 0.999)
         span = last - first
@@ -149,15 +155,15 @@ class Depth:
                     f"bits: {frame.label} has 8 bits a value, not {self._bits}; leave --bits out"
                 )
             return _rgb(frame)
-        assert scale is not None  # chosen by the first frame that is deeper
+        assert scale is not None  # chosen at the first frame with more than 8 bits
         above = float(np.mean(values > scale.high))
-        if above > (0.0 if scale.given else MOST_CLIPPED) and scale.bits is not None:
+        if above > (0.0 if scale.explicit else MOST_CLIPPED) and scale.bits is not None:
             peak = int(values.max())
             wanted = next((b for b in USUAL_BITS if peak < 1 << b), None)
-            whose = "--bits says" if scale.given else "the first frames showed"
+            origin = "--bits says" if scale.explicit else "the first frames showed"
             advice = f"give --bits {wanted}" if wanted else "it does not fit 16 bits"
             raise SourceError(
-                f"{frame.label}: holds values up to {peak}, {whose} {scale.bits} bits "
+                f"{frame.label}: holds values up to {peak}, {origin} {scale.bits} bits "
                 f"(0 to {scale.high:.0f}); {advice}"
             )
         self._clipped += bool(above or np.any(values < scale.low))
@@ -165,8 +171,8 @@ class Depth:
 
 
 def _until_fault(frames: Iterator[Raw], faults: list[SourceError]) -> Iterator[Raw]:
-    """The frames; a SourceError ends them and is put into `faults`, so that those that are held
-    can still be answered."""
+    """The frames up to a SourceError, which is appended to `faults`, so that held frames can still
+    be yielded."""
     try:
         yield from frames
     except SourceError as error:
@@ -181,8 +187,8 @@ def _rgb(frame: Raw) -> Raw:
 
 
 def _ends(images: list[np.ndarray], low: float, high: float) -> tuple[float, float]:
-    """Those quantiles of all values that are numbers; (0, 0) where there are none."""
-    if (low, high) != (0.0, 1.0):  # some 100,000 values tell; the extremes need all
+    """The low and high quantile of all finite values; (0, 0) if there are none."""
+    if (low, high) != (0.0, 1.0):  # about 100,000 samples suffice; the extremes need all values
         step = max(1, sum(image.size for image in images) // 100_000)
         images = [image.ravel()[::step] for image in images]
     finite = [image[np.isfinite(image)] for image in images]

@@ -1,4 +1,4 @@
-"""What every source of frames is: an iterable of named RGB images that can be closed."""
+"""FrameSource, the base class of all frame sources, and SourceFrame."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ DEFAULT_TICK = Fraction(1, 90_000)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceFrame:
-    """One frame.
+    """A frame of a source.
 
-    name: an output file's stem; index: its number.
-    image: uint8 RGB [H, W, 3], turned upright; pixels as they are stored, not stretched by `sar`.
-    time_s: when it is shown, in seconds from where the source starts; it grows from frame to
-    frame. None, for all frames of a source, where the source does not say.
-    sar: width of a pixel over its height, as the image stands here.
+    name: stem for output files.
+    index: number of the frame, from 0.
+    image: uint8 RGB [H, W, 3], upright; pixels as stored, not rescaled by `sar`.
+    time_s: presentation time in seconds from the start of the source, strictly increasing; None for
+    all frames if the source has no times.
+    sar: sample aspect ratio, width of a pixel over its height, of the upright image.
     """
 
     name: str
@@ -36,21 +37,21 @@ class SourceFrame:
 
 
 def without_password(location: str) -> str:
-    """An address without the user and password in it; anything else as it is."""
+    """Replace user and password in an address by ***; other text is unchanged."""
     return re.sub(r"//[^/@]*@", "//***@", location)
 
 
 class FrameSource(ABC):
-    """A sequence of frames that is read once, in order; open it again for another pass.
+    """An iterable of frames, read once, in order; open the source again for another pass.
 
-    length: number of frames the source says it has; None when unknown or live.
-    fps: frames per second, DEFAULT_FPS where the source does not say.
-    tick: what times are whole multiples of, in seconds.
-    names: of all frames, where they are known before reading; None where frames are only numbered.
-    live: frames arrive at their own pace (camera or stream), and do not wait for the reader.
-    reads: files and folders on disk that the frames come from; none of a camera or an address.
-    description: what is being read, for messages; holds no password.
-    close() may be called from another thread than the reading one, and twice.
+    length: number of frames according to the source; None if unknown or live.
+    fps: frames per second; DEFAULT_FPS if unknown.
+    tick: resolution of times, in seconds.
+    names: names of all frames if known before reading; None if frames are only numbered.
+    live: frames arrive in real time (camera or stream) and do not wait for the reader.
+    reads: files and folders on disk that are read; empty for a camera or an address.
+    description: name of the source for messages, without password.
+    close() may be called from any thread, and repeatedly.
     """
 
     length: int | None = None
@@ -64,14 +65,14 @@ class FrameSource(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[SourceFrame]:
-        """Yield the frames; SourceError when the source breaks off before its end."""
+        """Yield the frames. Raises SourceError if the source ends prematurely."""
 
     def facts(self) -> dict[str, Any]:
-        """What a summary says of the source, as JSON; whole once the frames have been read."""
+        """Facts for a run's summary, JSON-serialisable; complete after all frames are read."""
         return {}
 
     def close(self) -> None:
-        """Let go of files and devices; an iteration under way ends."""
+        """Release files and devices, and end a running iteration."""
         self._closed = True
 
     def __enter__(self) -> FrameSource:

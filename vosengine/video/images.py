@@ -1,4 +1,4 @@
-"""Frames from image files: a folder, a pattern, or a single file."""
+"""Frames from image files: a folder, a glob pattern, or a single file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff")
 
 
 def is_image(path: Path) -> bool:
-    # Hidden files are left out: macOS puts a "._name.jpg" that is no image beside each image.
+    """Whether a path is a visible file with an image extension."""
+    # Hidden files are excluded: macOS creates a "._name.jpg" without image data for each image.
     extension = path.suffix[1:].lower()
     return extension in IMAGE_EXTENSIONS and path.name[0] != "." and path.is_file()
 
 
 class Images(FrameSource):
-    """Image files in natural order, each named by its stem.
+    """Image files in natural order; frames are named by the files' stems.
 
-    A file that holds several images (TIFF, animated WebP, PNG) gives a frame for each: numbered as
-    a video's are where it is the only file, else named by stem and number. Their times are the
-    file's; a still image has none, and neither has a source with a still image in it.
+    A file with several images (TIFF, animated WebP, PNG, GIF) gives one frame per image, named by
+    number if it is the only file, else by stem and number. Frames have times if every file has.
 
-    bits: as `Depth` takes it.
+    files: the image files.
+    description: name of the source in messages.
+    bits: as in `Depth`.
+
+    Raises  SourceError if there are no files, or two frames would have the same name.
     """
 
     def __init__(self, files: Sequence[Path], description: str, bits: int | None = None) -> None:
@@ -89,9 +93,9 @@ class Images(FrameSource):
 
 
 def _read_image(path: Path) -> np.ndarray:
-    """[H, W] or RGB [H, W, 3], as deep as it is; alpha is dropped, EXIF is followed.
+    """Grey [H, W] or RGB [H, W, 3] at the file's bit depth, without alpha, oriented by EXIF.
 
-    Read by hand and decoded from memory: imdecode refuses a cut file that imread half fills.
+    Decoded from memory: imdecode rejects truncated files, imread returns them partly filled.
     """
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
@@ -101,7 +105,7 @@ def _read_image(path: Path) -> np.ndarray:
         raise SourceError(f"{path}: cannot be read ({error}); repair or remove it") from error
     if image is None:
         raise SourceError(
-            f"{path}: not an image that can be decoded (damaged, cut short or another format); "
+            f"{path}: cannot be decoded as an image (corrupt, truncated or another format); "
             "repair or remove it"
         )
     return to_rgb(image)

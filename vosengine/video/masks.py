@@ -1,4 +1,4 @@
-"""Label images as masks that somebody made: ids, void, soft edges, palettes."""
+"""Reading of label images: object ids, void, thresholds, palettes, and checks for soft masks."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ VOID = 255
 _GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _OPAQUE = "RGBA", "LA", "PA"
 _BAD_IMAGE = (
-    OSError,  # unknown format or cut data
-    SyntaxError,  # a broken PNG chunk
+    OSError,  # unknown format or truncated data
+    SyntaxError,  # invalid PNG chunk
     ValueError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    MemoryError,  # a damaged length
+    MemoryError,  # corrupt length
 )
 _SOFT_VALUES = 3
-"""So many values that only edges have are no ids, whatever else is there."""
+"""Minimum number of values found only on edges for a mask to be considered soft."""
 _NEARLY_WHITE = 224
-"""Values from here on are what JPEG leaves of white, where none of them has an area."""
+"""Values from here on, without an area, are JPEG artefacts of white."""
 _SHADE = 32
-"""How far the channels of a grey picture may lie apart after JPEG."""
+"""Maximum difference of the channels of a grey image after JPEG."""
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """How the masks of a sequence are to be read.
+    """Interpretation of the label images of a sequence.
 
-    void       what 255 is: True, void; False, an object's id as any other; None, what the sequence
-               says: object 1 where its masks hold nothing but 0 and 255 (DAVIS 2016), else void
-    threshold  1..255: the masks are soft, and what is at least that bright is object 1; None: their
-               values are ids
+    void       meaning of 255. True: void; False: an object id; None: object 1 if the masks of the
+               sequence contain only 0 and 255 (DAVIS 2016), else void
+    threshold  1..255: the masks are soft, and pixels at least that bright are object 1; None:
+               values are object ids
 
-    Raises  ConfigError for a threshold out of range, or together with void.
+    Raises  ConfigError for a threshold out of range, or both arguments.
     """
 
     void: bool | None = None
@@ -64,8 +64,7 @@ class MaskRule:
             raise ConfigError(f"threshold: wanted 1..255, given {self.threshold}")
         if self.void is not None:
             raise ConfigError(
-                "threshold: a soft mask shows one object and has no void; leave out the one or the "
-                "other"
+                "threshold: a soft mask shows one object and has no void; leave out one of the two"
             )
 
 
@@ -74,19 +73,23 @@ AS_FOUND = MaskRule()
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """labels  uint8 [H, W] object ids, 0 for background and void
-    void    bool [H, W], where nothing is said; None where there is no such place"""
+    """A label image.
+
+    labels  uint8 [H, W] object ids, 0 for background and void
+    void    bool [H, W], void pixels; None if there are none
+    """
 
     labels: Labels
     void: NDArray[np.bool_] | None = None
 
 
 class MaskSequence:
-    """The masks of one sequence, read alike: what 255 is, is decided once for all of them.
+    """The masks of one sequence; the meaning of 255 is decided once for all of them.
 
-    files  in any order; they are read when they are asked for, and those that decide, at once
+    files  in any order; read on demand, except those needed to decide the meaning of 255
+    rule   interpretation of the values
 
-    Raises  InputError for a file that decides and is no label image.
+    Raises  InputError if a file needed for that decision is not a label image.
     """
 
     def __init__(self, files: Sequence[Path], rule: MaskRule = AS_FOUND) -> None:
@@ -94,7 +97,7 @@ class MaskSequence:
         self.binary = rule.void is None and rule.threshold is None and self._is_binary()
 
     def read(self, path: Path) -> Mask:
-        """The mask in that file. Raises InputError: see `read_mask`."""
+        """Read one mask. Raises InputError as `read_mask`."""
         values = _read_values(path, self.rule.threshold)
         if self.rule.threshold is not None or self.rule.void is False:
             return Mask(values)
@@ -106,43 +109,42 @@ class MaskSequence:
         )
 
     def _is_binary(self) -> bool:
-        # The first mask with an id decides; only a sequence that has none is read to its end.
-        found = (set(np.unique(read_labels(path)).tolist()) for path in self.files)
+        # Stops at the first mask with another id; only binary sequences are read completely.
         seen: set[int] = set()
-        for values in found:
-            seen |= values
+        for path in self.files:
+            seen |= set(np.unique(read_labels(path)).tolist())
             if seen - {0, VOID}:
                 return False
         return VOID in seen
 
 
 def read_mask(path: StrPath, rule: MaskRule = AS_FOUND) -> Labels:
-    """A mask that stands alone: uint8 [H, W] object ids, 0 for background and void.
+    """Read a single mask: uint8 [H, W] object ids, 0 for background and void.
 
-    Raises  InputError: what `read_labels` refuses; a palette whose background is not its index 0;
-            values that only soft edges have, where no threshold was given; with a threshold, a
-            picture that is coloured or not opaque.
+    Raises  InputError as `read_labels`; for a palette whose background is not index 0; without a
+            threshold, for a mask with soft edges; with a threshold, for a coloured or transparent
+            image.
     """
     return MaskSequence([Path(path)], rule).read(Path(path)).labels
 
 
 def read_labels(path: StrPath) -> Labels:
-    """Object ids uint8 [H, W] of an indexed or grey image: palette indices, or grey values.
+    """Read object ids uint8 [H, W] from an indexed or grey image: palette indices or grey values.
 
-    Raises InputError when it is missing, damaged, a colour image, several images in one file, or
-    holds ids above 255.
+    Raises  InputError if the file is missing or corrupt, is a colour image, holds several images,
+            or ids outside 0..255.
     """
     return _read_ids(Path(path))[0]
 
 
 def mask_files(folder: Path) -> list[Path]:
-    """The masks in a folder, in natural order: its PNGs, or where it has none its other images."""
-    found = in_order(filter(is_image, folder.iterdir()))
-    return [path for path in found if path.suffix.lower() == ".png"] or found
+    """The masks in a folder, in natural order: its PNG files, or all images if it has none."""
+    images = in_order(filter(is_image, folder.iterdir()))
+    return [path for path in images if path.suffix.lower() == ".png"] or images
 
 
 def _read_values(path: Path, threshold: int | None) -> Labels:
-    """Ids, or 0 and 1 by the threshold."""
+    """Object ids; with a threshold, 0 and 1."""
     if threshold is not None:
         return (_read_shade(path) >= threshold).astype(np.uint8)
     values, format_, palette = _read_ids(path)
@@ -164,11 +166,11 @@ def _read_ids(path: Path) -> tuple[Labels, str | None, NDArray[np.uint8] | None]
                 f"{path}: is a {image.mode} image, wanted an indexed (palette) or grey one whose "
                 "values are object ids; write it with vosengine.video.write_labels, or with "
                 "Pillow: Image.fromarray(ids.astype('uint8')).save('mask.png'); a black and white "
-                "picture of one object can be read with a threshold (--threshold 128)"
+                "image of one object can be read with a threshold (--threshold 128)"
             )
         values = np.asarray(image)
-        given = image.getpalette("RGB") if image.mode == "P" else None
-        palette = None if given is None else _palette(given)
+        colours = image.getpalette("RGB") if image.mode == "P" else None
+        palette = None if colours is None else _palette(colours)
         format_ = image.format
     if values.size and (values.max() > 255 or values.min() < 0):
         raise InputError(
@@ -179,14 +181,14 @@ def _read_ids(path: Path) -> tuple[Labels, str | None, NDArray[np.uint8] | None]
 
 
 def _read_shade(path: Path) -> Labels:
-    """How bright every pixel is, 0..255, of a grey, black and white, or opaque picture."""
+    """Brightness 0..255 of every pixel of a grey, black and white, or opaque image."""
     with _opened(path) as image:
         if image.mode in _OPAQUE:
             alpha = np.asarray(image.convert("RGBA"))[..., 3]
             if alpha.min() < 255:
                 raise InputError(
-                    f"{path}: has transparent places, so what its brightness says is not clear; "
-                    "wanted an opaque mask, write its alpha as a grey image"
+                    f"{path}: has transparent pixels, so its brightness is ambiguous; wanted an "
+                    "opaque mask, write its alpha as a grey image"
                 )
         if image.mode.startswith("I"):
             values = np.asarray(image).astype(np.int64)
@@ -196,15 +198,15 @@ def _read_shade(path: Path) -> Labels:
         pixels = np.asarray(image.convert("RGB"))
     if np.ptp(pixels.astype(np.int16), axis=2).max() > _SHADE:
         raise InputError(
-            f"{path}: is coloured, so a threshold does not say what its objects are; wanted a grey "
-            "mask of one object, or an indexed one with ids"
+            f"{path}: is coloured, so a threshold cannot be applied; wanted a grey mask of one "
+            "object, or an indexed one with ids"
         )
     return _shades(pixels)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """A file that Pillow has read, with one image in it."""
+    """Context manager: the loaded Pillow image of a file. Raises InputError."""
     with ExitStack() as stack:
         try:
             image = stack.enter_context(Image.open(path))
@@ -214,29 +216,30 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             raise InputError(f"{path}: no such file; wanted a label image") from error
         except _BAD_IMAGE as error:
             raise InputError(
-                f"{path}: not a readable image ({error}); wanted a whole PNG"
+                f"{path}: not a readable image ({error}); wanted a complete PNG"
             ) from error
         if count > 1:
             raise InputError(f"{path}: holds {count} images, wanted one mask a file")
         yield image
 
 
-def _palette(given: list[int]) -> NDArray[np.uint8]:
-    """[256, 3]; what the file leaves out is black only to us, so it is given index 0's colour."""
-    listed = np.array(given, np.uint8).reshape(-1, 3)
+def _palette(colours: list[int]) -> NDArray[np.uint8]:
+    """The palette, padded to [256, 3] with the colour of index 0 (padding with black would look
+    like an object in black)."""
+    listed = np.array(colours, np.uint8).reshape(-1, 3)
     missing = np.repeat(listed[:1], 256 - len(listed), axis=0)
     return np.concatenate([listed, missing])
 
 
 def _shades(colours: NDArray[np.uint8]) -> Labels:
-    """The brightness of colours [..., 3]."""
+    """Brightness (ITU-R BT.601) of colours [..., 3]."""
     shades: Labels = np.rint(colours.astype(np.float32) @ (0.299, 0.587, 0.114)).astype(np.uint8)
     return shades
 
 
 def _check_palette(path: Path, palette: NDArray[np.uint8], used: NDArray[np.bool_]) -> None:
-    """An object in black beside a background that is not: programs that make palettes by
-    themselves sort colours by how often they occur, and then no index is an id."""
+    """Raise InputError if index 0 is not black but an object is: programs that generate palettes
+    sort colours by frequency, so that indices are not ids."""
     black = [i for i in np.flatnonzero(used).tolist() if not palette[i].any()]
     if black and palette[0].any():
         colour = tuple(palette[0].tolist())
@@ -244,14 +247,14 @@ def _check_palette(path: Path, palette: NDArray[np.uint8], used: NDArray[np.bool
             f"{path}: its palette has {colour} at index 0, which would be the background, and "
             f"black at index {black[0]}, which would be an object: it looks as if a program had "
             "sorted the colours; wanted object ids as indices, 0 for the background. Write the "
-            "mask anew from its colours: ids = np.zeros((height, width), 'uint8'); "
+            "mask again from its colours: ids = np.zeros((height, width), 'uint8'); "
             "ids[(rgb == colour).all(2)] = 1 ...; vosengine.video.write_labels(path, ids)"
         )
 
 
 def _check_hard(path: Path, shade: Labels, format_: str | None) -> None:
-    """Refuse values that only edges have: each between a darker and a brighter neighbour, none
-    with an area of its own. Ids have areas, or lie on one ground."""
+    """Raise InputError for a soft mask: values that occur only between a darker and a brighter
+    neighbour and never fill a 3 x 3 area, unlike object ids."""
     square = np.ones((3, 3), np.uint8)
     low, high = cv2.erode(shade, square), cv2.dilate(shade, square)
     between = (shade > 0) & (shade < VOID)

@@ -1,4 +1,4 @@
-"""Network addresses, opened again when they drop."""
+"""Network addresses as frame sources, with reconnection."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from .depth import Depth
 from .frame_source import FrameSource, SourceFrame
 
 FIRST_WAIT_S = 0.5
-"""Before the first try; doubled before each further one, up to LONGEST_WAIT_S."""
+"""Delay before the first reconnection; doubled for each further one, up to LONGEST_WAIT_S."""
 LONGEST_WAIT_S = 30.0
 STEADY_S = 60.0
-"""A stream that has held for this long has all its tries again."""
+"""Uninterrupted time after which the number of tries is reset."""
 
 
 def open_address(address: str, bits: int | None = None, reconnect: int = 0) -> FrameSource:
-    """A network address as a source; with reconnect above 0, one that survives that many drops.
+    """Open a network address.
 
-    Raises  ConfigError: reconnect below 0; SourceError: it cannot be opened now.
+    bits: as in `Depth`.
+    reconnect: maximum number of reconnections.
+
+    Raises  ConfigError if reconnect is below 0; SourceError if the address cannot be opened.
     """
     if reconnect < 0:
         raise ConfigError(f"reconnect: is {reconnect}, wanted 0 or more")
 
-    depth = Depth(bits)  # one scale, however often it is opened
+    depth = Depth(bits)  # one scale for all connections
 
     def connect() -> Video:
         return Video(address, address=True, depth=depth)
@@ -38,11 +41,13 @@ def open_address(address: str, bits: int | None = None, reconnect: int = 0) -> F
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Where a source was away.
+    """An interruption of a source.
 
-    after: number of the last frame before it, None where there was none; seconds: how long; tries:
-    how often it was opened again; frames_lost: 0 where reading went on at the next frame, None
-    where frames went by unseen; reason: what ended the connection.
+    after: index of the last frame before it, or None.
+    seconds: its duration.
+    tries: number of reconnection attempts.
+    frames_lost: 0 if reading continued at the next frame; None if an unknown number was missed.
+    reason: what ended the connection.
     """
 
     after: int | None
@@ -53,10 +58,10 @@ class Gap:
 
 
 class Reconnecting(FrameSource):
-    """A network source that is opened again, up to `tries` times, when it drops.
+    """A network source that reconnects up to `tries` times.
 
-    A file behind an address goes on at the next frame. A live stream goes on with what is sent by
-    then: its frames are numbered on, and their times count the gap.
+    A remote file continues at the next frame. A live stream continues with the current frame:
+    indices are consecutive, and times include the gap.
     """
 
     def __init__(self, connect: Callable[[], Video], tries: int) -> None:
@@ -96,7 +101,7 @@ class Reconnecting(FrameSource):
             try:
                 for frame in self._video:
                     if self._video.finite and last is not None and frame.index <= last.index:
-                        continue  # seen before the drop
+                        continue  # read before the interruption
                     if away is not None:
                         gap_s = time.monotonic() - away.since
                         self._gaps.append(self._gap(last, away, gap_s))
@@ -115,8 +120,8 @@ class Reconnecting(FrameSource):
                 return
 
     def _open_again(self, fault: BrokenOff | None, away: _Away) -> bool:
-        """False where nothing more will come: closed, or a live stream that was ended, not broken,
-        and stayed away. Raises SourceError where one that broke off stayed away."""
+        """Reconnect. Returns False if the source was closed, or is a live stream that ended
+        normally and did not return. Raises SourceError if a broken connection was not restored."""
         why: SourceError | None = fault
         while self._left and not self._stop.wait(min(FIRST_WAIT_S * 2**away.tries, LONGEST_WAIT_S)):
             self._left -= 1
@@ -138,8 +143,8 @@ class Reconnecting(FrameSource):
         return Gap(None if last is None else last.index, gap_s, away.tries, lost, away.reason)
 
     def _shift(self, last: SourceFrame | None, frame: SourceFrame, gap_s: float) -> float:
-        """What a live stream's times need, to go on where the gap ended: its sender's clock may
-        have started anew."""
+        """Offset in seconds that makes a live stream's times continue after the gap: the sender's
+        clock may have been reset."""
         if self._video.finite or last is None or last.time_s is None or frame.time_s is None:
             return 0.0
         wanted = last.time_s + 1 / self.fps + gap_s - frame.time_s
@@ -148,7 +153,7 @@ class Reconnecting(FrameSource):
 
 @dataclass(slots=True)
 class _Away:
-    """A drop that lasts: since when by time.monotonic(), why, and how often it was tried."""
+    """A current interruption: its start by time.monotonic(), reason and number of attempts."""
 
     since: float
     reason: str

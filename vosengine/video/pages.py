@@ -1,4 +1,4 @@
-"""Image files that hold several images: multi-page TIFF, animated WebP, PNG and GIF."""
+"""Image files with several images: multi-page TIFF, animated WebP, PNG and GIF."""
 
 from __future__ import annotations
 
@@ -18,27 +18,32 @@ from ..errors import SourceError
 from .quiet import quiet_opencv
 
 ANYTHING = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
-"""As deep as it is, grey or colour without alpha, turned as EXIF says."""
+"""At the file's bit depth, grey or colour without alpha, EXIF orientation applied."""
 OPENCV_BYTES = (1 << 31) - 1
-"""OpenCV takes no more at once."""
+"""Maximum size of OpenCV's input."""
 BROWSERS_MS = 100.0
-"""What browsers make of a frame that is to last 0 ms."""
+"""Duration that browsers use for a frame of 0 ms."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SUBFILE, _DESCRIPTION, _SHORT = 254, 270, 3
-_Value = Sequence[Any]  # of a tag: kind, count, and the value or its offset
-_ASIDE = 0b101  # a page that is a smaller version or a transparency mask of another
+_Value = Sequence[Any]  # of a tag: type, count, and the value or its offset
+_ASIDE = 0b101  # subfile type: reduced-resolution version or transparency mask of another page
 
 
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError, struct.error, cv2.error),
     Image.DecompressionBombError,
-    MemoryError,  # a damaged length
+    MemoryError,  # corrupt length
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a TIFF: its number, where its directory is, and where that names the next one."""
+    """A page of a TIFF.
+
+    number: index in the file.
+    at: offset of its directory.
+    next_at: offset of the field with the next directory's offset.
+    """
 
     number: int
     at: int
@@ -47,9 +52,11 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """What a file holds: how many images, and a TIFF's pages.
+    """The images of a file.
 
-    interval_ms: the time between two images of a TIFF that ImageJ wrote; None if it does not say.
+    count: number of images.
+    pages: pages of a TIFF with several images, else empty.
+    interval_ms: time between images in a TIFF written by ImageJ, or None.
     """
 
     count: int
@@ -58,8 +65,7 @@ class Pages:
 
 
 def pages_of(path: Path) -> Pages:
-    """How many images a file holds; 1 for whatever is no file of several or is damaged, for then
-    the reading says so."""
+    """The images of a file; count 1 for other or corrupt files, whose error reading raises."""
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -74,7 +80,7 @@ def pages_of(path: Path) -> Pages:
 
 
 def read_pages(path: Path, pages: Pages) -> Iterator[tuple[np.ndarray, float | None]]:
-    """Every image as Raw has them, and how many milliseconds it is shown; None if not said.
+    """Yield every image (as in Raw) with its duration in milliseconds, or None if unknown.
 
     Raises  SourceError, naming the file and the image.
     """
@@ -94,7 +100,7 @@ def read_pages(path: Path, pages: Pages) -> Iterator[tuple[np.ndarray, float | N
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """OpenCV's BGR as RGB; grey as it is."""
+    """Convert OpenCV's BGR [H, W, 3] to RGB; grey [H, W] is unchanged."""
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -102,7 +108,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _stands_apart(image: Image.Image) -> bool:
-    """Whether the first image is shown only where animations are not (APNG)."""
+    """Whether the first image is the fallback of an APNG and not part of the animation."""
     return bool(image.info.get("default_image"))
 
 
@@ -124,8 +130,7 @@ def _read_animation(path: Path, pages: Pages) -> Iterator[tuple[np.ndarray, floa
 
 
 class _Layout:
-    """Where things are in a TIFF, by its first bytes: in either byte order, with offsets of 32 or
-    64 bits."""
+    """Byte order and offset size (32 bits, or 64 for BigTIFF) of a TIFF, from its header."""
 
     def __init__(self, header: bytes) -> None:
         self.order: Literal["little", "big"] = "little" if header[:2] == b"II" else "big"
@@ -136,7 +141,10 @@ class _Layout:
         self._entry = struct.Struct(sign + ("HHQ8s" if large else "HHI4s"))
 
     def directory(self, file: BinaryIO, at: int) -> tuple[dict[int, _Value], int]:
-        """The directory there, and where the offset of the next one is. Raises struct.error."""
+        """The directory at an offset, by tag, and the position of the next directory's offset.
+
+        Raises  struct.error.
+        """
         file.seek(at)
         entries = int(self._count.unpack(file.read(self._count.size))[0])
         table = file.read(min(entries, 1 << 16) * self._entry.size)
@@ -160,8 +168,8 @@ class _Layout:
 
 
 def _tiff_pages(path: Path) -> Pages:
-    """A chain that is broken counts as one more page, which cannot be read."""
-    found: list[Page] = []
+    """The pages of a TIFF; a broken chain of directories counts as one more, unreadable page."""
+    pages: list[Page] = []
     interval, number = None, 0
     with path.open("rb") as file:
         layout = _Layout(file.read(4))
@@ -179,18 +187,18 @@ def _tiff_pages(path: Path) -> Pages:
             except struct.error:
                 pass
             if not aside:
-                found.append(Page(number, at, next_at))
+                pages.append(Page(number, at, next_at))
             at, number = following, number + 1
-    return Pages(len(found), tuple(found), interval) if len(found) > 1 else Pages(1)
+    return Pages(len(pages), tuple(pages), interval) if len(pages) > 1 else Pages(1)
 
 
 def _imagej_interval(description: str) -> float | None:
     if not description.startswith("ImageJ="):
         return None
-    said = dict(
+    fields = dict(
         re.findall(r"^(finterval|fps)=(\d+\.?\d*(?:[eE][+-]?\d+)?)$", description, re.MULTILINE)
     )
-    seconds, rate = float(said.get("finterval", 0)), float(said.get("fps", 0))
+    seconds, rate = float(fields.get("finterval", 0)), float(fields.get("fps", 0))
     seconds = seconds or (1 / rate if rate else 0)
     return seconds * 1e3 if 0 < seconds < math.inf else None
 
@@ -199,8 +207,8 @@ def _read_tiff(path: Path, pages: Pages) -> Iterator[tuple[np.ndarray, float | N
     if path.stat().st_size > OPENCV_BYTES:
         yield from _read_large_tiff(path, pages)
         return
-    # OpenCV walks from the first page to the wanted one, which takes 95 ms a page by the 900th. So
-    # in memory alone, each page is made the file's first and last.
+    # OpenCV follows the chain from the first page (95 ms per page at the 900th). So in a private
+    # memory map, each page is made the file's first and last.
     memory = np.memmap(path, np.uint8, mode="c")
     layout = _Layout(memory[:4].tobytes())
     for page in pages.pages:
@@ -209,7 +217,7 @@ def _read_tiff(path: Path, pages: Pages) -> Iterator[tuple[np.ndarray, float | N
         with quiet_opencv():
             image = cv2.imdecode(memory, ANYTHING)
         if image is None:
-            raise ValueError("damaged, cut short or of an unknown kind")
+            raise ValueError("corrupt, truncated or of an unknown kind")
         yield to_rgb(image), pages.interval_ms
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def _bit_reversal_palette() -> np.ndarray:
-    """Spread each id's bits over R, G and B, lowest bits to the highest: uint8 [256, 3]."""
+    """Distribute each id's bits over R, G and B, lowest bits to the highest: uint8 [256, 3]."""
     ids = np.arange(256)[:, None]
     channel = np.arange(3)
     palette = np.zeros((256, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""OpenCV's log kept out of the terminal."""
+"""Suppression of OpenCV's log output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import cv2
 
 @contextmanager
 def quiet_opencv() -> Iterator[None]:
-    """Within it OpenCV logs nothing: what fails there is reported by whoever asked for it."""
+    """Context manager that silences OpenCV's log; the caller reports failures itself."""
     log = cv2.utils.logging
     level = log.getLogLevel()
     log.setLogLevel(log.LOG_LEVEL_SILENT)

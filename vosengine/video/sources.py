@@ -1,4 +1,4 @@
-"""One way to open them all: files, folders, patterns, cameras and network streams."""
+"""open_source: files, folders, glob patterns, cameras and network streams."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ _CAMERA = re.compile(r"[0-9]+")
 def open_source(
     source: str | os.PathLike[str] | int, *, bits: int | None = None, reconnect: int = 0
 ) -> FrameSource:
-    """Open a video file, image, image folder, glob pattern, camera number or address.
+    """Open a video file, image, image folder, glob pattern, camera or network address.
 
-    A text of digits only is a camera number (write ./0 for a folder named 0). A path that
-    exists is taken as it stands, even where its name holds * ? or [.
+    source: a text of digits only is a camera index (write ./0 for a folder named 0); an existing
+    path is never treated as a pattern, even if its name contains * ? or [.
+    bits: bit depth of the data, 8 to 16, for pixels stored in more than 8 bits; None: chosen from
+    the first frames.
+    reconnect: maximum number of reconnections of a network address.
 
-    bits: depth of the data, 8 to 16, for pixels that are stored in more than 8 bits; None chooses
-    it by the first frames.
-    reconnect: how often a network address that drops is opened again.
-
-    Raises SourceError when there is nothing there, or nothing that can be read; ConfigError for a
-    number out of its range, and for reconnect with a source that is no address.
+    Raises  SourceError if the source does not exist or cannot be read; ConfigError for a value out
+            of range, and for reconnect if the source is not an address.
     """
     text = os.fspath(source) if not isinstance(source, int) else str(source)
     if isinstance(source, int) or _CAMERA.fullmatch(text):
@@ -44,18 +43,18 @@ def open_source(
     path = Path(text)
     if path.is_dir():
         try:
-            found = [p for p in path.iterdir() if is_image(p)]
+            images = [p for p in path.iterdir() if is_image(p)]
         except OSError as error:
             raise SourceError(f"folder {path}: cannot be read ({error.strerror})") from error
-        return _reading(Images(found, f"folder {path}", bits), path)
+        return _reading(Images(images, f"folder {path}", bits), path)
     if path.exists():
         if is_image(path):
             return _reading(Images([path], f"image {path}", bits), path)
         return _reading(Video(text, address=False, depth=Depth(bits)), path)
     if glob.has_magic(text):
-        found = [p for p in map(Path, glob.glob(text, recursive=True)) if is_image(p)]
-        folders = dict.fromkeys(image.parent for image in found)
-        return _reading(Images(found, f"pattern {text}", bits), *folders, *found)
+        images = [p for p in map(Path, glob.glob(text, recursive=True)) if is_image(p)]
+        folders = dict.fromkeys(image.parent for image in images)
+        return _reading(Images(images, f"pattern {text}", bits), *folders, *images)
     raise SourceError(
         f"{text}: no such file or folder; wanted a video file, a folder of images, a pattern "
         "like 'frames/*.jpg', a camera number or an rtsp:// or http:// address"
@@ -64,9 +63,7 @@ def open_source(
 
 def _refuse_reconnect(reconnect: int, source: str) -> None:
     if reconnect:
-        raise ConfigError(
-            f"reconnect: {source} is no network address, so nothing can drop; leave --reconnect out"
-        )
+        raise ConfigError(f"reconnect: {source} is no network address; leave --reconnect out")
 
 
 def _reading(source: FrameSource, *paths: Path) -> FrameSource:

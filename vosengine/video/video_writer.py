@@ -1,4 +1,4 @@
-"""Videos on disk: whole under their name, and readable before that."""
+"""VideoWriter: H.264 mp4 files, renamed when complete and playable while being written."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ..files import cannot_write, whole
 from .frame_source import DEFAULT_TICK
 from .writers import StrPath, check_frame
 
-# Fragments of half a second, each with its own index, go to the disk as they are done: what a
-# killed process or a full disk leaves can be played. The first waits for the encoder's delay.
+# Fragments of half a second with their own index are flushed as they are completed, so that the
+# file is playable after a crash or on a full disk. The first one waits for the encoder's delay.
 FRAGMENTED = {
     "movflags": "delay_moov+default_base_moof",
     "frag_duration": "500000",
@@ -31,22 +31,25 @@ FRAGMENTED = {
 
 
 def part_of(path: Path) -> Path:
-    """Where a video is while it is being written."""
+    """The path of a video while it is being written: NAME.part.mp4."""
     return path.with_name(f"{path.stem}.part{path.suffix}")
 
 
 class VideoWriter:
-    """An H.264 mp4 that any player shows; close() (or leaving `with`) puts it under its name.
+    """Writer of an H.264 mp4 (yuv420p, BT.709); a context manager.
 
-    path: ends in .mp4; fps: above 0; size: (height, width), else that of the first frame.
-    An odd height or width grows by one pixel, the last row or column repeated, for 4:2:0 wants
-    even sizes and cropping would lose data. A writer closed without a frame leaves no file.
-    tick: what the times of frames are rounded to, in seconds; without times fps says it all.
+    path: ends in .mp4.
+    fps: frame rate, above 0; used if frames have no times.
+    size: (height, width); None: that of the first frame. Odd sides are padded by one repeated row
+    or column, since 4:2:0 requires even sides.
+    tick: resolution of frame times, in seconds.
 
-    Until close() the video is NAME.part.mp4, which can be played as far as it goes; an earlier file
-    of that name is replaced. Where the disk is full it takes the final name as it is.
+    Until close() the video is NAME.part.mp4, which is playable; close() renames it, replacing an
+    earlier file. If writing fails, what was written is renamed too. Without a frame no file is
+    left.
 
-    Raises OutputError when the file cannot be created or written, InputError on a bad fps.
+    Raises  OutputError if the file cannot be created or written, or its name does not end in .mp4;
+            InputError for an invalid fps.
     """
 
     def __init__(
@@ -71,8 +74,8 @@ class VideoWriter:
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
         self._closed = self._failed = False
-        try:  # FFmpeg opens its file at the first packet; a wrong path should show now
-            self._part.unlink(missing_ok=True)  # a link there would be followed
+        try:  # FFmpeg opens its file at the first packet; report a wrong path now
+            self._part.unlink(missing_ok=True)  # an existing link would be followed
             self._part.open("xb").close()
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -80,12 +83,14 @@ class VideoWriter:
     def write(
         self, frame: np.ndarray, time_s: float | None = None, sar: Fraction = Fraction(1)
     ) -> None:
-        """Append uint8 RGB [H, W, 3].
+        """Append a frame.
 
-        time_s: when it is shown, for all frames or for none; sar: width of a pixel over its height,
-        of which the first frame's counts.
-        Raises InputError when its size differs from the video's, or its time is not a tick later
-        than that of the frame before.
+        frame: uint8 RGB [H, W, 3].
+        time_s: presentation time in seconds, for all frames or for none.
+        sar: sample aspect ratio, width of a pixel over its height; only the first frame's is used.
+
+        Raises  InputError if the frame's size differs from the video's, or its time is not at least
+                a tick later than the previous one; OutputError if it cannot be written.
         """
         check_frame(frame)
         if self._closed or self._failed:
@@ -115,7 +120,7 @@ class VideoWriter:
             raise cannot_write(self.path, error) from error
 
     def _stamp(self, time_s: float | None) -> int | None:
-        """The next frame's time in ticks; None where frames have no times."""
+        """The next frame's time in ticks; None if frames have no times. Raises InputError."""
         last = self._last
         if self._container is None:
             self._timed = time_s is not None
@@ -144,7 +149,7 @@ class VideoWriter:
             "libx264", rate=self._rate, options={"crf": "20", "preset": "veryfast"}
         )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # Say which matrix the colours went through; players guess differently by size otherwise.
+        # State the colour matrix; players otherwise guess it from the frame size.
         context = stream.codec_context
         context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1
         context.color_range = 1
@@ -154,7 +159,7 @@ class VideoWriter:
         return container, stream
 
     def close(self) -> None:
-        """Write what is pending, and the index; safe to call twice. OutputError on failure."""
+        """Write pending frames and the index; may be called twice. Raises OutputError."""
         if self._closed:
             return
         self._closed = True
@@ -174,17 +179,17 @@ class VideoWriter:
         self._keep()
 
     def _end(self) -> None:
-        """Write what the encoder holds. Raises av.error.FFmpegError."""
+        """Flush the encoder and close the container. Raises av.error.FFmpegError."""
         if self._container is None or self._stream is None:
             return
         try:
-            if not self._failed:  # PyAV crashes when it goes on after a failed write
+            if not self._failed:  # PyAV crashes if used after a failed write
                 self._container.mux(self._stream.encode(None))
         finally:
             self._container.close()
 
     def _keep(self) -> None:
-        """What was written of a video that cannot be finished, under its name; or nothing."""
+        """Give an unfinished video its final name, cut to whole fragments; remove it if empty."""
         with suppress(OSError):
             length = _whole_fragments(self._part)
             if not length:
@@ -207,7 +212,7 @@ class VideoWriter:
 
 
 def _longest_s(tick: Fraction) -> Fraction:
-    """The longest that FFmpeg lets a frame of an mp4 last, whose time scale is 10,000 or more."""
+    """Maximum duration of a frame in FFmpeg's mp4, whose time scale is at least 10,000."""
     scale = tick.denominator
     while scale < 10_000:
         scale *= 2
@@ -215,32 +220,32 @@ def _longest_s(tick: Fraction) -> Fraction:
 
 
 def _reindex(part: Path, path: Path) -> None:
-    """The same packets with one index, before them. Raises av.error.FFmpegError."""
+    """Copy the packets to a file with a single index at the front. Raises av.error.FFmpegError."""
     options = {"movflags": "faststart"}
     with (
-        av.open(str(part.absolute())) as given,
+        av.open(str(part.absolute())) as fragmented,
         av.open(str(path.absolute()), "w", format="mp4", options=options) as container,
     ):
-        source = given.streams.video[0]
+        source = fragmented.streams.video[0]
         stream = container.add_stream_from_template(source)
         stream.time_base = source.time_base
-        for packet in given.demux(source):
+        for packet in fragmented.demux(source):
             if packet.dts is not None:
                 packet.stream = stream
                 container.mux(packet)
 
 
 def _whole_fragments(path: Path) -> int:
-    """Bytes of a fragmented mp4 up to the end of its last whole fragment; 0 without any."""
-    size, at, found = path.stat().st_size, 0, 0
+    """Length in bytes of a fragmented mp4 up to the end of its last complete fragment, or 0."""
+    size, at, end = path.stat().st_size, 0, 0
     with path.open("rb") as file:
         while at + 8 <= size:
             file.seek(at)
             head = file.read(16)
             length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if length == 1:  # the length follows, in eight bytes
+            if length == 1:  # 64-bit length follows
                 length = int.from_bytes(head[8:16], "big")
             at += max(length, 8)
             if kind == b"mdat" and at <= size:
-                found = at
-    return found
+                end = at
+    return end

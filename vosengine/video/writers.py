@@ -1,4 +1,4 @@
-"""Label images on disk, and overlays; nothing half-written is left under a final name."""
+"""Writing of label images and drawing of overlays; files are written atomically."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .palette import DAVIS_PALETTE
 
 StrPath = str | os.PathLike[str]
 
-# Colours near the label's own, but light enough to stand out against its darker blend.
+# Lighter than the labels' colours, to stand out against their blend with the frame.
 _CONTOUR_COLOURS = (128 + DAVIS_PALETTE.astype(np.uint16) // 2).astype(np.uint8)
 
 
 def prepare_output_folder(path: StrPath) -> Path:
-    """Create the folder with its parents and prove, by a probe file, that it can be written.
+    """Create a folder and its parents, and check with a probe file that it is writable.
 
-    Raises OutputError naming the path and the reason.
+    Raises  OutputError naming the path and the reason.
     """
     folder = Path(path)
     try:
@@ -36,23 +36,25 @@ def prepare_output_folder(path: StrPath) -> Path:
         raise OutputError(f"{folder}: is a file, wanted a folder; choose another path") from error
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot be written ({error.strerror}); wanted a folder to put results in, "
-            "choose another path or free this one"
+            f"{folder}: cannot be written ({error.strerror}); wanted a writable folder; choose "
+            "another path or change its permissions"
         ) from error
     return folder
 
 
 def write_labels(path: StrPath, labels: np.ndarray, note: str | None = None) -> None:
-    """Write uint8 [H, W] object ids as an indexed PNG (mode P) with the DAVIS palette.
+    """Write object ids as an indexed PNG (mode P) with the DAVIS palette, atomically.
 
-    note: stored as the PNG text "Comment". The file appears whole or not at all.
-    Raises InputError on another dtype or shape, OutputError when it cannot be written.
+    labels: uint8 [H, W] object ids.
+    note: stored as the PNG text "Comment".
+
+    Raises  InputError for another dtype or shape, OutputError if the file cannot be written.
     """
     write_whole(Path(path), encode_labels(labels, note))
 
 
 def encode_labels(labels: np.ndarray, note: str | None = None) -> bytes:
-    """The bytes of the file that `write_labels` writes."""
+    """Encode object ids, uint8 [H, W], as the PNG that `write_labels` writes. Raises InputError."""
     _check_labels(labels)
     image = Image.fromarray(labels)
     image.putpalette(DAVIS_PALETTE.tobytes())
@@ -67,10 +69,15 @@ def encode_labels(labels: np.ndarray, note: str | None = None) -> bytes:
 def overlay(
     frame: np.ndarray, labels: np.ndarray, *, alpha: float = 0.5, caption: str | None = None
 ) -> np.ndarray:
-    """A new uint8 RGB [H, W, 3]: objects tinted by alpha and outlined, caption at the top left.
+    """Draw tinted and outlined objects, and a caption at the top left, on a copy of a frame.
 
-    frame: uint8 RGB [H, W, 3]; labels: uint8 [H, W], 0 is left as it is.
-    Raises InputError when they do not fit together or alpha is outside 0..1.
+    frame: uint8 RGB [H, W, 3].
+    labels: uint8 [H, W] object ids; 0 is not drawn.
+    alpha: opacity of the tint, 0..1.
+
+    Returns uint8 RGB [H, W, 3].
+
+    Raises  InputError if the sizes differ, a dtype is wrong, or alpha is outside 0..1.
     """
     check_frame(frame)
     _check_labels(labels)
@@ -86,7 +93,7 @@ def overlay(
             frame, 1.0 - alpha, cv2.LUT(triple, DAVIS_PALETTE[None].copy()), alpha, 0.0
         )
         cv2.copyTo(tinted, labels, out)
-        # An object's rim: its pixels with another id within their 3 x 3 neighbourhood.
+        # Contour: an object's pixels with another id in their 3 x 3 neighbourhood.
         cross = np.ones((3, 3), np.uint8)
         rim = cv2.compare(cv2.erode(labels, cross), cv2.dilate(labels, cross), cv2.CMP_NE)
         cv2.copyTo(cv2.LUT(triple, _CONTOUR_COLOURS[None]), cv2.bitwise_and(rim, labels), out)
@@ -96,7 +103,7 @@ def overlay(
 
 
 def _draw_caption(image: np.ndarray, text: str) -> None:
-    """White letters with a black edge, readable on any ground, shrunk to the image's width."""
+    """Draw white text with a black outline, in place, scaled down to the image's width."""
     font = cv2.FONT_HERSHEY_SIMPLEX
     height, width = image.shape[:2]
     (unit_width, unit_height), _ = cv2.getTextSize(text, font, 1.0, 1)
@@ -104,7 +111,7 @@ def _draw_caption(image: np.ndarray, text: str) -> None:
     scale = min(max(0.4, height / 600), (width - 2 * margin) / unit_width, height / 2 / unit_height)
     if scale <= 0:
         return
-    # The edge is the letters grown, not written again in bold: OpenCV 5 sets bold text wider.
+    # The outline is dilated text, not bold text, which is wider in OpenCV 5.
     text_height = math.ceil(unit_height * scale)
     strip = image[: text_height + 3 * margin]
     letters = np.zeros(strip.shape[:2], np.uint8)
@@ -116,6 +123,7 @@ def _draw_caption(image: np.ndarray, text: str) -> None:
 
 
 def check_frame(frame: np.ndarray) -> None:
+    """Raise InputError unless the frame is uint8 [H, W, 3] and not empty."""
     _check_array("frame", frame, "uint8 RGB [H, W, 3]", frame.ndim == 3 and frame.shape[2] == 3)
 
 

@@ -1,1 +1,1 @@
-"""Every model by name, and weights with their cards."""
+"""Model registry, weight cards and weights files."""

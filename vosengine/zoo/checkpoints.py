@@ -1,4 +1,4 @@
-"""State dicts that other programs wrote, read without running what is in them."""
+"""Safe reading of state dicts written by other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ..errors import WeightsError
 
-# All that torch.load raised for thousands of truncated and damaged files, in both of its formats.
+# Exceptions of torch.load observed for thousands of truncated and corrupt files, in both formats.
 UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -29,24 +29,26 @@ UNREADABLE = (
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict (.safetensors, or torch.save's), or that under `model` in a checkpoint, without
-    `module.` in front of its names and without batch counters, on the CPU.
+    """Read a state dict from a .safetensors file or a torch.save file, onto the CPU.
 
-    Raises  WeightsError: no such file, unreadable, or something else than tensors by name.
+    In a checkpoint, the dict under `model` is used. A `module.` prefix (DataParallel) and the batch
+    counters of norms are removed.
+
+    Raises  WeightsError if the file is missing or unreadable, or does not hold tensors by name.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; wanted a state dict")
-    found = _read(path)
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: wanted a dict of tensors, given {type(found).__name__}")
-    if isinstance(found.get("model"), dict):
-        found = found["model"]
-    others = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
+    state = _read(path)
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: wanted a dict of tensors, given {type(state).__name__}")
+    if isinstance(state.get("model"), dict):
+        state = state["model"]
+    others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise WeightsError(f"{path}: wanted only tensors, holds also {', '.join(others)}")
-    if all(name.startswith("module.") for name in found):
-        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
-    return {name: found[name] for name in found if not name.endswith("num_batches_tracked")}
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
 
 
 def _read(path: Path) -> object:
@@ -57,10 +59,10 @@ def _read(path: Path) -> object:
             raise WeightsError(f"{path}: corrupt, or no safetensors file ({error})") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd protocols, which are then read or refused
+            warnings.simplefilter("ignore")  # warnings about unusual pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise WeightsError(
             f"{path}: no file that torch.load can read with weights_only ({type(error).__name__}); "
-            "damaged, cut short, or something else than a state dict"
+            "corrupt, truncated, or not a state dict"
         ) from error

@@ -1,4 +1,4 @@
-"""Every model by name, with all that the rest of the program must know of it."""
+"""Registry of models: class, configurations, training objective, export and benchmark settings."""
 
 from __future__ import annotations
 
@@ -41,23 +41,24 @@ EXPORTS = "vosengine.onnx.export"
 
 @dataclass(frozen=True)
 class Entry:
-    """All that is said of a model outside its own files. What is imported only when it is wanted
-    (training, export) stands here by its name, as pkgutil.resolve_name reads it.
+    """A model's registry entry.
 
-    build      its class, which says what the model needs and takes of a stream
-    config     class of its configuration; the defaults are the paper's
-    small      the configuration to train from scratch
-    lite       the one over a pretrained backbone; None: there is none
-    objective  the Objective that it is trained for
-    recipes    by the name of a configuration ("lite", "small", "paper"): fields of the Recipe that
-               differ from those of other models, and of a field with fields of its own those
-    export     the module that says what its graphs are; None: it has no ONNX export
-    proposals  the source, as `open_proposals` names it, that a model that needs proposals asks
-               where the caller has none
-    shares     its decoders that compute once what all objects have in common; the published form
-               in `vosengine bench` computes it for each
-    stages     of a step, beside the verbs, as `vosengine bench` names them: the modules whose time
-               each is
+    Lazily imported objects (training, export) are given by name, for pkgutil.resolve_name.
+
+    build      the Method class
+    config     configuration class; its defaults are the paper's
+    summary    one line for listings
+    small      configuration for training from scratch
+    lite       configuration with a pretrained backbone, or None
+    objective  training Objective
+    recipes    Recipe fields that differ from the defaults, nested for fields that are dataclasses,
+               by configuration name ("lite", "small", "paper")
+    export     module that defines the ONNX graphs; None: no ONNX export
+    proposals  default proposal source, as for `open_proposals`, if the model needs proposals
+    shares     decoders that compute object-independent parts once; the published variant in
+               `vosengine bench` computes them per object
+    stages     modules timed together, by the stage's name in `vosengine bench`, in addition to the
+               method's verbs
     """
 
     build: type[Method[Any, Any]]
@@ -73,16 +74,16 @@ class Entry:
     stages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def configuration(self, name: str) -> ModelConfig:
-        """ "lite", "small" or "paper". Raises ConfigError for a name that the model has not."""
+        """The configuration "lite", "small" or "paper". Raises ConfigError if there is none."""
         known = {"lite": self.lite, "small": self.small, "paper": self.config()}
-        found = known.get(name)
-        if found is None:
-            *others, last = (each for each in known if known[each] is not None)
+        config = known.get(name)
+        if config is None:
+            *others, last = (other for other in known if known[other] is not None)
             raise ConfigError(f"config: wanted {', '.join(others)} or {last}, given {name!r}")
-        return found
+        return config
 
 
-FINDS: Mapping[str, Any] = {"size": (128, 224), "rate": 5e-4}  # recipe of who needs no mask
+FINDS: Mapping[str, Any] = {"size": (128, 224), "rate": 5e-4}  # recipe of unsupervised models
 MODELS: dict[str, Entry] = {
     "stm": Entry(
         STM,
@@ -132,7 +133,7 @@ MODELS: dict[str, Entry] = {
         SMALL["target_aware"],
         LITE["target_aware"],
         objective=f"{OBJECTIVES}.target_aware:TargetAwareObjective",
-        # Centres of things of any shape lie where nothing shows; what D-Net finds is rough.
+        # The centre of an object of arbitrary shape has no visible cue; D-Net's masks are coarse.
         recipes={
             "small": FINDS,
             "lite": {"discovery": {"sigma": 30.0, "centre": 400.0}, "appearance": {"rough": 8}},
@@ -159,20 +160,22 @@ def list_models() -> tuple[str, ...]:
 
 
 def entry(name: str) -> Entry:
-    """The entry of a model; raises ConfigError, listing the names, for an unknown one."""
+    """The entry of a model. Raises ConfigError for an unknown name."""
     if name not in MODELS:
         raise ConfigError(f"model: wanted one of {', '.join(MODELS)}, given {name!r}")
     return MODELS[name]
 
 
-_drawing = Lock()  # torch's generator is one for all threads
+_drawing = Lock()  # torch's default generator is shared by all threads
 
 
 def build(name: str, config: ModelConfig, seed: int = 0) -> Method[Any, Any]:
-    """A model in evaluation mode with seeded random weights, on torch's current default device.
+    """Build a model with seeded random weights, in evaluation mode, on torch's default device.
 
-    The same seed gives the same numbers on every machine with the same torch; the caller's random
-    state is left as it was, and models that are built in several threads come one after another.
+    The weights are reproducible for a seed and torch version. The caller's random state is
+    preserved; concurrent calls are serialised.
+
+    Raises  ConfigError for an unknown model, and for a configuration of another class.
     """
     chosen = entry(name)
     if not isinstance(config, chosen.config):  # type: ignore[arg-type]
@@ -183,12 +186,12 @@ def build(name: str, config: ModelConfig, seed: int = 0) -> Method[Any, Any]:
 
 
 def config_to_json(config: DataclassInstance) -> str:
-    """A configuration as text, the way a weights file carries it."""
+    """A configuration as JSON text, as stored in weights files."""
     return json.dumps(dataclasses.asdict(config), sort_keys=True)
 
 
 def config_from_json(name: str, text: str) -> ModelConfig:
-    """The inverse; raises ConfigError for a field that this version does not know."""
+    """The inverse of `config_to_json`. Raises ConfigError for unknown fields."""
     fields = json.loads(text)
     unknown = _unknown(fields, entry(name).config)
     unknown += [f"memory.{key}" for key in _unknown(fields.get("memory", {}), MemoryConfig)]
@@ -201,5 +204,5 @@ def config_from_json(name: str, text: str) -> ModelConfig:
 
 
 def _unknown(fields: dict[str, Any], config: Any) -> list[str]:
-    """The names in `fields` that a configuration class has not."""
+    """The names in `fields` that are not fields of a configuration class."""
     return sorted(set(fields) - {field.name for field in dataclasses.fields(config)})

@@ -1,4 +1,4 @@
-"""Weights: cards that say what a set is, and safetensors files, checked before use."""
+"""Weight cards and safetensors weights files, verified by hash before use."""
 
 from __future__ import annotations
 
@@ -37,20 +37,23 @@ RANDOM = "seeded random numbers of the published size, for timing and testing"
 
 @dataclass(frozen=True)
 class WeightCard:
-    """What a weights set is: `munet.demo` is the architecture, a dot and the tag.
+    """Description of a weights set, named `model.tag` (`munet.demo`).
 
-    file      name inside weights/, empty for a random set
-    sha256    of that file; checked before the file is opened
-    bytes     its size
-    seed      of a random set, or of the training
-    trained   False: the masks are noise, and every output says RANDOM
+    model, tag   registry name of the model, and name of the set
+    trained      False: random weights; every output is marked RANDOM
+    description  one line for listings
+    licence      SPDX expression
+    file         name inside weights/; empty for random weights
+    sha256       hash of the file, checked before it is opened
+    bytes        size of the file
+    seed         seed of random weights, or of the training
 
-    Of a set that was trained here:
-    recipe    how it was trained, piece by piece
-    steps     of the optimiser, all pieces together
-    hours     of one core or one GPU
-    hardware  that it was trained on
-    scores    by name of what was measured, and `measured`, the command
+    For sets trained with this package:
+    recipe    training commands, in order
+    steps     optimiser steps in total
+    hours     training time on one core or one GPU
+    hardware  training hardware
+    scores    measured scores by name; `measured` is the command
     """
 
     model: str
@@ -75,23 +78,23 @@ class WeightCard:
 
     @property
     def identity(self) -> str:
-        """What no other set of weights for this model has: the file's hash, or the seed."""
+        """Unique identifier among the model's weights: the file's hash, or the seed."""
         return self.sha256 or f"random, seed {self.seed}"
 
     @property
     def caption(self) -> str:
-        """What an output says of its weights."""
+        """The weights' name for outputs, with a warning for random weights."""
         return self.name if self.trained else f"RANDOM weights ({self.name}): the masks are noise"
 
 
 @dataclass(frozen=True)
 class BackboneCard:
-    """A pretrained backbone that ships, for networks to be trained on top of.
+    """Description of a pretrained backbone that ships, for training.
 
-    name     as configurations call it
-    file, sha256, bytes  as in WeightCard
-    source   the package and the version that weights/convert.py was given
-    licence  its SPDX name; the text and a notice lie beside the file
+    name     value of a configuration's `backbone`
+    file, sha256, bytes, description  as in WeightCard
+    source   package and version of the original weights
+    licence  SPDX name; the licence text and a notice are stored beside the file
     """
 
     name: str
@@ -104,15 +107,14 @@ class BackboneCard:
 
 
 def backbone_cards() -> dict[str, BackboneCard]:
-    """The backbones of the manifest, by name."""
+    """Cards of the pretrained backbones that ship, by name."""
     return {fields["name"]: BackboneCard(**fields) for fields in _manifest()["backbone"]}
 
 
 def backbone_file(name: str) -> Path:
-    """Where a pretrained backbone's tensors lie: those of models/'s module of that name, stages
-    beyond the ones that a network has among them.
+    """Path of a pretrained backbone's tensors, which may include stages that a network omits.
 
-    Raises  WeightsError: none of that name ships; missing; failing its hash.
+    Raises  WeightsError if no backbone of that name ships, or its file is missing or corrupt.
     """
     known = backbone_cards()
     if name not in known:
@@ -124,8 +126,7 @@ def backbone_file(name: str) -> Path:
 
 
 def licence_of(config: DataclassInstance) -> str:
-    """Of weights that are trained here: MIT, and that of every backbone that ships and that they
-    stand on."""
+    """Licence of weights for a configuration: MIT, and those of its pretrained backbones."""
     known = backbone_cards()
     fields = asdict(config)
     names = sorted({v for k, v in fields.items() if k.endswith("backbone") and v in known})
@@ -139,28 +140,31 @@ def _manifest() -> dict[str, Any]:
 
 
 def cards() -> dict[str, WeightCard]:
-    """Every card, by name: random weights of every model, and what the manifest names; a duplicate
-    name is an error."""
+    """All weight cards by name: random weights of every model, and those of the manifest.
+
+    Raises  WeightsError for a duplicate name.
+    """
     random = (WeightCard(model, RANDOM_TAG, False, RANDOM, "MIT") for model in list_models())
-    found = {card.name: card for card in random}
+    by_name = {card.name: card for card in random}
     for fields in _manifest()["card"]:
         card = WeightCard(**{**fields, "recipe": tuple(fields.get("recipe", ()))})
-        if card.name in found:
+        if card.name in by_name:
             raise WeightsError(f"manifest.toml: two cards are named {card.name}")
-        found[card.name] = card
-    return found
+        by_name[card.name] = card
+    return by_name
 
 
 def load(
     model: str, weights: str | Path | None, config: ModelConfig | None = None
 ) -> tuple[Method[Any, Any], WeightCard]:
-    """A model with its weights, on the CPU in float32.
+    """Load a model and its weights, on the CPU in float32, and the weights' card.
 
-    weights  None: the trained set that ships for this model, or, with a `config`, random ones; a
+    weights  None: the trained set that ships for this model, or, with a `config`, random weights; a
              tag ("random") or a full name ("munet.random"); or the path of a .safetensors file
-    config   only with random weights; a file brings its own
+    config   only with random weights; files contain their own
 
-    Raises  WeightsError: no such set or file; corrupt; of another model; failing its hash.
+    Raises  WeightsError if the set or file does not exist, is corrupt, or is of another model;
+            ConfigError for an unknown model.
     """
     entry(model)
     if weights is not None and (str(weights).endswith(".safetensors") or "/" in str(weights)):
@@ -191,22 +195,22 @@ def _choose_card(model: str, weights: str | Path | None) -> WeightCard:
 
 
 def _shipped_file(card: WeightCard | BackboneCard) -> Path:
-    """Where a card's file lies, its hash checked."""
+    """Path of a card's file, after checking its hash. Raises WeightsError."""
     path = Path(str(resources.files("vosengine.shipped") / card.file))
     if not path.is_file():
         raise WeightsError(f"{card.name}: the file {card.file} did not ship with this installation")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != card.sha256:
         raise WeightsError(
-            f"{card.name}: {card.file} fails its hash (sha256 {digest[:12]}, the card says "
-            f"{card.sha256[:12]}); the file is damaged or not the one that shipped: reinstall it"
+            f"{card.name}: {card.file} fails its hash (wanted sha256 {card.sha256[:12]}, given "
+            f"{digest[:12]}); the file is corrupt or not the one that shipped: reinstall it"
         )
     return path
 
 
 def demo_of(model: str) -> tuple[Path, WeightCard]:
-    """The file of the trained set that ships for a network that is no model of `list_models`, its
-    hash checked, and its card. Raises WeightsError."""
+    """File (hash checked) and card of the trained weights that ship for a network that is not in
+    `list_models`. Raises WeightsError."""
     card = cards().get(f"{model}.demo")
     if card is None:
         raise WeightsError(f"{model}.demo: did not ship with this installation")
@@ -214,10 +218,10 @@ def demo_of(model: str) -> tuple[Path, WeightCard]:
 
 
 def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over the metadata (less the hash itself), then over names, dtypes, shapes and bytes of
-    all tensors, in order of name."""
-    stated = {name: metadata[name] for name in metadata if name != "sha256"}
-    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
+    """sha256 over the metadata without its hash, then over names, dtypes, shapes and bytes of all
+    tensors, sorted by name."""
+    hashed = {name: metadata[name] for name in metadata if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -226,7 +230,7 @@ def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) 
 
 
 def state_of(method: nn.Module) -> dict[str, torch.Tensor]:
-    """What a weights file holds: all parameters and buffers but the norms' batch counters."""
+    """State dict for a weights file: parameters and buffers without the norms' batch counters."""
     state = method.state_dict()
     return {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
 
@@ -241,9 +245,9 @@ def save(
     description: str,
     licence: str,
 ) -> None:
-    """Write a weights file that carries its model, its configuration and a hash of it all.
+    """Write a weights file with tensors, model name, configuration and a hash, atomically.
 
-    Raises  OutputError if it cannot be written there.
+    Raises  OutputError if the file cannot be written.
     """
     metadata = {
         "format": FORMAT,
@@ -256,7 +260,8 @@ def save(
     metadata["sha256"] = digest_of(metadata, tensors)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        # One key, so that equal weights are equal files: safetensors writes several in any order.
+        # A single key: safetensors does not fix the order of several, and equal weights should
+        # give equal files.
         with whole(path) as scratch:
             save_file(stored, scratch, {"vosengine": json.dumps(metadata, sort_keys=True)})
     except SafetensorError as error:
@@ -264,7 +269,11 @@ def save(
 
 
 def load_file(model: str, path: Path) -> tuple[Method[Any, Any], WeightCard]:
-    """A model from a file that `save` or weights/convert.py wrote, every tensor accounted for."""
+    """Load a model and its card from a file written by `save` or weights/convert.py.
+
+    Raises  WeightsError if the file is corrupt, of another model, or its tensors do not match;
+            ConfigError for an unknown configuration field.
+    """
     metadata, tensors = read_file(path)
     if metadata["model"] != model:
         raise WeightsError(f"{path}: holds weights of {metadata['model']}, wanted {model}")
@@ -286,7 +295,7 @@ def load_file(model: str, path: Path) -> tuple[Method[Any, Any], WeightCard]:
 
 
 def read_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors of a weights file, its hash checked."""
+    """Metadata and tensors of a weights file, after checking its hash. Raises WeightsError."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; wanted a .safetensors weights file")
     try:
@@ -306,23 +315,27 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         )
     if digest_of(metadata, tensors) != metadata.get("sha256"):
         raise WeightsError(
-            f"{path}: fails its hash; the file is damaged: fetch or convert it again"
+            f"{path}: fails its hash; the file is corrupt: fetch or convert it again"
         )
     return metadata, tensors
 
 
 def check_tensors(
-    source: str, given: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
+    source: str, tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raise WeightsError listing every missing, extra and misshapen tensor, if there is any."""
+    """Raise WeightsError listing all missing, extra and misshapen tensors, if any.
+
+    source  name of the file in the message
+    wanted  shapes by name
+    """
     faults = [
-        f"missing: {name} {list(wanted[name])}" for name in sorted(wanted.keys() - given.keys())
+        f"missing: {name} {list(wanted[name])}" for name in sorted(wanted.keys() - tensors.keys())
     ]
-    faults += [f"extra: {name}" for name in sorted(given.keys() - wanted.keys())]
+    faults += [f"extra: {name}" for name in sorted(tensors.keys() - wanted.keys())]
     faults += [
-        f"misshapen: {name}: wanted {list(wanted[name])}, given {list(given[name].shape)}"
-        for name in sorted(wanted.keys() & given.keys())
-        if tuple(given[name].shape) != tuple(wanted[name])
+        f"misshapen: {name}: wanted {list(wanted[name])}, given {list(tensors[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if tuple(tensors[name].shape) != tuple(wanted[name])
     ]
     if faults:
         raise WeightsError(f"{source}: {len(faults)} tensors do not fit:\n  " + "\n  ".join(faults))

@@ -1,1 +1,1 @@
-"""DMN-AOA: its network, and references that are moved onto the frame."""
+"""DMN-AOA: the network and its mask refinement by aligned reference frames."""

@@ -1,4 +1,4 @@
-"""DMN-AOA: templates of every object from a dynamic memory, matched with aligned proposals."""
+"""DMN-AOA: object templates from a dynamic memory, matched with aligned proposals."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ STRIDES = (4, 8, 16)
 
 
 class Candidates(NamedTuple):
-    """The proposals of one frame that are looked at, best first."""
+    """Proposals of one frame after selection, best first."""
 
     masks: torch.Tensor  # [M, H, W] bool
     projected: torch.Tensor  # [M, P, Cd], P' of section 3.3
 
 
 class DMNAOAFeatures(NamedTuple):
-    """What DMN-AOA knows of a frame before it looks for objects."""
+    """Per-frame features of DMN-AOA, independent of objects."""
 
     base: Base
-    pooled: tuple[torch.Tensor, ...]  # what regions are pooled from, finest first
-    key: torch.Tensor  # [B, P, Ca], what references are aligned by
-    candidates: tuple[Candidates, ...]  # for every frame of the batch
+    pooled: tuple[torch.Tensor, ...]  # maps that regions are pooled from, finest first
+    key: torch.Tensor  # [B, P, Ca], query key of the reference alignment
+    candidates: tuple[Candidates, ...]  # one per frame of the batch
 
 
 class Matching(NamedTuple):
-    """What `segment` found before it refined: O objects, M proposals."""
+    """Result of the matching stage, before refinement: O objects, M proposals."""
 
     similarity: torch.Tensor  # [O, M]
     assignment: torch.Tensor  # [O, M], A of section 3.1
@@ -49,19 +49,19 @@ class Matching(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What is stored of one frame: of every object, and of the frame for all of them."""
+    """Result of `observe`: per-object and per-frame tensors to store."""
 
     key: torch.Tensor  # [O, Ck, s, s]
     value: torch.Tensor  # [O, Cv, s, s]
-    shown: torch.Tensor  # [O] bool, whether it is in the frame
+    visible: torch.Tensor  # [O] bool, the object's mask is not empty
     boxes: torch.Tensor  # [O, 4]
-    masks: torch.Tensor  # [O, H / 4, W / 4] soft
+    masks: torch.Tensor  # [O, H / 4, W / 4] in 0..1
     frame_key: torch.Tensor  # [1, P, Ca]
     base: Base
 
 
 class BaseFeatures(nn.Module):
-    """The backbone, and a bottleneck over each of its last three stages (section 3.1)."""
+    """Backbone with a 1x1 bottleneck on res2, res3 and res4 (section 3.1)."""
 
     def __init__(self, config: DMNAOAConfig) -> None:
         super().__init__()
@@ -76,29 +76,33 @@ class BaseFeatures(nn.Module):
 
     @property
     def reductions(self) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+        """The bottlenecks on res2, res3 and res4."""
         return self.reduce2, self.reduce3, self.reduce4
 
     def forward(self, frames: torch.Tensor) -> tuple[Base, tuple[torch.Tensor, ...]]:
-        """[B, 3, H, W] -> the base features, and the maps that regions are pooled from."""
+        """frames [B, 3, H, W] -> base features, and the maps that regions are pooled from."""
         pyramid = self.backbone(frames)
         base = Base(self.reduce2(pyramid.r2), self.reduce3(pyramid.r3), self.reduce4(pyramid.r4))
         return base, tuple(base) if self.regions is None else (self.regions(pyramid.r4),)
 
 
 def bottleneck(channels_in: int, channels: int, groups: int) -> nn.Sequential:
+    """1x1 convolution without bias, then group norm."""
     conv = nn.Conv2d(channels_in, channels, 1, bias=False)
     return nn.Sequential(conv, nn.GroupNorm(groups, channels))
 
 
 def projector(channels_in: int, channels: int, groups: int) -> nn.Sequential:
-    """Into the space where templates and proposals are compared (section 3.3)."""
+    """Projection to the space where templates and proposals are compared (section 3.3)."""
     norm = nn.GroupNorm(groups, channels)
     return nn.Sequential(conv3(channels_in, channels), norm, nn.ReLU(), conv3(channels, channels))
 
 
 def positional_embedding(offset: torch.Tensor, channels: int) -> torch.Tensor:
-    """The Transformer's sinusoids of how many frames lie between a frame and an object's first:
-    [O] -> [O, channels] float64 (section 3.2; the width is that of the features [O])."""
+    """Sinusoidal embedding of the time since an object's first frame (section 3.2).
+
+    offset [O], frames -> [O, channels] float64; (ours) as many channels as the features
+    """
     even = torch.arange(0, channels, 2, device=offset.device, dtype=torch.float64)
     angle = offset[:, None].double() / 10000 ** (even / channels)
     waves = torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1)
@@ -106,13 +110,14 @@ def positional_embedding(offset: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 class ObjectState(MatchingState):
-    """Per object a memory of its regions, where it was last, and the frame that it began with.
+    """State of DMN-AOA: per object a memory of its regions, its last box and its first frame.
 
-    boxes       [O, 4] in the network's pixels, around the last mask that showed the object
-    masks       [O, H / 4, W / 4] soft, of the frame before
-    references  the frames that masks are refined with
-    born        [O] int64, the frame that each began with, and `now`, [] int64, the next frame: on
-                the device, so that ages wait for nothing
+    boxes       [O, 4] in the network's pixels, of each object's last mask that was not empty
+    masks       [O, H / 4, W / 4] in 0..1, of the previous frame
+    references  reference frames of the refinement
+    born        [O] int64, index of each object's first frame
+    now         [] int64, index of the next frame; on the device like `born`, so that `ages` does
+                not synchronise
     """
 
     def __init__(
@@ -137,21 +142,20 @@ class ObjectState(MatchingState):
         return *super().signature(), tuple(self.references.first.rows)
 
     def ages(self, count: int) -> torch.Tensor:
-        """Frames since the first of each of `count` objects, as of the next frame: [O]; of objects
-        that begin with it 0."""
+        """Age [count] int64 of each object in frames, at the next frame; 0 for objects that start
+        with it."""
         ages = self.now - self.born[:count]
         ages[self.object_count :] = 0
         return ages
 
-    def store(self, seen: Observed, prompted: tuple[int, ...]) -> None:
-        """Take in a frame. An object that is not in it keeps the memory of those that showed it.
-        [O]"""
-        count = len(seen.boxes)
+    def store(self, observed: Observed, prompted: tuple[int, ...]) -> None:
+        """Store a frame. (ours) The memory of an object that is not visible stays unchanged."""
+        count = len(observed.boxes)
         self.memory.make_room(count)
         self.born[self.object_count : count] = self.now
-        self.references.write(seen.frame_key, seen.base, seen.masks)
-        self.boxes[:count], self.masks[:count] = seen.boxes, seen.masks
-        self.write(seen.key, seen.value, prompted, seen.shown)
+        self.references.write(observed.frame_key, observed.base, observed.masks)
+        self.boxes[:count], self.masks[:count] = observed.boxes, observed.masks
+        self.write(observed.key, observed.value, prompted, observed.visible)
         self.now += 1
 
     def skip(self) -> None:
@@ -183,19 +187,20 @@ class ObjectState(MatchingState):
         self.born[:object_count] = tensors["born"]
         self.now.fill_(self.frame_count)
         prefix = "references."
-        held = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
-        if held:
-            self.references.restore(held)
+        references = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        if references:
+            self.references.restore(references)
 
 
 class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
-    """One backbone; objects are regions of its features, segmented from a detector's proposals."""
+    """One backbone; objects are pooled regions of its features, segmented by matching a detector's
+    proposals with the objects' templates."""
 
     takes_proposals = True
     needs_proposals = True
     keeps_frames = True
     in_float32 = "memory_head", "query_head", "template_projector", "proposal_projector"
-    capturable = ("answer",)  # which proposals are looked at is decided by numbers
+    capturable = ("answer",)  # selecting proposals needs values on the host
     features = DMNAOAFeatures
 
     def __init__(self, config: DMNAOAConfig) -> None:
@@ -214,18 +219,18 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
 
     @torch.no_grad()
     def _start_alike(self) -> None:
-        """What is compared starts as one: both keys, both projectors, and values that are the
-        features themselves; so that training begins with matches that mean something. [O]"""
+        """(ours) Give compared layers equal initial weights: both keys, both projectors, and the
+        identity for values, so that initial matches are meaningful."""
         nn.init.dirac_(self.memory_head.value.weight)
         self.memory_head.key.weight[:, :-1] = self.query_head.weight
         self.proposal_projector.load_state_dict(self.template_projector.state_dict())
 
     def start_gently(self) -> None:
-        """Over pretrained features: what references are aligned by begins as a rotation of them,
-        and the refinement's blocks as the identity."""
+        """With an EfficientNet-Lite: start the reductions and the alignment key as orthogonal maps,
+        the refinement's residual blocks as the identity."""
         if not isinstance(self.base.backbone, EfficientNetLite):
             return
-        for conv in (*(each[0] for each in self.base.reductions), self.refine.align):
+        for conv in (*(reduce[0] for reduce in self.base.reductions), self.refine.align):
             nn.init.orthogonal_(cast(nn.Conv2d, conv).weight)
         for module in self.refine.modules():
             if isinstance(module, NormedResBlock):
@@ -257,24 +262,24 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
     ) -> DMNAOAFeatures:
-        """Features of the frames, and of the proposals in them; None: there are none."""
+        """Features of the frames and of their proposals; `proposals=None`: no proposals."""
         base, pooled = self.base(frames)
         if proposals is None:
-            none = frames.new_zeros(0, *frames.shape[2:], dtype=torch.bool)
-            proposals = [Proposals(boxes_of(none), none, none.new_zeros(0))] * len(frames)
+            empty = frames.new_zeros(0, *frames.shape[2:], dtype=torch.bool)
+            proposals = [Proposals(boxes_of(empty), empty, empty.new_zeros(0))] * len(frames)
         config = self.config
-        kept = [
-            each
-            if each.masks.is_meta  # no numbers to choose by: only the cost is counted
-            else best_of(each, overlap=config.proposal_overlap, limit=config.max_proposals)
-            for each in proposals
+        selected = [
+            proposal
+            if proposal.masks.is_meta  # no values to select by: only the cost is counted
+            else best_of(proposal, overlap=config.proposal_overlap, limit=config.max_proposals)
+            for proposal in proposals
         ]
-        counts = [len(each) for each in kept]
+        counts = [len(proposal) for proposal in selected]
         index = [i for i, count in enumerate(counts) for _ in range(count)]
         frame = torch.tensor(index, dtype=torch.int32, device=frames.device)
-        regions = self._pool(pooled, torch.cat([each.boxes for each in kept]), frame)
+        regions = self._pool(pooled, torch.cat([proposal.boxes for proposal in selected]), frame)
         projected = torch.split(to_positions(self.proposal_projector(regions)), counts)
-        candidates = (Candidates(p.masks, x) for p, x in zip(kept, projected, strict=True))
+        candidates = (Candidates(p.masks, x) for p, x in zip(selected, projected, strict=True))
         return DMNAOAFeatures(base, pooled, self.refine.key(base), tuple(candidates))
 
     def _pool(
@@ -284,9 +289,13 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         frame: torch.Tensor | None = None,
         planes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Object features [R, C, s, s] of boxes [R, 4], with `planes` [R, H, W] [R, C + 1, s, s].
+        """Pooled features of boxes [R, 4]: [R, C, s, s], or [R, C + 1, s, s] with `planes`
+        [R, H, W]; in the dtype of the heads.
 
-        "ROI pooling" in the paper; ROIAlign, as in DMM [C]. In the dtype of what compares them."""
+        frame  [R] int32, frame index of each box; None: one frame
+
+        The paper says "ROI pooling"; this is ROIAlign, as in the released code of DMM.
+        """
         regions = pool_regions(
             maps,
             boxes,
@@ -309,7 +318,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
 
     @spanned("templates")
     def templates(self, now: DMNAOAFeatures, state: ObjectState) -> torch.Tensor:
-        """T' of every object [O, P, Cd]: its memory read with where it was last (equation 1)."""
+        """Template T' [O, P, Cd] of each object: its memory, read with its last region as the query
+        (equation 1)."""
         count, side = state.object_count, self.config.region_size
         regions = self._pool(now.pooled, state.boxes[:count])
         query = to_positions(self.query_head(self._embed(regions, state.ages(count))))
@@ -329,16 +339,17 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
     def match(
         self, templates: torch.Tensor, candidates: Candidates, state: ObjectState
     ) -> Matching:
-        """Which proposals are which object, and the coarse masks that they make (section 3.1)."""
+        """Match templates [O, P, Cd] with the proposals; coarse masks are the assigned proposals'
+        (section 3.1)."""
         config = self.config
         similarity, _ = align_object(
             templates, candidates.projected, alpha=config.sharpness, score=config.score
         )
-        before = state.masks[: state.object_count]
+        previous = state.masks[: state.object_count]
         if config.overlap_weight:
             small = shrink(candidates.masks.float(), 4) > 0.5
-            shared = overlaps(before > 0.5, small).to(similarity.dtype)
-            similarity = torch.lerp(similarity, shared, config.overlap_weight)
+            overlap = overlaps(previous > 0.5, small).to(similarity.dtype)
+            similarity = torch.lerp(similarity, overlap, config.overlap_weight)
         assignment = match_proposals(
             similarity,
             steps=config.matching_steps,
@@ -346,8 +357,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
             rate=config.matching_rate,
             answer=config.assignment,
         )
-        if len(candidates.masks) == 0:  # nothing proposed: the frame before says where it is [O]
-            return Matching(similarity, assignment, before)
+        if len(candidates.masks) == 0:  # (ours) without proposals: the previous frame's masks
+            return Matching(similarity, assignment, previous)
         coarse = torch.einsum("om,mhw->ohw", assignment.float(), candidates.masks.float())
         return Matching(similarity, assignment, shrink(coarse.clamp(0, 1), 4))
 
@@ -360,14 +371,14 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         soft = masks.probabilities[1:]
         count, known = masks.object_count, state.object_count
         boxes = boxes_of(soft > 0.5)
-        shown = boxes[:, 2] > boxes[:, 0]
-        anywhere = torch.zeros_like(boxes)
-        anywhere[:, 2], anywhere[:, 3] = soft.shape[2], soft.shape[1]
-        last = torch.cat((state.boxes[:known], anywhere[known:]))
-        boxes = torch.where(shown[:, None], boxes, last)
+        visible = boxes[:, 2] > boxes[:, 0]
+        whole = torch.zeros_like(boxes)  # the box of the whole frame
+        whole[:, 2], whole[:, 3] = soft.shape[2], soft.shape[1]
+        last = torch.cat((state.boxes[:known], whole[known:]))
+        boxes = torch.where(visible[:, None], boxes, last)
         regions = self._pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
         key, value = self.memory_head(self._embed(regions, state.ages(count)))
-        return Observed(key, value, shown, boxes, shrink(soft, 4), now.key, now.base)
+        return Observed(key, value, visible, boxes, shrink(soft, 4), now.key, now.base)
 
     def commit(self, observed: Observed | None, masks: Masks, state: ObjectState) -> None:
         if observed is None:
@@ -376,7 +387,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
             state.store(observed, masks.prompted)
 
     def _embed(self, regions: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
-        """Regions [O, C or C + 1, s, s] with the time since the object's first frame in them."""
+        """Add the positional embedding of `ages` [O] to the first C channels of regions
+        [O, C or C + 1, s, s]."""
         channels = self.config.value_channels
         waves = positional_embedding(ages, channels).to(regions.dtype)[..., None, None]
         features = regions[:, :channels] + waves

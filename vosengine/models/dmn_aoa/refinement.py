@@ -1,4 +1,4 @@
-"""DMN-AOA's mask refinement: reference frames moved onto the current one, and RefineNet."""
+"""DMN-AOA's mask refinement: reference frames aligned to the current one, and RefineNet."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ...types import Size
 from ..blocks import conv3, to_positions, upsample
 from ..convolve import convolve
 
-BLOCKS = (4, 2, 1)  # cells at strides 4, 8 and 16 across one cell at stride 16
-MASK_COLUMNS = sum(side * side for side in BLOCKS)  # of one object in one reference cell
+BLOCKS = (4, 2, 1)  # side, in cells at strides 4, 8 and 16, of one cell at stride 16
+MASK_COLUMNS = sum(side * side for side in BLOCKS)  # mask values per object and stride-16 cell
 
 
 class Base(NamedTuple):
-    """Base features of frames: res2, res3 and res4 after their bottlenecks."""
+    """Base features: res2, res3 and res4 after their bottlenecks."""
 
     b2: torch.Tensor  # [B, C2, H / 4, W / 4]
     b3: torch.Tensor  # [B, C3, H / 8, W / 8]
@@ -28,12 +28,12 @@ class Base(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """References as they lie on the current frame, at strides 4, 8 and 16 like Base.
+    """References aligned to the current frame, at strides 4, 8 and 16 like Base.
 
-    features  per level [R, C, h, w], the frame before first, then first frames
-    first     per level [O, 1, h, w], every object's mask in its first frame
-    previous  per level [O, 1, h, w], in the frame before
-    rows      [O] int64, per object which of the R is its first frame
+    features  per level [R, C, h, w]: row 0 the previous frame, then the objects' first frames
+    first     per level [O, 1, h, w], each object's mask in its first frame
+    previous  per level [O, 1, h, w], each object's mask in the previous frame
+    rows      [O] int64, row in R of each object's first frame
     """
 
     features: tuple[torch.Tensor, ...]
@@ -43,38 +43,40 @@ class Moved(NamedTuple):
 
 
 def to_blocks(x: torch.Tensor, side: int) -> torch.Tensor:
-    """[B, C, side * h, side * w] -> [B, h * w, side * side * C]: what lies in every cell."""
+    """Group side x side blocks into cells: [B, C, side * h, side * w] ->
+    [B, h * w, side * side * C]."""
     batch, channels, height, width = x.shape
     x = x.reshape(batch, channels, height // side, side, width // side, side)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def from_blocks(x: torch.Tensor, side: int, cells: Size) -> torch.Tensor:
-    """The inverse: [B, h * w, side * side * C] -> [B, C, side * h, side * w]."""
+    """Inverse of `to_blocks`: [B, h * w, side * side * C] -> [B, C, side * h, side * w]."""
     x = x.reshape(len(x), *cells, side, side, x.shape[2] // (side * side))
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def shrink(masks: torch.Tensor, side: int) -> torch.Tensor:
-    """Masks [O, H, W] a `side`-th of their size: area means."""
+    """Average-pool masks: [O, H, W] -> [O, H / side, W / side]."""
     return functional.avg_pool2d(masks[:, None], side)[:, 0]
 
 
 def mask_levels(masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Soft masks [O, h, w] at stride 4 -> [O, 1, ., .] at strides 4, 8 and 16."""
+    """Masks [O, h, w] in 0..1 at stride 4 -> [O, 1, ., .] at strides 4, 8 and 16."""
     return masks[:, None], shrink(masks, 2)[:, None], shrink(masks, 4)[:, None]
 
 
 class References:
-    """The frames that masks are refined with: the one before, and every object's first.
+    """Reference frames of the refinement: the previous frame and each object's first frame.
 
-    Row 0 is the frame before; the further rows are first frames, shared by the objects that began
-    in one. A row holds, per cell at stride 16, the features of all three levels in it, then for
-    every slot its masks in it.
+    Row 0 is the previous frame; each further row is a first frame, shared by the objects that
+    started in it. Per cell at stride 16 a row holds the features of all three levels inside the
+    cell, then the masks of every slot.
 
-    keys    [1 + R, P, Ca]   of length 1, what positions are compared by
+    keys    [1 + R, P, Ca], L2-normalised
     values  [1 + R, P, C4 + 4 C3 + 16 C2 + 21 O]
-    first   which row is whose; `rows`, the same by slot on the device
+    first   allocation of rows to objects (host)
+    rows    [max_objects] int64, row of each slot's first frame (device)
     """
 
     def __init__(
@@ -96,35 +98,35 @@ class References:
 
     @property
     def row_count(self) -> int:
-        """Rows in use, the frame before among them."""
+        """Rows in use, including the previous frame's."""
         return self.first.end
 
     def write(self, key: torch.Tensor, base: Base, masks: torch.Tensor) -> None:
-        """The frame before is now this one; it is the first of the objects that are new.
+        """Store a frame as the previous one, and as the first frame of objects that are new in it.
 
-        key [1, P, Ca], masks [O, h, w] soft, at stride 4; slots past those known are new
+        key [1, P, Ca], masks [O, h, w] in 0..1 at stride 4; slots beyond the known ones are new
         """
         parts = [to_blocks(level, side) for level, side in zip(base, BLOCKS, strict=True)]
         levels = zip(mask_levels(masks.to(key.dtype)), BLOCKS, strict=True)
         planes = torch.cat([to_blocks(level, side) for level, side in levels], dim=2)
         row = torch.cat((*parts, planes.transpose(0, 1).flatten(1)[None]), dim=2)[0]
-        fresh = self.first.begin(len(masks))
-        if fresh is not None:
-            self._point()
-        for target in (0,) if fresh is None else (0, fresh):
+        new_row = self.first.begin(len(masks))
+        if new_row is not None:
+            self._update_rows()
+        for target in (0,) if new_row is None else (0, new_row):
             self.keys[target] = key[0]
             self.values[target, :, : row.shape[1]] = row
-            self.values[target, :, row.shape[1] :] = 0  # objects to come were not in it
+            self.values[target, :, row.shape[1] :] = 0  # empty masks of objects added later
 
-    def _point(self) -> None:
+    def _update_rows(self) -> None:
         rows = self.first.rows
         self.rows[: len(rows)] = torch.tensor(rows, dtype=torch.int64)
 
     def move(self, query: torch.Tensor, sharpness: float, top_k: int | None = None) -> Moved:
-        """Every reference aligned to the frame whose key is `query` [P, Ca], as AOA aligns
-        proposals (equations 2 and 3): cell by cell at stride 16, finer levels in blocks [O].
+        """Align every reference to the frame with key `query` [P, Ca], as AOA aligns proposals
+        (equations 2 and 3). (ours) Cells of stride 16 are aligned; finer levels move in blocks.
 
-        top_k  of each reference's cells only the closest are read; None: all
+        top_k  number of closest cells read per reference; None: all
         """
         rows, count = self.row_count, len(self.first.rows)
         end = self.width + MASK_COLUMNS * count
@@ -141,23 +143,23 @@ class References:
         )
 
     def _planes(self, columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[O, P, 21] -> per level [O, 1, ., .]."""
+        """Split mask values [O, P, 21] into planes [O, 1, ., .] per level."""
         parts = torch.split(columns, [side * side for side in BLOCKS], dim=2)
         return tuple(from_blocks(x, s, self.cells) for x, s in zip(parts, BLOCKS, strict=True))
 
     def forget(self, slot: int) -> None:
-        """Drop an object; the last slot's columns move into its place, and a first frame that
-        nobody has any more makes room."""
+        """Drop the object in `slot`; the last slot's columns move there, and a first frame without
+        objects frees its row."""
         last = len(self.first.rows) - 1
         if slot != last:
-            into, of = (self.width + MASK_COLUMNS * s for s in (slot, last))
-            columns = self.values[..., of : of + MASK_COLUMNS]
-            self.values[..., into : into + MASK_COLUMNS] = columns
+            target, source = (self.width + MASK_COLUMNS * s for s in (slot, last))
+            columns = self.values[..., source : source + MASK_COLUMNS]
+            self.values[..., target : target + MASK_COLUMNS] = columns
         moved = self.first.forget(slot)
         if moved is not None:
             end, freed = moved
             self.keys[freed], self.values[freed] = self.keys[end], self.values[end]
-        self._point()
+        self._update_rows()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         rows, end = self.row_count, self.width + MASK_COLUMNS * len(self.first.rows)
@@ -169,11 +171,11 @@ class References:
         self.keys[:rows] = tensors["keys"]
         self.values[:rows, :, :end] = tensors["values"]
         self.first.rows = tensors["first"].tolist()
-        self._point()
+        self._update_rows()
 
 
 class NormedResBlock(nn.Module):
-    """x + norm(conv3(relu(norm(conv3(relu x))))); a 3x3 convolution on x if channels change."""
+    """x + norm(conv3(relu(norm(conv3(relu x))))); conv3 on the shortcut if channels change."""
 
     def __init__(self, channels_in: int, channels: int, groups: int) -> None:
         super().__init__()
@@ -193,9 +195,9 @@ class NormedResBlock(nn.Module):
 class RefineBlock(nn.Module):
     """One level of RefineNet.
 
-    Its first convolution goes over the features of the frame, of the first and of the previous
-    reference, and three masks, joined. It is linear, so it is computed in parts: those of the
-    features once for all objects that share them, that of the masks per object.
+    Its first convolution takes the concatenated features of the frame, the first and the previous
+    reference, and three masks. It is linear, so it is computed as a sum: the parts on features once
+    for all objects that share them, the part on masks per object.
     """
 
     def __init__(
@@ -229,7 +231,8 @@ class RefineBlock(nn.Module):
     def join(
         self, features: torch.Tensor, masks: torch.Tensor, coarser: torch.Tensor | None
     ) -> torch.Tensor:
-        """What the features [O or 1, C', h, w] and the masks say, and what was found coarser."""
+        """Fuse projected features [O or 1, C', h, w], masks [O, 3, h, w] and the coarser level's
+        output [O, D, h / 2, w / 2] -> [O, D, h, w]."""
         x = self.fuse(self.norm(features + self.masks(masks)))
         if self.merge is None or coarser is None:
             return x
@@ -237,7 +240,7 @@ class RefineBlock(nn.Module):
 
 
 class RefineNet(nn.Module):
-    """From a coarse mask to the final one, with the structure of STM's decoder (section 3.1)."""
+    """Mask refinement with the structure of STM's decoder (section 3.1)."""
 
     def __init__(self, config: DMNAOAConfig) -> None:
         super().__init__()
@@ -249,11 +252,12 @@ class RefineNet(nn.Module):
         self.predict = nn.Conv2d(width, 2, 1)
 
     def key(self, base: Base) -> torch.Tensor:
-        """What references are aligned by: [B, P, Ca], every position of length 1."""
+        """L2-normalised key [B, P, Ca] by which references are aligned."""
         return functional.normalize(to_positions(self.align(base.b4)), dim=2)
 
     def forward(self, base: Base, moved: Moved, coarse: torch.Tensor) -> torch.Tensor:
-        """Base features of one frame, coarse masks [O, h, w] at stride 4 -> logits [O, h, w]."""
+        """Base features of one frame, aligned references, coarse masks [O, h, w] at stride 4 ->
+        logits [O, h, w]."""
         levels = zip(mask_levels(coarse), moved.first, moved.previous, strict=True)
         masks = [torch.cat(planes, dim=1).to(base.b2.dtype) for planes in levels]
         x = None
@@ -264,6 +268,6 @@ class RefineNet(nn.Module):
         return self.logits(x)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """[O, D, h, w] of the finest block -> [O, h, w]."""
+        """Output [O, D, h, w] of the finest block -> logits [O, h, w], foreground - background."""
         background, foreground = self.predict(functional.relu(x)).unbind(dim=1)
         return foreground - background

@@ -1,1 +1,1 @@
-"""GIEL: its network, and the frames that it keeps and reads."""
+"""GIEL: the network and its support memory."""

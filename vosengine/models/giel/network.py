@@ -1,4 +1,4 @@
-"""GIEL: all objects in one pass, by one affinity, a global branch and a branch per instance."""
+"""GIEL: one affinity shared by all objects, a global branch and a branch per instance."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from ..mask_encoder import MaskEncoder
 from ..method import Method
 from .support import Encoded, Reading, Support
 
-NEVER = -1e30  # a score that no softmax sees
-MOST_OBJECTS = 255  # of a stream; a `group` of as many is all of them
+NEVER = -1e30  # score of masked positions: weight 0 after a softmax
+MOST_OBJECTS = 255  # maximum per stream; a `group` of this size is all objects
 
 
 class GIELFeatures(NamedTuple):
-    """What GIEL knows of a frame before it looks for objects."""
+    """Per-frame features of GIEL, independent of objects."""
 
-    frame: torch.Tensor  # [B, 3, H, W] prepared; the support encoder sees it again with a mask
+    frame: torch.Tensor  # [B, 3, H, W] prepared; second input of the support encoder
     key: torch.Tensor  # [B, Ck, h, w], k^Q of equation 3
     value: torch.Tensor  # [B, Cv, h, w], v^Q
-    global_skips: tuple[torch.Tensor, torch.Tensor]  # of the decoders, at strides 8 and 4
-    instance_skips: tuple[torch.Tensor, ...]  # empty where there is no decoder per instance
+    global_skips: tuple[torch.Tensor, torch.Tensor]  # of the global decoder, at strides 8 and 4
+    instance_skips: tuple[torch.Tensor, ...]  # likewise; empty without an instance decoder
 
 
 class GIELAux(NamedTuple):
-    """What `segment` noted of a frame.
+    """Auxiliary outputs of `segment`.
 
-    saliency  logits [1, H / 4, W / 4] of all objects together, equation 6
-    read      [1 + O, h, w] the support's masks as they were read, of all objects and of each; None
-              where they are not
+    saliency  logits [1, H / 4, W / 4] of the union of all objects (equation 6)
+    read      [1 + O, h, w] in 0..1, masks read from the support: the union, then each object; None
+              without `read_masks`
     """
 
     saliency: torch.Tensor
@@ -57,10 +57,10 @@ class GIELAux(NamedTuple):
 
 
 class LabelEncoder(nn.Module):
-    """f_theta of equation 7: an object's label image to an embedding of every cell.
+    """Label encoder f_theta of equation 7: an object's label image to an embedding per cell.
 
-    Strides 4 and 4 [O], or 2 where keys have stride 8: that the result has the cells' grid is all
-    that the paper says.
+    (ours) Two convolutions of stride 4 and 4, or 4 and 2 for keys of stride 8; the paper only says
+    that the output has the keys' grid.
     """
 
     def __init__(self, config: GIELConfig) -> None:
@@ -73,15 +73,16 @@ class LabelEncoder(nn.Module):
         self.output = config.label_output
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        """[O, 3, H, W] object, all others, background -> [O, Cv, h, w] at the keys' stride."""
+        """Planes (object, other objects, background) [O, 3, H, W] -> [O, Cv, h, w] at the keys'
+        stride."""
         x = functional.relu(self.bn1(self.conv1(labels)))
         x = self.bn2(self.conv2(x))
         return torch.sigmoid(x) if self.output == "sigmoid" else x
 
 
 class TemporalAttention(nn.Module):
-    """How much every support frame counts, by what its key, the first one's and the query's have in
-    them (figure 3)."""
+    """Temporal attention (figure 3): a weight per support frame, from summaries of its key, the
+    first frame's key and the query's key."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class TemporalAttention(nn.Module):
         self.weigh = nn.Linear(max(1, channels // 2), 1)
 
     def summary(self, key: torch.Tensor) -> torch.Tensor:
-        """A key [B, Ck, h, w] in one vector [B, Ck]: 1x1 convolution, global mean."""
+        """Summary [B, Ck] of a key [B, Ck, h, w]: 1x1 convolution, ReLU, global mean."""
         return functional.relu(self.summarise(key)).mean(dim=(2, 3))
 
     def forward(
@@ -101,9 +102,10 @@ class TemporalAttention(nn.Module):
         query: torch.Tensor,
         valid: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Summaries [T, Ck] of the support, [1, Ck] of the query -> ln w [T], float32 at least.
+        """Log weights [T], float32 or wider, from summaries [T, Ck] and the query's [1, Ck].
 
-        valid  bool [T]: the others have no weight
+        first  index of the first annotated frame
+        valid  [T] bool; False: weight 0; None: all valid
         """
         count = len(summaries)
         parts = summaries[first].expand(count, -1), summaries, query.expand(count, -1)
@@ -115,7 +117,7 @@ class TemporalAttention(nn.Module):
 
 
 class GIEL(Method[GIELFeatures, Support]):
-    """Two ResNets: one sees the frame, the other also the mask of all objects together."""
+    """Query encoder on RGB; support encoder on RGB + 1 mask channel (union of all objects)."""
 
     keeps_frames = True
     features = GIELFeatures
@@ -154,8 +156,8 @@ class GIEL(Method[GIELFeatures, Support]):
         initialise(self)
 
     def adopted(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """STM's decoder is given the readout first, then the query's value; this one's the other
-        way round, with the mask that was read, if it was, still at the end of the readout."""
+        """Reorder the input channels of STM's decoder: STM concatenates (readout, query value),
+        GIEL (query value, readout). A mask that was read stays last in the readout."""
         if name != "decoder.conv.weight":
             return tensor
         readout = tensor.shape[1] - self.config.value_channels
@@ -183,8 +185,8 @@ class GIEL(Method[GIELFeatures, Support]):
         pyramid = self.query_encoder(frames)
         key, value = self.query_head(pyramid.r4)
         key = make_key(key, self.config.similarity)
-        own = () if self.instance_decoder is None else self.instance_decoder.skips(pyramid)
-        return GIELFeatures(frames, key, value, self.global_decoder.skips(pyramid), own)
+        skips = () if self.instance_decoder is None else self.instance_decoder.skips(pyramid)
+        return GIELFeatures(frames, key, value, self.global_decoder.skips(pyramid), skips)
 
     def segment(self, seen: Sequence[GIELFeatures], state: Support) -> Scores:
         (now,) = seen
@@ -199,10 +201,10 @@ class GIEL(Method[GIELFeatures, Support]):
         return Scores(instances, stride=4, aux=GIELAux(saliency, read))
 
     def _read(self, now: GIELFeatures, reading: Reading) -> torch.Tensor:
-        """Emb of all objects together and of each, [1 + O, 2 Cv, h, w] (equations 5 and 9), with
-        the masks that were read as a last channel where they are.
+        """Embeddings [1 + O, 2 Cv, h, w] of the union and of each object (equations 5 and 9), with
+        the masks read from the support as an extra last channel if `read_masks`.
 
-        One affinity for all of them (equation 4): it is computed once, whatever their number.
+        The affinity (equation 4) is shared: it is computed once for any number of objects.
         """
         keys, values, bias = reading.keys, reading.values, None
         positions, scale = keys.shape[1], self.config.sharpness
@@ -217,7 +219,7 @@ class GIEL(Method[GIELFeatures, Support]):
                 keys = keys * weight.exp().to(keys.dtype)[:, None, None]
             else:
                 values = values * weight.exp().to(values.dtype)[:, None, None]
-        if self.config.similarity == "l2":  # 2 q k - k k; q q is the same for all positions
+        if self.config.similarity == "l2":  # 2 q k - k k; q q is constant over positions
             closeness = -scale * wide(keys).square().sum(dim=2).flatten()[None]
             bias = closeness if bias is None else bias + closeness
             scale = 2 * scale
@@ -236,7 +238,8 @@ class GIEL(Method[GIELFeatures, Support]):
         return torch.cat((now.value.expand(maps.shape[0], -1, -1, -1), maps), dim=1)
 
     def _instances(self, now: GIELFeatures, joined: torch.Tensor) -> torch.Tensor:
-        """Logits [O, H / 4, W / 4] of every instance: equation 10, or 12's decoder."""
+        """Logits [O, H / 4, W / 4] per instance: f_coarse (equation 10) or the decoder (equation
+        12)."""
         if self.coarse is not None:
             return upsample(self.coarse(joined), 4)[:, 0]
         decoder = self.instance_decoder or self.global_decoder
@@ -247,7 +250,7 @@ class GIEL(Method[GIELFeatures, Support]):
 
     def observe(self, seen: Sequence[GIELFeatures], masks: Masks, state: Support) -> Encoded | None:
         (now,) = seen
-        if masks.object_count == 0:  # nothing to remember; the next mask begins anew
+        if masks.object_count == 0:  # nothing to store; the next mask starts a new support
             return None
         labels = masks.probabilities.max(dim=0).indices  # argmax takes 25 times as long
         mask = labels > 0
@@ -256,8 +259,11 @@ class GIEL(Method[GIELFeatures, Support]):
         return self.stored(now, labels, mask)
 
     def stored(self, now: GIELFeatures, labels: torch.Tensor, mask: torch.Tensor) -> Encoded:
-        """What is kept of a frame with these labels [H, W], when the support encoder sees `mask`,
-        bool [H, W]."""
+        """Encode a frame for the store.
+
+        labels  [H, W] integer, 0 is the background, 1 + slot an object
+        mask    [H, W] bool, input of the support encoder
+        """
         plane = mask[None, None].to(now.frame.dtype)
         if self.config.memory_encoder == "shared":
             key, value = now.key, self.mask_encoder(now.value, now.frame, plane)
@@ -281,18 +287,18 @@ class GIEL(Method[GIELFeatures, Support]):
     def _instance_values(
         self, value: torch.Tensor, labels: torch.Tensor, slots: range
     ) -> torch.Tensor:
-        """V_instance of one frame: its value times the embedding of each object's labels.
+        """V_instance of one frame (equations 7 and 8): its value times each object's embedding.
 
-        value [P, Cv], labels [H, W] uint8 -> [O, P, Cv] (equations 7 and 8); at most `group`
-        objects at a time. Where masks are read, both have one more channel.
+        value [P, Cv], labels [H, W] uint8 -> [O, P, Cv], computed for at most `group` objects at a
+        time; with `read_masks` value and result have one more channel
         """
         size = self.config.group
-        parts = [slots[i : i + size] for i in range(0, len(slots), size)]
-        return torch.cat([self.embedded(value, label_planes(labels, each)) for each in parts])
+        groups = [slots[i : i + size] for i in range(0, len(slots), size)]
+        return torch.cat([self.embedded(value, label_planes(labels, group)) for group in groups])
 
     def embedded(self, value: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
-        """value [P, Cv] and the label planes [O, 3, H, W] of a group -> [O, P, Cv]; both with one
-        more channel where masks are read."""
+        """Instance values [O, P, Cv] from value [P, Cv] and label planes [O, 3, H, W]; with
+        `read_masks` value and result have one more channel."""
         planes = planes.to(value.dtype)
         embedding = self.label_encoder(planes)
         values = value[:, : self.config.value_channels] * to_positions(embedding)
@@ -305,32 +311,34 @@ class GIEL(Method[GIELFeatures, Support]):
 
 
 def label_planes(labels: torch.Tensor, slots: range) -> torch.Tensor:
-    """Per object three planes: itself, all others, the background. bool [O, 3, H, W] of uint8
-    [H, W], where 0 is the background and 1 + slot an object (section 3.2)."""
+    """Three planes per object: itself, other objects, background (section 3.2).
+
+    labels [H, W] uint8, 0 is the background and 1 + slot an object -> [O, 3, H, W] bool
+    """
     return planes_of(labels, torch.arange(slots.start, slots.stop, device=labels.device))
 
 
 def planes_of(labels: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """`label_planes` of slots [O] in a tensor."""
+    """`label_planes` with the slots as an integer tensor [O]."""
     own = labels == 1 + slots[:, None, None]
     background = (labels == 0).expand(own.shape[0], -1, -1)
     return torch.stack((own, ~(own | background), background), dim=1)
 
 
 def above_half(saliency: torch.Tensor) -> torch.Tensor:
-    """Where the global map, logits [1, H / 4, W / 4], is above one half: bool [H, W]."""
+    """Foreground [H, W] bool: probability above 1/2, from logits [1, H / 4, W / 4]."""
     return upsample(saliency[:, None], 4)[0, 0] > 0
 
 
 def to_all(weights: torch.Tensor, positions: int) -> torch.Tensor:
-    """[T], one number a frame -> [1, T * P], the same at each of its positions."""
+    """Repeat per-frame weights [T] over each frame's P positions: [1, T * P]."""
     return weights[:, None].expand(-1, positions).flatten()[None]
 
 
 def product(instances: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
-    """The logit of sigmoid(F_instance) * sigmoid(F_global), all [., h, w] (equation 11).
+    """Logit of sigmoid(F_instance) * sigmoid(F_global), all [., h, w] (equation 11).
 
-    At a quarter of the frame, where both are: the result is enlarged, as STM enlarges logits [O].
+    (ours) Computed at stride 4, then upsampled as STM upsamples logits.
     """
     a, b = -wide(instances), -wide(saliency)
     return -torch.logaddexp(torch.logaddexp(a, b), a + b)

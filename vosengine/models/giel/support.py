@@ -1,4 +1,4 @@
-"""GIEL's memory: a bounded store of past frames, and the few of them that a frame is read from."""
+"""GIEL's support memory: a bounded store of past frames, a few of which are read per frame."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..method import State
 
 
 class Reading(NamedTuple):
-    """What a frame is read from: T support frames of P cells each, O objects.
+    """Support of one read: T frames of P cells each, O objects.
 
     keys       [T, P, Ck]
-    values     [1 + O, T, P, Cv]   of all objects together, then of each (equation 8)
-    summaries  [T, Ck]             for the temporal attention
-    first      which of the T is the first annotated frame
-    valid      bool [T], which of them count; None: all
+    values     [1 + O, T, P, Cv]   of the union, then of each object (equation 8)
+    summaries  [T, Ck]             inputs of the temporal attention
+    first      index in T of the first annotated frame
+    valid      [T] bool; False: not read; None: all valid
     """
 
     keys: torch.Tensor
@@ -31,22 +31,21 @@ class Reading(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What is stored of one frame: key [P, Ck], value [P, Cv], labels uint8 [H, W] (0 is the
-    background, 1 + slot an object), summary [Ck] of the key."""
+    """Stored form of one frame."""
 
-    key: torch.Tensor
-    value: torch.Tensor
-    labels: torch.Tensor
-    summary: torch.Tensor
+    key: torch.Tensor  # [P, Ck]
+    value: torch.Tensor  # [P, Cv]
+    labels: torch.Tensor  # [H, W] uint8, 0 is the background, 1 + slot an object
+    summary: torch.Tensor  # [Ck], of the key
 
 
 class Support(State):
-    """The store, and in `places` the values of those frames that the next one is read from.
+    """GIEL's state: the store of frames, and in `places` the frames that the next one reads.
 
-    Which frames those are, its plan says. A frame's instance values are computed when it comes to a
-    place, and again when an object is forgotten, because they tell objects apart.
+    `SupportPlan` chooses the frames. Instance values are computed when a frame enters a place, and
+    again when an object is forgotten, because they depend on all objects' labels.
 
-    instance_values  (value [P, Cv], labels [H, W], slots) -> [slots, P, Cv]
+    instance_values  function (value [P, Cv], labels [H, W], slots) -> [len(slots), P, Cv]
     """
 
     def __init__(
@@ -84,19 +83,19 @@ class Support(State):
 
     @property
     def places(self) -> list[tuple[int, int]]:
-        """(frame, instances encoded) in every place."""
+        """(frame, number of instances encoded) per place."""
         return self.plan.places
 
     @property
     def nbytes(self) -> int:
-        held = (*self.store, self.keys, self.values, self.summaries)
-        return sum(tensor.nbytes for tensor in held)
+        banks = (*self.store, self.keys, self.values, self.summaries)
+        return sum(bank.nbytes for bank in banks)
 
     def signature(self) -> Hashable:
         return self.object_count, [frame for frame, _ in self.places].index(0), len(self.places)
 
     def write(self, encoded: Encoded, object_count: int, prompted: bool) -> None:
-        """Take in the next frame, and get ready to read for the one after it."""
+        """Store the next frame and encode the places that the following frame reads."""
         row = self.plan.add(prompted)
         for bank, tensor in zip(self.store, encoded, strict=True):
             bank[row] = tensor
@@ -108,7 +107,7 @@ class Support(State):
             self._encode_place(place)
 
     def _encode_place(self, place: int) -> None:
-        """Copy a frame into its place, with the values of those objects that it has none of yet."""
+        """Copy a frame into its place and add the values of objects not yet encoded there."""
         frame, encoded = self.places[place]
         row = self.rows[frame]
         if encoded == 0:
@@ -122,18 +121,18 @@ class Support(State):
         self.places[place] = (frame, self.object_count)
 
     def read(self) -> Reading:
-        """Views of what the next frame is read from."""
+        """Views of the support that the next frame reads."""
         count = len(self.places)
         return Reading(
             self.keys[:count],
             self.values[: 1 + self.object_count, :count],
             self.summaries[:count],
-            [frame for frame, _ in self.places].index(0),  # the first frame never goes
+            [frame for frame, _ in self.places].index(0),  # the first frame is always kept
         )
 
     def forget(self, slot: int) -> None:
-        """Drop an object: in the stored labels it becomes background. With the last one all frames
-        go, and the next mask begins anew."""
+        """Drop the object in `slot`: its stored labels become background. Dropping the last object
+        clears all frames; the next mask starts a new support."""
         self.object_count -= 1
         moved = self.plan.forget(slot, self.object_count)
         if moved is not None:

@@ -1,1 +1,1 @@
-"""Target-aware U-VOS: discovery, appearance, re-identification, and the method over them."""
+"""Target-aware U-VOS: discovery (D-Net), appearance models (T-Net), ReID, and the method."""

@@ -1,4 +1,4 @@
-"""T-Net's appearance models: per track two linear layers, and the samples that they are fitted to.
+"""T-Net's appearance models: two linear layers per track and their training samples.
 
 Target-aware U-VOS, section 3.2, with FRTM's settings (Robinson et al., CVPR 2020).
 """
@@ -20,12 +20,11 @@ from ...types import Size
 
 
 def pixel_weights(labels: torch.Tensor, influence: float) -> torch.Tensor:
-    """v^2 of every pixel, so that a small target counts: labels [.., H, W] in 0..1 -> [.., H, W].
+    """Pixel weights v^2 that balance small targets: labels [.., H, W] in 0..1 -> [.., H, W].
 
-    With q the mean of a label and k = max(influence, q), target pixels get k / q and background
-    (1 - k) / (1 - q); a soft label lies between. A target of `influence` or more of the frame
-    leaves every weight at 1, so does one that fills the frame; without any target every weight is
-    1 - influence. In k / q, q counts as one pixel at least.
+    With q the mean of a label and k = max(influence, q), target pixels have weight k / q and
+    background pixels (1 - k) / (1 - q); soft labels interpolate. If q >= influence all weights are
+    1; without a target they are 1 - influence. In k / q, q is at least one pixel's share.
     """
     height, width = labels.shape[-2:]
     share = labels.mean(dim=(-2, -1), keepdim=True)
@@ -35,32 +34,32 @@ def pixel_weights(labels: torch.Tensor, influence: float) -> torch.Tensor:
 
 
 class GridLabels(NamedTuple):
-    """Labels and their pixel weights on the grid of the scores, as `fit_target` takes them."""
+    """Labels and pixel weights reduced to the scores' grid, in the form `fit_target` takes."""
 
     bands: torch.Tensor  # [.., 9, h, w]
     targets: torch.Tensor  # [.., h, w]
 
 
 def to_grid(labels: torch.Tensor, influence: float, cells: Size) -> GridLabels:
-    """Labels [.., H, W] in 0..1 or bool, weighted and reduced to `cells`; float32."""
+    """Weight labels [.., H, W] (bool, or 0..1) and reduce them to `cells` (h, w); float32."""
     labels = labels.to(torch.float32)
-    # The root: `influence` is then the target's share of the squared error. [C: FRTM's code]
+    # With the root, `influence` is the target's share of the squared error (FRTM's released code).
     weights = pixel_weights(labels, influence).sqrt()
     bands, targets, _ = reduce_labels(labels, weights, cells)
     return GridLabels(bands, targets)
 
 
 class Samples:
-    """What the models of all tracks are fitted to, allocated once.
+    """Training samples of all tracks, allocated once.
 
-    features  [K, S, D, h, w]   the frame through the track's first layer
-    bands     [K, S, 9, h, w]   the label and its pixel weights on the grid
+    features  [K, S, D, h, w]   output of the track's first layer
+    bands     [K, S, 9, h, w]   label and pixel weights on the grid (see GridLabels)
     targets   [K, S, h, w]
-    weight    [K, S]            on the CPU; not normalised; 0 where there is no sample
-    filled    per track, how many samples it has: the first ones
+    weight    [K, S]            on the CPU; not normalised; 0 for an empty place
+    filled    per track, its number of samples; they occupy the first places
 
-    All float32: S (D + 10) h w 4 bytes and S times 4 per track, 30.5 MB at 80 samples of 96 x 30 x
-    30. Zeros at first, since a sample of weight 0 must be finite.
+    All float32: 4 S (D + 10) h w + 4 S bytes per track, 30.5 MB for 80 samples of 96 x 30 x 30.
+    Initialised to 0, because a sample of weight 0 must be finite.
     """
 
     def __init__(
@@ -79,7 +78,8 @@ class Samples:
         self.filled = [0] * tracks
 
     def begin(self, slot: int, features: torch.Tensor, labels: GridLabels) -> None:
-        """The first n samples of a new track, features [n, D, h, w]: equal shares of gamma. [O]"""
+        """Set the first n samples of a new track, features [n, D, h, w]. (ours) They share gamma
+        equally."""
         count = len(features)
         self.features[slot, :count] = features
         self.bands[slot, :count] = labels.bands
@@ -90,8 +90,8 @@ class Samples:
     def push(
         self, slot: int, features: torch.Tensor, labels: GridLabels, *, verified: bool
     ) -> None:
-        """One more sample, features [D, h, w], in the next free place or in that of the
-        lightest."""
+        """Add a sample, features [D, h, w], to the next free place; if full, replace the sample of
+        lowest weight."""
         weight = self.weight[slot].numpy()
         place = push_sample(self.config, weight, self.filled[slot], verified=verified)
         self.features[slot, place] = features
@@ -100,20 +100,20 @@ class Samples:
         self.filled[slot] = min(self.filled[slot] + 1, self.config.samples)
 
     def weights(self, slots: Sequence[int]) -> torch.Tensor:
-        """[n, S]: alpha of these tracks, of sum 1."""
+        """Normalised sample weights alpha [n, S] of the tracks in `slots`; each row sums to 1."""
         weight = self.weight[list(slots)]
         return weight / weight.sum(dim=1, keepdim=True)
 
     def read(self, slots: Sequence[int], count: int) -> tuple[torch.Tensor, ...]:
-        """`fit_target`'s features, bands, targets and weights: these tracks' first samples, as
-        views where the slots follow one another."""
+        """Features, bands, targets and weights of the first `count` samples of the tracks in
+        `slots`, as `fit_target` takes them; the first three are views if slots are consecutive."""
         device = self.features.device
         rows, weight = _rows(slots, device), self.weights(slots)[:, :count]
         banks = (self.features, self.bands, self.targets)
         return (*(bank[rows, :count] for bank in banks), weight.to(device, non_blocking=True))
 
     def forget(self, slot: int, last: int) -> None:
-        """Drop a track; the last one's samples move into its place."""
+        """Drop the track in `slot`; the samples of track `last` move there."""
         used = self.filled[last]
         if slot != last:
             for bank in (self.features, self.bands, self.targets):
@@ -124,14 +124,14 @@ class Samples:
         self.filled[last] = 0
 
     def tensors(self, count: int) -> dict[str, torch.Tensor]:
-        """All that the first `count` tracks need to go on: only places that hold something."""
+        """Snapshot of the first `count` tracks, without places that all of them leave empty."""
         used = max(self.filled[:count], default=0)
         banks = ("features", "bands", "targets", "weight")
         saved = {name: getattr(self, name)[:count, :used] for name in banks}
         return {**saved, "filled": torch.tensor(self.filled[:count], dtype=torch.int64)}
 
     def restore(self, tensors: dict[str, torch.Tensor], count: int) -> None:
-        """Take over what `tensors` gave."""
+        """Load a snapshot of `count` tracks."""
         used = tensors["weight"].shape[1]
         self.weight.zero_()
         for name in ("features", "bands", "targets", "weight"):
@@ -140,17 +140,17 @@ class Samples:
 
 
 class Tracks:
-    """The appearance models of one stream: scores = W2 * (W1 * X) per track (equation 8).
+    """Appearance models of one stream: scores = W2 * (W1 * X) per track (equation 8).
 
-    config      its samples, iterations and the rest
-    max_tracks  slots; tracks fill 0, 1, 2...
-    channels    C of the backbone's features X
+    config      number of samples, iterations, ridge and so on
+    max_tracks  number of slots; tracks occupy slots 0, 1, 2...
+    channels    channels C of the backbone's features X
     cells       (h, w) of their grid
-    like        a tensor on the device to use; everything here is stored in float32 whatever its
-                dtype, and fitted in float64 from that
+    like        tensor on the device to use; storage is float32 whatever its dtype, and the fit
+                runs in float64
 
-    projection  [K, D, C]     W1, fitted on a track's first frame and frozen from then on
-    kernel      [K, D, 3, 3]  W2
+    projection  [K, D, C]     attribute: W1, fitted on a track's first frame, then frozen
+    kernel      [K, D, 3, 3]  attribute: W2
     """
 
     def __init__(
@@ -171,24 +171,24 @@ class Tracks:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything here; they do not grow."""
+        """Bytes allocated, constant over time."""
         banks = (*vars(self.samples).values(), self.projection, self.kernel)
         return sum(bank.nbytes for bank in banks if isinstance(bank, torch.Tensor))
 
     @property
     def count(self) -> int:
-        """How many tracks there are."""
+        """Number of tracks."""
         return sum(filled > 0 for filled in self.samples.filled)
 
     def begin(self, slot: int, features: torch.Tensor, labels: torch.Tensor) -> None:
-        """Start a track: both layers are fitted to its first frame and that frame's augmentations.
+        """Start a track: fit both layers to its first frame and augmentations of it.
 
-        slot      the next free one, or one whose track is to be replaced
-        features  [n, C, h, w]  X of the frame and of its augmentations
-        labels    [n, H, W]     bool or 0..1, of any size
+        slot      the next free slot, or that of a track to replace
+        features  [n, C, h, w]  X of the frame and its augmentations
+        labels    [n, H, W]     bool or 0..1, any H and W
 
-        Raises  InputError where the slot is beyond the next free one, or n is 0 or more than
-                config.samples; ShapeError from `fit_target`
+        Raises  InputError if the slot is beyond the next free one, or n is not in
+                1..config.samples; ShapeError from `fit_target`
         """
         limit = min(self.count + 1, len(self.kernel))
         if not 0 <= slot < limit:
@@ -215,34 +215,36 @@ class Tracks:
         self.kernel[slot] = kernel[0]
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """W1 * X of every track: X [1, C, h, w] -> [K, D, h, w], for `scores` and `push`."""
+        """W1 * X of each track, input of `scores` and `push`: X [1, C, h, w] -> [K, D, h, w]."""
         projection = self.projection[: self.count]
         return torch.einsum("kdc,chw->kdhw", projection, features[0].to(torch.float32))
 
     def scores(self, maps: torch.Tensor) -> torch.Tensor:
-        """W2 * maps of every track: `project`'s [K, D, h, w] -> coarse scores [K, 1, h, w]."""
+        """Coarse scores W2 * maps [K, 1, h, w] of each track, from `project`'s [K, D, h, w]."""
         if len(maps) == 0:
             return maps.new_zeros(0, 1, *self.cells)
-        # A product per tap, then the nine shifted and summed: torch is slow at grouped convolutions
-        # of one output channel a group.
+        # One product per tap, then the nine maps shifted and summed: torch is slow at grouped
+        # convolutions with one output channel per group.
         taps = self.kernel[: len(maps)].flatten(2).flip(2).mT @ maps.flatten(2)  # [K, 9, h * w]
         return functional.fold(taps, self.cells, 3, padding=1)
 
     def push(self, slot: int, maps: torch.Tensor, label: torch.Tensor, *, verified: bool) -> None:
-        """One more sample of a track: its `project` of the frame [D, h, w] and its label [H, W].
+        """Add a sample to a track: maps [D, h, w] from `project`, and its label [H, W].
 
-        verified  the label is a proposal that the track was matched with: it counts for more
+        verified  the label was verified by a proposal; the sample has a larger weight
 
-        The model itself changes at the next `update`. Raises  InputError without such a track.
+        The model changes at the next `update`.
+
+        Raises  InputError if there is no track in `slot`.
         """
         self._check(slot)
         grid = to_grid(label, self.config.target_influence, self.cells)
         self.samples.push(slot, maps, grid, verified=verified)
 
     def update(self, slots: Sequence[int]) -> None:
-        """Refit the second layer of these tracks to their samples, all at once.
+        """Refit the second layer of the tracks in `slots` to their samples, as one batch.
 
-        Raises  InputError without such a track.
+        Raises  InputError if a slot has no track.
         """
         self._check(*slots)
         if not slots:
@@ -264,7 +266,7 @@ class Tracks:
                 raise InputError(f"slot: wanted {wanted}, given {slot}; begin it first")
 
     def forget(self, slot: int, last: int) -> None:
-        """Drop a track; the last one moves into its place."""
+        """Drop the track in `slot`; track `last` moves there."""
         self.samples.forget(slot, last)
         for bank in (self.projection, self.kernel):
             if slot != last:
@@ -272,12 +274,12 @@ class Tracks:
             bank[last] = 0
 
     def tensors(self, count: int) -> dict[str, torch.Tensor]:
-        """All that the first `count` tracks need to go on elsewhere."""
+        """Snapshot of the first `count` tracks."""
         layers = {"projection": self.projection[:count], "kernel": self.kernel[:count]}
         return {**layers, **self.samples.tensors(count)}
 
     def restore(self, tensors: dict[str, torch.Tensor], count: int) -> None:
-        """Take over what `tensors` gave."""
+        """Load a snapshot of `count` tracks."""
         self.samples.restore(tensors, count)
         for name in ("projection", "kernel"):
             getattr(self, name).zero_()[:count] = tensors[name]
@@ -286,11 +288,10 @@ class Tracks:
 def first_weights(
     channels: int, features: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """W1 [D, C] and W2 [D, 3, 3] that every track starts from: the same numbers on every device.
+    """Initial W1 [D, C] and W2 [D, 3, 3] of every track; the same values on every device.
 
-    W1 is small, so that the first scores are near 0 and the first step, which sees them linear,
-    goes far in the right direction. [O] FRTM starts from the usual initialisation, six times as
-    large.
+    (ours) W1 is a sixth of the usual initialisation, which FRTM uses: first scores are then near 0,
+    where the linearised problem of the first step is accurate.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     projection = torch.randn(channels, features, generator=generator, device="cpu")
@@ -301,7 +302,7 @@ def first_weights(
 
 
 def _rows(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:
-    """The slots as an index: a slice, so that views will do, where they follow one another."""
+    """Index for `slots`: a slice (gives views) if they are consecutive, else a tensor."""
     first, last = slots[0], slots[-1]
     if list(slots) == list(range(first, last + 1)):
         return slice(first, last + 1)

@@ -1,5 +1,4 @@
-"""More first frames from one: the object is cut out, the hole is filled, the object is put back
-elsewhere."""
+"""Augmentation of a first frame: cut out the object, fill the hole, paste the object elsewhere."""
 
 from __future__ import annotations
 
@@ -8,27 +7,27 @@ from torch.nn import functional
 
 from ...policies.placement import BLUR_CHANCE, DRAWS, blur_width, placement
 
-HOLE_MARGIN = 0.01  # of the frame's side: what is filled is so much wider than the object
-LEAST_KEPT = 0.1  # of the object's pixels; a placement that keeps fewer is dropped
+HOLE_MARGIN = 0.01  # dilation of the filled hole, as a fraction of the frame's longer side
+LEAST_KEPT = 0.1  # minimum fraction of the object's pixels inside the frame; else not placed
 
 
 def augment(
     frame: torch.Tensor, label: torch.Tensor, count: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A frame in which one object has moved, turned and changed its size, `count` times.
+    """Make `count` frames in which the object is moved, rotated and scaled at random.
 
     frame      [1, 3, H, W]      prepared (normalised), any floating dtype
     label      [H, W] bool       the object
     generator  on the CPU; the same state gives the same frames
-    returns    [count, 3, H, W]  frames, of the dtype and on the device of `frame`
+    returns    [count, 3, H, W]  frames, dtype and device of `frame`
                [count, H, W]     bool, the object in them
 
-    Each is mirrored (one in three), turned by up to 60 degrees, scaled by 0.7 to 1.5, shifted by up
-    to a fifth of the frame's sides; two in five are blurred. Where less than a tenth of the object
-    would stay in the frame, or nothing, the given frame itself stands in. No wait for the device.
+    Mirrored with probability 1/3, rotated by up to 60 degrees, scaled by 0.7 to 1.5, shifted by up
+    to 1/5 of the frame's sides, blurred with probability 2/5. If less than a tenth of the object
+    stays in the frame, the original frame is returned instead. Does not synchronise.
 
-    Source  after FRTM (Robinson et al., CVPR 2020, section 3.4), whose object goes to the middle of
-            the frame and whose hole is filled by Telea's method
+    Source  FRTM (Robinson et al., CVPR 2020, section 3.4), which moves the object to the middle of
+            the frame and fills the hole by Telea's method
     """
     draws = torch.rand(count, DRAWS, generator=generator, device="cpu").tolist()
     placements = torch.tensor([placement(draw[:5]) for draw in draws]).reshape(count, 2, 3)
@@ -42,8 +41,11 @@ def augment(
 def move(
     frame: torch.Tensor, label: torch.Tensor, placements: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The object of `augment` at these places [count, 2, 3]: colour and alpha [count, 4, H, W],
-    where it is [count, H, W] bool, and what lies behind it [1, 3, H, W]; float32."""
+    """Warp the object of `augment` by placements [count, 2, 3].
+
+    Returns  colour (times alpha) and alpha [count, 4, H, W] float32, the object [count, H, W] bool,
+             and the filled background [1, 3, H, W] float32
+    """
     mask = label[None, None].to(torch.float32)
     picture = frame.to(torch.float32)
     background = fill(picture, 1 - _dilate(mask, round(HOLE_MARGIN * max(label.shape))))
@@ -60,7 +62,8 @@ def put_back(
     frame: torch.Tensor,
     label: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`move`'s object over what lies behind it; the given frame where too little of it is left."""
+    """Composite `move`'s object over the background; the original frame and label if less than
+    LEAST_KEPT of the object is left."""
     frames = moved[:, :3] + (1 - moved[:, 3:]) * background
     pixels = labels.sum(dim=(1, 2))
     kept = ((pixels > 0) & (pixels >= LEAST_KEPT * label.sum()))[:, None, None]
@@ -69,10 +72,9 @@ def put_back(
 
 
 def fill(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """The image with its unknown pixels made from the known ones around them, near before far.
-
-    Pull-push: known pixels are averaged into images of half the size, down to one pixel; on the
-    way back, what is unknown is taken from the smaller image. 0 if nothing is known.
+    """Inpaint unknown pixels by pull-push: known pixels are averaged into images of half the size,
+    down to one pixel; on the way back unknown pixels are interpolated from the smaller image. 0 if
+    no pixel is known.
 
     image [B, C, H, W], known [B, 1, H, W] 1 or 0 -> [B, C, H, W]
     """
@@ -91,7 +93,7 @@ def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def _sampling_grid(placements: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """[count, H, W, 2] for grid_sample: where each pixel x' of the new frame comes from.
+    """Grid [count, H, W, 2] for grid_sample: source position x of each pixel x' of the new frame.
 
     x = B (x' - c - t) + c, with B and t of the placement [2, 3] and c the object's centre
     """
@@ -109,7 +111,7 @@ def _sampling_grid(placements: torch.Tensor, label: torch.Tensor) -> torch.Tenso
 
 
 def _blur(planes: torch.Tensor, amount: float) -> torch.Tensor:
-    """Gaussian blur of [C, H, W], its width from a number in 0..1."""
+    """Gaussian blur of planes [C, H, W]; `amount` in 0..1 sets its width (`blur_width`)."""
     sigma, radius = blur_width(amount, max(planes.shape[1:]))
     offsets = torch.arange(-radius, radius + 1, device=planes.device, dtype=planes.dtype)
     weights = torch.softmax(-0.5 * (offsets / sigma).square(), dim=0)

@@ -1,6 +1,6 @@
-"""D-Net of target-aware U-VOS: the objects of a frame, guided by the frame before.
+"""D-Net of target-aware U-VOS (section 3.1): object discovery, guided by the previous frame.
 
-Section 3.1 of the paper; the heads are Panoptic-DeepLab's, as its authors released them.
+The heads are Panoptic-DeepLab's, as in its released code.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from ..encoder import Encoder, make_encoder
 
 Padding = tuple[int, int, int, int]
 
-MAP_STRIDE = 4  # of the maps; the task features lie at stride 16
+MAP_STRIDE = 4  # stride of the output maps; the task features have stride 16
 
 
 class DNetFeatures(NamedTuple):
-    """What D-Net knows of a frame before it is told what the frame before showed.
+    """Per-frame features of D-Net, independent of the previous frame.
 
-    The skips have as many channels as the heads project res3 and res2 to; dense heads take both
-    raw, and then the two heads share them. `deep` is what guides the next frame, where the guide
-    shares the backbone; else None.
+    The skips have the channels that the heads project res3 and res2 to; dense heads take both
+    unprojected and share them.
     """
 
     saliency: torch.Tensor  # [B, C, H / 16, W / 16], the paper's X^SAL
@@ -38,15 +37,16 @@ class DNetFeatures(NamedTuple):
     saliency_skip2: torch.Tensor  # [B, ., H / 4, W / 4]
     instance_skip3: torch.Tensor
     instance_skip2: torch.Tensor
-    deep: torch.Tensor | None = None  # [B, ., H / 16, W / 16], res5
+    # [B, ., H / 16, W / 16] res5, input of the guide if it shares the backbone, else None
+    deep: torch.Tensor | None = None
 
 
 class DNetMaps(NamedTuple):
-    """What D-Net says of a frame, at a quarter of its size."""
+    """Output maps of D-Net at stride 4."""
 
-    saliency: torch.Tensor  # [B, 1, H / 4, W / 4] logits of the foreground
-    heatmap: torch.Tensor  # [B, 1, H / 4, W / 4] likelihood of a centre, linear: any number
-    offset: torch.Tensor  # [B, 2, H / 4, W / 4] (y, x) from a cell to its centre, in cells
+    saliency: torch.Tensor  # [B, 1, H / 4, W / 4] foreground logits
+    heatmap: torch.Tensor  # [B, 1, H / 4, W / 4] centre score, unbounded (no activation)
+    offset: torch.Tensor  # [B, 2, H / 4, W / 4] (y, x) from a cell to its object's centre, in cells
 
 
 def conv_norm(
@@ -57,7 +57,7 @@ def conv_norm(
     groups: int = 1,
     norm: str = "batch",
 ) -> nn.Sequential:
-    """A convolution that keeps the size, without bias; norm; ReLU."""
+    """Convolution with "same" padding, without bias; norm; ReLU."""
     reach = dilation * (size // 2)
     conv = nn.Conv2d(
         channels_in, channels, size, 1, reach, dilation=dilation, groups=groups, bias=False
@@ -66,7 +66,7 @@ def conv_norm(
 
 
 def conv5(channels_in: int, channels: int, separable: bool, norm: str = "batch") -> nn.Sequential:
-    """5x5 with norm and ReLU; separable: one filter a channel, then 1x1, each with its own."""
+    """5x5 convolution, norm, ReLU; separable: depthwise 5x5, then 1x1, each with norm and ReLU."""
     if not separable:
         return conv_norm(channels_in, channels, 5, norm=norm)
     depthwise = conv_norm(channels_in, channels_in, 5, groups=channels_in, norm=norm)
@@ -74,7 +74,7 @@ def conv5(channels_in: int, channels: int, separable: bool, norm: str = "batch")
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: 1x1, a 3x3 per rate and the global mean, joined by 1x1."""
+    """Atrous spatial pyramid pooling: 1x1, one 3x3 per rate and the global mean, fused by 1x1."""
 
     def __init__(
         self, channels_in: int, channels: int, rates: tuple[int, ...], norm: str = "batch"
@@ -94,9 +94,9 @@ class ASPP(nn.Module):
 
 
 class Guidance(nn.Module):
-    """The segmentation guidance module: a feature and the guidance mixed, channel by channel.
+    """Segmentation guidance module: per-channel weighted sum of a feature and the guidance.
 
-    alpha, beta = softmax(reshape(W2 relu(W1 c)))   (equation 5; c is what was squeezed)
+    alpha, beta = softmax(reshape(W2 relu(W1 c)))   (equation 5; c from `squeeze`)
     X^          = alpha X + beta X^SGM              (equations 6 and 7)
     """
 
@@ -107,28 +107,29 @@ class Guidance(nn.Module):
         self.expand = nn.Linear(hidden, 2 * channels, bias=False)
 
     def gains(self, squeezed: torch.Tensor) -> torch.Tensor:
-        """Channel means of two features [B, 2C] -> alpha and beta [2, B, C, 1, 1], their sum 1."""
+        """alpha and beta [2, B, C, 1, 1], summing to 1, from squeezed features [B, 2C]."""
         z = self.expand(functional.relu(self.reduce(squeezed)))
         return z.unflatten(1, (2, -1)).softmax(dim=1).transpose(0, 1)[..., None, None]
 
     def forward(
         self, x: torch.Tensor, guidance: torch.Tensor, squeezed: torch.Tensor
     ) -> torch.Tensor:
+        """x, guidance [B, C, h, w], squeezed [B, 2C] -> [B, C, h, w]"""
         alpha, beta = self.gains(squeezed)
         return alpha * x + beta * guidance
 
 
 def squeeze(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Channel means of two features [B, C, h, w], side by side: [B, 2C] (equations 3 and 4)."""
+    """Concatenated channel means [B, 2C] of two features [B, C, h, w] (equations 3 and 4)."""
     return torch.cat((first.mean(dim=(2, 3)), second.mean(dim=(2, 3))), dim=1)
 
 
 class Head(nn.Module):
-    """From stride 16 to 4: twice the size, join res3, 5x5; twice, join res2, 5x5, 5x5, 1x1.
+    """Head from stride 16 to 4: upsample, join res3, 5x5; upsample, join res2, 5x5, 5x5, 1x1.
 
     pyramid  channels of res2 and res3
-    skips    channels that res3 and res2 are projected to, in this order; None joins them raw, and
-             then the 5x5 convolutions are dense (the paper, literally)
+    skips    channels that res3 and res2, in this order, are projected to; None: joined
+             unprojected, with dense 5x5 convolutions (the paper's text taken literally)
     """
 
     def __init__(
@@ -155,13 +156,14 @@ class Head(nn.Module):
         self.predict = nn.Conv2d(width, channels_out, 1)
 
     def forward(self, x: torch.Tensor, skip3: torch.Tensor, skip2: torch.Tensor) -> torch.Tensor:
+        """x [B, C, h, w], skip3 [B, ., 2h, 2w], skip2 [B, ., 4h, 4w] -> [B, ., 4h, 4w] maps"""
         x = self.fuse3(torch.cat((upsample(x, 2), skip3), dim=1))
         x = self.fuse2(torch.cat((upsample(x, 2), skip2), dim=1))
         return self.predict(self.refine(x))
 
 
 class DNet(nn.Module):
-    """Discovers objects bottom-up: foreground, centres of objects, and from pixels to centres."""
+    """D-Net: bottom-up object discovery by foreground, object centres and offsets to centres."""
 
     def __init__(self, config: TargetAwareConfig) -> None:
         super().__init__()
@@ -179,7 +181,7 @@ class DNet(nn.Module):
         self.saliency_aspp, self.instance_aspp, self.guide_aspp = (ASPP(*aspp) for _ in range(3))
         self.saliency_guidance = Guidance(channels, config.squeeze_reduction)
         self.instance_guidance = Guidance(channels, config.squeeze_reduction)
-        if config.heads == "dense":  # as wide as the features that they are given
+        if config.heads == "dense":  # as wide as their input features
             self.saliency_head = Head(channels, pyramid, None, channels, 1, norm)
             self.instance_head = Head(channels, pyramid, None, channels, 3, norm)
         else:
@@ -189,7 +191,7 @@ class DNet(nn.Module):
             self.instance_head = Head(channels, pyramid, skips, width, 3, norm)
 
     def encode(self, frames: torch.Tensor) -> DNetFeatures:
-        """Prepared frames [B, 3, H, W], H and W multiples of 16 -> features, once a frame."""
+        """Features of prepared frames [B, 3, H, W], H and W multiples of 16."""
         pyramid = self.backbone(frames)
         return DNetFeatures(
             self.saliency_aspp(pyramid.r5),
@@ -204,12 +206,11 @@ class DNet(nn.Module):
     def guide(
         self, frame: torch.Tensor, saliency: torch.Tensor, deep: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The guidance X^SGM for the next frame [B, C, H / 16, W / 16].
+        """Guidance X^SGM [B, C, H / 16, W / 16] for the next frame.
 
         frame     [B, 3, H, W] prepared
-        saliency  [B, 1, h, w] probability of its foreground, at any size
-        deep      what `encode` has of the frame under that name, where the guide shares the
-                  backbone; None: the backbone sees the frame once more
+        saliency  [B, 1, h, w] foreground probability of the frame, at any size
+        deep      the frame's DNetFeatures.deep; None: recomputed if the guide shares the backbone
         """
         mask = functional.interpolate(
             saliency.to(frame.dtype), frame.shape[2:], mode="bilinear", align_corners=False
@@ -219,18 +220,21 @@ class DNet(nn.Module):
     def see(
         self, frame: torch.Tensor, mask: torch.Tensor, deep: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """[B, C, H / 16, W / 16]: what the guidance is made of, of a frame [B, 3, H, W] with a mask
-        [B, 1, H, W]; deep as in `guide`."""
+        """Features [B, C, H / 16, W / 16] of a frame [B, 3, H, W] with a mask [B, 1, H, W], input
+        of the guidance's ASPP; deep as in `guide`."""
         if self.guide_backbone is not None:
-            found: torch.Tensor = self.guide_backbone(frame, mask).r5
-            return found
-        seen = self.backbone(frame).r5 if deep is None else deep
-        shown = functional.avg_pool2d(mask, frame.shape[2] // seen.shape[2])
-        return seen + self.guide_mask(shown.to(seen.dtype))
+            r5: torch.Tensor = self.guide_backbone(frame, mask).r5
+            return r5
+        features = self.backbone(frame).r5 if deep is None else deep
+        pooled = functional.avg_pool2d(mask, frame.shape[2] // features.shape[2])
+        return features + self.guide_mask(pooled.to(features.dtype))
 
     def forward(self, features: DNetFeatures, guidance: torch.Tensor | None) -> DNetMaps:
-        """Maps of a frame. guidance: what `guide` made of the frame before; None in the first one,
-        whose features then pass as they are (the paper does not say)."""
+        """Output maps of a frame.
+
+        guidance  result of `guide` for the previous frame; None for the first frame, whose features
+                  are then used unchanged (ours; the paper does not say)
+        """
         saliency, instance = features.saliency, features.instance
         if guidance is not None:
             saliency, instance = self._guided(saliency, instance, guidance)
@@ -243,7 +247,7 @@ class DNet(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.config.squeeze == "literal":  # equations 3 and 4 as printed
             for_saliency = for_instance = squeeze(saliency, instance)
-        else:  # what equations 1 and 2 hand to each module
+        else:  # the arguments of each module in equations 1 and 2
             for_saliency, for_instance = squeeze(saliency, guidance), squeeze(instance, guidance)
         return (
             self.saliency_guidance(saliency, guidance, for_saliency),
@@ -251,14 +255,14 @@ class DNet(nn.Module):
         )
 
     def proposals(self, maps: DNetMaps, padding: Padding = (0, 0, 0, 0)) -> Proposals:
-        """The objects in maps [1, ...], of the network's full size, by falling heat of the centre.
+        """Group maps [1, ...] into objects at the network's size, sorted by falling centre score.
 
-        Every foreground pixel belongs to at most one, so the masks do not overlap; the score is
-        the mean probability of the foreground under the mask. Waits for the device.
+        A foreground pixel belongs to at most one object, so masks do not overlap. An object's score
+        is the mean foreground probability in its mask. Synchronises with the device.
 
-        padding  (left, right, top, bottom) pixels around the frame, where nothing is foreground
+        padding  (left, right, top, bottom) pixels around the frame, excluded from the foreground
 
-        Raises  InputError for maps of more or fewer frames than one.
+        Raises  InputError if maps are not of exactly one frame.
         """
         if len(maps.saliency) != 1:
             raise InputError(
@@ -266,7 +270,7 @@ class DNet(nn.Module):
                 "pass them one by one"
             )
         config = self.config
-        logits, heatmap, offset = (upsample(each.float(), MAP_STRIDE) for each in maps)
+        logits, heatmap, offset = (upsample(x.float(), MAP_STRIDE) for x in maps)
         probability = torch.sigmoid(logits[0, 0])
         left, right, top, bottom = padding
         height, width = probability.shape

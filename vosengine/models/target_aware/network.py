@@ -1,4 +1,4 @@
-"""Target-aware U-VOS: objects that D-Net discovers, each followed by a model of its own (T-Net)."""
+"""Target-aware U-VOS: D-Net discovers objects; T-Net tracks each with its own appearance model."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from .dnet import DNet, DNetFeatures, Padding
 from .refiner import make_refiner
 from .reid import ReID
 
-# Logit of a proposal's pixels where it takes the place of a tracked mask: sure, and so above
-# whatever the other tracks say. [O]
+# (ours) Logit of a proposal's pixels when it replaces a tracked mask: high enough to win over all
+# other tracks.
 CERTAIN = 10.0
 
 
 class TargetAwareFeatures(NamedTuple):
-    """What the two networks know of a frame before they look at tracks or at the frame before."""
+    """Per-frame features of both networks, independent of tracks and of the previous frame."""
 
     frame: torch.Tensor  # [B, 3, H, W] prepared
     appearance: torch.Tensor  # [B, C, h, w], X of equation 8: layer3 of the stretched frame
-    reduced: tuple[torch.Tensor, ...]  # what the refiner takes of the backbone, [B, ...]
-    discovery: DNetFeatures | None  # None where proposals were given
-    given: Sequence[Proposals] | None  # for every frame of the batch
+    reduced: tuple[torch.Tensor, ...]  # the refiner's input from the backbone, [B, ...] per level
+    discovery: DNetFeatures | None  # None with the caller's proposals
+    given: Sequence[Proposals] | None  # the caller's proposals, one per frame of the batch
 
 
 class Aux(NamedTuple):
-    """What `segment` noted of a frame.
+    """Auxiliary outputs of `segment`.
 
-    verified  per track, whether a proposal confirmed it (equation 10 above match_score)
-    maps      [K, D, h, w] W1 * X of every track
-    saliency  D-Net's foreground [1, 1, h, w] in 0..1; None where proposals were given
+    verified  per track, whether a proposal verified it (equation 10 above match_score)
+    maps      [K, D, h, w], W1 * X of each track
+    saliency  D-Net's foreground [1, 1, h, w] in 0..1; None with the caller's proposals
     """
 
     verified: tuple[bool, ...]
@@ -57,13 +57,13 @@ class Aux(NamedTuple):
 
 
 class TrackState(State):
-    """The tracks, one per slot, and what D-Net is told of the frame before.
+    """The tracks, one per slot, and D-Net's guidance from the previous frame.
 
-    first_embedding  [K, E]  e(y0), of each track's first mask
-    born             per track, the frame that it began with
-    guidance         [1, C, h, w]  X^SGM; not valid before `guided`
-    padding          around the frame in the network's input
-    capacity         no more tracks are begun by discovery
+    first_embedding  [K, E], e(y0) of each track's first mask
+    born             per track, index of its first frame
+    guidance         [1, C, h, w], X^SGM; valid if `guided`
+    padding          (left, right, top, bottom) pixels around the frame in the network's input
+    capacity         maximum number of tracks that discovery starts
     """
 
     def __init__(
@@ -119,16 +119,16 @@ class TrackState(State):
 
 
 class TargetAware(Method[TargetAwareFeatures, TrackState]):
-    """Discovers objects, follows each by what it looks like, and verifies that by proposals.
+    """Discovers objects, tracks each by an appearance model, and verifies tracks by proposals.
 
-    A mask from the caller starts a track of its id, or corrects one and counts as verified.
+    A mask from the caller starts a track with its id, or corrects one and counts as verified.
     """
 
     needs_mask = False
     takes_proposals = True
     stride = 16
-    bf16_safe = False  # a heat map's peaks and an online fit: IoU .58 and .20 on two clips
-    capturable = ("encode",)  # births and verifications are decided by numbers
+    bf16_safe = False  # heat map peaks and the online fit: IoU .58 and .20 on two clips
+    capturable = ("encode",)  # births and verifications need values on the host
     features = TargetAwareFeatures
 
     def __init__(self, config: TargetAwareConfig) -> None:
@@ -156,7 +156,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         pools: PagePools | None = None,
     ) -> TrackState:
         config, like = self.config, next(self.dnet.guide_aspp.parameters())
-        cells = (-(-config.tracker_size // 16),) * 2  # a ResNet rounds up
+        cells = (-(-config.tracker_size // 16),) * 2  # rounded up, as by a ResNet
         tracks = Tracks(config, max_objects, self.backbone.channels[2], cells, like)
         embedding = torch.zeros(max_objects, config.reid_channels, device=like.device)
         guidance = like.new_zeros(1, config.aspp_channels, *geometry.cells(16))
@@ -166,8 +166,8 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
     ) -> TargetAwareFeatures:
-        for each in proposals or ():
-            self._check_embeddings(each.embeddings)
+        for proposal in proposals or ():
+            self._check_embeddings(proposal.embeddings)
         pyramid = self.see(self._stretched(frames))
         reduced = tuple(self.refiner.reduce(pyramid))
         discovery = self.dnet.encode(frames) if proposals is None else None
@@ -178,7 +178,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         if vectors is not None and vectors.shape[1] != channels:
             raise InputError(
                 f"proposals: embeddings: wanted [P, {channels}] of this model's own ReID network, "
-                f"given {list(vectors.shape)}; leave them out, and it computes them"
+                f"given {list(vectors.shape)}; leave them out to have them computed"
             )
 
     def segment(self, seen: Sequence[TargetAwareFeatures], state: TrackState) -> Scores:
@@ -187,26 +187,26 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         proposals, saliency = self._discover(now, state)
         maps = state.tracks.project(now.appearance)
         logits = self._track(now, maps, state)
-        masks = _exclusive(logits, (height, width))
+        masks = _exclusive_masks(logits, (height, width))
         matched, unseen = self._associate(now.frame, masks, proposals, state)
         for track, proposal in enumerate(matched):
             if proposal is not None and self.config.verified_mask == "proposal":
-                logits[track] = _sure(proposals.masks[proposal])
+                logits[track] = _certain_logits(proposals.masks[proposal])
         born = self._births(proposals, unseen, state.capacity - state.object_count)
-        rows = torch.cat((logits, _sure(proposals.masks[born])))
+        rows = torch.cat((logits, _certain_logits(proposals.masks[born])))
         verified = tuple(proposal is not None for proposal in matched)
         return Scores(rows, stride=1, aux=Aux(verified, maps, saliency))
 
     def _discover(
         self, now: TargetAwareFeatures, state: TrackState
     ) -> tuple[Proposals, torch.Tensor | None]:
-        """The proposals for a frame, and D-Net's foreground if they are its own."""
+        """Proposals of a frame, and D-Net's saliency; None with the caller's proposals."""
         if now.given is not None:
             return now.given[0], None
         assert now.discovery is not None
         maps = self.dnet(now.discovery, state.guidance if state.guided else None)
         saliency = torch.sigmoid(maps.saliency.float())
-        if saliency.is_meta:  # no numbers to look at: only the cost is counted
+        if saliency.is_meta:  # no values: only the cost is counted
             masks = now.frame.new_zeros(0, *now.frame.shape[2:], dtype=torch.bool)
             return Proposals(boxes_of(masks), masks, masks.new_zeros(0)), saliency
         return self.dnet.proposals(maps, state.padding), saliency
@@ -214,7 +214,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     def _track(
         self, now: TargetAwareFeatures, maps: torch.Tensor, state: TrackState
     ) -> torch.Tensor:
-        """Logits [K, H, W] of every track by its own model (equation 8), refined."""
+        """Refined logits [K, H, W] float32 of each track's appearance model (equation 8)."""
         height, width = now.frame.shape[2:]
         if state.object_count == 0:
             return now.frame.new_zeros(0, height, width, dtype=torch.float32)
@@ -226,8 +226,8 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     def _associate(
         self, frame: torch.Tensor, masks: torch.Tensor, proposals: Proposals, state: TrackState
     ) -> tuple[list[int | None], list[int]]:
-        """Per track the proposal that verifies it, and the proposals that nothing tracked explains:
-        `policies.tracks.associate`."""
+        """Index of the verifying proposal per track (or None), and indices of proposals that match
+        no track; see `policies.tracks.associate`."""
         overlap = np.zeros((len(masks), len(proposals)), np.float32)
         if overlap.size:
             overlap = overlaps(masks, proposals.masks).cpu().numpy()
@@ -235,7 +235,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         return associate(self.config, overlap, compare)
 
     def _births(self, proposals: Proposals, unseen: list[int], room: int) -> list[int]:
-        """Of the new proposals those that begin tracks."""
+        """Select from the unmatched proposals those that start tracks, at most `room`."""
         if not unseen or room <= 0:
             return []
         masks = proposals.masks[unseen]
@@ -249,20 +249,21 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         masks: torch.Tensor,
         proposals: Proposals,
         state: TrackState,
-        tracks: np.ndarray,
-        others: np.ndarray,
+        track_index: np.ndarray,
+        proposal_index: np.ndarray,
     ) -> np.ndarray:
-        """Both cosines of these tracks and these proposals, [k, p]."""
-        rows, columns = tracks.tolist(), others.tolist()
+        """ReID similarity [k, p] of tracks and proposals: cosine to the track's current embedding
+        plus cosine to its first."""
+        rows, columns = track_index.tolist(), proposal_index.tolist()
         boxes = boxes_of(masks[rows])
         if proposals.embeddings is None:
             boxes = torch.cat((boxes, proposals.boxes[columns]))
-            now, theirs = self.reid(frame, boxes).split((len(rows), len(columns)))
+            now, proposed = self.reid(frame, boxes).split((len(rows), len(columns)))
         else:
-            now, theirs = self.reid(frame, boxes), proposals.embeddings[columns].float()
+            now, proposed = self.reid(frame, boxes), proposals.embeddings[columns].float()
         first = state.first_embedding[rows]
-        found: np.ndarray = (now @ theirs.T + first @ theirs.T).cpu().numpy()
-        return found
+        similarity: np.ndarray = (now @ proposed.T + first @ proposed.T).cpu().numpy()
+        return similarity
 
     def remember(
         self, seen: Sequence[TargetAwareFeatures], masks: Masks, state: TrackState
@@ -275,13 +276,13 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         square = (self.config.tracker_size,) * 2
         targets = _resized(owned.float(), square)
         self._learn(masks, targets, _areas(owned), state)
-        fresh = range(state.object_count, masks.object_count)
-        for slot in fresh:
+        new = range(state.object_count, masks.object_count)
+        for slot in new:
             self._begin(slot, now, targets[slot], state)
         corrected = [slot for slot in masks.prompted if slot < state.object_count]
-        named = [*corrected, *fresh]
-        if named:
-            state.first_embedding[named] = self.reid(now.frame, boxes_of(owned[named]))
+        changed = [*corrected, *new]
+        if changed:
+            state.first_embedding[changed] = self.reid(now.frame, boxes_of(owned[changed]))
         state.object_count = masks.object_count
         self._guide(now, masks, owned, state)
         state.frame_count += 1
@@ -289,20 +290,20 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     def _learn(
         self, masks: Masks, targets: torch.Tensor, areas: list[int], state: TrackState
     ) -> None:
-        """Store the frame for every track that is in it, refit those whose turn it is."""
-        tracks, noted = state.tracks, masks.aux
+        """Add a sample to every track visible in the frame; refit the tracks that are due."""
+        tracks, aux = state.tracks, masks.aux
         known = range(state.object_count)
-        verified = [slot in masks.prompted or noted.verified[slot] for slot in known]
+        verified = [slot in masks.prompted or aux.verified[slot] for slot in known]
         ages = [state.frame_count - state.born[slot] for slot in known]
-        taught = lessons(self.config, areas, verified, ages)
-        for slot, sure, _ in taught:
-            tracks.push(slot, noted.maps[slot], targets[slot], verified=sure)
-        tracks.update([lesson.slot for lesson in taught if lesson.due])
+        updates = lessons(self.config, areas, verified, ages)
+        for slot, sure, _ in updates:
+            tracks.push(slot, aux.maps[slot], targets[slot], verified=sure)
+        tracks.update([update.slot for update in updates if update.due])
 
     def _begin(
         self, slot: int, now: TargetAwareFeatures, target: torch.Tensor, state: TrackState
     ) -> None:
-        """Fit a new track to its first frame and to its augmentations, seeded by frame and slot."""
+        """Fit a new track to its first frame and augmentations of it, seeded by frame and slot."""
         config = self.config
         features, labels = now.appearance, target[None]
         if config.augmentations:
@@ -317,7 +318,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     def _guide(
         self, now: TargetAwareFeatures, masks: Masks, owned: torch.Tensor, state: TrackState
     ) -> None:
-        """Tell D-Net's next frame what this one showed: S_{t-1} and I_{t-1}."""
+        """Compute D-Net's guidance for the next frame from this one: S_{t-1} and I_{t-1}."""
         if now.discovery is None:
             return
         if self.config.guidance == "tracks" or masks.aux is None:
@@ -328,7 +329,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         state.guided = True
 
     def see(self, squares: torch.Tensor) -> Pyramid:
-        """T-Net's maps of frames that were stretched."""
+        """T-Net's feature pyramid of stretched frames [B, 3, size, size]."""
         pyramid: Pyramid = self.backbone(squares)
         if self.config.normalised:
             maps = (x if x is None else normalise_cells(x) for x in pyramid)
@@ -336,31 +337,31 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         return pyramid
 
     def _stretched(self, frames: torch.Tensor) -> torch.Tensor:
-        """What T-Net sees: the network's whole input, stretched to a square."""
+        """T-Net's input: the whole frame, stretched to a square of side tracker_size."""
         square = (self.config.tracker_size,) * 2
         return functional.interpolate(frames, square, mode="bilinear", align_corners=False)
 
 
 def _resized(planes: torch.Tensor, size: Size) -> torch.Tensor:
-    """[K, H, W] at another size, bilinear."""
+    """Resize planes [K, H, W] to `size`, bilinear."""
     return functional.interpolate(planes[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _areas(masks: torch.Tensor) -> list[int]:
-    """Pixels of every mask [K, H, W]; all there are where tensors hold no numbers (is_meta)."""
+    """Area of each mask [K, H, W] in pixels; of meta tensors, the whole frame's."""
     if masks.is_meta:
         return [masks[0].numel()] * len(masks)
     areas: list[int] = masks.sum(dim=(1, 2)).tolist()
     return areas
 
 
-def _sure(masks: torch.Tensor) -> torch.Tensor:
-    """Logits of masks that are taken as they are."""
+def _certain_logits(masks: torch.Tensor) -> torch.Tensor:
+    """Logits +-CERTAIN of boolean masks."""
     return torch.where(masks, CERTAIN, -CERTAIN)
 
 
-def _exclusive(logits: torch.Tensor, size: Size) -> torch.Tensor:
-    """bool [K, H, W]: where each track wins after the soft aggregation of all of them."""
+def _exclusive_masks(logits: torch.Tensor, size: Size) -> torch.Tensor:
+    """Masks [K, H, W] bool where each track wins after soft aggregation of all tracks."""
     count = len(logits)
     ids = torch.arange(1, 1 + count, device=logits.device)
     region = (0.0, 0.0, float(size[0]), float(size[1]))

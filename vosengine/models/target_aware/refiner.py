@@ -1,4 +1,4 @@
-"""From a coarse score per track to logits in pixels: FRTM's refinement network, or none."""
+"""Refinement of coarse scores per track to full-size logits: FRTM's network, or upsampling."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from ..blocks import conv3
 
 
 def resize(x: torch.Tensor, size: Size) -> torch.Tensor:
+    """Bilinear resize of [B, C, h, w] to `size`, align_corners=False."""
     if x.shape[2:] == size:
         return x
     return functional.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 class Reduction(nn.Module):
-    """The part of an encoder that looks at the frame alone: conv1(relu(conv1 x))."""
+    """Target-independent part of TSE: conv1x1(relu(conv1x1 x))."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -31,10 +32,8 @@ class Reduction(nn.Module):
 
 
 class SegmentationEncoder(nn.Module):
-    """TSE past its reduction: what a level of the backbone says of a target, given its score.
-
-    relu(conv3(relu(conv3(relu(conv3 [reduced, score])))))
-    """
+    """TSE (target segmentation encoder) after its reduction:
+    relu(conv3(relu(conv3(relu(conv3 [reduced, score])))))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +44,7 @@ class SegmentationEncoder(nn.Module):
 
     def forward(self, reduced: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
         """reduced [1, channels, h, w], score [K, 1, h, w] -> [K, channels, h, w]"""
-        # The first convolution is linear: its part on the frame is computed once for all targets.
+        # conv1 is linear: its part on the frame's features is computed once for all targets.
         weight, bias = self.conv1.weight, self.conv1.bias
         x = functional.conv2d(reduced, weight[:, :-1], bias, padding=1)
         x = functional.relu(x + functional.conv2d(score, weight[:, -1:], padding=1))
@@ -53,7 +52,8 @@ class SegmentationEncoder(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """RRB: relu(h + conv3(relu(conv3 h))) of h = conv1 x; the last convolution has no bias."""
+    """RRB (refinement residual block): relu(h + conv3(relu(conv3 h))) with h = conv1 x; the last
+    convolution has no bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,8 +67,8 @@ class ResidualBlock(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """CAB: a level's channels gated by what it and the deeper level hold on the whole, plus the
-    deeper level itself."""
+    """CAB (channel attention block): a level's channels, gated by the global means of this level
+    and the deeper one, plus the upsampled deeper level."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def _pool(x: torch.Tensor) -> torch.Tensor:
 
 
 class Level(nn.Module):
-    """One level of the pyramid: encoder, block, attention to the deeper level, block."""
+    """One level of the refiner: TSE, RRB, CAB with the deeper level, RRB."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -100,6 +100,8 @@ class Level(nn.Module):
     def forward(
         self, deeper: torch.Tensor, reduced: torch.Tensor, coarse: torch.Tensor
     ) -> torch.Tensor:
+        """deeper [K, channels, h', w'], reduced [1, channels, h, w], coarse [K, 1, ., .] ->
+        [K, channels, h, w]"""
         height, width = reduced.shape[2:]
         x = self.block1(self.encoder(reduced, resize(coarse, (height, width))))
         return self.block2(self.attention(deeper, x))
@@ -109,9 +111,9 @@ class Refiner(nn.Module):
     """FRTM's refinement network (Robinson et al., CVPR 2020, section 3.3), from layer4 to layer1.
 
     pyramid   channels of the backbone's four maps, layer1 first
-    channels  its own width
+    channels  width of the refiner
 
-    Every resampling is bilinear; FRTM's two last are bicubic. [O]
+    (ours) All resampling is bilinear; FRTM's last two are bicubic.
     """
 
     def __init__(self, pyramid: tuple[int, ...], channels: int) -> None:
@@ -122,14 +124,14 @@ class Refiner(nn.Module):
         self.upsample2 = conv3(channels // 2, 1)
 
     def reduce(self, pyramid: Pyramid) -> list[torch.Tensor]:
-        """What no track is needed for: [1, channels, h, w] of every level, layer4 first."""
+        """Track-independent features [1, channels, h, w] per level, layer4 first."""
         maps = reversed([x for x in pyramid if x is not None])
         return [reduce(x) for reduce, x in zip(self.reductions, maps, strict=True)]
 
     def forward(
         self, coarse: torch.Tensor, reduced: list[torch.Tensor], size: Size
     ) -> torch.Tensor:
-        """coarse [K, 1, h, w] and `reduce`'s maps -> logits [K, *size]"""
+        """coarse [K, 1, h, w] and the maps of `reduce` -> logits [K, *size]"""
         x = _pool(reduced[0]).expand(coarse.shape[0], -1, -1, -1)
         for level, frame in zip(self.levels, reduced, strict=True):
             x = level(x, frame, coarse)
@@ -139,14 +141,14 @@ class Refiner(nn.Module):
 
 
 class NoRefiner(nn.Module):
-    """The coarse score itself, upsampled.
+    """Upsampled coarse scores as logits.
 
-    The score is fitted to 0 and 1, so its logit is taken as 4 (score - 1/2), the tangent of the
-    logit at 1/2: it changes sign where a pixel is as likely target as not. [O]
+    (ours) Scores are fitted to labels 0 and 1; the logit is 4 (score - 1/2), the tangent of the
+    logit function at 1/2.
     """
 
     def reduce(self, pyramid: Pyramid) -> list[torch.Tensor]:
-        """Nothing of the frame is needed."""
+        """Empty: no features of the frame are used."""
         return []
 
     def forward(
@@ -157,7 +159,7 @@ class NoRefiner(nn.Module):
 
 
 def make_refiner(config: TargetAwareConfig, pyramid: tuple[int, ...]) -> Refiner | NoRefiner:
-    """The refiner that a configuration asks for, over maps of these channels, layer1 first."""
+    """Make the configured refiner; pyramid: channels of the backbone's maps, layer1 first."""
     if config.refiner == "none":
         return NoRefiner()
     return Refiner(pyramid, config.refiner_channels)

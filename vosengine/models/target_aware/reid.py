@@ -1,6 +1,6 @@
-"""ReID of target-aware U-VOS: what the content of a box looks like, as a vector of length 1.
+"""ReID of target-aware U-VOS: an embedding of length 1 per box.
 
-The shape of PReMVOS's network, which UnOVOST took up; the backbone is a plain ResNet.
+The structure of PReMVOS's network, also used by UnOVOST, with a plain ResNet as backbone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch.nn import functional
 from ...config import TargetAwareConfig
 from ..encoder import make_encoder
 
-SMALLEST_SPAN = 1e-6  # pixels; keeps the mean over no span at all defined
+SMALLEST_SPAN = 1e-6  # pixels; keeps the mean over an empty span defined
 
 
 class ReID(nn.Module):
-    """A crop of every box through a ResNet; the global mean, projected, of length 1."""
+    """ReID network: crop of each box, ResNet, global mean, linear projection, L2 norm."""
 
     def __init__(self, config: TargetAwareConfig) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class ReID(nn.Module):
         return self.embed(self.crop(frame, boxes))
 
     def crop(self, frame: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """What the network sees of the boxes, `forward`'s arguments: [N, 3, side, side]."""
+        """Input crops [N, 3, reid_crop, reid_crop] of the boxes; arguments as in `forward`."""
         config = self.config
         grown = grow_boxes(boxes, config.reid_smallest_box, config.reid_context)
         return crop_boxes(frame, grown, config.reid_crop)
 
     def embed(self, crops: torch.Tensor) -> torch.Tensor:
-        """`crop`'s squares -> embeddings [N, C] float32 of length 1."""
+        """Embeddings [N, C] float32 of length 1, from the crops of `crop`."""
         pyramid = self.backbone(crops)
         deepest = pyramid.r4 if pyramid.r5 is None else pyramid.r5
         pooled = deepest.mean(dim=(2, 3))
@@ -54,26 +54,26 @@ class ReID(nn.Module):
 
 
 def grow_boxes(boxes: torch.Tensor, smallest: float, context: float) -> torch.Tensor:
-    """Boxes [N, 4] about the same centres: no side below `smallest`, then `context` times it."""
+    """Enlarge boxes [N, 4] about their centres: sides of at least `smallest`, times `context`."""
     low, high = boxes[:, :2], boxes[:, 2:]
     centre, half = (low + high) / 2, (high - low).clamp(min=smallest) * (context / 2)
     return torch.cat((centre - half, centre + half), dim=1)
 
 
 def crop_boxes(frame: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:
-    """What lies in the boxes, stretched to squares: [1, C, H, W], [N, 4] -> [N, C, size, size].
+    """Crop boxes and stretch them to squares: [1, C, H, W], [N, 4] -> [N, C, size, size].
 
-    Pixel j of the frame covers [j, j + 1], its value is at j + 1/2, and the frame between those
-    points is bilinear; beyond the frame everything is 0, which is the mean colour. With
-    s = width / size frame pixels to a pixel of the crop, column i has its centre at
+    Pixel j of the frame covers [j, j + 1] and has its value at j + 1/2; between these points the
+    frame is bilinear, outside it is 0 (the mean colour). With s = width / size frame pixels per
+    crop pixel, column i has its centre at
 
         x = left + (i + 1/2) s
 
-    and is the bilinear value there if s <= 1, else the mean over a span of s - 1 around x, so that
-    every pixel of a large box counts. That mean is the limit of sampling on finer and finer grids.
-    It needs no grid whose size depends on the boxes, so nothing waits for the device. Rows alike.
+    and is the bilinear value at x if s <= 1, else the mean over a span of s - 1 around x, so that
+    every pixel of a large box counts. That mean is the limit of sampling on ever finer grids. No
+    size depends on the boxes' values, so it does not synchronise. Rows are treated alike.
 
-    boxes  each side > 0
+    boxes  (left, top, right, bottom) in pixels, each side > 0
     """
     left, top, right, bottom = boxes.float().unbind(dim=1)
     columns = _sampling(left, right, frame.shape[3], size)
@@ -83,21 +83,21 @@ def crop_boxes(frame: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Ten
 
 
 def _sampling(low: torch.Tensor, high: torch.Tensor, pixels: int, size: int) -> torch.Tensor:
-    """Weights [N, size, pixels] of the frame's pixels in the crop's along one axis.
+    """Resampling weights [N, size, pixels] along one axis, from frame pixels to crop pixels.
 
-    The bilinear weight max(0, 1 - |d|) of a pixel at distance d, whose mean over a span is itself
-    with its three corners rounded; in this form nothing cancels, however short the span.
+    The mean over a span of the bilinear weight max(0, 1 - |d|) at distance d is the same hat with
+    three rounded corners; in this form there is no cancellation for short spans.
     """
     scale = ((high - low) / size)[:, None]
     half_span = (scale - 1).clamp(min=SMALLEST_SPAN)[:, :, None] / 2
     steps = torch.arange(size, dtype=low.dtype, device=low.device)
-    places = low[:, None] + (steps + 0.5) * scale  # [N, size]
+    samples = low[:, None] + (steps + 0.5) * scale  # [N, size]
     centres = torch.arange(pixels, dtype=low.dtype, device=low.device) + 0.5
-    d = places[:, :, None] - centres
+    d = samples[:, :, None] - centres
     ends = _rounding(d + 1, half_span) + _rounding(d - 1, half_span)
     return (1 - d.abs()).clamp(min=0) + ends - 2 * _rounding(d, half_span)
 
 
 def _rounding(x: torch.Tensor, half_span: torch.Tensor) -> torch.Tensor:
-    """The mean of max(0, u) over x - half_span < u < x + half_span, less max(0, x)."""
+    """Mean of max(0, u) over x - half_span < u < x + half_span, minus max(0, x)."""
     return (half_span - x.abs()).clamp(min=0).square() / (4 * half_span)

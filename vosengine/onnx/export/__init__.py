@@ -18,7 +18,9 @@ from ...runtime.folding import fold_batch_norms
 from ...types import Geometry, Size
 from ...zoo.registry import MODELS, entry
 from ...zoo.weights import WeightCard, load
+from ..library import DOMAIN, KINDS, VERSION, find_library
 from ..manifest import Graph, Manifest, Port
+from .custom import stand_ins
 from .folder import replaced_export
 from .frames import finish_graph, prepare_graph
 from .ops import exported_ops
@@ -41,6 +43,9 @@ class ExportOptions:
     memory_frames  frames that the memory holds of every object; None takes the model's number
     precision      "fp32", or "fp16"
     opset          20 or 21
+    ops            "standard", ONNX's own operators; "contrib", the memory read by onnxruntime's
+                   MultiHeadAttention; "vosengine", the ops as nodes of the library that comes with
+                   this package
     """
 
     out: Path
@@ -50,6 +55,7 @@ class ExportOptions:
     memory_frames: int | None = None
     precision: str = "fp32"
     opset: int = 20
+    ops: str = "standard"
 
     def check(self) -> None:
         """Raise ConfigError, before anything is written."""
@@ -62,6 +68,8 @@ class ExportOptions:
             raise ConfigError(
                 f"precision: wanted {' or '.join(PRECISIONS)}, given {self.precision!r}"
             )
+        if self.ops not in KINDS:
+            raise ConfigError(f"ops: wanted {', '.join(KINDS)}, given {self.ops!r}")
         check_size(self.size)
         if self.max_objects is not None and not 1 <= self.max_objects <= 255:
             raise ConfigError(f"max_objects: wanted 1..255, given {self.max_objects}")
@@ -111,11 +119,14 @@ def export_model(
 
     An earlier export in the folder is replaced when the new one is whole; other files stay.
 
-    Raises  ConfigError, before anything is written; OutputError where a graph disagrees, or would
+    Raises  ConfigError, and DependencyError without the library of operators that was asked for,
+            before anything is written; OutputError where a graph disagrees, or would
             be written over something else than an earlier export.
     """
     options.check()
     family = family_of(model)
+    if options.ops == "vosengine":
+        find_library([f"{DOMAIN}::{op}" for op in ("prepare_frame", "finish_masks")])
     method, card = load(model, options.weights)
     fold_batch_norms(method)
     method.to(PRECISIONS[options.precision])
@@ -145,10 +156,10 @@ def _write(
 ) -> tuple[Manifest, list[Compared]]:
     """The graphs and the manifest in a fresh folder."""
     model, dynamic, family = card.model, options.size is None, family_of(card.model)
-    graphs = dict(_frame_graphs(method, folder, options))
-    for verb in verbs:
-        report(f"{verb.name}.onnx")
-        graphs[verb.name] = write_verb(verb, folder, dynamic=dynamic, opset=options.opset)
+    graphs, kept = _verb_graphs(verbs, folder, options, report)
+    graphs |= _frame_graphs(method, folder, options)
+    operators = [each for graph in graphs.values() for each in graph.operators]
+    ours = any(each.startswith(f"{DOMAIN}::") for each in operators)
     manifest = Manifest(
         model=model,
         policy=family.POLICY,
@@ -173,10 +184,35 @@ def _write(
         graphs=_in_order(graphs),
         state=_state(graphs),
         settings=family.settings(method, plan),
+        ops=options.ops,
+        ops_version=VERSION if ours else 0,
+        ops_kept=tuple(kept),
     )
-    compared = list(_compared(family, method, plan, verbs, folder, dynamic, options.precision))
+    library = find_library(operators) if ours else None
+    compared = list(
+        _compared(family, method, plan, verbs, folder, dynamic, options.precision, library)
+    )
     manifest.write(folder)
     return manifest, compared
+
+
+def _verb_graphs(
+    verbs: list[Verb], folder: Path, options: ExportOptions, report: Callable[[str], None]
+) -> tuple[dict[str, Graph], list[str]]:
+    """The verbs' graphs, and what was left in standard operators, and why."""
+    graphs, kept = {}, []
+    for verb in verbs:
+        report(f"{verb.name}.onnx")
+        reasons: list[str] = []
+        graphs[verb.name] = write_verb(
+            verb,
+            folder,
+            dynamic=options.size is None,
+            opset=options.opset,
+            others=stand_ins(options.ops, reasons),
+        )
+        kept += [f"{verb.name}: {reason}" for reason in dict.fromkeys(reasons)]
+    return graphs, kept
 
 
 def _plan(method: Method[Any, Any], options: ExportOptions) -> Plan:
@@ -204,8 +240,8 @@ def _frame_graphs(
 ) -> Iterator[tuple[str, Graph]]:
     config, half = method.config, options.precision == "fp16"
     models = {
-        "prepare": prepare_graph(config.mean, config.std, half, options.opset),
-        "finish": finish_graph(options.opset),
+        "prepare": prepare_graph(config.mean, config.std, half, options.opset, options.ops),
+        "finish": finish_graph(options.opset, options.ops),
     }
     for name, model in models.items():
         path = folder / f"{name}.onnx"
@@ -248,6 +284,7 @@ def _compared(
     folder: Path,
     dynamic: bool,
     precision: str,
+    library: Path | None,
 ) -> Iterator[Compared]:
     """Every graph against torch; a dynamic one at another size, with another number of objects
     and another memory than it was traced with."""
@@ -256,7 +293,7 @@ def _compared(
     for verb in verbs:
         with exported_ops():
             examples = [given.example for given in verb.inputs]
-            worst, scale = deviation(folder / f"{verb.name}.onnx", verb, examples)
+            worst, scale = deviation(folder / f"{verb.name}.onnx", verb, examples, library)
         if worst > TOLERANCE[precision] * max(1.0, scale):
             raise OutputError(
                 f"{folder}/{verb.name}.onnx: differs from torch by {worst:.2g} where the largest "

@@ -12,15 +12,18 @@ from onnxscript import BOOL, DOUBLE, FLOAT, INT64, UINT8, script
 from onnxscript import opset18 as op
 
 from ...kernels.finish_masks.reference import LOWEST_ODDS
+from .frames_by_ops import finish_by_op, prepare_by_op
 
 NOT_THERE = -1e30  # a logit whose odds are 0
 
 
 def prepare_graph(
-    mean: Sequence[float], std: Sequence[float], half: bool, opset: int
+    mean: Sequence[float], std: Sequence[float], half: bool, opset: int, ops: str = "standard"
 ) -> onnx.ModelProto:
     """frame uint8 [height, width, 3], resized int64 [2], padding int64 [4] (left, right, top,
     bottom) -> prepared [1, 3, H, W]: `prepare_frame`."""
+    if ops == "vosengine":
+        return prepare_by_op(mean, std, half, opset)
     centre = [value * 255 for value in mean]
     spread = [value * 255 for value in std]
     wide = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
@@ -112,11 +115,13 @@ def finish(
     return labels, masks
 
 
-def finish_graph(opset: int) -> onnx.ModelProto:
+def finish_graph(opset: int, ops: str = "standard") -> onnx.ModelProto:
     """logits [objects, h, w] float32, alive bool [objects], prompt uint8 [height, width] (1 + row,
     0 where it says nothing), size int64 [2], region float64 [4], padding int64 [4] -> labels uint8
     (1 + row) of that size, and the probabilities of background and rows, padded:
     `finish_masks`, with a prompt over it."""
+    if ops == "vosengine":
+        return finish_by_op(opset)
     return _finished(finish.to_model_proto(), opset, False)
 
 

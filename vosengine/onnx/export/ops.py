@@ -6,8 +6,9 @@ index), in operators that onnxruntime is quick at. What is not here is traced th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -169,8 +170,8 @@ STAND_INS: dict[str, Callable[..., Any]] = {
 
 
 @contextmanager
-def exported_ops() -> Iterator[None]:
-    """Inside the block models are traced in these forms, and through references where there is
-    none."""
-    with use_backend("reference"), stand_in(STAND_INS):
+def exported_ops(others: Mapping[str, Callable[..., Any]] = MappingProxyType({})) -> Iterator[None]:
+    """Inside the block models are traced in these forms, those of `others` before them, and through
+    references where there is none."""
+    with use_backend("reference"), stand_in({**STAND_INS, **others}):
         yield

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ...config import MatchingConfig, MemoryConfig
 from ...errors import ConfigError, OutputError
 from ...types import Size
 from ..manifest import Axis, Graph, Port, hash_of
+from ..sessions import session_options
 from .ops import TRANSLATIONS, exported_ops
 
 LARGEST = {"objects": 255, "frames": 4096}  # of an axis; of any other 2^14
@@ -87,15 +89,25 @@ class Given:
     axes: dict[int, str]
 
 
-def write_verb(verb: Verb, folder: Path, *, dynamic: bool, opset: int) -> Graph:
-    """Export, check, and describe a verb as FOLDER/<name>.onnx."""
+def write_verb(
+    verb: Verb,
+    folder: Path,
+    *,
+    dynamic: bool,
+    opset: int,
+    others: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+) -> Graph:
+    """Export, check, and describe a verb as FOLDER/<name>.onnx.
+
+    others  what stands in for ops in place of standard operators, by name of the op
+    """
     path = folder / f"{verb.name}.onnx"
     shapes = _dynamic_shapes(verb.inputs) if dynamic else None
     names = [given.name for given in verb.inputs]
     outputs = [name for name, _ in verb.outputs]
     # It says at every export that torchvision is not there.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), exported_ops(), torch.no_grad():
+    with warnings.catch_warnings(), exported_ops(others), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Flat(verb.module).eval(),
@@ -188,7 +200,8 @@ def describe(path: Path, verb: Verb, dynamic: bool | None) -> Graph:
         outputs.append(Port(value.name, _dtype(value), shape, kept[value.name]))
     if dynamic is False and any(isinstance(axis, str) for port in outputs for axis in port.shape):
         raise OutputError(f"{path}: a static graph has an axis that varies")
-    return Graph(path.name, hash_of(path), tuple(inputs), tuple(outputs))
+    found = {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain}
+    return Graph(path.name, hash_of(path), tuple(inputs), tuple(outputs), tuple(sorted(found)))
 
 
 def _name_axes(model: onnx.ModelProto) -> None:
@@ -239,10 +252,12 @@ def _dynamic_shapes(inputs: Sequence[Given]) -> tuple[dict[int, Any], ...]:
 
 
 def beside_torch(
-    path: Path, verb: Verb, inputs: Sequence[torch.Tensor]
+    path: Path, verb: Verb, inputs: Sequence[torch.Tensor], library: Path | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What onnxruntime and what torch say on these inputs, float64, for every output."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    """What onnxruntime (with a library of operators) and what torch say on these inputs, float64,
+    for every output."""
+    options = session_options(threads=0, library=library)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     wanted = {each.name for each in session.get_inputs()}
     feeds = {g.name: x.numpy() for g, x in zip(verb.inputs, inputs, strict=True)}
     found = session.run(None, {name: x for name, x in feeds.items() if name in wanted})
@@ -253,10 +268,12 @@ def beside_torch(
     return [(np.asarray(ours, np.float64), theirs.double().numpy()) for ours, theirs in pairs]
 
 
-def deviation(path: Path, verb: Verb, inputs: Sequence[torch.Tensor]) -> tuple[float, float]:
+def deviation(
+    path: Path, verb: Verb, inputs: Sequence[torch.Tensor], library: Path | None = None
+) -> tuple[float, float]:
     """The largest difference of onnxruntime from torch on these inputs, and the largest number."""
     worst = scale = 0.0
-    for a, b in beside_torch(path, verb, inputs):
+    for a, b in beside_torch(path, verb, inputs, library):
         if a.size:
             worst = max(worst, float(np.abs(a - b).max()))
             scale = max(scale, float(np.abs(b).max()))

@@ -1,1 +1,1 @@
-"""Training of the click network: squares of photos, and a person who clicks on what is wrong."""
+"""Training of the click network: square photo crops and simulated clicks."""

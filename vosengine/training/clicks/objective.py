@@ -1,4 +1,4 @@
-"""What the click network is trained for: its answer to the first mark, and to a later click."""
+"""Training objective of the click network: masks after the first mark and after later clicks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from ..objectives.objective import Objective, normalised
 from ..samples import Batch
 from .simulation import Marks, drawn_box, spoilt
 
-# Chances that the first mark is a box, or a click on a spoilt mask; else it is a click alone.
+# Probabilities that the first mark is a box, or a click on a corrupted mask; else a click alone.
 BOXES, SPOILT = 0.7, 0.1
-MOST_CLICKS = 3  # that follow the first mark
-HARDEST = 0.3  # share of the pixels that count once more, at half the weight
+MOST_CLICKS = 3  # maximum number of clicks after the first mark
+HARDEST = 0.3  # share of pixels in the bootstrapped term, which has weight 1/2
 
 
 class ClickObjective(Objective[Any]):
-    """Cross-entropy and soft IoU of the answer to the first mark, and of that to one of the next
-    clicks; the answers between them have no gradient.
+    """BCE and soft IoU of the predictions after the first mark and after the last of 1 to 3 clicks;
+    predictions in between have no gradient.
 
-    The backbone does not learn: a copy whose norms are folded into its convolutions looks, photo by
-    photo, so that its maps stay in the cache.
+    The backbone is frozen: features come from a copy with batch norms folded into convolutions.
     """
 
     def __init__(self, network: ClickNet) -> None:
@@ -45,7 +44,7 @@ class ClickObjective(Objective[Any]):
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         seen, truth = self._seen(batch), batch.masks[:, 0] > 0
-        marks = [self._first_mark(each.numpy(), rng) for each in truth]
+        marks = [self._first_mark(mask.numpy(), rng) for mask in truth]
         clicks = int(rng.integers(1, MOST_CLICKS + 1))
         logits = self.network(seen, _planes(marks))
         losses = _losses(logits, truth, "first")
@@ -57,21 +56,21 @@ class ClickObjective(Objective[Any]):
 
     @torch.no_grad()
     def score(self, batch: Batch) -> float:
-        """Mean IoU of the answers to an exact box."""
+        """Mean IoU of the predictions for the exact box."""
         seen, truth = self._seen(batch), batch.masks[:, 0] > 0
-        marks = [Marks(_no_planes(each.shape), self.network.config.radius) for each in truth]
-        for mark, each in zip(marks, truth, strict=True):
-            mark.box(box_of(each.numpy().astype(np.uint8)))
+        marks = [Marks(_no_planes(mask.shape), self.network.config.radius) for mask in truth]
+        for mark, mask in zip(marks, truth, strict=True):
+            mark.box(box_of(mask.numpy().astype(np.uint8)))
         masks = masks_of(self.network(seen, _planes(marks)), truth.shape[1])
-        joined = (masks | truth).sum(dim=(1, 2)).clamp(min=1)
-        return float(((masks & truth).sum(dim=(1, 2)) / joined).mean())
+        union = (masks | truth).sum(dim=(1, 2)).clamp(min=1)
+        return float(((masks & truth).sum(dim=(1, 2)) / union).mean())
 
     @torch.no_grad()
     def _seen(self, batch: Batch) -> Seen:
-        """What the backbone sees, one photo at a time: its maps then stay in the cache."""
+        """Backbone features, computed photo by photo so that the maps fit in the CPU cache."""
         frames = normalised(batch.frames[:, 0], self.network.config)  # type: ignore[arg-type]
         frames = frames.contiguous(memory_format=torch.channels_last)
-        maps = [self._backbone(each[None]) for each in frames]
+        maps = [self._backbone(frame[None]) for frame in frames]
         joined = [torch.cat(level) for level in zip(*(m[:3] for m in maps), strict=True)]
         return as_seen(frames, Pyramid(joined[0], joined[1], joined[2], None))
 
@@ -93,12 +92,12 @@ class ClickObjective(Objective[Any]):
         rng: np.random.Generator,
     ) -> None:
         masks = masks_of(logits.detach(), truth.shape[1])
-        for mark, mask, each in zip(marks, masks, truth, strict=True):
-            mark.click(mask.numpy(), each.numpy(), rng)
+        for mark, mask, target in zip(marks, masks, truth, strict=True):
+            mark.click(mask.numpy(), target.numpy(), rng)
 
 
 def masks_of(logits: torch.Tensor, size: int) -> torch.Tensor:
-    """Logits [B, h, w] -> masks [B, size, size], bool."""
+    """Masks [B, size, size] bool from logits [B, h, w]."""
     fine = functional.interpolate(logits[:, None], (size, size), mode="bilinear")
     return fine[:, 0] > 0
 
@@ -113,11 +112,11 @@ def _planes(marks: list[Marks]) -> torch.Tensor:
 
 
 def _losses(logits: torch.Tensor, truth: torch.Tensor, when: str) -> dict[str, torch.Tensor]:
-    """At the logits' size, where the truth is the share of a cell that the object covers."""
+    """Losses at the logits' size, with the average-pooled truth as the target."""
     size = (logits.shape[1], logits.shape[2])
     target = functional.adaptive_avg_pool2d(truth[:, None].float(), size)[:, 0]
-    each = binary(logits.float(), target)
+    bce = binary(logits.float(), target)
     return {
-        f"bce_{when}": each.mean() + 0.5 * hardest(each, HARDEST),
+        f"bce_{when}": bce.mean() + 0.5 * hardest(bce, HARDEST),
         f"iou_{when}": soft_iou(logits.float().sigmoid(), target),
     }

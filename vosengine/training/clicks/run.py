@@ -1,4 +1,4 @@
-"""A training run of the click network: its start, its steps and its weights file."""
+"""Training run of the click network, from initial weights to the weights file."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from .objective import ClickObjective
 from .square_source import SquareSource
 
 WEIGHTS = "weights.safetensors"
-SAID_EVERY = 50  # steps
+REPORT_EVERY = 50  # steps
 
 
 @dataclass(frozen=True)
 class ClickTraining:
-    """What a run is asked for.
+    """Options of a run.
 
-    photos   a folder of photos, as PhotoLibrary finds them, some with masks or regions
-    out      the run's folder
-    init     weights of a click network to start from; None: from the backbone that ships
-    resume   go on from the checkpoint in `out`
-    minutes  stop after so many, to be resumed; None: to the end
-    size     side of the squares that it is trained on, a multiple of 16
+    photos   folder of photos in PhotoLibrary's layout, some with masks or regions
+    out      output folder
+    init     click network weights to start from; None: the shipped backbone
+    resume   continue from the checkpoint in `out`
+    minutes  stop after this time (resumable); None: no limit
+    size     side of the training squares in pixels, a multiple of 16
     """
 
     photos: Path
@@ -55,7 +55,7 @@ class ClickTraining:
 
     @property
     def recipe(self) -> Recipe:
-        """As the trainer takes it. Raises ConfigError."""
+        """The trainer's recipe. Raises ConfigError for values out of range."""
         return Recipe(
             steps=self.steps,
             batch=self.batch,
@@ -70,15 +70,17 @@ class ClickTraining:
 
 
 def train_clicks(options: ClickTraining, say: Callable[[str], None] = lambda _: None) -> str:
-    """Train, or go on, and write the averaged weights; returns what was done, in words.
+    """Train or resume, and write the averaged weights; returns a summary line.
 
-    Raises  ConfigError, InputError, WeightsError, StateError before a step is taken; OutputError
-            and TrainingError after, with the last checkpoint whole.
+    say  receives a progress line every REPORT_EVERY steps
+
+    Raises  ConfigError, InputError, WeightsError, StateError before the first step; OutputError and
+            TrainingError later, with the last checkpoint intact.
     """
     recipe = options.recipe
-    given = [*Given.named("the weights to start from", options.init)]
-    given += Given.named("the photos", options.photos, tree=True)
-    check_run_folder(options.out, (CHECKPOINT, LOG, WEIGHTS), given, options.resume)
+    inputs = [*Given.named("the weights to start from", options.init)]
+    inputs += Given.named("the photos", options.photos, tree=True)
+    check_run_folder(options.out, (CHECKPOINT, LOG, WEIGHTS), inputs, options.resume)
     source = SquareSource(options.photos, options.size, options.seed)
     network = _start(options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,7 @@ def train_clicks(options: ClickTraining, say: Callable[[str], None] = lambda _: 
 
     def report(progress: Progress) -> None:
         recent.append(progress)
-        if progress.step % SAID_EVERY == 0:
+        if progress.step % REPORT_EVERY == 0:
             say(_summary(recent))
             recent.clear()
 
@@ -116,9 +118,9 @@ def _start(options: ClickTraining) -> ClickNet:
         return load_click(options.init)[0]
     network = build_click(ClickConfig(), options.seed)
     network.start_gently()
-    found = read_state_dict(backbone_file(network.config.backbone))
+    pretrained = read_state_dict(backbone_file(network.config.backbone))
     names = state_of(network.backbone)
-    network.backbone.load_state_dict({name: found[name] for name in names}, strict=False)
+    network.backbone.load_state_dict({name: pretrained[name] for name in names}, strict=False)
     return network
 
 
@@ -126,5 +128,5 @@ def _summary(recent: list[Progress]) -> str:
     names = recent[-1].losses
     means = {n: sum(p.losses.get(n, 0.0) for p in recent) / len(recent) for n in names}
     seconds = sum(p.seconds for p in recent) / len(recent)
-    said = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-    return f"step {recent[-1].step}: {said}, {seconds:.2f} s a step"
+    losses = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+    return f"step {recent[-1].step}: {losses}, {seconds:.2f} s a step"

@@ -1,4 +1,4 @@
-"""A person who marks an object and then clicks on what is wrong."""
+"""Simulated user: marks an object, then clicks on the errors of a mask."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from ...prompts.crop import box_of
 from ...prompts.hints import Box
 
-JITTER = 0.06  # of a box's sides: standard deviation of how far it is off, where it is off
-OFF = 0.05  # of an object's longer side: by how much a spoilt mask's outline is off, at most
-NEAR = 0.5  # of the greatest distance from the outline: a click keeps at least that
+JITTER = 0.06  # standard deviation of an inexact box's edges, relative to its sides
+OFF = 0.05  # maximum shift and dilation in `spoilt`, relative to the object's longer side
+NEAR = 0.5  # minimum distance of a click from the outline, relative to the maximum distance
 
 
 def next_click(
@@ -23,13 +23,14 @@ def next_click(
     rng: np.random.Generator | None = None,
     made: Sequence[tuple[int, int, bool]] = (),
 ) -> tuple[int, int, bool] | None:
-    """x, y and sign of the click that a person makes next on a mask, both [H, W]; None where
-    nothing is wrong.
+    """Next click (x, y, positive) of a simulated user (RITM, arXiv 2102.06583); None without
+    errors.
 
-    In the middle of what is missing or too much, whichever is wider: the pixel farthest from its
-    outline, or, with an `rng`, one that is at least half as far (RITM, arXiv 2102.06583).
+    The click is in the wider of the false-negative and false-positive regions, at the pixel
+    farthest from its outline, or, with `rng`, at a random one at least NEAR times as far.
 
-    made  clicks until now: their pixels are not clicked again
+    mask, truth  [H, W] bool
+    made         previous clicks, whose pixels are not clicked again
     """
     missing, extra = truth & ~mask, mask & ~truth
     inner = [_distances(part) for part in (missing, extra)]
@@ -42,22 +43,24 @@ def next_click(
     if furthest <= 0:
         return None
     if rng is None:
-        place = int(distances.argmax())
+        pixel = int(distances.argmax())
     else:
-        place = int(rng.choice(np.flatnonzero(distances >= NEAR * furthest)))
-    y, x = divmod(place, mask.shape[1])
+        pixel = int(rng.choice(np.flatnonzero(distances >= NEAR * furthest)))
+    y, x = divmod(pixel, mask.shape[1])
     return x, y, positive
 
 
 def _distances(part: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """[H, W] distance of every pixel of a part from what is not; the frame's border is."""
+    """Distance [H, W] float32 of each pixel in `part` to its outside, which includes the frame's
+    outside."""
     padded = np.pad(part, 1).astype(np.uint8)
     return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1], np.float32)
 
 
 @dataclass
 class Marks:
-    """What has been marked in one square so far, as planes of the network [4, H, W]."""
+    """Marks in one square so far, as input planes of the network [4, H, W]: previous mask, positive
+    clicks, negative clicks, box."""
 
     planes: NDArray[np.float32]
     radius: int
@@ -66,21 +69,22 @@ class Marks:
     def click(
         self, mask: NDArray[np.bool_], truth: NDArray[np.bool_], rng: np.random.Generator
     ) -> None:
-        """Take in the last mask and a click on what is wrong with it."""
+        """Set the previous mask and add a click on one of its errors."""
         self.planes[0] = mask
-        found = next_click(mask, truth, rng, self.clicks)
-        if found is not None:
-            x, y, positive = found
-            self.clicks.append(found)
+        click = next_click(mask, truth, rng, self.clicks)
+        if click is not None:
+            x, y, positive = click
+            self.clicks.append(click)
             cv2.circle(self.planes[1 if positive else 2], (x, y), self.radius, 1.0, cv2.FILLED)
 
     def box(self, box: Box) -> None:
+        """Add a box (x, y, width, height)."""
         x, y, wide, high = box
         self.planes[3, y : y + high, x : x + wide] = 1
 
 
 def drawn_box(truth: Box, size: int, rng: np.random.Generator) -> Box:
-    """The box that a person draws around an object: exact, or off by a little on every side."""
+    """Simulate a user's box around an object: exact, or with jittered edges, each half the time."""
     x, y, wide, high = truth
     if rng.random() < 0.5:
         return truth
@@ -91,7 +95,8 @@ def drawn_box(truth: Box, size: int, rng: np.random.Generator) -> Box:
 
 
 def spoilt(truth: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A mask as a tracker may have left it: moved a little, grown or shrunk, a piece missing."""
+    """Corrupt a mask [H, W] like a tracker's: shift, dilate or erode, and perhaps cut out a
+    rectangle."""
     x, y, wide, high = box_of(truth.astype(np.uint8))
     reach = max(1, round(OFF * max(wide, high)))
     right, down = rng.integers(-reach, reach + 1, 2)

@@ -1,4 +1,4 @@
-"""Squares of photos around one object, part of a photo or cut-out each."""
+"""Training samples of the click network: square crops around one object of a photo."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from ..photos.paste_source import PasteSource
 from ..samples import Sample
 from ..streams import Stream, check_request, check_seed, generator
 
-KINDS = {"objects": 0.5, "regions": 0.2, "paste": 0.3}
-PASTED = (288, 384)  # (height, width) of what a square of a pasted frame is taken from
-# Chances that another object or part of the photo belongs to it, and that a rope hangs from it:
+KINDS = {"objects": 0.5, "regions": 0.2, "paste": 0.3}  # probabilities of the kinds of samples
+PASTED = (288, 384)  # (height, width) of pasted frames, before cropping
+# Probabilities that a second object or region is added to the object, and that a thin line is:
 # without them a network learns that objects fill their boxes.
 JOINED, ROPED = 0.3, 0.1
-WHOLE = 0.2  # chance that the square holds the whole photo, as where no box is given
-ENLARGED = (1.15, 2.0)  # side of the other squares over the longer side of their object
-SHIFT = 0.08  # of its side: standard deviation of where its middle lies
-LEAST = 0.002  # of the square: smaller objects are drawn again
+WHOLE = 0.2  # probability that the square holds the whole photo, as without a box
+ENLARGED = (1.15, 2.0)  # side of other squares, relative to the object's longer side
+SHIFT = 0.08  # standard deviation of the square's centre, relative to its side
+LEAST = 0.002  # minimum area of the object in the square; smaller ones are drawn again
 _TRIES = 8
 
 
 class SquareSource:
-    """One frame a clip, the object 1: objects by their masks, parts of partitioned photos, and
-    cut-outs on other photos."""
+    """Source of clips of one frame with object 1: annotated objects, regions of partitioned photos,
+    and cut-outs pasted on other photos."""
 
     def __init__(self, photos: Path | PhotoLibrary, size: int, seed: int) -> None:
-        """photos  a folder of them, as `PhotoLibrary` finds them, some with masks or regions
-        size  of the squares' sides, in pixels
+        """Make the source.
 
-        Raises ConfigError, InputError as PasteSource does.
+        photos  folder of photos in PhotoLibrary's layout, some with masks or regions
+        size    side of the squares in pixels
+
+        Raises  ConfigError, InputError as PasteSource.
         """
         self._library = open_photos(photos, PASTED)
         self._size, self._seed = size, check_seed(seed)
@@ -64,14 +66,14 @@ class SquareSource:
             if mask.mean() >= LEAST:
                 return Sample(frame[None], mask[None], f"square {index} of {name}", True)
         raise InputError(
-            f"square {index}: of {_TRIES} drawings none shows an object; look at the masks"
+            f"square {index}: none of {_TRIES} attempts shows an object; check the masks"
         )
 
     def _paste(
         self, rng: np.random.Generator, index: int, progress: float
     ) -> tuple[Pixels, Pixels]:
         clip = self._pasted.sample(index, progress)
-        ids = [int(each) for each in np.unique(clip.masks)[1:]]
+        ids = [int(value) for value in np.unique(clip.masks)[1:]]
         return clip.frames[0], _chosen(rng, clip.masks[0], ids[int(rng.integers(len(ids)))], ids)
 
     def _still(self, rng: np.random.Generator, partition: bool) -> tuple[Pixels, Pixels]:
@@ -96,21 +98,21 @@ class SquareSource:
 
 
 def _chosen(rng: np.random.Generator, labels: Pixels, label: int, others: Sequence[int]) -> Pixels:
-    """[h, w] 0 or 1: one label, or sometimes two of those that there are."""
+    """Mask [h, w] of a label, 0 or 1; with probability JOINED, also of another label."""
     mask = labels == label
-    rest = [each for each in others if each != label]
+    rest = [other for other in others if other != label]
     if rest and rng.random() < JOINED:
         mask |= labels == rest[int(rng.integers(len(rest)))]
     return np.asarray(mask, np.uint8)
 
 
 def _with_rope(rng: np.random.Generator, frame: Pixels, mask: Pixels) -> tuple[Pixels, Pixels]:
-    """A thin line of one colour drawn from some pixel of the object to anywhere: a part of it."""
+    """Add to the object a thin line of one colour, from one of its pixels to anywhere."""
     frame, mask = frame.copy(), mask.copy()
     height, width = mask.shape
-    places = np.flatnonzero(mask)
-    if len(places):
-        y, x = divmod(int(rng.choice(places)), width)
+    pixels = np.flatnonzero(mask)
+    if len(pixels):
+        y, x = divmod(int(rng.choice(pixels)), width)
         end = int(rng.integers(width)), int(rng.integers(height))
         thick = int(rng.integers(1, 4))
         cv2.line(frame, (x, y), end, rng.integers(0, 256, 3).tolist(), thick, cv2.LINE_AA)

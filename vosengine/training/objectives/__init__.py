@@ -1,4 +1,4 @@
-"""How each model is trained: one objective per way."""
+"""Training objectives; the registry names the one of each model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = [
 
 
 def objective_class(model: str) -> type[Objective[Any]]:
-    """What the registry says that a model is trained for."""
-    found: type[Objective[Any]] = resolve_name(entry(model).objective)
-    return found
+    """Objective class of a model, from the registry."""
+    objective: type[Objective[Any]] = resolve_name(entry(model).objective)
+    return objective
 
 
 def objective_for(model: str, method: Method[Any, Any], recipe: Recipe) -> Objective[Any]:
-    """The objective of a network of that model, as the recipe wants it."""
+    """Objective of a network of that model, configured by the recipe."""
     return objective_class(model).of(method, recipe)

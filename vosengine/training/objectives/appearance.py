@@ -1,4 +1,4 @@
-"""What T-Net is trained for: a track's model, fitted on a clip's first frame, finds it later."""
+"""Training objective of T-Net: appearance models fitted on a first frame, scored on later ones."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ from .objective import nothing_for, one_hot
 
 
 class Followed(NamedTuple):
-    """The tracks of one clip."""
+    """Tracks of one clip."""
 
     first: TargetAwareFeatures  # of the first frame, B = 1
     later: list[TargetAwareFeatures]
-    labels: torch.Tensor  # [1 + later, K, S, S] shares of the tracks' pixels, the first frame first
+    labels: torch.Tensor  # [1 + later, K, S, S] in 0..1, the first frame first
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """BCE + IoU of the refined scores. The fit itself is a constant: gradients reach the refiner,
-    and the backbone through what it says of the later frames.
+    """BCE + IoU of the refined scores on later frames.
 
-    The models are fitted to the first frame without augmentations, which would cost one more
-    backbone pass each. (ours)
+    The fit has no gradient; gradients reach the refiner, and the backbone through its features of
+    the later frames. (ours) Models are fitted to the first frame without augmentations, each of
+    which would cost a backbone pass.
 
-    later   frames after the first that are looked at in each clip
-    tracks  objects at most in each clip, of those in its first frame
-    rough   pixels of T-Net's square by which the outlines that models are fitted to have drifted,
-            at most, as those of discovered objects have: the refiner learns where they are; 0:
-            none (ours)
+    later   number of later frames per clip
+    tracks  maximum number of objects per clip, of those in its first frame
+    rough   maximum drift, in pixels of T-Net's input, of the outlines that models are fitted to;
+            0: none. (ours) It imitates the outlines of discovered objects, for the refiner
     """
 
     later: int = 1
@@ -65,25 +64,25 @@ class Appearance:
         return {"track": torch.stack(pixels).mean(), "track_iou": torch.stack(overlaps).mean()}
 
     def _roughened(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Labels [1 + later, K, S, S], those of the first frame with other outlines."""
+        """Labels [1 + later, K, S, S] with drifted outlines in the first frame."""
         first = [drifted(label, self.rough, generator) for label in labels[0]]
         return torch.cat((torch.stack(first)[None], labels[1:]))
 
     def score(
         self, method: TargetAware, frames: torch.Tensor, masks: torch.Tensor, objects: int
     ) -> float:
-        """Mean IoU of every track in every frame after the first, at T-Net's size and each track by
-        itself; 1 without any. Arguments as in `losses`."""
+        """Mean IoU over tracks and all frames after the first, at T-Net's size, each track
+        separately; 1 without tracks. Arguments as in `losses`."""
         generator = torch.Generator().manual_seed(0)
         everything = Appearance(later=masks.shape[1], tracks=objects)
-        found: list[float] = []
+        ious: list[float] = []
         for clip in everything._clips(method, frames, masks, objects, generator):
             for logits, target in _follow(method, clip):
-                own, wanted = logits > 0, target > 0.5
-                joined = (own | wanted).sum(dim=(1, 2))
-                shared = (own & wanted).sum(dim=(1, 2))
-                found += torch.where(joined > 0, shared / joined.clamp(min=1), 1.0).tolist()
-        return sum(found) / len(found) if found else 1.0
+                mask, truth = logits > 0, target > 0.5
+                union = (mask | truth).sum(dim=(1, 2))
+                intersection = (mask & truth).sum(dim=(1, 2))
+                ious += torch.where(union > 0, intersection / union.clamp(min=1), 1.0).tolist()
+        return sum(ious) / len(ious) if ious else 1.0
 
     def _clips(
         self,
@@ -93,32 +92,32 @@ class Appearance:
         objects: int,
         generator: torch.Generator,
     ) -> Iterator[Followed]:
-        """Every clip with an object in its first frame, all encoded at once."""
+        """Iterate over clips with an object in the first frame; all are encoded as one batch."""
         clips, length = masks.shape[:2]
         count = 1 + min(self.later, length - 1)
         order = 1 + torch.rand(clips, length - 1, generator=generator).argsort(dim=1)
         indices = torch.cat((torch.zeros(clips, 1, dtype=torch.int64), order), dim=1)[:, :count]
         rows = torch.arange(clips)[:, None]
-        shown = frames[rows, indices].flatten(0, 1)
-        # Without proposals to find, D-Net is not asked.
-        encoded = method.encode(shown, ())
+        chosen_frames = frames[rows, indices].flatten(0, 1)
+        # With proposals given (none), D-Net does not run.
+        encoded = method.encode(chosen_frames, ())
         labels = one_hot(masks[rows, indices], objects)[:, :, 1:].flatten(0, 1)
         square = (method.config.tracker_size,) * 2
         if objects:
             labels = functional.interpolate(labels, square, mode="bilinear", align_corners=False)
         areas = labels[::count].sum(dim=(2, 3)).tolist()
         for clip, area in enumerate(areas):
-            there = [i for i, a in enumerate(area) if a >= method.config.smallest_sample]
-            chosen = torch.randperm(len(there), generator=generator)[: self.tracks].tolist()
+            visible = [i for i, a in enumerate(area) if a >= method.config.smallest_sample]
+            chosen = torch.randperm(len(visible), generator=generator)[: self.tracks].tolist()
             start = clip * count
-            if there and count > 1:
+            if visible and count > 1:
                 first, *later = (_row(encoded, start + i) for i in range(count))
-                slots = [there[i] for i in chosen]
+                slots = [visible[i] for i in chosen]
                 yield Followed(first, later, labels[start : start + count, slots])
 
 
 def fit(method: TargetAware, features: TargetAwareFeatures, labels: torch.Tensor) -> Tracks:
-    """Appearance models of the objects in a frame, labels [K, S, S] in 0..1; without gradient."""
+    """Fit appearance models to the objects of a frame, labels [K, S, S] in 0..1; no gradient."""
     config = replace(method.config, samples=1, augmentations=0)
     maps = features.appearance.detach().float()
     channels, height, width = maps.shape[1:]
@@ -130,8 +129,7 @@ def fit(method: TargetAware, features: TargetAwareFeatures, labels: torch.Tensor
 
 
 def _follow(method: TargetAware, clip: Followed) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every track's logits in each of the later frames, as a stream has them, and its labels: both
-    [K, S, S]."""
+    """Iterate over the later frames: refined logits and labels of all tracks, both [K, S, S]."""
     tracks = fit(method, clip.first, clip.labels[0])
     square = (method.config.tracker_size,) * 2
     for features, target in zip(clip.later, clip.labels[1:], strict=True):

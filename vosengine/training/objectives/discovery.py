@@ -1,4 +1,4 @@
-"""What D-Net is trained for: the foreground, the objects' centres, and the way to them."""
+"""Training objective of D-Net: foreground, centre heat map and offsets to centres."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ from ...proposals import overlaps
 from ..losses import binary, soft_iou
 from .objective import one_hot
 
-PAPER_SIZE = 480, 854  # pixels: what sigma and the weights are meant for
+PAPER_SIZE = 480, 854  # (height, width) in pixels for which sigma and the weights are defined
 
 
 class DiscoveryTargets(NamedTuple):
-    """What the maps should be, at the network's full size."""
+    """Targets of D-Net's maps at the network's full size."""
 
-    foreground: torch.Tensor  # [B, H, W] 1 where any object is, else 0
-    heatmap: torch.Tensor  # [B, H, W] the highest Gaussian over all centres
-    offset: torch.Tensor  # [B, 2, H, W] (y, x) pixels to the centre of the pixel's own object
+    foreground: torch.Tensor  # [B, H, W] 1 in any object, else 0
+    heatmap: torch.Tensor  # [B, H, W] maximum of the Gaussians at all centres
+    offset: torch.Tensor  # [B, 2, H, W] (y, x) from a pixel to its object's centre, in pixels
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """Cross-entropy of the foreground, squared error of the heat map and L1 of the offsets, on
-    frames of a clip that follow each other: every frame but the first is guided by what was
-    predicted for the one before, as in a stream.
+    """BCE of the foreground, squared error of the heat map and L1 of the offsets.
 
-    The maps are compared after they have been upsampled as for proposals. Centres are the objects'
-    centres of mass. [C: Panoptic-DeepLab]
+    Computed on consecutive frames of a clip; each frame but the first is guided by the prediction
+    for the previous one, as in a stream. Maps are compared after upsampling, as for proposals.
+    Centres are centres of mass (Panoptic-DeepLab's released code).
 
-    frames  that follow each other; a shorter clip gives those that it has
-    sigma   of the Gaussians in pixels at the paper's size [P]; in proportion below it, but at least
-            two cells of the maps, which could not show a narrower one (ours)
-    centre  weight of the squared error, averaged over the frame: four times that of
-            Panoptic-DeepLab, with which the foreground came long before its centres (ours)
-    offset  weight of the error in pixels, averaged over the foreground [C: Panoptic-DeepLab]
-    overlap weight of 1 - soft IoU of the foreground; without it small objects count little (ours)
+    frames   number of consecutive frames; a shorter clip gives all it has
+    sigma    of the Gaussians, in pixels at the paper's size (paper). (ours) Scaled with the size,
+             but at least two cells of the maps, their resolution
+    centre   weight of the squared error, averaged over the frame. (ours) Four times
+             Panoptic-DeepLab's, with which centres were learnt much later than the foreground
+    offset   weight of the L1 error in pixels, averaged over the foreground (Panoptic-DeepLab's
+             released code)
+    overlap  weight of the foreground's soft IoU loss. (ours) Without it small objects have little
+             weight
 
-    The weights are scaled so that a missed centre, and an offset wrong by a share of the frame,
-    cost the same at every size. (ours)
+    (ours) Weights are scaled so that a missed centre, and an offset error relative to the frame,
+    cost the same at every size.
     """
 
     frames: int = 2
@@ -77,27 +78,27 @@ class Discovery:
         return sums
 
     def compare(self, maps: DNetMaps, masks: torch.Tensor, objects: int) -> dict[str, torch.Tensor]:
-        """Losses of a frame's maps: masks [B, H, W] with ids up to `objects`, at the full size."""
+        """Losses of one frame's maps; masks [B, H, W] at full size, ids up to `objects`."""
         height, width = masks.shape[1:]
         scale = min(height, width) / min(PAPER_SIZE)
         sigma = max(self.sigma * scale, 2 * MAP_STRIDE)
-        share = sigma**2 / (height * width)  # of the frame, that a centre heats
+        share = sigma**2 / (height * width)  # area of a Gaussian relative to the frame
         centre = self.centre * self.sigma**2 / math.prod(PAPER_SIZE) / share
-        wanted = discovery_targets(masks, objects, sigma)
-        logits, heatmap, offset = (upsample(each.float(), MAP_STRIDE) for each in maps)
-        away = (MAP_STRIDE * offset - wanted.offset).abs().sum(dim=1)
-        pixels = wanted.foreground.sum().clamp(min=1)
+        targets = discovery_targets(masks, objects, sigma)
+        logits, heatmap, offset = (upsample(x.float(), MAP_STRIDE) for x in maps)
+        error = (MAP_STRIDE * offset - targets.offset).abs().sum(dim=1)
+        pixels = targets.foreground.sum().clamp(min=1)
         return {
-            "saliency": binary(logits[:, 0], wanted.foreground).mean(),
-            "overlap": self.overlap * soft_iou(logits[:, 0].sigmoid(), wanted.foreground),
-            "centre": centre * (heatmap[:, 0] - wanted.heatmap).square().mean(),
-            "offset": self.offset / scale * (away * wanted.foreground).sum() / pixels,
+            "saliency": binary(logits[:, 0], targets.foreground).mean(),
+            "overlap": self.overlap * soft_iou(logits[:, 0].sigmoid(), targets.foreground),
+            "centre": centre * (heatmap[:, 0] - targets.heatmap).square().mean(),
+            "offset": self.offset / scale * (error * targets.foreground).sum() / pixels,
         }
 
 
 def watch(dnet: DNet, frames: torch.Tensor) -> Iterator[DNetMaps]:
-    """The maps of every frame of clips [B, T, 3, H, W], as streams would have them: each frame is
-    guided by what was predicted for the one before. No gradient goes back through that."""
+    """Iterate over D-Net's maps for the frames of clips [B, T, 3, H, W], as in a stream: each frame
+    is guided by the prediction for the previous one, without gradient through it."""
     clips, length = frames.shape[:2]
     encoded = dnet.encode(frames.transpose(0, 1).flatten(0, 1))
     guidance = None
@@ -107,24 +108,24 @@ def watch(dnet: DNet, frames: torch.Tensor) -> Iterator[DNetMaps]:
         maps = dnet(features, guidance)
         yield maps
         if index + 1 < length:
-            guidance = dnet.guide(frames[:, index], _shown(maps, dnet), features.deep)
+            guidance = dnet.guide(frames[:, index], _guide_saliency(maps, dnet), features.deep)
 
 
 def discovery_score(dnet: DNet, frames: torch.Tensor, masks: torch.Tensor, objects: int) -> float:
-    """Mean IoU of every object's best proposal, over all frames that it is in; 1 without any."""
-    found: list[float] = []
+    """Mean IoU of each object's best proposal over all frames with the object; 1 without any."""
+    ious: list[float] = []
     for index, maps in enumerate(watch(dnet, frames)):
         owned = one_hot(masks[:, index], objects)[:, 1:] > 0
-        for clip, objects_there in enumerate(owned):
-            there = objects_there[objects_there.any(dim=2).any(dim=1)]
+        for clip, object_masks in enumerate(owned):
+            visible = object_masks[object_masks.any(dim=2).any(dim=1)]
             proposals = dnet.proposals(DNetMaps(*(x[clip, None] for x in maps)))
-            best = functional.pad(overlaps(there, proposals.masks), (1, 0)).amax(dim=1)
-            found += best.tolist()
-    return sum(found) / len(found) if found else 1.0
+            best = functional.pad(overlaps(visible, proposals.masks), (1, 0)).amax(dim=1)
+            ious += best.tolist()
+    return sum(ious) / len(ious) if ious else 1.0
 
 
 def discovery_targets(masks: torch.Tensor, objects: int, sigma: float) -> DiscoveryTargets:
-    """masks [B, H, W] with ids up to `objects`; sigma in pixels. An object that is not there has
+    """Targets for masks [B, H, W] with ids up to `objects`; sigma in pixels. An absent object has
     no centre."""
     owned = one_hot(masks, objects)[:, 1:]  # [B, O, H, W]
     y = torch.arange(masks.shape[1], device=masks.device, dtype=torch.float32)
@@ -146,8 +147,8 @@ def discovery_targets(masks: torch.Tensor, objects: int, sigma: float) -> Discov
     )
 
 
-def _shown(maps: DNetMaps, dnet: DNet) -> torch.Tensor:
-    """What the next frame is told of this one."""
+def _guide_saliency(maps: DNetMaps, dnet: DNet) -> torch.Tensor:
+    """Saliency [B, 1, H / 4, W / 4] in 0..1 that guides the next frame."""
     saliency = torch.sigmoid(maps.saliency.detach().float())
     if dnet.config.guidance == "tracks":
         return (saliency > dnet.config.saliency_threshold).float()

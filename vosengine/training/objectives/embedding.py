@@ -1,4 +1,4 @@
-"""What ReID is trained for: crops of one object are alike, those of any two are not."""
+"""Training objective of ReID: contrastive loss over crops of objects."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from .objective import nothing_for, one_hot
 
 @dataclass(frozen=True)
 class Embedding:
-    """Crops of the same object in several frames, against the clip's other objects and those of
-    other clips. PReMVOS trains with triplets, which see one other crop at a time. (ours)
+    """Contrastive loss: crops of one object are positives, other objects in the batch negatives.
 
-    views        crops of an object at most, of frames drawn at random
-    jitter       each side of a box moves by up to this share of it, since the boxes in a stream are
-                 those of predicted masks; below 1/2
-    smallest     pixels; of less an object is not cropped
-    temperature  of the softmax: lower ones care for the nearest of the others alone
+    (ours) PReMVOS trains with triplets, which have one negative each.
+
+    views        maximum number of crops per object, from random frames
+    jitter       maximum shift of each side of a box, relative to the box, below 1/2; in a stream
+                 boxes are those of predicted masks
+    smallest     minimum area of an object in pixels
+    temperature  of the softmax; lower ones emphasise the hardest negatives
     """
 
     views: int = 3
@@ -44,16 +45,16 @@ class Embedding:
         return {"embedding": contrastive(vectors, identities, self.temperature)}
 
     def score(self, reid: ReID, frames: torch.Tensor, masks: torch.Tensor, objects: int) -> float:
-        """Of the crops whose object is in another one, the share that is most like such a one; 1
-        without any. Arguments as in `losses`."""
+        """Top-1 retrieval accuracy: share of crops whose nearest crop is of the same object, among
+        crops with a positive; 1 without any. Arguments as in `losses`."""
         generator = torch.Generator().manual_seed(0)
         vectors, identities = self._embed(reid, frames, masks, objects, generator)
         if vectors is None:
             return 1.0
-        likeness = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
-        alike = (identities[:, None] == identities).fill_diagonal_(False)
-        has_other = alike.any(dim=1)
-        right = alike.gather(1, likeness.argmax(dim=1, keepdim=True))[has_other]
+        similarity = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
+        positive = (identities[:, None] == identities).fill_diagonal_(False)
+        has_positive = positive.any(dim=1)
+        right = positive.gather(1, similarity.argmax(dim=1, keepdim=True))[has_positive]
         return float(right.float().mean()) if len(right) else 1.0
 
     def _embed(
@@ -64,7 +65,8 @@ class Embedding:
         objects: int,
         generator: torch.Generator,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Embeddings [N, C] of the crops, None if there are none, and whose they are [N]."""
+        """Embeddings [N, C] of the crops (None without crops), and their objects' identities
+        [N]."""
         crops: list[torch.Tensor] = []
         identities: list[int] = []
         owned = one_hot(masks, objects)[:, :, 1:] > 0  # [B, T, O, H, W]
@@ -78,13 +80,13 @@ class Embedding:
     def _draw(
         self, owned: torch.Tensor, generator: torch.Generator
     ) -> dict[tuple[int, int], list[int]]:
-        """The objects to crop from a frame, by clip and frame."""
+        """Draw the objects to crop, by (clip, frame)."""
         large = (owned.sum(dim=(3, 4)) >= self.smallest).cpu()
         chosen: dict[tuple[int, int], list[int]] = {}
         for clip, row in large.any(dim=1).nonzero().tolist():
-            seen = large[clip, :, row].nonzero()[:, 0]
-            order = torch.randperm(len(seen), generator=generator)[: self.views]
-            for index in seen[order].tolist():
+            visible = large[clip, :, row].nonzero()[:, 0]
+            order = torch.randperm(len(visible), generator=generator)[: self.views]
+            for index in visible[order].tolist():
                 chosen.setdefault((clip, index), []).append(row)
         return chosen
 

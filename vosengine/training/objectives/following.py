@@ -1,4 +1,4 @@
-"""How models that follow masks are trained: recurrently, by the verbs that the engine calls."""
+"""Training objective of mask propagation models: unrolled over a clip by the method's verbs."""
 
 from __future__ import annotations
 
@@ -30,26 +30,28 @@ from .proposals import draw_proposals
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
-# A clip has a twentieth of a stream's positions. Read as sharply as a stream, it would teach less.
+# Factor on the sharpness in training: a clip has a twentieth of a stream's memory positions, and
+# softer reads give more gradient.
 SOFTER = 0.5
-# Of spoilt masks: those whose outline has drifted; of the others those that are lost, or leak.
+# Probabilities of mask corruptions: drifted outline; otherwise object lost, or leaking.
 WORN, WHOLLY_LOST, LEAKS = 0.6, 0.15, 0.3
-MOST_WORN = 4  # pixels by which an outline drifts
-GROWN = 0.65  # of those whose outline drifts; the others shrink
+MOST_WORN = 4  # maximum drift of an outline, in pixels
+GROWN = 0.65  # probability that a drifting outline grows rather than shrinks
 
 
 @dataclass(frozen=True)
 class FollowingLosses:
-    """Weights of the losses on every predicted frame.
+    """Weights of the losses on each predicted frame.
 
-    cross_entropy  of the soft aggregation, its mean over the hardest `share` of the pixels
-    mean           of the same, its mean over all pixels (ours)
-    iou            1 - soft IoU of every object
-    saliency       GIEL's global map against the union of all objects
-    readout        the masks that were read from the memory, where the model reads them (ours)
-    objects        followed in a clip, the rest is background; drawn anew every time (ours)
-    spoilt         chance that a predicted mask has a part cut out or added before the memory sees
-                   it, so that the network learns to recover (ours)
+    cross_entropy  cross-entropy of the soft aggregation, over the hardest `share` of the pixels
+    mean           the same over all pixels (ours)
+    iou            soft IoU loss, averaged over objects
+    saliency       BCE of GIEL's global map with the union of all objects
+    readout        BCE of the masks read from memory, for models that read them (ours)
+    objects        maximum number of objects per clip, drawn each time; the rest is background
+                   (ours)
+    spoilt         probability that a predicted mask is corrupted before it is remembered, so that
+                   the network learns to recover (ours)
     """
 
     cross_entropy: float = 1.0
@@ -63,20 +65,19 @@ class FollowingLosses:
 
 
 class Step(NamedTuple):
-    """What a model says of one clip's frame: `time` in the clip, its scores, ln probabilities
-    [1 + O, H, W], and labels [H, W] to compare them with."""
+    """Prediction for one frame of one clip, and its labels."""
 
-    time: int
+    time: int  # frame index in the clip
     scores: Scores
-    answer: torch.Tensor
-    labels: torch.Tensor
+    answer: torch.Tensor  # [1 + O, H, W] log probabilities
+    labels: torch.Tensor  # [H, W] ids
 
 
 class FollowingObjective(Objective[Method[Any, Any]]):
-    """The first frame comes with its mask; in every later one what was predicted is remembered.
+    """Propagates the first frame's masks through a clip; later frames remember their predictions.
 
-    Gradients go back through the memory, as far as the method lets them: GIEL sees labels. Methods
-    that take the objects of several streams at once are given all clips of a batch together.
+    Gradients flow through the memory as far as the method allows (GIEL stores labels, which have no
+    gradient). A `batched` method gets all clips of the batch at once.
     """
 
     def __init__(self, method: Method[Any, Any], weights: FollowingLosses) -> None:
@@ -101,23 +102,24 @@ class FollowingObjective(Objective[Method[Any, Any]]):
     def score(self, batch: Batch) -> float:
         """Mean J over clips, objects and all frames after the first."""
         generator = torch.Generator().manual_seed(0)
-        found = []
+        ious = []
         masks = [from_first(clip) for clip in batch.masks]
         for step in self._steps(batch.frames, masks, generator):
             labels = step.answer.argmax(dim=0)
-            for each in range(1, len(step.answer)):
-                own, target = labels == each, step.labels == each
-                joined = (own | target).sum()
-                found.append(float((own & target).sum() / joined) if joined else 1.0)
-        return sum(found) / max(1, len(found))
+            for object_id in range(1, len(step.answer)):
+                mask, target = labels == object_id, step.labels == object_id
+                union = (mask | target).sum()
+                ious.append(float((mask & target).sum() / union) if union else 1.0)
+        return sum(ious) / max(1, len(ious))
 
     def _steps(
         self, frames: torch.Tensor, masks: list[torch.Tensor], generator: torch.Generator
     ) -> Iterator[Step]:
-        """Every frame after the first of all clips [B, T, H, W, 3] that show an object in it."""
-        shown = [i for i, clip in enumerate(masks) if clip[0].any()]
-        together = [shown] if self.method.batched else [[i] for i in shown]
-        for clips in together:
+        """Predictions for all frames after the first of clips [B, T, H, W, 3], without clips whose
+        first frame has no object."""
+        usable = [i for i, clip in enumerate(masks) if clip[0].any()]
+        groups = [usable] if self.method.batched else [[i] for i in usable]
+        for clips in groups:
             if clips:
                 chosen = torch.stack([masks[i] for i in clips])
                 yield from self._follow(frames[clips], chosen, generator)
@@ -125,16 +127,16 @@ class FollowingObjective(Objective[Method[Any, Any]]):
     def _follow(
         self, frames: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
     ) -> Iterator[Step]:
-        """Clips [B, T, H, W, 3] side by side, their objects one after the other.
+        """Propagate through clips [B, T, H, W, 3] in parallel, objects in clip order.
 
-        While gradients are wanted, predicted masks are now and then spoilt before they are
-        remembered.
+        With gradients enabled, predicted masks are corrupted with probability `spoilt` before they
+        are remembered.
         """
         method, length = self.method, masks.shape[1]
         counts = [int(clip[0].max()) for clip in masks]
         size = (masks.shape[2], masks.shape[3])
         geometry = Geometry.fit(size, size=None, multiple=method.stride)
-        memory = MemoryConfig("all", max_frames=max(2, length))  # every frame, no room for more
+        memory = MemoryConfig("all", max_frames=max(2, length))  # exactly the clip's frames
         state = method.start(geometry, sum(counts), memory)
         blank(state)
         if method.batched:
@@ -144,9 +146,9 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         if len(masks) > 1:
             state.streams = streams
         seen = self._encode(frames, masks, counts, generator)
-        given = [one_hot(clip[0], count) for clip, count in zip(masks, counts, strict=True)]
+        first = [one_hot(clip[0], count) for clip, count in zip(masks, counts, strict=True)]
         prompted = tuple(range(sum(counts)))
-        method.remember(self._window(seen, 0), join_masks(given, streams, prompted), state)
+        method.remember(self._window(seen, 0), join_masks(first, streams, prompted), state)
         for t in range(1, length):
             scores = method.segment(self._window(seen, t), state)
             answers = []
@@ -158,8 +160,8 @@ class FollowingObjective(Objective[Method[Any, Any]]):
                 predicted = [answer.exp() for answer in answers]
                 if torch.is_grad_enabled():
                     predicted = [
-                        spoil(each, generator) if _chance(self.weights.spoilt, generator) else each
-                        for each in predicted
+                        spoil(clip, generator) if _chance(self.weights.spoilt, generator) else clip
+                        for clip in predicted
                     ]
                 remembered = join_masks(predicted, streams, (), scores.aux)
                 method.remember(self._window(seen, t), remembered, state)
@@ -171,7 +173,7 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         counts: list[int],
         generator: torch.Generator,
     ) -> list[Any]:
-        """Features of every frame, by time: a row for each clip."""
+        """Features per time step, with one row per clip."""
         pictures = normalised(frames, self.method.config)
         length = pictures.shape[1]
         if self.method.needs_proposals:
@@ -187,30 +189,31 @@ class FollowingObjective(Objective[Method[Any, Any]]):
     def _frame_losses(self, step: Step) -> dict[str, torch.Tensor]:
         weights, count = self.weights, len(step.answer) - 1
         targets = one_hot(step.labels, count)[1:]
-        surprise = cross_entropy(step.answer, step.labels)
-        found = {"ce": weights.cross_entropy * hardest(surprise, weights.share)}
+        ce = cross_entropy(step.answer, step.labels)
+        losses = {"ce": weights.cross_entropy * hardest(ce, weights.share)}
         if weights.mean:
-            found["mean"] = weights.mean * surprise.mean()
+            losses["mean"] = weights.mean * ce.mean()
         if weights.iou:
-            found["iou"] = weights.iou * soft_iou(step.answer[1:].exp(), targets)
+            losses["iou"] = weights.iou * soft_iou(step.answer[1:].exp(), targets)
         aux, read = step.scores.aux, step.scores.aux
         if isinstance(aux, GIELAux):
-            union = _shrunk(targets.amax(dim=0, keepdim=True), aux.saliency)
-            found["saliency"] = weights.saliency * binary(aux.saliency, union).mean()
+            union = _pooled(targets.amax(dim=0, keepdim=True), aux.saliency)
+            losses["saliency"] = weights.saliency * binary(aux.saliency, union).mean()
             read = aux.read if aux.read is None else aux.read[1:]
         if weights.readout and isinstance(read, torch.Tensor):
-            covered = _shrunk(targets, read)
-            likely = read.clamp(1e-4, 1 - 1e-4)
-            found["readout"] = weights.readout * functional.binary_cross_entropy(likely, covered)
-        return found
+            covered = _pooled(targets, read)
+            clamped = read.clamp(1e-4, 1 - 1e-4)
+            losses["readout"] = weights.readout * functional.binary_cross_entropy(clamped, covered)
+        return losses
 
 
-def _chance(share: float, generator: torch.Generator) -> bool:
-    return float(torch.rand((), generator=generator)) < share
+def _chance(probability: float, generator: torch.Generator) -> bool:
+    """True with the given probability."""
+    return float(torch.rand((), generator=generator)) < probability
 
 
-def _shrunk(targets: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Masks [O, H, W] as shares of the cells of a coarser grid."""
+def _pooled(targets: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Average-pool masks [O, H, W] to the grid of `like` [..., h, w]."""
     height, width = like.shape[-2:]
     return functional.adaptive_avg_pool2d(targets[None], (height, width))[0]
 
@@ -218,34 +221,34 @@ def _shrunk(targets: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def from_first(
     masks: torch.Tensor, limit: int = 255, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Masks [T, H, W] of the objects that the first frame shows, at most `limit` of them, drawn at
-    random, numbered without gaps; the others become background."""
+    """Keep the objects of the first frame in masks [T, H, W], at most `limit` drawn at random,
+    renumbered without gaps; the others become background."""
     table = masks.new_zeros(256)
-    shown = torch.unique(masks[0])
-    shown = shown[shown > 0]
-    if len(shown) > limit:
-        shown = shown[torch.randperm(len(shown), generator=generator)[:limit]]
-    ids = torch.arange(1, 1 + len(shown), device=masks.device)
-    table[shown.long()] = ids.to(masks.dtype)
+    present = torch.unique(masks[0])
+    present = present[present > 0]
+    if len(present) > limit:
+        present = present[torch.randperm(len(present), generator=generator)[:limit]]
+    ids = torch.arange(1, 1 + len(present), device=masks.device)
+    table[present.long()] = ids.to(masks.dtype)
     return table[masks.long()]
 
 
 def spoil(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """[1 + O, H, W] of which one object is no longer what it was: its outline has drifted, or it
-    has lost a part, or all of it, or has leaked into the background around it."""
+    """Corrupt the mask of one object in probabilities [1 + O, H, W]: `worn` with probability WORN,
+    else `cut`."""
     if _chance(WORN, generator):
         return worn(probabilities, generator)
     return cut(probabilities, generator)
 
 
 def worn(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """[1 + O, H, W] in which one object has grown or shrunk by up to MOST_WORN pixels, not by the
-    same on all sides, as masks do that are carried from frame to frame."""
+    """Grow or shrink one object in probabilities [1 + O, H, W] by up to MOST_WORN pixels, unevenly
+    over its sides, like the drift of propagated masks."""
     slot = 1 + int(float(torch.rand((), generator=generator)) * (len(probabilities) - 1))
     if not (probabilities[slot] > 0.5).any():
         return probabilities
     moved = drifted(probabilities[slot], MOST_WORN, generator)
-    # The others keep their proportions; where there are none, the background has the rest.
+    # The others are rescaled in proportion; if all are 0, the background gets the remainder.
     others = probabilities.clone()
     others[slot] = 0
     others[0] += LEAST
@@ -255,26 +258,26 @@ def worn(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 
 
 def drifted(own: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """A soft mask [H, W] that has grown or shrunk by 1 to `most` pixels, and moved by as many."""
+    """Dilate or erode a soft mask [H, W] by 1 to `most` pixels, and shift it by up to as many."""
     draw = torch.rand(4, generator=generator).tolist()
     reach = 1 + int(draw[0] * most)
     sign = 1 if draw[1] < GROWN else -1
     moved = sign * functional.max_pool2d(sign * own[None], 2 * reach + 1, 1, reach)
     moved = functional.pad(moved, (reach,) * 4, mode="replicate")[0]
-    top, left = (reach + round((2 * each - 1) * reach) for each in draw[2:])
+    top, left = (reach + round((2 * u - 1) * reach) for u in draw[2:])
     return moved[top : top + own.shape[0], left : left + own.shape[1]]
 
 
 def cut(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """[1 + O, H, W] in which one object has lost a part, or all of it, or has leaked into the
-    background around it: a rectangle about one of its pixels."""
+    """In a rectangle about a pixel of one object in probabilities [1 + O, H, W], move the object's
+    probability to the background or (a leak) the reverse; the rectangle may cover the frame."""
     height, width = probabilities.shape[1:]
     draw = torch.rand(6, generator=generator).tolist()
     slot = 1 + int(draw[0] * (len(probabilities) - 1))
-    places = (probabilities[slot] > 0.5).nonzero()
-    if len(places) == 0:
+    pixels = (probabilities[slot] > 0.5).nonzero()
+    if len(pixels) == 0:
         return probabilities
-    y, x = places[int(draw[1] * len(places))].tolist()
+    y, x = pixels[int(draw[1] * len(pixels))].tolist()
     reach = 1.0 if draw[2] < WHOLLY_LOST else 0.05 + 0.25 * draw[3]
     half = round(reach * height * (0.5 + draw[4])), round(reach * width * (1.5 - draw[4]))
     rows = slice(max(0, y - half[0]), y + half[0] + 1)
@@ -287,8 +290,8 @@ def cut(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 
 def for_clips(config: ModelConfig) -> ModelConfig:
-    """The configuration with which short clips are trained. No parameter differs; but all of the
-    memory is read, and l2 and dot scores are softer."""
+    """Configuration for training on short clips: no top-k, and sharpness times SOFTER for "l2" and
+    "dot". Parameters are unchanged."""
     changes: dict[str, Any] = {}
     if hasattr(config, "top_k"):
         changes["top_k"] = None

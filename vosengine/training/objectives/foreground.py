@@ -1,4 +1,4 @@
-"""What IMCNet is trained for: the union of all objects, in the output and in every side map."""
+"""Training objective of IMCNet: union of all objects, in the output and the side maps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .objective import Objective, check_sides, normalised
 
 
 class IMCNetObjective(Objective[IMCNet]):
-    """BCE + IoU + (1 - SSIM) on the output, BCE + IoU on the mean side map.
+    """BCE + IoU + (1 - SSIM) on the output, BCE + IoU averaged over the side maps.
 
-    Frames that follow each other in a clip stand for those `step` apart in a stream: clips have
-    their time steps between frames. The released code weighs the BCE by weights that the paper does
-    not give, and takes SSIM of side maps too; at stride 32 they are smaller than its window, so
-    they are compared without it, at their own size. (ours)
+    Consecutive frames of a clip take the place of frames `step` apart in a stream, because training
+    clips are already sampled with time steps. (ours) No SSIM on side maps, which at stride 32 are
+    smaller than its window, and no BCE weights: the released code has both, but the paper does not
+    give the weights.
 
-    centres  frames answered for in each clip, drawn from those that have all their neighbours;
-             where there is none, the ends stand in for what lies beyond, as they do in a stream
+    centres  frames to segment per clip, drawn from those with all neighbours; without such frames,
+             the end frames are repeated, as in a stream
     """
 
     def __init__(self, method: IMCNet, centres: int = 1) -> None:
@@ -41,34 +41,38 @@ class IMCNetObjective(Objective[IMCNet]):
 
     @torch.no_grad()
     def score(self, batch: Batch) -> float:
-        """Mean IoU of the foreground, over the frames that have all their neighbours."""
+        """Mean IoU of the foreground over frames with all neighbours."""
         length = batch.masks.shape[1]
         seen = self._draw(batch, length, torch.Generator().manual_seed(0))
         output, _, foreground = self._predict(batch, seen)
-        own, target = output > 0.5, foreground[:, seen.shape[1] // 2] > 0
-        joined = (own | target).sum(dim=(1, 2))
-        shared = (own & target).sum(dim=(1, 2))
-        return float(torch.where(joined > 0, shared / joined.clamp(min=1), 1.0).mean())
+        mask, target = output > 0.5, foreground[:, seen.shape[1] // 2] > 0
+        union = (mask | target).sum(dim=(1, 2))
+        intersection = (mask & target).sum(dim=(1, 2))
+        return float(torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean())
 
     def _predict(
         self, batch: Batch, seen: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """For `_draw`'s frames [N, S] the output [N, H, W] in 0..1, the side maps [N * S, 1, h, w],
-        and the union of all objects in what is seen [N, S, H, W] 0 or 1."""
+        """Run the network on frames [N, S] from `_draw`.
+
+        Returns  output [N, H, W] in 0..1, side maps [N * S, 1, h, w], and the union of all objects
+                 in the frames [N, S, H, W], 0 or 1
+        """
         method = self.method
         check_sides(batch.frames, method.stride)
         seen = seen.to(batch.frames.device)
-        rows, places = torch.unique(seen, return_inverse=True)
+        rows, inverse = torch.unique(seen, return_inverse=True)
         frames = normalised(batch.frames.flatten(0, 1)[rows], method.config)
         encoded = method.encode(frames)
-        *maps, keys = (x[places] for x in encoded)
+        *maps, keys = (x[inverse] for x in encoded)
         attention = method.affinity(keys, maps[3]).flatten(0, 1)
         features, sides = method.propagation([x.flatten(0, 1) for x in maps], attention)
         output = method.decode(features.unflatten(0, seen.shape))[:, 0]
         return output, sides, (batch.masks.flatten(0, 1)[seen] > 0).float()
 
     def _draw(self, batch: Batch, centres: int, generator: torch.Generator) -> torch.Tensor:
-        """[N, S]: what is looked at for each frame answered for, as clip * T + frame."""
+        """Draw `centres` frames per clip: indices clip * T + frame [N, S] of each and its
+        neighbours."""
         clips, length = batch.masks.shape[:2]
         reach = self.method.config.neighbours
         first, last = reach, length - 1 - reach
@@ -83,6 +87,6 @@ class IMCNetObjective(Objective[IMCNet]):
 
 
 def _side(side: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
-    """BCE + IoU of a side map [N, h, w] in 0..1, against the foreground's share of each cell."""
+    """BCE + IoU of a side map [N, h, w] in 0..1 with the average-pooled foreground."""
     share = functional.adaptive_avg_pool2d(foreground, (side.shape[1], side.shape[2]))
     return binary_of(side, share).mean() + soft_iou(side.float(), share)

@@ -1,4 +1,4 @@
-"""What a model is trained for: from a batch of clips to the losses whose sum is minimised."""
+"""Base class of training objectives, and helpers for frames and masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=Method[Any, Any])
 class Objective(ABC, Generic[M]):
     """A model and its losses.
 
-    all_parts  names of networks that may be trained by themselves (`parts` of the Recipe)
+    all_parts  names of networks that can be trained separately (Recipe.parts)
     """
 
     all_parts: ClassVar[tuple[str, ...]] = ()
@@ -32,36 +32,39 @@ class Objective(ABC, Generic[M]):
 
     @classmethod
     def of(cls, method: M, recipe: Recipe) -> Objective[M]:
-        """The objective, as the recipe wants it."""
+        """Make the objective with the recipe's settings."""
         return cls(method)
 
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Scalars by name, weighted: their sum is what is minimised.
+        """Weighted scalar losses by name; training minimises their sum.
 
-        generator  on the CPU; whatever is drawn at random is drawn from it
+        generator  on the CPU, the source of all random draws
         """
 
     @abstractmethod
     def score(self, batch: Batch) -> float:
-        """How well the model does what it is for on these clips, 0..1: mean IoU with the truth.
-        Changes nothing and needs no gradient."""
+        """Score of the model on these clips in 0..1, such as mean IoU. No side effects, no
+        gradient."""
 
 
 def normalised(frames: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """uint8 [..., H, W, 3] RGB -> float32 [..., 3, H, W] as the networks see it."""
+    """Normalise RGB frames: uint8 [..., H, W, 3] -> float32 [..., 3, H, W]."""
     mean, std = (frames.new_tensor(v, dtype=torch.float32) for v in (config.mean, config.std))
     return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
 
 
 def one_hot(masks: torch.Tensor, count: int) -> torch.Tensor:
-    """Object ids [..., H, W] -> float32 [..., 1 + count, H, W], the background first."""
+    """One-hot masks: object ids [..., H, W] -> float32 [..., 1 + count, H, W], background first."""
     ids = torch.arange(1 + count, device=masks.device)[:, None, None]
     return (masks[..., None, :, :] == ids).float()
 
 
 def check_sides(frames: torch.Tensor, multiple: int) -> None:
-    """Raise InputError unless the sides of frames [..., H, W, 3] are multiples of a stride."""
+    """Check that H and W of frames [..., H, W, 3] are multiples of `multiple`.
+
+    Raises  InputError.
+    """
     height, width = frames.shape[-3:-1]
     if height % multiple or width % multiple:
         raise InputError(
@@ -71,5 +74,5 @@ def check_sides(frames: torch.Tensor, multiple: int) -> None:
 
 
 def nothing_for(network: nn.Module) -> torch.Tensor:
-    """0, whose gradient is 0 for every parameter: the loss where there is nothing to learn from."""
+    """Zero loss with zero gradients for all parameters, for a batch without targets."""
     return torch.stack([0 * parameter.sum() for parameter in network.parameters()]).sum()

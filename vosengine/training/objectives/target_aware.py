@@ -1,4 +1,4 @@
-"""What target-aware U-VOS is trained for: its three networks, which share nothing, side by side."""
+"""Training objective of target-aware U-VOS: its three networks, which share no parameters."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PARTS = ("dnet", "reid", "tnet")
 
 
 class TargetAwareObjective(Objective[TargetAware]):
-    """The sum of the networks' own losses.
+    """Losses of the selected networks.
 
-    parts  any of "dnet" (discovery), "reid" (embedding) and "tnet" (appearance); the parameters of
-           the others get no gradient
+    parts  any of "dnet" (discovery), "reid" (embedding) and "tnet" (appearance); the others get no
+           gradient
     """
 
     all_parts = PARTS
@@ -69,8 +69,8 @@ class TargetAwareObjective(Objective[TargetAware]):
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> dict[str, float]:
-        """By part, 0..1: the IoU of an object's best proposal, the share of crops most like another
-        one of their object, the IoU of a track with its object."""
+        """Scores by part in 0..1: IoU of each object's best proposal (dnet), retrieval accuracy of
+        crops (reid), IoU of tracks (tnet)."""
         method, clips = self.method, self._clips(batch)
         scores: dict[str, float] = {}
         if "dnet" in self.parts:
@@ -82,7 +82,7 @@ class TargetAwareObjective(Objective[TargetAware]):
         return scores
 
     def _clips(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Frames [B, T, 3, H, W] as the networks see them, masks [B, T, H, W], the greatest id."""
+        """Normalised frames [B, T, 3, H, W], masks [B, T, H, W] and the highest id."""
         check_sides(batch.frames, self.method.stride)
         frames = normalised(batch.frames, self.method.config)
         return frames, batch.masks, max(batch.counts)

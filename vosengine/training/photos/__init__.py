@@ -1,1 +1,1 @@
-"""Training clips made of photos: cut-outs that move over other photos, and warped photos."""
+"""Training clips made of photos: moving cut-outs on photo backgrounds, and warped photos."""

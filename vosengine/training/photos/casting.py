@@ -1,4 +1,4 @@
-"""What a clip of cut-outs shows: a photo as background, and who moves in front of it."""
+"""Scenes of pasted cut-outs: a photo background, a camera and moving figures."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from ..synthetic.scene import Scene
 from .cutouts import ENLARGED, Figure, cut_out, draw_outline
 from .library import PhotoLibrary, Pixels
 
-SIZE = (0.025, 0.35)  # area of an object over that of the frame, about even on a log scale
-KINDS = {"objects": 0.6, "regions": 0.05, "outlines": 0.35}  # where objects come from
-COUNTS = (0.4, 0.35, 0.25)  # chances of 1, 2 and 3 objects
-LOOK_ALIKES = 0.25  # chance that an object comes twice
-_SMALLEST = 0.005  # of the frame: a cut-out that even enlarged is less is drawn again
+SIZE = (0.025, 0.35)  # area of an object relative to the frame, log-uniform
+KINDS = {"objects": 0.6, "regions": 0.05, "outlines": 0.35}  # probabilities of figure sources
+COUNTS = (0.4, 0.35, 0.25)  # probabilities of 1, 2 and 3 objects
+LOOK_ALIKES = 0.25  # probability that an object is duplicated
+_SMALLEST = 0.005  # minimum area, relative to the frame, of an enlarged cut-out; else drawn again
 _TRIES = 4
-_CALMER = 8  # times that a camera may be calmed
-ANCHORED = 0.6  # chance that what the border of its photo cuts is cut by the frame's
-CAMOUFLAGE = 0.05  # chance that an outline is filled with the background's photo
+_CALMER = 8  # maximum number of times that a camera's motion is reduced
+ANCHORED = 0.6  # probability that a figure cut by its photo's border is placed at the frame's
+CAMOUFLAGE = 0.05  # probability that an outline is filled from the background photo
 
 Box = tuple[NDArray[np.float64], NDArray[np.float64]]  # lowest and highest x, y
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How much happens in a clip; 1 is usual, chances are 0..1."""
+    """Amounts of motion and effects in a clip (1 is typical), and probabilities in 0..1."""
 
-    steps: int  # frame intervals between two frames of the clip, at most
+    steps: int  # maximum number of frame intervals between two frames of the clip
     motion: float
     growth: float
     deformation: float
     camera: float
-    leaving: float  # chance that an object leaves the frame and returns
-    distractors: float  # chance of one
-    occluders: float
+    leaving: float  # probability that an object leaves the frame and returns
+    distractors: float  # probability of one
+    occluders: float  # likewise
     effects: Effects
 
 
 def difficulty_at(level: float) -> Difficulty:
-    """From calm clips (`level` 0) to everything at once (1)."""
+    """Difficulty at `level` 0 (calm) to 1 (hard)."""
     return Difficulty(
         steps=3 + round(9 * level),
         motion=0.8 + 1.0 * level,
@@ -77,21 +77,21 @@ def difficulty_at(level: float) -> Difficulty:
 
 @dataclass(frozen=True)
 class Place:
-    """Where figures go."""
+    """Frame and background that figures are placed on."""
 
     frame: Size  # (height, width)
-    photo: Pixels  # the background
-    colour: NDArray[np.float64]  # [3] its mean
+    photo: Pixels  # [h, w, 3], the background
+    colour: NDArray[np.float64]  # [3], the background's mean
 
 
 def draw_photo_scene(
     rng: np.random.Generator, library: PhotoLibrary, frame: Size, times: Sequence[int],
     difficulty: Difficulty, labelled: bool,
 ) -> Scene:  # fmt: skip
-    """A scene that is seen at `times`, in frames of size `frame` (height, width).
+    """Draw a scene for frames of size `frame` (height, width) at `times`.
 
-    labelled  whether all that moves by itself is an object; the background then is a photo in which
-              no mask shows one
+    labelled  all moving figures are annotated, and the background is a photo without objects in its
+              mask
     """
     photo = library.image(library.draw_bare(rng) if labelled else library.draw(rng))
     camera = draw_camera(rng, frame, difficulty.camera)
@@ -123,7 +123,7 @@ def draw_photo_scene(
 
 
 def _draw_look(rng: np.random.Generator, frame: Size, limits: Effects) -> Look:
-    """Light, lens, sensor and codec; what would hardly show is left out, which is faster."""
+    """Draw the image effects; barely visible ones are left out for speed."""
     look = draw_look(rng, frame, limits)
     return replace(
         look,
@@ -134,8 +134,10 @@ def _draw_look(rng: np.random.Generator, frame: Size, limits: Effects) -> Look:
 
 
 def _within(photo: Pixels, camera: Camera, frame: Size, times: Sequence[int]) -> tuple[Camera, Box]:
-    """The camera, calmed until the photo covers what it sees without being enlarged too far, and
-    the box of what it sees."""
+    """Reduce the camera's motion until the photo covers its view without too much enlargement.
+
+    Returns  the camera, and the box of its view over `times`
+    """
     screen = corners((0, 0), (frame[1], frame[0]))
     largest = np.maximum(np.array(photo.shape[1::-1]) * ENLARGED, 1.1 * screen[2])
     for _ in range(_CALMER):
@@ -150,8 +152,8 @@ def _within(photo: Pixels, camera: Camera, frame: Size, times: Sequence[int]) ->
 
 
 def _draw_backdrop(rng: np.random.Generator, photo: Pixels, seen: Box) -> tuple[Pixels, Matrix]:
-    """The photo as background, and the map from the world to its pixels: what is `seen` lies on
-    it."""
+    """Fit the photo to the visible box `seen`; returns the backdrop and the map from world to its
+    pixels."""
     if rng.random() < 0.5:
         photo = np.ascontiguousarray(photo[:, ::-1])
     low, extent = seen[0], seen[1] - seen[0]
@@ -167,7 +169,7 @@ def _draw_backdrop(rng: np.random.Generator, photo: Pixels, seen: Box) -> tuple[
 
 
 def _draw_figure(rng: np.random.Generator, library: PhotoLibrary, place: Place) -> Figure:
-    """A cut-out in the size in which it is shown."""
+    """Draw a figure, scaled to its size in the frame."""
     pixels = place.frame[0] * place.frame[1]
     area = pixels * float(np.exp(rng.uniform(*np.log(SIZE))))
     for _ in range(_TRIES):
@@ -178,7 +180,7 @@ def _draw_figure(rng: np.random.Generator, library: PhotoLibrary, place: Place) 
     figure = figure.scaled(float(min(np.sqrt(area / max(figure.area, 1)), ENLARGED, longest)))
     if rng.random() < 0.5:
         figure = figure.flipped()
-    if rng.random() < 0.5:  # in the light of the place
+    if rng.random() < 0.5:  # match the background's colours
         own = figure.sheet[figure.alpha > 127]
         if len(own):
             gains = ((place.colour + 20) / (own.mean(axis=0) + 20)) ** rng.uniform(0, 0.6)
@@ -203,7 +205,7 @@ def _raw_figure(
 
 
 def _varied(rng: np.random.Generator, figure: Figure) -> Figure:
-    """The figure again, nearly: in another size, often mirrored or in another light."""
+    """A look-alike of the figure: rescaled, perhaps mirrored or recoloured."""
     twin = figure.scaled(float(np.exp(rng.normal(0, 0.15))))
     if rng.random() < 0.5:
         twin = twin.flipped()
@@ -214,7 +216,7 @@ def _actor(
     rng: np.random.Generator, frame: Size, difficulty: Difficulty, figure: Figure, label: int,
     nearness: float,
 ) -> Actor:  # fmt: skip
-    """The figure at a place of its own, and how it moves."""
+    """Make an actor of a figure, with a position and motion."""
     glow = draw_wander(rng, 0.15 * difficulty.growth, 0.006 * difficulty.growth, 1)
     part, size = figure.part(rng, glow)
     path = draw_trajectory(
@@ -224,7 +226,7 @@ def _actor(
     home = extent * rng.uniform(0.1, 0.9, 2)
     angle = rng.uniform(-np.pi, np.pi) if rng.random() < 0.12 else rng.normal(0, 0.2)
     if figure.cut.any() and rng.random() < ANCHORED:
-        # Its straight edge comes to lie where the frame ends, as it did in its photo.
+        # The edge cut by the photo's border is aligned with the frame's border.
         angle = rng.normal(0, 0.05)
         beyond = rng.uniform(0.0, 0.25, 2) * figure.half
         low, high = figure.half - beyond, extent - figure.half + beyond
@@ -234,7 +236,7 @@ def _actor(
 
 
 def keep_seen(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The masks without objects of which no frame shows more than a few pixels."""
+    """Remove objects from masks [T, H, W] that have only a few pixels in every frame."""
     least = max(20, masks[0].size // 1000)
     counts = np.stack([count_ids(mask) for mask in masks])
     seen = counts.max(axis=0) >= least

@@ -1,4 +1,4 @@
-"""A folder of photos, with masks where there are some: found, checked and read."""
+"""Library of photos with optional masks: search, checks and reading."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ LAYOUT = (
     f"a folder {IMAGES}, at any depth, and beside it, if you have them, {MASKS} (PNG; 0 is"
     f" background, each other value an object) or {REGIONS} (PNG; each value a part of the photo)"
 )
-CACHE_BYTES = 256 << 20  # of decoded photos, in each process
-_VOID = 255  # beside other values the border between objects, as in VOC; alone it is the object
-_MOST_VALUES = 120  # a mask of more values is a soft matte
+CACHE_BYTES = 256 << 20  # limit of decoded photos per process
+_VOID = 255  # void border between objects, as in VOC; an object if it is the only value
+_MOST_VALUES = 120  # a mask with more values is taken for a soft matte
 _LEAST_SIDE = 32  # pixels
-_THUMB = 8  # pixels; at 8x8x3 products of bytes sum up exactly in float32, in any order
-_SAME = 18.0  # grey levels by which thumbnails of nearly the same photo differ, at most (RMS)
-_ORIENTATION = 0x0112  # EXIF's tag
-_MASK_MODES = ("P", "L", "1")  # Pillow's names: indexed, grey, black and white
+_THUMB = 8  # pixels; sums of 8x8x3 products of bytes are exact in float32, in any order
+_SAME = 18.0  # maximum RMS difference, in grey levels, of thumbnails of near duplicates
+_ORIENTATION = 0x0112  # EXIF tag
+_MASK_MODES = ("P", "L", "1")  # Pillow modes: indexed, grey, black and white
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo on disk. `labels` is its mask, or its partition if `partition`, or None."""
+    """A photo on disk. `labels` is its mask, its partition (if `partition`) or None."""
 
     image: Path
     labels: Path | None
@@ -52,7 +52,7 @@ class Cutout:
 
 
 class Cutouts:
-    """Objects to choose from, those of photos that are nearly the same as one."""
+    """Objects to draw from; near-duplicate photos share the probability of one."""
 
     def __init__(self, cutouts: Sequence[Cutout], rarity: NDArray[np.float64]) -> None:
         self.cutouts = tuple(cutouts)
@@ -62,20 +62,23 @@ class Cutouts:
         return len(self.cutouts)
 
     def draw(self, rng: np.random.Generator) -> Cutout:
-        return self.cutouts[_drawn(rng, self._chances)]
+        """Draw a random object."""
+        return self.cutouts[_draw_index(rng, self._chances)]
 
 
 class PhotoLibrary:
-    """The photos below a folder. Decoded ones are kept until they are too many.
+    """Photos below a folder, with a cache of decoded ones (least recently used are dropped).
 
-    Photos that are nearly the same, such as frames of a video, share the chance of one.
+    Near duplicates, such as frames of a video, share the probability of one photo.
     """
 
     def __init__(self, folder: Path, side: int) -> None:
-        """side  photos are reduced to this short side, in pixels, where theirs is longer
+        """Find and check all photos; every file is read once.
 
-        Every file is read here once. Raises InputError where there are no photos, one cannot be
-        read or is tiny, or a mask has no photo, another size, or values that are no object ids.
+        side  maximum short side in pixels; larger photos are reduced to it
+
+        Raises  InputError without photos; if a photo cannot be read or is too small; if a mask has
+                no photo, another size than it, or values that are no object ids.
         """
         self.folder, self._side = folder, side
         self.photos = tuple(_find(folder))
@@ -88,7 +91,7 @@ class PhotoLibrary:
         objects: list[Cutout] = []
         regions: list[Cutout] = []
         for number, photo in enumerate(self.photos):
-            size, thumb = _glance(photo.image)
+            size, thumb = _size_and_thumb(photo.image)
             if min(size) < _LEAST_SIDE:
                 raise InputError(
                     f"{photo.image}: is {size[0]}x{size[1]}, wanted sides of at least"
@@ -110,7 +113,7 @@ class PhotoLibrary:
                 objects += [Cutout(number, label) for label in chosen]
             labels = _reduce_labels(labels, side)
             self._labels[number] = (labels.shape, zlib.compress(labels.tobytes(), 1))
-        self.rarity = _rarity(np.stack(thumbs))  # [n] the chance of each, 0..1
+        self.rarity = _rarity(np.stack(thumbs))  # [n] weight of each photo, 0..1
         self._chances = np.cumsum(self.rarity)
         shows = {cutout.number for cutout in objects}
         bare = [self.rarity[n] * (n not in shows) for n in range(len(self.photos))]
@@ -119,24 +122,24 @@ class PhotoLibrary:
         self.regions = Cutouts(regions, self.rarity)
 
     def __getstate__(self) -> dict[str, object]:
-        """For worker processes: all but what is in memory."""
+        """State for worker processes, without the cache."""
         return {**self.__dict__, "_cache": OrderedDict(), "_bytes": 0}
 
     @property
     def bytes_kept(self) -> int:
-        """Of decoded photos in memory."""
+        """Bytes of decoded photos in the cache."""
         return self._bytes
 
     def draw(self, rng: np.random.Generator) -> int:
-        """The number of some photo."""
-        return _drawn(rng, self._chances)
+        """Draw a photo; returns its number."""
+        return _draw_index(rng, self._chances)
 
     def draw_bare(self, rng: np.random.Generator) -> int:
-        """The number of some photo without objects in its mask, where there is one."""
-        return _drawn(rng, self._bare if self._bare[-1] > 0 else self._chances)
+        """Draw a photo without objects in its mask, or any photo if there is none."""
+        return _draw_index(rng, self._bare if self._bare[-1] > 0 else self._chances)
 
     def image(self, number: int) -> Pixels:
-        """[h, w, 3] RGB of photo `number`; not to be written to."""
+        """Photo `number` as [h, w, 3] RGB; read-only."""
         pixels = self._cache.pop(number, None)
         if pixels is None:
             pixels = _read_image(self.photos[number].image, self._side)
@@ -147,13 +150,13 @@ class PhotoLibrary:
         return pixels
 
     def labels(self, number: int) -> Pixels:
-        """[h, w] values of its mask or partition, of the same size; not to be written to."""
+        """Values [h, w] of a photo's mask or partition, at the photo's size; read-only."""
         shape, code = self._labels[number]
         return np.frombuffer(zlib.decompress(code), np.uint8).reshape(shape)
 
 
 def open_photos(photos: Path | PhotoLibrary, size: Size) -> PhotoLibrary:
-    """A folder's photos for clips of `size` (height, width), with room to zoom in."""
+    """Open a folder for clips of `size` (height, width), at twice the resolution for zooming in."""
     if isinstance(photos, PhotoLibrary):
         return photos
     return PhotoLibrary(photos, max(288, 2 * min(size)))
@@ -186,11 +189,11 @@ def _files(folder: Path, extensions: Sequence[str]) -> list[Path]:
     )
 
 
-def _glance(path: Path) -> tuple[Size, Pixels]:
-    """(height, width) as shown, and the photo at 8x8 [8, 8, 3]. Reads all of the file."""
+def _size_and_thumb(path: Path) -> tuple[Size, Pixels]:
+    """(height, width) after EXIF rotation, and a thumbnail [8, 8, 3]. Reads the whole file."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # on its side
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # rotated by 90 degrees
             size = (image.width, image.height) if turned else (image.height, image.width)
             image.draft("RGB", (_THUMB, _THUMB))
             pixels = np.asarray(image.convert("RGB"), np.uint8)
@@ -201,7 +204,7 @@ def _glance(path: Path) -> tuple[Size, Pixels]:
 
 
 def _rarity(thumbs: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """[n] one over the number of photos that are nearly the same, of thumbnails [n, ...]."""
+    """Weights [n]: 1 / number of near duplicates (itself included), from thumbnails [n, ...]."""
     points = thumbs.reshape(len(thumbs), -1).astype(np.float32)
     squares = (points**2).sum(axis=1)
     limit = _SAME**2 * points.shape[1]
@@ -213,18 +216,18 @@ def _rarity(thumbs: NDArray[np.uint8]) -> NDArray[np.float64]:
     return 1 / np.maximum(counts, 1)
 
 
-def _drawn(rng: np.random.Generator, chances: NDArray[np.float64]) -> int:
-    """An index, by the running sums of the chances."""
-    place = np.searchsorted(chances, rng.random() * chances[-1], side="right")
-    return min(int(place), len(chances) - 1)
+def _draw_index(rng: np.random.Generator, chances: NDArray[np.float64]) -> int:
+    """Draw an index by cumulative weights [n]."""
+    index = np.searchsorted(chances, rng.random() * chances[-1], side="right")
+    return min(int(index), len(chances) - 1)
 
 
 def _read_image(path: Path, side: int) -> Pixels:
-    """[h, w, 3] RGB, the short side `side` at most."""
+    """Read a photo as [h, w, 3] RGB, reduced to a short side of at most `side`."""
     try:
         with Image.open(path) as image:
             short = min(image.size)
-            if short > side:  # JPEG is decoded at a half, a quarter or an eighth
+            if short > side:  # JPEG can be decoded at 1/2, 1/4 or 1/8
                 image.draft("RGB", tuple(-(-s * side // short) for s in image.size))
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
@@ -238,7 +241,7 @@ def _read_image(path: Path, side: int) -> Pixels:
 
 
 def _read_labels(path: Path) -> Pixels:
-    """[h, w] as stored: indices or grey levels."""
+    """Read labels [h, w]: indices or grey levels."""
     try:
         with Image.open(path) as image:
             if image.mode not in _MASK_MODES:
@@ -260,7 +263,7 @@ def _reduce_labels(labels: Pixels, side: int) -> Pixels:
 
 
 def _reduced(pixels: Pixels, side: int) -> tuple[int, int]:
-    """(height, width) when the short side is reduced to `side`."""
+    """(height, width) after reducing the short side to at most `side`."""
     height, width = pixels.shape[:2]
     scale = min(1.0, side / min(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
@@ -271,7 +274,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _good_objects(labels: Pixels, path: Path) -> list[int]:
-    """Values of a mask that are objects, large and whole enough to be cut out."""
+    """Values of a mask that are objects large and compact enough to cut out."""
     counts = np.bincount(labels.ravel(), minlength=256)
     values = np.flatnonzero(counts[1:]) + 1
     if len(values) > _MOST_VALUES:
@@ -286,7 +289,7 @@ def _good_objects(labels: Pixels, path: Path) -> list[int]:
 
 
 def _good_regions(labels: Pixels) -> list[int]:
-    """Values of a partition that look like things: not vast, thin or cut by the border."""
+    """Values of a partition that may be objects: not too large, thin or cut by the border."""
     counts = np.bincount(labels.ravel(), minlength=256)
     low, high = 0.01 * labels.size, 0.35 * labels.size
     chosen = []
@@ -300,6 +303,6 @@ def _good_regions(labels: Pixels) -> list[int]:
 
 
 def _fill(inside: NDArray[np.bool_]) -> float:
-    """Share of its bounding box that a shape covers."""
+    """Fraction of its bounding box that a shape covers."""
     _, _, width, height = cv2.boundingRect(inside.view(np.uint8))
     return float(inside.sum()) / (width * height)

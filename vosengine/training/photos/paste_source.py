@@ -1,4 +1,4 @@
-"""Training clips in which cut-outs of photos move over other photos."""
+"""Training clips of photo cut-outs moving over other photos."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from .casting import difficulty_at, draw_photo_scene, keep_seen
 from .library import PhotoLibrary, open_photos
 
 _TRIES = 8
-# Difficulty of the hardest clips, at the start of the training and at its end.
+# Maximum difficulty at the start and at the end of training.
 _CALM, _LIVELY = 0.1, 0.3
 
 
 class PasteSource:
-    """Cut-outs of photos on photos: 1 to 4 objects, more motion as the training goes on."""
+    """Source of clips of 1 to 4 cut-outs on photos; motion grows with training progress."""
 
     def __init__(
         self, photos: Path | PhotoLibrary, frames: int, size: Size, seed: int,
         labelled: bool = False,
     ) -> None:  # fmt: skip
-        """photos  a folder of them, as `PhotoLibrary` finds them
-        frames  of every clip, 1 or more; size  (height, width) of every clip
-        seed  0 or more
-        labelled  whether all that moves by itself is an object
+        """Make the source.
 
-        Raises ConfigError for values out of range, and what PhotoLibrary raises.
+        photos    folder of photos in PhotoLibrary's layout
+        frames    frames per clip, 1 or more
+        size      (height, width) of clips
+        seed      0 or more
+        labelled  all moving figures are annotated (no distractors or occluders)
+
+        Raises  ConfigError for values out of range; the errors of PhotoLibrary.
         """
         check_clip(frames, size)
         self._frames, self._size, self._seed = frames, size, check_seed(seed)
@@ -55,12 +58,12 @@ class PasteSource:
                 frames = np.stack([frame for frame, _ in drawn])
                 return Sample(frames, masks, f"pasted clip {index}", True)
         raise InputError(
-            f"pasted clip {index}: of {_TRIES} drawings none shows an object; look at the masks"
+            f"pasted clip {index}: none of {_TRIES} attempts shows an object; check the masks"
         )
 
 
 def check_clip(frames: int, size: Size) -> None:
-    """Raises ConfigError where no clip has this length and size."""
+    """Check a clip's length and size. Raises ConfigError."""
     if frames < 1:
         raise ConfigError(f"frames: wanted at least 1, given {frames}")
     if min(size) < MIN_SIDE:

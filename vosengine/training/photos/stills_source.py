@@ -1,4 +1,4 @@
-"""Training clips that are one photo and its mask, warped anew for each frame [STM, section 3.4]."""
+"""Training clips of one photo and its mask, warped for each frame (STM, section 3.4)."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ _TRIES = 8
 
 
 class StillsSource:
-    """Photos with a mask or regions; every frame is an affine and a smooth warp of one of them."""
+    """Source of clips whose frames are random affine and smooth warps of one annotated photo."""
 
     def __init__(
         self, photos: Path | PhotoLibrary, frames: int, size: Size, seed: int,
         labelled: bool = False,
     ) -> None:  # fmt: skip
-        """photos  a folder of them, as `PhotoLibrary` finds them, some with masks or regions
-        frames  of every clip, 1 or more; size  (height, width) of every clip
-        seed  0 or more
-        labelled  whether every object of a photo is one of the clip; then no regions are taken
+        """Make the source.
 
-        Raises ConfigError for values out of range, InputError where no photo has an object, and
-        what PhotoLibrary raises.
+        photos    folder of photos in PhotoLibrary's layout, some with masks or regions
+        frames    frames per clip, 1 or more
+        size      (height, width) of clips
+        seed      0 or more
+        labelled  all objects of a photo are annotated; regions are not used
+
+        Raises  ConfigError for values out of range; InputError if no photo has an object; the
+                errors of PhotoLibrary.
         """
         check_clip(frames, size)
         self._frames, self._size, self._seed = frames, size, check_seed(seed)
@@ -69,18 +72,18 @@ class StillsSource:
                 x, y = _lookup(rng, view, self._size, amount)
                 cv2.remap(photo, x, y, cv2.INTER_LINEAR, frames[time], cv2.BORDER_REFLECT)
                 cv2.remap(labels, x, y, cv2.INTER_NEAREST, masks[time], cv2.BORDER_REFLECT)
-                frames[time] = _lit(rng, frames[time], amount)
+                frames[time] = _relight(rng, frames[time], amount)
             masks = renumber(keep_seen(masks))
             if masks[0].any():
                 return Sample(
                     frames, masks, f"{self._library.photos[number].image.name} warped", True
                 )
         raise InputError(
-            f"warped photo {index}: of {_TRIES} drawings none shows an object; look at the masks"
+            f"warped photo {index}: none of {_TRIES} attempts shows an object; check the masks"
         )
 
     def _chosen(self, rng: np.random.Generator, number: int) -> Pixels:
-        """The photo's labels, of which some objects are kept and all else is 0."""
+        """Labels of photo `number` with a random subset of its objects; the rest is 0."""
         labels = self._objects[number]
         count = len(labels)
         if not self._labelled:
@@ -91,7 +94,7 @@ class StillsSource:
 
 
 def _draw_view(rng: np.random.Generator, photo: Pixels, size: Size) -> Matrix:
-    """From the pixels of frames to those of the photo, before the warp."""
+    """Draw the map from frame pixels to photo pixels, before the warp."""
     whole = np.array(photo.shape[1::-1], np.float64)
     frame = np.array(size[::-1], np.float64)
     zoom = max(float((whole / frame).min()) * rng.uniform(0.7, 1.0), 1 / ENLARGED)
@@ -105,7 +108,7 @@ def _draw_view(rng: np.random.Generator, photo: Pixels, size: Size) -> Matrix:
 def _lookup(
     rng: np.random.Generator, view: Matrix, size: Size, amount: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """For each pixel of a frame [H, W], the place in the photo that it shows."""
+    """Draw a warp: x and y [H, W] of the photo pixel shown by each frame pixel."""
     height, width = size
     unit = float(np.sqrt(height * width))
     motion = translate(rng.normal(0, 0.07 * amount * unit, 2))
@@ -125,8 +128,8 @@ def _lookup(
     )
 
 
-def _lit(rng: np.random.Generator, frame: Pixels, amount: float) -> Pixels:
-    """The frame in another light: gain and offset of each channel."""
+def _relight(rng: np.random.Generator, frame: Pixels, amount: float) -> Pixels:
+    """Change the frame's light: a gain per channel and an offset."""
     gains = np.exp(rng.normal(0, 0.06 * amount) + rng.normal(0, 0.03 * amount, 3))
     levels = np.arange(256)[:, None] * gains + rng.normal(0, 5 * amount)
     table = np.clip(levels + 0.5, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Actors: whatever moves in front of the background, from sprite to layer on the screen."""
+"""Actors: figures that move in front of the background, rendered from sprites to layers."""
 
 from __future__ import annotations
 
@@ -27,41 +27,42 @@ from .shapes import Limb, rasterise
 from .textures import paint
 
 _BEND_SPAN = 1.2  # the deformation grid covers -1.2..1.2 of an actor's units
-_BEND_CELLS = 40  # resolution at which it is looked up; OpenCV interpolates in 32nds of a cell
+_BEND_CELLS = 40  # resolution of the lookup grid; OpenCV interpolates in 1/32 of a cell
 
 
 def three(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[h, w] -> [h, w, 3]. A real copy: numpy multiplies by a broadcast axis of 3 far slower."""
+    """Repeat a plane: [h, w] -> [h, w, 3]. A copy, because numpy is much slower at multiplying by a
+    broadcast axis of 3."""
     return np.asarray(cv2.merge([plane, plane, plane]), np.float32)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An actor as the camera sees it in one frame."""
+    """An actor rendered for one frame."""
 
     window: Window
-    colour: NDArray[np.float32]  # [h, w, 3] 0..255 (glints above), already multiplied by alpha
+    colour: NDArray[np.float32]  # [h, w, 3] premultiplied by alpha, 0..255 (highlights above)
     alpha: NDArray[np.float32]  # [h, w] 0..1
 
 
 @dataclass(frozen=True)
 class Part:
-    """A limb with its texture. Colour fills the whole sprite; the stencil cuts it out."""
+    """A textured limb; the texture covers the whole sprite, the stencil gives its shape."""
 
     sheet: NDArray[np.uint8]  # [h, w, 3]
-    stencil: NDArray[np.uint8]  # [h, w, 2]: coverage; light, where 128 leaves the colour alone
+    stencil: NDArray[np.uint8]  # [h, w, 2]: coverage; light (128 is neutral)
     to_sprite: Matrix  # actor's units at rest -> sprite pixels
-    parent: int
-    joint: NDArray[np.float64]
-    swing: Wander
-    slide: Wander | None  # 1: pixels by which the texture moves across the stencil
-    order: float  # parts are drawn by rising order
+    parent: int  # index of the parent part, or -1
+    joint: NDArray[np.float64]  # [2], in the actor's units
+    swing: Wander  # 1: angle about the joint
+    slide: Wander | None  # 1: shift of the texture across the stencil, in pixels
+    order: float  # parts are drawn in ascending order
     glow: Wander | None = None  # 1: log gain of its light
 
 
 @dataclass(frozen=True)
 class Actor:
-    """`label` is the object's id in the mask, or 0 for a distractor or occluder."""
+    """A moving figure; `label` is its id in the mask, or 0 for a distractor or occluder."""
 
     label: int
     parts: tuple[Part, ...]
@@ -70,9 +71,9 @@ class Actor:
     nearness: float
 
     def render(self, view: Matrix, time: float, screen: Window, margin: int = 0) -> Layer | None:
-        """The actor under camera matrix `view`, or None outside `screen`.
+        """Render the actor under camera matrix `view`; None if it is outside `screen`.
 
-        The layer's window has `margin` more pixels on each side, as far as the screen goes.
+        margin  extra pixels on each side of the layer's window, within the screen
         """
         to_screen = view @ self.trajectory.matrix(time)
         poses = self._poses(time)
@@ -99,7 +100,7 @@ class Actor:
             place = windows[i].slices(window)
             x, y = _lookup(to_actor, grid, self.parts[i].to_sprite, poses[i], windows[i])
             part_colour, part_alpha = _sample(self.parts[i], x, y, time)
-            if order == 0:  # nothing is behind it yet
+            if order == 0:  # the first part needs no compositing
                 if windows[i] == window:
                     colour, alpha = part_colour, part_alpha
                 else:
@@ -111,7 +112,8 @@ class Actor:
         return Layer(window, colour, alpha)
 
     def velocity(self, view: tuple[Matrix, Matrix], time: float) -> NDArray[np.float64]:
-        """[2] screen pixels per frame; `view`: camera half a frame before and after `time`."""
+        """Velocity [2] in screen pixels per frame; `view`: camera matrices half a frame before and
+        after `time`."""
         before, after = (
             transform(matrix, self.trajectory.position(time + step)[None])[0]
             for matrix, step in zip(view, (-0.5, 0.5), strict=True)
@@ -119,11 +121,11 @@ class Actor:
         return np.asarray(after - before, np.float64)
 
     def extent(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lowest and highest x, y of the figure at rest, in its own units."""
+        """Lowest and highest (x, y) of the figure at rest, in the actor's units."""
         boxes = []
         for part in self.parts:
             rows, columns = (np.flatnonzero(part.stencil[..., 0].max(axis=a)) for a in (1, 0))
-            if not rows.size:  # a limb below a quarter of a pixel, all eaten by its hole
+            if not rows.size:  # a limb of less than a quarter pixel, covered by its hole
                 continue
             box = corners((columns[0] - 0.5, rows[0] - 0.5), (columns[-1] + 0.5, rows[-1] + 0.5))
             boxes.append(transform(invert(part.to_sprite), box))
@@ -131,7 +133,7 @@ class Actor:
         return points.min(axis=0), points.max(axis=0)
 
     def recoloured(self, gains: NDArray[np.float64]) -> Actor:
-        """The same figure with its colours multiplied by `gains` [3]."""
+        """Multiply the figure's colours by `gains` [3]."""
         parts = tuple(
             replace(part, sheet=np.clip(part.sheet * gains, 0, 255).astype(np.uint8))
             for part in self.parts
@@ -139,7 +141,7 @@ class Actor:
         return replace(self, parts=parts)
 
     def _poses(self, time: float) -> list[Matrix]:
-        """For each part, rest -> posed, in the actor's units."""
+        """Map from rest to pose per part, in the actor's units."""
         poses: list[Matrix] = []
         for part in self.parts:
             pose = about(part.joint, rotate(float(part.swing.at(time)[0])))
@@ -151,12 +153,12 @@ def draw_parts(
     rng: np.random.Generator, limbs: Sequence[Limb], size: float, patterns: Sequence[str],
     palettes: Sequence[Palette], articulation: float, turning: Wander | None, shading: float,
 ) -> tuple[Part, ...]:  # fmt: skip
-    """Sprites for `limbs` at `size` pixels per unit. `turning` slides textures, in units."""
+    """Draw sprites for `limbs` at `size` pixels per unit; `turning` slides textures, in units."""
     light = rng.uniform(-1, 1, 2)
     parts: list[Part] = []
     for limb in limbs:
         low, high = limb.contour.min(axis=0) * size, limb.contour.max(axis=0) * size
-        offset = np.floor(low) - 3  # a clear rim: interpolation never meets a cut edge
+        offset = np.floor(low) - 3  # a transparent margin for interpolation
         width, height = (np.ceil(high) + 3 - offset).astype(int).tolist()
         contours = [limb.contour * size - offset, *(hole * size - offset for hole in limb.holes)]
         coverage = rasterise(contours, height, width)
@@ -166,7 +168,7 @@ def draw_parts(
             Part(
                 paint(rng, height, width, patterns, palettes),
                 np.dstack([coverage, _shade(coverage, light, shading)]),
-                # Contours measure from a pixel's corner, sampling from its centre.
+                # Contours are relative to pixel corners, sampling to pixel centres.
                 translate(-offset - 0.5) @ scale(np.full(2, size)),
                 limb.parent,
                 limb.joint,
@@ -181,7 +183,7 @@ def draw_parts(
 def _shade(
     coverage: NDArray[np.uint8], light: NDArray[np.float64], strength: float
 ) -> NDArray[np.uint8]:
-    """[h, w] light on a rounded relief of the shape; 128 is neutral."""
+    """Light [h, w] on a rounded relief of the shape; 128 is neutral."""
     height, width = coverage.shape
     relief = coverage.astype(np.float32) / 255
     for reach in (5, 12):
@@ -204,7 +206,7 @@ def _lookup(
     to_actor: Matrix, grid: NDArray[np.float32] | None, to_sprite: Matrix, pose: Matrix,
     window: Window,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
-    """For each pixel of `window`, the sprite position [h, w] that it shows."""
+    """Sprite coordinates x and y [h, w] shown by each pixel of `window`."""
     to_actor = to_actor @ translate((window.x0, window.y0))
     unpose = to_sprite @ invert(pose)
     whole = unpose @ to_actor

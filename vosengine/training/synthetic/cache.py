@@ -1,8 +1,8 @@
-"""Clips on disk: drawn once on worker processes, read many times.
+"""Cache of procedural clips on disk, generated once by worker processes.
 
-A cache is a folder with `cache.json`, which says what it holds, and shards of clips:
-`frames-0000.npy` [clips, T, H, W, 3] uint8 RGB and `masks-0000.npy` [clips, T, H, W] uint8. Clip
-number i is of level i modulo the number of levels.
+A cache is a folder with a description `cache.json` and shards of clips: `frames-0000.npy`
+[clips, T, H, W, 3] uint8 RGB and `masks-0000.npy` [clips, T, H, W] uint8. Clip i has level i modulo
+the number of levels.
 """
 
 from __future__ import annotations
@@ -30,17 +30,20 @@ SHARD = 256  # clips
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """What a cache holds. Equal descriptions mean equal bytes."""
+    """Description of a cache; equal descriptions mean equal bytes.
+
+    Raises  ConfigError for values out of range.
+    """
 
     clips: int
     frames: int
     height: int
     width: int
     seed: int
-    shard: int = SHARD  # clips of every shard but the last, which may hold fewer
+    shard: int = SHARD  # clips per shard; the last may have fewer
     levels: int = len(LEVELS)
     generator: int = GENERATOR
-    labelled: bool = False  # whether all that looks like an object is one
+    labelled: bool = False  # every object is annotated; see make_level_clip
 
     def __post_init__(self) -> None:
         if not isinstance(self.labelled, bool):
@@ -60,10 +63,11 @@ class CacheConfig:
 
     @property
     def shards(self) -> int:
+        """Number of shards."""
         return -(-self.clips // self.shard)
 
     def shape(self, shard: int) -> tuple[int, int, int, int]:
-        """Of the masks of a shard: (clips, T, H, W)."""
+        """Shape (clips, T, H, W) of a shard's masks."""
         clips = min(self.shard, self.clips - shard * self.shard)
         return clips, self.frames, self.height, self.width
 
@@ -80,16 +84,18 @@ def write_cache(
     shard: int = SHARD,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Draw the clips that the folder does not hold yet.
+    """Write a cache, or the shards that an interrupted call has not written.
 
-    clips, frames, size  how many clips, of how many frames, of which (height, width)
-    workers  processes that draw; 1 draws in this one
-    labelled  whether all that looks like an object is one, as `make_level_clip` has it
-    on_shard  called after each shard with the number of finished shards and of all
+    clips, frames, size  number of clips, frames per clip, (height, width)
+    workers   number of processes; 1: this process
+    labelled  every object is annotated; see `make_level_clip`
+    shard     clips per shard
+    on_shard  called after each shard with the numbers of finished shards and of all shards
 
-    A shard appears whole or not at all: interrupted, the call is repeated and goes on. Raises
-    ConfigError where the folder holds a cache of another description, OutputError where it cannot
-    be written.
+    Shards are written atomically.
+
+    Raises  ConfigError for values out of range, or if the folder has a cache of another
+            description; OutputError if it cannot be written.
     """
     config = CacheConfig(clips, frames, *size, check_seed(seed), shard, labelled=labelled)
     check_levels(frames, size)
@@ -111,9 +117,9 @@ def write_cache(
 
 
 def read_description(folder: Path) -> CacheConfig:
-    """What the cache in `folder` holds.
+    """Read the description of the cache in `folder`.
 
-    Raises InputError where there is no cache, ConfigError where its description is none.
+    Raises  InputError if there is no cache; ConfigError if its description is invalid.
     """
     path = folder / DESCRIPTION
     try:
@@ -129,27 +135,29 @@ def read_description(folder: Path) -> CacheConfig:
 
 
 def frames_file(folder: Path, shard: int) -> Path:
+    """Path of a shard's frames."""
     return folder / f"frames-{shard:04d}.npy"
 
 
 def masks_file(folder: Path, shard: int) -> Path:
+    """Path of a shard's masks."""
     return folder / f"masks-{shard:04d}.npy"
 
 
 def _describe(folder: Path, config: CacheConfig) -> None:
-    """Write the description, or see that the one that is there is the same."""
+    """Write the description, or check that an existing one is equal."""
     if not (folder / DESCRIPTION).exists():
-        taken = next(iter(sorted(folder.glob("*.npy"))), None)
-        if taken is not None:
+        stray = next(iter(sorted(folder.glob("*.npy"))), None)
+        if stray is not None:
             raise OutputError(
-                f"{taken}: is in the way, of no cache that is described there; move it away or name"
+                f"{stray}: is in the way: the folder has no {DESCRIPTION}; move it away or name"
                 " another folder"
             )
         text = json.dumps(asdict(config), indent=2) + "\n"
-        _put(folder / DESCRIPTION, lambda file: file.write(text.encode()))
+        _write_atomic(folder / DESCRIPTION, lambda file: file.write(text.encode()))
         return
-    held, wanted = asdict(read_description(folder)), asdict(config)
-    different = [f"{n} {held[n]} (wanted {wanted[n]})" for n in held if held[n] != wanted[n]]
+    stored, wanted = asdict(read_description(folder)), asdict(config)
+    different = [f"{n} {stored[n]} (wanted {wanted[n]})" for n in stored if stored[n] != wanted[n]]
     if different:
         raise ConfigError(
             f"{folder}: holds another cache: {', '.join(different)}; name another folder or"
@@ -166,7 +174,7 @@ def _write_shards(
     if workers <= 1:
         yield from map(_write_shard, jobs)
         return
-    # Spawned, not forked: the parent may hold threads of torch.
+    # Spawned, not forked: the parent may have torch's threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,))
     try:
@@ -174,8 +182,8 @@ def _write_shards(
             yield shard.result()
     except BrokenProcessPool as error:
         raise OutputError(
-            f"{folder}: a process that drew clips was killed, perhaps for want of memory; run it"
-            " again with fewer workers: finished parts are kept"
+            f"{folder}: a worker process was killed, perhaps out of memory; run it again with"
+            " fewer workers: finished parts are kept"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -191,13 +199,13 @@ def _write_shard(job: tuple[Path, CacheConfig, int]) -> None:
         level = number % config.levels
         clip = make_level_clip(level, seed, shape[1], shape[2:], config.labelled)
         frames[row], masks[row] = clip.frames, clip.masks
-    # Frames come last: where they are, the shard is whole.
-    _put(masks_file(folder, shard), lambda file: np.save(file, masks))
-    _put(frames_file(folder, shard), lambda file: np.save(file, frames))
+    # Frames are written last: if they exist, the shard is complete.
+    _write_atomic(masks_file(folder, shard), lambda file: np.save(file, masks))
+    _write_atomic(frames_file(folder, shard), lambda file: np.save(file, frames))
 
 
-def _put(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """A file that is there whole or not at all, even if the machine stops."""
+def _write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file atomically: temporary file, fsync, rename."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
         write(file)

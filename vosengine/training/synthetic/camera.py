@@ -1,4 +1,4 @@
-"""The camera: pan, zoom, roll and shake, with parallax, and a background that rolls past."""
+"""Camera motion: pan, zoom, roll and shake, with parallax and a scrolling background."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from numpy.typing import NDArray
 from .geometry import Matrix, about, rotate, scale, translate
 from .motion import Wander, draw_wander
 
-BACKGROUND = 0.6  # nearness of layers: how much of the pan and zoom they show
+BACKGROUND = 0.6  # nearness of layers: factor on pan and zoom
 OBJECTS = 1.0
 FOREGROUND = 1.4
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Maps world pixels to screen pixels; at time 0 the two agree."""
+    """Map from world to screen pixels over time; the identity at time 0."""
 
     centre: NDArray[np.float64]  # [2]
     path: Wander  # 8: pan, shake, scroll (x, y in pixels each), log zoom, roll
 
     def matrix(self, time: float, nearness: float) -> Matrix:
+        """World to screen at `time` (frames), for a layer of this nearness."""
         state = self.path.at(time)
         pan, shake, scroll, (zoom, roll) = state.reshape(4, 2)
         shift = nearness * pan + shake
-        if nearness == BACKGROUND:  # the camera follows what happens in front of it
+        if nearness == BACKGROUND:  # scrolls as if the camera followed the objects
             shift = shift + scroll
         view = rotate(roll) @ scale(np.exp(np.full(2, nearness * zoom)))
         return translate(shift) @ about(self.centre, view)
 
 
 def draw_camera(rng: np.random.Generator, frame: tuple[int, int], amount: float) -> Camera:
-    """`frame` is (height, width); `amount` 0 is a camera on a tripod, 1 a usual hand."""
+    """Draw a camera for frames (height, width); `amount` 0 is a tripod, 1 a typical handheld."""
     height, width = frame
     unit = np.sqrt(height * width)
     pace = amount * np.exp(rng.normal(0, 0.6))

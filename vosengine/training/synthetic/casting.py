@@ -1,4 +1,4 @@
-"""Who plays: the background and the cast of a clip, drawn from the tables."""
+"""Random background, objects, distractors and occluders of a clip."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .shapes import (
 )
 from .textures import paint
 
-_OVERSIZE = 1.3  # background sheet over screen, per side
-_MIN_AREA, _MIN_SHARE = 48, 0.008  # objects start with at least so many pixels, and of the frame
+_OVERSIZE = 1.3  # side of the background sheet relative to the frame's
+_MIN_AREA, _MIN_SHARE = 48, 0.008  # minimum area of objects, in pixels and relative to the frame
 
 
 def paint_background(
     rng: np.random.Generator, config: ClipConfig
 ) -> tuple[NDArray[np.uint8], list[Palette]]:
-    """The background sheet [h, w, 3] with its clutter painted on, and its colours."""
+    """Paint the background sheet [h, w, 3] with clutter; also returns its palettes."""
     height, width = int(config.height * _OVERSIZE), int(config.width * _OVERSIZE)
     palettes = [draw_palette(rng, vivid=0.03) for _ in range(3)]
     sheet = paint(rng, height, width, config.textures, palettes, mixing=0.7)
@@ -52,7 +52,7 @@ def paint_background(
 def draw_cast(
     rng: np.random.Generator, config: ClipConfig, backdrop: list[Palette]
 ) -> tuple[Actor, ...]:
-    """Objects (labels 1..N), distractors and occluders (label 0), all still at the centre."""
+    """Draw objects (labels 1..N), distractors and occluders (label 0), all placed at the centre."""
     count = _draw_count(rng, config.objects)
     objects = [_draw_actor(rng, config, backdrop, label) for label in range(1, count + 1)]
     others = []
@@ -60,7 +60,7 @@ def draw_cast(
         if rng.random() < config.look_alikes:
             model = objects[rng.integers(count)]
             gains = np.exp(rng.normal(0, rng.choice([0.0, 0.05, 0.3]), 3))
-            others.append(_rehearse(rng, config, model.recoloured(gains)))
+            others.append(_look_alike(rng, config, model.recoloured(gains)))
         else:
             others.append(_draw_actor(rng, config, backdrop, 0))
     others += [_draw_occluder(rng, config) for _ in range(_draw_count(rng, config.occluders))]
@@ -81,18 +81,18 @@ def _draw_actor(
         palettes = [vary_palette(rng, palette) for palette in backdrop]
     elif config.patchwork and rng.random() < config.patchwork:
         palettes = [draw_palette(rng) for _ in range(2 + len(limbs))]
-    return _dress(rng, config, limbs, size, palettes, label)
+    return _make_actor(rng, config, limbs, size, palettes, label)
 
 
 def _draw_occluder(rng: np.random.Generator, config: ClipConfig) -> Actor:
     limbs = fit_to_box([Limb(bar(rng), (), -1, np.zeros(2), behind=False)])
     size = rng.uniform(0.3, 0.8) * max(config.height, config.width)
     rigid = replace(config, deformation=0.3 * config.deformation, turning=0.0, leaving=0.0)
-    actor = _dress(rng, rigid, limbs, size, [draw_palette(rng)], 0)
+    actor = _make_actor(rng, rigid, limbs, size, [draw_palette(rng)], 0)
     return replace(actor, nearness=FOREGROUND)
 
 
-def _dress(
+def _make_actor(
     rng: np.random.Generator, config: ClipConfig, limbs: tuple[Limb, ...], size: float,
     palettes: list[Palette], label: int,
 ) -> Actor:  # fmt: skip
@@ -107,8 +107,8 @@ def _dress(
     return Actor(label, parts, trajectory, bending, OBJECTS)
 
 
-def _rehearse(rng: np.random.Generator, config: ClipConfig, model: Actor) -> Actor:
-    """A look-alike: `model` without its label, on a path of its own and in another size."""
+def _look_alike(rng: np.random.Generator, config: ClipConfig, model: Actor) -> Actor:
+    """Copy of `model` without its label, with another path and size."""
     size = float(model.trajectory.size[0] * np.exp(rng.normal(0, 0.15)))
     frame = (config.height, config.width)
     trajectory = draw_trajectory(rng, frame, size, config.motion, config.leaving, config.growth)

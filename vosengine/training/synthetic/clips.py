@@ -1,4 +1,4 @@
-"""Clips: a configuration and a seed in, frames with exact masks out."""
+"""Generation of clips, frames with exact masks, from a configuration and a seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCENE, _SENSOR = 0, 1  # independent streams of random numbers
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames and the visible pixels of objects 1..N, all of which frame 0 shows."""
+    """Frames and masks of the visible pixels of objects 1..N; all are visible in frame 0."""
 
     frames: NDArray[np.uint8]  # [T, H, W, 3] RGB
     masks: NDArray[np.uint8]  # [T, H, W] object ids, 0 is background
@@ -27,10 +27,11 @@ class Clip:
 
 
 def make_clip(config: ClipConfig, seed: int, step: int = 1) -> Clip:
-    """The whole clip in memory. The same arguments give the same bytes.
+    """Generate a whole clip; deterministic in its arguments.
 
-    Of every `step` frames the first is kept: the frames are 0, step, 2 * step, ... of a longer
-    clip, and `config.frames` of them.
+    The frames are 0, step, 2 * step, ... of a longer clip, `config.frames` in total.
+
+    Raises  ConfigError for an invalid seed or step.
     """
     frames = np.empty((config.frames, config.height, config.width, 3), np.uint8)
     masks = np.empty((config.frames, config.height, config.width), np.uint8)
@@ -40,10 +41,12 @@ def make_clip(config: ClipConfig, seed: int, step: int = 1) -> Clip:
 
 
 def iterate_clip(config: ClipConfig, seed: int, step: int = 1) -> Iterator[tuple[Frame, Mask]]:
-    """The clip frame by frame; memory does not grow with its length.
+    """Iterate over a clip's frames and masks, in constant memory.
 
-    A frame depends on its index, not on how many are asked for: a short clip is the beginning of
-    a long one with the same seed.
+    A frame depends on its index, not on the clip's length: a short clip is the beginning of a long
+    one with the same seed.
+
+    Raises  ConfigError for an invalid seed or step.
     """
     for name, value, least in (("seed", seed, 0), ("step", step, 1)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:

@@ -1,4 +1,4 @@
-"""Natural-looking palettes: muted anchor colours, their shades, and now and then a vivid one."""
+"""Random natural palettes: shades of muted anchor colours, with an occasional vivid one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _ANCHOR_ARRAY = np.array(list(ANCHORS.values()), np.float32) / 255
 
 
 def draw_palette(rng: np.random.Generator, vivid: float = 0.18) -> Palette:
-    """2 to 5 colours: shades of one base, some of a second, with chance `vivid` a bright accent."""
+    """Draw 2 to 5 colours: shades of a base and a second colour; with probability `vivid` one is
+    bright."""
     count = int(rng.integers(2, 6))
     bases = _ANCHOR_ARRAY[rng.integers(0, len(_ANCHOR_ARRAY), 2)]
     weight = (rng.random((count, 1)) < 0.3).astype(np.float32)
@@ -37,19 +38,19 @@ def draw_palette(rng: np.random.Generator, vivid: float = 0.18) -> Palette:
 
 
 def vary_palette(rng: np.random.Generator, palette: Palette, amount: float = 0.1) -> Palette:
-    """A near relation of `palette`: the colours of a look-alike or of a camouflaged object."""
+    """Vary a palette slightly, for look-alikes and camouflage."""
     gains = np.exp(rng.normal(0, amount, (1, 3)))
     return np.asarray(np.clip(palette * gains, 0, 1), np.float32)
 
 
 def colour_ramp(rng: np.random.Generator, palette: Palette) -> NDArray[np.uint8]:
-    """[256, 3] colours to index by a texture's value; soft or stepped transitions."""
+    """Colour table [256, 3] for texture values, with smooth or stepped transitions."""
     stops = np.sort(rng.random(len(palette)))
     stops = (stops - stops[0]) / max(stops[-1] - stops[0], 1e-6)
     values = np.linspace(0, 1, 256)
     if rng.random() < 0.3:
         nearest = np.abs(values[:, None] - stops).argmin(axis=1)
-        # Steps a few values wide: hard ones would leave jagged edges in the texture.
+        # Blurred steps: hard ones alias in the texture.
         ramp = cv2.blur(palette[nearest], (1, 9), borderType=cv2.BORDER_REPLICATE)
     else:
         ramp = np.stack([np.interp(values, stops, palette[:, c]) for c in range(3)], axis=1)

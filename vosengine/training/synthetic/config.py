@@ -1,4 +1,4 @@
-"""What a synthetic clip may hold: the configuration, its checks and its presets."""
+"""Configuration of synthetic clips: fields, checks and presets."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from .textures import PATTERNS
 
 MAX_OBJECTS = 16
 MIN_SIDE = 32
-MIN_PIXELS_PER_OBJECT = 256  # below this, 30 visible pixels for each object cannot be promised
+MIN_PIXELS_PER_OBJECT = 256  # needed to guarantee 30 visible pixels per object
 
 
 @dataclass(frozen=True)
 class Effects:
-    """What lens, light, sensor and codec add. Each clip draws its own level up to these limits."""
+    """Upper limits of image effects; each clip draws its levels below them."""
 
     shadow: float = 0.5  # darkness of soft shadows, 0..1
     blur: float = 0.5  # shutter time of motion blur, in frame intervals, 0..1
-    light: float = 0.4  # contrast of an uneven light that objects move through, 0..1
+    light: float = 0.4  # contrast of uneven lighting, fixed to the frame, 0..1
     drift: float = 0.15  # exposure and colour change over time, 0..1
     noise: float = 5.0  # sensor noise, standard deviation in grey levels, 0..64
     jpeg: tuple[int, int] | None = (50, 95)  # quality range, or None for no JPEG artefacts
-    focus: float = 0.0  # blur of the lens, standard deviation in hundredths of the frame's side
+    focus: float = 0.0  # lens blur, standard deviation in hundredths of the frame's side, 0..5
 
     def __post_init__(self) -> None:
         for name in ("shadow", "blur", "light", "drift"):
@@ -37,15 +37,18 @@ class Effects:
 
     @classmethod
     def none(cls) -> Effects:
+        """No effects."""
         return cls(shadow=0.0, blur=0.0, light=0.0, drift=0.0, noise=0.0, jpeg=None)
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Everything but the seed. Ranges are (least, most), both included.
+    """Everything that determines a clip, except the seed. Ranges are (min, max), inclusive.
 
-    `motion`, `growth`, `deformation`, `articulation`, `turning` and `camera` scale typical
-    amounts: 0 is still or rigid, 1 is usual, 2 is a lot. Chances are per object.
+    `motion`, `growth`, `deformation`, `articulation`, `turning` and `camera` are factors on typical
+    amounts: 0 is still or rigid, 1 typical, 2 strong. Probabilities are per object.
+
+    Raises  ConfigError for values out of range.
     """
 
     frames: int = 24
@@ -53,22 +56,22 @@ class ClipConfig:
     width: int = 432
     objects: tuple[int, int] = (1, 3)
     parts: tuple[int, int] = (1, 5)  # jointed parts of one object
-    size: tuple[float, float] = (0.02, 0.2)  # area of an object over that of the frame
-    holes: float = 0.15  # chance that a part has a hole
-    patchwork: float = 0.0  # chance that every part has colours of its own
+    size: tuple[float, float] = (0.02, 0.2)  # area of an object relative to the frame
+    holes: float = 0.15  # probability that a part has a hole
+    patchwork: float = 0.0  # probability that each part has its own colours
     motion: float = 1.0
-    growth: float = 1.0  # how much objects grow and shrink, beside the rest of their motion
+    growth: float = 1.0  # changes of objects' size
     deformation: float = 1.0
     articulation: float = 1.0
-    turning: float = 0.5  # texture slides around the shape, as when an object turns
+    turning: float = 0.5  # texture slides across the shape, as on a turning object
     camera: float = 1.0
-    clutter: tuple[int, int] = (0, 6)  # shapes that belong to the background
+    clutter: tuple[int, int] = (0, 6)  # shapes painted on the background
     distractors: tuple[int, int] = (0, 2)  # moving objects without an id
-    look_alikes: float = 0.5  # chance that a distractor copies an object
-    camouflage: float = 0.1  # chance that an object wears the background's colours
-    occluders: tuple[int, int] = (0, 1)  # bars in front of everything
-    leaving: float = 0.1  # chance that an object leaves the frame and returns
-    shading: float = 0.5  # light on the rims of parts, 0..1
+    look_alikes: float = 0.5  # probability that a distractor copies an object
+    camouflage: float = 0.1  # probability that an object has the background's colours
+    occluders: tuple[int, int] = (0, 1)  # bars in front of all objects
+    leaving: float = 0.1  # probability that an object leaves the frame and returns
+    shading: float = 0.5  # strength of light on the rims of parts, 0..1
     textures: tuple[str, ...] = tuple(name for name in PATTERNS if name != "flat")
     shapes: tuple[str, ...] = tuple(name for name in CONTOURS if name != "stick")
     effects: Effects = field(default_factory=Effects)
@@ -99,7 +102,7 @@ class ClipConfig:
 
     @classmethod
     def plain(cls, frames: int = 24, height: int = 240, width: int = 432) -> ClipConfig:
-        """Objects of one rigid part over a background; nothing else, no effects."""
+        """Objects of one rigid part over a background, without effects."""
         return cls(
             frames, height, width, parts=(1, 1), holes=0.0, deformation=0.0, turning=0.0,
             camera=0.5, clutter=(0, 0), distractors=(0, 0), camouflage=0.0, occluders=(0, 0),
@@ -108,7 +111,7 @@ class ClipConfig:
 
     @classmethod
     def demo(cls, frames: int = 96, height: int = 240, width: int = 432) -> ClipConfig:
-        """Two or three clearly visible objects that cross each other; pleasant to look at."""
+        """Two or three clearly visible objects that cross each other, for demonstrations."""
         return cls(
             frames, height, width, objects=(2, 3), parts=(2, 5), size=(0.04, 0.1), holes=0.05,
             motion=0.8, turning=0.3, camera=0.7, distractors=(0, 1), look_alikes=0.0,
@@ -118,7 +121,7 @@ class ClipConfig:
 
     @classmethod
     def hard(cls, frames: int = 24, height: int = 240, width: int = 432) -> ClipConfig:
-        """Fast, small to large, camouflaged, hidden, leaving, among look-alikes."""
+        """Fast motion, small and large objects, camouflage, occlusion, exits and look-alikes."""
         return cls(
             frames, height, width, objects=(1, 4), size=(0.008, 0.25), holes=0.25, motion=1.5,
             deformation=1.5, articulation=1.5, turning=1.5, camera=2.0, clutter=(0, 12),
@@ -127,11 +130,11 @@ class ClipConfig:
         )  # fmt: skip
 
     def with_frames(self, frames: int) -> ClipConfig:
-        """The same clip, cut shorter or carried on longer."""
+        """The same clip with another number of frames."""
         return replace(self, frames=frames)
 
     def resized(self, frames: int, height: int, width: int) -> ClipConfig:
-        """What the clip may hold, at another length and size."""
+        """The same settings for another length and size."""
         return replace(self, frames=frames, height=height, width=width)
 
 

@@ -1,4 +1,4 @@
-"""What happens to the light on its way into the file: shadow, blur, drift, noise, JPEG."""
+"""Image effects: shadow, motion blur, lighting, exposure drift, lens blur, noise and JPEG."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from .config import Effects
 from .geometry import Window
 from .motion import Wander, draw_wander
 
-MAX_BLUR = 41  # pixels; longer streaks would only cost time
+MAX_BLUR = 41  # maximum length of motion blur in pixels, to limit the cost
 Image = NDArray[np.float32]  # [H, W, 3], 0..255
 
 
 @dataclass(frozen=True)
 class Look:
-    """The effects of one clip, at the levels that were drawn for it."""
+    """Effects of one clip."""
 
-    shadow: float
-    shadow_offset: tuple[int, int]
-    shadow_radius: int
-    shutter: float
+    shadow: float  # darkness, 0..1
+    shadow_offset: tuple[int, int]  # x, y in pixels
+    shadow_radius: int  # pixels
+    shutter: float  # shutter time in frame intervals
     light: NDArray[np.float32] | None  # [H, W, 3] gain
     drift: Wander | None  # 4: log exposure, log gain of each colour
-    noise: float
-    quality: int | None
+    noise: float  # standard deviation in grey levels
+    quality: int | None  # of JPEG; None: not compressed
     focus: float = 0.0  # standard deviation of the lens blur, pixels
 
     def darken(self, image: Image, layer: Layer) -> None:
-        """Lay the layer's soft shadow on what is behind it, in place."""
+        """Darken `image` in place by the layer's soft shadow."""
         if self.shadow == 0:
             return
         radius = self.shadow_radius
@@ -40,7 +40,7 @@ class Look:
         shade = np.asarray(
             cv2.copyMakeBorder(layer.alpha, *rim, cv2.BORDER_CONSTANT, value=0), np.float32
         )
-        for _ in range(2):  # two box blurs: a triangle, soft enough
+        for _ in range(2):  # two box blurs make a triangular kernel
             shade = smear_evenly(shade, radius)
         whole = layer.window.grow(2 * radius).shift(*self.shadow_offset)
         seen = whole.clip(_screen(image))
@@ -48,7 +48,7 @@ class Look:
             image[seen.slices()] *= three(1 - self.shadow * shade[seen.slices(whole)])
 
     def streak(self, velocity: NDArray[np.float64]) -> NDArray[np.float32] | None:
-        """[k, k] motion-blur kernel for a speed in pixels per frame; None where it is too short."""
+        """Motion blur kernel [k, k] for a velocity in pixels per frame; None if negligible."""
         step = velocity * self.shutter
         length = float(np.hypot(*step))
         if length < 1.2:
@@ -65,18 +65,19 @@ class Look:
         return np.asarray(kernel / kernel.sum(), np.float32)
 
     def develop(self, image: Image, time: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """From composed light to the stored frame [H, W, 3] uint8; `rng` is this frame's own."""
+        """Apply lighting, drift, lens blur, noise and JPEG to a composed image; returns the frame
+        [H, W, 3] uint8. `rng` is this frame's."""
         if self.light is not None:
             image = image * self.light
         if self.drift is not None:
             exposure, *gains = self.drift.at(time)
             image = np.asarray(cv2.transform(image, np.diag(np.exp(exposure + np.array(gains)))))
-        if self.focus > 0.2:  # below that it changes next to nothing
+        if self.focus > 0.2:  # negligible below
             image = np.asarray(cv2.GaussianBlur(image, (0, 0), self.focus), np.float32)
         if self.noise > 0:
-            # Grey noise: cameras smooth the colour noise away, and it costs a third.
+            # Grey noise: cameras filter colour noise, and it costs a third of the time.
             image = image + three(self.noise * rng.standard_normal(image.shape[:2], np.float32))
-        # Converting takes the absolute value, and saturates.
+        # convertScaleAbs takes the absolute value and saturates.
         frame = np.asarray(cv2.convertScaleAbs(np.maximum(image, 0)), np.uint8)
         if self.quality is not None:
             _, code = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
@@ -85,16 +86,18 @@ class Look:
 
 
 def smear(image: NDArray[np.float32], kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Filter an image with a kernel [k, k], replicating the border."""
     blurred = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
     return np.asarray(blurred, np.float32)
 
 
 def smear_evenly(plane: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
+    """Box blur of a plane [H, W]."""
     return np.asarray(cv2.blur(plane, (2 * radius + 1, 2 * radius + 1)), np.float32)
 
 
 def draw_look(rng: np.random.Generator, frame: tuple[int, int], limits: Effects) -> Look:
-    """Levels for one clip; `frame` is (height, width)."""
+    """Draw the effects of one clip for frames of size `frame` (height, width)."""
     height, width = frame
     unit = float(np.sqrt(height * width))
     offset = rng.normal(0, 0.02 * unit, 2)

@@ -1,4 +1,4 @@
-"""Levels of difficulty: from one thing after another to everything at once."""
+"""Difficulty levels of procedural training clips."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from .clips import Clip, make_clip
 from .config import ClipConfig, Effects
 from .shapes import CONTOURS
 
-GENERATOR = 2  # raised when the same seed gives other clips: caches of the old ones are refused
-ALL_OPEN = 1.0  # share of the training after which every level is drawn from
-_PACE = 2  # a stream of random numbers beside those of the clip itself
+GENERATOR = 2  # version, raised when a seed gives other clips; caches of other versions are refused
+ALL_OPEN = 1.0  # training progress at which all levels are open
+_PACE = 2  # random stream of the frame step
 
 
 @dataclass(frozen=True)
 class Level:
-    """What clips of one level hold, and how many frame intervals may lie between their frames."""
+    """Settings of one difficulty level."""
 
     config: ClipConfig
-    steps: tuple[int, ...]
+    steps: tuple[int, ...]  # frame intervals between frames of a clip, one is drawn per clip
 
 
-SHAPES = tuple(CONTOURS)  # thin sticks too
+SHAPES = tuple(CONTOURS)  # including thin sticks
 _USUAL = ClipConfig(
     objects=(1, 4), size=(0.01, 0.3), turning=1.0, leaving=0.15, patchwork=0.4, growth=1.5,
     shapes=SHAPES, effects=Effects(focus=0.4),
@@ -49,12 +49,12 @@ LEVELS: tuple[Level, ...] = (
 
 
 def open_levels(progress: float) -> int:
-    """How many of the levels may be drawn from when `progress` (0..1) of the training is done."""
+    """Number of levels open at training progress 0..1."""
     return min(len(LEVELS), 1 + int(progress / ALL_OPEN * (len(LEVELS) - 1) + 1e-9))
 
 
 def check_levels(frames: int, size: tuple[int, int]) -> None:
-    """Raises ConfigError where some level has no clips of this length and size."""
+    """Check that all levels allow this length and size. Raises ConfigError."""
     for level in LEVELS:
         level.config.resized(frames, *size)
 
@@ -62,14 +62,14 @@ def check_levels(frames: int, size: tuple[int, int]) -> None:
 def make_level_clip(
     level: int, seed: int, frames: int, size: tuple[int, int], labelled: bool = False
 ) -> Clip:
-    """A clip of LEVELS[level] at size (height, width); the same arguments give the same bytes.
+    """Make a clip of LEVELS[level] at size (height, width); deterministic in its arguments.
 
-    labelled  whether all that looks like an object is one: for models that find objects
-              themselves, and cannot know that a distractor, or a shape that lies about, is none
+    labelled  no clutter, distractors or occluders: every object is annotated. For models that
+              discover objects and cannot tell distractors from objects
     """
-    chosen = LEVELS[level]
-    config = chosen.config.resized(frames, *size)
+    settings = LEVELS[level]
+    config = settings.config.resized(frames, *size)
     if labelled:
         config = replace(config, clutter=(0, 0), distractors=(0, 0), occluders=(0, 0))
-    step = int(np.random.default_rng((seed, _PACE)).choice(chosen.steps))
+    step = int(np.random.default_rng((seed, _PACE)).choice(settings.steps))
     return make_clip(config, seed, step)

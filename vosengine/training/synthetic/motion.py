@@ -1,7 +1,7 @@
-"""Paths in time: smooth wandering, where objects go, how they swing and bend.
+"""Smooth random motion: trajectories, swings and deformations as functions of time.
 
-Every path is a function of time alone (a sum of a few sinusoids of random rate and phase), not a
-walk that is stepped: any frame can be had without those before it, and paths stay bounded for ever.
+A path is a sum of a few sinusoids of random rate and phase, not a random walk: any frame can be
+computed without the previous ones, and paths are bounded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ GRID_SIDE = 5  # control points of a deformation, per side
 
 @dataclass(frozen=True)
 class Wander:
-    """A smooth path through D dimensions that starts at 0."""
+    """Smooth path in D dimensions, 0 at time 0."""
 
     amplitude: Vector  # [_WAVES, D]
     rate: Vector  # [_WAVES, D], radians per frame
     phase: Vector  # [_WAVES, D]
 
     def at(self, time: float) -> Vector:
-        """[D] at `time`, in frames."""
+        """Value [D] at `time` (frames)."""
         swing = np.sin(self.rate * time + self.phase) - np.sin(self.phase)
         return np.asarray((self.amplitude * swing).sum(axis=0), np.float64)
 
@@ -35,34 +35,35 @@ class Wander:
 def draw_wander(
     rng: np.random.Generator, reach: ArrayLike, speed: ArrayLike, dimensions: int
 ) -> Wander:
-    """`reach`: usual distance from the mean; `speed`: usual change per frame (0: stands still)."""
+    """Draw a path; `reach`: typical distance from the mean; `speed`: typical change per frame."""
     reach, speed = np.asarray(reach, np.float64), np.asarray(speed, np.float64)
     pace = np.exp(rng.uniform(-1.0, 1.0, (_WAVES, dimensions)))
     rate = np.divide(speed, reach, out=np.zeros_like(reach * speed), where=reach > 0) * pace
-    # Slow waves reach further than fast ones: every wave adds about the same speed.
+    # Amplitudes are inversely proportional to rates: all waves have about the same speed.
     amplitude = reach / pace / np.sqrt(_WAVES) * np.ones((_WAVES, dimensions))
     return Wander(amplitude, rate, rng.uniform(0, 2 * np.pi, (_WAVES, dimensions)))
 
 
 @dataclass(frozen=True)
 class Excursion:
-    """A way out of the frame and back, over and over."""
+    """Periodic motion out of the frame and back."""
 
-    offset: Vector  # [2], pixels; where it leads to after half a period
+    offset: Vector  # [2], pixels; displacement after half a period
     period: float  # frames
 
     def at(self, time: float) -> Vector:
+        """Displacement [2] in pixels at `time` (frames)."""
         away = 0.5 - 0.5 * float(np.cos(2 * np.pi * time / self.period))
         return self.offset * away
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Maps an actor's own coordinates (-1..1) into the world, in pixels of the first frame."""
+    """Map over time from an actor's coordinates (-1..1) to the world, in pixels of frame 0."""
 
-    home: Vector  # [2] place at time 0
+    home: Vector  # [2] position at time 0
     size: Vector  # [2] pixels per unit at time 0
-    angle: float
+    angle: float  # at time 0, radians
     place: Wander  # 2: pixels
     pose: Wander  # 4: turn, log size, log aspect, shear
     centre: Vector  # [2] centre of the region that the path stays in
@@ -70,17 +71,20 @@ class Trajectory:
     excursion: Excursion | None = None
 
     def matrix(self, time: float) -> Matrix:
+        """Actor's coordinates to world pixels at `time` (frames)."""
         turn, growth, aspect, shear = self.pose.at(time)
         size = self.size * np.exp((growth + aspect, growth - aspect))
         return translate(self.position(time)) @ rotate(self.angle + turn, shear) @ scale(size)
 
     def position(self, time: float) -> Vector:
+        """World position [2] of the actor's origin at `time` (frames)."""
         start = self._held(self.home)
         position = self.home + self._held(self.home + self.place.at(time)) - start
         return position + self.excursion.at(time) if self.excursion else position
 
     def moved(self, home: Vector, angle: float, size: Vector | None = None) -> Trajectory:
-        """Started elsewhere; an excursion then leads out by the nearest side."""
+        """Change the start position, angle and size; an excursion then leaves by the nearest
+        side."""
         size = self.size if size is None else size
         excursion = self.excursion
         if excursion:
@@ -89,7 +93,7 @@ class Trajectory:
         return replace(self, home=home, angle=angle, size=size, excursion=excursion)
 
     def _held(self, point: Vector) -> Vector:
-        """`point`, pressed softly into the region."""
+        """Soft clamp of `point` to the region."""
         reach = (point - self.centre) / self.bounds
         excess = np.maximum(np.abs(reach) - 0.7, 0)
         pressed = np.sign(reach) * (np.minimum(np.abs(reach), 0.7) + 0.3 * np.tanh(excess / 0.3))
@@ -100,10 +104,12 @@ def draw_trajectory(
     rng: np.random.Generator, frame: tuple[int, int], size: float, motion: float, leaving: float,
     growth: float = 1.0,
 ) -> Trajectory:  # fmt: skip
-    """A path for an actor of `size` pixels per unit, at home in the middle of the frame.
+    """Draw a trajectory from the centre of the frame, for an actor of `size` pixels per unit.
 
-    `frame` is (height, width); `leaving` the chance of an excursion beyond its border;
-    `growth` scales its changes of size.
+    frame    (height, width)
+    motion   factor on the speed
+    leaving  probability of an excursion out of the frame
+    growth   factor on changes of size
     """
     height, width = frame
     unit = np.sqrt(height * width)
@@ -128,16 +134,17 @@ def draw_trajectory(
 
 @dataclass(frozen=True)
 class Bending:
-    """A smooth non-rigid deformation: control points over -1.2..1.2 that wander."""
+    """Smooth non-rigid deformation by moving control points over -1.2..1.2."""
 
     grid: Wander  # 2 * GRID_SIDE ** 2, in the actor's units
 
     def at(self, time: float) -> NDArray[np.float32]:
-        """[GRID_SIDE, GRID_SIDE, 2] displacements."""
+        """Displacements [GRID_SIDE, GRID_SIDE, 2] at `time` (frames)."""
         return self.grid.at(time).reshape(GRID_SIDE, GRID_SIDE, 2).astype(np.float32)
 
 
 def draw_bending(rng: np.random.Generator, amount: float) -> Bending | None:
+    """Draw a deformation; None if `amount` is 0."""
     if amount == 0:
         return None
     strength = amount * rng.uniform(0.3, 1.3)
@@ -145,6 +152,6 @@ def draw_bending(rng: np.random.Generator, amount: float) -> Bending | None:
 
 
 def draw_swing(rng: np.random.Generator, amount: float) -> Wander:
-    """Angle of a limb about its joint."""
+    """Draw the angle (radians) of a limb about its joint."""
     amount *= rng.uniform(0.1, 1.6)
     return draw_wander(rng, 0.3 * amount, 0.05 * amount, 1)

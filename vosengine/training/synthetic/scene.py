@@ -1,4 +1,4 @@
-"""A scene: background, camera and cast of one clip, and how they make a frame."""
+"""Scene of one clip: background, camera and actors, and the rendering of frames."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from .config import ClipConfig
 from .effects import Look, draw_look, smear
 from .geometry import Matrix, Window, invert, translate
 
-PLACEMENTS = 12  # random placements tried before objects are set out in a grid
-_MIN_AREA, _MIN_SHARE = 30, 0.005  # visible pixels of each object in frame 0, and of the frame
-_MIN_SEEN = 0.3  # ... and share of the object itself, which only the grid may go below
+PLACEMENTS = 12  # random placements tried before objects are placed on a grid
+# Minimum visible area of each object in frame 0: pixels, and relative to the frame.
+_MIN_AREA, _MIN_SHARE = 30, 0.005
+_MIN_SEEN = 0.3  # minimum visible fraction of the object, not guaranteed by the grid
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything about a clip that does not change with time."""
+    """Time-independent description of a clip."""
 
     screen: Window
     backdrop: NDArray[np.uint8]  # [h, w, 3], mirrored beyond its border
@@ -35,7 +36,7 @@ class Scene:
     def frame(
         self, time: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The frame [H, W, 3] RGB and its mask [H, W] of ids; `rng` serves sensor noise only."""
+        """Render the frame [H, W, 3] RGB and mask [H, W] of ids; `rng` is for sensor noise only."""
         image = self._background(time)
         mask = np.zeros(image.shape[:2], np.uint8)
         views = {actor.nearness: self._view(time, actor.nearness) for actor in self.cast}
@@ -49,8 +50,7 @@ class Scene:
             if layer is None:
                 continue
             place = layer.window.slices()
-            # The mask takes the sharp outline: the middle of a streak, where the shutter is half
-            # open.
+            # The mask is of the layer before blur: the outline at the middle of the exposure.
             mask[place][layer.alpha >= 0.5] = actor.label
             if kernel is not None:
                 layer = replace(
@@ -65,7 +65,7 @@ class Scene:
         height, width = self.backdrop.shape[:2]
         view, (before, after) = self._view(time, BACKGROUND)
         source = self.to_backdrop @ invert(view)
-        # The mirrored plane repeats every two sheets, which keeps OpenCV's short integers short.
+        # Reflection has a period of two sheets; the modulus avoids overflow of OpenCV's int16 maps.
         source[:2, 2] %= (2 * width, 2 * height)
         image = cv2.warpAffine(
             self.backdrop, source[:2], (self.screen.width, self.screen.height),
@@ -77,7 +77,7 @@ class Scene:
         return floating if kernel is None else smear(floating, kernel)
 
     def _view(self, time: int, nearness: float) -> tuple[Matrix, tuple[Matrix, Matrix]]:
-        """The camera, and the same half a frame before and after."""
+        """Camera matrix at `time`, and those half a frame before and after."""
         before, now, after = (
             self.camera.matrix(time + step, nearness) for step in (-0.5, 0.0, 0.5)
         )
@@ -85,7 +85,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, config: ClipConfig) -> Scene:
-    """A scene in whose first frame every object can be seen."""
+    """Draw a scene; every object is visible in its first frame."""
     frame = (config.height, config.width)
     screen = Window(0, 0, config.width, config.height)
     camera = draw_camera(rng, frame, config.camera)
@@ -93,7 +93,7 @@ def draw_scene(rng: np.random.Generator, config: ClipConfig) -> Scene:
     spare = (np.array(backdrop.shape[1::-1]) - (screen.width, screen.height)) / 2
     cast = draw_cast(rng, config, palettes)
     placed = place_cast(rng, cast, screen)
-    # Drawn last: switching an effect changes nothing else.
+    # Drawn last, so that effects do not influence other random draws.
     look = draw_look(rng, frame, config.effects)
     return Scene(screen, backdrop, translate(spare), camera, placed, look)
 
@@ -101,21 +101,21 @@ def draw_scene(rng: np.random.Generator, config: ClipConfig) -> Scene:
 def place_cast(
     rng: np.random.Generator, cast: Sequence[Actor], screen: Window
 ) -> tuple[Actor, ...]:
-    """The cast at its places and in depth order, every object visible in frame 0.
+    """Place the cast, in depth order, so that every object is visible in frame 0.
 
-    Random placements come first. Where they fail (a crowded or tiny frame), objects go into the
-    cells of a grid, stretched to fill them, and unlabelled actors leave the scene: a figure
-    covers a quarter of its box and a cell holds over 200 pixels, so that this cannot fail.
+    Tries PLACEMENTS random placements. If all fail (a crowded or tiny frame), objects are stretched
+    into the cells of a grid and unlabelled actors are removed. That cannot fail: a figure covers at
+    least a quarter of its box, and a cell has over 200 pixels.
     """
     for _ in range(PLACEMENTS):
         placed = _scatter(rng, cast, screen)
         if all_visible(placed, screen):
             return placed
-    return _line_up([actor for actor in cast if actor.label], screen)
+    return _place_on_grid([actor for actor in cast if actor.label], screen)
 
 
 def all_visible(cast: Sequence[Actor], screen: Window) -> bool:
-    """Whether frame 0 shows enough of each object; `cast` runs from back to front."""
+    """True if enough of each object is visible in frame 0; `cast` is ordered back to front."""
     mask = np.zeros((screen.height, screen.width), np.uint8)
     least = max(_MIN_AREA, _MIN_SHARE * mask.size)
     wanted = {actor.label: least for actor in cast if actor.label}
@@ -139,11 +139,11 @@ def _scatter(rng: np.random.Generator, cast: Sequence[Actor], screen: Window) ->
         path = actor.trajectory.moved(home, rng.uniform(-np.pi, np.pi))
         placed.append(replace(actor, trajectory=path))
     order = rng.permutation(len(placed))
-    # A stable sort by nearness: shuffled within a layer, occluders still in front.
+    # A stable sort by nearness: random order within a layer, occluders in front.
     return tuple(sorted((placed[i] for i in order), key=lambda actor: actor.nearness))
 
 
-def _line_up(objects: Sequence[Actor], screen: Window) -> tuple[Actor, ...]:
+def _place_on_grid(objects: Sequence[Actor], screen: Window) -> tuple[Actor, ...]:
     count = len(objects)
     columns = min(count, max(1, round(float(np.sqrt(count * screen.width / screen.height)))))
     rows = -(-count // columns)

@@ -1,4 +1,4 @@
-"""Shapes: a table of contours, and jointed figures put together from them."""
+"""Random contours, and jointed figures composed of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Contour = NDArray[np.float64]  # [N, 2] x, y; closed; about within -1..1
-MIN_FILL = 0.25  # least share of its bounding box that a figure covers
+MIN_FILL = 0.25  # minimum fraction of its bounding box that a figure covers
 _SUBPIXEL_BITS = 4
 
 
 def fourier(rng: np.random.Generator) -> Contour:
-    """A radius with a few harmonics: from pebble to amoeba."""
+    """Radius with a few random harmonics: pebbles to amoebas."""
     angle = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     order = np.arange(1, 7)
     weight = rng.normal(0, 1, (2, 6)) * rng.uniform(0.15, 0.4) / order**0.8
@@ -25,12 +25,13 @@ def fourier(rng: np.random.Generator) -> Contour:
 
 
 def ellipse(rng: np.random.Generator) -> Contour:
+    """Ellipse of aspect ratio 0.3 to 1."""
     angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     return _around(angle, np.ones(64)) * (1, rng.uniform(0.3, 1))
 
 
 def polygon(rng: np.random.Generator) -> Contour:
-    """3 to 10 corners at uneven angles and radii; often a star, sometimes with rounded corners."""
+    """3 to 10 corners at random angles and radii, often star-shaped, sometimes rounded."""
     corners = int(rng.integers(3, 11))
     step = 2 * np.pi / corners
     angle = np.arange(corners) * step + rng.uniform(-0.35, 0.35, corners) * step
@@ -39,13 +40,14 @@ def polygon(rng: np.random.Generator) -> Contour:
 
 
 def box(rng: np.random.Generator) -> Contour:
+    """Irregular quadrilateral, sometimes with rounded corners."""
     height = rng.uniform(0.3, 1)
     corners = np.array([[-1, -height], [1, -height], [1, height], [-1, height]])
     return _cut_corners(corners + rng.normal(0, 0.08, (4, 2)), int(rng.integers(0, 4)))
 
 
 def capsule(rng: np.random.Generator) -> Contour:
-    """A bent limb whose thickness changes along it: arm, tail, banana, crescent."""
+    """Bent limb of varying thickness: arm, tail, banana, crescent."""
     along = np.linspace(-1, 1, 24)
     bend = rng.uniform(-0.9, 0.9)
     spine = np.stack([along, bend * (along**2 - 0.4) + rng.uniform(-0.3, 0.3) * along**3], axis=1)
@@ -58,7 +60,7 @@ def capsule(rng: np.random.Generator) -> Contour:
 
 
 def stick(rng: np.random.Generator) -> Contour:
-    """A thin rod with a bend: leg, cable, handlebar, rein."""
+    """Thin bent rod: leg, cable, handlebar, rein."""
     along = np.linspace(-1, 1, 24)
     height = rng.uniform(-0.5, 0.5) * along**2 + rng.uniform(-0.3, 0.3) * along**3
     width = rng.uniform(0.025, 0.08) * (1 + rng.uniform(-0.5, 0.5) * along)
@@ -67,7 +69,7 @@ def stick(rng: np.random.Generator) -> Contour:
 
 
 def bar(rng: np.random.Generator) -> Contour:
-    """A long uneven strip, for posts and branches that hide what is behind."""
+    """Long uneven strip, used as an occluder: posts, branches."""
     along = np.linspace(-1, 1, 30)
     width = rng.uniform(0.03, 0.1)
     wobble = np.cumsum(rng.normal(0, 0.12, (2, 30)) * width, axis=1)
@@ -83,30 +85,34 @@ CONTOURS: dict[str, Callable[[np.random.Generator], Contour]] = {
 
 @dataclass(frozen=True)
 class Limb:
-    """One part of a figure at rest, in the figure's coordinates."""
+    """Part of a figure at rest, in the figure's coordinates."""
 
     contour: Contour
     holes: tuple[Contour, ...]
     parent: int  # index of an earlier limb, or -1 for the first
-    joint: NDArray[np.float64]  # [2], the point about which it swings
+    joint: NDArray[np.float64]  # [2], centre of rotation
     behind: bool  # drawn before its parent
 
 
 def draw_figure(
     rng: np.random.Generator, shapes: Sequence[str], parts: tuple[int, int], holes: float
 ) -> tuple[Limb, ...]:
-    """Limbs of one figure, within a box of -1..1 (longer side), compact enough to be placed."""
+    """Draw the limbs of a figure in -1..1 (longer side) that covers at least MIN_FILL of its box.
+
+    parts  (min, max) number of limbs
+    holes  probability of a hole per limb
+    """
     for _ in range(8):
         limbs = _draw_limbs(rng, shapes, int(rng.integers(parts[0], parts[1] + 1)), holes)
         if fill_of(limbs) >= MIN_FILL:
             return fit_to_box(limbs)
-    # A run of spindly draws: a plain disc is always compact enough.
+    # All draws were too thin: a disc is always compact enough.
     disc = _around(np.linspace(0, 2 * np.pi, 64, endpoint=False), np.ones(64))
     return (Limb(disc, (), -1, np.zeros(2), behind=False),)
 
 
 def fit_to_box(limbs: Sequence[Limb]) -> tuple[Limb, ...]:
-    """The figure moved and scaled so that its longer side spans -1..1 and its middle is 0."""
+    """Translate and scale a figure so that its longer side spans -1..1 and its centre is 0."""
     points = np.concatenate([limb.contour for limb in limbs])
     low, high = points.min(axis=0), points.max(axis=0)
     middle, scale = (low + high) / 2, 2 / float((high - low).max())
@@ -123,12 +129,12 @@ def fit_to_box(limbs: Sequence[Limb]) -> tuple[Limb, ...]:
 
 
 def fill_of(limbs: Sequence[Limb]) -> float:
-    """Share of the figure's bounding box that it covers, 0..1."""
+    """Fraction of its bounding box that the figure covers, 0..1."""
     return float((silhouette(limbs, 64) > 127).sum()) / _box_area(limbs, 64)
 
 
 def silhouette(limbs: Sequence[Limb], side: int) -> NDArray[np.uint8]:
-    """[side, side] union of all limbs of the figure, 0..255, its longer side filling the canvas."""
+    """Coverage [side, side] 0..255 of the union of all limbs, scaled to the canvas."""
     union = np.zeros((side, side), np.uint8)
     for limb in fit_to_box(limbs):
         place = np.array([side / 2, side / 2])
@@ -139,11 +145,11 @@ def silhouette(limbs: Sequence[Limb], side: int) -> NDArray[np.uint8]:
 
 
 def rasterise(contours: Sequence[Contour], height: int, width: int) -> NDArray[np.uint8]:
-    """[H, W] coverage 0..255 of the first contour without the others, anti-aliased 4x4."""
-    # OpenCV's own anti-aliasing widens a shape by half a pixel; filling a finer grid does not.
+    """Coverage [H, W] 0..255 of the first contour minus the others, anti-aliased by 4x4 samples."""
+    # OpenCV's own anti-aliasing widens a shape by half a pixel.
     canvas = np.zeros((4 * height, 4 * width), np.uint8)
     for index, contour in enumerate(contours):
-        # Pixel centres lie at whole numbers in OpenCV, half a pixel from the corner.
+        # Pixel centres are at integer coordinates in OpenCV, half a pixel from the corner.
         fixed = np.round((4 * contour - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
         cv2.fillPoly(canvas, [fixed], 0 if index else 255, cv2.LINE_8, _SUBPIXEL_BITS)
     return np.asarray(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
@@ -167,7 +173,7 @@ def _draw_limbs(
         angle = np.arctan2(outward[1], outward[0]) + rng.normal(0, 0.5)
         size = rng.uniform(0.3, 0.75) * float(np.ptp(host, axis=0).max()) / 2
         turn = size * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        # The near end sinks into the parent, so that a swing opens no gap.
+        # The near end overlaps the parent, so that a swing opens no gap.
         shift = joint + np.array([1.0, 0.0]) @ turn * 0.7
         placed = tuple(points @ turn + shift for points in (contour, *inner))
         limbs.append(Limb(placed[0], placed[1:], parent, joint, behind=rng.random() < 0.5))

@@ -1,4 +1,4 @@
-"""Textures: a table of scalar patterns, coloured through palettes and mixed through masks."""
+"""Procedural textures: scalar patterns, coloured by palettes and blended by masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def paint(
     palettes: Sequence[Palette],
     mixing: float = 0.5,
 ) -> NDArray[np.uint8]:
-    """[H, W, 3] RGB: one pattern, or with chance `mixing` two (given a choice) sharing the area."""
+    """Paint a texture [H, W, 3] RGB: one pattern, or with probability `mixing` a blend of two (if
+    `patterns` has several)."""
     image = _paint_one(rng, height, width, patterns, palettes)
     if len(patterns) > 1 and rng.random() < mixing:
         other = _paint_one(rng, height, width, patterns, palettes)
@@ -35,10 +36,11 @@ def fractal(
     rng: np.random.Generator, height: int, width: int, cells: float, gain: float = 0.5,
     stretch: float = 1.0,
 ) -> Field:  # fmt: skip
-    """Sum of octaves of smooth noise, stretched to 0..1.
+    """Fractal noise: sum of octaves of smooth noise, scaled to 0..1.
 
-    `cells` is the number of cells along the longer side in the first octave, `gain` the weight of
-    each octave over the one before, `stretch` > 1 draws the noise out horizontally.
+    cells    cells along the longer side in the first octave
+    gain     weight of each octave relative to the previous one
+    stretch  above 1: horizontal elongation
     """
     longer = max(height, width)
     total = np.zeros((height, width), np.float32)
@@ -47,7 +49,7 @@ def fractal(
         rows = int(height * cells / longer) + 2
         columns = int(width * cells / (longer * stretch)) + 2
         grid = rng.standard_normal((rows, columns), np.float32)
-        # Coarse octaves are smooth, so cubic pays; in fine ones nobody sees the difference.
+        # Cubic interpolation is visible only in coarse octaves.
         mode = cv2.INTER_CUBIC if longer / cells > 6 else cv2.INTER_LINEAR
         total += weight * cv2.resize(grid, (width, height), interpolation=mode)
         weight *= gain
@@ -56,12 +58,13 @@ def fractal(
 
 
 def noise(rng: np.random.Generator, height: int, width: int) -> Field:
+    """Fractal noise of random scale and roughness."""
     cells, gain = np.exp(rng.uniform(np.log(2), np.log(10))), rng.uniform(0.4, 0.85)
     return fractal(rng, height, width, cells, gain)
 
 
 def streaks(rng: np.random.Generator, height: int, width: int) -> Field:
-    """Noise drawn out along one axis: water, wood, brushed metal, falling folds."""
+    """Noise elongated along one axis: water, wood, brushed metal, folds."""
     cells, stretch = rng.uniform(6, 24), rng.uniform(3, 10)
     if rng.random() < 0.5:
         return fractal(rng, height, width, cells, 0.65, stretch)
@@ -75,7 +78,7 @@ def ridges(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def voronoi(rng: np.random.Generator, height: int, width: int) -> Field:
-    """Cells of one value each, some shaded towards their border: stones, scales, patches."""
+    """Voronoi cells of constant value, some shaded towards the border: stones, scales, patches."""
     count = int(np.exp(rng.uniform(np.log(8), np.log(200))))
     seeds = np.full((height, width), 255, np.uint8)
     seeds[rng.integers(0, height, count), rng.integers(0, width, count)] = 0
@@ -88,12 +91,14 @@ def voronoi(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def stripes(rng: np.random.Generator, height: int, width: int) -> Field:
+    """Parallel stripes with soft or sharp edges."""
     wave = np.sin(_slant(rng, height, width) * (2 * np.pi * rng.uniform(3, 22)))
     wave = np.clip(wave * np.exp(rng.uniform(-0.3, 2)), -1, 1)
     return np.asarray(0.5 + 0.5 * wave, np.float32)
 
 
 def checks(rng: np.random.Generator, height: int, width: int) -> Field:
+    """Checkerboard or plaid: two perpendicular waves combined."""
     angle, count = rng.uniform(0, np.pi), rng.uniform(3, 12)
     waves = [
         np.sin(_slant(rng, height, width, angle + turn) * (2 * np.pi * count))
@@ -119,7 +124,7 @@ def blobs(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def lines(rng: np.random.Generator, height: int, width: int) -> Field:
-    """A tangle of strokes: twigs, grass, cables."""
+    """Random line segments: twigs, grass, cables."""
     field = np.full((height, width), rng.random(), np.float32)
     count, longer = int(rng.integers(15, 90)), max(height, width)
     starts = rng.uniform((0, 0), (width, height), (count, 2))
@@ -133,7 +138,7 @@ def lines(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def gradient(rng: np.random.Generator, height: int, width: int) -> Field:
-    """A ramp or a round glow."""
+    """Linear or radial gradient."""
     if rng.random() < 0.6:
         return _to_unit(_slant(rng, height, width))
     centre = rng.uniform(0, 1, 2) * (width, height)
@@ -142,12 +147,13 @@ def gradient(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def smooth(rng: np.random.Generator, height: int, width: int) -> Field:
-    """Nearly one value, as of a wall, a car door or a plain shirt."""
+    """Nearly uniform, like a wall or plain cloth."""
     change = fractal(rng, height, width, 1.5, 0.3) - 0.5
     return np.asarray(np.clip(rng.random() + 0.25 * change, 0, 1), np.float32)
 
 
 def flat(rng: np.random.Generator, height: int, width: int) -> Field:
+    """One random value."""
     return np.full((height, width), rng.random(), np.float32)
 
 
@@ -167,7 +173,7 @@ def _paint_one(
     if name != "flat":
         if rng.random() < 0.35:
             field = _bend(rng, field)
-        # No real surface is clean: a little grain and a little slow change on everything.
+        # Real surfaces are never uniform: add some low- and high-frequency noise.
         grain = fractal(rng, height, width, rng.uniform(4, 40), 0.7) - 0.5
         field = field + grain * rng.uniform(0.05, 0.4)
     ramp = colour_ramp(rng, palettes[int(rng.integers(len(palettes)))])
@@ -175,7 +181,7 @@ def _paint_one(
 
 
 def _mixing_mask(rng: np.random.Generator, height: int, width: int) -> Field:
-    """Where the second texture shows: noise patches, or one side of a wavy border."""
+    """Blend weight of the second texture: noise patches, or one side of a wavy border."""
     mask = fractal(rng, height, width, rng.uniform(1.5, 6), 0.5)
     if rng.random() < 0.5:
         mask = 0.25 * mask + _to_unit(_slant(rng, height, width, rng.normal(np.pi / 2, 0.4)))
@@ -184,7 +190,7 @@ def _mixing_mask(rng: np.random.Generator, height: int, width: int) -> Field:
 
 
 def _bend(rng: np.random.Generator, field: Field) -> Field:
-    """`field` with its lines bent by slow noise."""
+    """Warp `field` by low-frequency noise."""
     height, width = field.shape
     reach = rng.uniform(0.05, 0.25) * max(height, width)
     x = np.arange(width, dtype=np.float32) + reach * fractal(rng, height, width, 3, 0.3)
@@ -194,7 +200,7 @@ def _bend(rng: np.random.Generator, field: Field) -> Field:
 
 
 def _slant(rng: np.random.Generator, height: int, width: int, angle: float | None = None) -> Field:
-    """Position along a random direction, 0..1 over the longer side."""
+    """Position along a direction (random by default), in units of the longer side."""
     angle = rng.uniform(0, np.pi) if angle is None else angle
     x, y = np.cos(angle) * np.arange(width), np.sin(angle) * np.arange(height)
     return np.asarray((x + y[:, None]) / max(height, width), np.float32)

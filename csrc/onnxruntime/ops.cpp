@@ -1,0 +1,478 @@
+// The kernels of this folder's parent as operators of onnxruntime, in the domain "vosengine". What
+// each computes is said by kernels/<op>/reference.py; attributes have the names of its arguments.
+#include "correlate_frames.h"
+#include "custom_op.h"
+#include "deform_conv.h"
+#include "finish_masks.h"
+#include "pool_regions.h"
+#include "prepare_frame.h"
+#include "read_memory.h"
+
+#include <memory>
+#include <mutex>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "checks.h"
+
+namespace vosengine::onnx {
+namespace {
+
+constexpr int OPS_VERSION = 1;  // raised where an operator changes; vosengine/onnx/library.py too
+
+constexpr auto FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+constexpr auto DOUBLE = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
+constexpr auto UINT8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+constexpr auto INT32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+constexpr auto INT64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+constexpr auto ANY = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+
+// Elements between neighbours along each axis of a tensor that is contiguous.
+template <size_t count>
+void set_strides(const std::vector<int64_t>& shape, int64_t (&strides)[count]) {
+  int64_t step = 1;
+  for (size_t i = count; i-- > 0;) {
+    strides[i] = step;
+    step *= shape[i];
+  }
+}
+
+struct ReadMemoryOp {
+  static constexpr const char* NAME = "read_memory";
+  // query_key, memory_key, memory_value, bias, length, pages, query_of
+  static constexpr Port INPUTS[] = {{FLOAT},
+                                    {FLOAT},
+                                    {FLOAT},
+                                    {FLOAT, Kind::optional},
+                                    {INT32, Kind::optional},
+                                    {INT32, Kind::optional},
+                                    {INT32, Kind::optional}};
+  static constexpr Port OUTPUTS[] = {{FLOAT}};
+
+  explicit ReadMemoryOp(const Attributes& attributes)
+      : scale(attributes.number("scale")), top_k(attributes.integer("top_k")) {
+    VOS_CHECK(top_k >= 0, "top_k", "at least 1, or 0 for all positions", top_k);
+  }
+
+  void run(const Call& call) const {
+    const Tensor query = call.input(0), key = call.input(1), value = call.input(2);
+    const Tensor bias = call.input(3), length = call.input(4), pages = call.input(5);
+    const Tensor query_of = call.input(6);
+    const bool has_sets = value.shape.size() == 4, shared = query.shape.size() == 2;
+    Sizes sizes;
+    if (pages.given) {
+      sizes.match("pages", pages, {"G", "T"});
+      sizes.match("memory_key", key, {"K", "L", "Ck"});
+      sizes.match("memory_value", value, {"K", "L", "Cv"});
+      sizes.match("bias", bias, {"K", "L"});
+    } else {
+      sizes.match("memory_key", key, {"G", "L", "Ck"});
+      if (has_sets)
+        sizes.match("memory_value", value, {"G", "S", "L", "Cv"});
+      else
+        sizes.match("memory_value", value, {"G", "L", "Cv"});
+      sizes.match("bias", bias, {"G", "L"});
+    }
+    sizes.match("length", length, {"G"});
+    sizes.match("query_of", query_of, {"G"});
+    if (shared && !query_of.given)
+      sizes.match("query_key", query, {"P", "Ck"});
+    else
+      sizes.match("query_key", query, {query_of.given ? "B" : "G", "P", "Ck"});
+
+    ReadMemory read{};
+    read.groups = sizes["G"];
+    read.sets = has_sets ? sizes["S"] : 1;
+    read.queries = sizes["P"];
+    read.key_channels = sizes["Ck"];
+    read.value_channels = sizes["Cv"];
+    const int64_t columns = pages.given ? sizes["T"] : 1, rows = sizes["L"];
+    read.positions = columns * rows;
+    VOS_CHECK(read.positions > 0, "memory_key", "at least one position", read.positions);
+    read.query = query.as<float>();
+    read.query_row = read.key_channels;
+    read.query_group = shared ? 0 : read.queries * read.key_channels;
+    read.query_of = query_of.as<int32_t>();
+    read.query_count = query_of.given ? sizes["B"] : read.groups;
+    VOS_CHECK(read.query_count > 0 || read.groups == 0, "query_key",
+              "at least one query for groups", read.query_count);
+    read.key = key.data;
+    read.key_row = read.key_channels;
+    read.key_page = rows * read.key_row;
+    read.value = value.data;
+    read.value_row = read.value_channels;
+    read.value_set = rows * read.value_row;
+    read.value_page = read.sets * read.value_set;
+    read.pages = {pages.as<int32_t>(), columns, rows, key.shape[0]};
+    read.bias = bias.as<float>();
+    read.length = length.as<int32_t>();
+    std::vector<int64_t> shape = {read.groups};
+    if (has_sets) shape.push_back(read.sets);
+    shape.insert(shape.end(), {read.queries, read.value_channels});
+    read.out = call.output<float>(0, shape);
+    read.scale = scale;
+    read.threads = call.threads;
+    read.top_k = top_k;
+    if (top_k > 0 && top_k < read.positions)
+      read_memory_top_k_cpu(read);
+    else
+      read_memory_cpu(read);
+  }
+
+  float scale;
+  int64_t top_k;
+};
+
+struct PrepareFrameOp {
+  static constexpr const char* NAME = "prepare_frame";
+  static constexpr Port INPUTS[] = {{ANY}, {INT64}, {INT64}};  // frame, size, padding
+  static constexpr Port OUTPUTS[] = {{FLOAT}};
+
+  explicit PrepareFrameOp(const Attributes& attributes)
+      : mean(attributes.numbers("mean", 3)), std(attributes.numbers("std", 3)) {}
+
+  void run(const Call& call) const {
+    const Tensor frame = call.input(0), size = call.input(1), padding = call.input(2);
+    VOS_CHECK(frame.type == UINT8 || frame.type == FLOAT, "frame", "uint8 or float elements",
+              static_cast<int>(frame.type));
+    Sizes sizes;
+    sizes.match("frame", frame, {"H", "W", "3"});
+    sizes.match("size", size, {"2"});
+    sizes.match("padding", padding, {"4"});
+    PrepareFrame prepare{};
+    prepare.frame = frame.data;
+    prepare.bytes = frame.type == UINT8;
+    prepare.height = sizes["H"];
+    prepare.width = sizes["W"];
+    prepare.row_stride = 3 * prepare.width;
+    prepare.resized_height = size.as<int64_t>()[0];
+    prepare.resized_width = size.as<int64_t>()[1];
+    const int64_t* sides = padding.as<int64_t>();
+    for (int64_t length : {prepare.height, prepare.width})
+      VOS_CHECK(length > 0, "frame", "at least one pixel", length);
+    for (int64_t length : {prepare.resized_height, prepare.resized_width})
+      VOS_CHECK(length > 0, "size", "at least 1", length);
+    for (int i = 0; i < 4; ++i) VOS_CHECK(sides[i] >= 0, "padding", "at least 0", sides[i]);
+    prepare.left = sides[0];
+    prepare.right = sides[1];
+    prepare.top = sides[2];
+    prepare.bottom = sides[3];
+    for (int c = 0; c < 3; ++c) {
+      const double spread = std[c];
+      prepare.scale[c] = static_cast<float>(1 / (spread * (prepare.bytes ? 255 : 1)));
+      prepare.shift[c] = static_cast<float>(-mean[c] / spread);
+    }
+    prepare.out = call.output(0, {3, sides[2] + prepare.resized_height + sides[3],
+                                  sides[0] + prepare.resized_width + sides[1]});
+    prepare.threads = call.threads;
+    prepare_frame_cpu(prepare);
+  }
+
+  std::vector<float> mean, std;
+};
+
+struct FinishMasksOp {
+  static constexpr const char* NAME = "finish_masks";
+  // logits, ids, size, region, first
+  static constexpr Port INPUTS[] = {{FLOAT}, {UINT8}, {INT64}, {DOUBLE}, {INT32, Kind::optional}};
+  static constexpr Port OUTPUTS[] = {{UINT8}, {FLOAT, Kind::optional}};  // labels, probabilities
+
+  explicit FinishMasksOp(const Attributes&) {}
+
+  void run(const Call& call) const {
+    const Tensor logits = call.input(0), ids = call.input(1), size = call.input(2);
+    const Tensor region = call.input(3), first = call.input(4);
+    Sizes sizes;
+    sizes.match("logits", logits, {"O", "h", "w"});
+    sizes.match("ids", ids, {"O"});
+    sizes.match("size", size, {"2"});
+    sizes.match("region", region, {"4"});
+    sizes.match("first", first, {"1+streams"});
+    VOS_CHECK(sizes["h"] > 0 && sizes["w"] > 0, "logits", "at least one cell", 0);
+    if (first.given) VOS_CHECK(sizes["1+streams"] > 0, "first", "at least 1 number", 0);
+    FinishMasks finish{};
+    finish.logits = logits.data;
+    set_strides(logits.shape, finish.stride);
+    finish.ids = ids.as<uint8_t>();
+    finish.first = first.as<int32_t>();
+    finish.streams = first.given ? sizes["1+streams"] - 1 : 1;
+    finish.objects = sizes["O"];
+    finish.cells_y = sizes["h"];
+    finish.cells_x = sizes["w"];
+    finish.height = size.as<int64_t>()[0];
+    finish.width = size.as<int64_t>()[1];
+    for (int64_t length : {finish.height, finish.width})
+      VOS_CHECK(length > 0, "size", "at least 1", length);
+    const double* box = region.as<double>();
+    finish.top = box[0];
+    finish.left = box[1];
+    finish.region_height = box[2];
+    finish.region_width = box[3];
+    std::vector<int64_t> shape = {finish.height, finish.width};
+    if (first.given) shape.insert(shape.begin(), finish.streams);
+    finish.labels = call.output<uint8_t>(0, shape);
+    finish.probabilities =
+        call.output<float>(1, {finish.streams + finish.objects, finish.height, finish.width});
+    finish.threads = call.threads;
+    finish_masks_cpu(finish);
+  }
+};
+
+struct CorrelateFramesOp {
+  static constexpr const char* NAME = "correlate_frames";
+  static constexpr Port INPUTS[] = {{FLOAT}, {FLOAT}, {FLOAT}};  // query, previous, temperature
+  static constexpr Port OUTPUTS[] = {{FLOAT}};
+
+  explicit CorrelateFramesOp(const Attributes& attributes)
+      : radius(attributes.integer("radius")), exclude(attributes.integer("exclude_outside") != 0) {
+    VOS_CHECK(radius >= 0, "radius", "at least 0", radius);
+  }
+
+  void run(const Call& call) const {
+    const Tensor query = call.input(0), previous = call.input(1), temperature = call.input(2);
+    Sizes sizes;
+    sizes.match("query", query, {"B", "C", "H", "W"});
+    sizes.match("previous", previous, {"B", "C", "H", "W"});
+    sizes.match("temperature", temperature, {});
+    CorrelateFrames correlate{};
+    correlate.query = query.as<float>();
+    correlate.previous = previous.as<float>();
+    set_strides(query.shape, correlate.query_stride);
+    set_strides(previous.shape, correlate.previous_stride);
+    correlate.batch = sizes["B"];
+    correlate.channels = sizes["C"];
+    correlate.height = sizes["H"];
+    correlate.width = sizes["W"];
+    correlate.out = call.output<float>(0, {correlate.batch, 3, correlate.height, correlate.width});
+    correlate.radius = radius;
+    correlate.temperature = *temperature.as<float>();
+    correlate.exclude_outside = exclude;
+    correlate.threads = call.threads;
+    correlate_frames_cpu(correlate);
+  }
+
+  int64_t radius;
+  bool exclude;
+};
+
+struct DeformConvOp {
+  static constexpr const char* NAME = "deform_conv";
+  // x, offset, weight, bias, mask
+  static constexpr Port INPUTS[] = {
+      {FLOAT}, {FLOAT}, {FLOAT}, {FLOAT, Kind::optional}, {FLOAT, Kind::optional}};
+  static constexpr Port OUTPUTS[] = {{FLOAT}};
+
+  explicit DeformConvOp(const Attributes& attributes)
+      : stride(attributes.integers("stride", 2)),
+        padding(attributes.integers("padding", 2)),
+        dilation(attributes.integers("dilation", 2)),
+        groups(attributes.integer("groups")) {
+    for (int i = 0; i < 2; ++i) {
+      VOS_CHECK(stride[i] > 0, "stride", "at least 1", stride[i]);
+      VOS_CHECK(padding[i] >= 0, "padding", "at least 0", padding[i]);
+      VOS_CHECK(dilation[i] > 0, "dilation", "at least 1", dilation[i]);
+    }
+    VOS_CHECK(groups > 0, "groups", "at least 1", groups);
+  }
+
+  void run(const Call& call) const {
+    const Tensor x = call.input(0), offset = call.input(1), weight = call.input(2);
+    const Tensor bias = call.input(3), mask = call.input(4);
+    Sizes sizes;
+    sizes.match("x", x, {"B", "C", "H", "W"});
+    sizes.match("weight", weight, {"Co", "C/groups", "kh", "kw"});
+    sizes.match("offset", offset, {"B", "2*G*kh*kw", "Ho", "Wo"});
+    sizes.match("bias", bias, {"Co"});
+    sizes.match("mask", mask, {"B", "G*kh*kw", "Ho", "Wo"});
+    DeformConv convolve{};
+    const int64_t taps = sizes["kh"] * sizes["kw"], pairs = sizes["2*G*kh*kw"];
+    VOS_CHECK(taps > 0 && pairs > 0 && pairs % (2 * taps) == 0, "offset",
+              "two numbers for every tap of every offset group", pairs);
+    convolve.batch = sizes["B"];
+    convolve.channels = sizes["C"];
+    convolve.outputs = sizes["Co"];
+    convolve.groups = groups;
+    convolve.offset_groups = pairs / (2 * taps);
+    VOS_CHECK(sizes["C/groups"] * groups == convolve.channels && convolve.outputs % groups == 0,
+              "groups", "a divisor of the channels of x and weight", groups);
+    VOS_CHECK(convolve.channels % convolve.offset_groups == 0, "offset",
+              "a number of groups that divides the channels", convolve.offset_groups);
+    if (mask.given)
+      VOS_CHECK(2 * sizes["G*kh*kw"] == pairs, "mask", "half as many channels as offset",
+                sizes["G*kh*kw"]);
+    const int64_t sides[] = {sizes["H"], sizes["W"]}, out[] = {sizes["Ho"], sizes["Wo"]};
+    for (int i = 0; i < 2; ++i) {
+      convolve.kernel[i] = weight.shape[2 + i];
+      convolve.stride[i] = stride[i];
+      convolve.padding[i] = padding[i];
+      convolve.dilation[i] = dilation[i];
+      const int64_t reach = dilation[i] * (convolve.kernel[i] - 1) + 1;
+      const int64_t room = sides[i] + 2 * padding[i];
+      VOS_CHECK(room < 1 << 15, "x", "sides below 32768, padding included", room);
+      VOS_CHECK(room >= reach && out[i] == (room - reach) / stride[i] + 1, "offset",
+                "the size of the result", out[i]);
+    }
+    convolve.height = sides[0];
+    convolve.width = sides[1];
+    convolve.out_height = out[0];
+    convolve.out_width = out[1];
+    convolve.x = x.as<float>();
+    set_strides(x.shape, convolve.x_stride);
+    convolve.offset = offset.as<float>();
+    convolve.mask = mask.as<float>();
+    convolve.weight = weight.as<float>();
+    convolve.bias = bias.as<float>();
+    convolve.out = call.output<float>(0, {convolve.batch, convolve.outputs, out[0], out[1]});
+    convolve.threads = call.threads;
+    deform_conv_cpu(convolve);
+  }
+
+  std::vector<int64_t> stride, padding, dilation;
+  int64_t groups;
+};
+
+struct PoolRegionsOp {
+  static constexpr const char* NAME = "pool_regions";
+  // boxes, frame, planes, levels
+  static constexpr Port INPUTS[] = {
+      {DOUBLE}, {INT32, Kind::optional}, {FLOAT, Kind::optional}, {FLOAT, Kind::variadic}};
+  static constexpr Port OUTPUTS[] = {{FLOAT}};
+
+  explicit PoolRegionsOp(const Attributes& attributes)
+      : strides(attributes.integers("strides")),
+        plane_stride(attributes.integer("plane_stride")),
+        size(attributes.integer("size")),
+        sampling(attributes.integer("sampling")),
+        aligned(attributes.integer("aligned") != 0) {
+    for (int64_t each : strides) VOS_CHECK(each > 0, "strides", "at least 1", each);
+    VOS_CHECK(plane_stride > 0, "plane_stride", "at least 1", plane_stride);
+    VOS_CHECK(size > 0, "size", "at least 1", size);
+    VOS_CHECK(sampling >= 1 && sampling <= 8, "sampling", "1 to 8", sampling);
+  }
+
+  void run(const Call& call) const {
+    const Tensor boxes = call.input(0), frame = call.input(1), planes = call.input(2);
+    const size_t levels = call.input_count() - 3;
+    VOS_CHECK(levels == strides.size(), "levels", "as many as strides", levels);
+    Sizes sizes;
+    sizes.match("boxes", boxes, {"R", "4"});
+    sizes.match("frame", frame, {"R"});
+    sizes.match("planes", planes, {"R", "H", "W"});
+    std::vector<PooledMaps> sources;
+    int64_t channels = 0;
+    for (size_t i = 0; i < levels; ++i) {
+      const Tensor maps = call.input(3 + i);
+      Sizes own;
+      own.match("levels", maps, {"B", "C", "H", "W"});
+      for (int64_t side : {own["B"], own["H"], own["W"]})
+        VOS_CHECK(side > 0, "levels", "at least one cell", side);
+      sources.push_back(source(maps.as<float>(), maps.shape, strides[i], false));
+      VOS_CHECK(frame.given || own["B"] == 1 || sizes["R"] == 0, "frame",
+                "the image of every region, with several images", own["B"]);
+      channels += own["C"];
+    }
+    if (planes.given) {
+      std::vector<int64_t> shape = planes.shape;
+      shape.insert(shape.begin() + 1, 1);
+      sources.push_back(source(planes.as<float>(), shape, plane_stride, true));
+      ++channels;
+    }
+    PoolRegions pool{};
+    pool.sources = sources.data();
+    pool.source_count = static_cast<int64_t>(sources.size());
+    pool.boxes = boxes.as<double>();
+    pool.frame = frame.as<int32_t>();
+    pool.regions = sizes["R"];
+    pool.size = size;
+    pool.sampling = sampling;
+    pool.aligned = aligned;
+    pool.out = call.output<float>(0, {pool.regions, channels, size, size});
+    pool.threads = call.threads;
+    pool_regions_cpu(pool);
+  }
+
+  static PooledMaps source(const float* maps, const std::vector<int64_t>& shape, int64_t pixels,
+                           bool per_region) {
+    int64_t stride[4];
+    set_strides(shape, stride);
+    return {maps,     {stride[0], stride[1], stride[2]},
+            shape[0], shape[1],
+            shape[2], shape[3],
+            pixels,   per_region};
+  }
+
+  std::vector<int64_t> strides;
+  int64_t plane_stride, size, sampling;
+  bool aligned;
+};
+
+// The operators of sessions with so many threads, and the domain that they are registered in.
+struct Domain {
+  explicit Domain(int threads)
+      : ops{std::make_unique<CustomOp<ReadMemoryOp>>(threads),
+            std::make_unique<CustomOp<PrepareFrameOp>>(threads),
+            std::make_unique<CustomOp<FinishMasksOp>>(threads),
+            std::make_unique<CustomOp<CorrelateFramesOp>>(threads),
+            std::make_unique<CustomOp<DeformConvOp>>(threads),
+            std::make_unique<CustomOp<PoolRegionsOp>>(threads)} {
+    check(api->CreateCustomOpDomain("vosengine", &domain));
+    for (const auto& op : ops) check(api->CustomOpDomain_Add(domain, op.get()));
+  }
+
+  std::unique_ptr<OrtCustomOp> ops[6];
+  OrtCustomOpDomain* domain = nullptr;
+};
+
+// How many threads the session asks for; without a word, what OpenMP would take.
+int threads_of(const OrtSessionOptions* options) {
+  constexpr const char* KEY = "vosengine.threads";
+  int asked = 0;
+  check(api->HasSessionConfigEntry(options, KEY, &asked));
+  if (asked) {
+    char text[16];
+    size_t size = sizeof(text);
+    check(api->GetSessionConfigEntry(options, KEY, text, &size));
+    const int threads = std::stoi(text);
+    VOS_CHECK(threads >= 0, KEY, "at least 0", threads);
+    if (threads > 0) return threads;
+  }
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+// Sessions keep pointers to these for as long as they live: never freed.
+OrtCustomOpDomain* domain_for(int threads) {
+  static std::mutex mutex;
+  static auto& domains = *new std::map<int, std::unique_ptr<Domain>>();
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto& found = domains[threads];
+  if (!found) found = std::make_unique<Domain>(threads);
+  return found->domain;
+}
+
+}  // namespace
+}  // namespace vosengine::onnx
+
+#if defined(_WIN32)
+#define VOS_EXPORT extern "C" __declspec(dllexport)
+#else
+#define VOS_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+VOS_EXPORT int vosengine_ops_version() { return vosengine::onnx::OPS_VERSION; }
+
+// What onnxruntime calls. Before 1.18 nothing is registered, and its session names what it misses.
+VOS_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
+                                                     const OrtApiBase* base) {
+  using namespace vosengine::onnx;
+  const OrtApi* found = base->GetApi(API_VERSION);
+  if (!found) return nullptr;
+  api = found;
+  return guarded("vosengine",
+                 [&] { check(api->AddCustomOpDomain(options, domain_for(threads_of(options)))); });
+}

@@ -1,0 +1,75 @@
+"""Small clips for tests of batches, and what `run` makes of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vosengine.batch.plan import BatchOptions
+from vosengine.commands.run import RunOptions, run
+from vosengine.video import write_labels
+
+SIZE = (32, 48)
+RUN: dict[str, Any] = {"model": "stm", "device": "cpu", "size": 32, "checkpoint": 2}
+CLIPS = {"a": 3, "b": 6, "c": 4}
+
+
+def make_frames(folder: Path, count: int, seed: int) -> None:
+    """A bright square that moves over noise."""
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(seed).integers(0, 90, (*SIZE, 3), np.uint8)
+    for index in range(count):
+        image = noise.copy()
+        image[8:22, 6 + 3 * index : 20 + 3 * index] = 200, 180, 40 * seed
+        Image.fromarray(image).save(folder / f"{index:05d}.png")
+
+
+def square(left: int, *ids: int) -> np.ndarray:
+    """A mask with an upright block for every id, beside each other."""
+    labels = np.zeros(SIZE, np.uint8)
+    for number, each in enumerate(ids):
+        labels[8:22, left + 8 * number : left + 8 * number + 7] = each
+    return labels
+
+
+def make_clips(folder: Path) -> Path:
+    """Three clips with their masks beside them."""
+    for seed, (name, count) in enumerate(CLIPS.items(), 1):
+        make_frames(folder / name, count, seed)
+        write_labels(folder / f"{name}.png", square(6, 1))
+    return folder
+
+
+def run_alone(data: Path, out: Path) -> dict[str, dict[str, bytes]]:
+    """What `run` writes of each clip."""
+    for name in CLIPS:
+        run(RunOptions(str(data / name), out=out / name, mask=data / f"{name}.png", **RUN))
+    return {name: results(out / name) for name in CLIPS}
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Masks and overlay by name: what hangs on no clock."""
+    files = (path for path in folder.iterdir() if path.suffix in (".png", ".mp4"))
+    return {path.name: path.read_bytes() for path in files}
+
+
+def options(data: object, out: Path | str, **changes: Any) -> BatchOptions:
+    run = {**RUN, **changes.pop("run", {})}
+    return BatchOptions((str(data),), out, run, **changes)
+
+
+def words(data: object, out: object) -> list[str]:
+    """The arguments of `vosengine` for `options`."""
+    found = ["batch", str(data), "--out", str(out), "--model", "stm", "--device", "cpu"]
+    return [*found, "--size", "32", "--checkpoint", "2", "--retries", "1"]
+
+
+def in_another_process(victim: str, notes: Path, arguments: list[str]) -> int:
+    """The exit code of `vosengine` with Deadly as its worker."""
+    program = [sys.executable, str(Path(__file__).with_name("batch_units.py")), victim, str(notes)]
+    return subprocess.run([*program, *arguments], check=False, timeout=300).returncode

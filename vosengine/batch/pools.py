@@ -1,0 +1,62 @@
+"""Who does the jobs: processes of this machine, or actors of a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import ConfigError
+from .supervisor import Event, Supervisor
+from .worker import Work
+
+
+class Pool(Protocol):
+    def work(self, jobs: Iterable[Any], should_stop: Callable[[], bool]) -> bool:
+        """Do them all; True where it was stopped before that. See Supervisor."""
+        ...
+
+
+def open_pool(
+    start: Callable[[int], Work],
+    *,
+    workers: int,
+    retries: int,
+    ray: str | None,
+    device: str,
+    listen: Callable[[Event], None],
+    lock: Path | None = None,
+) -> Pool:
+    """Processes that share this machine's cores, or actors that share a cluster's.
+
+    start   makes what does jobs, once for each process, with its number of threads
+    ray     the address of the cluster; None: this machine
+    device  what jobs ask for: "cpu", "cuda", "auto"; of a cluster's GPUs Ray says which
+
+    For the rest see Supervisor. Raises ConfigError, and DependencyError where Ray is missing.
+    """
+    if workers < 1 or retries < 0:
+        raise ConfigError(
+            f"workers: wanted 1 or more, and 0 or more retries; given {workers} and {retries}"
+        )
+    if ray is None:
+        threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        begin = partial(start, threads)
+        return Supervisor(begin, workers=workers, retries=retries, listen=listen, lock=lock)
+    if ":" in device:
+        raise ConfigError(
+            f"device: {device}: Ray gives each worker its GPU; wanted auto, cpu or cuda"
+        )
+    from .cluster import RayPool
+
+    return RayPool(
+        start,
+        address=ray,
+        workers=workers,
+        retries=retries,
+        gpus=device != "cpu",
+        listen=listen,
+        lock=lock,
+    )

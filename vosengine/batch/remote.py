@@ -1,0 +1,175 @@
+"""A clip whose inputs or results lie on another file system: fetched, done here, sent.
+
+An object store cannot rename a folder. There a clip is finished when its clip.json is: the file is
+written last, and removed first. Until then what is saved of it lies in NAME.part, so that whoever
+goes on begins at the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ..commands.record import FIXED, JOURNAL, STATE, SUMMARY, journal_text, read_earlier
+from ..engine.engine import Engine
+from .stores import (
+    drop_folder,
+    fetch,
+    fetch_files,
+    list_files,
+    open_place,
+    reaching,
+    remove,
+    send,
+    send_whole,
+    write_whole,
+)
+from .unit import MASKS, STAMP, Job, Remote, parse_stamp, part_of, process_clip
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+
+def is_result(name: str) -> bool:
+    """Whether a batch writes files of that name into a clip's folder."""
+    return name in (*FIXED, MASKS, STAMP) or name.endswith(".png")
+
+
+def process_remote(
+    job: Job,
+    remote: Remote,
+    engine: Engine | None,
+    report: Callable[[int], None],
+    should_stop: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """As `process_clip`, in a folder of this machine that is gone afterwards.
+
+    Raises  StorageError for an address that cannot be reached, read or written.
+    """
+    with TemporaryDirectory(prefix="vosengine-", dir=remote.scratch) as scratch:
+        local = _local(job, remote, Path(scratch))
+        origin = job.options.source, remote.mask or str(job.options.mask or "") or None
+        go = partial(process_clip, local, engine, report, should_stop, origin=origin)
+        if remote.folder is None:
+            _fetch_inputs(remote, Path(scratch))
+            return go()
+        place: Any = open_place(remote.folder)
+        with reaching(place):
+            shelf = _Shelf(place, local)
+            shelf.fetch()
+        if not shelf.finished:
+            _fetch_inputs(remote, Path(scratch))
+        facts = go(saved=shelf.save)
+        if facts is None:
+            shelf.save()
+        elif not shelf.finished:
+            shelf.publish()
+        return facts
+
+
+def _local(job: Job, remote: Remote, scratch: Path) -> Job:
+    """The job with paths of this machine, as if everything had been fetched."""
+    folder = job.folder if remote.folder is None else scratch / "out" / job.name
+    options = replace(job.options, out=part_of(folder))
+    if remote.source is not None:
+        options = replace(options, source=str(scratch / "source" / _name(remote.source)))
+    if remote.mask is not None:
+        options = replace(options, mask=scratch / "mask" / _name(remote.mask))
+    return replace(job, folder=folder, options=options, remote=None)
+
+
+def _name(address: str) -> str:
+    return open_place(address).name
+
+
+def _fetch_inputs(remote: Remote, scratch: Path) -> None:
+    for address, name in ((remote.source, "source"), (remote.mask, "mask")):
+        if address is not None:
+            fetch(address, scratch / name)
+
+
+class _Shelf:
+    """A clip's two folders on the other side: NAME, and NAME.part with what is saved of it."""
+
+    def __init__(self, place: UPath, job: Job) -> None:
+        self._place, self._part = place, place.with_name(f"{job.name}.part")
+        self._job = job
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._stamped = self.finished = False
+
+    def fetch(self) -> None:
+        """Bring here what is there of the same clip; what another one left in NAME.part goes."""
+        if self._is_there(self._place):
+            self.finished = True
+            self._bring(self._place, [STAMP, SUMMARY], self._job.folder)
+            return
+        there, part = list_files(self._part), self._job.part
+        if JOURNAL not in there or not self._is_there(self._part):
+            self._clear(self._part, there)
+            return
+        self._bring(self._part, [STAMP, JOURNAL], part)
+        listed = read_earlier(part)
+        self._bring(self._part, [n for n in (*listed.files, STATE) if n in there], part)
+        for name in (name for name in listed.files if not listed.owns(name)):
+            (part / name).unlink(missing_ok=True)  # newer than the journal: it is written again
+        self._stamped = True
+
+    def save(self) -> None:
+        """Send what is new in `part`: masks, then the journal that lists them, then the stream,
+        which is of no use without them. A summary goes as a journal: of one kind only one can be
+        half there."""
+        earlier = read_earlier(self._job.part)
+        if not (earlier.summed_up or earlier.interrupted):
+            return
+        with reaching(self._part):
+            self._stamp()
+            masks = {n: self._job.part / n for n in earlier.files if n.endswith(".png")}
+            marks = {name: _mark(path) for name, path in masks.items() if path.is_file()}
+            new = {masks[n]: n for n, mark in marks.items() if self._sent.get(n) != mark}
+            send(new, self._part)
+            journal = journal_text("saved", earlier.mask, earlier, earlier.frames)
+            write_whole(self._part / JOURNAL, journal)
+            if (self._job.part / STATE).is_file():
+                send_whole(self._job.part / STATE, self._part / STATE)
+            self._sent = marks
+
+    def publish(self) -> None:
+        """Send the finished folder to NAME, clip.json last, and drop NAME.part."""
+        folder = self._job.folder
+        with reaching(self._place):
+            self._stamp()  # so that NAME without its clip.json is known for what it is
+            stale = list_files(self._place)
+            remove(self._place, [STAMP] if STAMP in stale else [])
+            self._clear(self._place, stale)
+            files = {path: path.name for path in folder.iterdir() if path.name != STAMP}
+            send(files, self._place)
+            send_whole(folder / STAMP, self._place / STAMP)
+            self._clear(self._part, list_files(self._part))
+            drop_folder(self._part)
+
+    def _stamp(self) -> None:
+        if not self._stamped:
+            write_whole(self._part / STAMP, json.dumps(self._job.stamp, indent=1) + "\n")
+            self._stamped = True
+
+    def _is_there(self, place: UPath) -> bool:
+        """Whether that folder is of this very clip."""
+        stamped = STAMP in list_files(place)
+        return stamped and parse_stamp((place / STAMP).read_bytes()) == self._job.stamp
+
+    def _bring(self, place: UPath, names: list[str], folder: Path) -> None:
+        fetch_files(place, [(place / name).path for name in names], folder)
+
+    def _clear(self, place: UPath, names: Iterable[str]) -> None:
+        """Remove files that a batch wrote, the stamp last: it says that they are its own."""
+        remove(place, sorted(filter(is_result, names), key=lambda name: name == STAMP))
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

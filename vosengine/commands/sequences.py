@@ -1,0 +1,293 @@
+"""One annotated sequence scored: what a model and its baselines say of it, and how good that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..batch.worker import CannotGoOnError
+from ..engine.segmenter import Segmenter
+from ..engine.video import Answer, segment_video
+from ..errors import InputError, VosError
+from ..evaluation import (
+    Annotated,
+    FirstMask,
+    Frame,
+    Labels,
+    SequenceScore,
+    WarpedMask,
+    best_ids,
+    centred_ellipse,
+    measure,
+    outside_void,
+)
+from ..timing import device_name
+from ..video import (
+    AS_FOUND,
+    MaskRule,
+    MaskSequence,
+    SourceFrame,
+    prepare_output_folder,
+    write_labels,
+)
+from ..video.images import Images
+from .engines import note_of
+from .propagation import Features, PropagatedMask
+
+if TYPE_CHECKING:
+    from .evaluate import EvaluateOptions
+
+MODEL = "model"
+COPIED = "first mask copied"
+WARPED = "mask warped by flow"
+PROPAGATED = "labels propagated"
+ELLIPSE = "centred ellipse"
+
+
+class Baseline(Protocol):
+    """An answer for every frame after the first."""
+
+    def step(self, frame: Frame) -> Labels:
+        """The answer for the next frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a worker says of a sequence.
+
+    scores        by MODEL and the names of the baselines
+    with_void     whether any annotation has void in it
+    milliseconds  of every frame but the first
+    note          what to say of random weights; None where they are trained
+    settings      what the model was run with
+    """
+
+    scores: dict[str, SequenceScore]
+    with_void: bool
+    milliseconds: list[float]
+    note: str | None
+    settings: dict[str, Any]
+
+
+class SequenceWorker:
+    """Scores one sequence after another, with one segmenter: a `Work`, for any process.
+
+    threads  of torch at most; None leaves that to torch
+    """
+
+    def __init__(self, options: EvaluateOptions, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(min(threads, torch.get_num_threads()))
+        self._options = options
+        self._made: tuple[Segmenter, Features | None] | None = None
+
+    def __call__(
+        self,
+        sequence: Annotated,
+        report: Callable[[int], None],
+        should_stop: Callable[[], bool],
+    ) -> Scored | None:
+        """The scores; None where it was stopped.
+
+        Raises  CannotGoOnError, for a mean without one of the sequences is none; its error names
+                the sequence, unless it is of the model.
+        """
+        try:
+            segmenter, features = self._models()
+        except VosError as error:
+            raise CannotGoOnError(error) from error
+        try:
+            return self._score(sequence, segmenter, features, report, should_stop)
+        except VosError as error:
+            named = sequence.name in str(error)
+            told = error if named else type(error)(f"{sequence.name}: {error}")
+            raise CannotGoOnError(told) from error
+
+    def _models(self) -> tuple[Segmenter, Features | None]:
+        if self._made is None:
+            given = self._options
+            segmenter = Segmenter(
+                given.model,
+                weights=given.weights,
+                device=given.device,
+                precision=given.precision,
+                size=given.size,
+                memory=given.memory,
+            )
+            propagation = given.propagation and segmenter.method.needs_mask
+            self._made = segmenter, Features(segmenter.device) if propagation else None
+        return self._made
+
+    def _score(
+        self,
+        sequence: Annotated,
+        segmenter: Segmenter,
+        features: Features | None,
+        report: Callable[[int], None],
+        should_stop: Callable[[], bool],
+    ) -> Scored | None:
+        options, stopped = self._options, False
+        run = SequenceRun(sequence, segmenter, features, options.rule)
+
+        def asked() -> bool:
+            nonlocal stopped
+            stopped = should_stop()
+            return stopped
+
+        frames = run.checked(open_frames(sequence))
+        for answer in segment_video(segmenter, frames, run.prompts, should_stop=asked):
+            run.take(answer)
+            report(1)
+        if stopped:
+            return None
+        run.finish(options.binary)
+        if options.out is not None:
+            _keep(run, options.out, note_of(segmenter))
+        return Scored(
+            scores=run.scores,
+            with_void=run.has_void,
+            milliseconds=run.milliseconds[1:],  # the first frame is cold
+            note=note_of(segmenter),
+            settings=_settings(options, segmenter),
+        )
+
+
+def open_frames(sequence: Annotated) -> Images:
+    """The frames. Raises InputError where a file has several."""
+    frames = Images(sequence.frames, sequence.name)
+    if frames.length != len(sequence.frames):
+        raise InputError(
+            f"{sequence.name}: {len(sequence.frames)} files with {frames.length} images; wanted "
+            "one image in a file, beside its mask"
+        )
+    return frames
+
+
+class SequenceRun:
+    """One sequence: what the model and the baselines say of it, and the scores in the end.
+
+    features  for the mask to be propagated by; None: it is not
+
+    Raises  InputError where the model needs a mask and the first annotation shows no object.
+    """
+
+    def __init__(
+        self,
+        sequence: Annotated,
+        segmenter: Segmenter,
+        features: Features | None = None,
+        rule: MaskRule = AS_FOUND,
+    ) -> None:
+        self.sequence, self.segmenter, self._features = sequence, segmenter, features
+        files = MaskSequence(sequence.annotations, rule)
+        self.masks = [files.read(path) for path in sequence.annotations]
+        self.annotations = [mask.labels for mask in self.masks]
+        self.scores: dict[str, SequenceScore] = {}
+        self.milliseconds: list[float] = []
+        self._prompted = segmenter.method.needs_mask
+        if self._prompted:
+            self._follow_first_objects()
+        self.answers: dict[str, list[Labels]] = {MODEL: [self.annotations[0]] * len(self)}
+        self._baselines: dict[str, Baseline] = {}
+        segmenter.reset()
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def has_void(self) -> bool:
+        """Whether any annotation has void in it, which counts for nobody."""
+        return any(mask.void is not None for mask in self.masks)
+
+    @property
+    def prompts(self) -> dict[int, Labels]:
+        """The masks that the model is given, by frame."""
+        return {0: self.annotations[0]} if self._prompted else {}
+
+    def checked(self, frames: Iterable[SourceFrame]) -> Iterator[SourceFrame]:
+        """The frames. Raises InputError at one whose annotation has another size."""
+        for frame in frames:
+            annotation = self.annotations[frame.index]
+            if frame.image.shape[:2] != annotation.shape:
+                raise InputError(
+                    f"{self.sequence.name}/{frame.name}: the frame is {frame.image.shape[0]} x "
+                    f"{frame.image.shape[1]}, its annotation {annotation.shape[0]} x "
+                    f"{annotation.shape[1]}; wanted equal sizes"
+                )
+            yield frame
+
+    def take(self, answer: Answer) -> None:
+        """The model's answer for the next frame, to which the baselines have theirs."""
+        frame = answer.frame
+        self.milliseconds.append(answer.milliseconds)
+        self.answers[MODEL][frame.index] = answer.result.numpy()
+        if frame.index == 0:
+            self._start_baselines(frame.image)
+            return
+        for name, baseline in self._baselines.items():
+            self.answers[name].append(baseline.step(frame.image))
+
+    def finish(self, binary: bool) -> None:
+        """Take all scores."""
+        binary = binary or (not self._prompted and self.segmenter.max_objects == 1)
+        for name, labels in self.answers.items():
+            counted = [outside_void(*each) for each in zip(labels, self.masks, strict=True)]
+            if not self._prompted and not binary:
+                table = best_ids(counted, self.annotations, name=self.sequence.name)
+                self.answers[name] = [table[each] for each in labels]
+                counted = [table[each] for each in counted]
+            pairs = zip(counted, self.annotations, strict=True)
+            self.scores[name] = measure(pairs, binary=binary, name=self.sequence.name)
+
+    def _follow_first_objects(self) -> None:
+        first = np.bincount(self.annotations[0].ravel(), minlength=256) > 0
+        if not first[1:].any():
+            raise InputError(
+                f"{self.sequence.annotations[0]}: shows no object; {self.segmenter.model} needs "
+                "the mask of the first frame"
+            )
+        kept = np.where(first, np.arange(256), 0).astype(np.uint8)
+        self.annotations = [kept[annotation] for annotation in self.annotations]
+
+    def _start_baselines(self, image: Frame) -> None:
+        first = self.annotations[0]
+        if self._prompted:
+            self._baselines[COPIED] = FirstMask(image, first)
+            self._baselines[WARPED] = WarpedMask(image, first)
+            if self._features is not None:
+                self._baselines[PROPAGATED] = PropagatedMask(self._features, image, first)
+        else:
+            first = centred_ellipse(*first.shape)
+            self._baselines[ELLIPSE] = FirstMask(image, first)
+        self.answers.update({name: [first] for name in self._baselines})
+
+
+def _keep(run: SequenceRun, out: Path, note: str | None) -> None:
+    folder = prepare_output_folder(out / run.sequence.name)
+    for path, labels in zip(run.sequence.frames, run.answers[MODEL], strict=True):
+        write_labels(folder / f"{path.stem}.png", labels, note)
+
+
+def _settings(options: EvaluateOptions, segmenter: Segmenter) -> dict[str, Any]:
+    card, geometry = segmenter.card, segmenter.geometry
+    return {
+        "vosengine": __version__,
+        "model": options.model,
+        "weights": {"name": card.name, "trained": card.trained, "note": note_of(segmenter)},
+        "data": str(options.data),
+        "limit": options.limit,
+        "binary": options.binary,
+        "void": options.rule.void,
+        "threshold": options.rule.threshold,
+        "device": str(segmenter.device),
+        "device_name": device_name(segmenter.device),
+        "precision": str(segmenter.dtype).removeprefix("torch."),
+        "network_size": list(geometry.network) if geometry else None,
+    }

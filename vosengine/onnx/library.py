@@ -1,0 +1,47 @@
+"""Operators beyond ONNX's own: which an export may be written with, and the library of ours.
+
+The library is C++ built beside the engine's extension, without torch and without Python. Any
+program registers it with onnxruntime (`register_custom_ops_library`) and runs graphs of the domain
+"vosengine".
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import DependencyError
+
+KINDS = ("standard", "contrib", "vosengine")
+DOMAIN = "vosengine"
+VERSION = 1  # of the operators; csrc/onnxruntime/ops.cpp has it too
+LIBRARY = Path(__file__).resolve().parents[1] / "libvosengine_ops.so"
+WITHOUT = "or export the model with --ops standard, which needs none"
+
+
+def find_library(operators: Iterable[str], version: int = VERSION) -> Path:
+    """The library that has these operators ("vosengine::read_memory"), of that version.
+
+    Raises  DependencyError where it was not built, is another platform's or of another version.
+    """
+    wanted = f"operator {', '.join(sorted(operators))}"
+    if not LIBRARY.is_file():
+        raise DependencyError(
+            f"{wanted}: the library that has it is not there ({LIBRARY}); install vosengine where "
+            f"there is a C++ compiler (on Linux), {WITHOUT}"
+        )
+    try:
+        given = ctypes.CDLL(str(LIBRARY)).vosengine_ops_version()
+    except (OSError, AttributeError) as error:
+        raise DependencyError(
+            f"{wanted}: the library that has it cannot be loaded here ({error}); build vosengine "
+            f"anew on this platform, {WITHOUT}"
+        ) from None
+    if given != version:
+        raise DependencyError(
+            f"{wanted}: wanted version {version}, which the export was written for, and the "
+            f"library {LIBRARY} has version {given}; export the model anew with this vosengine, "
+            f"{WITHOUT}"
+        )
+    return LIBRARY

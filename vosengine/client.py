@@ -1,4 +1,4 @@
-"""A client of `vosengine serve`: `Client`, and `AsyncClient` for asyncio; one stream each."""
+"""Clients of `vosengine serve`: `Client`, and `AsyncClient` for asyncio; one stream each."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Pairs = Iterable[tuple[np.ndarray, np.ndarray | None]]
 FINAL = (protocol.WRONG_TOKEN, protocol.NO_SESSION, protocol.TAKEN_OVER, protocol.BAD_MESSAGE)
-TRIES = 20  # to connect again, a second apart
+TRIES = 20  # reconnection attempts, one second apart
 
 
 class AsyncClient:
-    """A stream on a server, for one task: `async with AsyncClient(address) as client`.
+    """Client of one stream, for one task: `async with AsyncClient(address) as client`.
 
-    address   as the server prints it, with #token=TOKEN, or without and with `token`
-    encoding  how frames travel: jpeg (quality 90), png or raw
-    keep      leave the session on the server, for `resume_from`, where it ends after a while
+    address   as the server prints it, with #token=TOKEN; or without, with `token`
+    encoding  encoding of the frames sent: jpeg (quality 90), png or raw
+    keep      keep the session on the server at exit, for `resume_from`, until it expires
     options   of the session: policy, reply, max_objects, size, memory, resume_from
 
-    After a cut it connects again, and sends again what has no answer. Raises ServerError for what
-    the server refuses, and where it cannot be reached.
+    Reconnects after a lost connection and resends unanswered frames. Raises ServerError for errors
+    of the server, and if it cannot be reached.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class AsyncClient:
         self._unanswered: dict[int, bytes] = {}
         self._heard: deque[Answer] = deque()
         self._socket: ClientConnection | None = None
-        self.session: dict[str, Any] = {}  # what POST /v1/sessions answered
+        self.session: dict[str, Any] = {}  # response of POST /v1/sessions
         self.next_frame = 0
-        self.dropped: list[int] = []  # frames that newer ones replaced
+        self.dropped: list[int] = []  # ids of frames replaced by newer ones
 
     async def __aenter__(self) -> AsyncClient:
         self.session = await self._ask("POST", "/v1/sessions", self._token, self._options)
@@ -73,8 +73,8 @@ class AsyncClient:
             await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
 
     async def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
-        """Send a frame [H, W, 3] uint8 RGB, with object ids [H, W] uint8 or without; its number.
-        Waits while as many as the session's window are without an answer."""
+        """Send a frame, RGB uint8 [H, W, 3], optionally with a mask of object ids, uint8 [H, W];
+        return its id. Waits while the session's window of unanswered frames is full."""
         message = protocol.frame_message(self.next_frame, frame, mask, self._encoding)
         while len(self._unanswered) >= self.session["window"]:
             await self._hear()
@@ -84,22 +84,22 @@ class AsyncClient:
         return number
 
     async def receive(self) -> Answer | None:
-        """The next answer; None where none is to come for what was sent."""
+        """Return the next answer; None if no sent frame is unanswered."""
         while not self._heard and self._unanswered:
             await self._hear()
         return self._heard.popleft() if self._heard else None
 
     async def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Answer | None:
-        """Send a frame and wait for what comes of it: its answer, or of a model that looks ahead
-        that of an earlier frame; None where there is none yet, or it was dropped."""
+        """Send a frame and wait for its outcome: its answer, or for a model that looks ahead that of
+        an earlier frame; None if there is none yet or the frame was dropped."""
         number = await self.send(frame, mask)
         while number in self._unanswered:
             await self._hear()
         return self._heard.popleft() if self._heard else None
 
     async def stream(self, pairs: Pairs) -> AsyncIterator[Answer]:
-        """The answers for pairs of frame and mask (or None), in order: of those under way when the
-        next frame is sent, and of the last ones as soon as they come."""
+        """Send pairs of frame and mask (or None) and yield the answers in order; up to the
+        session's window of frames is in progress at a time."""
         for frame, mask in pairs:
             await self.send(frame, mask)
             while self._heard:
@@ -110,22 +110,22 @@ class AsyncClient:
             yield answer
 
     async def flush(self) -> list[Answer]:
-        """The answers that are still owed; a model that looks ahead then takes no more frames."""
+        """Return the outstanding answers; a model that looks ahead then accepts no more frames."""
         await self._say("flush", "flushed")
         answers, self._heard = list(self._heard), deque()
         return answers
 
     async def remove(self, object_id: int) -> tuple[int, ...]:
-        """Forget an object; the ids that are left."""
+        """Remove an object; return the remaining ids."""
         return tuple((await self._say("remove", "removed", object=object_id))["ids"])
 
     async def reset(self) -> None:
-        """Begin a new stream, of any size."""
+        """Start a new stream, of any frame size."""
         self.next_frame = 0
         self.next_frame = (await self._say("reset", "hello"))["next_frame"]
 
     async def _say(self, kind: str, answered: str, **fields: Any) -> dict[str, Any]:
-        """Send a text message, again after a cut, and wait for its answer."""
+        """Send a text message and wait for its reply; resent after a lost connection."""
 
         async def said(socket: ClientConnection) -> dict[str, Any]:
             await socket.send(protocol.text(kind, **fields))
@@ -141,7 +141,7 @@ class AsyncClient:
         self._note(await self._do(lambda socket: socket.recv()))
 
     def _note(self, message: str | bytes) -> dict[str, Any]:
-        """Note what a message says of frames; what it says if it is text."""
+        """Process a message; return the content of a text message, {} for an answer."""
         if isinstance(message, bytes):
             answer = protocol.read_answer(message)
             if self._unanswered.pop(answer.frame, None) is not None or not answer.repeated:
@@ -156,7 +156,7 @@ class AsyncClient:
         return said
 
     async def _do(self, work: Callable[[ClientConnection], Awaitable[T]]) -> T:
-        """Do something with the connection; where there is none, or it breaks, with a new one."""
+        """Run `work` with the connection; connect, or reconnect after a failure, as needed."""
         left = TRIES
         while True:
             try:
@@ -172,8 +172,8 @@ class AsyncClient:
             left -= 1
 
     async def _greet(self) -> ClientConnection:
-        """Connect, and send again what has no answer. Raises ServerError where the server has gone
-        back to an earlier frame, as after a crash: `next_frame` is then the one to go on with."""
+        """Connect and resend unanswered frames. Raises ServerError if the server resumed from an
+        earlier frame, as after a crash: `next_frame` is then the frame to continue with."""
         address = f"{self._base.replace('http', 'ws', 1)}/v1/sessions/{self.session['id']}/stream"
         headers = {"Authorization": f"Bearer {self.session['token']}"}
         offered = [Subprotocol(protocol.SUBPROTOCOL)]
@@ -188,7 +188,7 @@ class AsyncClient:
         went_back, self.next_frame = first < self.next_frame, first
         self._unanswered.clear()
         if went_back:
-            why = f"session: the server goes on with frame {first}; send from there again"
+            why = f"session: the server resumed at frame {first}; send the frames from there again"
             raise ServerError("went_back", why)
         return socket
 
@@ -208,18 +208,18 @@ class AsyncClient:
 def blocking(
     verb: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Client, P], T]:
-    """A verb of AsyncClient as one of Client."""
+    """Convert a method of AsyncClient into one of Client."""
 
     @functools.wraps(verb)
-    def call(self: Client, /, *given: P.args, **named: P.kwargs) -> T:
-        found: T = self._portal.call(functools.partial(verb, self._client, *given, **named))
-        return found
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = self._portal.call(functools.partial(verb, self._client, *args, **kwargs))
+        return result
 
     return call
 
 
 class Client:
-    """`AsyncClient` for code without asyncio: the same arguments, verbs and errors."""
+    """Blocking client of one stream: the arguments, methods and errors of `AsyncClient`."""
 
     def __init__(self, address: str, token: str = "", **options: Any) -> None:
         self._client, self._stack = AsyncClient(address, token, **options), ExitStack()

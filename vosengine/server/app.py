@@ -1,4 +1,4 @@
-"""The routes of the server."""
+"""HTTP and WebSocket routes of the server."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .service import RETRY_SECONDS, Full, Service, Unknown
 from .session import Session
 from .settings import Wanted
 
-MOST_PROMPTS = 8  # under way at a time
+MOST_PROMPTS = 8  # in progress at a time
 
 
 def make_app(service: Service) -> Starlette:
-    """The ASGI application of a service, which it starts and ends."""
+    """Build the ASGI application; its lifespan starts and stops the service."""
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -45,7 +45,7 @@ def make_app(service: Service) -> Starlette:
     app = Starlette(
         routes=[*Routes(service).all(), *KServe(service).routes(), *page_routes()],
         middleware=[Middleware(Guard, settings=service.settings, metrics=service.metrics)],
-        exception_handlers={Refused: _refused, 404: _not_there, 405: _not_there},
+        exception_handlers={Refused: _refused, 404: _no_route, 405: _no_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -53,7 +53,7 @@ def make_app(service: Service) -> Starlette:
 
 
 class Routes:
-    """What is done for each request."""
+    """Request handlers."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -85,10 +85,10 @@ class Routes:
         try:
             wanted = Wanted.parse(body, service.settings.model)
             if wanted.resume_from is not None:
-                # A session's own token is as good as the server's, for that session.
+                # A session's own token may resume that session too.
                 session, token = await service.resume(token_of(request), wanted.resume_from)
             elif owner is None:
-                raise self._reject(401, "token", "token: is not this server's; see its --token")
+                raise self._reject(401, "token", "token: not one of this server's; see its --token")
             else:
                 session, token = await service.open(owner, wanted)
         except Full as error:
@@ -97,13 +97,13 @@ class Routes:
             ) from error
         except Unknown as error:
             if not service.known(token_of(request)):
-                raise self._reject(401, "token", "token: is not this server's") from error
+                raise self._reject(401, "token", "token: not one of this server's") from error
             raise self._reject(404, "no_session", str(error)) from error
         except (ConfigError, InputError, StateError) as error:
             raise self._reject(400, "bad_option", str(error)) from error
-        return JSONResponse({**self._facts(session), "token": token}, 201)
+        return JSONResponse({**self._created(session), "token": token}, 201)
 
-    def _facts(self, session: Session) -> dict[str, Any]:
+    def _created(self, session: Session) -> dict[str, Any]:
         settings, method = self._service.settings, self._service.engine.method
         return {
             "id": session.id,
@@ -135,7 +135,7 @@ class Routes:
     async def list_sessions(self, request: Request) -> Response:
         token = token_of(request)
         if not self._service.known(token):
-            raise self._reject(401, "token", "token: is not this server's; see its --token")
+            raise self._reject(401, "token", "token: not one of this server's; see its --token")
         return JSONResponse([self._state(session) for session in self._service.owned(token)])
 
     async def show_session(self, request: Request) -> Response:
@@ -166,54 +166,54 @@ class Routes:
             raise self._reject(404, "no_session", str(error)) from error
 
     async def stream(self, socket: WebSocket) -> None:
-        """The WebSocket of a session."""
+        """Accept the WebSocket of a session."""
         service, token = self._service, token_of(socket)
         offered = socket.scope.get("subprotocols", [])
         known = SUBPROTOCOL in offered
         await socket.accept(SUBPROTOCOL if known else None)
         if not known:
-            await self._turn_away(socket, BAD_MESSAGE, f"wanted the subprotocol {SUBPROTOCOL}")
+            await self._reject_socket(socket, BAD_MESSAGE, f"wanted the subprotocol {SUBPROTOCOL}")
         elif not service.known(token):
-            await self._turn_away(socket, WRONG_TOKEN, "token: is not this server's")
+            await self._reject_socket(socket, WRONG_TOKEN, "token: not one of this server's")
         elif service.closing:
-            await self._turn_away(socket, RESTARTS, "restart")
+            await self._reject_socket(socket, RESTARTS, "restart")
         else:
             try:
                 session = service.find(socket.path_params["id"], token)
             except Unknown:
-                await self._turn_away(socket, NO_SESSION, "session: there is none of that id")
+                await self._reject_socket(socket, NO_SESSION, "session: no session has this id")
                 return
             await Connection(socket, session, service.settings, service.pool).run()
 
-    async def _turn_away(self, socket: WebSocket, code: int, reason: str) -> None:
+    async def _reject_socket(self, socket: WebSocket, code: int, reason: str) -> None:
         self._service.metrics.rejections.labels("websocket").inc()
         await socket.close(code, reason)
 
-    # The rest.
+    # Other routes.
 
     async def prompt(self, request: Request) -> Response:
-        """A mask from a box and points."""
+        """Return the mask of an object marked by a box and points."""
         if not self._service.known(token_of(request)):
-            raise self._reject(401, "token", "token: is not this server's; see its --token")
+            raise self._reject(401, "token", "token: not one of this server's; see its --token")
         asked, settings = request.query_params, self._service.settings
         try:
             box, points = parse_box(asked.getlist("box")), parse_points(asked.getlist("point"))
             method = asked.get("method", "auto")
             body = await self._read(request, settings.max_message)
-            png = await self._prompted(mask_png, body, box, points, method, settings.max_pixels)
+            png = await self._run_prompt(mask_png, body, box, points, method, settings.max_pixels)
         except (InputError, ConfigError) as error:
             raise self._reject(400, "bad_prompt", str(error)) from error
         return Response(png, media_type="image/png")
 
-    async def _prompted(self, work: Callable[..., bytes], *given: Any) -> bytes:
-        """Do it in the one thread for prompts, which takes as long as many frames; others wait."""
+    async def _run_prompt(self, work: Callable[..., bytes], *args: Any) -> bytes:
+        """Run `work` in the single prompt thread: one prompt takes as long as many frames."""
         if self._prompting >= MOST_PROMPTS:
             headers = {"retry-after": "1"}
             raise self._reject(429, "busy", "prompt: too many at a time; try again", **headers)
         self._prompting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._service.prompts, work, *given)
+            return await loop.run_in_executor(self._service.prompts, work, *args)
         finally:
             self._prompting -= 1
 
@@ -252,7 +252,7 @@ class Routes:
         try:
             return json.loads(body) if body else {}
         except (ValueError, RecursionError) as error:
-            raise self._reject(400, "bad_json", "body: is no JSON") from error
+            raise self._reject(400, "bad_json", "body: not valid JSON") from error
 
     async def _read(self, request: Request, most: int) -> bytes:
         try:
@@ -270,7 +270,7 @@ async def _refused(_request: Any, error: Exception) -> Response:
     return error_response(error.status, error.code, str(error), error.headers)
 
 
-async def _not_there(request: Any, error: Any) -> Response:
-    message = f"{request.method}: wanted a route of /openapi.json"
+async def _no_route(request: Any, error: Any) -> Response:
+    message = f"{request.method}: wanted a route listed in /openapi.json"
     code = "no_route" if error.status_code == 404 else "no_method"
     return error_response(error.status_code, code, message, error.headers)

@@ -1,4 +1,4 @@
-"""A WebSocket of a session: reads its frames and controls, and writes what comes of them."""
+"""WebSocket connection of a session: reads frames and controls, writes their outcomes."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from .worker import STEP_ERRORS, Frame
 
 LONGEST_TEXT = 4096  # characters
 MOST_UNSENT = 32  # messages
-SLOW_SECONDS = 20.0  # that a message may take on its way out
-CUT = "vosengine.cut"  # in a scope's extensions: ends a connection that takes nothing any more
+SLOW_SECONDS = 20.0  # time limit for sending one message
+CUT = "vosengine.cut"  # scope extension: closes a connection whose client does not read
 
 
 class BadMessage(Exception):
-    """A message that says nothing of any frame: the connection ends."""
+    """Malformed message that belongs to no frame; closes the connection."""
 
 
 class Connection:
-    """One client that speaks with a session; a newer one takes its place.
+    """One client's connection to a session; a newer connection replaces it.
 
-    What is to be sent waits in a queue of at most MOST_UNSENT messages; a client that does not
-    read them is cut off.
+    Outgoing messages wait in a queue of at most MOST_UNSENT; a client that does not read them
+    is disconnected.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Connection:
         self._outbox: deque[bytes | str] = deque()
         self._unsent = 0  # bytes
         self._there = asyncio.Event()
-        self._code: int | None = None  # with which to close once everything is sent
+        self._code: int | None = None  # close code, applied once everything is sent
         self._cut_off = False
         self._over = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve it until either side ends it."""
+        """Serve the connection until either side closes it."""
         self._session.attach(self)
         writer, reader = asyncio.ensure_future(self._write()), asyncio.ensure_future(self._read())
         try:
             await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
-            if self._code is not None and not self._cut_off:  # the reader ended; say why
+            if self._code is not None and not self._cut_off:  # the reader ended: send the reason
                 await asyncio.wait({writer}, timeout=SLOW_SECONDS)
         finally:
             self._session.detach(self)
@@ -89,18 +89,18 @@ class Connection:
         self._there.set()
 
     def finish(self, reason: str, code: int) -> None:
-        """Say why, and close once everything is sent; what is queued later is not."""
+        """Send the reason and close once the queue is sent; later messages are dropped."""
         if self._code is None and not self._cut_off:
             self._outbox.append(text("closing", reason=reason))
             self._code = code
             self._there.set()
 
     async def finished(self) -> None:
-        """Wait until nothing more is sent."""
+        """Wait until the connection is closed."""
         await self._over.wait()
 
     def _cut(self) -> None:
-        """End a connection whose client does not read."""
+        """Close a connection whose client does not read."""
         self._cut_off = True
         self._outbox.clear()
         self._there.set()
@@ -109,7 +109,7 @@ class Connection:
         if cut is not None:
             cut(TOO_SLOW)
 
-    # Out.
+    # Sending.
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -135,7 +135,7 @@ class Connection:
             finally:
                 too_long.cancel()
 
-    # In.
+    # Receiving.
 
     async def _read(self) -> None:
         while True:
@@ -159,7 +159,7 @@ class Connection:
         session, arrived = self._session, time.perf_counter()
         frame_id = message.frame_id
         if session.retiring:
-            return  # it comes again, to the next server
+            return  # the client sends it again to the next server
         if frame_id != session.expected:
             self._repeat(frame_id)
             return
@@ -169,7 +169,7 @@ class Connection:
             decoded = await loop.run_in_executor(self._pool, self._decode, message)
         except InputError as error:
             decoded = error
-        if frame_id != session.expected:  # a newer connection was faster
+        if frame_id != session.expected:  # a newer connection has sent it already
             return
         if isinstance(decoded, InputError):
             session.refuse(frame_id, "bad_frame", str(decoded))
@@ -177,7 +177,7 @@ class Connection:
             session.put(Frame(frame_id, *decoded, arrived))
 
     def _decode(self, message: Message) -> tuple[np.ndarray, np.ndarray | None]:
-        """The frame and the mask of a message. Raises InputError."""
+        """Decode the frame and the mask of a message. Raises InputError."""
         frame = decode_frame(message.first, message.encoding, self._settings.max_pixels)
         if not message.flags & PROMPT:
             return frame, None
@@ -191,11 +191,11 @@ class Connection:
             message = f"{error} (next_frame {session.expected})"
             self.send(error_text("bad_frame_id", message, frame_id))
         else:
-            if outcome is not None:  # else it is under way, and its answer comes to this client
+            if outcome is not None:  # None: in progress, and this client gets the answer
                 self.send(outcome.message(repeated=True))
 
     async def _say(self, words: str) -> None:
-        """A text message."""
+        """Handle a text message. Raises BadMessage."""
         try:
             said = json.loads(words) if len(words) <= LONGEST_TEXT else None
         except (ValueError, RecursionError):
@@ -213,12 +213,12 @@ class Connection:
             self.send(error_text("failed", f"{said.get('type')}: failed ({kind})"))
 
     async def _control(self, said: dict[str, Any]) -> str | None:
-        """Do what a text message says; what it is answered, if anything."""
+        """Execute a control message; return the reply, or None."""
         session, kind = self._session, said.get("type")
         if kind == "remove":
             number = said.get("object")
             if type(number) is not int:
-                raise InputError("remove: wanted {object: N}, an object's id")
+                raise InputError("remove: wanted {object: N} with an object id")
             return text("removed", object=number, ids=await session.remove(number))
         if kind == "reset":
             await session.reset()
@@ -229,7 +229,7 @@ class Connection:
         if kind == "reply":
             reply = said.get("encoding")
             if reply not in REPLIES:
-                raise InputError(f"reply: wanted an encoding out of {', '.join(REPLIES)}")
+                raise InputError(f"reply: wanted an encoding among {', '.join(REPLIES)}")
             session.reply = reply
             return None
         raise InputError("message: wanted type remove, reset, flush or reply")

@@ -1,4 +1,4 @@
-"""What a session's task is asked to do beside frames, and who hears of its outcomes."""
+"""Controls queued among a session's frames, and the listener for its outcomes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from ..errors import StateError
 
-ENDED = "session: has ended; make another"
+ENDED = "session: has ended; create a new one"
 
 
 class Listener(Protocol):
-    """A session's connection."""
+    """Connection that receives a session's messages."""
 
     def send(self, message: bytes | str) -> None: ...
 
@@ -24,12 +24,12 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Control:
-    """Work on the stream that waits for the frames before it."""
+    """Operation on the stream, run after the frames queued before it."""
 
     work: Callable[[], Awaitable[Any]]
     done: asyncio.Future[Any] = field(repr=False)
 
     def give_up(self) -> None:
-        """Tell whoever waits for it that it will not come."""
+        """Fail the future: the operation will not run."""
         if not self.done.done():
             self.done.set_exception(StateError(ENDED))

@@ -1,4 +1,4 @@
-"""What every request must pass, its Host and its Origin, and the headers of every answer."""
+"""Host and Origin checks for every request, and security headers on every response."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses requests that come by another name than the server's (DNS rebinding) or from another
-    site's page, and gives every answer its security headers."""
+    """ASGI middleware: rejects requests with an unknown Host (DNS rebinding) or from another site's
+    page, and adds security headers to every response."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
         self._origins = {origin.lower().rstrip("/") for origin in settings.allow_origins}
         self._hosts = {host.lower() for host in (*LOOPBACK, settings.host, *settings.allow_hosts)}
-        self._any_address = settings.host not in LOOPBACK  # a number cannot be rebound
+        self._any_address = settings.host not in LOOPBACK  # an IP address cannot be rebound
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -51,15 +51,15 @@ class Guard:
         await _refuse(scope, send, *refused)
 
     def _refusal(self, headers: Headers, scope: Scope) -> tuple[str, str] | None:
-        """(reason, message) where a request must not pass."""
+        """Return (reason, message) for a request to reject, otherwise None."""
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(host := hosts[0].lower()):
-            return "host", "host: is not one of this server's; see --allow-host"
+            return "host", "host: not one of this server's names; see --allow-host"
         origins = headers.getlist("origin")
         if origins:
             own = {f"http://{host}", f"https://{host}"} | self._origins
             if len(origins) > 1 or origins[0].lower() not in own:
-                return "origin", "origin: is another site's page; see --allow-origin"
+                return "origin", "origin: a page of another site; see --allow-origin"
         return None
 
     def _is_ours(self, host: str) -> bool:
@@ -95,7 +95,7 @@ def _with_headers(send: Send, host: str) -> Send:
 
 
 async def _refuse(scope: Scope, send: Send, code: str, message: str) -> None:
-    """Answer 403; of a WebSocket its handshake."""
+    """Respond with 403; to a WebSocket, reject its handshake."""
     body = json.dumps({"error": {"code": code, "message": message}}).encode()
     kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
     if scope["type"] == "websocket" and kind not in scope.get("extensions", {}):

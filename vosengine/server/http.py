@@ -1,4 +1,4 @@
-"""What the routes share: errors, tokens, bodies of a bounded length."""
+"""Helpers shared by the routes: errors, tokens, bodies with a size limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .protocol import TOKEN_SUBPROTOCOL
 
 
 class Refused(Exception):
-    """An answer that is an error."""
+    """HTTP error response, raised."""
 
     def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
         super().__init__(message)
@@ -19,8 +19,8 @@ class Refused(Exception):
 
 
 def token_of(connection: HTTPConnection) -> str | None:
-    """The token of a request: of its Authorization, or of a WebSocket's subprotocols, since a
-    browser can set no headers there."""
+    """Return the token of a request: from its Authorization header, or from a WebSocket's
+    subprotocols, since a browser cannot set headers there."""
     scheme, _, token = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
         return token.strip()
@@ -31,13 +31,13 @@ def token_of(connection: HTTPConnection) -> str | None:
 
 
 def error_response(status: int, code: str, message: str, headers: Any = None) -> JSONResponse:
-    """An error as every route answers it."""
+    """Build the JSON error response used by every route."""
     error = {"code": code, "message": message}
     return JSONResponse({"error": error}, status, headers=headers or None)
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """A request's body, of at most so many bytes. Raises Refused."""
+    """Read a request's body, at most `most` bytes. Raises Refused."""
     parts, length = [], 0
     try:
         async for part in request.stream():
@@ -46,5 +46,5 @@ async def read_body(request: Request, most: int) -> bytes:
                 raise Refused(413, "too_large", f"body: wanted at most {most} bytes")
             parts.append(part)
     except ClientDisconnect as error:
-        raise Refused(400, "cut_short", "body: was cut short") from error
+        raise Refused(400, "cut_short", "body: ended early; send it again") from error
     return b"".join(parts)

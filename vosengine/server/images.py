@@ -1,4 +1,4 @@
-"""Frames and masks out of messages: sizes are read and checked before anything is decoded."""
+"""Decode the frames and masks of messages; sizes are checked before decoding."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .protocol import JPEG, PNG, RAW, SIZE
 
 Bytes = bytes | memoryview
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_DEPTH = 24  # where a PNG has its bits
+_DEPTH = 24  # offset of a PNG's bit depth
 _BAD_IMAGE = (OSError, SyntaxError, ValueError, struct.error, zlib.error, MemoryError)
 
 
 def decode_frame(data: Bytes, encoding: int, max_pixels: int) -> np.ndarray:
-    """A frame [H, W, 3] uint8 RGB; EXIF orientation is followed.
+    """Decode a frame to RGB uint8 [H, W, 3]; EXIF orientation is applied.
 
     Raises  InputError for an unknown encoding, more than `max_pixels`, and data that is damaged,
-            cut short, or not of its encoding.
+            truncated or in another encoding.
     """
     if encoding == RAW:
         return _raw(data, max_pixels)
@@ -37,23 +37,23 @@ def decode_frame(data: Bytes, encoding: int, max_pixels: int) -> np.ndarray:
     except cv2.error as error:
         raise InputError(f"frame: cannot be decoded ({error.err})") from error
     if image is None:
-        raise InputError("frame: cannot be decoded; it is damaged or cut short, send it again")
+        raise InputError("frame: cannot be decoded; it is damaged or truncated; send it again")
     return np.asarray(image, np.uint8)
 
 
 def decode_image(data: Bytes, max_pixels: int) -> np.ndarray:
-    """`decode_frame` of a JPEG or a PNG, whichever it is."""
+    """Decode a JPEG or PNG as `decode_frame` does; the format is detected."""
     return decode_frame(data, PNG if bytes(data[:8]) == _PNG_START else JPEG, max_pixels)
 
 
 def decode_mask(data: Bytes, frame: Size) -> np.ndarray:
-    """A mask of object ids uint8 [H, W] out of an 8-bit PNG, grey or with a palette, of the frame's
-    (H, W). Raises InputError."""
+    """Decode a mask of object ids, uint8 [H, W], from an 8-bit grey or palette PNG of the frame's
+    size (H, W). Raises InputError."""
     with _opened("mask", data, "PNG") as image:
-        # Pillow stretches the values of a grey PNG of 2 or 4 bits.
+        # Pillow rescales the values of a 2- or 4-bit grey PNG.
         if image.mode not in ("L", "P") or (image.mode == "L" and data[_DEPTH] != 8):
             raise InputError(
-                "mask: wanted a PNG of 8 bits, grey or with a palette, whose values are object ids"
+                "mask: wanted an 8-bit PNG, grey or with a palette, whose values are object ids"
             )
         if (image.height, image.width) != frame:
             given = [image.height, image.width]
@@ -65,14 +65,14 @@ def decode_mask(data: Bytes, frame: Size) -> np.ndarray:
 
 
 def _opened(what: str, data: Bytes, kind: str) -> Image.Image:
-    """An image of which the header is read, and nothing is decoded. Raises InputError."""
+    """Open an image: its header is read, its pixels are not. Raises InputError."""
     try:
         return Image.open(io.BytesIO(data), formats=(kind,))
     except Image.DecompressionBombError as error:
         raise InputError(f"{what}: is too large ({error}); make it smaller") from error
     except _BAD_IMAGE as error:
         raise InputError(
-            f"{what}: is no {kind} ({error}); it is damaged, cut short or another, send it again"
+            f"{what}: not a valid {kind} ({error}); damaged, truncated or another format"
         ) from error
 
 

@@ -1,10 +1,10 @@
-"""KServe's protocol, version 2, over HTTP with the binary extension: what NVIDIA's tritonclient
-speaks. A video is a sequence; the tensors are those of an exported model's repository:
+"""KServe v2 protocol over HTTP with the binary extension, as used by NVIDIA's tritonclient. A video
+is a sequence; the tensors are those of an exported model's repository:
 
     frame   uint8 [H, W, 3]  RGB
-    prompt  uint8 [H, W]     object ids, 0 where it says nothing; may be left out
-    labels  uint8 [H, W]     of the frame that lies `latency` (a parameter of the configuration)
-                             requests back; of the first `latency` requests zeros
+    prompt  uint8 [H, W]     object ids, 0 for unmarked pixels; optional
+    labels  uint8 [H, W]     for the frame `latency` requests earlier (a parameter of the model's
+                             configuration); zeros for the first `latency` requests
 """
 
 from __future__ import annotations
@@ -32,49 +32,49 @@ from .worker import Frame
 
 FRAME, PROMPT, LABELS = "frame", "prompt", "labels"
 HEADER_LENGTH = "inference-header-content-length"
-PIXELS = "pixels"  # labels as they are
+PIXELS = "pixels"  # reply encoding: raw labels
 FREE: Mapping[str, list[int]] = {FRAME: [-1, -1, 3], PROMPT: [-1, -1], LABELS: [-1, -1]}
 STATUS = {"bad_frame": 400, "unavailable": 503, "step_failed": 500}
 
 
 @dataclass
 class Sequence:
-    """A session that is stepped by requests, one after another."""
+    """Session stepped by requests, one at a time."""
 
     session: Session
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class KServe:
-    """The routes under /v2; each owner's sequences are its own."""
+    """Routes under /v2; sequences are kept per owner."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._sequences: dict[tuple[str, str], Sequence] = {}
 
     def routes(self) -> list[Route]:
-        found = [
+        routes = [
             Route("/v2", self._answer(self._server), methods=["GET"]),
             Route("/v2/health/live", self._health(lambda s: s.worker.alive), methods=["GET"]),
             Route("/v2/health/ready", self._health(lambda s: s.ready), methods=["GET"]),
         ]
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            found += [
+            routes += [
                 Route(model, self._answer(self._metadata), methods=["GET"]),
                 Route(f"{model}/config", self._answer(self._config), methods=["GET"]),
                 Route(f"{model}/ready", self._answer(self._ready), methods=["GET"]),
                 Route(f"{model}/infer", self._answer(self._infer), methods=["POST"]),
             ]
-        return found
+        return routes
 
     def _answer(self, work: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        """A route whose errors are text, as this protocol has them."""
+        """Wrap a handler: errors become {"error": text}, as the protocol wants."""
 
         async def handler(request: Request) -> Response:
             try:
                 if "model" in request.path_params:
                     self._check_model(request)
-                found: Response = await work(request)
+                response: Response = await work(request)
             except Full as error:
                 self._service.metrics.rejections.labels(error.reason).inc()
                 headers = {"retry-after": str(RETRY_SECONDS)}
@@ -82,11 +82,11 @@ class KServe:
             except Refused as error:
                 self._service.metrics.rejections.labels(error.code).inc()
                 return JSONResponse({"error": str(error)}, error.status)
-            except StateError as error:  # the session has ended meanwhile
+            except StateError as error:  # the session has ended in the meantime
                 return JSONResponse({"error": str(error)}, 503)
             except VosError as error:
                 return JSONResponse({"error": str(error)}, 400)
-            return found
+            return response
 
         return handler
 
@@ -98,11 +98,11 @@ class KServe:
 
     def _check_model(self, request: Request) -> None:
         name = self._service.settings.model
-        given, version = request.path_params["model"], request.path_params.get("version", "1")
-        if given != name or version != "1":
+        model, version = request.path_params["model"], request.path_params.get("version", "1")
+        if model != name or version != "1":
             raise Refused(404, "no_model", f"model: wanted {name}, version 1")
 
-    # What there is.
+    # Metadata.
 
     async def _server(self, _request: Request) -> Response:
         extensions = ["sequence", "binary_tensor_data", "model_configuration"]
@@ -150,7 +150,7 @@ class KServe:
     def _inputs(self) -> list[str]:
         return [FRAME, PROMPT] if self._service.engine.method.takes_mask else [FRAME]
 
-    # A step.
+    # Inference.
 
     async def _infer(self, request: Request) -> Response:
         arrived = time.perf_counter()
@@ -171,12 +171,12 @@ class KServe:
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 raise Refused(STATUS.get(outcome.code, 500), outcome.code, outcome.why)
-        answers = [each.masks for each in outcomes if isinstance(each, Answered)]
+        answers = [outcome.masks for outcome in outcomes if isinstance(outcome, Answered)]
         labels = answers[0] if answers else bytes(frame.shape[0] * frame.shape[1])
         return self._said(asked.get("id"), labels, frame.shape[:2], binary)
 
     def _check(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-        """The frame and, where it shows anything, the prompt. Raises InputError."""
+        """Check the tensors; return frame and prompt (None if all zeros). Raises InputError."""
         unknown = sorted(set(tensors) - set(self._inputs()))
         if unknown or FRAME not in tensors:
             wanted = " and ".join(self._inputs())
@@ -194,20 +194,20 @@ class KServe:
         return frame, None if prompt is None or not prompt.any() else prompt
 
     async def _sequence(self, owner: str, parameters: Mapping[str, Any]) -> Sequence:
-        """The sequence of a request, which begins with `sequence_start`."""
+        """Return the sequence of a request; `sequence_start` begins a new one."""
         number = parameters.get("sequence_id")
         if type(number) not in (int, str) or number in (0, "") or len(str(number)) > 128:
-            raise InputError("sequence_id: wanted a number or a text, other than 0")
+            raise InputError("sequence_id: wanted a nonzero number or a nonempty string")
         key = owner, str(number)
-        found = self._sequences.get(key)
-        if found is not None and not self._service.holds(found.session):
-            found = None
+        sequence = self._sequences.get(key)
+        if sequence is not None and not self._service.holds(sequence.session):
+            sequence = None
         if not parameters.get("sequence_start", False):
-            if found is None:
-                raise InputError("sequence_id: is of none; begin it with sequence_start")
-            return found
-        if found is not None:
-            await self._service.end(found.session)
+            if sequence is None:
+                raise InputError("sequence_id: unknown; begin the sequence with sequence_start")
+            return sequence
+        if sequence is not None:
+            await self._service.end(sequence.session)
         options = {k: v for k, v in parameters.items() if k in ("max_objects", "size", "memory")}
         wanted = Wanted.parse({**options, "policy": "all"}, self._service.settings.model)
         session, _ = await self._service.open(owner, wanted)
@@ -215,8 +215,8 @@ class KServe:
         self._sequences = {
             k: s for k, s in self._sequences.items() if self._service.holds(s.session)
         }
-        found = self._sequences[key] = Sequence(session)
-        return found
+        sequence = self._sequences[key] = Sequence(session)
+        return sequence
 
     def _said(
         self, request_id: Any, labels: bytes, shape: tuple[int, ...], binary: bool
@@ -240,68 +240,70 @@ class KServe:
 
 
 def parse(body: bytes, head_length: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A request's JSON and its tensors, uint8. Raises InputError."""
+    """Parse a request into its JSON and its uint8 tensors by name. Raises InputError."""
     length = len(body)
     if head_length is not None:
         if not (head_length.isascii() and head_length.isdigit()) or int(head_length) > length:
-            raise InputError(f"{HEADER_LENGTH}: wanted the bytes of the JSON, at most {length}")
+            raise InputError(
+                f"{HEADER_LENGTH}: wanted the JSON's length in bytes, at most {length}"
+            )
         length = int(head_length)
     try:
         asked = json.loads(body[:length])
     except (ValueError, RecursionError) as error:
-        raise InputError("body: is no JSON") from error
+        raise InputError("body: not valid JSON") from error
     if not isinstance(asked, dict) or not isinstance(asked.get("parameters", {}), dict):
         raise InputError("body: wanted an inference request")
     tensors, place = {}, length
-    for given in _listed(asked, "inputs"):
-        tensor, taken = _tensor(given, body[place:])
+    for entry in _listed(asked, "inputs"):
+        tensor, taken = _tensor(entry, body[place:])
         place += taken
-        tensors[given["name"]] = tensor
+        tensors[entry["name"]] = tensor
     if place != len(body):
-        raise InputError(f"body: {len(body) - place} bytes belong to no input")
+        raise InputError(f"body: {len(body) - place} bytes after the last input")
     return asked, tensors
 
 
 def wants_binary(asked: Mapping[str, Any]) -> bool:
-    """Whether the labels are wanted as bytes behind the JSON. Raises InputError for an output that
-    there is not."""
+    """Whether the labels are requested as binary data after the JSON. Raises InputError for an
+    unknown output."""
     binary = bool(asked.get("parameters", {}).get("binary_data_output", False))
     for output in _listed(asked, "outputs") if "outputs" in asked else []:
         if output.get("name") != LABELS:
             raise InputError(f"outputs: wanted {LABELS}")
         parameters = output.get("parameters", {})
         if not isinstance(parameters, dict):
-            raise InputError("outputs: parameters are no object")
+            raise InputError("outputs: wanted parameters to be an object")
         binary = bool(parameters.get("binary_data", binary))
     return binary
 
 
 def _listed(asked: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    found = asked.get(name)
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+    entries = asked.get(name)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{name}: wanted a list of objects")
-    return found
+    return entries
 
 
-def _tensor(given: Mapping[str, Any], rest: bytes) -> tuple[np.ndarray, int]:
-    """A tensor, and how many of the bytes behind the JSON it took."""
-    name, shape, kind = given.get("name"), given.get("shape"), given.get("datatype")
+def _tensor(entry: Mapping[str, Any], rest: bytes) -> tuple[np.ndarray, int]:
+    """Read a tensor; return it and how many bytes after the JSON it used."""
+    name, shape, kind = entry.get("name"), entry.get("shape"), entry.get("datatype")
     if not isinstance(name, str) or kind != "UINT8":
         raise InputError("inputs: wanted a name and datatype UINT8")
     sides = shape if isinstance(shape, list) else []
     if not 2 <= len(sides) <= 3 or not all(type(n) is int and 0 < n < 1 << 16 for n in sides):
         raise InputError(f"{name[:50]}: wanted shape [H, W, 3] or [H, W]")
-    parameters = given.get("parameters", {})
+    parameters = entry.get("parameters", {})
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
     count = int(np.prod(sides, dtype=np.int64))
     if size is not None:
         if size != count or size > len(rest):
-            raise InputError(f"{name[:50]}: wanted binary_data_size {count}, and as many bytes")
+            raise InputError(f"{name[:50]}: wanted binary_data_size {count} and that many bytes")
         return np.frombuffer(rest, np.uint8, count).reshape(sides), count
     try:
-        values = np.asarray(given.get("data"), np.int64).ravel()
+        values = np.asarray(entry.get("data"), np.int64).ravel()
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{name[:50]}: its data are no whole numbers") from error
+        raise InputError(f"{name[:50]}: wanted data of integers") from error
     if values.size != count or (count and not 0 <= int(values.min()) <= int(values.max()) < 256):
         raise InputError(f"{name[:50]}: wanted {count} values, 0..255")
     return values.astype(np.uint8).reshape(sides), 0

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus; no label holds an id."""
+"""Prometheus metrics of the server; no label holds an id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class PagePools(Protocol):
-    """What is read of an engine's pools."""
+    """The part of an engine's page pools that is read."""
 
     @property
     def used(self) -> int: ...
@@ -22,10 +22,10 @@ class PagePools(Protocol):
 
 
 class Metrics:
-    """Counters of one server.
+    """Metrics of one server.
 
-    sessions  asked for whenever they are read: sessions by state
-    memory    bytes that the streams in memory may come to take
+    sessions  called at each scrape: sessions by state
+    memory    called at each scrape: maximum bytes of the streams in memory
     """
 
     def __init__(
@@ -37,50 +37,56 @@ class Metrics:
         self._registry.register(self)
         registry = self._registry
         self.frames = Counter(
-            "vosengine_frames", "Frames by what came of them", ["outcome"], registry=registry
+            "vosengine_frames", "Frames by outcome", ["outcome"], registry=registry
         )
         self.dropped = Counter(
-            "vosengine_dropped_frames", "Frames that a newer one replaced", registry=registry
+            "vosengine_dropped_frames", "Frames replaced by a newer one", registry=registry
         )
         self.rejections = Counter(
             "vosengine_rejections",
-            "Requests and connections refused",
+            "Rejected requests and connections",
             ["reason"],
             registry=registry,
         )
         self.step_seconds = Histogram(
-            "vosengine_step_seconds", "A step of the engine", buckets=SECONDS, registry=registry
+            "vosengine_step_seconds",
+            "Duration of an engine step",
+            buckets=SECONDS,
+            registry=registry,
         )
         self.queue_seconds = Histogram(
             "vosengine_queue_seconds",
-            "From a frame's arrival to its step",
+            "Time from a frame's arrival to its step",
             buckets=SECONDS,
             registry=registry,
         )
         self.batch_size = Histogram(
             "vosengine_batch_size",
-            "Frames of a step",
+            "Frames per step",
             buckets=(1, 2, 4, 8, 16, 32),
             registry=registry,
         )
         self.snapshot_seconds = Histogram(
-            "vosengine_snapshot_seconds", "A stream saved", buckets=SECONDS, registry=registry
+            "vosengine_snapshot_seconds",
+            "Duration of saving a stream",
+            buckets=SECONDS,
+            registry=registry,
         )
         self.failed_snapshots = Counter(
             "vosengine_failed_snapshots", "Streams that could not be saved", registry=registry
         )
 
     def hold(self, pools: PagePools) -> None:
-        """Note how many pages of the engine are in use; on the engine's thread."""
+        """Record how many of the engine's pages are in use; call it on the engine's thread."""
         self._used, self._free = pools.used, pools.capacity - pools.used
 
     def stepped(self, frames: int, seconds: float) -> None:
-        """One step of the engine, which answered for so many frames."""
+        """Record one engine step that answered `frames` frames."""
         self.step_seconds.observe(seconds)
         self.batch_size.observe(frames)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """prometheus_client's way to ask for what is read, not counted."""
+        """Yield the gauges; called by prometheus_client at each scrape."""
         states = GaugeMetricFamily("vosengine_sessions", "Sessions by state", labels=["state"])
         for state, count in self._sessions().items():
             states.add_metric([state], count)
@@ -91,10 +97,10 @@ class Metrics:
         yield pages
         yield GaugeMetricFamily(
             "vosengine_memory_bytes",
-            "What the streams in memory may come to take",
+            "Maximum memory of the streams in memory",
             value=self._memory(),
         )
 
     def text(self) -> bytes:
-        """All of them, in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

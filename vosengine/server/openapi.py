@@ -1,4 +1,4 @@
-"""The description of the HTTP routes at /openapi.json."""
+"""OpenAPI description of the HTTP routes, served at /openapi.json."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ID = "^[0-9a-f]{32}$"
 
 
 def document(max_message: int) -> Schema:
-    """An OpenAPI 3.1 document; max_message: bytes of a body at most."""
+    """Build the OpenAPI 3.1 document; max_message: size limit of a body in bytes."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "vosengine serve",
             "version": __version__,
             "description": "Streaming video object segmentation. Frames and masks go over the "
-            "WebSocket /v1/sessions/{id}/stream, which docs/serving.md describes. A body is of at "
+            "WebSocket /v1/sessions/{id}/stream, which docs/serving.md describes. A body has at "
             f"most {max_message} bytes.",
         },
         "components": {
@@ -33,15 +33,15 @@ def document(max_message: int) -> Schema:
 
 
 def paths() -> Schema:
-    """Every route."""
+    """Describe every route."""
     session = [_in_path("id", {"type": "string", "pattern": ID})]
     number = [_in_path("number", {"type": "integer", "minimum": 1, "maximum": 255})]
     return {
         "/v1/sessions": {
             "post": _route(
-                "Make a session, or go on with one.",
-                {"201": _json("Made", "Made"), **_errors(400, 401, 404, 413, 429)},
-                body=_json("What is wanted", "Wanted"),
+                "Create a session, or resume one.",
+                {"201": _json("Created", "Made"), **_errors(400, 401, 404, 413, 429)},
+                body=_json("Options", "Wanted"),
             ),
             "get": _route(
                 "The caller's sessions.",
@@ -56,7 +56,7 @@ def paths() -> Schema:
         },
         "/v1/sessions/{id}/objects/{number}": {
             "delete": _route(
-                "Forget an object.", {"204": _empty(), **_errors(404, 503)}, [*session, *number]
+                "Remove an object.", {"204": _empty(), **_errors(404, 503)}, [*session, *number]
             )
         },
         "/v1/prompt": {
@@ -71,13 +71,13 @@ def paths() -> Schema:
             )
         },
         "/v1/models": {
-            "get": _route("What is served.", {"200": _json("Models", "Models")}, free=True)
+            "get": _route("The model served.", {"200": _json("Models", "Models")}, free=True)
         },
-        "/healthz": {"get": _state("Whether the engine runs.", "Health")},
-        "/readyz": {"get": _state("Whether sessions are taken.", "Readiness")},
+        "/healthz": {"get": _state("Liveness: whether the engine thread runs.", "Health")},
+        "/readyz": {"get": _state("Readiness: whether sessions are accepted.", "Readiness")},
         "/metrics": {
             "get": _route(
-                "Counters, for Prometheus.",
+                "Prometheus metrics.",
                 {"200": {"description": "Text", **_content("text/plain")}},
                 free=True,
             )
@@ -102,7 +102,7 @@ def _object(required: list[str], **properties: Schema) -> Schema:
 
 
 def _all_of(**properties: Schema) -> Schema:
-    """An object with all of its properties."""
+    """Object schema whose properties are all required."""
     return _object(list(properties), **properties)
 
 
@@ -210,12 +210,12 @@ PROMPT: list[Schema] = [
 ]
 
 ERRORS = {
-    400: "The request says something that cannot be",
-    401: "No token of this server",
-    404: "There is none of it, or not for this token",
+    400: "Invalid request",
+    401: "Missing or unknown token",
+    404: "Not found, or not accessible with this token",
     413: "The body is too long",
-    429: "No room; Retry-After says when to try again",
-    503: "Not now",
+    429: "Over a limit; see Retry-After",
+    503: "Unavailable",
 }
 
 
@@ -231,19 +231,19 @@ def _route(
     body: Schema | None = None,
     free: bool = False,
 ) -> Schema:
-    """An operation; free: without a token."""
-    # Hosts and origins that are not the server's are refused before any route.
-    found: Schema = {"summary": summary, "responses": {**responses, "403": _FORBIDDEN}}
-    found["security"] = [] if free else [{"token": []}]
+    """Describe an operation; free: no token required."""
+    # The middleware rejects unknown hosts and origins before any route.
+    operation: Schema = {"summary": summary, "responses": {**responses, "403": _FORBIDDEN}}
+    operation["security"] = [] if free else [{"token": []}]
     if parameters:
-        found["parameters"] = parameters
+        operation["parameters"] = parameters
     if body is not None:
-        found["requestBody"] = {key: body[key] for key in body if key != "description"}
-    return found
+        operation["requestBody"] = {key: body[key] for key in body if key != "description"}
+    return operation
 
 
 def _state(summary: str, schema: str) -> Schema:
-    answers = {"200": _json("It is so", schema), "503": _json("It is not", schema)}
+    answers = {"200": _json("Yes", schema), "503": _json("No", schema)}
     return _route(summary, answers, free=True)
 
 
@@ -265,4 +265,4 @@ def _in_path(name: str, schema: Schema) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
-_FORBIDDEN = _json("Another site's page, or another name of the server", "Error")
+_FORBIDDEN = _json("A page of another site, or an unknown host name", "Error")

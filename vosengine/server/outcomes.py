@@ -1,4 +1,4 @@
-"""What came of a session's frames: one outcome a frame, kept for clients that send it again."""
+"""Outcomes of a session's frames, one per frame, kept for clients that resend a frame."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ log = logging.getLogger("vosengine.server")
 
 
 class Encoded(NamedTuple):
-    """The masks of an answer in the encoding of that name."""
+    """Masks of an answer in the encoding `reply`."""
 
     reply: str
     masks: bytes
 
 
 def encoded(reply: str, labels: np.ndarray, ids: tuple[int, ...]) -> Encoded:
-    """Labels as a reply; of a name that is not in REPLIES as they are."""
+    """Encode labels as a reply; as raw bytes if `reply` is not in REPLIES."""
     return Encoded(
         reply, encode_masks(labels, ids, reply) if reply in REPLIES else labels.tobytes()
     )
@@ -34,10 +34,10 @@ def encoded(reply: str, labels: np.ndarray, ids: tuple[int, ...]) -> Encoded:
 
 @dataclass(frozen=True)
 class Answered:
-    """Masks for a frame, encoded.
+    """Encoded masks of a frame.
 
-    reply  their encoding, a name in REPLIES
-    info   the JSON object behind them, without `repeated`
+    reply  encoding of the masks, a name in REPLIES
+    info   the JSON object that follows them, without `repeated`
     """
 
     frame_id: int
@@ -46,14 +46,14 @@ class Answered:
     info: Mapping[str, Any]
 
     def message(self, *, repeated: bool = False) -> bytes | str:
-        """What the client is sent."""
+        """Return the message for the client."""
         info = json.dumps({**self.info, "repeated": repeated}).encode()
         return pack(ANSWER, REPLIES[self.reply], self.frame_id, self.masks, info)
 
 
 @dataclass(frozen=True)
 class Held:
-    """A frame that was taken, and whose answer comes with a later one."""
+    """Accepted frame whose answer comes with a later one."""
 
     frame_id: int
 
@@ -63,7 +63,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A frame that a newer one replaced."""
+    """Frame replaced by a newer one."""
 
     frame_id: int
 
@@ -73,7 +73,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Failed:
-    """A frame that changed nothing, and why."""
+    """Failed frame, which did not change the stream; `why` is the error text."""
 
     frame_id: int
     code: str
@@ -81,7 +81,7 @@ class Failed:
 
     @classmethod
     def of(cls, frame_id: int, error: BaseException | None) -> Failed:
-        """An error as its frame's outcome: only what is said on purpose is passed on."""
+        """Convert an error; the text of unexpected errors is logged, not sent to the client."""
         if isinstance(error, VosError):
             code = "no_memory" if isinstance(error, CapacityError) else "unavailable"
             code = "bad_frame" if isinstance(error, InputError) else code
@@ -89,7 +89,9 @@ class Failed:
         log.error("a step failed", exc_info=error)
         kind = type(error).__name__
         return cls(
-            frame_id, "step_failed", f"step: failed ({kind}); the frame is given up, send a new one"
+            frame_id,
+            "step_failed",
+            f"step: failed ({kind}); the frame is discarded, send a new one",
         )
 
     def message(self, *, repeated: bool = False) -> bytes | str:
@@ -100,14 +102,14 @@ Outcome = Answered | Held | Dropped | Failed
 
 
 class Outcomes:
-    """The newest outcomes of a stream; what is older is forgotten."""
+    """The latest outcomes of a stream; older ones are discarded."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._kept: OrderedDict[int, Outcome] = OrderedDict()
 
     def add(self, outcome: Outcome) -> None:
-        """Keep one, in place of an earlier one for the same frame."""
+        """Store an outcome; it replaces an earlier one for the same frame."""
         self._kept[outcome.frame_id] = outcome
         self._kept.move_to_end(outcome.frame_id)
         while len(self._kept) > self._most:
@@ -120,7 +122,7 @@ class Outcomes:
         self._kept.clear()
 
     def answers(self) -> list[dict[str, Any]]:
-        """The answers among them, for JSON."""
+        """Return the answers among the outcomes, for JSON."""
         return [
             {
                 "frame_id": kept.frame_id,
@@ -133,7 +135,7 @@ class Outcomes:
         ]
 
     def restore(self, answers: list[dict[str, Any]]) -> None:
-        """Take over what `answers` gave."""
+        """Load what `answers` returned."""
         self.clear()
         for kept in answers:
             masks = base64.b64decode(kept["masks"])

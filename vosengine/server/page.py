@@ -1,4 +1,4 @@
-"""The files of the page at /, read once when the server starts: nothing else is ever served."""
+"""Static files of the page at /, read once at startup; no other file is served."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TYPES = {
 
 
 class Asset(NamedTuple):
-    """A file's content, its type and its ETag."""
+    """Content, media type and ETag of a file."""
 
     data: bytes
     kind: str
@@ -36,7 +36,7 @@ class Asset(NamedTuple):
 
 
 def page_routes(folder: Path = FOLDER) -> list[Route]:
-    """A route for each file of the page, and / for its index.html."""
+    """Build a route for each file of the page, and / for index.html."""
     assets: dict[str, Asset] = {}
     for path in sorted(folder.rglob("*")):
         kind = TYPES.get(path.suffix)

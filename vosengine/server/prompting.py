@@ -1,4 +1,4 @@
-"""Masks from boxes and points, for /v1/prompt."""
+"""Masks from boxes and points for /v1/prompt."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MOST_POINTS = 256
 def _numbers(text: str, count: int) -> list[int]:
     parts = text.split(",")
     if len(parts) != count or not all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
-        raise InputError(f"wanted {count} whole numbers with commas between them")
+        raise InputError(f"wanted {count} integers separated by commas")
     return [int(part) for part in parts]
 
 
 def parse_box(given: list[str]) -> Box | None:
-    """X,Y,W,H."""
+    """Parse X,Y,W,H. Raises InputError."""
     if not given:
         return None
     if len(given) > 1:
-        raise InputError("box: wanted one")
+        raise InputError("box: wanted at most one")
     try:
         left, top, width, height = _numbers(given[0], 4)
     except InputError as error:
@@ -33,7 +33,7 @@ def parse_box(given: list[str]) -> Box | None:
 
 
 def parse_points(given: list[str]) -> list[Point]:
-    """X,Y on the object, or X,Y,- beside it."""
+    """Parse X,Y (on the object) or X,Y,- (off the object). Raises InputError."""
     if len(given) > MOST_POINTS:
         raise InputError(f"point: wanted at most {MOST_POINTS}, given {len(given)}")
     points = []
@@ -54,7 +54,7 @@ def mask_png(
     method: str,
     max_pixels: int,
 ) -> bytes:
-    """The PNG of a mask; in a thread. Raises InputError."""
+    """Compute a mask and return it as PNG; runs in a thread. Raises InputError."""
     frame = decode_image(body, max_pixels)
     mask = mask_from(frame, box=box, points=points, method=method)
     return image_bytes(np.where(mask > 0, 255, 0).astype(np.uint8), ".png")

@@ -1,8 +1,8 @@
-"""The messages of a stream's WebSocket, as bytes: the server and the client both go by this file.
+"""Binary and text messages of the stream's WebSocket, used by the server and the client.
 
-A binary message is HEADER (type u8, encoding u8, flags u16, length u32, frame id u64, the lowest
-byte first) and two parts, the first `length` bytes long: of a FRAME the frame and, where the flag
-PROMPT is set, its mask; of an ANSWER the masks and a JSON object. Text messages are JSON objects.
+A binary message is HEADER (type u8, encoding u8, flags u16, length u32, frame id u64,
+little-endian) and two parts, the first `length` bytes long. FRAME: the frame and, if flag PROMPT is
+set, its mask. ANSWER: the masks and a JSON object. Text messages are JSON objects.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..rle import encode as encode_rle
 SUBPROTOCOL, TOKEN_SUBPROTOCOL = "vosengine.v1", "vosengine.token."
 HEADER = struct.Struct("<BBHIQ")
 SIZE = struct.Struct("<II")  # (width, height) in front of raw frames and of labels
-FRAME, ANSWER = 1, 2  # types
+FRAME, ANSWER = 1, 2  # message types
 PROMPT = 1  # a flag
 RAW, JPEG, PNG = 0, 1, 2  # encodings of a frame
 FRAMES = {"raw": RAW, "jpeg": JPEG, "png": PNG}
 REPLIES = {"labels": 0, "rle": 1, "png": 2}  # encodings of an answer
-ZLIB_LEVEL = 1  # labels are flat: higher ones take three times as long for half the bytes
+ZLIB_LEVEL = 1  # higher levels take three times as long for half the bytes
 
 # Close codes.
 RESTARTS, TOO_SLOW, BAD_MESSAGE, WRONG_TOKEN, NO_SESSION, TAKEN_OVER = (
@@ -40,7 +40,7 @@ CLOSED, INTERNAL_ERROR = 1000, 1011
 
 @dataclass(frozen=True)
 class Message:
-    """A binary message, taken apart; `first` and `second` are its two parts."""
+    """Unpacked binary message; `first` and `second` are its two parts."""
 
     kind: int
     encoding: int
@@ -53,32 +53,32 @@ class Message:
 def pack(
     kind: int, encoding: int, frame_id: int, first: bytes, second: bytes = b"", flags: int = 0
 ) -> bytes:
-    """A binary message."""
+    """Build a binary message."""
     return HEADER.pack(kind, encoding, flags, len(first), frame_id) + first + second
 
 
 def unpack(data: bytes, kind: int) -> Message:
-    """Take a binary message apart. Raises InputError for one that is not of that kind, or whose
-    lengths disagree."""
+    """Unpack a binary message. Raises InputError for one of another kind, or of inconsistent
+    lengths."""
     if len(data) < HEADER.size:
         raise InputError(f"message: wanted a header of {HEADER.size} bytes, given {len(data)}")
-    found, encoding, flags, length, frame_id = HEADER.unpack_from(data)
-    if found != kind:
-        raise InputError(f"message: wanted type {kind}, given {found}")
+    type_, encoding, flags, length, frame_id = HEADER.unpack_from(data)
+    if type_ != kind:
+        raise InputError(f"message: wanted type {kind}, given {type_}")
     body = memoryview(data)[HEADER.size :]
     if length > len(body):
-        raise InputError(f"message: its header says {length} bytes, there are {len(body)}")
+        raise InputError(f"message: wanted {length} bytes as its header says, given {len(body)}")
     return Message(kind, encoding, flags, frame_id, body[:length], body[length:])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The masks of a frame.
+    """Answer for one frame.
 
     labels    [H, W] uint8 object ids, 0 for background
-    ids       the objects alive
-    queue_ms  that the frame waited on the server; step_ms, that its step took
-    repeated  whether it was sent before
+    ids       ids of the live objects
+    queue_ms  time that the frame waited on the server; step_ms, duration of its step
+    repeated  whether the answer was sent before
     """
 
     frame: int
@@ -92,8 +92,8 @@ class Answer:
 def frame_message(
     number: int, frame: np.ndarray, mask: np.ndarray | None = None, encoding: str = "raw"
 ) -> bytes:
-    """A FRAME: frame [H, W, 3] uint8 RGB, mask [H, W] uint8 object ids, encoding a name in FRAMES
-    (JPEG of quality 90). Raises InputError."""
+    """Build a FRAME: frame RGB uint8 [H, W, 3], mask [H, W] uint8 object ids, encoding a name in
+    FRAMES (JPEG of quality 90). Raises InputError."""
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise InputError(f"frame: wanted uint8 [H, W, 3], given {frame.dtype} {frame.shape}")
     if encoding == "raw":
@@ -107,27 +107,27 @@ def frame_message(
 
 
 def image_bytes(image: np.ndarray, kind: str, *options: int) -> bytes:
-    """An image file of labels [H, W] or BGR [H, W, 3], uint8. Raises InputError."""
+    """Encode labels [H, W] or BGR [H, W, 3], uint8, as an image file. Raises InputError."""
     try:
         done, data = cv2.imencode(kind, image, options)
     except cv2.error as error:
-        raise InputError(f"image: cannot be written as {kind} ({error.err})") from error
+        raise InputError(f"image: cannot be encoded as {kind} ({error.err})") from error
     if not done or image.dtype != np.uint8:
-        raise InputError(f"image: cannot be written as {kind}; wanted uint8, given {image.dtype}")
+        raise InputError(f"image: cannot be encoded as {kind}; wanted uint8, given {image.dtype}")
     return data.tobytes()
 
 
 def read_answer(data: bytes) -> Answer:
-    """An ANSWER. Raises InputError."""
-    found = unpack(data, ANSWER)
-    info = json.loads(bytes(found.second))
-    labels = decode_masks(found.first, found.encoding)
+    """Parse an ANSWER. Raises InputError."""
+    message = unpack(data, ANSWER)
+    info = json.loads(bytes(message.second))
+    labels = decode_masks(message.first, message.encoding)
     times = info["queue_ms"], info["step_ms"]
-    return Answer(found.frame_id, labels, tuple(info["ids"]), *times, info["repeated"])
+    return Answer(message.frame_id, labels, tuple(info["ids"]), *times, info["repeated"])
 
 
 def encode_masks(labels: np.ndarray, ids: Iterable[int], reply: str) -> bytes:
-    """Labels uint8 [H, W] as an answer's first part."""
+    """Encode labels uint8 [H, W] as the first part of an answer."""
     if reply == "labels":
         height, width = labels.shape
         pixels = np.ascontiguousarray(labels)
@@ -140,8 +140,8 @@ def encode_masks(labels: np.ndarray, ids: Iterable[int], reply: str) -> bytes:
 
 
 def decode_masks(data: bytes | memoryview, encoding: int) -> np.ndarray:
-    """Labels uint8 [H, W] of an answer's first part; of RLE without any object [0, 0]. Raises
-    InputError."""
+    """Decode the first part of an answer to labels uint8 [H, W]; RLE without objects gives [0, 0].
+    Raises InputError."""
     try:
         if encoding == REPLIES["labels"]:
             width, height = SIZE.unpack_from(data)
@@ -158,15 +158,15 @@ def decode_masks(data: bytes | memoryview, encoding: int) -> np.ndarray:
     except (ValueError, KeyError, TypeError, struct.error, zlib.error, cv2.error) as error:
         raise InputError(f"answer: cannot be decoded ({error})") from error
     if image is None:
-        raise InputError("answer: cannot be decoded (no PNG)")
+        raise InputError("answer: cannot be decoded (not a PNG)")
     return np.asarray(image, np.uint8)
 
 
 def text(kind: str, **fields: Any) -> str:
-    """A text message."""
+    """Build a text message."""
     return json.dumps({"type": kind, **fields})
 
 
 def error_text(code: str, message: str, frame: int | None = None) -> str:
-    """The text message of an error; frame: the id whose credit it returns."""
+    """Build an error message; frame: the id whose credit it returns."""
     return text("error", code=code, message=message, frame=frame)

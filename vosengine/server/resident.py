@@ -1,4 +1,4 @@
-"""Where a session's stream is: with the engine, or on disk."""
+"""Residency of a session's stream: in memory with the engine, or on disk."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = logging.getLogger("vosengine.server")
 
 @dataclass(frozen=True)
 class Shared:
-    """What all sessions of a server use.
+    """Resources shared by all sessions of a server.
 
-    pool     threads that decode and encode
-    disk     the one thread that reads and writes saved streams
-    admit    asked before a stream comes into memory; raises Full
-    relieve  asked where a frame found no memory: parks another stream; False: there is none
+    pool     threads for decoding and encoding
+    disk     single thread that reads and writes saved streams
+    admit    called before a stream is loaded into memory; raises Full
+    relieve  called when a frame runs out of memory: parks another stream; False if there is none
     """
 
     settings: Settings
@@ -43,9 +43,9 @@ class Shared:
 
 
 class Resident:
-    """A stream that may leave memory for the disk and come back.
+    """Stream that can be moved from memory to disk and back.
 
-    options  of `Engine.open`
+    options  for `Engine.open`
     stream   None while it is on disk
     """
 
@@ -58,8 +58,8 @@ class Resident:
         self._saving: asyncio.Future[None] | None = None
 
     async def awake(self) -> Segmenter:
-        """The stream, fetched from disk where it is there. Raises StateError where it cannot go on
-        here, Full where there is no room."""
+        """Return the stream, loaded from disk if parked. Raises StateError if it cannot be restored
+        here, Full if there is no room."""
         if self.stream is None:
             await self._shared.admit()
             _, data = await self.on_disk(self._shared.store.load, self._id)
@@ -75,7 +75,7 @@ class Resident:
         return self.stream
 
     async def anew(self) -> None:
-        """A stream without a frame, in place of what there was. Raises Full."""
+        """Replace the stream with a new one without frames. Raises Full."""
         if self.stream is None:
             await self._shared.admit()
             engine, options = self._shared.worker.engine, self._options
@@ -84,43 +84,43 @@ class Resident:
         self.memory_bytes = 0
 
     def measure(self) -> None:
-        """Note what the stream's memory may come to take; that stays as it is."""
+        """Record the stream's maximum memory, once."""
         if self.memory_bytes == 0 and self.stream is not None:
             self.memory_bytes = self.stream.memory_bytes
 
     async def save(self, describe: Callable[[], Saved]) -> None:
-        """Write the stream to disk; it goes on too. describe: asked right after the snapshot was
-        taken. Raises OutputError."""
+        """Write the stream to disk and keep it in memory. describe: called right after the
+        snapshot. Raises OutputError."""
         if self.stream is not None:
             data = await self.call(self.stream.snapshot)
             await self._write(describe(), data)
 
     async def save_aside(self, describe: Callable[[], Saved]) -> None:
-        """`save`, without waiting for the disk; left out while the last one is being written. What
-        fails is logged, and tried again the next time."""
+        """`save` without waiting for the disk; skipped while an earlier write is in progress. A
+        failure is logged and retried the next time."""
         if self.stream is not None and (self._saving is None or self._saving.done()):
             data = await self.call(self.stream.snapshot)
             self._saving = asyncio.ensure_future(self._try_to_write(describe(), data))
 
     async def leave(self) -> None:
-        """Free the stream's memory."""
+        """Close the stream and free its memory."""
         stream, engine = self.stream, self._shared.worker.engine
         self.stream, self.memory_bytes = None, 0
         if stream is not None:
             await self.call(lambda: engine.close(stream))
 
     async def forget(self) -> None:
-        """Remove what is on disk."""
+        """Remove the saved stream."""
         await self.on_disk(self._shared.store.remove, self._id)
 
     async def call(self, work: Callable[[], Any]) -> Any:
-        """Do something on the engine's thread."""
+        """Run `work` on the engine's thread."""
         return await asyncio.wrap_future(self._shared.worker.call(work))
 
-    async def on_disk(self, work: Callable[..., Any], *given: Any) -> Any:
-        """Do something on the thread of the disk."""
+    async def on_disk(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Run `work` on the disk thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._shared.disk, work, *given)
+        return await loop.run_in_executor(self._shared.disk, work, *args)
 
     async def _try_to_write(self, saved: Saved, data: bytes) -> None:
         try:

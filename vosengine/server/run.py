@@ -1,4 +1,4 @@
-"""The server as a process: its sockets, its signals, and an orderly end."""
+"""The server process: sockets, signals, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .connection import CUT
 from .service import Service
 from .settings import Settings
 
-CUT_SECONDS = 1.0  # for the close code to be read before the connection is gone
+CUT_SECONDS = 1.0  # between the close frame and aborting the connection
 
 
 class Socket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which can also be ended where the client takes nothing any more: the
-    plain way waits for the client to read first."""
+    """uvicorn's WebSocket protocol that can also be closed while the client does not read: the
+    usual close waits for the client to read first."""
 
     async def run_asgi(self) -> None:
         extensions: Any = self.scope["extensions"]
@@ -41,7 +41,7 @@ class Socket(WebSocketsSansIOProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which lets the service finish before it closes connections."""
+    """uvicorn's server that shuts the service down before closing connections."""
 
     def __init__(
         self, config: uvicorn.Config, service: Service, announce: Callable[[int], None]
@@ -60,14 +60,14 @@ class Server(uvicorn.Server):
 
 
 def configure(service: Service, **changes: Any) -> uvicorn.Config:
-    """uvicorn's settings for a service."""
+    """Build uvicorn's configuration for a service."""
     settings = service.settings
     return uvicorn.Config(
         make_app(service),
         **{
             "host": settings.host,
             "port": settings.port,
-            "http": "h11",  # whose headers are of a bounded length
+            "http": "h11",  # limits the length of headers
             "ws": Socket,
             "ws_max_size": settings.max_message,
             "ws_per_message_deflate": False,
@@ -85,11 +85,11 @@ def configure(service: Service, **changes: Any) -> uvicorn.Config:
 
 
 def serve(settings: Settings, announce: Callable[[int, tuple[str, ...]], None]) -> None:
-    """Serve until a signal comes.
+    """Serve until SIGINT or SIGTERM.
 
-    announce  told the port and the server's tokens once it listens
+    announce  called with the port and the server's tokens once it listens
 
-    Raises what Service raises; OutputError where the port is taken.
+    Raises  what Service raises; OutputError if the port is in use.
     """
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -98,7 +98,7 @@ def serve(settings: Settings, announce: Callable[[int, tuple[str, ...]], None]) 
         listening = socket.create_server((settings.host, settings.port))
     except OSError as error:
         raise OutputError(
-            f"port {settings.port} of {settings.host}: cannot be listened on ({error.strerror}); "
+            f"port {settings.port} of {settings.host}: cannot listen ({error.strerror}); "
             "choose another --port"
         ) from error
     server = Server(configure(service), service, lambda port: announce(port, service.tokens))

@@ -1,4 +1,4 @@
-"""All sessions of a server: who may use which, how many there may be, and how long."""
+"""Session manager: access by token, limits, parking and expiry."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .worker import STEP_ERRORS, Worker
 
 log = logging.getLogger("vosengine.server")
 STATES = ("live", "idle", "parked")
-RESTS_AFTER = 2.0  # seconds without a frame until a stream may make room for another
+RESTS_AFTER = 2.0  # seconds without a frame before a stream may be parked for another
 RETRY_SECONDS = 5
-PERIOD = 1.0  # seconds between looks at what is idle
-MOST_TOKENS = 4  # of a session: its own, and those that were handed out when it was resumed
+PERIOD = 1.0  # seconds between checks for idle sessions
+MOST_TOKENS = 4  # per session: its own and those issued on resume
 
 
 class Full(VosError):
-    """There is no room for another session, or for its stream in memory."""
+    """A limit on sessions or memory is reached; `reason` names it."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -41,26 +41,26 @@ class Full(VosError):
 
 
 class Unknown(VosError):
-    """There is no such session, or not for this token."""
+    """The session does not exist or the token has no access to it."""
 
 
 def hashed(token: str | None) -> str:
-    """What is kept of a token; of none what no token has."""
+    """Hash a token; "" for None, which matches no token."""
     return "" if token is None else hashlib.sha256(token.encode()).hexdigest()
 
 
 def holds_token(session: Session, given: str) -> bool:
-    """Whether that is the hash of one of a session's own tokens."""
-    return sum(hmac.compare_digest(each, given) for each in session.tokens) > 0
+    """Whether the hash `given` is that of one of the session's own tokens."""
+    return sum(hmac.compare_digest(token, given) for token in session.tokens) > 0
 
 
 class Service:
     """The sessions of one engine.
 
-    engine   None makes it as the settings say
-    on_death called in another thread when the engine's thread has died, and the server must end
+    engine   None: created from the settings
+    on_death called in another thread when the engine thread has died: the server must end
 
-    Raises  ConfigError, DeviceError, WeightsError; OutputError for a state_dir that cannot be made.
+    Raises  ConfigError, DeviceError, WeightsError; OutputError if state_dir cannot be created.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ class Service:
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Take over what is saved, and begin."""
+        """Load the saved sessions and start the worker."""
         self.worker.start()
         for session_id in self.store.list():
             try:
                 saved, _ = self.store.load(session_id)
             except StateError as error:
-                log.warning("%s: is left out: %s", session_id, error)
+                log.warning("%s: skipped: %s", session_id, error)
                 continue
             if saved.model == self.settings.model:
                 self._sessions[saved.id] = Session(self._shared, saved, None)
@@ -120,14 +120,14 @@ class Service:
         self.ready = True
 
     async def close(self) -> None:
-        """Take no more frames, finish and deliver those that are begun, save all streams and close
-        all connections, within `stop_within` seconds. A second call does nothing."""
+        """Stop accepting frames, finish and deliver those in progress, save all streams and close
+        all connections, within `stop_within` seconds. Idempotent."""
         if self._closed:
             return
         self._closed, self.closing, self.ready = True, True, False
         if self._keeper is not None:
             self._keeper.cancel()
-        sessions = sorted(self._sessions.values(), key=lambda each: -each.used)
+        sessions = sorted(self._sessions.values(), key=lambda session: -session.used)
         retiring = [asyncio.ensure_future(self._retire(session)) for session in sessions]
         if retiring:
             _, late = await asyncio.wait(retiring, timeout=0.7 * self.settings.stop_within)
@@ -144,7 +144,7 @@ class Service:
         self._sessions.clear()
 
     async def stop(self) -> None:
-        """Let go of threads and files, after `close`."""
+        """Close, then stop the threads and remove the temporary folder."""
         await self.close()
         await asyncio.get_running_loop().run_in_executor(None, self.worker.stop)
         self._disk.shutdown()
@@ -153,30 +153,31 @@ class Service:
         if self._folder is not None:
             self._folder.cleanup()
 
-    # Who may.
+    # Access.
 
     def owner(self, token: str | None) -> str | None:
-        """The hash of a server token; None for what is none."""
+        """Return the hash of a server token; None for any other token."""
         given = hashed(token)
         return next((own for own in self._owners if hmac.compare_digest(own, given)), None)
 
     def known(self, token: str | None) -> bool:
-        """Whether a token is of the server or of any session."""
+        """Whether the token is a server token or a token of any session."""
         given = hashed(token)
         holds = [holds_token(session, given) for session in self._sessions.values()]
         return self.owner(token) is not None or any(holds)
 
     def find(self, session_id: str, token: str | None) -> Session:
-        """A session, for its own token or that of the server which made it. Raises Unknown."""
+        """Find a session by id, given one of its tokens or the server token that created it. Raises
+        Unknown."""
         session, given = self._sessions.get(session_id), hashed(token)
         if session is None or not (
             holds_token(session, given) or hmac.compare_digest(session.owner, given)
         ):
-            raise Unknown("session: there is none of that id for this token; make another")
+            raise Unknown("session: no session has this id for this token; create a new one")
         return session
 
     def owned(self, token: str | None) -> list[Session]:
-        """The sessions that a token may use."""
+        """List the sessions that a token may use."""
         given = hashed(token)
         return [s for s in self._sessions.values() if s.owner == given or holds_token(s, given)]
 
@@ -184,18 +185,23 @@ class Service:
         """Whether a session has not ended."""
         return self._sessions.get(session.id) is session
 
-    # Coming and going.
+    # Opening and ending.
 
     async def open(self, owner: str, wanted: Wanted) -> tuple[Session, str]:
-        """A new session and its token. Raises ConfigError for a bad option, and Full."""
+        """Open a session; return it with its token. Raises ConfigError for a bad option, Full."""
         if self.closing:
-            raise Full("closing", "session: the server is about to end; try again later")
+            raise Full("closing", "session: the server is shutting down; try again later")
         mine = sum(s.owner == owner for s in self._sessions.values())
         most = self.settings.sessions_per_token
         if most is not None and mine + self._opening >= most:
-            raise Full("sessions", f"session: this token has {mine}; end one of them first")
+            raise Full(
+                "sessions",
+                f"session: wanted at most {most} for this token, given {mine}; end one first",
+            )
         if len(self._sessions) + self._opening >= self._most:
-            raise Full("sessions", f"session: there are {len(self._sessions)}; try again later")
+            raise Full(
+                "sessions", f"session: the limit of {self._most} is reached; try again later"
+            )
         self._opening += 1
         try:
             await self._make_room()
@@ -224,8 +230,8 @@ class Service:
         return session, token
 
     async def resume(self, token: str | None, session_id: str) -> tuple[Session, str]:
-        """A session that is to go on, and a token of it: the one that was given, or for the
-        server's a new one. Raises Unknown; StateError where the stream cannot go on here; Full."""
+        """Resume a session; return it with a token: the one given, or a new one if that is the
+        server's. Raises Unknown; StateError if the stream cannot be restored here; Full."""
         session = self.find(session_id, token)
         await session.awake()
         if token is not None and holds_token(session, hashed(token)):
@@ -236,7 +242,7 @@ class Service:
         return session, fresh
 
     async def end(self, session: Session) -> None:
-        """End a session, whoever uses it."""
+        """End a session and disconnect its client."""
         if self._sessions.pop(session.id, None) is not None:
             await session.end("closed", CLOSED)
 
@@ -245,31 +251,32 @@ class Service:
         return self.settings.max_sessions + self.settings.parked_sessions
 
     def _by_state(self) -> dict[str, int]:
-        found = Counter(session.state for session in self._sessions.values())
-        return {state: found[state] for state in STATES}
+        counts = Counter(session.state for session in self._sessions.values())
+        return {state: counts[state] for state in STATES}
 
     def _memory(self) -> int:
         return sum(session.home.memory_bytes for session in self._sessions.values())
 
     async def _make_room(self) -> None:
-        """See that another stream fits into memory; those that rest the longest are parked for it.
-        Raises Full."""
+        """Make room for another stream: park the longest-idle streams as needed. Raises Full."""
         while (lacks := self._lacks()) is not None:
             if self.closing or not await self._relieve():
                 raise Full(lacks, f"session: no room for another ({lacks}); try again later")
 
     def _lacks(self) -> str | None:
-        """What there is too little of for another stream."""
+        """Return the limit that another stream would exceed, None if it fits."""
         held = sum(s.home.stream is not None for s in self._sessions.values())
         if held + max(1, self._opening) > self.settings.max_sessions:
             return "sessions"
         used, most = self.worker.used_bytes, self.settings.max_memory
-        if most is not None and used + used / max(1, held) > most:  # as much as others take
+        if (
+            most is not None and used + used / max(1, held) > most
+        ):  # estimate: the mean of the others
             return "memory"
         return None
 
     async def _relieve(self) -> bool:
-        """Park the stream that rests the longest; False where all are in use."""
+        """Park the longest-idle stream; False if all are in use."""
         now = time.monotonic()
         resting = [
             session
@@ -280,7 +287,7 @@ class Service:
         ]
         if not resting:
             return False
-        await min(resting, key=lambda each: each.used).park()
+        await min(resting, key=lambda session: session.used).park()
         return True
 
     async def _retire(self, session: Session) -> None:
@@ -289,10 +296,10 @@ class Service:
         except STEP_ERRORS as error:
             log.error("a stream could not be saved: %s", error)
 
-    # Time.
+    # Idle sessions.
 
     async def _keep(self) -> None:
-        """Park and end what nobody uses."""
+        """Park and end idle sessions, periodically."""
         period = min(PERIOD, self.settings.park_after / 2, self.settings.close_after / 2)
         while True:
             await asyncio.sleep(max(0.02, period))
@@ -310,6 +317,6 @@ class Service:
         try:
             await session.park()
         except STEP_ERRORS as error:
-            if self.holds(session):  # otherwise it was ended meanwhile
+            if self.holds(session):  # else it was ended in the meantime
                 log.error("a stream could not be parked: %s", error)
-                session.used = time.monotonic()  # and is asked again after as long
+                session.used = time.monotonic()  # try again after the same time

@@ -1,4 +1,4 @@
-"""One client's stream: what it has sent, what is under way, and what came of it."""
+"""Session of one client: queue of frames and controls, step in progress, outcomes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ KEPT_BEYOND_WINDOW = 4  # outcomes
 
 
 class Session:
-    """A stream and its client. All of it is used on the event loop alone.
+    """A stream and its client. Used on the event loop only.
 
-    A task of its own takes frames and controls one after another, in the order in which they came,
-    and has at most one of them with the engine.
+    A task of the session processes frames and controls one at a time, in order of arrival; at most
+    one of them is with the engine.
 
-    saved   the session as it is on disk, or as it begins
+    saved   the session's saved or initial state
     stream  None while it is parked
     """
 
@@ -40,38 +40,38 @@ class Session:
         self.id, self.owner, self.tokens = saved.id, saved.owner, list(saved.tokens)
         self.policy, self.reply, self.options = saved.policy, saved.reply, saved.options
         self.home = Resident(shared, saved.id, saved.options, stream)
-        self.expected = saved.next_frame  # the id of the next frame to come
+        self.expected = saved.next_frame  # id of the next frame
         self.ids, self.size = list(saved.ids), saved.size
         self.frames, self.dropped = saved.frames, saved.dropped
         self.outcomes = Outcomes(shared.settings.window + KEPT_BEYOND_WINDOW)
         self.outcomes.restore(saved.answers)
-        self._indices: dict[int, int] = dict(saved.indices)  # the engine's count to the client's
-        self._outstanding: set[int] = set()  # taken, without an outcome
+        self._indices: dict[int, int] = dict(saved.indices)  # engine frame index -> client frame id
+        self._outstanding: set[int] = set()  # accepted, without an outcome
         self._inbox: deque[Frame | Control] = deque()
         self._turn: Turn | None = None
         self._wake, self._room = asyncio.Event(), asyncio.Event()
-        self.retiring = False  # no more frames are taken
+        self.retiring = False  # no more frames are accepted
         self.listener: Listener | None = None
         self._asked: dict[int, asyncio.Future[list[Outcome]]] = {}
-        self._settled: list[Outcome] = []  # by the step that is under way
-        self.used = time.monotonic()  # when a frame last came
+        self._settled: list[Outcome] = []  # outcomes of the step in progress
+        self.used = time.monotonic()  # time of the last frame
         self._task = asyncio.get_running_loop().create_task(self._work_off())
         self._task.add_done_callback(self._died)
 
     @property
     def state(self) -> str:
-        """live (connected), idle (nobody is) or parked (on disk)."""
+        """State: live (a client is connected), idle (none is) or parked (on disk)."""
         if self.home.stream is None:
             return "parked"
         return "idle" if self.listener is None else "live"
 
     @property
     def busy(self) -> bool:
-        """Whether anything is under way."""
+        """Whether a frame or control is queued or in progress."""
         return bool(self._inbox or self._outstanding or self._turn)
 
     def hello(self) -> str:
-        """What a connection is told first."""
+        """Build the first message to a connection."""
         return text(
             "hello",
             session=self.id,
@@ -84,7 +84,7 @@ class Session:
         )
 
     def attach(self, listener: Listener) -> None:
-        """Speak to this connection from now on, and to no earlier one."""
+        """Send messages to this connection from now on; close an earlier one."""
         if self.listener is not None:
             self.listener.finish("taken over", TAKEN_OVER)
         self.listener = listener
@@ -98,22 +98,22 @@ class Session:
     # Frames.
 
     def repeat(self, frame_id: int) -> Outcome | None:
-        """The outcome of a frame that is sent again; None where that is still to come. Raises
-        InputError for a frame whose turn it is not."""
+        """Return the outcome of a frame that is sent again, None while it is in progress. Raises
+        InputError for an id out of order."""
         if frame_id in self._outstanding:
             return None
         outcome = self.outcomes.get(frame_id)
         if outcome is None:
             raise InputError(
-                f"frame: has id {frame_id}; wanted {self.expected}, the next frame's, or one of "
-                "the last few again"
+                f"frame: wanted id {self.expected} (the next) or one of the last few again, "
+                f"given {frame_id}"
             )
         return outcome
 
     def put(self, frame: Frame) -> None:
-        """Take the next frame, whose id is `expected`."""
+        """Queue the next frame, whose id is `expected`."""
         if self.retiring:
-            return  # as if it had not come
+            return  # ignored: the client sends it to the next server
         self.expected += 1
         self.used = time.monotonic()
         self._outstanding.add(frame.id)
@@ -123,14 +123,14 @@ class Session:
         self._wake.set()
 
     def refuse(self, frame_id: int, code: str, why: str) -> None:
-        """The next frame came, and cannot be used."""
+        """Record the next frame as failed: it was received but cannot be used."""
         self.expected += 1
         self.used = time.monotonic()
         self._record(Failed(frame_id, code, why))
 
     async def ask(self, frame: Frame) -> list[Outcome]:
-        """Take the next frame, and wait for its step; what that settled: of this frame, and of an
-        earlier one that was held. Raises StateError where the session ends before."""
+        """Queue the next frame and wait for its step; return the new outcomes: of this frame and
+        of an earlier held one. Raises StateError if the session ends first."""
         asked = self._asked[frame.id] = asyncio.get_running_loop().create_future()
         try:
             self.put(frame)
@@ -140,22 +140,22 @@ class Session:
             self._asked.pop(frame.id, None)
 
     async def room(self) -> None:
-        """Wait until another frame may come: with "all", while the window is full; with "latest",
-        where older frames make room for newer ones, while frames with masks fill it."""
+        """Wait until another frame may be read: with "all", while the window is full; with
+        "latest", where newer frames replace older ones, while frames with masks fill it."""
         most = self._shared.settings.window + (2 if self.policy == "latest" else 0)
         while len(self._outstanding) >= most:
             self._room.clear()
             await self._room.wait()
 
     def _waiting(self) -> list[Frame]:
-        """The frames in the inbox."""
+        """Return the frames in the inbox."""
         return [item for item in self._inbox if isinstance(item, Frame)]
 
     def _drop_older(self, newest: Frame) -> None:
-        """Of the frames that wait, give up the oldest without a mask that has a newer one."""
+        """Drop the oldest waiting frame that has no mask and is not the newest."""
         turn, waiting = self._turn, self._waiting()
         first = None if turn is None else turn.waits
-        # Between the two looks its turn may have come.
+        # The turn may begin between reading `waits` and `exchange`.
         if turn and first and first.mask is None and turn.exchange(waiting[0]):
             self._inbox.remove(waiting[0])
             self._record(Dropped(first.id))
@@ -184,14 +184,14 @@ class Session:
     # Controls.
 
     async def control(self, work: Callable[[], Awaitable[Any]]) -> Any:
-        """Do something with the stream after the frames that came before. Raises what it raises."""
+        """Run `work` on the stream after the frames queued before it. Raises what `work` raises."""
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._inbox.append(Control(work, done))
         self._wake.set()
         return await done
 
     async def remove(self, object_id: int) -> list[int]:
-        """Forget an object; the ids that are left. Raises InputError where it is not alive."""
+        """Remove an object; return the remaining ids. Raises InputError if it is not live."""
 
         async def work() -> list[int]:
             stream = await self.home.awake()
@@ -203,7 +203,7 @@ class Session:
         return found
 
     async def reset(self) -> None:
-        """Begin a new stream; its frames count from 0."""
+        """Start a new stream; its frame ids start at 0."""
 
         async def work() -> None:
             await self.home.anew()
@@ -214,7 +214,7 @@ class Session:
         await self.control(work)
 
     async def flush(self) -> None:
-        """Answer for the frames whose answers are still to come."""
+        """Answer the frames that are held."""
 
         async def work() -> None:
             stream = await self.home.awake()
@@ -228,7 +228,7 @@ class Session:
         await self.control(work)
 
     async def park(self) -> None:
-        """Save the stream and let go of its memory, if no frame waits. Raises OutputError."""
+        """Save the stream and free its memory, unless a frame is waiting. Raises OutputError."""
 
         async def work() -> None:
             if self.home.stream is not None and not self._waiting():
@@ -238,12 +238,12 @@ class Session:
         await self.control(work)
 
     async def awake(self) -> None:
-        """See that the stream is in memory. Raises StateError where it cannot go on here, Full
-        where there is no room."""
+        """Load the stream into memory. Raises StateError if it cannot be restored here, Full if
+        there is no room."""
         await self.control(self.home.awake)
 
     async def retire(self, *, save: bool) -> None:
-        """Finish the frame that is begun, forget those that are not, and save the stream."""
+        """Finish the frame in progress, discard waiting frames; save the stream if `save`."""
         self.retiring = True
         gone = self._waiting()
         for frame in gone:
@@ -261,13 +261,13 @@ class Session:
         await self.control(work)
 
     async def end(self, reason: str, code: int) -> None:
-        """Let go of the stream, on disk too; the session is not used again."""
+        """End the session: close its stream and remove the saved one."""
         self.stop(reason, code)
         await self.home.forget()
         await self.home.leave()
 
     def stop(self, reason: str, code: int) -> None:
-        """End the task and the connection; what is saved stays."""
+        """Stop the task and close the connection; the saved stream stays."""
         self._task.cancel()
         for item in self._inbox:
             if isinstance(item, Control):
@@ -282,9 +282,9 @@ class Session:
     # The task.
 
     def _died(self, task: asyncio.Task[None]) -> None:
-        """An error that nobody foresaw ends the session, and is heard of."""
+        """Log an unexpected error of the task and end the session."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("a session has died", exc_info=error)
+            log.critical("a session failed", exc_info=error)
             self.stop("failed", INTERNAL_ERROR)
 
     async def _work_off(self) -> None:
@@ -327,7 +327,7 @@ class Session:
         except StepFailed as failed:
             self._record(Failed.of(failed.frame.id, failed.__cause__))
             return
-        except RuntimeError as error:  # the engine's thread has ended
+        except RuntimeError as error:  # the engine thread has stopped
             self._record(Failed.of(frame.id, error))
             return
         finally:
@@ -341,14 +341,14 @@ class Session:
         result = stepped.result
         if result is not None:
             self._answer(stepped)
-        if result is None or result.frame_index != index:  # what it brought is heard before
+        if result is None or result.frame_index != index:  # otherwise its answer is sent first
             self._record(Held(stepped.frame.id))
         every = self._shared.settings.autosave
         if every and self.frames % every == 0:
             await self.home.save_aside(self._saved)
 
     async def _turned(self, turn: Turn) -> Stepped:
-        """What comes of a turn; where its frame finds no memory, others are parked for it."""
+        """Run a turn; if memory runs out, park other streams and retry."""
         while True:
             self._turn = turn
             try:
@@ -371,7 +371,7 @@ class Session:
         self._record(Answered(self._indices.pop(result.frame_index), *masks, info))
 
     def _saved(self) -> Saved:
-        """The session as it goes to disk: without the frames that are not begun."""
+        """Return the session's state for the disk, without waiting frames."""
         waiting = [frame.id for frame in self._waiting()]
         return Saved(
             id=self.id,

@@ -1,4 +1,4 @@
-"""What the server is told when it starts, and what of it a client may ask for."""
+"""Settings of the server, and the session options a client may request."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .protocol import REPLIES
 MIB = 1 << 20
 POLICIES = ("latest", "all")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MOST_OBJECTS = 32  # that a client may ask room for: memory is allocated for all of them
-_TOKEN = re.compile(r"[A-Za-z0-9._~-]{1,128}")  # goes into a header, an address and a subprotocol
+MOST_OBJECTS = 32  # limit for a client: memory is allocated for all of them
+_TOKEN = re.compile(r"[A-Za-z0-9._~-]{1,128}")  # safe in headers, URLs and subprotocols
 _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,260}")
 
@@ -25,23 +25,22 @@ class Settings:
     """Settings of a server.
 
     model, weights, device, precision, max_batch   as in `vosengine.Engine`
-    host, port          where it listens
-    tokens              each may make sessions and sees its own alone; empty: a random one is made
-    max_sessions        streams in memory at a time; parked ones are `parked_sessions` at most
-    sessions_per_token  sessions of one token, parked ones among them; None: no limit of its own
-    max_memory          bytes that the streams' pages may take together; None: no limit
-    window              frames that a client may have under way
-    max_message         bytes of a WebSocket message or a request's body
-    max_pixels          of a frame
-    state_dir           where streams are saved; None: parked ones are saved in a temporary folder,
-                        and nothing survives the process
-    autosave            a stream is saved after so many answered frames; 0: never. Wants a state_dir
-    park_after          seconds without a frame until a stream leaves memory for the disk
-    close_after         seconds without a frame until a session ends
-    stop_within         seconds for an orderly end
-    ping_timeout        seconds that a connection may be silent when it is asked for a sign of life
-    allow_origins       web pages from elsewhere that may connect, such as https://example.org
-    allow_hosts         names under which the server is reached, beside the machine's own loopback
+    host, port          address to listen on
+    tokens              each may create sessions and sees only its own; empty: one random token
+    max_sessions        maximum streams in memory; `parked_sessions`: maximum on disk
+    sessions_per_token  maximum sessions of one token, parked ones included; None: no limit
+    max_memory          maximum bytes of all streams' pages; None: no limit
+    window              maximum unanswered frames of a client
+    max_message         maximum bytes of a WebSocket message or a request body
+    max_pixels          maximum pixels of a frame
+    state_dir           folder for saved streams; None: a temporary folder, removed at the end
+    autosave            save a stream every that many answered frames; 0: never. Needs state_dir
+    park_after          seconds without a frame before a stream is parked on disk
+    close_after         seconds without a frame before a session ends
+    stop_within         seconds for a graceful shutdown
+    ping_timeout        seconds to wait for a pong
+    allow_origins       other web origins that may connect, such as https://example.org
+    allow_hosts         host names of the server besides the loopback names
 
     Raises  ConfigError.
     """
@@ -80,7 +79,7 @@ class Settings:
         for origin in self.allow_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise ConfigError(
-                    f"allow-origin: wanted one such as https://example.org, given {origin!r}"
+                    f"allow-origin: wanted an origin such as https://example.org, given {origin!r}"
                 )
         least: dict[str, float] = {
             "max_sessions": 1,
@@ -94,15 +93,15 @@ class Settings:
                 given = getattr(self, name)
                 raise ConfigError(f"{name}: wanted {value} or more, given {given}")
         if self.autosave and self.state_dir is None:
-            raise ConfigError("autosave: wants --state-dir DIR, where streams are saved")
+            raise ConfigError("autosave: needs --state-dir DIR, the folder for saved streams")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a client asks of a session: the body of POST /v1/sessions, checked.
+    """Session options of a client: the validated body of POST /v1/sessions.
 
-    options      `Engine.open`'s: max_objects, size, memory
-    resume_from  the session to go on with; None: a new one
+    options      for `Engine.open`: max_objects, size, memory
+    resume_from  id of the session to resume; None: a new session
     """
 
     options: dict[str, Any]
@@ -112,28 +111,28 @@ class Wanted:
 
     @classmethod
     def parse(cls, body: Any, model: str) -> Wanted:
-        """Check a JSON body. Raises ConfigError for what it may not hold."""
+        """Validate a JSON body. Raises ConfigError."""
         if not isinstance(body, Mapping):
             raise ConfigError("body: wanted a JSON object, such as {}")
         known = {"model", "max_objects", "size", "memory", "policy", "reply", "resume_from"}
         unknown = sorted(str(name) for name in set(body) - known)
         if unknown:
             shown = ", ".join(unknown)[:200]
-            raise ConfigError(f"body: has no {shown}; wanted some of {', '.join(sorted(known))}")
+            raise ConfigError(f"body: unknown: {shown}; wanted some of {', '.join(sorted(known))}")
         if body.get("model") not in (None, model):
-            raise ConfigError(f"model: this server runs {model}; leave model out, or name that one")
+            raise ConfigError(f"model: this server runs {model}; leave model out or set it to that")
         chosen = {
             "policy": _one_of("policy", body.get("policy"), POLICIES),
             "reply": _one_of("reply", body.get("reply"), tuple(REPLIES)),
         }
         resume = body.get("resume_from")
         if resume is not None and not isinstance(resume, str):
-            raise ConfigError("resume_from: wanted a session's id")
+            raise ConfigError("resume_from: wanted a session id")
         return cls(_options(body), **chosen, resume_from=resume)
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
-    """A value out of a list, the first of them where none is given."""
+    """Check that a value is in `known`; None means the first. Raises ConfigError."""
     if value is None:
         return known[0]
     if not isinstance(value, str) or value not in known:
@@ -142,7 +141,7 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
 
 
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:
-    """`Engine.open`'s options among a body's; their types are right, their values not yet tried."""
+    """Extract the options for `Engine.open`; types are checked here, values by the engine."""
     options: dict[str, Any] = {}
     objects = body.get("max_objects")
     if objects is not None:

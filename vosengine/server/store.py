@@ -1,4 +1,4 @@
-"""Streams on disk: one file a session, there whole or not at all."""
+"""Saved sessions on disk: one file per session, written atomically."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _MAGIC = b"vosengine session 1\n"
 
 @dataclass(frozen=True)
 class Saved:
-    """A session as it is on disk, but for its stream.
+    """Saved session, without its stream.
 
-    owner    sha256 of the token that made it, in hex
+    owner    sha256 of the token that created it, in hex
     tokens   sha256 of its own tokens
-    options  of `Engine.open`
-    indices  the engine's count of the frames whose answers are to come, with their ids
-    answers  as Outcomes gives them
+    options  for `Engine.open`
+    indices  (engine frame index, client frame id) of the frames not yet answered
+    answers  from `Outcomes.answers`
     """
 
     id: str
@@ -44,9 +44,9 @@ class Saved:
 
 
 class Store:
-    """A folder of saved sessions.
+    """Folder of saved sessions.
 
-    Raises  OutputError where it cannot be made.
+    Raises  OutputError if it cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,18 +55,18 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise OutputError(
-                f"{folder}: cannot be made ({error.strerror}); choose another --state-dir"
+                f"{folder}: cannot be created ({error.strerror}); choose another --state-dir"
             ) from error
 
     def save(self, saved: Saved, snapshot: bytes) -> None:
-        """Write a session in place of what was saved of it before. Raises OutputError."""
+        """Write a session; replaces its earlier file. Raises OutputError."""
         described = json.dumps(asdict(saved)).encode()
         parts = len(described).to_bytes(8, "little") + described + snapshot
         write_whole(self._path(saved.id), _MAGIC + hashlib.sha256(parts).digest() + parts)
 
     def load(self, session_id: str) -> tuple[Saved, bytes]:
-        """A session and its stream's snapshot. Raises StateError: gone, damaged, of another
-        version."""
+        """Load a session and its stream's snapshot. Raises StateError if the file is missing,
+        damaged or of another version."""
         path = self._path(session_id)
         try:
             data = path.read_bytes()
@@ -75,21 +75,21 @@ class Store:
         start = len(_MAGIC)
         parts = data[start + 32 :]
         if data[:start] != _MAGIC or hashlib.sha256(parts).digest() != data[start : start + 32]:
-            raise StateError("session: its file is damaged, or of another version")
+            raise StateError("session: its file is damaged or of another version")
         length = int.from_bytes(parts[:8], "little")
         described = json.loads(parts[8 : 8 + length])
         return Saved(**described), parts[8 + length :]
 
     def remove(self, session_id: str) -> None:
-        """Forget what is saved of a session, if anything is."""
+        """Remove the file of a session, if any."""
         self._path(session_id).unlink(missing_ok=True)
 
     def list(self) -> list[str]:
-        """The ids of all sessions in the folder."""
+        """List the ids of all sessions in the folder."""
         found = (path.stem for path in self.folder.glob("*.session"))
         return sorted(name for name in found if SESSION_ID.fullmatch(name))
 
     def _path(self, session_id: str) -> Path:
         if not SESSION_ID.fullmatch(session_id):
-            raise StateError("session: is no id of one")
+            raise StateError("session: not a valid session id")
         return self.folder / f"{session_id}.session"

@@ -1,4 +1,4 @@
-"""The one thread that steps the engine; whoever wants something of it is handed a Future."""
+"""Thread that steps the engine; turns and calls return Futures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Answered: TypeAlias = "tuple[Segmenter, Result[Any] | None, np.ndarray | None]"
-# What a step may raise that says nothing of the next one: torch's errors are RuntimeErrors. Any
-# other ends the thread, and with it the server.
+# Errors of a step after which the next one may succeed; torch raises RuntimeError. Any other error
+# ends the thread and the server.
 STEP_ERRORS = (
     VosError, RuntimeError, MemoryError, ValueError, TypeError, LookupError, ArithmeticError,
 )  # fmt: skip
@@ -33,11 +33,11 @@ STEP_ERRORS = (
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame that was decoded.
+    """Decoded frame.
 
     image    [H, W, 3] uint8
     mask     [H, W] uint8 object ids, or None
-    arrived  when, by time.perf_counter
+    arrived  time of arrival, by time.perf_counter
     """
 
     id: int
@@ -51,11 +51,11 @@ Encode: TypeAlias = Callable[[np.ndarray, tuple[int, ...]], Encoded]
 
 @dataclass(frozen=True)
 class Stepped:
-    """What came of a turn.
+    """Result of a turn.
 
-    frame     the one that was begun; None where the turn was taken back before it came
+    frame     the frame that was stepped; None if it was withdrawn before its turn
     result    None for a frame whose answer comes later
-    masks     of the result
+    masks     encoded masks of the result
     """
 
     frame: Frame | None
@@ -66,7 +66,7 @@ class Stepped:
 
 
 class StepFailed(Exception):
-    """A frame that was begun and changed nothing; its cause says why."""
+    """The step of `frame` failed and did not change the stream; `__cause__` has the error."""
 
     def __init__(self, frame: Frame) -> None:
         super().__init__(f"frame {frame.id}")
@@ -74,10 +74,10 @@ class StepFailed(Exception):
 
 
 class Turn:
-    """A stream's place in the queue. Until its turn comes, its frame may be exchanged for a newer
-    one, or taken back.
+    """A stream's place in the queue. Until the turn begins, its frame may be exchanged for a newer
+    one or withdrawn.
 
-    encode  of labels and the ids in them; not called on the event loop
+    encode  encodes labels with their object ids; not called on the event loop
     """
 
     def __init__(self, stream: Segmenter, frame: Frame, encode: Encode) -> None:
@@ -89,12 +89,12 @@ class Turn:
 
     @property
     def waits(self) -> Frame | None:
-        """The frame, if it is not yet begun."""
+        """The frame, or None once the turn has begun."""
         with self._lock:
             return None if self._begun else self._frame
 
     def exchange(self, frame: Frame | None) -> bool:
-        """Put another frame, or None, in place of its own; False where that was begun."""
+        """Replace the frame, or withdraw it with None; False if the turn has begun."""
         with self._lock:
             if self._begun:
                 return False
@@ -102,7 +102,7 @@ class Turn:
             return True
 
     def begin(self) -> Frame | None:
-        """The frame, which from now on cannot be exchanged."""
+        """Begin the turn and return its frame, which can no longer be exchanged."""
         with self._lock:
             self._begun = True
             return self._frame
@@ -110,7 +110,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """Work that is no frame."""
+    """Function to run on the engine's thread."""
 
     work: Callable[[], T]
     done: Future[T]
@@ -125,13 +125,13 @@ class Call(Generic[T]):
 
 
 class Worker:
-    """Steps one engine in a thread of its own.
+    """Steps one engine in a dedicated thread.
 
-    Turns are served in the order in which they come, so among streams with a frame each, every one
-    gets its turn before any gets its second. A call goes before the frames that wait.
+    Turns are served first come, first served, so every waiting stream gets its turn before any gets
+    a second. Calls run before waiting frames.
 
-    pool      threads that encode answers while the engine is wanted for other frames
-    on_death  called in the thread when an error ended it that is none of STEP_ERRORS
+    pool      threads that encode answers while the engine steps other frames
+    on_death  called in the thread when an error other than STEP_ERRORS has ended it
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread once it has done what was asked of it before."""
+        """Stop the thread after the work queued before."""
         self._inbox.put(None)
         self._thread.join()
 
@@ -158,19 +158,19 @@ class Worker:
         return self._thread.is_alive()
 
     def call(self, work: Callable[[], T]) -> Future[T]:
-        """Run something on the engine's thread."""
+        """Run a function on the engine's thread."""
         done: Future[T] = Future()
         self._put(Call(work, done))
         return done
 
     def step(self, turn: Turn) -> Future[Stepped]:
-        """Queue a stream's turn; its Future raises StepFailed where its frame was given up."""
+        """Queue a stream's turn; its Future raises StepFailed if the step fails."""
         self._put(turn)
         return turn.done
 
     def _put(self, item: Call[Any] | Turn) -> None:
         self._inbox.put(item)
-        if self._dead:  # and nobody takes what is put
+        if self._dead:  # the thread no longer reads the inbox
             self._fail_everything()
 
     def _fail_everything(self) -> None:
@@ -186,7 +186,7 @@ class Worker:
                 items.append(item)
         for item in items:
             if not item.done.done():
-                item.done.set_exception(RuntimeError("the engine's thread has ended"))
+                item.done.set_exception(RuntimeError("the engine thread has stopped"))
 
     def _run(self) -> None:
         ended = False
@@ -201,8 +201,8 @@ class Worker:
                 self._on_death()
 
     def _take(self) -> bool:
-        """Do the calls and note the turns that have come, waiting where there is nothing to step;
-        False once the thread is to end."""
+        """Run queued calls and collect queued turns; block while there is nothing to step. Return
+        False to end the thread."""
         while not (self._inbox.empty() and self._turns):
             item = self._inbox.get()
             if item is None:
@@ -215,7 +215,7 @@ class Worker:
         return True
 
     def _round(self) -> None:
-        """One batch: begin as many turns as fit into it, and answer them all."""
+        """Run one batch: begin up to `max_batch` turns and step until all are answered."""
         while self._turns and len(self._begun) < self.engine.max_batch:
             self._begin(self._turns.popleft())
         lost: dict[Segmenter, BaseException] = {}
@@ -223,14 +223,14 @@ class Worker:
             start = time.perf_counter()
             try:
                 answered = self.engine.step()
-                found = [(s, r, None if r is None else r.numpy()) for s, r in answered]
+                results = [(s, r, None if r is None else r.numpy()) for s, r in answered]
             except STEP_ERRORS as error:
-                # One of those that wait no longer has failed; the others come with the next call.
+                # Streams that no longer wait have failed; the next call steps the others.
                 lost = {s: error for s in self._begun if not self.engine.waits_for(s)} | lost
                 continue
-            if found:
-                self._metrics.stepped(len(found), time.perf_counter() - start)
-            self._settle(found)
+            if results:
+                self._metrics.stepped(len(results), time.perf_counter() - start)
+            self._settle(results)
             for stream in [stream for stream in lost if stream in self._begun]:
                 self._fail(*self._begun.pop(stream)[:2], lost[stream])
             lost.clear()
@@ -240,21 +240,21 @@ class Worker:
         self.used_bytes = self.engine.pools.used_bytes
         self._metrics.hold(self.engine.pools)
 
-    def _settle(self, found: list[Answered]) -> None:
+    def _settle(self, results: list[Answered]) -> None:
         now = time.perf_counter()
-        for stream, result, labels in found:
+        for stream, result, labels in results:
             turn, frame, begun = self._begun.pop(stream)
             times = 1e3 * (begun - frame.arrived), 1e3 * (now - begun)
             if result is None or labels is None:
                 turn.done.set_result(Stepped(frame, None, None, *times))
             elif self._turns or not self._inbox.empty():
                 self._pool.submit(_answer, turn, frame, result, labels, times)
-            else:  # a hand-over to another thread takes longer where the machine is busy
+            else:  # nothing else to step: encoding here avoids a thread switch
                 _answer(turn, frame, result, labels, times)
 
     def _begin(self, turn: Turn) -> None:
         if not turn.done.set_running_or_notify_cancel():
-            return  # nobody waits for it any more
+            return  # cancelled
         frame = turn.begin()
         if frame is None:
             turn.done.set_result(Stepped(None))
@@ -282,10 +282,10 @@ def _answer(
     labels: np.ndarray,
     times: tuple[float, float],
 ) -> None:
-    """Encode the labels of a turn, and hand them over."""
+    """Encode the labels of a turn and set its result."""
     try:
         masks = turn.encode(labels, tuple(result.ids))
-    except STEP_ERRORS as error:  # none that a frame can cause: it ends the session
+    except STEP_ERRORS as error:  # not caused by a frame: ends the session
         turn.done.set_exception(error)
     else:
         turn.done.set_result(Stepped(frame, result, masks, *times))

@@ -90,8 +90,8 @@ class AsyncClient:
         return self._heard.popleft() if self._heard else None
 
     async def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Answer | None:
-        """Send a frame and wait for its outcome: its answer, or for a model that looks ahead that of
-        an earlier frame; None if there is none yet or the frame was dropped."""
+        """Send a frame and wait for its outcome: its answer, or for a model that looks ahead that
+        of an earlier frame; None if there is none yet or the frame was dropped."""
         number = await self.send(frame, mask)
         while number in self._unanswered:
             await self._hear()

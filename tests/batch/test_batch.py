@@ -374,7 +374,7 @@ def test_manifests(data: Path, tmp_path: Path) -> None:
         ('{"clip": "in/a", "colour": 1, "x": 2}', r"line 1: unknown: colour, x; wanted among clip"),
         ('{"mask": "in/a.png"}', "line 1: has no clip"),
         ("[1]", "line 1: wanted an object"),
-        ('{"clip": ', "line 1: is no JSON"),
+        ('{"clip": ', "line 1: not valid JSON"),
         ('{"clip": "in/a", "size": "big"}', "line 1: size: wanted 480"),
         ('{"clip": "in/a", "size": -3}', "line 1: size: "),
         ('{"clip": "in/a", "max_objects": 256}', "line 1: max_objects: wanted 1 to 255"),

@@ -1,1 +1,1 @@
-"""Many clips: which they are, how one is done, and the processes that do them."""
+"""Batch processing: finding clips, processing one clip, and pools of workers."""

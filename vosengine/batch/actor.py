@@ -1,4 +1,4 @@
-"""What runs in a cluster: the actors that do jobs, and the desk that they ask and answer."""
+"""Ray actors: workers that process jobs, and the coordinator (`Desk`) they report to."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Note:
 
 
 class Desk:
-    """What is known of all jobs. Its methods are called from other processes, one at a time.
+    """Coordinator: the state of all jobs. Methods are called from other processes, one at a time.
 
-    retries  how often a job is begun again after its process died
-    workers  how many processes there may be
+    retries  how often a job is retried after its process died
+    workers  maximum number of processes
     """
 
     def __init__(self, retries: int, workers: int) -> None:
@@ -49,7 +49,7 @@ class Desk:
         self._notes: list[Note] = []
 
     def starting(self) -> bool:
-        """Whether a process that is new shall make what does jobs."""
+        """Whether a new process may create its worker."""
         self._starts += 1
         if self._starts > self._retries + self._workers:
             error = DeviceError(f"workers: {self._starts - 1} died when they started")
@@ -58,11 +58,11 @@ class Desk:
         return not self._stopping
 
     def ready(self) -> None:
-        """A process could make it."""
+        """Record that a process has created its worker."""
         self._starts = 0
 
     def begin(self, index: int) -> bool:
-        """Whether a job that was dealt out is to be done."""
+        """Whether a job that was assigned is to be processed."""
         if index in self._answered:  # its process died with others of the same row
             return False
         if self._stopping:
@@ -78,16 +78,16 @@ class Desk:
         return True
 
     def tell(self, index: int, frames: int) -> bool:
-        """Take so many more frames; whether to stop."""
+        """Add to the frame count; return whether to stop."""
         self._frames[index] += frames
         return self._stopping
 
     def crashed(self, index: int, words: str) -> None:
-        """The job's process is about to end itself."""
+        """Record why the job's process is about to exit."""
         self._last_words[index] = words
 
     def answer(self, index: int, kind: str, value: Any = None, frames: int = 0) -> None:
-        """What became of a job: as `serve` says it."""
+        """Record the result of a job, in the terms of `serve`."""
         self._frames[index] += frames
         self._running.discard(index)
         if index in self._answered:
@@ -99,11 +99,11 @@ class Desk:
         self._notes.append(Note(kind, index, value, max(1, self._begun[index]), error))
 
     def stop(self) -> None:
-        """No job is begun any more."""
+        """Begin no more jobs."""
         self._stopping = True
 
     def take(self) -> tuple[list[Note], int]:
-        """What is new since the last time, and how many jobs are on their way."""
+        """Return the notes since the last call, and the number of jobs in progress."""
         notes = [Note("frames", index, n) for index, n in self._frames.items() if n]
         notes += self._notes
         self._frames.clear()
@@ -112,7 +112,7 @@ class Desk:
 
 
 class Actor:
-    """Does one job after another; what Ray Data calls with rows {"index", "job" (pickled)}.
+    """Processes jobs one at a time; called by Ray Data with rows {"index", "job" (pickled)}.
 
     desk     the handle of the desk
     start    makes what does jobs, with a number of threads
@@ -149,7 +149,7 @@ class Actor:
         return True
 
     def _refused(self) -> Work | None:
-        """In place of work, where this machine cannot do any: what says so."""
+        """Return work that reports why this machine cannot process jobs, None if it can."""
         node = os.uname().nodename
         error: VosError | None = None
         if self._version != __version__:

@@ -1,4 +1,4 @@
-"""Which clips a batch has: from files, folders, patterns, data sets and manifests."""
+"""Find the clips of a batch in files, folders, patterns, data sets and manifests."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LONGEST = 200  # bytes of a name: what is made of it has room for more
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip, and what is asked for it alone.
+    """A clip with its own mask and options.
 
     name     of its folder
     source   a video, a folder of images, or a pattern of images: a path, or an address
     mask     a PNG or a folder of them; None: there is none
-    given    whether somebody named that mask; otherwise it was found beside the clip
+    given    whether the mask was named explicitly; otherwise it was found beside the clip
     options  by name, fields of RunOptions that are not as for all others
     """
 
@@ -44,7 +44,7 @@ class Clip:
 
 
 def find_clips(given: Sequence[str], mask_suffix: str = "") -> list[Clip]:
-    """The clips that are meant, in order; all of them are there, each with a name of its own.
+    """Find the clips, in order; checks that all exist and that names are unique.
 
     given        videos, folders of frames, folders of such videos and folders, patterns, data sets
                  (JPEGImages and Annotations), or one manifest; paths, or addresses for fsspec
@@ -80,7 +80,7 @@ def _find(given: Sequence[str], mask_suffix: str) -> list[Clip]:
 
 
 def name_of(text: str) -> str:
-    """A folder's name from any text: letters, digits and . _ - stay, all else becomes _."""
+    """Make a folder name: letters, digits and . _ - are kept, other characters become _."""
     return re.sub(r"[^\w.-]", "_", text).lstrip(".-")
 
 
@@ -123,7 +123,7 @@ def _in_folder(path: AnyPath, suffix: str) -> Iterator[Clip]:
 
 
 def _sequences(root: AnyPath) -> Iterator[Clip]:
-    """Of a data set as DAVIS and YouTube-VOS have it, each with its objects' first masks."""
+    """Sequences of a data set in DAVIS or YouTube-VOS layout, with their objects' first masks."""
     images, masks = (
         resolution_folder(_as_path(root / name)) for name in ("JPEGImages", "Annotations")
     )

@@ -1,4 +1,4 @@
-"""Jobs dealt out to actors of a Ray cluster, by Ray Data.
+"""Pool of workers in a Ray cluster, scheduled by Ray Data.
 
 Ray Data holds the pool of actors, deals rows (one job each) out to them, replaces actors that died
 and repeats their rows, without end. How often a job was begun, what is known of it, and whether to
@@ -45,7 +45,7 @@ def import_ray() -> Any:
 
 
 class RayPool:
-    """Does jobs in actors of a cluster, as Supervisor does in processes.
+    """Processes jobs in actors of a cluster, as Supervisor does in processes.
 
     start    makes what does jobs in each actor, with its number of threads; pickled
     address  as `ray.init` takes it: HOST:PORT, "auto" for a cluster that runs here, "local" for one
@@ -153,7 +153,7 @@ class RayPool:
         )
 
     def _shares(self) -> tuple[int, float]:
-        """CPUs and GPUs of each actor: as many as let all of them run side by side."""
+        """CPUs and GPUs per actor, so that all of them can run at the same time."""
         found = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         cores = [int(each.get("CPU", 0)) for each in found]
         cpus = max(cores, default=1)

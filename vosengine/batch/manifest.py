@@ -1,4 +1,4 @@
-"""Manifests: a clip a line, with its mask, its name and the options that are its own."""
+"""Manifests: one clip per line, with its mask, name and options."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ COLUMNS = ("clip", "mask", "name", *OPTIONS)
 
 
 def read_manifest(path: AnyPath) -> list[Clip]:
-    """The clips of a .jsonl or .csv file; paths in it that are no addresses begin at its folder.
+    """Read the clips of a .jsonl or .csv file; its paths are relative to its folder.
 
     Raises  InputError, naming the line: an unknown column, a missing clip, a value out of range.
     """
@@ -92,7 +92,7 @@ def _json_rows(path: AnyPath) -> Iterator[tuple[int, Row]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: is no JSON ({error})") from error
+            raise InputError(f"{path}, line {number}: not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: wanted an object with a clip, given {line}")
         yield number, {k: v for k, v in row.items() if v is not None}

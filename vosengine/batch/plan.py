@@ -1,4 +1,4 @@
-"""What a batch is going to do, and what it must not touch: decided before it begins."""
+"""Plan a batch: make its jobs and check its inputs and outputs before it begins."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_OF_THE_RESULT = ("out", "device", "checkpoint", "resume")  # fields of RunOp
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What `batch` is asked for.
+    """Options of `batch`.
 
     clips        as `find_clips` takes them, with mask_suffix
     out          the folder for a folder of every clip; a path, or an address for fsspec
@@ -53,8 +53,8 @@ class BatchOptions:
 
 
 def plan(options: BatchOptions) -> list[Job]:
-    """Every clip as a job. Raises InputError, ConfigError, WeightsError or StorageError; writes
-    nothing."""
+    """Make a job of every clip. Writes nothing. Raises InputError, ConfigError, WeightsError or
+    StorageError."""
     if options.scratch is not None and not options.scratch.is_dir():
         raise InputError(f"scratch: {options.scratch}: no such folder; make it, or leave it out")
     jobs = [_job(options, clip) for clip in find_clips(options.clips, options.mask_suffix)]
@@ -159,7 +159,7 @@ def _check_weights(model: str, weights: str | None) -> None:
 
 
 def unfinished(options: BatchOptions, jobs: Sequence[Job], results: Results) -> list[Job]:
-    """The jobs that are to be done. Raises OutputError for results that are not theirs."""
+    """Select the unfinished jobs. Raises OutputError for results of other inputs or options."""
     todo, changed = [], []
     for job, found in zip(jobs, results.find(jobs), strict=True):
         if found.in_the_way is not None:

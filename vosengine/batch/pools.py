@@ -1,4 +1,4 @@
-"""Who does the jobs: processes of this machine, or actors of a cluster."""
+"""Worker pools: processes of this machine, or actors of a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .worker import Work
 
 class Pool(Protocol):
     def work(self, jobs: Iterable[Any], should_stop: Callable[[], bool]) -> bool:
-        """Do them all; True where it was stopped before that. See Supervisor."""
+        """Process all jobs; return True if stopped before the end. See Supervisor."""
         ...
 
 
@@ -29,9 +29,9 @@ def open_pool(
     listen: Callable[[Event], None],
     lock: Path | None = None,
 ) -> Pool:
-    """Processes that share this machine's cores, or actors that share a cluster's.
+    """Open a pool of processes on this machine, or of actors in a cluster.
 
-    start   makes what does jobs, once for each process, with its number of threads
+    start   creates the worker, once per process, given its number of threads
     ray     the address of the cluster; None: this machine
     device  what jobs ask for: "cpu", "cuda", "auto"; of a cluster's GPUs Ray says which
 

@@ -1,4 +1,4 @@
-"""A clip whose inputs or results lie on another file system: fetched, done here, sent.
+"""Process a clip with remote inputs or results: fetch, process locally, upload.
 
 An object store cannot rename a folder. There a clip is finished when its clip.json is: the file is
 written last, and removed first. Until then what is saved of it lies in NAME.part, so that whoever
@@ -47,7 +47,7 @@ def process_remote(
     report: Callable[[int], None],
     should_stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
-    """As `process_clip`, in a folder of this machine that is gone afterwards.
+    """Process a clip as `process_clip` does, in a temporary local folder.
 
     Raises  StorageError for an address that cannot be reached, read or written.
     """
@@ -94,7 +94,7 @@ def _fetch_inputs(remote: Remote, scratch: Path) -> None:
 
 
 class _Shelf:
-    """A clip's two folders on the other side: NAME, and NAME.part with what is saved of it."""
+    """A clip's two remote folders: NAME (finished), and NAME.part (checkpoints)."""
 
     def __init__(self, place: UPath, job: Job) -> None:
         self._place, self._part = place, place.with_name(f"{job.name}.part")
@@ -103,7 +103,7 @@ class _Shelf:
         self._stamped = self.finished = False
 
     def fetch(self) -> None:
-        """Bring here what is there of the same clip; what another one left in NAME.part goes."""
+        """Fetch saved work of the same clip; remove other contents of NAME.part."""
         if self._is_there(self._place):
             self.finished = True
             self._bring(self._place, [STAMP, SUMMARY], self._job.folder)
@@ -158,7 +158,7 @@ class _Shelf:
             self._stamped = True
 
     def _is_there(self, place: UPath) -> bool:
-        """Whether that folder is of this very clip."""
+        """Whether the folder has this clip's stamp."""
         stamped = STAMP in list_files(place)
         return stamped and parse_stamp((place / STAMP).read_bytes()) == self._job.stamp
 

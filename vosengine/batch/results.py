@@ -1,4 +1,4 @@
-"""Where a batch's results lie: a folder of this machine, or one at an address."""
+"""Results of a batch: in a local folder, or in a remote one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOCK_WAIT_S = 60.0  # for the processes of a batch that was killed, which finish
 
 @dataclass(frozen=True)
 class Found:
-    """What is there of a clip.
+    """Existing results of a clip.
 
     finished, part  the stamps of its finished and of its unfinished folder, None without one
     leftover        whether there is something to tidy once it is finished
@@ -55,7 +55,7 @@ class Results(Protocol):
         """A context in which no other batch has the folder, which is made."""
 
     def find(self, jobs: Sequence[Job]) -> list[Found]:
-        """What is there of each clip."""
+        """Find the existing results of each clip."""
 
     def check_own(self, job: Job) -> None:
         """Raise OutputError where a finished folder holds what would be lost."""
@@ -64,13 +64,13 @@ class Results(Protocol):
         """Remove what is left of a clip that is finished."""
 
     def frames(self, jobs: Sequence[Job]) -> list[int]:
-        """How many each finished clip has."""
+        """Count the frames of each finished clip."""
 
     def write(self, name: str, text: str) -> None:
-        """A file in the folder, as a whole."""
+        """Write a file in the folder, atomically."""
 
     def append(self, name: str, text: str) -> None:
-        """To a file in the folder that `write` has begun."""
+        """Append to a file in the folder that `write` has created."""
 
 
 def results_at(place: AnyPath) -> Results:

@@ -1,4 +1,4 @@
-"""Jobs dealt out to processes, which are replaced when they die."""
+"""Pool of worker processes, which are replaced when they die."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 from ..errors import DeviceError, VosError
 from .worker import Work, serve
 
-TICK_S = 0.2  # how often somebody who wants to stop is heard
+TICK_S = 0.2  # interval between checks for a stop request
 PATIENCE_S = 10.0  # for a process that has been told to end
 
 
 @dataclass
 class Task:
-    """A job, and how many processes have died of it."""
+    """A job, and how many processes died while processing it."""
 
     job: Any
     deaths: int = 0
@@ -51,7 +51,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Does jobs in processes of their own.
+    """Processes jobs in a pool of processes.
 
     start    makes what does jobs in each process, which is spawned: it must be found by its name
     workers  how many processes at most
@@ -155,7 +155,7 @@ class Supervisor:
                 self._give_up(value)
 
     def _bury(self, worker: _Worker) -> None:
-        """Take away a process that died, and decide about its job."""
+        """Remove a dead process; retry its job or mark it failed."""
         self._retire(worker)
         task = worker.task
         if task is None:
@@ -213,7 +213,7 @@ def _send(worker: _Worker, message: Any) -> None:
 
 
 def describe(error: VosError) -> str:
-    """An error in one line, for a table."""
+    """Format an error as one line, for a table."""
     return f"{type(error).__name__}: {error}"
 
 

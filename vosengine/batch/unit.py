@@ -1,4 +1,4 @@
-"""One clip to one finished folder: the unit of work, whoever asks for it."""
+"""Process one clip into one finished folder: the unit of work of every pool."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Job:
-    """A clip and the folder that it becomes.
+    """A clip and its result folder.
 
     folder   where it is when it is finished; until then it is in `part`
     options  as `run` takes them; their `out` is `part`
@@ -81,7 +81,7 @@ def part_of(folder: Path) -> Path:
 
 
 def read_stamp(folder: Path) -> dict[str, Any] | None:
-    """What a batch wrote there as a clip's stamp; None where it wrote none."""
+    """Read the stamp of a clip's folder; None if there is none."""
     try:
         return parse_stamp((folder / STAMP).read_bytes())
     except OSError:
@@ -89,7 +89,7 @@ def read_stamp(folder: Path) -> dict[str, Any] | None:
 
 
 def parse_stamp(data: bytes) -> dict[str, Any] | None:
-    """A stamp from what is in its file; None where it is none."""
+    """Parse the content of a stamp file; None if it is not a stamp."""
     try:
         stamp = json.loads(data)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A process that does one job after another, for as long as somebody at the other end listens."""
+"""Worker process: processes jobs one at a time until its connection closes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ was ended, or whose process died, when it is called with it again."""
 
 
 class CannotGoOnError(Exception):
-    """Raised by work where no other job could be done either; `error` says why."""
+    """Raised by work for an error that affects every job; `error` has the cause."""
 
     def __init__(self, error: VosError) -> None:
         super().__init__(str(error))

@@ -1,1 +1,1 @@
-"""The work behind the command line, as plain functions: they take values and return values."""
+"""Implementation of the commands as functions, independent of the command line."""

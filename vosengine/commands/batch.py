@@ -1,4 +1,4 @@
-"""`vosengine batch`: many clips, each to a folder of its own, by several processes."""
+"""`vosengine batch`: process many clips in parallel, one result folder per clip."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATES = ("done", "failed", "skipped", "stopped", "waiting")  # of clips
 
 @dataclass
 class Tally:
-    """Where a batch is. `frames` were answered in it; `rows` are the clips of the table."""
+    """Progress of a batch: `frames` answered in it; `rows`, one per clip."""
 
     rows: dict[str, dict[str, Any]]
     frames: int = 0

@@ -1,4 +1,4 @@
-"""`vosengine bench`: models timed as they are used, several ways to run each in turn."""
+"""`vosengine bench`: time the models end to end, in several variants interleaved."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ USUAL = 3  # objects where sizes are compared, and in the long stream
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What `bench` is asked for.
+    """Options of `bench`.
 
     sizes    of the frames; the first with every number of objects, the others with three
     data     a video or a folder of images whose first frames are resized to that; None: procedural

@@ -1,4 +1,4 @@
-"""`vosengine demo`: a clip that the project draws itself, or one of the user's, segmented."""
+"""`vosengine demo`: segment a procedurally drawn clip, or one of the user's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vosengine doctor`: what is installed, what each op can use, whether it computes right here."""
+"""`vosengine doctor`: report versions and hardware, and self-test every backend of every op."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engines that `run` drives: torch's Segmenter, or the graphs of an export."""
+"""Engines of `run`: torch's Segmenter, or the graphs of an export."""
 
 from __future__ import annotations
 

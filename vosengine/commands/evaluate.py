@@ -1,4 +1,4 @@
-"""`vosengine eval`: how good masks are, those in a folder or those that a model gives now."""
+"""`vosengine eval`: score a model, or masks in a folder, against annotations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MASKS = "masks.json"  # beside the masks: which they are
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What a model's evaluation is asked for.
+    """Options of a model's evaluation.
 
     data       a data set in DAVIS layout
     sequences  their names; None takes all

@@ -1,4 +1,4 @@
-"""`vosengine export`: graphs on disk, run once beside torch before they are trusted."""
+"""`vosengine export`: write a model's graphs and compare them with torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_DIFFERENT = {"fp32": 1e-3, "fp16": 2e-2}  # share of the labels, of trained
 
 @dataclass(frozen=True)
 class Export:
-    """What `export` is asked for: the fields of ExportOptions, and where to.
+    """Options of `export`: the fields of ExportOptions, and the target folder.
 
     out                the folder, or
     server_repository  the folder of a repository for NVIDIA Triton Inference Server

@@ -1,4 +1,4 @@
-"""`vosengine info`: what a model costs at a size and an object count, without running it."""
+"""`vosengine info`: estimate FLOPs and bytes of a model at a size and an object count."""
 
 from __future__ import annotations
 

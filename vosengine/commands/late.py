@@ -1,4 +1,4 @@
-"""A stream whose first mask comes late, for models that cannot begin without one."""
+"""Streams whose first mask comes after the first frame, for models that need a mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes and points as they are typed, and the first frame's masks that are made of them."""
+"""Parse boxes and points of the command line, and make the first frame's mask from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes, and what it may replace."""
+"""Output files of a run, and checks before replacing existing files."""
 
 from __future__ import annotations
 

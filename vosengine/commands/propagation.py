@@ -1,4 +1,4 @@
-"""What a pretrained backbone carries from frame to frame without any training: a baseline."""
+"""Baseline: label propagation with the features of a pretrained backbone, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run has written: known from its journal while it goes on, from its summary afterwards.
+"""Record of a run's files: its journal during the run, its summary afterwards.
 
 summary.json lists every file with its size and hash. journal.jsonl is written as the run goes, each
 line before the file that it lists, and removed when the summary is there: where there is a journal,
@@ -28,7 +28,7 @@ FIXED = (SUMMARY, JOURNAL, STATE, OVERLAY)
 
 @dataclass
 class Earlier:
-    """What an earlier run left in a folder; empty where there was none.
+    """Results of an earlier run in a folder; empty if there is none.
 
     files        what it wrote, and by what each is known
     frames       the names of the frames that it answered, with their times in ms
@@ -71,7 +71,7 @@ class Earlier:
 
 
 def read_earlier(folder: Path) -> Earlier:
-    """What an earlier run left there.
+    """Read the results of an earlier run from its folder.
 
     Raises  OutputError where a summary or a journal is there that no run wrote.
     """

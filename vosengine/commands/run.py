@@ -1,4 +1,4 @@
-"""`vosengine run`: a video in; masks, an overlay video and a summary out."""
+"""`vosengine run`: segment a video; write masks, an overlay video and a summary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .record import STATE
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `run` is asked for.
+    """Options of `run`.
 
     source      a video file, a folder of images, a glob, a camera number, or an address
     mask        the first frame's object ids as a PNG, or a folder of PNGs: a frame is prompted with
@@ -205,7 +205,7 @@ def _finish(
     stopped: bool,
     faults: list[VosError],
 ) -> dict[str, Any]:
-    """Bring every file to its end, whatever became of the others; raises the first fault."""
+    """Close every file, even after a failure; raises the first error."""
 
     def attempt(work: Callable[[], None]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""One annotated sequence scored: what a model and its baselines say of it, and how good that is."""
+"""Score a model and its baselines on one annotated sequence."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Baseline(Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """What a worker says of a sequence.
+    """Scores of a sequence.
 
     scores        by MODEL and the names of the baselines
     with_void     whether any annotation has void in it

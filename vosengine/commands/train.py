@@ -1,4 +1,4 @@
-"""`vosengine train`: a model from its configuration, data and recipe, in a folder of its own."""
+"""`vosengine train`: train a model from its configuration, data and recipe, in its own folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CLIP_MARGIN = 1.4  # sides of a drawn clip over those of the crop that is traine
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `train` is asked for.
+    """Options of `train`.
 
     config       "lite", on top of a pretrained backbone, "small" or "paper"
     data         sources with weights, as `parse_data` reads them

@@ -1,6 +1,6 @@
-// The server's HTTP side.
+// Client of the server's HTTP API.
 
-/** What the server refused, in its own words. */
+/** Error response of the server. */
 export class Refused extends Error {
   /**
    * @param {number} status of HTTP
@@ -14,7 +14,7 @@ export class Refused extends Error {
   }
 }
 
-/** The server was not reached at all. */
+/** The server could not be reached. */
 export class Unreachable extends Error {}
 
 export class Api {

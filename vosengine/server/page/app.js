@@ -1,4 +1,4 @@
-// The page: what its controls do.
+// Entry point of the page: event handlers of its controls.
 
 import { Api, Refused, Unreachable } from "./api.js";
 import { announce, element, notice } from "./dom.js";
@@ -37,7 +37,7 @@ const objects = new Objects({
   remove: (id) => live.connection?.isOpen && live.connection.send({ type: "remove", object: id }),
 });
 
-/** For scripts and tests: what the page knows of its stream. */
+/** State of the page's stream, for scripts and tests. */
 globalThis.vosengine = { stream, stats, live, editor, history };
 
 // --- sources ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// One session's WebSocket, opened again whenever it is cut.
+// WebSocket of a session; reconnects when the connection is lost.
 
 import { Refused, Unreachable } from "./api.js";
 import { packFrame, unpackAnswer } from "./protocol.js";
@@ -8,8 +8,8 @@ const TAKEN_OVER = 4409;
 const NO_SESSION = [4401, 4404];
 
 /**
- * Events: `state` (detail: "connecting", "open", "lost", "taken", "closed"), `session` (a session
- * that goes on under another name), `gone` (it cannot go on; detail: why), `hello`, `answer`, and
+ * Events: `state` (detail: "connecting", "open", "lost", "taken", "closed"), `session` (detail: the
+ * session, resumed under another id), `gone` (it cannot be resumed; detail: why), `hello`, `answer`, and
  * every other message of the server under the name of its type.
  */
 export class Connection extends EventTarget {
@@ -35,7 +35,7 @@ export class Connection extends EventTarget {
     return this.state === "open";
   }
 
-  /** Opens the socket; from then on it is kept open. */
+  /** Opens the socket, and reopens it whenever it is lost. */
   open() {
     this.#wanted = true;
     this.#setState(this.#attempt ? "lost" : "connecting");
@@ -49,7 +49,7 @@ export class Connection extends EventTarget {
     this.#socket = socket;
   }
 
-  /** Closes the socket for good; the session lives on at the server. */
+  /** Closes the socket without reconnecting; the session stays on the server. */
   close() {
     this.#wanted = false;
     clearTimeout(this.#timer);
@@ -108,7 +108,7 @@ export class Connection extends EventTarget {
     this.#timer = setTimeout(() => this.#again(), wait);
   }
 
-  /** Asks over HTTP first: a WebSocket that fails does not say why. */
+  /** Checks over HTTP first: a failed WebSocket gives no reason. */
   async #again() {
     try {
       await this.#find();

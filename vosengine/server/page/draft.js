@@ -1,4 +1,4 @@
-// What a person draws on one frame, before it is sent: strokes that may be undone.
+// Drawing on one frame before it is sent, with undo.
 
 import { countPixels, labelMap } from "./labels.js";
 
@@ -45,7 +45,7 @@ export class Draft {
     return true;
   }
 
-  /** A stroke that was begun leaves no trace. */
+  /** Discards the current stroke. */
   cancelStroke() {
     if (this.#before) this.map.data.set(this.#before);
     this.#before = null;

@@ -1,4 +1,4 @@
-// Pointer and keyboard become strokes, outlines, boxes and clicks.
+// Pointer and keyboard input: strokes, outlines, boxes and clicks.
 
 import { colourOf } from "./colours.js";
 
@@ -50,7 +50,7 @@ export class Drawing {
     return this.#gesture !== null;
   }
 
-  /** The stroke that is being drawn leaves no trace. */
+  /** Discards the current stroke. */
   cancel() {
     if (!this.#gesture) return;
     if (this.#gesture.paints) this.editor.cancel();
@@ -175,7 +175,7 @@ export class Drawing {
     this.announce(text[what]);
   }
 
-  /** Draws the marks of the tool anew. */
+  /** Redraws the marks of the tool. */
   mark() {
     const { editor, tool } = this;
     const gesture = this.#gesture;

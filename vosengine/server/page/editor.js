@@ -1,4 +1,4 @@
-// One frame is held and drawn on; what came of it is sent, or dropped.
+// Editor of one held frame: its drawing is sent or discarded.
 
 import { Draft } from "./draft.js";
 import { fillPolygon, paintSegment, replaceObject } from "./labels.js";
@@ -41,7 +41,7 @@ export class Editor extends EventTarget {
     return Boolean(this.draft?.canRedo);
   }
 
-  /** Another stream: nothing of the one before may be undone. */
+  /** Clears the undo history, for a new stream. */
   clear() {
     this.#stopAsking();
     this.draft = null;
@@ -77,7 +77,7 @@ export class Editor extends EventTarget {
     this.#drawn();
   }
 
-  /** The stroke that was begun leaves no trace. */
+  /** Discards the current stroke. */
   cancel() {
     this.draft?.cancelStroke();
     this.#repaint();
@@ -196,7 +196,7 @@ export class Editor extends EventTarget {
     this.#emit("changed");
   }
 
-  /** What was drawn goes to the server with its frame. */
+  /** Sends the drawing with its frame. */
   async commit() {
     if (!this.draft || this.busy || this.#sending) return;
     const { draft } = this;

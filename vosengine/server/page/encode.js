@@ -1,4 +1,4 @@
-// Frames as they are sent.
+// Encoding of frames for sending.
 
 const JPEG = { type: "image/jpeg", quality: 0.92 };
 

@@ -1,10 +1,10 @@
-// The masks so far, as they came (some kB a frame), for what the page saves.
+// Compressed masks of the stream so far (some kB per frame), for saving.
 
 import { labelMap } from "./labels.js";
 import { inflate } from "./protocol.js";
 import { encodeObjects } from "./rle.js";
 
-const MOST = 5000; // frames; the oldest give way, so that a camera may run for days
+const MOST = 5000; // frames; older ones are removed, so that a camera may run for days
 
 export class History {
   /** @type {Map<number, {width: number, height: number, packed: Uint8Array, time: number}>} */

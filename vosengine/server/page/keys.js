@@ -1,4 +1,4 @@
-// Keys that work anywhere on the page.
+// Keyboard shortcuts of the page.
 
 const TOOLS = { b: "brush", e: "eraser", l: "lasso", r: "box", c: "click" };
 

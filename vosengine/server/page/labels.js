@@ -1,4 +1,4 @@
-// Label maps (an object id a pixel, row by row) and what may be drawn into them.
+// Label maps (one object id per pixel, row by row) and drawing into them.
 
 /**
  * @typedef {{width: number, height: number, data: Uint8Array}} LabelMap

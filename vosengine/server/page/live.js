@@ -1,4 +1,4 @@
-// The session at the server: made, resumed after a reload or a restart, begun anew.
+// The session on the server: create, resume after a reload or restart, reset.
 
 import { Refused, Unreachable } from "./api.js";
 import { Connection } from "./connection.js";

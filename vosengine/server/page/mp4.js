@@ -1,4 +1,4 @@
-// The index of an MP4 or MOV with H.264: where every coded picture lies, and when it is shown.
+// Index of an MP4 or MOV with H.264: offset and presentation time of every sample.
 
 /**
  * @typedef {{offset: number, size: number, time: number, key: boolean}} Sample

@@ -1,4 +1,4 @@
-// The swatches of the objects: which one is drawn, and which are followed.
+// Object swatches: the selected object, and those that are tracked.
 
 import { colourOf } from "./colours.js";
 import { element } from "./dom.js";

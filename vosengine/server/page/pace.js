@@ -1,4 +1,4 @@
-// A file is not played faster than it was filmed.
+// Limits playback of a file to its own frame rate.
 
 const LATE_MS = 250; // a file that is later than this does not run to catch up
 

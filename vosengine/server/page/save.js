@@ -1,4 +1,4 @@
-// What the page gives to keep: files, and a video of the canvas.
+// Downloads: files, and a recording of the canvas.
 
 const FORMATS = ["video/mp4;codecs=avc1.42E01F", "video/webm;codecs=vp9", "video/webm;codecs=vp8"];
 

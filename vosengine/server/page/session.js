@@ -1,4 +1,4 @@
-// What a tab remembers, so that a reload goes on with the same session.
+// Tab storage: a reload resumes the same session.
 
 const TOKEN = "vosengine.token";
 const SESSION = "vosengine.session";

@@ -1,4 +1,4 @@
-// Where frames come from: the camera, a video, an image.
+// Frame sources: camera, video, image.
 
 import { openMp4 } from "./mp4.js";
 
@@ -313,7 +313,7 @@ class DecodedSource {
     this.#ready = [];
     if (this.#decoder.state !== "closed") this.#decoder.close();
     this.#decoder = null;
-    this.#wake(); // whoever waits for a frame finds none
+    this.#wake(); // pending reads return null
   }
 
   close() {

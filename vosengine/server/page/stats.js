@@ -1,4 +1,4 @@
-// What the status line says, out of the last answers.
+// Statistics of the last answers, for the status line.
 
 const KEPT = 90;
 const RECENT_MS = 3000;

@@ -1,5 +1,5 @@
-// Frames on their way to the server, and back with their masks. A frame is painted with the mask
-// that was answered for it, or with none.
+// Sends frames to the server and paints them with their masks. A frame is painted with its own
+// mask, or with none.
 
 import { Encoder } from "./encode.js";
 import { labelMap } from "./labels.js";
@@ -73,7 +73,7 @@ export class Stream extends EventTarget {
     });
   }
 
-  /** All that belonged to the stream before is let go. */
+  /** Discards the state of the previous stream. */
   clear() {
     for (const frame of [...this.#waiting.values(), ...this.#again]) frame.bitmap.close();
     this.#waiting.clear();

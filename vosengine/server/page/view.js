@@ -1,4 +1,4 @@
-// The canvas: a frame and its mask, and above it the marks of the tool in hand.
+// The canvas: a frame with its mask, and above it the marks of the current tool.
 
 import { rgbOf } from "./colours.js";
 

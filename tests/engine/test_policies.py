@@ -29,6 +29,37 @@ def test_tracks_are_compared_once_with_the_proposals_that_overlap_them() -> None
     assert asked == [([0], [0])]
 
 
+def given(cosines: list[list[float]]) -> Any:
+    return lambda tracks, proposals: np.array(cosines, np.float32)[np.ix_(tracks, proposals)]
+
+
+def test_the_greatest_scores_come_first_and_one_to_one() -> None:
+    overlap = np.array([[0.6, 0.7, 0.0], [0.8, 0.6, 0.2]], np.float32)
+    cosines = [[0.9, 0.8, 0.0], [1.2, 0.7, 0.0]]
+    assert associate(rules(), overlap, given(cosines)) == ([1, 0], [])
+    overlap[0, 1] = 0.4  # the first track has the proposal of the second, or none
+    assert associate(rules(), overlap, given(cosines)) == ([None, 0], [])
+
+
+def test_only_what_exceeds_the_bounds_is_matched_and_only_what_is_below_is_new() -> None:
+    chosen = rules(match_overlap=0.5, match_score=0.75, birth_overlap=0.125)
+    overlap = np.array([[0.0, 0.0, 0.125], [0.0, 0.75, 0.0], [0.75, 0.0, 0.0]], np.float32)
+    cosines = [[0.0] * 3, [0.0, 0.75, 0.0], [0.8, 0.0, 0.0]]
+    assert associate(chosen, overlap, given(cosines)) == ([None, None, 0], [])
+    overlap[0, 2] = 0.1
+    assert associate(chosen, overlap, given(cosines)) == ([None, None, 0], [2])
+    wide = np.zeros((2, 4), np.float32)
+    wide[1, 3] = 0.6
+    asked = []
+
+    def compare(tracks: np.ndarray, proposals: np.ndarray) -> np.ndarray:
+        asked.append((tracks.tolist(), proposals.tolist()))
+        return np.ones((1, 1), np.float32)
+
+    assert associate(chosen, wide, compare) == ([None, 3], [0, 1, 2])
+    assert asked == [([1], [3])]
+
+
 @pytest.mark.parametrize("birth_overlap", [0.0, 0.1])
 def test_without_tracks_every_proposal_is_new(birth_overlap: float) -> None:
     found = associate(rules(birth_overlap=birth_overlap), np.zeros((0, 3), np.float32), None)  # type: ignore[arg-type]
@@ -43,6 +74,7 @@ def test_births_are_sure_apart_and_few() -> None:
     assert births(rules(birth_score=0.3), scores, overlap, 9) == [0, 3, 4]
     assert births(rules(birth_score=0.3), scores, overlap, 2) == [0, 3]
     assert births(rules(), scores, overlap, 0) == []
+    assert births(rules(birth_score=0.5), np.array([0.5, 0.25], np.float32), np.eye(2), 9) == [0]
 
 
 def test_who_learns_and_who_is_fitted() -> None:
@@ -95,3 +127,51 @@ def test_stored_labels_of_a_forgotten_object_are_background() -> None:
     assert table[:4].tolist() == [0, 1, 0, 3]
     assert plan.forget(0, 0) is None
     assert plan.rows == {}
+
+
+def test_a_full_store_keeps_every_second_frame_then_every_fourth() -> None:
+    """The first always, the newest until the next comes, and what the caller has corrected."""
+    plan = SupportPlan(4, 3, literal=False)
+    kept = []
+    for _ in range(9):
+        plan.add(False)
+        kept.append(sorted(plan.rows))
+    assert kept[3:] == [
+        [0, 1, 2, 3], [0, 2, 4], [0, 2, 4, 5], [0, 2, 4, 6], [0, 4, 7], [0, 4, 8],
+    ]  # fmt: skip
+    assert (plan.every, plan.frame_count) == (4, 9)
+    assert len({*plan.rows.values()}) == len(plan.rows) and max(plan.rows.values()) < 4
+    corrected = SupportPlan(6, 5, literal=False)
+    for index in range(10):
+        corrected.add(index == 3)
+    assert (sorted(corrected.rows), corrected.prompted) == ([0, 3, 4, 8, 9], (3,))
+
+
+def test_as_many_corrections_are_kept_as_leave_room_for_a_centre() -> None:
+    for support, wanted in ((3, ()), (4, (5,)), (5, (3, 5)), (9, (3, 5))):
+        plan = SupportPlan(8, support, literal=False)
+        for index in range(7):
+            plan.add(index in (0, 2, 3, 5))
+            assert 0 not in plan.prompted  # the first frame stays anyway
+        assert plan.prompted == wanted
+
+
+def test_a_verified_sample_outweighs_the_older_ones() -> None:
+    chosen = rules(learning_rate=0.1, verified_weight=2.0, verified_feeds=True)
+    weight = np.array([0.05, 0.05, 0.0], np.float32)
+    assert push_sample(chosen, weight, 2, verified=True) == 2
+    assert weight.tolist() == pytest.approx([0.0225, 0.0225, 0.1])
+    assert push_sample(chosen, weight, 3, verified=False) == 0
+    assert weight.tolist() == pytest.approx([0.1, 0.02025, 0.09])
+
+
+def test_frames_that_stay_keep_their_places_and_what_was_encoded_there() -> None:
+    plan = SupportPlan(6, 3, literal=False)
+    for _ in range(3):
+        plan.add(False)
+    assert plan.places == [(0, 0), (1, 0), (2, 0)]
+    plan.places = [(0, 4), (1, 4), (2, 4)]
+    plan.add(False)
+    assert plan.places == [(0, 4), (3, 0), (2, 4)]
+    plan.encode_anew()
+    assert plan.places == [(0, 0), (3, 0), (2, 0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import tracemalloc
 from typing import Any
 
@@ -17,6 +18,7 @@ from vosengine.server.session import Session
 from vosengine.server.worker import Turn
 
 KINDS = Session, Connection, Turn, Answered, StubStream, Segmenter
+SESSIONS, PARKED, CLOSED = "/v1/sessions", 1000.0, 2000.0  # seconds without a frame
 FIRST, MORE = 8, 24  # sessions
 EACH = 6 << 10  # bytes that a session may leave on average: less than a frame. Python's free
 # lists fill at first; later it is 30 bytes
@@ -39,13 +41,17 @@ def visit(server: Running, number: int) -> None:
             line.frame(index, index, None if index else one_object())
             assert line.hear()["frame"] == index
     if number % 2:
-        address = f"/v1/sessions/{session['id']}"
+        address = f"{SESSIONS}/{session['id']}"
         assert server.http.delete(address, headers=bearer(session["token"])).status_code == 204
 
 
 def left(server: Running) -> dict[str, int]:
-    """The objects of a session that are still there, by type, once all sessions have ended."""
-    until(lambda: server.http.get("/v1/sessions").json() == [])
+    """The objects of a session that are still there, by type, once those that nobody has ended are
+    parked, and then closed, for want of frames."""
+    for seconds, done in ((PARKED, {"parked"}), (CLOSED, set())):
+        for session in list(server.service._sessions.values()):
+            session.used = time.monotonic() - seconds
+        until(lambda done=done: {s["state"] for s in server.http.get(SESSIONS).json()} <= done, 60)
     gc.collect()
     counts = dict.fromkeys((kind.__name__ for kind in KINDS), 0)
     for each in gc.get_objects():
@@ -57,7 +63,7 @@ def left(server: Running) -> dict[str, int]:
 @pytest.mark.parametrize("make_engine", [Forgetful, tiny_engine])
 def test_sessions_that_come_and_go_leave_nothing(make_engine: Any) -> None:
     engine = make_engine()
-    with running(engine, park_after=0.1, close_after=0.3) as server:
+    with running(engine, park_after=PARKED, close_after=CLOSED) as server:
         for number in range(FIRST):
             visit(server, number)
         left(server)

@@ -9,26 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..config import MemoryConfig, MUNetConfig
+from ..config import MUNetConfig
 from ..kernels import correlate_frames
-from ..memory import PagePools
 from ..proposals import Proposals
-from ..types import Geometry, Masks, Scores
+from ..types import Masks, Scores
 from .backbone import initialise
-from .blocks import (
-    Decoder,
-    KeyValue,
-    MatchingState,
-    Observed,
-    carried,
-    make_key,
-    of_objects,
-    read_objects,
-    with_masks,
-)
+from .blocks import Decoder, KeyValue, MatchingState, Observed, make_key, of_objects
 from .encoder import make_encoder
 from .mask_encoder import MaskEncoder
-from .method import Method
+from .matching import MatchingMethod
 
 # Input channels, output channels and kernel size of the motion network (section 3.2, table 1), all
 # stride 1. The table gives neither norm nor activation; (ours) bias, "same" padding, ReLU after all
@@ -90,12 +79,10 @@ class MotionAttention(nn.Module):
         return semantic * torch.sigmoid(score) + semantic
 
 
-class MUNet(Method[MUNetFeatures, MatchingState]):
+class MUNet(MatchingMethod[MUNetFeatures]):
     """STM whose query key and value are computed from F^s after motion attention; uses the
     previous frame."""
 
-    batched = True
-    keeps_frames = True
     sees = (-1, 0)
     features = MUNetFeatures
 
@@ -133,20 +120,6 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
             attention.weight.zero_()
             attention.bias.fill_(CLOSED)  # type: ignore[union-attr]
 
-    def start(
-        self,
-        geometry: Geometry,
-        max_objects: int,
-        memory: MemoryConfig | None = None,
-        pools: PagePools | None = None,
-    ) -> MatchingState:
-        weight = self.query_head.key.weight
-        cells = geometry.cells(self.config.key_stride)
-        channels = self.config.value_channels + self.config.read_masks
-        return MatchingState.allocate(
-            self.config, memory, cells, max_objects, weight, channels, pools
-        )
-
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
     ) -> MUNetFeatures:
@@ -164,16 +137,8 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
             outside=self.config.outside,
         )
         key, value = self.query_head(self.motion(motion, now.semantic))
-        config = self.config
-        key = make_key(key, config.similarity)
-        reading = config.similarity, config.top_k, config.sharpness
-        joined = read_objects(key, value, state.memory, state.object_count, *reading, state.streams)
-        skips = (of_objects(x, state.streams) for x in (now.skip3, now.skip2))
-        logits = self.decoder(joined, *skips)
-        if not self.config.read_masks:
-            return Scores(logits, stride=4)
-        read = joined[:, self.config.value_channels]
-        return Scores(carried(logits, read), stride=4, aux=read)
+        key = make_key(key, self.config.similarity)
+        return self._decode(key, value, (now.skip3, now.skip2), state)
 
     def observe(
         self, seen: Sequence[MUNetFeatures], masks: Masks, state: MatchingState
@@ -186,16 +151,10 @@ class MUNet(Method[MUNetFeatures, MatchingState]):
         if self.config.memory_encoder == "shared":
             key, value = self.query_head(now.semantic)
             key = of_objects(make_key(key, self.config.similarity), masks.streams)
-            key = key.expand(masks.object_count, -1, -1, -1)
             value = self.mask_encoder(value, now.frame, planes, masks.streams)
         else:
             key, value = self.reference_head(
                 self.reference_encoder(of_objects(now.frame, masks.streams), planes).r4
             )
             key = make_key(key, self.config.similarity)
-        if self.config.read_masks:
-            value = with_masks(value, planes[:, :1])
-        return key, value
-
-    def commit(self, observed: Observed | None, masks: Masks, state: MatchingState) -> None:
-        state.take(observed, masks.prompted)
+        return self._stored(key, value, planes)

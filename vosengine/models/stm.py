@@ -7,25 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..config import MemoryConfig, STMConfig
-from ..memory import PagePools
+from ..config import STMConfig
 from ..proposals import Proposals
-from ..types import Geometry, Masks, Scores
+from ..types import Masks, Scores
 from .backbone import initialise
-from .blocks import (
-    Decoder,
-    KeyValue,
-    MatchingState,
-    Observed,
-    carried,
-    make_key,
-    of_objects,
-    read_objects,
-    with_masks,
-)
+from .blocks import Decoder, KeyValue, MatchingState, Observed, make_key, of_objects
 from .encoder import make_encoder
 from .mask_encoder import MaskEncoder
-from .method import Method
+from .matching import MatchingMethod
 
 
 class STMFeatures(NamedTuple):
@@ -38,15 +27,13 @@ class STMFeatures(NamedTuple):
     skip2: torch.Tensor  # [B, D, 4h, 4w]
 
 
-class STM(Method[STMFeatures, MatchingState]):
+class STM(MatchingMethod[STMFeatures]):
     """Query encoder on RGB; memory encoder on RGB + 2 mask channels (object, union of the others).
 
     With `memory_encoder="shared"` a `MaskEncoder` on the query's features and the 2 mask channels
     takes the place of the memory encoder.
     """
 
-    batched = True
-    keeps_frames = True
     features = STMFeatures
 
     def __init__(self, config: STMConfig) -> None:
@@ -73,20 +60,6 @@ class STM(Method[STMFeatures, MatchingState]):
         )
         initialise(self)
 
-    def start(
-        self,
-        geometry: Geometry,
-        max_objects: int,
-        memory: MemoryConfig | None = None,
-        pools: PagePools | None = None,
-    ) -> MatchingState:
-        weight = self.query_head.key.weight
-        cells = geometry.cells(self.config.key_stride)
-        channels = self.config.value_channels + self.config.read_masks
-        return MatchingState.allocate(
-            self.config, memory, cells, max_objects, weight, channels, pools
-        )
-
     def encode(
         self, frames: torch.Tensor, proposals: Sequence[Proposals] | None = None
     ) -> STMFeatures:
@@ -98,17 +71,7 @@ class STM(Method[STMFeatures, MatchingState]):
 
     def segment(self, seen: Sequence[STMFeatures], state: MatchingState) -> Scores:
         (now,) = seen
-        config = self.config
-        reading = config.similarity, config.top_k, config.sharpness
-        joined = read_objects(
-            now.key, now.value, state.memory, state.object_count, *reading, state.streams
-        )
-        skips = (of_objects(x, state.streams) for x in (now.skip3, now.skip2))
-        logits = self.decoder(joined, *skips)
-        if not self.config.read_masks:
-            return Scores(logits, stride=4)
-        read = joined[:, self.config.value_channels]
-        return Scores(carried(logits, read), stride=4, aux=read)
+        return self._decode(now.key, now.value, (now.skip3, now.skip2), state)
 
     def observe(
         self, seen: Sequence[STMFeatures], masks: Masks, state: MatchingState
@@ -120,16 +83,11 @@ class STM(Method[STMFeatures, MatchingState]):
         planes = torch.stack((masks.probabilities[1:], masks.others()), dim=1)
         planes = planes.to(now.frame.dtype)
         if self.config.memory_encoder == "shared":
-            key = of_objects(now.key, masks.streams).expand(masks.object_count, -1, -1, -1)
+            key = of_objects(now.key, masks.streams)
             value = self.mask_encoder(now.value, now.frame, planes, masks.streams)
         else:
             key, value = self.memory_head(
                 self.memory_encoder(of_objects(now.frame, masks.streams), planes).r4
             )
             key = make_key(key, self.config.similarity)
-        if self.config.read_masks:
-            value = with_masks(value, planes[:, :1])
-        return key, value
-
-    def commit(self, observed: Observed | None, masks: Masks, state: MatchingState) -> None:
-        state.take(observed, masks.prompted)
+        return self._stored(key, value, planes)

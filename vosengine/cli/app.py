@@ -45,7 +45,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line. A VosError is printed as one message, without traceback; exit code 1."""
+    """Run the command line. A VosError is printed without traceback and exits with code 1."""
     # Spinning OpenMP threads slow a step 20-fold if another process uses the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()

@@ -53,7 +53,7 @@ class Graph:
 class Manifest:
     """The content of model.json.
 
-    policy        how the memory is updated: "memory", "foreground", "support", "proposals", "tracks"
+    policy        the memory policy: "memory", "foreground", "support", "proposals", "tracks"
     dynamic       whether the axes of sizes, objects and memory are dynamic
     objects       object rows of every graph, if not dynamic
     size, multiple  working size, and the multiple to pad to: arguments of Geometry.fit

@@ -13,7 +13,7 @@ from ..types import Geometry, Size
 from .discovery import Discovery, boxes_of, resize_masks
 from .discovery import FrameProposals as FrameProposals
 from .manifest import Axis, Manifest
-from .policies import SegmentOutput, FrameMasks, Policy
+from .policies import FrameMasks, Policy, SegmentOutput
 from .sessions import Sessions, Values, lookup
 
 Source = Callable[[np.ndarray, int], FrameProposals]  # (frame uint8 [H, W, 3], its index)

@@ -17,7 +17,7 @@ from ..errors import ConfigError, InputError
 from ..types import Geometry, Result, Size
 from .manifest import Manifest
 from .pictures import check_frame, check_mask
-from .policies import SegmentOutput, FrameMasks, make_policy
+from .policies import FrameMasks, SegmentOutput, make_policy
 from .sessions import Sessions, Values, lookup
 
 

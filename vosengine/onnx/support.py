@@ -9,7 +9,7 @@ from onnxruntime import OrtValue
 
 from ..policies.support import SupportPlan
 from ..types import Geometry
-from .policies import SegmentOutput, FrameMasks, Policy
+from .policies import FrameMasks, Policy, SegmentOutput
 from .sessions import Values, lookup
 
 

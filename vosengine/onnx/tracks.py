@@ -14,7 +14,7 @@ from ..config import TargetAwareConfig
 from ..policies.tracks import RULES, associate, births, lessons
 from .discovery import Discovery, FrameProposals, boxes_of, nearest, run
 from .manifest import Manifest
-from .policies import SegmentOutput, FrameMasks, Policy
+from .policies import FrameMasks, Policy, SegmentOutput
 from .sessions import Sessions, Values
 from .tracks_memory import Samples, draw_placements
 

@@ -311,23 +311,23 @@ def info(
     frame_size = parse_size(size)
     from ..commands.info import cost
 
-    found = cost(
+    costs = cost(
         model,
         frame_size,
         objects,
         memory_frames=memory_frames,
         max_objects=max_objects,
     )
-    memory = f", {memory_frames} memory frames" if found.memory_frames else ""
+    memory = f", {memory_frames} memory frames" if costs.memory_frames else ""
     title = f"{model}: {size}, {objects} objects{memory}, fp32"
     table = Table("quantity", "value", title=title)
-    table.add_row("parameters", f"{found.parameters / 1e6:.1f} M")
-    table.add_row("network input", "x".join(map(str, found.network_size)))
-    for verb, gflop in found.gflop.items():
+    table.add_row("parameters", f"{costs.parameters / 1e6:.1f} M")
+    table.add_row("network input", "x".join(map(str, costs.network_size)))
+    for verb, gflop in costs.gflop.items():
         table.add_row(f"{verb}, per frame", f"{gflop:.1f} GFLOP")
-    table.add_row("total, per frame", f"{sum(found.gflop.values()):.1f} GFLOP")
+    table.add_row("total, per frame", f"{sum(costs.gflop.values()):.1f} GFLOP")
     for name in ("weights", "features", "memory"):
-        table.add_row(f"{name} size", f"{getattr(found, f'{name}_bytes') / 2**20:.0f} MiB")
+        table.add_row(f"{name} size", f"{getattr(costs, f'{name}_bytes') / 2**20:.0f} MiB")
     console.print(table)
 
 

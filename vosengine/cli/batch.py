@@ -120,7 +120,9 @@ def batch(
         summary = work(options, report=show, should_stop=lambda: bool(stop))
     _say(summary, out)
     if summary["failed"]:
-        say_error(f"{summary['failed']} clips failed; {out.rstrip('/')}/failed.jsonl says why")
+        say_error(
+            f"{summary['failed']} clips failed; {out.rstrip('/')}/failed.jsonl has the reasons"
+        )
     if stop and summary["stopped"] + summary["waiting"]:
         console.print("stopped before the end; the same command continues from here")
         raise typer.Exit(INTERRUPTED)

@@ -91,8 +91,8 @@ def bench(
         else:
             result = work(options, show)
     if many is not None:
-        for found in result["models"]:
-            console.print(table_of_streams(found["model"], found["streams"]))
+        for row in result["models"]:
+            console.print(table_of_streams(row["model"], row["streams"]))
     else:
         for table in tables_of(result, console.width):
             console.print(table)

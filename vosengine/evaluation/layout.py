@@ -30,15 +30,15 @@ def find_annotated(root: Path, names: Sequence[str] | None = None) -> list[Annot
             frames and masks of a sequence do not match.
     """
     images, masks = (resolution_folder(root / name) for name in ("JPEGImages", "Annotations"))
-    found = {folder.name: folder for folder in list_folders(images)}
-    if not found:
+    sequences = {folder.name: folder for folder in list_folders(images)}
+    if not sequences:
         raise InputError(f"{images}: holds no sequences, wanted <sequence>/<frame>.jpg beneath it")
-    unknown = [name for name in names or () if name not in found]
+    unknown = [name for name in names or () if name not in sequences]
     if unknown:
         raise InputError(
-            f"sequences: {images} has no {', '.join(unknown)}; wanted among {', '.join(found)}"
+            f"sequences: {images} has no {', '.join(unknown)}; wanted among {', '.join(sequences)}"
         )
-    return [_annotated(found[name], masks / name) for name in names or found]
+    return [_annotated(sequences[name], masks / name) for name in names or sequences]
 
 
 def list_folders(path: Path) -> list[Path]:

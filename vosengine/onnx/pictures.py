@@ -51,6 +51,6 @@ def _labels_of_planes(planes: np.ndarray, size: Size) -> np.ndarray:
     check_values(dtype, float(planes.min()), float(planes.max()))
     if dtype in HARD:
         check_apart(int((planes.sum(axis=0) > 1).sum()))
-    found = np.where(planes.max(axis=0) > THRESHOLD, planes.argmax(axis=0) + 1, 0)
-    labels: np.ndarray = found.astype(np.uint8)
+    plane_ids = np.where(planes.max(axis=0) > THRESHOLD, planes.argmax(axis=0) + 1, 0)
+    labels: np.ndarray = plane_ids.astype(np.uint8)
     return labels

@@ -121,7 +121,7 @@ class Policy:
         return SegmentOutput(outputs["logits"], rows)
 
     def pixels_under(
-        self, found: SegmentOutput | None, row: int, prompt: np.ndarray | None
+        self, segmented: SegmentOutput | None, row: int, prompt: np.ndarray | None
     ) -> tuple[int, int]:
         """Pixels of a discovered object inside the prompt, and its total: (0, 0) for models whose
         objects are not both discovered and prompted."""

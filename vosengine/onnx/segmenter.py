@@ -148,22 +148,22 @@ class OnnxSegmenter(Stream[np.ndarray]):
         named, shown = ((), None) if prompt is None else (prompt.ids, prompt.labels)
         known = len(self.slots)
         looks = known > 0 or not self.manifest.needs_mask
-        found = self.policy.segment(seen, known) if looks else None
-        rows = range(known, known if found is None else found.count)
-        pixels = [self.policy.pixels_under(found, row, shown) for row in rows]
+        segmented = self.policy.segment(seen, known) if looks else None
+        rows = range(known, known if segmented is None else segmented.count)
+        pixels = [self.policy.pixels_under(segmented, row, shown) for row in rows]
         fresh = self.slots.discovered(pixels, (*named, *view.later))
         by_slot = (*self.slots.joined_by(named), *(i for i, _ in fresh))
         if not by_slot:
             return self._nothing(seen, target, geometry)
         self.policy.make_rows(len(by_slot))
-        output = self._mask_output(found, known, by_slot, dict(fresh), shown, geometry)
+        output = self._mask_output(segmented, known, by_slot, dict(fresh), shown, geometry)
         outputs = output.finish(geometry.resized, geometry.padding)
         labels = outputs["labels"]
         if geometry.resized != geometry.frame:
             labels = output.finish(geometry.frame)["labels"]
         prompted = np.zeros(self.policy.rows, dtype=bool)
-        prompted[[slot for slot, each in enumerate(by_slot) if each in named]] = True
-        aux = None if found is None else found.aux
+        prompted[[slot for slot, i in enumerate(by_slot) if i in named]] = True
+        aux = None if segmented is None else segmented.aux
         marked = FrameMasks(outputs["masks"], prompted, known, len(by_slot), aux)
         self.policy.remember(seen, marked)
         self.slots.assign(by_slot)
@@ -179,7 +179,7 @@ class OnnxSegmenter(Stream[np.ndarray]):
 
     def _mask_output(
         self,
-        found: SegmentOutput | None,
+        segmented: SegmentOutput | None,
         known: int,
         by_slot: tuple[int, ...],
         fresh: dict[int, int],
@@ -189,15 +189,15 @@ class OnnxSegmenter(Stream[np.ndarray]):
         """Arrange the frame's logits, one row per slot, for postprocessing."""
         rows = self.policy.rows
         scored = {slot: slot for slot in range(known)}
-        scored |= {slot: fresh[each] for slot, each in enumerate(by_slot) if each in fresh}
+        scored |= {slot: fresh[i] for slot, i in enumerate(by_slot) if i in fresh}
         alive = np.zeros(rows, dtype=bool)
         alive[list(scored)] = True
-        if found is None:
+        if segmented is None:
             logits = self.sessions.value(np.zeros((rows, 1, 1), dtype=np.float32))
-        elif found.logits.shape()[0] == rows and all(a == b for a, b in scored.items()):
-            logits = found.logits
+        elif segmented.logits.shape()[0] == rows and all(a == b for a, b in scored.items()):
+            logits = segmented.logits
         else:
-            scores = found.logits.numpy()
+            scores = segmented.logits.numpy()
             by_row = np.zeros((rows, *scores.shape[1:]), dtype=np.float32)
             by_row[list(scored)] = scores[list(scored.values())]
             logits = self.sessions.value(by_row)

@@ -168,10 +168,10 @@ class _Step:
         past = self._node("Where", [first, now, past], f"{name}.filled")
         whole = self._node("Concat", [past, now], f"{name}.whole", axis=0)
         self._frames(whole, 1, longest + 1, f"{name}_out")
-        for offset, each in ports.items():
+        for offset, port in ports.items():
             place = longest - (latest - offset)
             name_here = f"{name}.{place}"
-            self.tensors[each.source] = self._frames(whole, place, place + 1, name_here)
+            self.tensors[port.source] = self._frames(whole, place, place + 1, name_here)
 
     def _frames(self, whole: str, start: int, stop: int, name: str) -> str:
         """Slice frames on axis 0."""

@@ -104,15 +104,15 @@ class TrackPolicy(Policy):
         return similarity
 
     def pixels_under(
-        self, found: SegmentOutput | None, row: int, prompt: np.ndarray | None
+        self, segmented: SegmentOutput | None, row: int, prompt: np.ndarray | None
     ) -> tuple[int, int]:
-        if found is None or prompt is None:
+        if segmented is None or prompt is None:
             return 0, 0
         left, right, top, bottom = self.geometry.padding
         (height, width), frame = self.geometry.resized, self.geometry.frame
         prompted = prompt[nearest(frame[0], height)[:, None], nearest(frame[1], width)] > 0
         prompted = np.pad(prompted, ((top, bottom), (left, right)))
-        mask = found.logits.numpy()[row] > 0
+        mask = segmented.logits.numpy()[row] > 0
         return int((mask & prompted).sum()), int(mask.sum())
 
     # Remember

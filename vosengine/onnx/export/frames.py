@@ -95,23 +95,23 @@ def finish(
     background = op.Clip(op.Div(1.0, op.Sub(joint, 1.0)), least, most)
     odds = op.Mul(op.Clip(odds, least, most), op.Cast(counted, to=1))
     odds = op.Concat(background, odds, axis=0)
-    found = op.Div(odds, op.ReduceSum(odds, op.Constant(value_ints=[0]), keepdims=1))
+    probabilities = op.Div(odds, op.ReduceSum(odds, op.Constant(value_ints=[0]), keepdims=1))
 
     # Prompted pixels: probability 1 for the prompted object, 0 for the others.
     scale_y = op.Div(op.Cast(op.Shape(prompt, start=0, end=1), to=11), op.Cast(height, to=11))
     scale_x = op.Div(op.Cast(op.Shape(prompt, start=1, end=2), to=11), op.Cast(width, to=11))
     take_y = op.Cast(op.Floor(op.Mul(rows, scale_y)), to=7)
     take_x = op.Cast(op.Floor(op.Mul(columns, scale_x)), to=7)
-    given = op.Gather(op.Gather(prompt, take_y, axis=0), take_x, axis=1)
-    given = op.Unsqueeze(given, [0])
+    resized_prompt = op.Gather(op.Gather(prompt, take_y, axis=0), take_x, axis=1)
+    resized_prompt = op.Unsqueeze(resized_prompt, [0])
     table = op.Reshape(op.Range(zero, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1]))
-    is_it = op.Cast(op.Equal(given, op.Cast(table, to=2)), to=1)
-    found = op.Where(op.Greater(given, op.Cast(zero, to=2)), is_it, found)
+    is_it = op.Cast(op.Equal(resized_prompt, op.Cast(table, to=2)), to=1)
+    probabilities = op.Where(op.Greater(resized_prompt, op.Cast(zero, to=2)), is_it, probabilities)
 
-    labels = op.Cast(op.ArgMax(found, axis=0, keepdims=0), to=2)
+    labels = op.Cast(op.ArgMax(probabilities, axis=0, keepdims=0), to=2)
     sides = op.Gather(padding, op.Constant(value_ints=[2, 0, 3, 1]), axis=0)
     axes = op.Constant(value_ints=[1, 2])
-    masks = op.Pad(found, sides, op.Constant(value_float=0.0), axes)
+    masks = op.Pad(probabilities, sides, op.Constant(value_float=0.0), axes)
     return labels, masks
 
 

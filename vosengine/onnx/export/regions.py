@@ -165,8 +165,8 @@ def _assign(
     # Columns: the proposals, then padding so that every object can be left unassigned.
     proposals = op.Shape(similarity, start=1, end=2)
     row_count = op.ReduceSum(op.Cast(alive, to=7))
-    given = op.ReduceSum(op.Cast(there, to=7))
-    used = op.Max(given, op.Add(row_count, one))
+    proposal_count = op.ReduceSum(op.Cast(there, to=7))
+    used = op.Max(proposal_count, op.Add(row_count, one))
     room = op.Add(op.Shape(similarity, start=0, end=1), one)
     pads = op.Concat(op.Constant(value_ints=[0, 0, 0]), room, axis=0)
     similarity = op.Where(op.Unsqueeze(there, [0]), similarity, zero)
@@ -209,11 +209,11 @@ def _assign(
     peaks = op.Where(op.Less(mean, op.Sub(top, EQUAL)), zero, mean)
     x = op.Where(most, op.Mul(peaks, inside), x)
     start = op.Constant(value_ints=[0])
-    found = op.Mul(
+    assignment = op.Mul(
         op.Slice(x, start, proposals, along_rows),
         op.Cast(op.Unsqueeze(there, [0]), to=1),
     )
-    return found
+    return assignment
 
 
 def _match_proposals_node(

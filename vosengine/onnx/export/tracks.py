@@ -261,22 +261,24 @@ def _score(method: TargetAware, known: list[VerbInput], sizes: Sizes) -> Verb:
         method.config.target_channels, method.backbone.channels[2], torch.device("cpu")
     )
     rows = {0: "objects"}
-    projection, kernel = (each[None].repeat(sizes.objects, *([1] * each.ndim)) for each in layers)
-    given = (
+    projection, kernel = (
+        layer[None].repeat(sizes.objects, *([1] * layer.ndim)) for layer in layers
+    )
+    inputs = (
         *known,
         VerbInput("projection", "state.projection", projection, rows),
         VerbInput("kernel", "state.kernel", kernel, rows),
         VerbInput("alive", "caller.alive", torch.ones(sizes.objects, dtype=torch.bool), rows),
         sizes.prepared,
     )
-    return Verb("score", Score(method), given, (("maps", ""), ("logits", ""), ("labels", "")))
+    return Verb("score", Score(method), inputs, (("maps", ""), ("logits", ""), ("labels", "")))
 
 
 def _embed(method: TargetAware, sizes: Sizes) -> Verb:
     boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0]]).repeat(sizes.boxes, 1)
     boxes[:, 2] += torch.arange(sizes.boxes)
-    given = sizes.prepared, VerbInput("boxes", "caller.boxes", boxes, {0: "boxes"})
-    return Verb("embed", Embed(method), given, (("vectors", ""),))
+    inputs = sizes.prepared, VerbInput("boxes", "caller.boxes", boxes, {0: "boxes"})
+    return Verb("embed", Embed(method), inputs, (("vectors", ""),))
 
 
 def _learn(method: TargetAware, sizes: Sizes) -> Verb:
@@ -293,19 +295,19 @@ def _begin(method: TargetAware, appearance: VerbInput, sizes: Sizes) -> Verb:
     config, side = method.config, method.config.tracker_size
     centred = torch.linspace(-1, 1, side).square()
     target = (centred[:, None] + centred < 0.3).float()
-    given = [appearance, VerbInput("target", "learn.targets", target, {})]
+    inputs = [appearance, VerbInput("target", "learn.targets", target, {})]
     count = config.augmentations
     if count:
         places = torch.tensor([[0.9, 0.2, 0.1], [-0.2, 0.9, 0.05]])[None].repeat(count, 1, 1)
         blurs = torch.zeros(count, 1 + 2 * blur_width(1.0, side)[1])
         blurs[:, blurs.shape[1] // 2] = 1
-        given += [
+        inputs += [
             sizes.prepared,
             VerbInput("placements", "caller.placements", places, {}),
             VerbInput("blurs", "caller.blurs", blurs, {}),
         ]
     outputs = "projection", "kernel", "features", "bands", "targets"
-    return Verb("begin", Begin(method), tuple(given), tuple((name, "") for name in outputs))
+    return Verb("begin", Begin(method), tuple(inputs), tuple((name, "") for name in outputs))
 
 
 def _fit(method: TargetAware, sizes: Sizes) -> Verb:
@@ -318,11 +320,11 @@ def _fit(method: TargetAware, sizes: Sizes) -> Verb:
     features = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
     _, kernel = first_weights(shape[0], 1, torch.device("cpu"))
     many = {0: "samples"}
-    given = (
+    inputs = (
         VerbInput("features", "caller.features", features, many),
         VerbInput("bands", "caller.bands", grid.bands, many),
         VerbInput("targets", "caller.targets", grid.targets, many),
         VerbInput("weight", "caller.weight", torch.full((count,), 1 / count), many),
         VerbInput("kernel", "caller.kernel", kernel, {}),
     )
-    return Verb("fit", Fit(method), given, (("kernel_out", ""),))
+    return Verb("fit", Fit(method), inputs, (("kernel_out", ""),))

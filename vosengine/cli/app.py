@@ -117,7 +117,9 @@ def run(
     ] = None,
     threshold: Annotated[
         int | None,
-        typer.Option(min=1, max=255, help="Masks are soft, 0..255: object 1 from this value up."),
+        typer.Option(
+            min=1, max=255, help="Masks are soft, 0..255: object 1 at this value and above."
+        ),
     ] = None,
     proposals: Annotated[
         str | None,
@@ -133,7 +135,7 @@ def run(
     device: Device = "auto",
     precision: Precision = "auto",
     max_objects: Annotated[
-        int | None, typer.Option(help="Most objects at a time; default: the model's.")
+        int | None, typer.Option(help="Maximum number of objects; default: the model's.")
     ] = None,
     size: WorkingSize = None,
     memory: Memory = None,
@@ -304,7 +306,7 @@ def info(
     objects: Annotated[int, typer.Option(min=1, help="Objects in the frame.")] = 3,
     memory_frames: Annotated[int, typer.Option(min=1, help="Frames in the memory.")] = 5,
     max_objects: Annotated[
-        int | None, typer.Option(min=1, help="Most objects; default: the model's.")
+        int | None, typer.Option(min=1, help="Maximum number of objects; default: the model's.")
     ] = None,
 ) -> None:
     """Print parameters, GFLOP and memory of a model at a frame size and object count."""

@@ -51,11 +51,14 @@ def batch(
         int, typer.Option(min=0, help="Save a clip's stream every N frames; 0: only on stop.")
     ] = 100,
     mask_suffix: Annotated[
-        str, typer.Option(help="NAME.mp4 has its mask in NAME + suffix + .png, or a folder so.")
+        str,
+        typer.Option(
+            help="The mask of NAME.mp4 is NAME + suffix + .png, or a folder NAME + suffix."
+        ),
     ] = "",
     rle: Annotated[bool, typer.Option("--rle", help="Write masks.jsonl, COCO RLE.")] = False,
     overlay: Annotated[bool, typer.Option(help="Write overlay.mp4.")] = True,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most frames of each clip.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum frames per clip.")] = None,
     redo: Annotated[
         bool, typer.Option("--redo", help="Repeat clips that were finished with other options.")
     ] = False,
@@ -63,7 +66,7 @@ def batch(
     device: Device = "auto",
     precision: Precision = "auto",
     max_objects: Annotated[
-        int | None, typer.Option(min=1, max=255, help="Most objects at a time.")
+        int | None, typer.Option(min=1, max=255, help="Maximum number of objects.")
     ] = None,
     size: WorkingSize = None,
     memory: Memory = None,

@@ -34,7 +34,7 @@ def bench(
         typer.Option(help="Time only these numbers of streams on one engine, comma-separated."),
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="With --streams: most frames encoded together.")
+        int | None, typer.Option(min=1, help="With --streams: maximum frames encoded together.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Video or frame folder, instead of procedural frames.")

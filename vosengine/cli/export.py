@@ -28,7 +28,8 @@ def export(
         typer.Option("--dynamic", help="Any size, objects and memory; the default without --size."),
     ] = False,
     max_objects: Annotated[
-        int | None, typer.Option(help="Most objects; in static graphs, the number of rows.")
+        int | None,
+        typer.Option(help="Maximum number of objects; in static graphs, the number of rows."),
     ] = None,
     memory_frames: Annotated[
         int | None, typer.Option(help="Frames in the memory; default: the model's.")

@@ -26,20 +26,20 @@ def serve(
     precision: Precision = "auto",
     max_sessions: Annotated[int, typer.Option(min=1, help="Streams in memory at a time.")] = 64,
     sessions_per_token: Annotated[
-        int | None, typer.Option(min=1, help="Most sessions of one token.")
+        int | None, typer.Option(min=1, help="Maximum sessions of one token.")
     ] = None,
     max_memory: Annotated[
         int | None,
         typer.Option(min=1, help="MiB for the memory of all streams."),
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Most frames encoded together.")
+        int | None, typer.Option(min=1, help="Maximum frames encoded together.")
     ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(help="Folder for saved streams, to resume after a restart.")
     ] = None,
     autosave: Annotated[
-        int | None, typer.Option(min=0, help="With --state-dir: save every N frames; default 25.")
+        int | None, typer.Option(min=0, help="With --state-dir: save every N answers; default 25.")
     ] = None,
     park_after: Annotated[
         float, typer.Option(min=1, help="Seconds without a frame until a stream leaves memory.")

@@ -213,7 +213,9 @@ def evaluate(
     ] = None,
     threshold: Annotated[
         int | None,
-        typer.Option(min=1, max=255, help="Masks are soft, 0..255: object 1 from this value up."),
+        typer.Option(
+            min=1, max=255, help="Masks are soft, 0..255: object 1 at this value and above."
+        ),
     ] = None,
     propagation: Annotated[
         bool,

@@ -22,8 +22,8 @@ from vosengine.kernels.resources import CHIPS, Resources, builds_of, cuda_kernel
 INTRODUCTION = """# What the GPU kernels need
 
 Registers per thread / KiB of shared memory per block / tensor-core instructions in the code, for
-every chip; compiled with {compilers}, without a GPU. Nothing spills; `make test` compiles all of
-it again and fails where that is no longer so. Triton's shared memory is all that a launch takes;
+every chip; compiled with {compilers}, without a GPU. `make test` compiles a part of it again and
+fails on a spill or a limit that is exceeded. Triton's shared memory is all that a launch takes;
 that of CUDA C++ is what the code declares, to which some launches add. An empty cell: the chip's
 tuning table does not ask for that form.
 

@@ -46,7 +46,7 @@ def test_the_command_writes_a_row_for_every_count(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--max-batch", "2"), "--max-batch is of --streams"),
+        (("--max-batch", "2"), "--max-batch needs --streams"),
         (("--streams", "0"), "wanted counts of 1..255"),
         (("--streams", "2", "--output-md", "a.md"), "markdown: --streams writes JSON alone"),
         (("--streams", "2", "--chart", "a.png"), "chart: --streams writes JSON alone"),

@@ -1,4 +1,4 @@
-"""GPU kernels compiled for every chip: no spills, within limits, products on tensor cores.
+"""GPU kernels compiled for their chips: no spills, within limits, products on tensor cores.
 
 No GPU is needed. Resource usage is printed as a table at the end of the run.
 """
@@ -15,7 +15,6 @@ from conftest import RESOURCES
 from vosengine.kernels import OPS, Op, extension, gpu
 from vosengine.kernels.gpu import tl, triton
 from vosengine.kernels.resources import (
-    CHIPS,
     Build,
     Resources,
     builds_of,
@@ -25,6 +24,9 @@ from vosengine.kernels.resources import (
 )
 
 COMMITTED = Path(__file__).resolve().parents[2] / "bench" / "results" / "kernel-resources.md"
+# A chip of each kind: Ampere's mma, Hopper's wgmma, and the least shared memory of the newest. All
+# chips take twice as long; bench/resources.py compiles for all of them, and writes the table.
+TESTED = (80, 90, 120)
 LOOKED_AT = 80  # the chip whose CUDA code is disassembled; bench/resources.py does all
 # On sm_90 and sm_100 it spills two to six values; a narrower tile moves that to another kernel of
 # the same plan.
@@ -41,7 +43,7 @@ def described(found: Resources) -> dict[str, object]:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", TESTED)
 @pytest.mark.parametrize("op", TRITON, ids=lambda op: op.name)
 def test_triton_kernels_fit_their_chips(
     op: Op, chip: int, record_property: pytest.RecordProperty

@@ -34,6 +34,7 @@ SLOW = (
     "tests/cli/test_options",
     "tests/cli/test_train_command.py",
     "tests/house/test_setup.py",
+    "tests/models/test_identities.py",
     "tests/models/test_new_model.py",
     "tests/onnx/",
     "tests/server/test_page.py",

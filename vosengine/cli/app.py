@@ -1,4 +1,4 @@
-"""The command line: parsing and printing; torch is imported after the arguments are understood."""
+"""The command line: parsing and printing. torch is imported after the arguments are parsed."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; a deliberate error is one message and exit code 1, no traceback."""
-    # Waiting OpenMP threads that spin slow a step 20-fold where another process wants the cores.
+    """Run the command line. A VosError is printed without traceback and exits with code 1."""
+    # Spinning OpenMP threads slow a step 20-fold if another process uses the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
     try:
@@ -79,75 +79,85 @@ def run(
         list[str],
         typer.Argument(
             metavar="[EXPORT] SOURCE",
-            help="Video file, image folder, glob, camera number, or address; "
-            "with --engine onnx after the folder of the export.",
+            help="Video file, image folder, glob, camera number, or address. "
+            "With --engine onnx: the export's folder, then the source.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for masks, overlay.mp4 and summary.json.")],
     model: Annotated[
-        str | None, typer.Option(help="Which model; `vosengine models` lists them.")
+        str | None, typer.Option(help="Name of the model; see `vosengine models`.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="fast, eager (layer by layer), or onnx: graphs of an export.")
+        str, typer.Option(help="fast, eager (layer by layer), or onnx (an export's graphs).")
     ] = "fast",
     mask: Annotated[
         Path | None,
-        typer.Option(help="Object ids of the first frame (PNG), or a folder with PNGs by frame."),
+        typer.Option(help="PNG of the first frame's object ids, or a folder of PNGs by frame."),
     ] = None,
     box: Annotated[
         list[str] | None,
-        typer.Option(help="[N:]X,Y,W,H: holds object 1, 2, .. (N) of the first frame; repeatable."),
+        typer.Option(
+            help="[N:]X,Y,W,H: box of object N (default 1, 2, ..) in the first frame; repeatable."
+        ),
     ] = None,
     point: Annotated[
         list[str] | None,
-        typer.Option(help="[N:]X,Y: on object 1 (N); [N:]X,Y,-: not on it; repeatable."),
+        typer.Option(
+            help="[N:]X,Y: point on object N (default 1); [N:]X,Y,-: point outside it; repeatable."
+        ),
     ] = None,
     prompt_method: Annotated[
         str | None, typer.Option(help="How boxes and points become masks: click, grabcut or auto.")
     ] = None,
     mask_void: Annotated[
         bool | None,
-        typer.Option(help="255 in a mask is void; or an id. By itself: void beside other ids."),
+        typer.Option(
+            help="Treat 255 in masks as void, or as an object id. Default: void if other ids occur."
+        ),
     ] = None,
     threshold: Annotated[
         int | None,
-        typer.Option(min=1, max=255, help="Masks are soft: from that on, 0..255, is object 1."),
+        typer.Option(
+            min=1, max=255, help="Masks are soft, 0..255: object 1 at this value and above."
+        ),
     ] = None,
     proposals: Annotated[
         str | None,
-        typer.Option(help="Whose objects: dnet[:WEIGHTS], file:FILE.json or torchvision:FILE.pth."),
+        typer.Option(
+            help="Source of proposals: dnet[:WEIGHTS], file:FILE.json or torchvision:FILE.pth."
+        ),
     ] = None,
     boxes_as_masks: Annotated[
         bool,
-        typer.Option("--boxes-as-masks", help="Of a file: without a segmentation, the whole box."),
+        typer.Option("--boxes-as-masks", help="With file: use the box as mask if there is none."),
     ] = False,
     weights: Weights = None,
     device: Device = "auto",
     precision: Precision = "auto",
     max_objects: Annotated[
-        int | None, typer.Option(help="Room for that many objects at a time; the model's own.")
+        int | None, typer.Option(help="Maximum number of objects; default: the model's.")
     ] = None,
     size: WorkingSize = None,
     memory: Memory = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Answer at once, without looking ahead.")
+        bool, typer.Option("--online", help="Answer every frame at once, without future frames.")
     ] = False,
     bits: Annotated[
         int | None,
-        typer.Option(help="Depth of the data, 8 to 16; without it the first frames tell."),
+        typer.Option(help="Bit depth of the data, 8 to 16; default: from the first frames."),
     ] = None,
     reconnect: Annotated[
-        int, typer.Option(help="Open an address that drops again, up to that many times.")
+        int, typer.Option(help="Reopen a dropped address up to this many times.")
     ] = 0,
     fps: Annotated[
-        float | None, typer.Option(help="Of the overlay; without it frames keep their times.")
+        float | None, typer.Option(help="Frame rate of the overlay; default: the source's times.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after that many frames.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
     checkpoint: Annotated[
-        int, typer.Option(min=0, help="Save the stream every N frames, so a killed run can resume.")
+        int, typer.Option(min=0, help="Save the stream every N frames, for --resume after a kill.")
     ] = 0,
-    overlay: Annotated[bool, typer.Option(help="Write overlay.mp4 too.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
+    overlay: Annotated[bool, typer.Option(help="Write overlay.mp4.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
 ) -> None:
     """Segment a video: masks as indexed PNGs, an overlay video, and a summary."""
     export, source = _split_sources(sources, engine)
@@ -189,7 +199,7 @@ def run(
 
 
 def _split_sources(sources: list[str], engine: str) -> tuple[Path | None, str]:
-    """The folder of an export, where one is to be run, and the source."""
+    """Split the arguments into (export folder or None, source)."""
     wanted = 2 if engine == "onnx" else 1
     if len(sources) != wanted:
         what = "the export's folder, then SOURCE" if wanted == 2 else "one SOURCE"
@@ -200,20 +210,24 @@ def _split_sources(sources: list[str], engine: str) -> tuple[Path | None, str]:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the clip, masks and overlay.")],
-    model: Annotated[str, typer.Option(help="Which model.")] = "giel",
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "giel",
     clip: Annotated[
-        str | None, typer.Option(help="A clip of yours instead of a drawn one; a source as in run.")
+        str | None, typer.Option(help="Your own clip instead of a drawn one; a source as in run.")
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="With --clip: masks as in run, of its first frame at least.")
+        Path | None, typer.Option(help="With --clip: masks as in run; the first frame needs one.")
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=2, help="Of the drawn clip; 24.")] = None,
-    size: Annotated[str | None, typer.Option(help="Of its frames, HEIGHTxWIDTH; 240x432.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=2, help="Frames of the drawn clip; default 24.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of the drawn clip; default 240x432.")
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Another seed, another drawn clip; 3.")
+        int | None, typer.Option(min=0, help="Random seed of the drawn clip; default 3.")
     ] = None,
 ) -> None:
-    """Draw a short clip with moving objects, then segment it; or segment a clip of yours."""
+    """Draw a short clip with moving objects and segment it; or segment your own clip."""
     from ..commands.demo import Demo, make_demo_clip, own_clip, score_demo
 
     if clip is not None:
@@ -244,13 +258,13 @@ def _run(options: RunOptions) -> None:
     note = summary["weights"]["note"]
     console.print(f"weights: {note}", style=None if summary["weights"]["trained"] else "yellow")
     if (summary["mask"] or {}).get("with_void"):
-        console.print("mask: 255 is void, where no object is; --no-mask-void takes it for an id")
+        console.print("mask: 255 is void (no object); --no-mask-void treats it as an object id")
     if summary["proposals"] is not None:
-        notes = dict(summary["proposals"])
-        source, caption = notes.pop("source"), notes.pop("weights")
-        said = [f"{count} {name.replace('_', ' ')}" for name, count in notes.items()]
+        counts = dict(summary["proposals"])
+        source, caption = counts.pop("source"), counts.pop("weights")
+        parts = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items()]
         console.print(
-            ", ".join([f"proposals: {source}", *([caption] if caption else []), *said]),
+            ", ".join([f"proposals: {source}", *([caption] if caption else []), *parts]),
             style="yellow" if caption and "RANDOM" in caption else None,
             highlight=False,
             soft_wrap=True,
@@ -262,24 +276,24 @@ def _run(options: RunOptions) -> None:
     console.print(f"{summary['frame_count']} frames on {summary['device_name']}{speed}")
     console.print(f"wrote {options.out}", soft_wrap=True)
     if not summary["complete"]:
-        console.print("stopped before the end; --resume goes on from here")
+        console.print("stopped before the end; --resume continues from here")
         raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
 def models() -> None:
-    """List the models and the weights that ship."""
+    """List the models and the installed weights."""
     from ..zoo.registry import MODELS
     from ..zoo.weights import backbone_cards, cards
 
-    table = Table("model", "what it is", "weights", "trained")
+    table = Table("model", "summary", "weights", "trained")
     for name, entry in MODELS.items():
         for card in (card for card in cards().values() if card.model == name):
             table.add_row(name, entry.summary, card.tag, "yes" if card.trained else "no: RANDOM")
     for card in (card for card in cards().values() if card.model not in MODELS):
         table.add_row(card.model, card.description, card.tag, "yes")
     console.print(table)
-    backbones = Table("backbone", "from", "licence")
+    backbones = Table("backbone", "source", "licence")
     for backbone in backbone_cards().values():
         backbones.add_row(backbone.name, backbone.source, backbone.licence)
     console.print(backbones)
@@ -287,41 +301,41 @@ def models() -> None:
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="Which model; `vosengine models` lists them.")],
+    model: Annotated[str, typer.Argument(help="Name of the model; see `vosengine models`.")],
     size: Annotated[str, typer.Option(help="Frame size as HEIGHTxWIDTH.")] = "480x854",
     objects: Annotated[int, typer.Option(min=1, help="Objects in the frame.")] = 3,
     memory_frames: Annotated[int, typer.Option(min=1, help="Frames in the memory.")] = 5,
     max_objects: Annotated[
-        int | None, typer.Option(min=1, help="Room for that many objects; the model's own.")
+        int | None, typer.Option(min=1, help="Maximum number of objects; default: the model's.")
     ] = None,
 ) -> None:
-    """Parameters, GFLOP and memory of a model at a frame size and object count."""
+    """Print parameters, GFLOP and memory of a model at a frame size and object count."""
     frame_size = parse_size(size)
     from ..commands.info import cost
 
-    found = cost(
+    costs = cost(
         model,
         frame_size,
         objects,
         memory_frames=memory_frames,
         max_objects=max_objects,
     )
-    memory = f", {memory_frames} memory frames" if found.memory_frames else ""
+    memory = f", {memory_frames} memory frames" if costs.memory_frames else ""
     title = f"{model}: {size}, {objects} objects{memory}, fp32"
-    table = Table("what", "how much", title=title)
-    table.add_row("parameters", f"{found.parameters / 1e6:.1f} M")
-    table.add_row("network input", "x".join(map(str, found.network_size)))
-    for verb, gflop in found.gflop.items():
-        table.add_row(f"{verb}, a frame", f"{gflop:.1f} GFLOP")
-    table.add_row("together, a frame", f"{sum(found.gflop.values()):.1f} GFLOP")
+    table = Table("quantity", "value", title=title)
+    table.add_row("parameters", f"{costs.parameters / 1e6:.1f} M")
+    table.add_row("network input", "x".join(map(str, costs.network_size)))
+    for verb, gflop in costs.gflop.items():
+        table.add_row(f"{verb}, per frame", f"{gflop:.1f} GFLOP")
+    table.add_row("total, per frame", f"{sum(costs.gflop.values()):.1f} GFLOP")
     for name in ("weights", "features", "memory"):
-        table.add_row(f"{name} held", f"{getattr(found, f'{name}_bytes') / 2**20:.0f} MiB")
+        table.add_row(f"{name} size", f"{getattr(costs, f'{name}_bytes') / 2**20:.0f} MiB")
     console.print(table)
 
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed, which backends each op has here and why, and test them."""
+    """Print installed versions and the backends of every op with the reasons, and test them."""
     from ..commands.doctor import machine, self_test, versions
 
     table = Table("what", "found", show_header=False)

@@ -1,4 +1,4 @@
-"""The command that segments many clips."""
+"""The command `batch`."""
 
 from __future__ import annotations
 
@@ -30,46 +30,51 @@ def batch(
         list[str],
         typer.Argument(
             metavar="CLIPS...",
-            help="Videos, folders of frames, globs, folders of such, data sets in DAVIS or "
+            help="Videos, frame folders, globs, folders of these, data sets in DAVIS or "
             "YouTube-VOS layout; or one manifest, .jsonl or .csv. Paths or addresses (s3://...).",
         ),
     ],
-    out: Annotated[str, typer.Option(help="Folder or address for a folder of every clip.")],
-    model: Annotated[str, typer.Option(help="Which; a manifest may name others.")] = "giel",
-    workers: Annotated[int, typer.Option(min=1, help="Processes, or actors of a cluster.")] = 1,
+    out: Annotated[str, typer.Option(help="Output folder or address; one subfolder per clip.")],
+    model: Annotated[
+        str, typer.Option(help="Name of the model; a manifest can set it per clip.")
+    ] = "giel",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, or Ray actors.")] = 1,
     ray: Ray = None,
     scratch: Annotated[
         Path | None,
-        typer.Option(help="Folder for clips at addresses while they are worked on."),
+        typer.Option(help="Folder for temporary copies of clips at addresses."),
     ] = None,
     retries: Annotated[
-        int, typer.Option(min=0, help="Begin a clip again that often after its process died.")
+        int, typer.Option(min=0, help="Times a clip is retried after its process died.")
     ] = 2,
     checkpoint: Annotated[
-        int, typer.Option(min=0, help="Save a clip's stream every N frames; 0: only when stopped.")
+        int, typer.Option(min=0, help="Save a clip's stream every N frames; 0: only on stop.")
     ] = 100,
     mask_suffix: Annotated[
-        str, typer.Option(help="The mask of NAME.mp4 is NAME + suffix + .png, or such a folder.")
+        str,
+        typer.Option(
+            help="The mask of NAME.mp4 is NAME + suffix + .png, or a folder NAME + suffix."
+        ),
     ] = "",
-    rle: Annotated[bool, typer.Option("--rle", help="Write masks.jsonl, COCO RLE, too.")] = False,
-    overlay: Annotated[bool, typer.Option(help="Write overlay.mp4 too.")] = True,
-    limit: Annotated[int | None, typer.Option(min=1, help="Of each clip that many frames.")] = None,
+    rle: Annotated[bool, typer.Option("--rle", help="Write masks.jsonl, COCO RLE.")] = False,
+    overlay: Annotated[bool, typer.Option(help="Write overlay.mp4.")] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum frames per clip.")] = None,
     redo: Annotated[
-        bool, typer.Option("--redo", help="What was finished with other options is done again.")
+        bool, typer.Option("--redo", help="Repeat clips that were finished with other options.")
     ] = False,
     weights: Weights = None,
     device: Device = "auto",
     precision: Precision = "auto",
     max_objects: Annotated[
-        int | None, typer.Option(min=1, max=255, help="Room for that many objects at a time.")
+        int | None, typer.Option(min=1, max=255, help="Maximum number of objects.")
     ] = None,
     size: WorkingSize = None,
     memory: Memory = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Answer at once, without looking ahead.")
+        bool, typer.Option("--online", help="Answer every frame at once, without future frames.")
     ] = False,
 ) -> None:
-    """Segment many clips: for each a folder as `run` writes it, done once, whatever dies."""
+    """Segment many clips, each into a folder as `run` writes it. Restart to resume after a stop."""
     working_size = parse_working_size(size)
     from ..batch.plan import BatchOptions
     from ..batch.stores import is_address
@@ -118,9 +123,11 @@ def batch(
         summary = work(options, report=show, should_stop=lambda: bool(stop))
     _say(summary, out)
     if summary["failed"]:
-        say_error(f"{summary['failed']} clips failed; {out.rstrip('/')}/failed.jsonl says why")
+        say_error(
+            f"{summary['failed']} clips failed; {out.rstrip('/')}/failed.jsonl has the reasons"
+        )
     if stop and summary["stopped"] + summary["waiting"]:
-        console.print("stopped before the end; the same command goes on from here")
+        console.print("stopped before the end; the same command continues from here")
         raise typer.Exit(INTERRUPTED)
     if summary["failed"]:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""The command that times whole models."""
+"""The command `bench`."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .terminal import Device, console, errors, parse_size
 
-ELEMENTS = typer.Option(help="Number of objects, with commas.")
+OBJECT_COUNTS = typer.Option(help="Numbers of objects, comma-separated.")
 
 
 def bench(
-    model: Annotated[str | None, typer.Option(help="Which; several with commas.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model names, comma-separated.")] = None,
     all_models: Annotated[bool, typer.Option("--all", help="All models.")] = False,
     device: Device = "auto",
     weights: Annotated[
-        str, typer.Option(help="random: the papers' sizes; or a tag (demo), or a file.")
+        str, typer.Option(help="random (the papers' model sizes), a tag (demo), or a file.")
     ] = "random",
     sizes: Annotated[
-        str, typer.Option(help="Of the frames, with commas.")
+        str, typer.Option(help="Frame sizes, HEIGHTxWIDTH, comma-separated.")
     ] = "480x854,720x1280,1080x1920",
-    objects: Annotated[str, ELEMENTS] = "1,2,3,5,10",
+    objects: Annotated[str, OBJECT_COUNTS] = "1,2,3,5,10",
     memory_frames: Annotated[int, typer.Option(min=2, help="Frames in the memory.")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Steps under the clock.")] = 50,
-    warm_up: Annotated[int, typer.Option(min=0, help="Steps before that.")] = 5,
-    frames: Annotated[int, typer.Option(min=0, help="Of one long stream; 0: none.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps.")] = 50,
+    warm_up: Annotated[int, typer.Option(min=0, help="Warm-up steps.")] = 5,
+    frames: Annotated[int, typer.Option(min=0, help="Frames of the long stream; 0: none.")] = 1000,
     streams: Annotated[
         str | None,
-        typer.Option(help="So many streams on one engine, with commas; nothing else is timed."),
+        typer.Option(help="Time only these numbers of streams on one engine, comma-separated."),
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Of --streams: frames that go together.")
+        int | None, typer.Option(min=1, help="With --streams: maximum frames encoded together.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Frames of a video or a folder, not procedural ones.")
+        Path | None, typer.Option(help="Video or frame folder, instead of procedural frames.")
     ] = None,
     compiled: Annotated[
-        bool, typer.Option(help="Time torch.compile too, where there is bf16: minutes a model.")
+        bool, typer.Option(help="Time torch.compile too, if bf16 is available; minutes a model.")
     ] = True,
     quick: Annotated[
         bool, typer.Option("--quick", help="One size, three objects, few steps; minutes on a CPU.")
     ] = False,
-    output_json: Annotated[Path | None, typer.Option(help="Write the figures there.")] = None,
-    output_md: Annotated[Path | None, typer.Option(help="Write the tables there.")] = None,
-    chart: Annotated[Path | None, typer.Option(help="Draw a PNG there.")] = None,
+    output_json: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+    output_md: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")] = None,
+    chart: Annotated[Path | None, typer.Option(help="Write a chart as PNG.")] = None,
 ) -> None:
-    """Time models as they are used, each run several ways in turn: percentiles of a step, memory,
-    stages, labels against float32; beside what the papers print of themselves."""
+    """Time models in their variants, interleaved: percentiles of a step, memory, stages, and
+    labels compared with float32; with the figures published in the papers."""
     if (model is None) != all_models:
         raise typer.BadParameter("wanted --model MODEL or --all")
     parsed = tuple(parse_size(size) for size in sizes.split(","))
     counts = _parse_counts(objects)
     many = None if streams is None else _parse_counts(streams)
     if max_batch is not None and many is None:
-        raise typer.BadParameter("--max-batch is of --streams; leave it out")
+        raise typer.BadParameter("--max-batch needs --streams; leave it out")
     from ..benchmark import Plan, table_of_streams, tables_of
     from ..commands.bench import BenchOptions, bench_streams
     from ..commands.bench import bench as work
@@ -91,8 +91,8 @@ def bench(
         else:
             result = work(options, show)
     if many is not None:
-        for found in result["models"]:
-            console.print(table_of_streams(found["model"], found["streams"]))
+        for row in result["models"]:
+            console.print(table_of_streams(row["model"], row["streams"]))
     else:
         for table in tables_of(result, console.width):
             console.print(table)
@@ -102,7 +102,7 @@ def bench(
 
 
 def _command(words: list[str]) -> str:
-    """What was asked for, less the files to write: those would be paths of this machine."""
+    """The command line without the output options, whose paths are specific to this machine."""
     kept, files = ["vosengine"], ("--output-json", "--output-md", "--chart")
     for index, word in enumerate(words):
         before = words[index - 1] if index else ""

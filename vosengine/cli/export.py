@@ -1,4 +1,4 @@
-"""The command that writes ONNX graphs."""
+"""The command `export`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .terminal import Weights, console, parse_size
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Which model; `vosengine models` lists them.")],
+    model: Annotated[str, typer.Argument(help="Name of the model; see `vosengine models`.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the graphs and model.json.")] = None,
     server_repository: Annotated[
         Path | None,
@@ -21,29 +21,30 @@ def export(
     weights: Weights = None,
     size: Annotated[
         str | None,
-        typer.Option(help="HEIGHTxWIDTH in the network: static graphs, of that size alone."),
+        typer.Option(help="HEIGHTxWIDTH in the network: static graphs of this size."),
     ] = None,
     dynamic: Annotated[
         bool,
-        typer.Option("--dynamic", help="Any size, objects and memory; so it is without --size."),
+        typer.Option("--dynamic", help="Any size, objects and memory; the default without --size."),
     ] = False,
     max_objects: Annotated[
-        int | None, typer.Option(help="The most objects; of static graphs, the rows.")
+        int | None,
+        typer.Option(help="Maximum number of objects; in static graphs, the number of rows."),
     ] = None,
     memory_frames: Annotated[
-        int | None, typer.Option(help="Frames that the memory holds; the model's own.")
+        int | None, typer.Option(help="Frames in the memory; default: the model's.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
-    opset: Annotated[int, typer.Option(help="Of ONNX: 20 or 21.")] = 20,
+    opset: Annotated[int, typer.Option(help="ONNX opset: 20 or 21.")] = 20,
     ops: Annotated[
         str,
         typer.Option(
             help="Operators: standard (any runtime), contrib (onnxruntime's attention), or "
-            "vosengine (ours, by the library that is installed with this package)."
+            "vosengine (custom operators, from the library installed with this package)."
         ),
     ] = "standard",
 ) -> None:
-    """Write a model as ONNX graphs that onnxruntime runs, each checked and compared with torch."""
+    """Export a model as ONNX graphs for onnxruntime; each is checked and compared with torch."""
     if size is not None and dynamic:
         raise typer.BadParameter("wanted --size or --dynamic, given both")
     if (out is None) == (server_repository is None):
@@ -66,13 +67,13 @@ def export(
     )
     with console.status("tracing") as status:
         written = work(wanted, report=lambda line: status.update(f"writing {line}"))
-    table = Table("graph", "MiB", "largest difference from torch", "of numbers up to")
+    table = Table("graph", "MiB", "largest difference from torch", "largest value")
     for row in written.graphs:
         table.add_row(*row)
     console.print(table)
     console.print(
-        f"the same stream by torch: {100 * written.differs:.4f} % of the labels differ "
-        f"({written.frames} frames drawn for the purpose)"
+        f"compared with torch: {100 * written.differs:.4f} % of the labels differ "
+        f"({written.frames} generated frames)"
     )
     for line in written.kept:
         console.print(f"standard operators in {line}", markup=False, soft_wrap=True)

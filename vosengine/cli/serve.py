@@ -1,4 +1,4 @@
-"""The command that serves live streams."""
+"""The command `serve`."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from .terminal import Device, Precision, Weights, console
 
 def serve(
     model: Annotated[
-        str, typer.Option(help="Which model; `vosengine models` lists them.")
+        str, typer.Option(help="Name of the model; see `vosengine models`.")
     ] = "munet",
     weights: Weights = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
     token: Annotated[
-        list[str] | None, typer.Option(help="Who has it may make sessions; a random one.")
+        list[str] | None,
+        typer.Option(help="Token that allows creating sessions; default: a random one."),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     max_sessions: Annotated[int, typer.Option(min=1, help="Streams in memory at a time.")] = 64,
     sessions_per_token: Annotated[
-        int | None, typer.Option(min=1, help="Sessions of one token.")
+        int | None, typer.Option(min=1, help="Maximum sessions of one token.")
     ] = None,
     max_memory: Annotated[
         int | None,
         typer.Option(min=1, help="MiB for the memory of all streams."),
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Frames that are encoded together.")
+        int | None, typer.Option(min=1, help="Maximum frames encoded together.")
     ] = None,
     state_dir: Annotated[
-        Path | None, typer.Option(help="Folder to save streams in, to go on after a restart.")
+        Path | None, typer.Option(help="Folder for saved streams, to resume after a restart.")
     ] = None,
     autosave: Annotated[
-        int | None, typer.Option(min=0, help="With it: save every N answered frames; 25.")
+        int | None, typer.Option(min=0, help="With --state-dir: save every N answers; default 25.")
     ] = None,
     park_after: Annotated[
         float, typer.Option(min=1, help="Seconds without a frame until a stream leaves memory.")
@@ -47,13 +48,13 @@ def serve(
         float, typer.Option(min=1, help="Seconds without a frame until a session ends.")
     ] = 3600.0,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Site whose pages may connect: https://example.org.")
+        list[str] | None, typer.Option(help="Origin allowed to connect: https://example.org.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Name by which the server is reached: example.org.")
+        list[str] | None, typer.Option(help="Host name of the server: example.org.")
     ] = None,
 ) -> None:
-    """Serve live streams over HTTP and WebSocket, with a page at /; docs/serving.md."""
+    """Serve live streams over HTTP and WebSocket, with a page at /. See docs/serving.md."""
     from ..server.settings import MIB, Settings
 
     settings = Settings(
@@ -79,12 +80,12 @@ def serve(
         from ..server.run import serve as work
     except ImportError as error:
         raise DependencyError(
-            f'serve: a package is not there ({error}); pip install "vosengine[serve]"'
+            f'serve: a package is missing ({error}); pip install "vosengine[serve]"'
         ) from error
 
     def announce(port: int, tokens: tuple[str, ...]) -> None:
         shown = f"[{host}]" if ":" in host else host
-        for each in tokens:
-            console.print(f"http://{shown}:{port}/#token={each}", soft_wrap=True)
+        for value in tokens:
+            console.print(f"http://{shown}:{port}/#token={value}", soft_wrap=True)
 
     work(settings, announce)

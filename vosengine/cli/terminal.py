@@ -1,4 +1,4 @@
-"""What the commands share at the terminal: options, sizes, progress, and being asked to stop."""
+"""Terminal helpers of all commands: shared options, size parsing, progress and signals."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ..config import read_working_size
 from ..errors import ConfigError
 
-# What is printed holds paths: [x] and :x: in them are no styles and no pictures.
+# Printed paths may contain [x] or :x:, which must not be read as markup or emoji.
 console = Console(markup=False, emoji=False, highlight=False)
 errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
-Model = Annotated[str, typer.Option("--model", help="Which model; `vosengine models` lists them.")]
+Model = Annotated[str, typer.Option("--model", help="Name of the model; see `vosengine models`.")]
 Weights = Annotated[
     str | None, typer.Option(help="A tag (`vosengine models`) or a .safetensors file.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, tf32, bf16 or fp16.")]
 WorkingSize = Annotated[
-    str | None, typer.Option(help="What the network works at: short side, HEIGHTxWIDTH, or native.")
+    str | None, typer.Option(help="Working size: short side, HEIGHTxWIDTH, or native.")
 ]
-Memory = Annotated[str | None, typer.Option(help="What is remembered: every-N, all or afb.")]
+Memory = Annotated[str | None, typer.Option(help="Memory policy: every-N, all or afb.")]
 Ray = Annotated[
     str | None,
-    typer.Option("--ray", help="Work on a Ray cluster: HOST:PORT, auto, or local."),
+    typer.Option("--ray", help="Run on a Ray cluster: HOST:PORT, auto, or local."),
 ]
 
 
 def say_error(message: str) -> None:
-    """One message in the way of all errors; what the terminal cannot show is escaped."""
+    """Print an error message; characters that the terminal cannot encode are escaped."""
     encoding = errors.encoding
     shown = message.encode(encoding, "backslashreplace").decode(encoding)
     errors.print("error:", style="bold red", end=" ")
@@ -59,7 +59,7 @@ def parse_working_size(size: str | None) -> int | tuple[int, int] | str | None:
 
 
 def progress_bar(*fields: TextColumn, unit: str = "frames") -> Progress:
-    """A bar of frames, gone when it is done."""
+    """Create a progress bar that disappears when it is done."""
     count = TextColumn("{task.completed}/{task.total} " + unit)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -73,18 +73,21 @@ def progress_bar(*fields: TextColumn, unit: str = "frames") -> Progress:
 
 @contextmanager
 def asked_to_stop() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C or SIGTERM comes; the second one ends the process at once."""
+    """Yield a list that receives the number of a SIGINT or SIGTERM.
+
+    A second signal ends the process at once.
+    """
     received: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.getsignal(kind) for kind in kinds}
 
-    def note(number: int, _frame: object) -> None:
+    def record(number: int, _frame: object) -> None:
         received.append(number)
         for kind in kinds:
             signal.signal(kind, before[kind])
 
     for kind in kinds:
-        signal.signal(kind, note)
+        signal.signal(kind, record)
     try:
         yield received
     finally:

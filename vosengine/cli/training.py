@@ -1,4 +1,4 @@
-"""The commands that make weights and measure them: train, clips, plot, eval."""
+"""The commands `train`, `clips`, `plot` and `eval`."""
 
 from __future__ import annotations
 
@@ -36,35 +36,38 @@ def train(
     config: Annotated[
         str,
         typer.Option(
-            help="lite, over a pretrained backbone (it ships); small, from scratch; or paper."
+            help="lite (with the pretrained backbone that ships), small (from scratch) or paper."
         ),
     ] = "small",
     data: Annotated[
         str,
         typer.Option(
             help="synthetic, cache:FOLDER, paste:FOLDER, stills:FOLDER, davis:FOLDER or "
-            "youtube:FOLDER; or several, with weights: davis:FOLDER=5,synthetic=1."
+            "youtube:FOLDER; or a weighted mix: davis:FOLDER=5,synthetic=1."
         ),
     ] = "synthetic",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Clips in a step.")] = None,
-    frames: Annotated[int | None, typer.Option(min=2, help="Frames of a clip.")] = None,
-    size: Annotated[str | None, typer.Option(help="Of the clips, HEIGHTxWIDTH.")] = None,
-    rate: Annotated[float | None, typer.Option(help="AdamW's greatest learning rate.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips per step.")] = None,
+    frames: Annotated[int | None, typer.Option(min=2, help="Frames per clip.")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the clips.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW.")] = None,
     parts: Annotated[
-        str | None, typer.Option(help="Of target_aware, with commas: dnet, reid, tnet.")
+        str | None,
+        typer.Option(help="Parts of target_aware, comma-separated: dnet, reid, tnet."),
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, clips and draws.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Random seed of weights, clips and sampling.")
+    ] = None,
     init: Annotated[
         Path | None,
         typer.Option(
-            help="Weights to start from: any model's, or a backbone's; lite: the one that ships."
+            help="Initial weights: of any model or a backbone; default for lite: the shipped one."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     minutes: Annotated[
-        float | None, typer.Option(help="Stop after so many; --resume goes on.")
+        float | None, typer.Option(help="Stop after this many minutes; --resume continues.")
     ] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 180.0,
     score_every: Annotated[
@@ -73,7 +76,7 @@ def train(
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare clips.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Train a model on procedural video, or on yours. It can be stopped and resumed at any time."""
+    """Train a model on procedural or your own video. Can be stopped and resumed at any time."""
     changes: dict[str, Any] = {
         "steps": steps,
         "batch": batch,
@@ -120,31 +123,31 @@ def train(
     console.print(f"{result.steps} steps, {result.seconds / 60:.1f} minutes", highlight=False)
     console.print(f"wrote {result.weights}", highlight=False, soft_wrap=True, markup=False)
     if not result.finished:
-        console.print("stopped before the end; --resume goes on from here")
+        console.print("stopped before the end; --resume continues from here")
         raise typer.Exit(INTERRUPTED if stop else 0)
 
 
 def clips(
     out: Annotated[Path, typer.Option(help="Folder for the clips.")],
-    count: Annotated[int, typer.Option(min=4, help="How many clips.")] = 4096,
-    frames: Annotated[int, typer.Option(min=2, help="Of each.")] = 5,
-    size: Annotated[str, typer.Option(help="Of each, HEIGHTxWIDTH.")] = "160x288",
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other clips.")] = 0,
+    count: Annotated[int, typer.Option(min=4, help="Number of clips.")] = 4096,
+    frames: Annotated[int, typer.Option(min=2, help="Frames per clip.")] = 5,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the clips.")] = "160x288",
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     labelled: Annotated[
         bool,
-        typer.Option("--labelled", help="All that looks like an object is one."),
+        typer.Option("--labelled", help="Label everything that looks like an object."),
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw a cache.")] = 1,
     davis: Annotated[
         bool,
-        typer.Option("--davis", help="A data set in DAVIS layout, for `eval`, not a cache."),
+        typer.Option("--davis", help="Write a data set in DAVIS layout, for `eval`, not a cache."),
     ] = False,
     level: Annotated[
         int | None,
-        typer.Option(min=0, max=3, help="With --davis: of this difficulty only."),
+        typer.Option(min=0, max=3, help="With --davis: difficulty of all clips."),
     ] = None,
 ) -> None:
-    """Draw procedural clips once, for `train --data cache:FOLDER`. Interrupted, it goes on."""
+    """Draw a cache of procedural clips for `train --data cache:FOLDER`. Restart to resume."""
     height, width = parse_size(size)
     from ..commands.draw import write_davis
     from ..training.synthetic.cache import write_cache
@@ -166,10 +169,10 @@ def clips(
 
 
 def plot(
-    folder: Annotated[Path, typer.Argument(help="Of a training run.")],
-    out: Annotated[Path | None, typer.Option(help="PNG to write; FOLDER/log.png.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path | None, typer.Option(help="PNG to write; default FOLDER/log.png.")] = None,
 ) -> None:
-    """Draw a training run's log: losses and held-out scores over the steps."""
+    """Plot the losses and held-out scores of a training run over its steps."""
     from ..training.plot import plot_log
     from ..training.trainer import LOG
 
@@ -183,48 +186,52 @@ def evaluate(
         Path | None, typer.Option(help="Masks to score: DIR/<sequence>/<frame>.png.")
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="What they should be, in the same layout.")
+        Path | None, typer.Option(help="Ground truth, in the same layout.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Or a model, to be run on --data and scored.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model to run on --data and score.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Data set as DAVIS has it: JPEGImages and Annotations.")
+        Path | None, typer.Option(help="Data set in DAVIS layout: JPEGImages and Annotations.")
     ] = None,
     weights: Weights = None,
     device: Device = "auto",
     precision: Precision = "auto",
     size: WorkingSize = None,
     memory: Memory = None,
-    sequences: Annotated[str | None, typer.Option(help="Only these, with commas.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=3, help="Only that many frames of each sequence.")
+    sequences: Annotated[
+        str | None, typer.Option(help="Only these sequences, comma-separated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep the model's masks there.")] = None,
-    binary: Annotated[bool, typer.Option("--binary", help="All ids are one object.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=3, help="Only this many frames of each sequence.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the model's masks.")] = None,
+    binary: Annotated[bool, typer.Option("--binary", help="Merge all ids into one.")] = False,
     void: Annotated[
         bool | None,
-        typer.Option(help="255 is void, or an id. By itself: void beside other ids."),
+        typer.Option(
+            help="Treat 255 as void, or as an object id. Default: void if other ids occur."
+        ),
     ] = None,
     threshold: Annotated[
         int | None,
-        typer.Option(min=1, max=255, help="Masks are soft: from that on, 0..255, is object 1."),
+        typer.Option(
+            min=1, max=255, help="Masks are soft, 0..255: object 1 at this value and above."
+        ),
     ] = None,
     propagation: Annotated[
         bool,
-        typer.Option(help="Also the first mask carried on by a backbone's features, untrained."),
+        typer.Option(help="Also score the first mask propagated by a backbone's features."),
     ] = True,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes, or actors of a cluster, for the sequences.")
+        int, typer.Option(min=1, help="Processes, or Ray actors, for the sequences.")
     ] = 1,
     ray: Ray = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to that file too.")
+        Path | None, typer.Option("--json", help="Write the figures to this file.")
     ] = None,
 ) -> None:
-    """J and F of masks in a folder, or of a model beside baselines that need no training.
+    """Measure J and F of masks in a folder, or of a model and of baselines without training.
 
-    The first and the last frame of a sequence are left out; the mean is over sequences.
+    The first and the last frame of a sequence are not scored; the mean is over sequences.
     """
     working_size = parse_working_size(size)
     folders, runs = (predictions, annotations), (model, data)
@@ -274,8 +281,8 @@ def evaluate(
 def _say_void(content: dict[str, Any]) -> None:
     if content["with_void"]:
         console.print(
-            f"255 is void in the annotation of {', '.join(content['with_void'])} and counts for "
-            "neither side; --no-void takes it for an id",
+            f"255 is void in the annotation of {', '.join(content['with_void'])} and is not "
+            "scored; --no-void treats it as an object id",
             highlight=False,
             soft_wrap=True,
             markup=False,
@@ -288,15 +295,15 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
     with progress_bar() as bar:
         task = bar.add_task(options.model, total=None)
-        found = work(
+        result = work(
             options,
             lambda p: bar.update(task, completed=p.done, total=p.total, description=p.sequence),
         )
-    content = found.as_json()
-    note = found.note or content["weights"]["name"]
-    style = "yellow" if found.note else None
+    content = result.as_json()
+    note = result.note or content["weights"]["name"]
+    style = "yellow" if result.note else None
     console.print(f"weights: {note}", style=style, highlight=False, markup=False)
-    console.print(comparison({options.model: found.evaluation, **found.baselines}))
+    console.print(comparison({options.model: result.evaluation, **result.baselines}))
     _say_void(content)
     console.print(
         f"{content['p50_ms']:.1f} ms a frame (median), {content['network_size']}, "

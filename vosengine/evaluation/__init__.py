@@ -1,4 +1,4 @@
-"""J and F of label images, baselines that need no network, and data sets in DAVIS layout."""
+"""J and F of label images, baselines without a network, and data sets in DAVIS layout."""
 
 from .assignment import best_ids, match_objects
 from .baselines import FirstMask, Frame, WarpedMask, centred_ellipse

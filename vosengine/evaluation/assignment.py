@@ -1,4 +1,4 @@
-"""Objects that a model found by itself, matched to those of an annotation."""
+"""Matching of discovered objects to annotated objects."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from .measure import Labels, measure
 def match_objects(
     predictions: Sequence[Labels], annotations: Sequence[Labels], *, name: str = "sequence"
 ) -> list[Labels]:
-    """The predictions with the annotation's ids: those of the assignment with the best mean J&F.
+    """Relabel predictions with the annotation's ids, by the assignment with the best mean J&F.
 
-    Every predicted object goes to at most one annotated object and the other way round, once for
-    the whole sequence; predicted objects that are left over become background. The frames that
-    count are those of `measure`, which also says what is raised.
+    The assignment is one-to-one and holds for the whole sequence; unmatched predicted objects
+    become background. Scored frames and exceptions are those of `measure`.
     """
     table = best_ids(predictions, annotations, name=name)
     return [table[prediction] for prediction in predictions]
@@ -27,7 +26,7 @@ def match_objects(
 def best_ids(
     predictions: Sequence[Labels], annotations: Sequence[Labels], *, name: str = "sequence"
 ) -> Labels:
-    """uint8 [256]: what `match_objects` makes of every predicted id."""
+    """The relabelling of `match_objects` as a lookup table, uint8 [256], by predicted id."""
     table: Labels = np.zeros(256, np.uint8)
     for predicted, annotated in _best_pairs(predictions, annotations, name).items():
         table[predicted] = annotated
@@ -37,10 +36,10 @@ def best_ids(
 def _best_pairs(
     predictions: Sequence[Labels], annotations: Sequence[Labels], name: str
 ) -> dict[int, int]:
-    """Predicted id to annotated id.
+    """Map predicted ids to annotated ids.
 
-    F is slow, so a pair starts with a bound on its J&F and is measured when the best assignment
-    holds it; that assignment is the best one once all its pairs are measured.
+    F is slow, so every pair starts with an upper bound of its J&F. A pair is measured only when
+    it is in the best assignment; the search ends when all pairs of that assignment are measured.
     """
     bounds = _Bounds(predictions, annotations)
     known = np.broadcast_to(bounds.predicted[:, None] == 0, bounds.values.shape).copy()
@@ -65,12 +64,12 @@ def _best_pairs(
 
 
 class _Bounds:
-    """The most that J&F of every pair can be: J exactly, and F as 1 but for the frames in which one
+    """Upper bounds of J&F for every pair of ids: J exactly; F is 1, or 0 in frames where only one
     mask is empty and the other has a boundary.
 
-    predicted, annotated  the ids; among the predicted ones a 0 for every annotated one, an empty
-                          mask, which may be better than all that is there
-    values                [predicted, annotated]; of empty masks exactly
+    predicted, annotated  the ids; `predicted` ends with one 0 per annotated id, an empty mask,
+                          which can score higher than every predicted object
+    values                [predicted, annotated]; exact for empty masks
     """
 
     def __init__(self, predictions: Sequence[Labels], annotations: Sequence[Labels]) -> None:
@@ -93,14 +92,14 @@ class _Bounds:
 
 
 def _joint_counts(prediction: Labels, annotation: Labels) -> NDArray[np.int64]:
-    """[predicted id, annotated id] pixels."""
+    """Pixel counts by id, [256 predicted, 256 annotated]."""
     joint = prediction.astype(np.int64) * 256 + annotation
     return np.bincount(joint.ravel(), minlength=65536).reshape(256, 256)
 
 
 def _present(labels: Sequence[Labels]) -> NDArray[np.int64]:
-    """The ids above 0 in any of the frames."""
+    """The ids above 0 that occur in any frame, ascending."""
     counts = np.zeros(256, np.int64)
-    for each in labels:
-        counts += np.bincount(each.ravel(), minlength=256)
+    for frame in labels:
+        counts += np.bincount(frame.ravel(), minlength=256)
     return np.flatnonzero(counts[1:]) + 1

@@ -1,4 +1,4 @@
-"""What a network has to beat: answers that need none."""
+"""Baselines without a network."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Frame = NDArray[np.uint8]  # [H, W, 3] RGB
 
 
 class FirstMask:
-    """The first mask, for every frame."""
+    """Baseline that returns the first mask for every frame."""
 
     def __init__(self, frame: Frame, mask: Labels) -> None:
         self._mask = mask
 
     def step(self, frame: Frame) -> Labels:
-        """The answer for the next frame."""
+        """Return the labels of the next frame."""
         return self._mask
 
 
 class WarpedMask:
-    """The first mask carried from frame to frame by optical flow (DIS, OpenCV's medium preset).
+    """Baseline that warps the first mask by optical flow (DIS, OpenCV's medium preset).
 
-    Every object's plane, 1 inside and 0 outside, is sampled bilinearly where the flow from this
-    frame to the one before points, and stays soft from frame to frame: rounded each time, slow
-    motion would be lost. A pixel shows its greatest object, where that is more than what the
-    objects leave to the background.
+    Each object's mask, 1 inside and 0 outside, is sampled bilinearly along the flow from the
+    current frame to the previous one. It is not rounded between frames, since that would lose
+    slow motion. The label of a pixel is the argmax over the objects and the background, which is
+    1 minus the sum of the objects.
     """
 
     def __init__(self, frame: Frame, mask: Labels) -> None:
@@ -42,7 +42,7 @@ class WarpedMask:
         self._grid = np.stack([columns, rows], axis=-1)
 
     def step(self, frame: Frame) -> Labels:
-        """The answer for the next frame."""
+        """Return the labels of the next frame."""
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         backward = self._flow.calc(grey, self._grey, None)  # type: ignore[call-overload]
         places = self._grid + backward
@@ -57,7 +57,10 @@ class WarpedMask:
 
 
 def centred_ellipse(height: int, width: int, share: float = 0.15) -> Labels:
-    """Object 1 as an ellipse of the frame's aspect in its middle, with that share of its area."""
+    """Labels of a centred ellipse with the frame's aspect ratio; `share` is its share of the area.
+
+    Returns uint8 [height, width], 1 inside.
+    """
     scale = math.sqrt(share / math.pi)
     y = (np.arange(height) + 0.5 - height / 2) / (scale * height)
     x = (np.arange(width) + 0.5 - width / 2) / (scale * width)

@@ -1,4 +1,4 @@
-"""Data sets in DAVIS layout: JPEGImages/480p/<sequence>/*.jpg with Annotations beside them."""
+"""Data sets in DAVIS layout: JPEGImages/480p/<sequence>/*.jpg, and Annotations likewise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..video.names import in_order
 
 @dataclass(frozen=True)
 class Annotated:
-    """A sequence with a mask for every frame: the files, in order."""
+    """A sequence with one annotation per frame; files in frame order."""
 
     name: str
     frames: tuple[Path, ...]
@@ -21,40 +21,40 @@ class Annotated:
 
 
 def find_annotated(root: Path, names: Sequence[str] | None = None) -> list[Annotated]:
-    """The sequences of a data set, by name.
+    """Find the annotated sequences of a data set, sorted by name.
 
-    root   holds JPEGImages and Annotations; their folder 480p is entered where there is one
-    names  only these
+    root   folder with JPEGImages and Annotations; a subfolder 480p of these is used if it exists
+    names  the sequences to return; None: all
 
-    Raises  InputError: no such folders, no sequences or not those asked for, and a sequence where
-            frames and masks do not go together.
+    Raises  InputError: a folder or a named sequence is missing, there are no sequences, or the
+            frames and masks of a sequence do not match.
     """
     images, masks = (resolution_folder(root / name) for name in ("JPEGImages", "Annotations"))
-    found = {folder.name: folder for folder in list_folders(images)}
-    if not found:
+    sequences = {folder.name: folder for folder in list_folders(images)}
+    if not sequences:
         raise InputError(f"{images}: holds no sequences, wanted <sequence>/<frame>.jpg beneath it")
-    unknown = [name for name in names or () if name not in found]
+    unknown = [name for name in names or () if name not in sequences]
     if unknown:
         raise InputError(
-            f"sequences: {images} has no {', '.join(unknown)}; wanted among {', '.join(found)}"
+            f"sequences: {images} has no {', '.join(unknown)}; wanted among {', '.join(sequences)}"
         )
-    return [_annotated(found[name], masks / name) for name in names or found]
+    return [_annotated(sequences[name], masks / name) for name in names or sequences]
 
 
 def list_folders(path: Path) -> list[Path]:
-    """The folders directly beneath, by name; raises InputError where there is no such folder."""
+    """List the direct subfolders, sorted. Raises InputError if `path` is not a folder."""
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
     return sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
 def annotation_files(folder: Path) -> list[Path]:
-    """The masks of one sequence, in order."""
+    """The mask files of one sequence, in frame order."""
     return in_order(path for path in folder.glob("*.png") if is_image(path))
 
 
 def resolution_folder(folder: Path) -> Path:
-    """The folder 480p in it, where there is one; else itself."""
+    """The subfolder 480p if it exists, else the folder itself."""
     return folder / "480p" if (folder / "480p").is_dir() else folder
 
 

@@ -1,7 +1,7 @@
 """J (region similarity) and F (boundary accuracy) of label images against annotations.
 
-Both are vos-benchmark's, frame by frame; which objects and frames count is DAVIS-2017's rule for
-semi-supervised results.
+Both are computed per frame by vos-benchmark. Which objects and frames are scored follows
+DAVIS-2017's rule for semi-supervised results.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from .layout import annotation_files, list_folders
 
 Labels = NDArray[np.uint8]  # [H, W] object ids, 0 is background
 
-FEWEST_FRAMES = 3  # the first and the last are left out
+FEWEST_FRAMES = 3  # the first and the last are not scored
 
 
 @dataclass(frozen=True)
 class Score:
-    """J and F as fractions 0..1."""
+    """J and F, 0 to 1."""
 
     j: float
     f: float
 
     @property
     def jf(self) -> float:
-        """J&F: the mean of the two."""
+        """J&F: the mean of J and F."""
         return (self.j + self.f) / 2
 
     @classmethod
@@ -48,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True)
 class SequenceScore:
-    """One sequence: every annotated object's mean over the frames, by its id."""
+    """Scores of one sequence: the mean over frames of every annotated object, by id."""
 
     objects: Mapping[int, Score]
 
@@ -60,20 +60,20 @@ class SequenceScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of several sequences, by name, and which of them have void in their annotation."""
+    """Scores of several sequences, by name; `with_void` names those whose annotation has void."""
 
     sequences: Mapping[str, SequenceScore]
     with_void: tuple[str, ...] = ()
 
     @property
     def mean(self) -> Score:
-        """The mean over the sequences, each counting once however many objects it has."""
+        """The mean over sequences, each with weight 1 regardless of its number of objects."""
         return Score.mean(sequence.mean for sequence in self.sequences.values())
 
     @property
     def mean_over_objects(self) -> Score:
-        """The mean over all objects of all sequences, the figure that DAVIS-2017 and vos-benchmark
-        call global; the same as `mean` where every sequence has equally many objects."""
+        """The mean over all objects of all sequences, called global by DAVIS-2017 and
+        vos-benchmark. Equals `mean` if all sequences have the same number of objects."""
         return Score.mean(
             score for sequence in self.sequences.values() for score in sequence.objects.values()
         )
@@ -82,20 +82,19 @@ class Evaluation:
 def measure(
     pairs: Iterable[tuple[Labels, Labels]], *, binary: bool = False, name: str = "sequence"
 ) -> SequenceScore:
-    """J and F of one sequence.
+    """Measure J and F of one sequence.
 
-    pairs   prediction and annotation [H, W] uint8 of every frame, in order, the first and the last
-            among them: those are left out, for the first is given and the last counts for nothing
-            in DAVIS either
-    binary  all ids above 0 are one object, 1
-    name    of the sequence, for messages
+    pairs   prediction and annotation, uint8 [H, W], of every frame in order. Include the first
+            and the last frame; they are not scored, as in DAVIS
+    binary  merge all ids above 0 into object 1
+    name    name of the sequence, for error messages
 
-    An object counts if the annotation shows it in any frame but the last, and in all frames that
-    count: where neither side shows it, J and F are 1. What the prediction calls by an id that the
-    annotation lacks is background. (DAVIS's own program refuses ids above those annotated.)
+    An object is scored if the annotation has it in any frame except the last. It is scored in
+    every scored frame; J and F are 1 if neither mask has it. Predicted ids that are not annotated
+    are background. (DAVIS's own program rejects ids above the annotated ones.)
 
-    Raises  InputError: fewer than 3 frames, sizes that differ, no annotated object;
-            DependencyError where vos-benchmark is not installed.
+    Raises  InputError: fewer than 3 frames, sizes differ, or no annotated object;
+            DependencyError: vos-benchmark is not installed.
     """
     evaluator = _new_evaluator()
     waiting: tuple[Labels, Labels] | None = None
@@ -130,8 +129,11 @@ def measure(
 
 
 def outside_void(prediction: Labels, annotation: Mask) -> Labels:
-    """The prediction with background where the annotation says nothing, as it has there itself: so
-    void counts for neither side, in J and in F, as in DAVIS's own program."""
+    """Set the prediction to background where the annotation is void.
+
+    The annotation is background there too, so void pixels affect neither J nor F, as in DAVIS's
+    own program.
+    """
     if annotation.void is None or prediction.shape != annotation.void.shape:
         return prediction
     return np.where(annotation.void, 0, prediction).astype(np.uint8)
@@ -140,15 +142,15 @@ def outside_void(prediction: Labels, annotation: Mask) -> Labels:
 def measure_folders(
     predictions: Path, annotations: Path, *, binary: bool = False, rule: MaskRule = AS_FOUND
 ) -> Evaluation:
-    """J and F of PREDICTIONS/<sequence>/<frame>.png against ANNOTATIONS/<sequence>/<frame>.png.
+    """Measure J and F of PREDICTIONS/<sequence>/<frame>.png against the same in ANNOTATIONS.
 
-    Every annotated frame counts, so that it needs a prediction; more predictions do no harm. Where
-    all masks of a sequence hold no ids but 0 and 255, as DAVIS 2016 has them, they show object 1;
-    beside other ids 255 is void in an annotation (see `outside_void`), and no object in a
-    prediction. `rule` says otherwise; `binary` as in `measure`.
+    Every annotated frame needs a prediction; extra predictions are ignored. If all masks of a
+    sequence hold only 0 and 255, as in DAVIS 2016, 255 is object 1. Otherwise 255 is void in an
+    annotation (see `outside_void`) and background in a prediction. `rule` overrides this;
+    `binary` as in `measure`.
 
-    Raises  InputError: no sequences; a prediction or its whole folder is missing; not an indexed
-            or grey image; or what `measure` refuses.
+    Raises  InputError: no sequences; a prediction or its folder is missing; an image is not
+            indexed or grey; or as in `measure`.
     """
     names = [folder.name for folder in list_folders(annotations) if any(folder.glob("*.png"))]
     if not names:
@@ -182,11 +184,11 @@ def measure_folders(
 
 
 class _ReadPairs:
-    """Prediction and annotation of every frame, and afterwards whether there was void."""
+    """Iterable of (prediction, annotation) per frame; `void` tells afterwards if any was void."""
 
     def __init__(self, predictions: Path, files: Sequence[Path], rule: MaskRule) -> None:
         self.void = False
-        # A prediction has no void: what `rule` says of it is for the annotation alone.
+        # Predictions have no void; that part of `rule` is for the annotation only.
         shown = replace(rule, void=None) if rule.void else rule
         self._predictions = MaskSequence([predictions / path.name for path in files], shown)
         self._annotations = MaskSequence(files, rule)
@@ -200,21 +202,21 @@ class _ReadPairs:
 
 
 def _new_evaluator() -> Any:
-    """vos-benchmark's Evaluator: its `benchmark` prints, forks, writes among the predictions and
-    ends the process on an error."""
+    """Create vos-benchmark's Evaluator. Its `benchmark` function is not used: it prints, forks,
+    writes into the predictions' folder and exits the process on an error."""
     try:
         return importlib.import_module("vos_benchmark.evaluator").Evaluator()
     except ImportError as error:
         raise DependencyError(
             f"evaluation: vos-benchmark cannot be imported ({error}); pip install "
-            '"vosengine[eval]", then pip install --no-deps vos-benchmark (its own dependencies '
-            "would put a second OpenCV over the one that is here)"
+            '"vosengine[eval]", then pip install --no-deps vos-benchmark (its dependencies would '
+            "install a second OpenCV over this one)"
         ) from error
 
 
 def _mean(values: Sequence[float], frames: int) -> float:
-    """The mean over the frames; the evaluator starts at an object's first appearance in either
-    mask, and before that both are empty."""
+    """The mean over the frames. The evaluator starts at an object's first appearance in either
+    mask; earlier frames, in which both masks are empty, count as 1."""
     return float(np.mean([1.0] * (frames - len(values)) + list(values)))
 
 

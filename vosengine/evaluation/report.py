@@ -1,4 +1,4 @@
-"""What an evaluation looks like: as JSON, and as a table."""
+"""Evaluations as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .measure import Evaluation, Score
 
 
 def report(evaluation: Evaluation) -> dict[str, Any]:
-    """`sequences: {name: {J, F, objects: {id: {J, F}}}}, mean: {J, F, JF}, mean_over_objects: {J,
-    F, JF}, with_void: [name]`, fractions 0..1. `mean` is over sequences; DAVIS-2017's global figure
-    is the other."""
+    """Convert an evaluation to JSON content: `sequences: {name: {J, F, objects: {id: {J, F}}}},
+    mean: {J, F, JF}, mean_over_objects: {J, F, JF}, with_void: [name]`. Scores are 0 to 1. `mean`
+    is over sequences; `mean_over_objects` is DAVIS-2017's global figure."""
     return {
         "sequences": {
             name: {
@@ -37,9 +37,11 @@ def report(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def comparison(columns: Mapping[str, Evaluation]) -> Table:
-    """J and F by sequence, and their mean over the sequences, of evaluations side by side; the
-    name of each stands over its J."""
-    table = Table(box=box.SIMPLE, padding=0)  # four side by side fit into 80 columns
+    """Table of J and F by sequence, and their mean over sequences, for several evaluations.
+
+    columns  evaluations by name; the name is the heading of the J column
+    """
+    table = Table(box=box.SIMPLE, padding=0)  # four evaluations fit into 80 columns
     table.add_column("sequence", vertical="bottom", no_wrap=True)
     for name in columns:
         table.add_column(f"{name}\nJ".lstrip(), justify="right", vertical="bottom")
@@ -52,7 +54,7 @@ def comparison(columns: Mapping[str, Evaluation]) -> Table:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write it as JSON. Raises OutputError where it cannot be written."""
+    """Write `content` as JSON. Raises OutputError if the file cannot be written."""
     write_whole(path, json.dumps(content, indent=1) + "\n")
 
 

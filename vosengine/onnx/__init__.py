@@ -1,7 +1,7 @@
-"""Models as ONNX graphs: what writes them (`export`) and what runs them without torch.
+"""Export of models to ONNX graphs, and running the exports without torch.
 
-`OnnxSegmenter` wants numpy and onnxruntime alone. `export_model` wants torch, onnx and onnxscript,
-which are imported when it is first used.
+`OnnxSegmenter` needs only numpy and onnxruntime. `export_model` needs torch, onnx and onnxscript,
+which are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""D-Net in onnxruntime: object proposals frame by frame.
+"""D-Net in onnxruntime: object proposals per frame.
 
     discovery = Discovery(manifest, sessions)       # of an export with `discover` and `guide`
-    found = discovery(frame)                        # uint8 [H, W, 3]; as vosengine.DNetSource
-    found.boxes, found.masks, found.scores          # numpy, in the frame's pixels
+    proposals = discovery(frame)                    # uint8 [H, W, 3]; as vosengine.DNetSource
+    proposals.boxes, proposals.masks, proposals.scores  # numpy, in the frame's pixels
     discovery.reset()                               # the next frame is the first of a stream
 
-Or in two steps, on a frame that is prepared already, in the network's pixels:
+Or in two steps, for a prepared frame, in the network's pixels:
 
-    found, saliency = discovery.look(prepared, geometry)
+    proposals, saliency = discovery.look(prepared, geometry)
     discovery.guide(prepared, saliency)             # or any other foreground [1, 1, h, w]
 """
 
@@ -23,13 +23,13 @@ from .sessions import Sessions, Values, lookup
 
 
 class FrameProposals(ObjectsSeen[np.ndarray]):
-    """P objects that are seen in one frame, as ObjectsSeen, of numpy arrays."""
+    """Proposals of one frame as numpy arrays; fields as in ObjectsSeen."""
 
 
 class Discovery:
-    """The graphs `discover` and `guide`, and what a frame leaves for the next one.
+    """Runs the graphs `discover` and `guide` and keeps the guidance for the next frame.
 
-    Where they are static, frames that do not fit what they take are stretched to it.
+    If the graphs are static, frames of another size are stretched to their size.
     """
 
     def __init__(self, manifest: Manifest, sessions: Sessions) -> None:
@@ -48,11 +48,11 @@ class Discovery:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the stream."""
+        """Discard the state; the next frame is the first of a stream."""
         self.guidance: OrtValue | None = None
 
     def __call__(self, frame: np.ndarray) -> FrameProposals:
-        """Proposals for the next frame of a stream, uint8 [H, W, 3] RGB; guides the one after."""
+        """Return proposals for the next frame, uint8 [H, W, 3] RGB, and update the guidance."""
         value = self.sessions.value
         geometry = self.geometry((frame.shape[0], frame.shape[1]))
         caller = {
@@ -61,31 +61,34 @@ class Discovery:
             "caller.padding": value(np.array(geometry.padding)),
         }
         prepared = self.sessions("prepare", lookup(caller))["prepared"]
-        found, saliency = self.look(prepared, geometry)
+        proposals, saliency = self.look(prepared, geometry)
         self.guide(prepared, saliency)
         left, _, top, _ = geometry.padding
         height, width = geometry.resized
-        masks = found.masks[:, top : top + height, left : left + width]
+        masks = proposals.masks[:, top : top + height, left : left + width]
         masks = resize_masks(masks, geometry.frame)
-        return FrameProposals(boxes_of(masks), masks, found.scores)
+        return FrameProposals(boxes_of(masks), masks, proposals.scores)
 
     def geometry(self, size: Size) -> Geometry:
-        """How a frame of that size lies in the network's input."""
-        found = Geometry.fit(size, size=self.size, multiple=self.multiple)
-        if self.fixed in (None, found.network):
-            return found
+        """The mapping of a frame of that size to the network's input."""
+        geometry = Geometry.fit(size, size=self.size, multiple=self.multiple)
+        if self.fixed in (None, geometry.network):
+            return geometry
         return Geometry.fit(size, size=self.fixed, multiple=self.multiple)
 
     def look(self, prepared: OrtValue, geometry: Geometry) -> tuple[FrameProposals, OrtValue]:
-        """Proposals for a prepared frame, in the pixels of the network's padded input, by falling
-        heat of the centre, none that overlap; and the probability of the foreground there, float32
-        [1, 1, H / 4, W / 4]."""
+        """Return proposals for a prepared frame and its saliency.
+
+        Proposals are in pixels of the network's padded input, do not overlap, and are sorted by
+        descending heat of the centre. The saliency is the foreground's probability, float32
+        [1, 1, H / 4, W / 4].
+        """
         value = self.sessions.value
         cells = geometry.cells(self.multiple)
-        known = self.guidance
-        if known is not None and tuple(known.shape()[2:]) != cells:
-            known = None
-        nothing = np.zeros((1, self.channels, *cells), self._dtype)
+        guidance = self.guidance
+        if guidance is not None and tuple(guidance.shape()[2:]) != cells:
+            guidance = None
+        zeros = np.zeros((1, self.channels, *cells), self._dtype)
         left, _, top, _ = geometry.padding
         outputs = run(
             self.manifest,
@@ -93,8 +96,8 @@ class Discovery:
             "discover",
             {
                 "prepared": prepared,
-                "guidance": value(nothing) if known is None else known,
-                "guided": value(np.array(known is not None)),
+                "guidance": value(zeros) if guidance is None else guidance,
+                "guided": value(np.array(guidance is not None)),
                 "region": value(np.array((top, left, *geometry.resized))),
             },
         )
@@ -105,44 +108,42 @@ class Discovery:
         return FrameProposals(boxes_of(masks), masks, scores), outputs["saliency"]
 
     def guide(self, prepared: OrtValue, saliency: OrtValue) -> None:
-        """Tell the next frame what this one showed, [1, 1, h, w] in 0..1."""
-        given = {"prepared": prepared, "saliency": saliency}
-        self.guidance = run(self.manifest, self.sessions, "guide", given)["guidance"]
+        """Compute the next frame's guidance from this frame's foreground, [1, 1, h, w], 0 to 1."""
+        inputs = {"prepared": prepared, "saliency": saliency}
+        self.guidance = run(self.manifest, self.sessions, "guide", inputs)["guidance"]
 
 
-def run(manifest: Manifest, sessions: Sessions, verb: str, given: Values) -> Values:
-    """A graph on values by the names of its inputs."""
-    sources = {port.source: given[port.name] for port in manifest.graphs[verb].inputs}
+def run(manifest: Manifest, sessions: Sessions, verb: str, inputs: Values) -> Values:
+    """Run a graph on values by input name. Returns its outputs by name."""
+    sources = {port.source: inputs[port.name] for port in manifest.graphs[verb].inputs}
     return sessions(verb, lookup(sources))
 
 
-def _size(given: int | list[int] | None) -> Size | int | None:
-    """A size as JSON has it."""
-    return (given[0], given[1]) if isinstance(given, (list, tuple)) else given
+def _size(size: int | list[int] | None) -> Size | int | None:
+    """Convert a size from JSON: a pair is a list there."""
+    return (size[0], size[1]) if isinstance(size, (list, tuple)) else size
 
 
 def resize_masks(masks: np.ndarray, size: Size) -> np.ndarray:
-    """Masks [N, H, W] bool at another size, each pixel that of the nearest centre."""
+    """Resize masks [N, H, W] bool by nearest neighbour (pixel centres)."""
     if masks.shape[1:] == size:
         return masks
-    rows, columns = (
-        nearest(there, wanted) for there, wanted in zip(masks.shape[1:], size, strict=True)
-    )
+    rows, columns = (nearest(old, new) for old, new in zip(masks.shape[1:], size, strict=True))
     resized: np.ndarray = masks[:, rows[:, None], columns]
     return resized
 
 
-def nearest(there: int, wanted: int) -> np.ndarray:
-    """[wanted]: the pixel of `there` whose centre is nearest; float32 as torch counts."""
-    places = np.arange(wanted, dtype=np.float32) + np.float32(0.5)
-    found = np.floor(places * np.float32(there / wanted)).astype(np.int64)
-    inside: np.ndarray = np.minimum(found, there - 1)
+def nearest(old: int, new: int) -> np.ndarray:
+    """Source index [new] int64 of nearest-neighbour resizing, computed in float32 as in torch."""
+    centres = np.arange(new, dtype=np.float32) + np.float32(0.5)
+    index = np.floor(centres * np.float32(old / new)).astype(np.int64)
+    inside: np.ndarray = np.minimum(index, old - 1)
     return inside
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """The tightest boxes [N, 4] float32 (left, top, right, bottom; the last two exclusive) around
-    masks [N, H, W] bool; zeros where a mask is empty."""
+    """Bounding boxes [N, 4] float32 (left, top, right, bottom; the last two exclusive) of masks
+    [N, H, W] bool; zeros for an empty mask."""
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
     for box, mask in zip(boxes, masks, strict=True):
         columns, rows = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))

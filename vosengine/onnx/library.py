@@ -1,8 +1,8 @@
-"""Operators beyond ONNX's own: which an export may be written with, and the library of ours.
+"""Operator sets of an export, and the library of custom operators.
 
-The library is C++ built beside the engine's extension, without torch and without Python. Any
-program registers it with onnxruntime (`register_custom_ops_library`) and runs graphs of the domain
-"vosengine".
+The library is C++, built with the engine's extension, without torch and Python. Any program can
+register it with onnxruntime (`register_custom_ops_library`) to run graphs with operators of the
+domain "vosengine".
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from ..errors import DependencyError
 
 KINDS = ("standard", "contrib", "vosengine")
 DOMAIN = "vosengine"
-VERSION = 1  # of the operators; csrc/onnxruntime/ops.cpp has it too
+VERSION = 1  # of the operators; csrc/onnxruntime/library.cpp has it too
 LIBRARY = Path(__file__).resolve().parents[1] / "libvosengine_ops.so"
 WITHOUT = "or export the model with --ops standard, which needs none"
 
 
 def find_library(operators: Iterable[str], version: int = VERSION) -> Path:
-    """The library that has these operators ("vosengine::read_memory"), of that version.
+    """Path of the library, checked to be loadable and of that version.
 
-    Raises  DependencyError where it was not built, is another platform's or of another version.
+    operators  names for error messages, such as "vosengine::read_memory"
+
+    Raises  DependencyError: it was not built, or is for another platform or of another version.
     """
     wanted = f"operator {', '.join(sorted(operators))}"
     if not LIBRARY.is_file():

@@ -1,4 +1,4 @@
-"""model.json: what stands beside the graphs, so that any program can drive them."""
+"""model.json: the description of an export that any program needs to run its graphs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ Axis: TypeAlias = "int | str"
 
 @dataclass(frozen=True)
 class Port:
-    """A tensor that goes into a graph or comes out of it.
+    """An input or output tensor of a graph.
 
-    name    in the graph
+    name    name in the graph
     dtype   "float32", "float16", "int64", "uint8", "bool"...
-    shape   numbers, and of axes that vary a name ("objects") or an expression ("16*h")
-    source  of an input: where it comes from. "caller.X": the program that drives the graphs;
-            "VERB.OUTPUT": what a graph said of this frame; "VERB.OUTPUT@-1": of the frame so many
-            before (or after); "state.NAME": the memory
-            of an output that is kept: "state.NAME"; else empty
-    axes    of an input: what every axis is, whether it varies or not: "objects", "frames", ""...
+    shape   sizes; a dynamic axis has a name ("objects") or an expression ("16*h")
+    source  of an input: "caller.X" from the calling program; "VERB.OUTPUT" a graph's output for
+            this frame; "VERB.OUTPUT@-1" for the frame at that offset; "state.NAME" the memory.
+            Of an output: "state.NAME" if it updates the memory, else empty
+    axes    of an input: the name of every axis, dynamic or not: "objects", "frames", ""...
     """
 
     name: str
@@ -40,8 +39,8 @@ class Port:
 
 @dataclass(frozen=True)
 class Graph:
-    """One verb: a file, its hash, its tensors in order, and the operators that it has beside
-    ONNX's own ("vosengine::read_memory")."""
+    """One graph: file, hash, inputs and outputs in order, and the operators outside ONNX's own
+    domain ("vosengine::read_memory")."""
 
     file: str
     sha256: str
@@ -52,19 +51,19 @@ class Graph:
 
 @dataclass(frozen=True)
 class Manifest:
-    """An exported model.
+    """The content of model.json.
 
-    policy        how the memory is driven: "memory", "foreground", "support", "proposals", "tracks"
-    dynamic       whether sizes, objects and memory are free; else they are those of the shapes
-    objects       rows of every graph where it is not dynamic
-    size, multiple  the frame's size in the network and what it is padded to: Geometry.fit
-    sees          the frames that an answer needs, relative to it
-    state         tensors that are kept from frame to frame, zeros at first
-    settings      of the policy
-    weights       the card's name, caption, whether it was trained, and its identity
-    ops           which operators were asked for: "standard", "contrib", "vosengine"
-    ops_version   of the operators of the domain "vosengine", where graphs have such; else 0
-    ops_kept      what was left in standard operators all the same, and why
+    policy        the memory policy: "memory", "foreground", "support", "proposals", "tracks"
+    dynamic       whether the axes of sizes, objects and memory are dynamic
+    objects       object rows of every graph, if not dynamic
+    size, multiple  working size, and the multiple to pad to: arguments of Geometry.fit
+    sees          offsets of the frames that an answer needs
+    state         tensors kept from frame to frame, initially zero
+    settings      settings of the policy
+    weights       name, caption, trained flag and identity of the weight card
+    ops           the requested operators: "standard", "contrib", "vosengine"
+    ops_version   version of the operators of the domain "vosengine"; 0 if there are none
+    ops_kept      ops left in standard operators although others were requested, with reasons
     """
 
     model: str
@@ -101,8 +100,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Raises WeightsError: no export there, of another format, damaged, or its graphs are not
-        those that it was written with."""
+        """Read model.json and check the hashes of all graphs.
+
+        Raises  WeightsError: no export there, another format, damaged, or a graph has changed.
+        """
         path = folder / MANIFEST
         if not path.is_file():
             raise WeightsError(
@@ -112,10 +113,10 @@ class Manifest:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise WeightsError(f"{path}: is not JSON ({error}); export the model anew") from None
-        found = fields.get("format") if isinstance(fields, dict) else None
-        if found != FORMAT:
-            raise WeightsError(f"{path}: wanted format {FORMAT}, given {found!r}; export anew")
-        # What has the hash was written by `write`: nothing in it has to be looked at twice.
+        version = fields.get("format") if isinstance(fields, dict) else None
+        if version != FORMAT:
+            raise WeightsError(f"{path}: wanted format {FORMAT}, given {version!r}; export anew")
+        # The hash proves that `write` wrote it: the fields need no further validation.
         if fields.pop("sha256", None) != _digest_of(fields):
             raise WeightsError(f"{path}: fails its hash: damaged or edited; export the model anew")
         fields["graphs"] = {name: _graph(each) for name, each in fields["graphs"].items()}
@@ -131,7 +132,7 @@ class Manifest:
 
 
 def _digest_of(fields: dict[str, Any]) -> str:
-    """sha256 of all fields as compact JSON, their names in order."""
+    """sha256 of all fields as compact JSON with sorted keys."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""A caller's frames and masks, checked without torch."""
+"""Validation of frames and masks, without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..types import Prompt, Size
 
 
 def check_frame(frame: Any) -> np.ndarray:
-    """A frame as uint8 [H, W, 3]; raises InputError for anything else."""
+    """Check that a frame is uint8 [H, W, 3]. Raises InputError otherwise."""
     if not isinstance(frame, np.ndarray):
         raise InputError(f"frame: wanted a numpy array, given {type(frame).__name__}")
     if frame.dtype != np.uint8:
@@ -32,8 +32,8 @@ def check_frame(frame: Any) -> np.ndarray:
 
 
 def check_mask(mask: Any, size: Size) -> Prompt[np.ndarray]:
-    """A mask as a prompt: [H, W] object ids, or [O, H, W] with a plane for each object, as the
-    engine's `check_mask` takes them; raises InputError for anything else."""
+    """Convert a mask to a prompt: [H, W] object ids, or [O, H, W] with one plane per object, as in
+    the engine's `check_mask`. Raises InputError otherwise."""
     if not isinstance(mask, np.ndarray):
         raise InputError(f"mask: wanted a numpy array, given {type(mask).__name__}")
     if mask.ndim == 3:
@@ -42,7 +42,7 @@ def check_mask(mask: Any, size: Size) -> Prompt[np.ndarray]:
     check_ids(int(mask.min()), int(mask.max()))
     labels = mask.astype(np.uint8)
     present = np.bincount(labels.ravel(), minlength=256).nonzero()[0]
-    return Prompt(labels, tuple(int(each) for each in present if each > 0))
+    return Prompt(labels, tuple(int(i) for i in present if i > 0))
 
 
 def _labels_of_planes(planes: np.ndarray, size: Size) -> np.ndarray:
@@ -51,6 +51,6 @@ def _labels_of_planes(planes: np.ndarray, size: Size) -> np.ndarray:
     check_values(dtype, float(planes.min()), float(planes.max()))
     if dtype in HARD:
         check_apart(int((planes.sum(axis=0) > 1).sum()))
-    found = np.where(planes.max(axis=0) > THRESHOLD, planes.argmax(axis=0) + 1, 0)
-    labels: np.ndarray = found.astype(np.uint8)
+    plane_ids = np.where(planes.max(axis=0) > THRESHOLD, planes.argmax(axis=0) + 1, 0)
+    labels: np.ndarray = plane_ids.astype(np.uint8)
     return labels

@@ -1,4 +1,4 @@
-"""How a memory is driven: what a program does between the graphs of one model."""
+"""Memory policies: what a program does between the graphs of one model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from .sessions import Sessions, Values, lookup
 
 
 @dataclass(frozen=True)
-class Found:
-    """What `segment` says of a frame.
+class SegmentOutput:
+    """The result of `segment` for a frame.
 
     logits  [rows, h, w] float32
-    count   the first rows that mean something: those of the objects alive, then of discovered ones
+    count   number of valid rows: the objects alive, then the discovered ones
+    aux     passed on to `remember`
     """
 
     logits: OrtValue
@@ -30,12 +31,14 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Marked:
+class FrameMasks:
     """The masks of a frame as `remember` takes them.
 
     masks     [1 + rows, H, W] float32, padded; None without objects
-    prompted  bool [rows], shown in it by the caller
-    count     objects after this frame; `before`, before it: the first rows
+    prompted  bool [rows], whether the caller's prompt shows the object
+    before    number of objects before this frame, the first rows
+    count     number of objects after this frame
+    aux       from `segment`
     """
 
     masks: OrtValue | None
@@ -46,10 +49,10 @@ class Marked:
 
 
 class Policy:
-    """Every tensor of the memory is in and out of the graphs: nothing to do but to pass it on.
+    """Base policy: every memory tensor is an input and output of the graphs and is passed on.
 
-    Of dynamic graphs the memory has as many rows as there are objects, and as many frames as are
-    in use; of static ones both are fixed, and rows without an object are not alive.
+    With dynamic graphs the memory has one row per object and one entry per frame in use. With
+    static graphs both sizes are fixed, and rows without an object are not alive.
     """
 
     def __init__(self, manifest: Manifest, sessions: Sessions) -> None:
@@ -58,19 +61,19 @@ class Policy:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the stream."""
+        """Discard the state; the next frame is the first of a stream."""
         self.rows = 0
         self.state: Values = {}
         self.frame_index = 0
 
     def ask(self, source: Callable[[np.ndarray, int], Any]) -> None:
-        """Take proposals from there. Raises ConfigError where the model takes none."""
+        """Set the source of proposals. Raises ConfigError if the model takes none."""
         raise ConfigError(
             f"proposals: an export of {self.manifest.model} takes none; leave them out"
         )
 
     def start(self, geometry: Geometry) -> None:
-        """Before the first frame of a stream."""
+        """Create the state before the first frame of a stream."""
         self.geometry = geometry
         self.free: dict[str, int] = {"objects": 0, "frames": 1}
         if not self.manifest.dynamic:
@@ -80,7 +83,7 @@ class Policy:
             self.state[f"state.{port.name}"] = self.sessions.value(np.zeros(shape, port.dtype))
 
     def _size(self, axis: Axis) -> int:
-        """What an axis measures in this stream: "2*h" by the geometry, "objects" as it is now."""
+        """The current size of an axis: "2*h" from the geometry, "objects" from `free`."""
         if isinstance(axis, int):
             return axis
         factor, _, name = axis.rpartition("*")
@@ -90,7 +93,7 @@ class Policy:
         return self.free[name]
 
     def resize(self, axis: str, size: int) -> None:
-        """Give every tensor of the memory that many along an axis: zeros where it had fewer."""
+        """Resize an axis in every memory tensor: truncate, or append zeros."""
         self.free[axis] = size
         for port in self.manifest.state:
             if axis in port.axes:
@@ -100,48 +103,48 @@ class Policy:
                 )
 
     def make_rows(self, count: int) -> None:
-        """Room for that many objects, and of dynamic graphs no more."""
+        """Resize the memory to that many objects, if the graphs are dynamic."""
         if self.manifest.dynamic and count != self.rows:
             self.resize("objects", count)
             self.rows = count
 
     def encode(self, frame: np.ndarray, prepared: OrtValue) -> Values:
-        """What is known of a frame alone, by source."""
-        found = {"prepare.prepared": prepared}
-        outputs = self.sessions("encode", lookup(found))
-        return {**found, **{f"encode.{name}": value for name, value in outputs.items()}}
+        """Return the prepared frame and its features, by source name."""
+        inputs = {"prepare.prepared": prepared}
+        outputs = self.sessions("encode", lookup(inputs))
+        return {**inputs, **{f"encode.{name}": value for name, value in outputs.items()}}
 
-    def segment(self, seen: Sequence[Values], count: int) -> Found:
-        """Logits of the frame answered for; `seen` are the frames in `sees`."""
+    def segment(self, seen: Sequence[Values], count: int) -> SegmentOutput:
+        """Return the logits of the current frame; `seen` holds the features of frames `sees`."""
         outputs = self.sessions("segment", lookup(self.named(seen), self.state))
         rows = count if self.manifest.needs_mask else self.manifest.max_objects
-        return Found(outputs["logits"], rows)
+        return SegmentOutput(outputs["logits"], rows)
 
     def pixels_under(
-        self, found: Found | None, row: int, prompt: np.ndarray | None
+        self, segmented: SegmentOutput | None, row: int, prompt: np.ndarray | None
     ) -> tuple[int, int]:
-        """How many pixels of a discovered object lie under the caller's mask, and of how many: no
-        matter where none is both discovered and shown."""
+        """Pixels of a discovered object inside the prompt, and its total: (0, 0) for models whose
+        objects are not both discovered and prompted."""
         return 0, 0
 
     def named(self, seen: Sequence[Values]) -> Values:
-        """The features of several frames: of the one answered for as they are, of the others with
-        "@" and how far off they are."""
+        """The features of several frames by source name; other frames than the current one have
+        the suffix "@" and their offset."""
         values: Values = {}
         for offset, features in zip(self.manifest.sees, seen, strict=True):
-            end = f"@{offset:+d}" if offset else ""
-            values.update({name + end: value for name, value in features.items()})
+            suffix = f"@{offset:+d}" if offset else ""
+            values.update({name + suffix: value for name, value in features.items()})
         return values
 
-    def remember(self, seen: Sequence[Values], marked: Marked) -> None:
-        """The only writer of the memory."""
+    def remember(self, seen: Sequence[Values], marked: FrameMasks) -> None:
+        """Update the memory from the masks of a frame. Nothing else writes the memory."""
         if "remember" in self.manifest.graphs and marked.count:
             self._grow()
             self._keep("remember", lookup(self.caller(marked), self.named(seen), self.state))
         self.frame_index += 1
 
-    def caller(self, marked: Marked) -> Values:
-        """What the program itself has to say."""
+    def caller(self, marked: FrameMasks) -> Values:
+        """The inputs of `remember` that come from the calling program, by source name."""
         assert marked.masks is not None
         value = self.sessions.value
         return {
@@ -152,7 +155,7 @@ class Policy:
         }
 
     def _keep(self, verb: str, source: Any) -> Values:
-        """Run a graph, and take its outputs that are of the memory."""
+        """Run a graph and store its outputs that update the memory. Returns all outputs."""
         outputs = self.sessions(verb, source)
         for port in self.manifest.graphs[verb].outputs:
             if port.source:
@@ -160,14 +163,14 @@ class Policy:
         return outputs
 
     def _grow(self) -> None:
-        """Room for the frame that is written next."""
+        """Make room in the memory for the next frame, if the graphs are dynamic."""
         if self.manifest.dynamic and "state.cursor" in self.state:
             needed = int(self.state["state.cursor"].numpy().max(initial=0)) + 1
             if needed > self.free["frames"]:
                 self.resize("frames", needed)
 
     def forget(self, slot: int, count: int) -> None:
-        """Drop an object; the last of the `count` objects moves into its place."""
+        """Remove an object; the last of the `count` objects moves to its row."""
         last = count - 1
         for port in self.manifest.state:
             if "objects" in port.axes:
@@ -181,12 +184,12 @@ class Policy:
 
 def _resized(array: np.ndarray, axis: int, size: int) -> np.ndarray:
     kept = array.take(range(min(size, array.shape[axis])), axis)
-    more = [(0, 0)] * array.ndim
-    more[axis] = (0, size - kept.shape[axis])
-    return np.pad(kept, more)
+    padding = [(0, 0)] * array.ndim
+    padding[axis] = (0, size - kept.shape[axis])
+    return np.pad(kept, padding)
 
 
-POLICIES = {  # by name in a manifest, its module and class
+POLICIES = {  # module and class by a manifest's `policy`
     "memory": ("policies", "Policy"),
     "foreground": ("policies", "Policy"),
     "support": ("support", "SupportPolicy"),
@@ -196,7 +199,7 @@ POLICIES = {  # by name in a manifest, its module and class
 
 
 def make_policy(manifest: Manifest, sessions: Sessions) -> Policy:
-    """The policy that a manifest names."""
+    """Create the policy named in the manifest."""
     module, name = POLICIES[manifest.policy]
-    found: Policy = getattr(import_module(f".{module}", __package__), name)(manifest, sessions)
-    return found
+    policy: Policy = getattr(import_module(f".{module}", __package__), name)(manifest, sessions)
+    return policy

@@ -1,4 +1,4 @@
-"""DMN-AOA's memory, and the proposals that it matches: the caller's, or D-Net's."""
+"""Memory policy of DMN-AOA, and its proposals: the caller's or D-Net's."""
 
 from __future__ import annotations
 
@@ -13,50 +13,52 @@ from ..types import Geometry, Size
 from .discovery import Discovery, boxes_of, resize_masks
 from .discovery import FrameProposals as FrameProposals
 from .manifest import Axis, Manifest
-from .policies import Found, Marked, Policy
+from .policies import FrameMasks, Policy, SegmentOutput
 from .sessions import Sessions, Values, lookup
 
-Source = Callable[[np.ndarray, int], FrameProposals]  # of a frame uint8 [H, W, 3] and its number
+Source = Callable[[np.ndarray, int], FrameProposals]  # (frame uint8 [H, W, 3], its index)
 
 
-def check_proposals(given: object, size: Size) -> None:
+def check_proposals(proposals: object, size: Size) -> None:
     """Raise InputError unless these are proposals for a frame of that size."""
-    check_arrays(given, size, FrameProposals, np.ndarray, "a numpy array")
-    assert isinstance(given, FrameProposals)
-    check_numbers(given.boxes, given.scores, given.scores)
+    check_arrays(proposals, size, FrameProposals, np.ndarray, "a numpy array")
+    assert isinstance(proposals, FrameProposals)
+    check_numbers(proposals.boxes, proposals.scores, proposals.scores)
 
 
-def to_network(given: FrameProposals, geometry: Geometry) -> FrameProposals:
-    """Proposals for the caller's frame as proposals for the network's padded input."""
+def to_network(proposals: FrameProposals, geometry: Geometry) -> FrameProposals:
+    """Map proposals from the caller's frame to the network's padded input."""
     left, right, top, bottom = geometry.padding
     (height, width), (new_height, new_width) = geometry.frame, geometry.resized
     scale = np.array([new_width / width, new_height / height] * 2, dtype=np.float32)
-    masks = resize_masks(given.masks, geometry.resized)
+    masks = resize_masks(proposals.masks, geometry.resized)
     return FrameProposals(
-        given.boxes * scale + np.array([left, top] * 2, dtype=np.float32),
+        proposals.boxes * scale + np.array([left, top] * 2, dtype=np.float32),
         np.pad(masks, ((0, 0), (top, bottom), (left, right))),
-        given.scores,
+        proposals.scores,
     )
 
 
-def chosen(given: FrameProposals, *, overlap: float, limit: int) -> FrameProposals:
-    """Those that are looked at: `clean` and then `best_of` of vosengine.proposals."""
-    masks = given.masks
-    kept = _candidates(given).distinct(lambda i, j: np.array_equal(masks[i], masks[j]))
-    given = given.chosen(kept)
-    return given.chosen(_candidates(given).best(overlap, limit))
+def chosen(proposals: FrameProposals, *, overlap: float, limit: int) -> FrameProposals:
+    """Select the proposals to match: `clean`, then `best_of`, of vosengine.proposals."""
+    masks = proposals.masks
+    kept = _candidates(proposals).distinct(lambda i, j: np.array_equal(masks[i], masks[j]))
+    proposals = proposals.chosen(kept)
+    return proposals.chosen(_candidates(proposals).best(overlap, limit))
 
 
-def _candidates(given: FrameProposals) -> Candidates:
-    tight, size = boxes_of(given.masks), (given.masks.shape[1], given.masks.shape[2])
-    return Candidates(given.boxes, tight, given.scores, tight[:, 2] > 0, size)
+def _candidates(proposals: FrameProposals) -> Candidates:
+    masks = proposals.masks
+    tight, size = boxes_of(masks), (masks.shape[1], masks.shape[2])
+    return Candidates(proposals.boxes, tight, proposals.scores, tight[:, 2] > 0, size)
 
 
 class ProposalPolicy(Policy):
-    """The memory of every object, and the frames that masks are refined with.
+    """Policy of DMN-AOA: the memory of every object, and the reference frames for refinement.
 
-    A first frame is one row of `first_keys` and `first_features`, shared by the objects that began
-    in it; `first` says whose is which. Of dynamic graphs there are as many rows as first frames.
+    A first frame is one row of `first_keys` and `first_features`, shared by the objects that
+    started in it; `first` maps objects to rows. With dynamic graphs there is one row per first
+    frame.
     """
 
     def __init__(self, manifest: Manifest, sessions: Sessions) -> None:
@@ -79,26 +81,26 @@ class ProposalPolicy(Policy):
         return super()._size(axis)
 
     def encode(self, frame: np.ndarray, prepared: OrtValue) -> Values:
-        """The features, and the proposals that are looked at, padded where graphs are static."""
+        """Return the features and the selected proposals, padded if the graphs are static."""
         settings, value = self.manifest.settings, self.sessions.value
-        given = self._seen(frame)
-        check_proposals(given, self.geometry.frame)
+        proposals = self._proposals(frame)
+        check_proposals(proposals, self.geometry.frame)
         kept = chosen(
-            to_network(given, self.geometry),
+            to_network(proposals, self.geometry),
             overlap=settings["proposal_overlap"],
             limit=settings["max_proposals"],
         )
         rows = max(1, len(kept)) if self.manifest.dynamic else settings["max_proposals"]
-        more = (0, rows - len(kept))
+        padding = (0, rows - len(kept))
         return {
             **super().encode(frame, prepared),
-            "caller.boxes": value(np.pad(kept.boxes, (more, (0, 0)))),
-            "caller.masks": value(np.pad(kept.masks, (more, (0, 0), (0, 0)))),
+            "caller.boxes": value(np.pad(kept.boxes, (padding, (0, 0)))),
+            "caller.masks": value(np.pad(kept.masks, (padding, (0, 0), (0, 0)))),
             "caller.there": value(np.arange(rows) < len(kept)),
         }
 
-    def _seen(self, frame: np.ndarray) -> FrameProposals:
-        """The caller's proposals; or D-Net's, which is asked again where a step failed."""
+    def _proposals(self, frame: np.ndarray) -> FrameProposals:
+        """The caller's proposals, or D-Net's; D-Net's guidance is restored if a step is retried."""
         if self.source is not None:
             return self.source(frame, self.frame_index)
         if self._asked is not None and self._asked[0] == self.frame_index:
@@ -106,7 +108,7 @@ class ProposalPolicy(Policy):
         self._asked = self.frame_index, self.discovery.guidance
         return self.discovery(frame)
 
-    def segment(self, seen: Sequence[Values], count: int) -> Found:
+    def segment(self, seen: Sequence[Values], count: int) -> SegmentOutput:
         value = self.sessions.value
         rows = np.array(self.first.rows + [0] * (self.rows - count), dtype=np.int64)
         caller = {
@@ -115,9 +117,9 @@ class ProposalPolicy(Policy):
             "caller.frame_index": value(np.array(self.frame_index)),
         }
         outputs = self.sessions("segment", lookup(self.named(seen), caller, self.state))
-        return Found(outputs["logits"], count)
+        return SegmentOutput(outputs["logits"], count)
 
-    def remember(self, seen: Sequence[Values], marked: Marked) -> None:
+    def remember(self, seen: Sequence[Values], marked: FrameMasks) -> None:
         super().remember(seen, marked)
         row = self.first.begin(marked.count)
         if row is not None:
@@ -126,7 +128,7 @@ class ProposalPolicy(Policy):
             self._copy_row("previous", 0, row)
 
     def _copy_row(self, of: str, row: int, into: int) -> None:
-        """A row of the frame before or of the first frames as a row of the first frames."""
+        """Copy a row of `previous` or `first` tensors to a row of the first frames."""
         for what in ("keys", "features"):
             name = f"state.first_{what}"
             rows = self.state[name].numpy().copy()
@@ -134,7 +136,7 @@ class ProposalPolicy(Policy):
             self.state[name] = self.sessions.value(rows)
 
     def forget(self, slot: int, count: int) -> None:
-        """Drop an object, and the frame that it began with if nobody else has it."""
+        """Remove an object, and its first frame if no other object shares it."""
         super().forget(slot, count)
         moved = self.first.forget(slot)
         if moved is not None:

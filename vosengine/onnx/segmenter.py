@@ -1,4 +1,4 @@
-"""An exported model as a stream: the engine's `step`, by onnxruntime and numpy alone."""
+"""Streams over exported models, with onnxruntime and numpy only."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from ..errors import ConfigError, InputError
 from ..types import Geometry, Result, Size
 from .manifest import Manifest
 from .pictures import check_frame, check_mask
-from .policies import Found, Marked, make_policy
+from .policies import FrameMasks, SegmentOutput, make_policy
 from .sessions import Sessions, Values, lookup
 
 
 class OnnxSegmenter(Stream[np.ndarray]):
-    """Segmenter's stream over exported graphs: the same `step`, `flush`, `reset` and `remove`, and
-    the same Result, whose labels are numpy arrays.
+    """A stream over exported graphs, with the `step`, `flush`, `reset`, `remove` and Result of
+    Segmenter; labels are numpy arrays.
 
         segmenter = OnnxSegmenter("exported/munet")
         result = segmenter.step(frame, mask)      # first frame, with object ids 1..255
-        result = segmenter.step(frame)            # every further one
+        result = segmenter.step(frame)            # every further frame
 
-    folder       what `vosengine export` wrote
-    providers    of onnxruntime, by falling preference; None takes CUDA where it is, else the CPU
-    threads      of onnxruntime; 0 leaves the number to it
-    max_objects  room for that many; None takes the export's
-    online       answer at once, without looking ahead
-    proposals    where object proposals come from, instead of the export's own detector: a callable
-                 (frame uint8 [H, W, 3], its number) -> vosengine.onnx.proposals.FrameProposals
+    folder       an export written by `vosengine export`
+    providers    onnxruntime's providers in order of preference; None: CUDA if available, else CPU
+    threads      onnxruntime's threads; 0: onnxruntime's default
+    max_objects  most objects at a time; None: the export's
+    online       answer every frame at once, without future frames
+    proposals    source of object proposals instead of the export's detector: a callable
+                 (frame uint8 [H, W, 3], its index) -> vosengine.onnx.proposals.FrameProposals
 
-    Frames are uint8. Where the export is static, frames are stretched to its size, and what a
-    graph computes it computes for all its rows.
+    Frames are uint8. With a static export, frames are stretched to its size, and every row is
+    computed whether it has an object or not.
 
-    Raises  WeightsError where the folder is no export or was changed, DeviceError for a provider
-            that is not there, ConfigError.
+    Raises  WeightsError: the folder is no export or was changed; DeviceError: a provider is not
+            available; ConfigError: another argument is invalid.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class OnnxSegmenter(Stream[np.ndarray]):
         return self.manifest
 
     def reset(self) -> None:
-        """Forget the stream: the next frame is the first of a new one, of any size."""
+        """Discard the state; the next frame is the first of a new stream, of any size."""
         self.begin()
         self.policy.reset()
 
@@ -103,7 +103,8 @@ class OnnxSegmenter(Stream[np.ndarray]):
         return result
 
     def flush(self) -> list[Result[np.ndarray]]:
-        """Answer for the last `latency` frames; afterwards the stream takes no more of them."""
+        """Return the results of the last `latency` frames. Afterwards the stream is closed to
+        further frames."""
         self.check_process()
         waiting, geometry = self.waiting, self.geometry
         if geometry is None or not waiting:
@@ -113,12 +114,12 @@ class OnnxSegmenter(Stream[np.ndarray]):
         return results
 
     def remove(self, object_ids: int | Iterable[int]) -> None:
-        """Forget an object or several, from the next answer on; their ids may be used anew.
+        """Remove one or several objects from the next answer on. Their ids can be reused.
 
-        object_ids  an id, or any number of them; all go or, after an error, none
+        object_ids  an id or several; after an error none is removed
 
-        Raises  InputError, before anything has changed, if one of them is not alive, and for a
-                model whose one object always exists.
+        Raises  InputError, before anything has changed: an object is not alive, or the model has
+                one object that always exists.
         """
         ids = self.slots.living(object_ids)
         if ids and not self.manifest.takes_mask:
@@ -141,29 +142,29 @@ class OnnxSegmenter(Stream[np.ndarray]):
     def _answer(
         self, ring: Sequence[Pending[np.ndarray]], target: int, geometry: Geometry
     ) -> Result[np.ndarray]:
-        """Segment, finish, remember: for the frame with that index."""
+        """Segment, postprocess and remember the frame with index `target`."""
         view = View.of(ring, target, self.manifest.sees)
         seen, prompt = view.seen, view.prompt
         named, shown = ((), None) if prompt is None else (prompt.ids, prompt.labels)
         known = len(self.slots)
         looks = known > 0 or not self.manifest.needs_mask
-        found = self.policy.segment(seen, known) if looks else None
-        rows = range(known, known if found is None else found.count)
-        pixels = [self.policy.pixels_under(found, row, shown) for row in rows]
+        segmented = self.policy.segment(seen, known) if looks else None
+        rows = range(known, known if segmented is None else segmented.count)
+        pixels = [self.policy.pixels_under(segmented, row, shown) for row in rows]
         fresh = self.slots.discovered(pixels, (*named, *view.later))
         by_slot = (*self.slots.joined_by(named), *(i for i, _ in fresh))
         if not by_slot:
             return self._nothing(seen, target, geometry)
         self.policy.make_rows(len(by_slot))
-        output = self._mask_output(found, known, by_slot, dict(fresh), shown, geometry)
+        output = self._mask_output(segmented, known, by_slot, dict(fresh), shown, geometry)
         outputs = output.finish(geometry.resized, geometry.padding)
         labels = outputs["labels"]
         if geometry.resized != geometry.frame:
             labels = output.finish(geometry.frame)["labels"]
         prompted = np.zeros(self.policy.rows, dtype=bool)
-        prompted[[slot for slot, each in enumerate(by_slot) if each in named]] = True
-        aux = None if found is None else found.aux
-        marked = Marked(outputs["masks"], prompted, known, len(by_slot), aux)
+        prompted[[slot for slot, i in enumerate(by_slot) if i in named]] = True
+        aux = None if segmented is None else segmented.aux
+        marked = FrameMasks(outputs["masks"], prompted, known, len(by_slot), aux)
         self.policy.remember(seen, marked)
         self.slots.assign(by_slot)
         return output.result(labels.numpy(), target)
@@ -171,34 +172,34 @@ class OnnxSegmenter(Stream[np.ndarray]):
     def _nothing(
         self, seen: Sequence[Values], target: int, geometry: Geometry
     ) -> Result[np.ndarray]:
-        """The answer for a frame in which there is no object."""
-        nothing = np.zeros(geometry.frame, dtype=np.uint8)
-        self.policy.remember(seen, Marked(None, np.zeros(self.policy.rows, dtype=bool), 0, 0))
-        return Result(nothing, (), target, partial(np.ones, (1, *geometry.frame), np.float32))
+        """The result of a frame without objects."""
+        background = np.zeros(geometry.frame, dtype=np.uint8)
+        self.policy.remember(seen, FrameMasks(None, np.zeros(self.policy.rows, dtype=bool), 0, 0))
+        return Result(background, (), target, partial(np.ones, (1, *geometry.frame), np.float32))
 
     def _mask_output(
         self,
-        found: Found | None,
+        segmented: SegmentOutput | None,
         known: int,
         by_slot: tuple[int, ...],
         fresh: dict[int, int],
         prompt: np.ndarray | None,
         geometry: Geometry,
     ) -> MaskOutput:
-        """The frame's logits, one row per slot, and what is needed to finish them."""
+        """Arrange the frame's logits, one row per slot, for postprocessing."""
         rows = self.policy.rows
         scored = {slot: slot for slot in range(known)}
-        scored |= {slot: fresh[each] for slot, each in enumerate(by_slot) if each in fresh}
+        scored |= {slot: fresh[i] for slot, i in enumerate(by_slot) if i in fresh}
         alive = np.zeros(rows, dtype=bool)
         alive[list(scored)] = True
-        if found is None:
+        if segmented is None:
             logits = self.sessions.value(np.zeros((rows, 1, 1), dtype=np.float32))
-        elif found.logits.shape()[0] == rows and all(a == b for a, b in scored.items()):
-            logits = found.logits
+        elif segmented.logits.shape()[0] == rows and all(a == b for a, b in scored.items()):
+            logits = segmented.logits
         else:
-            given = found.logits.numpy()
-            by_row = np.zeros((rows, *given.shape[1:]), dtype=np.float32)
-            by_row[list(scored)] = given[list(scored.values())]
+            scores = segmented.logits.numpy()
+            by_row = np.zeros((rows, *scores.shape[1:]), dtype=np.float32)
+            by_row[list(scored)] = scores[list(scored.values())]
             logits = self.sessions.value(by_row)
         slots = np.zeros(geometry.frame, dtype=np.uint8)
         if prompt is not None:
@@ -213,7 +214,13 @@ class OnnxSegmenter(Stream[np.ndarray]):
 
 @dataclass(frozen=True)
 class MaskOutput:
-    """The masks of one frame, to be had at any size."""
+    """Logits of one frame, from which labels and probabilities are computed at any size.
+
+    logits   [rows, h, w] float32
+    alive    bool [rows], rows with logits of an object
+    prompt   uint8 [H, W], 1 + slot of the prompted object, or 0
+    by_slot  object ids
+    """
 
     sessions: Sessions
     logits: OrtValue
@@ -224,6 +231,7 @@ class MaskOutput:
     manifest: Manifest
 
     def finish(self, size: Size, padding: tuple[int, ...] = (0, 0, 0, 0)) -> Values:
+        """Run the graph `finish`: labels and padded masks at that size."""
         value = self.sessions.value
         region = self.geometry.region(self.manifest.settings["stride"])
         caller: Values = {
@@ -237,14 +245,15 @@ class MaskOutput:
         return self.sessions("finish", lookup(caller))
 
     def result(self, labels: np.ndarray, frame_index: int) -> Result[np.ndarray]:
+        """The Result of labels given as 1 + slot."""
         table = np.zeros(256, dtype=np.uint8)
         table[1 : 1 + len(self.by_slot)] = self.by_slot
         ids = tuple(sorted(self.by_slot))
         return Result(table[labels], ids, frame_index, self.probabilities)
 
     def probabilities(self) -> np.ndarray:
-        """float32 [1 + O, H, W]: background, then the objects in ascending order of id."""
+        """Probabilities float32 [1 + O, H, W]: background, then objects in ascending id order."""
         masks: Any = self.finish(self.geometry.frame)["masks"].numpy()
-        order = [0, *(1 + self.by_slot.index(each) for each in sorted(self.by_slot))]
-        found: np.ndarray = masks[order]
-        return found
+        order = [0, *(1 + self.by_slot.index(i) for i in sorted(self.by_slot))]
+        planes: np.ndarray = masks[order]
+        return planes

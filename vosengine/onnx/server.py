@@ -1,26 +1,25 @@
-"""A repository for NVIDIA Triton Inference Server.
+"""Model repositories for NVIDIA Triton Inference Server.
 
     DIR/<model>/1/model.onnx, DIR/<model>/config.pbtxt    one served model
     DIR/<model>.json                                      the export's manifest
 
-Where a step is a function of tensors alone (the policies "memory" and "foreground") the whole of it
-is one served model, named after the model: the graphs joined, with the memory as the server's
-implicit state. A video is a sequence. A request is
+With the policies "memory" and "foreground" a step is a function of tensors. All its graphs are
+joined into one served model, named after the model, with the memory as the server's implicit state.
+A video is a sequence. A request is
 
     frame   uint8 [H, W, 3]  RGB, of the export's size
-    prompt  uint8 [H, W]     where the model takes masks: row + 1 where the frame shows that object,
-                             0 where it says nothing; rows are objects 1 .. max_objects
+    prompt  uint8 [H, W]     if the model takes masks: 1 + row of the object, 0 without a prompt;
+                             objects are numbered 1 to max_objects
 
-and the answer `labels` uint8 [H, W], of the same numbers, for the frame that lies `latency` (a
-parameter of config.pbtxt) requests back. The first `latency` answers mean nothing; for the last
-frames the client repeats its last one as often. Nothing else is sent: what the server keeps is
-zeros when a sequence starts.
+and the answer is `labels` uint8 [H, W], with the same numbers, for the frame `latency` requests
+back (a parameter in config.pbtxt). The first `latency` answers are meaningless; at the end the
+client repeats its last frame `latency` times. The state is zero when a sequence starts.
 
-The other policies decide between the graphs, in numbers that no graph holds. Of these every graph
-is a served model of its own, <model>_<graph>, that keeps nothing; scalars have shape [1]. Whoever
-drives them (a client, or a model in the server's own scripting) keeps the state and calls, for each
-frame, prepare, encode, segment, finish, remember and what else the manifest lists, with every
-input from where its `source` in the manifest says. `OnnxSegmenter` is that program here.
+The other policies make decisions between the graphs. For these every graph is a stateless served
+model, <model>_<graph>; scalars have shape [1]. The calling program (a client, or a model in the
+server's own scripting) keeps the state. For each frame it calls prepare, encode, segment, finish,
+remember and the other graphs of the manifest, with inputs from their `source`, as `OnnxSegmenter`
+does.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ from .server_config import Served, config_text
 from .server_step import alone, joined
 
 GRAPH, CONFIG = "1/model.onnx", "config.pbtxt"
-WHOLE = "memory", "foreground"  # policies that hold no numbers of their own
+WHOLE = "memory", "foreground"  # policies whose step is one graph
 
 
 def write_repository(export: Path, repository: Path) -> None:
-    """Write the models of an export's folder into a repository, over those of an earlier one.
+    """Write the served models of an export into a repository, replacing those of an earlier call.
 
-    Raises  ConfigError where one served model wants the sizes fixed and they are not; WeightsError
-            where the folder is no export; OutputError, also where a file is in the way that this
-            did not write.
+    Raises  ConfigError: a joined model needs a static export; WeightsError: the folder is no
+            export; OutputError: a file cannot be written, or is in the way and not written by
+            this function.
     """
     manifest = Manifest.read(export)
     models = served_models(export, manifest)
@@ -64,8 +63,8 @@ def write_repository(export: Path, repository: Path) -> None:
 
 
 def served_models(export: Path, manifest: Manifest) -> list[Served]:
-    """What the server is to run of an export."""
-    holds_prompts = manifest.takes_mask and manifest.latency > 0  # until their frame's turn
+    """The served models of an export: all graphs joined, or every graph by itself."""
+    holds_prompts = manifest.takes_mask and manifest.latency > 0  # until their frame is answered
     if manifest.policy not in WHOLE or holds_prompts:
         return [alone(export, manifest, name) for name in manifest.graphs]
     check_fixed(manifest.model, manifest.policy, dynamic=manifest.dynamic)
@@ -73,7 +72,7 @@ def served_models(export: Path, manifest: Manifest) -> list[Served]:
 
 
 def check_fixed(model: str, policy: str, *, dynamic: bool) -> None:
-    """Raise ConfigError for a model that the server is to remember for, of no fixed size."""
+    """Raise ConfigError for a dynamic export whose memory is to be the server's state."""
     if dynamic and policy in WHOLE:
         raise ConfigError(
             f"--server-repository wants --size HxW: {model} keeps its memory in the server, as "
@@ -82,7 +81,7 @@ def check_fixed(model: str, policy: str, *, dynamic: bool) -> None:
 
 
 def _write(served: Served, folder: Path) -> None:
-    """The graph before its configuration, which is what a server looks for."""
+    """Write the graph, then its configuration, by which the server recognises a model."""
     (folder / GRAPH).parent.mkdir(parents=True, exist_ok=True)
     with whole(folder / GRAPH) as scratch:
         onnx.save(served.graph, str(scratch), format="protobuf")

@@ -1,4 +1,4 @@
-"""config.pbtxt: how the server is to run a graph."""
+"""config.pbtxt: the server's configuration of a model."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, TypeAlias
 
 import onnx
 
-CANDIDATES = 4  # sequences that one instance serves in turns
-IDLE_SECONDS = 60  # after which a sequence that was not ended is dropped
+CANDIDATES = 4  # sequences that one instance serves in turn
+IDLE_SECONDS = 60  # until an idle sequence is dropped
 
 Message: TypeAlias = "list[tuple[str, Any]]"
 
 
 class Word(str):
-    """An enumerator: written without quotes."""
+    """An enumerator, written without quotes."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model of the server.
+    """A served model.
 
-    states      (input, output) of the graph that the server carries from request to request
-    parameters  for the client to read
+    states      (input, output) pairs of the graph that are the server's implicit state
+    parameters  values that clients can read
     """
 
     name: str
@@ -34,7 +34,7 @@ class Served:
 
 
 def config_text(served: Served) -> str:
-    """A ModelConfig in protobuf's text format; every shape is the graph's own, -1 where free."""
+    """A ModelConfig in protobuf's text format; shapes are the graph's, -1 for dynamic axes."""
     graph = served.graph.graph
     kept = {name for pair in served.states for name in pair}
     fields: Message = [
@@ -47,7 +47,7 @@ def config_text(served: Served) -> str:
     if served.states:
         fields.append(("sequence_batching", _sequences(served)))
     fields.append(("instance_group", [("count", 1), ("kind", Word("KIND_AUTO"))]))
-    # Every run of a joined graph writes into other tensors of the memory.
+    # CUDA graphs are off: every run of a joined graph writes its memory to other tensors.
     fields.append(("optimization", [("cuda", [("graphs", False)])]))
     for name, value in served.parameters.items():
         fields.append(("parameters", [("key", name), ("value", [("string_value", value)])]))
@@ -60,11 +60,11 @@ def _sequences(served: Served) -> Message:
         ("max_sequence_idle_microseconds", IDLE_SECONDS * 1_000_000),
         ("oldest", [("max_candidate_sequences", CANDIDATES)]),
     ]
-    for given, kept in served.states:
-        kind, shape = _kind(values[given]), _shape(values[given])
-        first = [("data_type", kind), ("dims", shape), ("zero_data", True), ("name", given)]
+    for source, target in served.states:
+        kind, shape = _kind(values[source]), _shape(values[source])
+        first = [("data_type", kind), ("dims", shape), ("zero_data", True), ("name", source)]
         state = [
-            *(("input_name", given), ("output_name", kept)),
+            *(("input_name", source), ("output_name", target)),
             *(("data_type", kind), ("dims", shape), ("initial_state", first)),
         ]
         fields.append(("state", state))
@@ -96,7 +96,7 @@ def _shape(value: onnx.ValueInfoProto) -> list[int]:
 
 
 def _text(fields: Message, indent: str = "") -> str:
-    """A message, a field a line; what is a list of pairs is a message in it."""
+    """Format a message, one field per line; a list of pairs is a nested message."""
     return "".join(indent + _line(name, value, indent) + "\n" for name, value in fields)
 
 

@@ -1,4 +1,4 @@
-"""Graphs as the server wants them: all those of a step in one, or each alone."""
+"""Graphs for the server: all graphs of a step joined into one, or one by itself."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..types import Geometry
 from .manifest import Manifest, Port
 from .server_config import Served
 
-OF_A_FRAME = "prepare", "encode"  # the graphs that know no other frame, in order
+OF_A_FRAME = "prepare", "encode"  # graphs that depend on one frame only, in order
 
 
 def joined(folder: Path, manifest: Manifest) -> Served:
-    """The graphs of a static export as one: a frame in, labels out, and the memory in and out."""
+    """Join the graphs of a static export: frame and memory in, labels and memory out."""
     step = _Step(folder, manifest)
     step.take_frame()
     for verb in OF_A_FRAME:
@@ -28,31 +28,31 @@ def joined(folder: Path, manifest: Manifest) -> Served:
         if verb not in OF_A_FRAME:
             step.add(verb)
     step.give("labels", "uint8", step.size)
-    return Served(manifest.model, step.model(), tuple(step.states), _told(manifest))
+    return Served(manifest.model, step.model(), tuple(step.states), _parameters(manifest))
 
 
 def alone(folder: Path, manifest: Manifest, verb: str) -> Served:
-    """One graph, its scalars as vectors of one number: the server knows no others."""
+    """One graph with its scalars as [1]: the server does not support scalars."""
     model = onnx.load(str(folder / manifest.graphs[verb].file))
     graph = model.graph
-    given, found = ([v for v in vs if _is_scalar(v)] for vs in (graph.input, graph.output))
-    inner = {value.name: f"{value.name}.scalar" for value in (*given, *found)}
+    inputs, outputs = ([v for v in vs if _is_scalar(v)] for vs in (graph.input, graph.output))
+    inner = {value.name: f"{value.name}.scalar" for value in (*inputs, *outputs)}
     outer = {new: old for old, new in inner.items()}
     rename(graph, inner)
     nodes = list(graph.node)
     del graph.node[:]
-    for value in (*given, *found):
+    for value in (*inputs, *outputs):
         value.name = outer[value.name]
         value.type.tensor_type.shape.dim.add().dim_value = 1
-    graph.node.extend(helper.make_node("Squeeze", [v.name], [inner[v.name]]) for v in given)
+    graph.node.extend(helper.make_node("Squeeze", [v.name], [inner[v.name]]) for v in inputs)
     graph.node.extend(nodes)
-    if found:
+    if outputs:
         graph.initializer.append(numpy_helper.from_array(np.array([0]), "scalar.axes"))
     graph.node.extend(
-        helper.make_node("Unsqueeze", [inner[v.name], "scalar.axes"], [v.name]) for v in found
+        helper.make_node("Unsqueeze", [inner[v.name], "scalar.axes"], [v.name]) for v in outputs
     )
     onnx.checker.check_model(model, full_check=True)
-    return Served(f"{manifest.model}_{verb}", model, (), _told(manifest))
+    return Served(f"{manifest.model}_{verb}", model, (), _parameters(manifest))
 
 
 def _is_scalar(value: onnx.ValueInfoProto) -> bool:
@@ -60,14 +60,13 @@ def _is_scalar(value: onnx.ValueInfoProto) -> bool:
     return kind.HasField("shape") and not kind.shape.dim
 
 
-def _told(manifest: Manifest) -> dict[str, str]:
-    """What a client may want to read, beside the shapes."""
+def _parameters(manifest: Manifest) -> dict[str, str]:
+    """Parameters of the served model for clients."""
     return {"latency": str(manifest.latency), "max_objects": str(manifest.max_objects)}
 
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str = "") -> None:
-    """Give the tensors in `names` those names and all others the prefix, in place. A graph inside
-    a node sees the same names as the node."""
+    """Rename the tensors in `names` and prefix all others, in place, also in subgraphs."""
 
     def new(name: str) -> str:
         return names.get(name, prefix + name) if name else ""
@@ -75,11 +74,11 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str = "") -
     for node in graph.node:
         node.name = prefix + node.name
         for tensors in (node.input, node.output):
-            tensors[:] = [new(each) for each in tensors]
+            tensors[:] = [new(name) for name in tensors]
         for attribute in node.attribute:
-            inside = [attribute.g] if attribute.HasField("g") else []
-            for each in (*inside, *attribute.graphs):
-                rename(each, names, prefix)
+            single = [attribute.g] if attribute.HasField("g") else []
+            for subgraph in (*single, *attribute.graphs):
+                rename(subgraph, names, prefix)
     for tensor in graph.initializer:
         tensor.name = new(tensor.name)
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -87,10 +86,10 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str], prefix: str = "") -
 
 
 class _Step:
-    """One graph in the making.
+    """Builder of a joined graph.
 
-    tensors  by source, as the manifest says it, the name in this graph
-    states   (input, output) that go round
+    tensors  tensor names in this graph by the manifest's source
+    states   (input, output) pairs of the state
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -103,7 +102,7 @@ class _Step:
         self._model = onnx.ModelProto(producer_name="vosengine")
 
     def take_frame(self) -> None:
-        """What the caller says of a frame, what follows from it, and the memory."""
+        """Add the inputs of a frame, the constants of its geometry, and the memory."""
         tensors, manifest = self.tensors, self.manifest
         geometry = Geometry.fit(self.size, size=self.size, multiple=manifest.multiple)
         region = np.array(geometry.region(manifest.settings["stride"]), dtype=np.float64)
@@ -118,15 +117,15 @@ class _Step:
         if manifest.takes_mask:
             self._take_prompt()
         else:
-            nothing = np.zeros(self.size, dtype=np.uint8)
-            tensors["caller.prompt"] = self._constant("prompt", nothing)
-            everyone = np.ones(self.objects, dtype=np.bool_)
-            tensors["caller.alive"] = self._constant("alive", everyone)
+            no_prompt = np.zeros(self.size, dtype=np.uint8)
+            tensors["caller.prompt"] = self._constant("prompt", no_prompt)
+            all_alive = np.ones(self.objects, dtype=np.bool_)
+            tensors["caller.alive"] = self._constant("alive", all_alive)
         for port in manifest.state:
             tensors[f"state.{port.name}"] = self._state(port.name, port.dtype, _numbers(port))
 
     def _take_prompt(self) -> None:
-        """Rows that the prompt shows are prompted, and alive from the next frame on."""
+        """Add the prompt input. Rows in the prompt are prompted, and alive from the next frame."""
         prompt = self._take("prompt", "uint8", self.size)
         alive = self._state("alive", "bool", (self.objects,))
         numbers = np.arange(1, 1 + self.objects, dtype=np.uint8).reshape(-1, 1, 1)
@@ -143,8 +142,8 @@ class _Step:
         }
 
     def look_back(self) -> None:
-        """From here on features are those of the frame answered for and of those around it, not
-        of the newest."""
+        """Replace the newest frame's features by those of the answered frame and its neighbours,
+        for all graphs added from here on."""
         used: dict[str, dict[int, Port]] = {}
         for verb, graph in self.manifest.graphs.items():
             for port in graph.inputs:
@@ -156,8 +155,8 @@ class _Step:
                 self._hold(source, ports)
 
     def _hold(self, source: str, ports: dict[int, Port]) -> None:
-        """Keep a feature for as many frames as it is needed. The first frame of a stream stands
-        in for those before it."""
+        """Keep the features of past frames in the state. Frames before the first one of a stream
+        are replaced by it."""
         latest, port = self.manifest.latency, next(iter(ports.values()))
         longest = latest - min(ports)
         one, *shape = _numbers(port)
@@ -169,19 +168,19 @@ class _Step:
         past = self._node("Where", [first, now, past], f"{name}.filled")
         whole = self._node("Concat", [past, now], f"{name}.whole", axis=0)
         self._frames(whole, 1, longest + 1, f"{name}_out")
-        for offset, each in ports.items():
+        for offset, port in ports.items():
             place = longest - (latest - offset)
             name_here = f"{name}.{place}"
-            self.tensors[each.source] = self._frames(whole, place, place + 1, name_here)
+            self.tensors[port.source] = self._frames(whole, place, place + 1, name_here)
 
     def _frames(self, whole: str, start: int, stop: int, name: str) -> str:
-        """Some of the frames on axis 0."""
+        """Slice frames on axis 0."""
         numbers = (start, stop, 0)
         parts = [self._constant(f"number_{number}", np.array([number])) for number in numbers]
         return self._node("Slice", [whole, *parts], name)
 
     def add(self, verb: str) -> None:
-        """A graph of the export, its inputs joined to what there is of their sources."""
+        """Add a graph of the export; its inputs are connected to the tensors of their sources."""
         described = self.manifest.graphs[verb]
         model = onnx.load(str(self.folder / described.file))
         names = {port.name: self.tensors[port.source] for port in described.inputs}
@@ -198,18 +197,18 @@ class _Step:
         self._graph.initializer.extend(model.graph.initializer)
         assert not model.functions, f"{described.file}: holds functions"
         self._model.ir_version = max(self._model.ir_version, model.ir_version)
-        versions = {each.domain: each.version for each in self._model.opset_import}
-        for each in model.opset_import:
-            assert versions.get(each.domain, each.version) == each.version, described.file
-            if each.domain not in versions:
-                self._model.opset_import.append(each)
+        versions = {opset.domain: opset.version for opset in self._model.opset_import}
+        for opset in model.opset_import:
+            assert versions.get(opset.domain, opset.version) == opset.version, described.file
+            if opset.domain not in versions:
+                self._model.opset_import.append(opset)
 
     def give(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        """An output of the whole."""
+        """Add an output of the joined graph."""
         self._graph.output.append(_described(name, dtype, shape))
 
     def model(self) -> onnx.ModelProto:
-        """The whole, checked."""
+        """The joined model, checked."""
         self._model.graph.CopyFrom(self._graph)
         onnx.checker.check_model(self._model, full_check=True)
         return self._model
@@ -224,7 +223,7 @@ class _Step:
         return self._take(name, dtype, shape)
 
     def _constant(self, name: str, value: np.ndarray) -> str:
-        if all(each.name != name for each in self._graph.initializer):
+        if all(tensor.name != name for tensor in self._graph.initializer):
             self._graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 

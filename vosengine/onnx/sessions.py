@@ -1,4 +1,4 @@
-"""The graphs of an export in onnxruntime, with every tensor left on the device."""
+"""onnxruntime sessions for the graphs of an export; tensors stay on the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .manifest import Graph, Manifest
 
 Values = dict[str, OrtValue]
 PREFIX = f"{DOMAIN}::"
-# What onnxruntime raises for an operator that it does not have, or not with those inputs.
+# Errors of onnxruntime for an operator that it does not have, or not with those inputs.
 UNKNOWN_OPERATOR = (
     runtime_errors.Fail,
     runtime_errors.InvalidGraph,
@@ -26,33 +26,37 @@ UNKNOWN_OPERATOR = (
 
 
 def choose_providers(wanted: Sequence[str] | None) -> list[str]:
-    """Providers in order: those asked for, or CUDA where this onnxruntime has it, then the CPU.
+    """Choose the providers: those requested, or by default CUDA if available, then the CPU.
 
-    Raises  DeviceError for one that this onnxruntime has not.
+    Raises  DeviceError: this onnxruntime lacks a requested provider.
     """
-    there = onnxruntime.get_available_providers()
+    available = onnxruntime.get_available_providers()
     if wanted is None:
-        return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
-    missing = [provider for provider in wanted if provider not in there]
+        return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+    missing = [provider for provider in wanted if provider not in available]
     if missing or not wanted:
         raise DeviceError(
-            f"providers: wanted some of {', '.join(there)}, given {', '.join(missing) or 'none'}; "
-            "install onnxruntime-gpu (instead of onnxruntime) for CUDA"
+            f"providers: wanted some of {', '.join(available)}, given "
+            f"{', '.join(missing) or 'none'}; install onnxruntime-gpu (instead of onnxruntime) "
+            "for CUDA"
         )
     return list(wanted)
 
 
 def session_options(threads: int, library: Path | None = None) -> Any:
-    """How every graph is run: with so many threads, 0 leaves the number to onnxruntime, and with
-    the operators of a library."""
+    """Session options of every graph.
+
+    threads  of a graph; 0: onnxruntime's default
+    library  library of custom operators
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Each graph has threads of its own; while they spin, they take the cores of the next one.
+    # Each graph has its own thread pool; spinning threads would take the next graph's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A sharp softmax leaves numbers below the normal ones, with which some processors take many
-    # times as long: GIEL's step 579 ms, 163 without. The thread that makes the first session of
-    # a process is set so too, for good.
+    # A sharp softmax yields denormals, which are many times slower on some processors: GIEL's
+    # step takes 579 ms with them, 163 ms without. This also sets the thread that creates a
+    # process's first session, permanently.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if library is not None:
         options.add_session_config_entry("vosengine.threads", str(threads))
@@ -61,7 +65,7 @@ def session_options(threads: int, library: Path | None = None) -> Any:
 
 
 class Session:
-    """One graph: values in, values out, which stay where they were computed."""
+    """One graph. Outputs stay on the device that computed them."""
 
     def __init__(
         self,
@@ -85,14 +89,14 @@ class Session:
             ) from None
         if self._session.get_providers()[0] != providers[0]:
             raise DeviceError(
-                f"providers: {providers[0]} is installed but does not start here (is there a GPU, "
-                "and a driver for it?); leave it out, or ask for CPUExecutionProvider"
+                f"providers: {providers[0]} is installed but does not start here (no GPU or no "
+                "driver?); leave it out, or ask for CPUExecutionProvider"
             )
-        # The exporter drops an input that a graph does not use.
-        self._taken = {each.name for each in self._session.get_inputs()}
+        # The exporter drops inputs that a graph does not use.
+        self._taken = {value.name for value in self._session.get_inputs()}
 
     def __call__(self, source: Callable[[str], OrtValue]) -> Values:
-        """source: the value behind each input's `source`. Returns the outputs by name."""
+        """Run the graph. `source` returns the value of an input's source; outputs are by name."""
         binding = self._session.io_binding()
         for port in self.graph.inputs:
             if port.name in self._taken:
@@ -105,17 +109,16 @@ class Session:
 
 
 class Sessions:
-    """All graphs of a folder: `sessions("encode", source)`."""
+    """All graphs of an export; `sessions("encode", source)` runs one."""
 
     def __init__(
         self, folder: Path, manifest: Manifest, providers: Sequence[str] | None, threads: int = 0
     ) -> None:
-        chosen = choose_providers(providers)
-        self.providers = chosen
+        self.providers = choose_providers(providers)
         ours = {o for g in manifest.graphs.values() for o in g.operators if o.startswith(PREFIX)}
         library = find_library(ours, manifest.ops_version) if ours else None
         self._sessions = {
-            name: Session(folder / graph.file, graph, chosen, threads, library)
+            name: Session(folder / graph.file, graph, self.providers, threads, library)
             for name, graph in manifest.graphs.items()
         }
         self.device = next(iter(self._sessions.values())).device
@@ -124,12 +127,12 @@ class Sessions:
         return self._sessions[verb](source)
 
     def value(self, array: np.ndarray) -> OrtValue:
-        """An array as a value on the device."""
+        """Copy an array to the device."""
         return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
 
 
 def lookup(*tables: Mapping[str, OrtValue]) -> Callable[[str], OrtValue]:
-    """A source that looks a name up in one table after the other."""
+    """A source that searches the tables in order."""
 
     def source(name: str) -> OrtValue:
         for table in tables:

@@ -1,4 +1,4 @@
-"""GIEL's memory: frames in a bounded store, by number, and the places that are read."""
+"""Memory policy of GIEL: a bounded store of frames, and the support frames that are read."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from onnxruntime import OrtValue
 
 from ..policies.support import SupportPlan
 from ..types import Geometry
-from .policies import Found, Marked, Policy
+from .policies import FrameMasks, Policy, SegmentOutput
 from .sessions import Values, lookup
 
 
 class SupportPolicy(Policy):
-    """What was stored of every frame stays as the graphs gave it, on the device. The values of a
-    place are computed when a frame comes to it, and anew when objects come or go.
+    """Policy of GIEL. Stored frames stay on the device as `remember` returned them. The values of a
+    support place are computed when a frame enters it, and again when the objects change.
     """
 
     def reset(self) -> None:
         super().reset()
-        chosen = self.manifest.settings
+        settings = self.manifest.settings
         self.plan = SupportPlan(
-            chosen["stored_frames"], chosen["support"], literal=chosen["sampling"] == "literal"
+            settings["stored_frames"],
+            settings["support"],
+            literal=settings["sampling"] == "literal",
         )
-        self.store: dict[int, Values] = {}  # by frame, with the outputs' names
-        self.values: list[OrtValue] = []  # of every place
+        self.store: dict[int, Values] = {}  # outputs of `remember` by frame
+        self.values: list[OrtValue] = []  # by place
 
     def start(self, geometry: Geometry) -> None:
         self.geometry = geometry
@@ -36,13 +38,13 @@ class SupportPolicy(Policy):
             self.rows = count
             self.plan.encode_anew()
 
-    def segment(self, seen: Sequence[Values], count: int) -> Found:
-        told = {"caller.alive": self.sessions.value(np.arange(self.rows) < count)}
-        self._encode_places(told)
-        outputs = self.sessions("segment", lookup(self.named(seen), told, self._places()))
-        return Found(outputs["logits"], count, outputs["saliency"])
+    def segment(self, seen: Sequence[Values], count: int) -> SegmentOutput:
+        alive = {"caller.alive": self.sessions.value(np.arange(self.rows) < count)}
+        self._encode_places(alive)
+        outputs = self.sessions("segment", lookup(self.named(seen), alive, self._places()))
+        return SegmentOutput(outputs["logits"], count, outputs["saliency"])
 
-    def remember(self, seen: Sequence[Values], marked: Marked) -> None:
+    def remember(self, seen: Sequence[Values], marked: FrameMasks) -> None:
         if marked.count:
             aux = {"segment.saliency": marked.aux or self._no_saliency()}
             source = lookup(self.caller(marked), self.named(seen), aux)
@@ -63,31 +65,31 @@ class SupportPolicy(Policy):
                 stored["labels"] = self.sessions.value(table[stored["labels"].numpy()])
         self.make_rows(count - 1)
 
-    def _encode_places(self, told: Values) -> None:
-        """The values of every place that has none, or of other objects than there are."""
+    def _encode_places(self, alive: Values) -> None:
+        """Compute the values of every place that has none or whose objects have changed."""
         for place, (frame, encoded) in enumerate(self.plan.places):
             if encoded:
                 continue
             stored = {f"remember.{name}": value for name, value in self.store[frame].items()}
-            values = self.sessions("place", lookup(told, stored))["values"]
+            values = self.sessions("place", lookup(alive, stored))["values"]
             self.values[place : place + 1] = [values]
             self.plan.places[place] = (frame, self.rows)
 
     def _places(self) -> Values:
-        """What `segment` takes of the places. Those not in use show the first one's frame, and do
-        not count."""
+        """The inputs of `segment` for all places. Unused places repeat the first and are marked
+        invalid."""
         used, support = len(self.plan.places), self.plan.support
-        found = {"caller.valid": self.sessions.value(np.arange(support) < used)}
+        inputs = {"caller.valid": self.sessions.value(np.arange(support) < used)}
         for place in range(support):
             shown = place if place < used else 0
             stored = self.store[self.plan.places[shown][0]]
-            found[f"state.key_{place}"] = stored["key"]
-            found[f"state.summary_{place}"] = stored["summary"]
-            found[f"state.values_{place}"] = self.values[shown]
-        return found
+            inputs[f"state.key_{place}"] = stored["key"]
+            inputs[f"state.summary_{place}"] = stored["summary"]
+            inputs[f"state.values_{place}"] = self.values[shown]
+        return inputs
 
     def _no_saliency(self) -> OrtValue:
-        """For a frame that was not segmented: all its objects are the caller's."""
+        """Zeros for a frame that was not segmented: all its objects are prompted."""
         height, width = self.geometry.cells(self.manifest.settings["stride"])
         dtype = self.manifest.precision.replace("fp", "float")
         return self.sessions.value(np.zeros((1, height, width), dtype))

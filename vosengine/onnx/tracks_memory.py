@@ -1,4 +1,4 @@
-"""What a track is fitted to, and what is drawn when it begins."""
+"""Samples of a track, and the random augmentations of its first frame."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Planes = tuple[np.ndarray, np.ndarray, np.ndarray]  # features [D, h, w], bands 
 
 
 class Samples:
-    """One track's samples and its identity (models/target_aware/appearance.py has those of all).
+    """Samples and embedding of one track (models/target_aware/appearance.py does this for all).
 
     first      features [n, D, h, w], bands [n, 9, h, w] and targets [n, h, w] of its first frame
-    embedding  [E], of its first mask
-    born       the frame that it began with
+    embedding  ReID vector [E] of its first mask
+    born       index of its first frame
     """
 
     def __init__(
@@ -28,23 +28,25 @@ class Samples:
         self.born = born
         self.embedding = np.zeros(settings["reid_channels"], np.float32)
         room, count = settings["samples"], len(first[0])
-        self.banks = tuple(np.zeros((room, *each.shape[1:]), np.float32) for each in first)
-        for bank, each in zip(self.banks, first, strict=True):
-            bank[:count] = each
+        self.banks = tuple(np.zeros((room, *array.shape[1:]), np.float32) for array in first)
+        for bank, array in zip(self.banks, first, strict=True):
+            bank[:count] = array
         self.weight = np.zeros(room, np.float32)
         begin_samples(rules, self.weight, count)
         self.filled = count
 
     def push(self, planes: Planes, *, verified: bool) -> None:
-        """One more sample, in the next free place or in that of the lightest."""
+        """Store a sample in the next free place, or in place of the one with the least weight."""
         place = push_sample(self.rules, self.weight, self.filled, verified=verified)
-        for bank, each in zip(self.banks, planes, strict=True):
-            bank[place] = each
+        for bank, array in zip(self.banks, planes, strict=True):
+            bank[place] = array
         self.filled = min(self.filled + 1, len(self.weight))
 
     def read(self, *, whole: bool) -> tuple[np.ndarray, ...]:
-        """Features, bands, targets and weights of sum 1: of those that there are, or of all
-        places, where the empty ones weigh nothing."""
+        """Features, bands, targets, and weights normalised to sum 1.
+
+        whole  include empty places, which have weight 0
+        """
         count = len(self.weight) if whole else self.filled
         weight = self.weight / self.weight.sum(dtype=np.float32)
         return (*(bank[:count] for bank in self.banks), weight[:count])
@@ -53,8 +55,8 @@ class Samples:
 def draw_placements(
     frame: int, slot: int, count: int, side: int, radius: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where augmentation puts a new track's object, [count, 2, 3] float32, and the weights of its
-    blur [count, 2 radius + 1]: those that torch.rand draws from the same seed."""
+    """Draw the augmentations of a new track: affine placements [count, 2, 3] float32 and blur
+    weights [count, 2 radius + 1], from the numbers that torch.rand draws with the same seed."""
     generator = np.random.RandomState(seed_of(frame, slot) % (1 << 32))
     words = generator.randint(0, 1 << 32, size=(count, DRAWS), dtype=np.uint32)
     draws = ((words & 0xFFFFFF) / (1 << 24)).tolist()  # as many bits as float32 has

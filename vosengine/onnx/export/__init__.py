@@ -1,4 +1,4 @@
-"""`vosengine export`: a model as ONNX graphs and a manifest that says how to drive them."""
+"""Export of a model to ONNX graphs and a manifest that describes how to run them."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from .custom import stand_ins
 from .folder import replaced_export
 from .frames import finish_graph, prepare_graph
 from .ops import exported_ops
-from .verb import Given, Plan, Verb, describe, deviation, write_verb
+from .verb import Plan, Verb, VerbInput, describe, deviation, write_verb
 
-OPSETS = range(20, 22)  # onnxruntime's CPU has no RoiAlign of 22 and later
+OPSETS = range(20, 22)  # onnxruntime's CPU provider has no RoiAlign of opset 22 and later
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2}  # of the largest number of a graph's outputs
+TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2}  # relative to the largest value of a graph's outputs
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a model is exported.
+    """Options of an export.
 
-    out            the folder; graphs of an earlier export there are replaced
+    out            output folder; graphs of an earlier export there are replaced
     weights        as in Segmenter
-    size           (height, width) in the network: graphs of that size alone, static throughout.
-                   None: sizes, objects and memory are free
-    max_objects    rows of static graphs, and the most that a stream may have
-    memory_frames  frames that the memory holds of every object; None takes the model's number
-    precision      "fp32", or "fp16"
+    size           (height, width) in the network, for static graphs. None: sizes, objects and
+                   memory are dynamic axes
+    max_objects    most objects of a stream; in static graphs, the number of rows
+    memory_frames  frames in the memory of every object; None: the model's number
+    precision      "fp32" or "fp16"
     opset          20 or 21
-    ops            "standard", ONNX's own operators; "contrib", the memory read by onnxruntime's
-                   MultiHeadAttention; "vosengine", the ops as nodes of the library that comes with
-                   this package
+    ops            "standard": ONNX's own operators; "contrib": memory reads by onnxruntime's
+                   MultiHeadAttention; "vosengine": ops as custom operators of the library that is
+                   installed with this package
     """
 
     out: Path
@@ -58,11 +58,11 @@ class ExportOptions:
     ops: str = "standard"
 
     def check(self) -> None:
-        """Raise ConfigError, before anything is written."""
+        """Raise ConfigError if an option is invalid."""
         if self.opset not in OPSETS:
             raise ConfigError(
-                f"opset: wanted {OPSETS.start}..{OPSETS.stop - 1}, which onnxruntime runs whole, "
-                f"given {self.opset}"
+                f"opset: wanted {OPSETS.start}..{OPSETS.stop - 1}, which onnxruntime supports "
+                f"fully, given {self.opset}"
             )
         if self.precision not in PRECISIONS:
             raise ConfigError(
@@ -76,11 +76,11 @@ class ExportOptions:
 
 
 class Family(Protocol):
-    """What a module of this folder says of its models.
+    """Interface of the modules in this folder that export a family of models.
 
-    POLICY                 name of the policy that drives the graphs
-    verbs(method, plan)    the graphs but for `prepare` and `finish`
-    settings(method, plan) what the policy must know; `stride` of the logits among it
+    POLICY                 name of the memory policy
+    verbs(method, plan)    the graphs except `prepare` and `finish`
+    settings(method, plan) settings of the policy, including the `stride` of the logits
     """
 
     POLICY: str
@@ -91,18 +91,18 @@ class Family(Protocol):
 
 
 def family_of(model: str) -> Family:
-    """The module that says how a model is exported. Raises ConfigError where there is none."""
+    """The module that exports a model. Raises ConfigError if the model has none."""
     module = entry(model).export
     if module is None:
-        known = ", ".join(name for name, each in MODELS.items() if each.export)
-        raise ConfigError(f"export: {model} has no ONNX export; those that have: {known}")
-    found: Family = resolve_name(module)
-    return found
+        known = ", ".join(name for name, other in MODELS.items() if other.export)
+        raise ConfigError(f"export: {model} has no ONNX export; wanted one of {known}")
+    family: Family = resolve_name(module)
+    return family
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A graph against torch: the largest difference, of the largest number."""
+    """Comparison of a graph with torch: largest absolute difference and largest absolute value."""
 
     graph: str
     worst: float
@@ -115,13 +115,13 @@ def export_model(
     *,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Manifest, list[Compared]]:
-    """Write a model's graphs and model.json, each graph checked and compared with torch.
+    """Export a model: write its graphs and model.json, and compare each graph with torch.
 
-    An earlier export in the folder is replaced when the new one is whole; other files stay.
+    An earlier export in the folder is replaced when the new one is complete; other files stay.
 
-    Raises  ConfigError, and DependencyError without the library of operators that was asked for,
-            before anything is written; OutputError where a graph disagrees, or would
-            be written over something else than an earlier export.
+    Raises  ConfigError: invalid options; DependencyError: the requested library of operators is
+            not available; both before anything is written. OutputError: a graph differs from
+            torch, or a file that is not of an earlier export would be overwritten.
     """
     options.check()
     family = family_of(model)
@@ -139,7 +139,7 @@ def export_model(
 
 
 def _drawn_verbs(family: Family, method: Any, plan: Plan) -> list[Verb]:
-    """The graphs, with the same random examples every time; torch's generator stays as it was."""
+    """The family's graphs with reproducible random examples; torch's generator is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return family.verbs(method, plan)
@@ -154,12 +154,12 @@ def _write(
     plan: Plan,
     report: Callable[[str], None],
 ) -> tuple[Manifest, list[Compared]]:
-    """The graphs and the manifest in a fresh folder."""
+    """Write the graphs and the manifest to an empty folder."""
     model, dynamic, family = card.model, options.size is None, family_of(card.model)
     graphs, kept = _verb_graphs(verbs, folder, options, report)
     graphs |= _frame_graphs(method, folder, options)
-    operators = [each for graph in graphs.values() for each in graph.operators]
-    ours = any(each.startswith(f"{DOMAIN}::") for each in operators)
+    operators = [name for graph in graphs.values() for name in graph.operators]
+    custom = any(name.startswith(f"{DOMAIN}::") for name in operators)
     manifest = Manifest(
         model=model,
         policy=family.POLICY,
@@ -185,10 +185,10 @@ def _write(
         state=_state(graphs),
         settings=family.settings(method, plan),
         ops=options.ops,
-        ops_version=VERSION if ours else 0,
+        ops_version=VERSION if custom else 0,
         ops_kept=tuple(kept),
     )
-    library = find_library(operators) if ours else None
+    library = find_library(operators) if custom else None
     compared = list(
         _compared(family, method, plan, verbs, folder, dynamic, options.precision, library)
     )
@@ -199,7 +199,7 @@ def _write(
 def _verb_graphs(
     verbs: list[Verb], folder: Path, options: ExportOptions, report: Callable[[str], None]
 ) -> tuple[dict[str, Graph], list[str]]:
-    """The verbs' graphs, and what was left in standard operators, and why."""
+    """Write the verbs' graphs. Also returns the ops left in standard operators, with reasons."""
     graphs, kept = {}, []
     for verb in verbs:
         report(f"{verb.name}.onnx")
@@ -221,7 +221,7 @@ def _plan(method: Method[Any, Any], options: ExportOptions) -> Plan:
         if memory is None:
             raise ConfigError("memory_frames: this model has no memory of frames; leave it out")
         memory = replace(memory, max_frames=options.memory_frames)
-    if options.size is None:  # examples, all different
+    if options.size is None:  # example sizes, all different
         return Plan(method.stride, (3, 5), 2, 4, memory=memory)
     geometry = Geometry.fit(options.size, size=options.size, multiple=method.stride)
     frames = 1 if memory is None else memory.max_frames
@@ -251,7 +251,7 @@ def _frame_graphs(
             name,
             torch.nn.Identity(),
             tuple(
-                Given(v.name, source.get(v.name, f"caller.{v.name}"), torch.empty(0), {})
+                VerbInput(v.name, source.get(v.name, f"caller.{v.name}"), torch.empty(0), {})
                 for v in model.graph.input
             ),
             tuple((v.name, "") for v in model.graph.output),
@@ -260,18 +260,18 @@ def _frame_graphs(
 
 
 def _state(graphs: dict[str, Graph]) -> tuple[Port, ...]:
-    """Every tensor of the memory, as it goes into the graphs."""
-    found: dict[str, Port] = {}
+    """Every tensor of the memory, as described by the graphs' inputs."""
+    state: dict[str, Port] = {}
     for graph in graphs.values():
         for port in graph.inputs:
             if port.source.startswith("state."):
                 name = port.source.removeprefix("state.")
-                found.setdefault(name, replace(port, name=name, source=""))
-    return tuple(found.values())
+                state.setdefault(name, replace(port, name=name, source=""))
+    return tuple(state.values())
 
 
 def _in_order(graphs: dict[str, Graph]) -> dict[str, Graph]:
-    """The order in which a frame goes through them."""
+    """The graphs in the order of execution."""
     order = ["prepare", "encode", "segment", "finish", "remember"]
     return {name: graphs[name] for name in (*order, *graphs) if name in graphs}
 
@@ -286,8 +286,8 @@ def _compared(
     precision: str,
     library: Path | None,
 ) -> Iterator[Compared]:
-    """Every graph against torch; a dynamic one at another size, with another number of objects
-    and another memory than it was traced with."""
+    """Compare every graph with torch; dynamic graphs at sizes, objects and memory other than those
+    they were traced with."""
     if dynamic:
         verbs = _drawn_verbs(family, method, replace(plan, cells=(7, 6), objects=3, frames=2))
     for verb in verbs:
@@ -296,7 +296,7 @@ def _compared(
             worst, scale = deviation(folder / f"{verb.name}.onnx", verb, examples, library)
         if worst > TOLERANCE[precision] * max(1.0, scale):
             raise OutputError(
-                f"{folder}/{verb.name}.onnx: differs from torch by {worst:.2g} where the largest "
-                f"number is {scale:.2g}"
+                f"{folder}/{verb.name}.onnx: differs from torch by {worst:.2g}; the largest value "
+                f"is {scale:.2g}"
             )
         yield Compared(verb.name, worst, scale)

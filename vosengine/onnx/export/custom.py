@@ -1,7 +1,7 @@
-"""The ops as single nodes: of onnxruntime's own domain (`contrib`), or of ours (`vosengine`).
+"""Ops as single nodes of onnxruntime's contrib domain or of the domain "vosengine".
 
-Each returns what onnxruntime is to compute there, and nothing by itself: for tracing alone. Nodes
-take float32; half precision is converted around them.
+These functions are for tracing only: they create the node and compute nothing. Nodes take float32;
+half precision is converted around them.
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ def pool_regions(
 
 
 class Contrib:
-    """`read_memory` by com.microsoft's MultiHeadAttention, where that does the same.
+    """`read_memory` by com.microsoft's MultiHeadAttention, if equivalent.
 
-    kept  why a reading was left in standard operators, one line each
+    kept  receives the reason, one line, for every read left in standard operators
     """
 
     def __init__(self, kept: list[str]) -> None:
@@ -153,8 +153,8 @@ class Contrib:
         pages: torch.Tensor | None = None,
         query_of: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Bias and length are one more channel of the keys: with a mask of its own onnxruntime
-        stores all scores, without one none."""
+        """Encode bias and length as one more channel of the keys, since with an attention mask
+        onnxruntime stores all scores."""
         if pages is not None:
             memory_key = positions_of(memory_key, pages)
             memory_value = positions_of(memory_value, pages)
@@ -196,7 +196,7 @@ class Contrib:
 
 
 def stand_ins(kind: str, kept: list[str]) -> StandIns:
-    """What stands in for ops while a graph of that kind is traced; `kept` is added to."""
+    """Replacements of ops by name, for tracing with the operators `kind`; `kept` as in Contrib."""
     if kind == "vosengine":
         return {
             "read_memory": read_memory,

@@ -1,17 +1,17 @@
-"""D-Net as graphs: `discover`, the objects of a frame, and `guide`, what the next one is told.
+"""D-Net as graphs: `discover` finds the objects of a frame, `guide` computes the next guidance.
 
     discover  prepared float32 [1, 3, H, W], H and W multiples of 16
-              guidance [1, C, H / 16, W / 16], what `guide` made of the frame before
-              guided   bool [], false in a stream's first frame, which passes without guidance
+              guidance [1, C, H / 16, W / 16], output of `guide` for the previous frame
+              guided   bool [], false for the first frame of a stream: guidance is ignored
               region   int64 [4] (top, left, height, width) of the frame inside the padded input
            -> saliency float32 [1, 1, H / 4, W / 4], probability of the foreground
-              labels   uint8 [H, W]: 0 in the background, else 1 + index of the object
+              labels   uint8 [H, W], 0 for the background, else 1 + index of the object
               areas    int64 [limit], pixels of every object
-              scores   float32 [limit], mean probability of the foreground under it
-    guide     prepared, saliency [1, 1, h, w] in 0..1 at any multiple of the cells -> guidance
+              scores   float32 [limit], mean foreground probability of every object
+    guide     prepared, saliency [1, 1, h, w], 0 to 1, h and w multiples of the cells -> guidance
 
-`discovery_verbs` gives both and `discovery_settings` what the runner must know beside them, under
-"discovery" in the manifest's settings; vosengine.onnx.discovery runs them.
+`discovery_verbs` returns both graphs and `discovery_settings` the "discovery" entry of the
+manifest's settings; vosengine.onnx.discovery runs them.
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ from ...runtime.folding import fold_batch_norms
 from ...types import Size
 from ...zoo.weights import WeightCard, load
 from .ops import TRANSLATIONS
-from .verb import Given, Verb
+from .verb import Verb, VerbInput
 
 STRIDE = 16  # of D-Net's features, and what its input is padded to
-LOWEST = -3.4e38  # heat that is no number
+LOWEST = -3.4e38  # replaces heat that is not finite
 
 
 class Normalised(NamedTuple):
-    """What a prepared frame was normalised by."""
+    """Mean and standard deviation that a prepared frame was normalised with."""
 
     mean: Sequence[float]
     std: Sequence[float]
 
 
 def load_dnet(weights: str | None, dtype: torch.dtype) -> tuple[DNet, WeightCard]:
-    """target_aware's discovery network by itself, ready for export, and its weights' card."""
+    """Load target_aware's discovery network for export, and its weight card."""
     method, card = load("target_aware", weights)
     fold_batch_norms(method)
     return cast(TargetAware, method).dnet.to(dtype), card
 
 
 def discovery_settings(config: TargetAwareConfig) -> dict[str, Any]:
-    """For `Discovery`, as settings["discovery"].
+    """The entry settings["discovery"] of the manifest, for `Discovery`.
 
-    size      of the frame in D-Net; channels of the guidance
-    smallest  pixels at that size; smaller objects are dropped
+    size      working size of D-Net
+    channels  of the guidance
+    smallest  least pixels of an object at that size; smaller objects are dropped
     """
     return {
         "size": config.size,
@@ -74,31 +75,31 @@ def discovery_verbs(
     given: Normalised | None = None,
     density: int = STRIDE // MAP_STRIDE,
 ) -> list[Verb]:
-    """`discover` and `guide`.
+    """The graphs `discover` and `guide`.
 
-    cells    of D-Net's input at stride 16: an example where the export is dynamic
-    source   where the prepared frame comes from
-    given    what that frame is normalised by, if not as D-Net wants it
-    density  of the saliency that `guide` is given, values to a cell's side: 4 of `discover`'s, 16
-             of a mask's
+    cells    size of D-Net's input at stride 16; an example if the export is dynamic
+    source   source of the prepared frame
+    given    normalisation of the prepared frame; None: D-Net's own
+    density  values per cell side of the saliency that `guide` takes: 4 for the output of
+             `discover`, 16 for a mask
     """
     dtype = dnet.backbone.conv1.weight.dtype
     pixels = STRIDE * cells[0], STRIDE * cells[1]
     sides = {2: f"{STRIDE}*h", 3: f"{STRIDE}*w"}
-    frame = Given("prepared", source, _picture(pixels).to(dtype), sides)
+    frame = VerbInput("prepared", source, _picture(pixels).to(dtype), sides)
     known = torch.zeros(1, dnet.config.aspp_channels, *cells, dtype=dtype)
     region = torch.tensor([0, 0, *pixels])
     shown = torch.rand(1, 1, density * cells[0], density * cells[1])
     discover = (
         frame,
-        Given("guidance", "guide.guidance@-1", known, {2: "h", 3: "w"}),
-        Given("guided", "caller.guided", torch.tensor(True), {}),
-        Given("region", "caller.network_region", region, {}),
+        VerbInput("guidance", "guide.guidance@-1", known, {2: "h", 3: "w"}),
+        VerbInput("guided", "caller.guided", torch.tensor(True), {}),
+        VerbInput("region", "caller.network_region", region, {}),
     )
     names = "saliency", "labels", "areas", "scores"
     guide = (
         frame,
-        Given("saliency", "discover.saliency", shown, {2: f"{density}*h", 3: f"{density}*w"}),
+        VerbInput("saliency", "discover.saliency", shown, {2: f"{density}*h", 3: f"{density}*w"}),
     )
     return [
         Verb("discover", Discover(dnet, given), discover, tuple((name, "") for name in names)),
@@ -107,13 +108,13 @@ def discovery_verbs(
 
 
 def _picture(size: Size) -> torch.Tensor:
-    """[1, 3, *size]: a smooth example, on which nothing hangs by a hair."""
+    """A smooth example image [1, 3, *size] without near-ties."""
     y, x = (torch.linspace(0, 3, n) for n in size)
     return torch.stack([torch.sin(c + y)[:, None] * torch.cos(c * x) for c in range(1, 4)])[None]
 
 
 class _Renormalise(nn.Module):
-    """A frame normalised as D-Net wants it; black stays black."""
+    """Convert a frame to D-Net's normalisation; padding stays black."""
 
     def __init__(self, config: TargetAwareConfig, given: Normalised | None) -> None:
         super().__init__()
@@ -147,7 +148,7 @@ class Discover(nn.Module):
         region: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         features = self.dnet.encode(self.renormalise(prepared))
-        # Without guidance the features pass as they are.
+        # Without guidance the features are unchanged.
         mixed = self.dnet._guided(features.saliency, features.instance, guidance)
         saliency = torch.where(guided, mixed[0], features.saliency)
         instance = torch.where(guided, mixed[1], features.instance)
@@ -155,7 +156,7 @@ class Discover(nn.Module):
         return (torch.sigmoid(maps.saliency.float()), *self._grouped(maps, region))
 
     def _grouped(self, maps: DNetMaps, region: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`DNet.proposals`, as labels."""
+        """`DNet.proposals` as a label map."""
         config = self.dnet.config
         logits, heatmap, offset = (upsample(each.float(), MAP_STRIDE) for each in maps)
         probability = torch.sigmoid(logits[0, 0])
@@ -163,7 +164,7 @@ class Discover(nn.Module):
         y = torch.arange(probability.shape[0], device=region.device)[:, None]
         x = torch.arange(probability.shape[1], device=region.device)
         inside = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
-        found: tuple[torch.Tensor, ...] = _group_centres(
+        grouped: tuple[torch.Tensor, ...] = _group_centres(
             heatmap[0, 0],
             MAP_STRIDE * offset[0],
             inside & (probability > config.saliency_threshold),
@@ -172,7 +173,7 @@ class Discover(nn.Module):
             config.centre_window,
             config.centre_limit,
         )
-        return found
+        return grouped
 
 
 class Guide(nn.Module):
@@ -185,13 +186,13 @@ class Guide(nn.Module):
         self.renormalise = _Renormalise(dnet.config, given)
 
     def forward(self, prepared: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
-        """`DNet.guide`; by how much the saliency is coarser than the frame is known."""
+        """`DNet.guide`, with a fixed ratio `coarser` of the frame's size to the saliency's."""
         frame, dnet = self.renormalise(prepared), self.dnet
         mask = saliency.to(frame.dtype)
         if self.coarser > 1:
             mask = upsample(mask, self.coarser)
-        found: torch.Tensor = dnet.guide_aspp(dnet.see(frame, mask))
-        return found
+        guidance: torch.Tensor = dnet.guide_aspp(dnet.see(frame, mask))
+        return guidance
 
 
 @torch.library.custom_op("vosengine_onnx::group_centres", mutates_args=())
@@ -205,7 +206,7 @@ def _group_centres(
     limit: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """heat [H, W], offset [2, H, W], foreground [H, W] -> labels [H, W], areas [limit] int64, and
-    the mean probability [limit] under each."""
+    the mean probability [limit] of each object."""
     labels, _, _ = ops.group_centres.reference(
         heat[None], offset[None], foreground[None], threshold=threshold, window=window, limit=limit
     )
@@ -225,8 +226,8 @@ def _group_centres_shapes(
     window: int,
     limit: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    each = heat.new_empty(limit)
-    return torch.empty_like(heat, dtype=torch.uint8), each.to(torch.int64), each
+    scores = heat.new_empty(limit)
+    return torch.empty_like(heat, dtype=torch.uint8), scores.to(torch.int64), scores
 
 
 def _group_centres_node(
@@ -238,13 +239,13 @@ def _group_centres_node(
     window: int,
     limit: int,
 ) -> tuple[Any, Any, Any]:
-    """Only the centres that there are meet only the pixels of the foreground."""
+    """Distances are computed only between actual centres and foreground pixels."""
     op = opset20
     heat = op.Where(op.Or(op.IsInf(heat), op.IsNaN(heat)), LOWEST, heat)
     hot = op.Greater(op.Cast(heat, to=11), op.Cast(threshold, to=11))
     peak = op.And(hot, _leads_its_window(heat, window // 2))
     count = op.ReduceSum(op.Cast(peak, to=7), keepdims=0)
-    # Without any centre the first cell stands in: the foreground is one group.
+    # Without centres the first cell is used as one: the foreground is one group.
     count = op.Reshape(op.Min(op.Max(count, 1), limit), [1])
     _, cells = op.TopK(op.Reshape(op.Where(peak, heat, LOWEST), [-1]), count)
     width = op.Shape(heat, start=1, end=2)
@@ -272,7 +273,7 @@ def _group_centres_node(
 
 
 def _leads_its_window(heat: Any, radius: int) -> Any:
-    """[H, W] bool: greater than all that precede it within `radius`, not less than the rest."""
+    """[H, W] bool: maximum of the window of that radius; the first in scan order if tied."""
     op = opset20
     if radius == 0:
         return op.Equal(heat, heat)

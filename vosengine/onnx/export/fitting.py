@@ -1,7 +1,7 @@
-"""`fit_target` of one track as ONNX says it, and the resizing that goes with it.
+"""`fit_target` of one track in ONNX operators, and the resizing it needs.
 
-Gauss-Newton unrolled, conjugate gradients in a Loop. In float64, as the op itself: what float32
-loses where a step is divided by the curvature along it is seen in the masks.
+Gauss-Newton iterations are unrolled, conjugate gradients run in a Loop. Computed in float64, as the
+op itself: the rounding errors of float32 in the division by the curvature are visible in the masks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...kernels.fit_target.reference import CONVERGED
 from .ops import TRANSLATIONS
 
 DOUBLE, SINGLE = TensorProto.DOUBLE, TensorProto.FLOAT
-Parts = tuple[Any, ...]  # what a step changes: W2 as [9, D], and W1 [D, C] where it is fitted too
+Parts = tuple[Any, ...]  # fitted weights: W2 as [9, D], and W1 [D, C] if it is fitted too
 
 
 @torch.library.custom_op("vosengine_onnx::fit_both", mutates_args=())
@@ -35,12 +35,12 @@ def fit_both(
     iterations: Sequence[int],
     ridge: Sequence[float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`fit_target`'s arguments without their first axis, float32 -> W2 [D, 3, 3], W1 [D, C]."""
-    given = (features, bands, targets, weight, kernel, projection)
-    wide = (each[None].double() for each in given)
+    """Arguments of `fit_target` without their first axis, float32 -> W2 [D, 3, 3], W1 [D, C]."""
+    inputs = (features, bands, targets, weight, kernel, projection)
+    wide = (x[None].double() for x in inputs)
     options = {"iterations": tuple(iterations), "ridge": (ridge[0], ridge[1])}
-    found, projected = fit_target.reference(*wide, **options)
-    return found[0].float(), projected[0].float()
+    fitted, projected = fit_target.reference(*wide, **options)
+    return fitted[0].float(), projected[0].float()
 
 
 @fit_both.register_fake
@@ -67,11 +67,11 @@ def fit_kernel(
     iterations: Sequence[int],
     ridge: Sequence[float],
 ) -> torch.Tensor:
-    """The same where the features are W1 * X already: W2 alone."""
-    wide = (each[None].double() for each in (features, bands, targets, weight, kernel))
+    """As `fit_both` for features that are already projected, W1 * X: fits W2 only."""
+    wide = (x[None].double() for x in (features, bands, targets, weight, kernel))
     options = {"iterations": tuple(iterations), "ridge": (ridge[0], ridge[1])}
-    found: torch.Tensor = fit_target.reference(*wide, **options)[0][0].float()
-    return found
+    fitted: torch.Tensor = fit_target.reference(*wide, **options)[0][0].float()
+    return fitted
 
 
 @fit_kernel.register_fake
@@ -99,10 +99,10 @@ def _fit_both_node(
 ) -> tuple[Any, Any]:
     problem = _Problem.of(features, bands, targets, weight)
     start = _transposed(_wide(kernel)), _wide(projection)
-    found = problem.fitted(start, iterations, (ridge[1], ridge[0]))
+    fitted = problem.fitted(start, iterations, (ridge[1], ridge[0]))
     size = [int(n) for n in kernel.shape]
-    narrow = op.Reshape(op.Cast(op.Transpose(found[0], perm=[1, 0]), to=SINGLE), size)
-    return narrow, op.Cast(found[1], to=SINGLE)
+    narrow = op.Reshape(op.Cast(op.Transpose(fitted[0], perm=[1, 0]), to=SINGLE), size)
+    return narrow, op.Cast(fitted[1], to=SINGLE)
 
 
 def _fit_kernel_node(
@@ -115,9 +115,9 @@ def _fit_kernel_node(
     ridge: Sequence[float],
 ) -> Any:
     problem = _Problem.of(features, bands, targets, weight)
-    (found,) = problem.fitted((_transposed(_wide(kernel)),), iterations, (ridge[1],))
+    (fitted,) = problem.fitted((_transposed(_wide(kernel)),), iterations, (ridge[1],))
     size = [int(n) for n in kernel.shape]
-    return op.Reshape(op.Cast(op.Transpose(found, perm=[1, 0]), to=SINGLE), size)
+    return op.Reshape(op.Cast(op.Transpose(fitted, perm=[1, 0]), to=SINGLE), size)
 
 
 def _wide(x: Any) -> Any:
@@ -135,10 +135,13 @@ def _number(value: float) -> Any:
 
 @dataclass(frozen=True)
 class _Problem:
-    """One track's samples in float64, side by side.
+    """J samples of one track, float64.
 
-    features  [C, J * h * w]; turned: the same transposed
-    bands     [9, J, h, w]; targets [1, J, h, w]; weight [1, J, 1, 1]
+    features  [C, J * h * w]
+    turned    features transposed
+    bands     [9, J, h, w]
+    targets   [1, J, h, w]
+    weight    [1, J, 1, 1]
     cells     (h, w)
     """
 
@@ -186,7 +189,7 @@ class _Problem:
         return op.Sum(*views)
 
     def views(self, planes: Any, back: bool = False) -> Any:
-        """[1, J, h, w] -> [9, J, h, w]: what lies under every tap."""
+        """[1, J, h, w] -> [9, J, h, w]: the planes shifted to every tap; `back` reverses them."""
         height, width = self.cells
         padded = op.Pad(planes, [0, 0, 1, 1, 0, 0, 1, 1], _number(0))
         views = []
@@ -206,7 +209,7 @@ def _turned(problem: _Problem, now: Parts, maps: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Linearised:
-    """The score model around the present weights."""
+    """The score model, linearised at the current weights."""
 
     problem: _Problem
     now: Parts
@@ -227,12 +230,12 @@ class _Linearised:
         """J' of the weighted change, plus Lambda d."""
         problem = self.problem
         moved = op.Reshape(problem.views(op.Mul(problem.weight, change), True), [9, -1])
-        found = [op.MatMul(moved, self.turned)]
+        gradient = [op.MatMul(moved, self.turned)]
         if len(step) == 2:
             spread = op.MatMul(op.Transpose(self.now[0], perm=[1, 0]), moved)
-            found.append(op.MatMul(spread, problem.turned))
-        parts = zip(found, self.diagonal, step, strict=True)
-        return tuple(op.Add(part, op.Mul(ridge, each)) for part, ridge, each in parts)
+            gradient.append(op.MatMul(spread, problem.turned))
+        parts = zip(gradient, self.diagonal, step, strict=True)
+        return tuple(op.Add(part, op.Mul(ridge, d)) for part, ridge, d in parts)
 
 
 def _conjugate_gradients(
@@ -257,7 +260,7 @@ def _conjugate_gradients(
         rows = op.Unsqueeze(now, [1, 2])
         held = tuple(op.Where(rows, r, h) for r, h in zip(residual, held, strict=True))
         norms = op.Where(now, rho, norms)
-        # In the first turn 0: the residual before it is itself.
+        # 0 in the first iteration, whose previous residual is the residual itself.
         beta = op.Max(op.Div(op.Sub(rho, _inner(previous, scaled)), rho_before), zero)
         pairs = zip(scaled, direction, strict=True)
         direction = tuple(op.Where(ended, d, op.Add(s, op.Mul(beta, d))) for s, d in pairs)
@@ -283,7 +286,7 @@ def _conjugate_gradients(
 
 
 def _cleared(residual: Parts, diagonal: Sequence[Any], held: Parts, norms: Any) -> Parts:
-    """A residual without what it has of those held, [iterations, ...], of which some are 0."""
+    """Orthogonalise a residual against earlier ones: `held` [iterations, ...], unused rows 0."""
     sums = [
         op.ReduceSum(op.Mul(h, op.Div(r, d)), [1, 2], keepdims=0)
         for r, d, h in zip(residual, diagonal, held, strict=True)
@@ -297,20 +300,20 @@ def _cleared(residual: Parts, diagonal: Sequence[Any], held: Parts, norms: Any) 
 
 
 def _loop(turn: Callable[..., tuple[Any, ...]], start: Sequence[Any], count: int) -> Sequence[Any]:
-    """ONNX's Loop: `turn` takes and gives what goes round, doubles and last of all a bool."""
+    """ONNX's Loop: `turn` maps the loop-carried values, doubles and as the last one a bool."""
     recorder: Any = evaluator.default()
     mark = len(recorder.nodes)
     name = f"loop_{mark}"
     kinds = [ir.DataType.DOUBLE] * (len(start) - 1) + [ir.DataType.BOOL]
-    given = [ir.Value(name=f"{name}_{i}", type=ir.TensorType(k)) for i, k in enumerate(kinds)]
+    carried = [ir.Value(name=f"{name}_{i}", type=ir.TensorType(k)) for i, k in enumerate(kinds)]
     number = ir.Value(name=f"{name}_n", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
     going = ir.Value(name=f"{name}_c", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
-    found = [op.Identity(going), *turn(*given)]
+    outputs = [op.Identity(going), *turn(*carried)]
     body = recorder.nodes[mark:]
     del recorder.nodes[mark:]
     for index, value in enumerate(v for node in body for v in node.outputs):
         value.name = f"{name}_v{index}"
-    graph = ir.Graph([number, going, *given], found, nodes=body, name=name)
+    graph = ir.Graph([number, going, *carried], outputs, nodes=body, name=name)
     inputs = [op.Identity(count), op.Cast(1, to=TensorProto.BOOL), *start]
     attributes = [ir.AttrGraph("body", graph)]
     node = ir.Node("", "Loop", inputs, attributes, num_outputs=len(start), version=20)
@@ -325,7 +328,7 @@ def _inner(a: Parts, b: Parts) -> Any:
 
 @torch.library.custom_op("vosengine_onnx::resize_like", mutates_args=())
 def resize_like(planes: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """[N, h, w] at the size of `like` [.., H, W], bilinear."""
+    """Resize [N, h, w] bilinearly to the size of `like` [.., H, W]."""
     size = like.shape[-2:]
     return functional.interpolate(planes[:, None], size, mode="bilinear", align_corners=False)[
         :, 0

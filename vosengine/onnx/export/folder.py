@@ -1,4 +1,4 @@
-"""The folder of an export: what may be replaced there, and when."""
+"""Atomic replacement of an export in its folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from ..manifest import MANIFEST, hash_of
 def replaced_export(
     folder: Path, names: Sequence[str], weights: str | Path | None
 ) -> Iterator[Path]:
-    """A fresh folder to write the graphs of these names and the manifest to; at the end of the
-    block they take the places of an earlier export's. After an error nothing has changed.
+    """Context manager that yields an empty folder for the graphs of these names and the manifest.
 
-    weights  as the export was asked for; where they are a file it must not be in the way
+    At the end of the block they replace those of an earlier export in `folder`. After an error in
+    the block nothing has changed.
 
-    Raises  OutputError: a file is in the way that no export wrote, or that was changed since.
+    weights  the option of the export; a file there must not be one of those to be replaced
+
+    Raises  OutputError: a file to be replaced is not of an earlier export, or was changed since.
     """
     check_output_folder(folder)
     earlier = _listed(folder)
@@ -33,8 +35,8 @@ def replaced_export(
     for name in names:
         if os.path.lexists(folder / name) and name not in ours:
             raise OutputError(
-                f"{folder / name}: is in the way: it would be replaced, but {MANIFEST} does not "
-                "list it, or it was changed since; move it away or choose another folder"
+                f"{folder / name}: is in the way: {MANIFEST} does not list it, or it was changed "
+                "since; move it away or choose another folder"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def replaced_export(
 
 
 def _listed(folder: Path) -> dict[str, str]:
-    """The graphs of an earlier export by name, with their hashes; none without one."""
+    """Hashes of the graphs of an earlier export by file name; empty if there is none."""
     path = folder / MANIFEST
     if not os.path.lexists(path):
         return {}

@@ -1,4 +1,4 @@
-"""IMCNet as graphs: a frame's features, and the foreground from those of several frames."""
+"""IMCNet as graphs: features of a frame, and foreground from the features of several frames."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from ...models.imcnet import IMCNet, IMCNetFeatures
-from .verb import Given, Plan, Verb
+from .verb import Plan, Verb, VerbInput
 
 POLICY = "foreground"
 
 
 def settings(method: IMCNet, plan: Plan) -> dict[str, Any]:
-    """The logits' stride."""
+    """Settings of the policy: the logits' stride."""
     return {"stride": 1}
 
 
@@ -30,21 +30,21 @@ class Encode(nn.Module):
 
 
 class Segment(nn.Module):
-    """The features of all frames in `sees`, one frame after the other -> logits."""
+    """Features of all frames in `sees`, frame by frame -> logits."""
 
     def __init__(self, method: IMCNet) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        each = len(IMCNetFeatures._fields)
-        frames = [IMCNetFeatures(*tensors[i : i + each]) for i in range(0, len(tensors), each)]
+        count = len(IMCNetFeatures._fields)
+        frames = [IMCNetFeatures(*tensors[i : i + count]) for i in range(0, len(tensors), count)]
         state: Any = None
         return self.method.segment(frames, state).logits.float()
 
 
 def verbs(method: IMCNet, plan: Plan) -> list[Verb]:
-    """encode, segment; there is nothing to remember."""
+    """The graphs encode and segment; the model has no memory."""
     stride = plan.multiple
     pixels = {2: f"{stride}*h", 3: f"{stride}*w"}
     prepared = torch.rand(1, 3, *plan.network).to(method.predict.weight.dtype)
@@ -56,8 +56,8 @@ def verbs(method: IMCNet, plan: Plan) -> list[Verb]:
         end, where = (f"_{offset:+d}", f"@{offset:+d}") if offset else ("", "")
         for name, x in zip(names, features, strict=True):
             axes = plan.grid(x)
-            seen.append(Given(name + end, f"encode.{name}{where}", x.clone(), axes))
-    frame = Given("prepared", "prepare.prepared", prepared, pixels)
+            seen.append(VerbInput(name + end, f"encode.{name}{where}", x.clone(), axes))
+    frame = VerbInput("prepared", "prepare.prepared", prepared, pixels)
     return [
         Verb("encode", encode, (frame,), tuple((name, "") for name in names)),
         Verb("segment", Segment(method), tuple(seen), (("logits", ""),)),

@@ -1,6 +1,6 @@
-"""`prepare` and `finish` as graphs: what lies between a caller's frame and the network.
+"""The graphs `prepare` and `finish`: preprocessing of frames and postprocessing of logits.
 
-Written in ONNX's own words, because every model has the same two and they take sizes as tensors.
+Written in onnxscript, not traced: they are the same for every model and take sizes as tensors.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from onnxscript import opset18 as op
 from ...kernels.finish_masks.reference import LOWEST_ODDS
 from .frames_by_ops import finish_by_op, prepare_by_op
 
-NOT_THERE = -1e30  # a logit whose odds are 0
+NOT_THERE = -1e30  # a logit with odds 0
 
 
 def prepare_graph(
     mean: Sequence[float], std: Sequence[float], half: bool, opset: int, ops: str = "standard"
 ) -> onnx.ModelProto:
-    """frame uint8 [height, width, 3], resized int64 [2], padding int64 [4] (left, right, top,
-    bottom) -> prepared [1, 3, H, W]: `prepare_frame`."""
+    """The op `prepare_frame` as a graph: frame uint8 [height, width, 3], resized int64 [2], padding
+    int64 [4] (left, right, top, bottom) -> prepared [1, 3, H, W]."""
     if ops == "vosengine":
         return prepare_by_op(mean, std, half, opset)
     centre = [value * 255 for value in mean]
@@ -63,7 +63,7 @@ def finish(
     rows = op.Add(op.Cast(op.Range(zero, op.Squeeze(height), one), to=11), half)
     columns = op.Add(op.Cast(op.Range(zero, op.Squeeze(width), one), to=11), half)
 
-    # Who counts: the objects alive, but for those that the prompt names.
+    # Rows that take part: alive, and not in the prompt.
     count = op.Squeeze(op.Shape(alive))
     ids = op.Reshape(op.Range(one, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1]))
     shown = op.Equal(op.Unsqueeze(prompt, [0]), op.Cast(ids, to=2))
@@ -72,7 +72,7 @@ def finish(
     counted = op.And(alive_rows, op.Equal(named, op.Cast(zero, to=2)))
     coarse = op.Where(counted, logits, op.Constant(value_float=NOT_THERE))
 
-    # Where every pixel lies on the grid, and how near to it every cell is: bilinear weights.
+    # Position of every pixel on the grid, and its bilinear weights.
     grid = op.Shape(logits)
     cells_y = op.Range(zero, op.Squeeze(op.Gather(grid, [1])), one)
     cells_x = op.Range(zero, op.Squeeze(op.Gather(grid, [2])), one)
@@ -95,31 +95,31 @@ def finish(
     background = op.Clip(op.Div(1.0, op.Sub(joint, 1.0)), least, most)
     odds = op.Mul(op.Clip(odds, least, most), op.Cast(counted, to=1))
     odds = op.Concat(background, odds, axis=0)
-    found = op.Div(odds, op.ReduceSum(odds, op.Constant(value_ints=[0]), keepdims=1))
+    probabilities = op.Div(odds, op.ReduceSum(odds, op.Constant(value_ints=[0]), keepdims=1))
 
-    # The prompt over it: its objects have probability 1 where it shows them, all others 0.
+    # Prompted pixels: probability 1 for the prompted object, 0 for the others.
     scale_y = op.Div(op.Cast(op.Shape(prompt, start=0, end=1), to=11), op.Cast(height, to=11))
     scale_x = op.Div(op.Cast(op.Shape(prompt, start=1, end=2), to=11), op.Cast(width, to=11))
     take_y = op.Cast(op.Floor(op.Mul(rows, scale_y)), to=7)
     take_x = op.Cast(op.Floor(op.Mul(columns, scale_x)), to=7)
-    given = op.Gather(op.Gather(prompt, take_y, axis=0), take_x, axis=1)
-    given = op.Unsqueeze(given, [0])
+    resized_prompt = op.Gather(op.Gather(prompt, take_y, axis=0), take_x, axis=1)
+    resized_prompt = op.Unsqueeze(resized_prompt, [0])
     table = op.Reshape(op.Range(zero, op.Add(count, one), one), op.Constant(value_ints=[-1, 1, 1]))
-    is_it = op.Cast(op.Equal(given, op.Cast(table, to=2)), to=1)
-    found = op.Where(op.Greater(given, op.Cast(zero, to=2)), is_it, found)
+    is_it = op.Cast(op.Equal(resized_prompt, op.Cast(table, to=2)), to=1)
+    probabilities = op.Where(op.Greater(resized_prompt, op.Cast(zero, to=2)), is_it, probabilities)
 
-    labels = op.Cast(op.ArgMax(found, axis=0, keepdims=0), to=2)
+    labels = op.Cast(op.ArgMax(probabilities, axis=0, keepdims=0), to=2)
     sides = op.Gather(padding, op.Constant(value_ints=[2, 0, 3, 1]), axis=0)
     axes = op.Constant(value_ints=[1, 2])
-    masks = op.Pad(found, sides, op.Constant(value_float=0.0), axes)
+    masks = op.Pad(probabilities, sides, op.Constant(value_float=0.0), axes)
     return labels, masks
 
 
 def finish_graph(opset: int, ops: str = "standard") -> onnx.ModelProto:
-    """logits [objects, h, w] float32, alive bool [objects], prompt uint8 [height, width] (1 + row,
-    0 where it says nothing), size int64 [2], region float64 [4], padding int64 [4] -> labels uint8
-    (1 + row) of that size, and the probabilities of background and rows, padded:
-    `finish_masks`, with a prompt over it."""
+    """The op `finish_masks` as a graph, overridden by a prompt: logits [objects, h, w] float32,
+    alive bool [objects], prompt uint8 [height, width] (1 + row, 0 without a prompt), size int64
+    [2], region float64 [4], padding int64 [4] -> labels uint8 [size] (1 + row, or 0), and the
+    probabilities of background and rows, padded."""
     if ops == "vosengine":
         return finish_by_op(opset)
     return _finished(finish.to_model_proto(), opset, False)

@@ -1,4 +1,4 @@
-"""`prepare` and `finish` by the ops of that name, as nodes of the domain "vosengine"."""
+"""The graphs `prepare` and `finish` with custom operators of the domain "vosengine"."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ prepare (uint8[height, width, 3] frame, int64[2] resized, int64[4] padding)
 }}
 """
 
-# Rows that count are those alive but for those that the prompt shows. They alone go through the op;
-# then every row gets its plane back, and the prompt lies over all.
+# Only rows that are alive and not prompted go through the op. Then every row gets its plane back,
+# and the prompt overrides the result.
 FINISH = """
 finish (float[objects, h, w] logits, bool[objects] alive, uint8[height, width] prompt,
         int64[2] size, double[4] region, int64[4] padding)
@@ -95,7 +95,7 @@ finish (float[objects, h, w] logits, bool[objects] alive, uint8[height, width] p
 }}
 """
 
-# Which of the prompt's pixels lies under each of the answer's, along one axis.
+# Nearest prompt pixel of every output pixel along one axis.
 NEAREST = """
       {side}_of = Squeeze ({side})
       {side}_range = Range (zero, {side}_of, one)

@@ -1,4 +1,4 @@
-"""STM and MUNet as graphs: a memory of every object, read and written."""
+"""STM and MUNet as graphs, with a memory bank per object."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...memory import Stored
 from ...models.munet import MUNet
 from ...models.stm import STM
 from ...types import Masks
-from .verb import Given, Plan, Verb, memory_of, times, written
+from .verb import Plan, Verb, VerbInput, memory_of, times, written
 
 
 class Encode(nn.Module):
@@ -53,7 +53,7 @@ class Segment(nn.Module):
 
 
 class Remember(nn.Module):
-    """prepared, masks, memory, and the features that `observe` takes -> memory."""
+    """prepared, masks, memory, and the features that `observe` takes -> updated memory."""
 
     def __init__(self, method: STM | MUNet, memory: MemoryConfig) -> None:
         super().__init__()
@@ -89,55 +89,55 @@ POLICY = "memory"
 
 
 def settings(method: STM | MUNet, plan: Plan) -> dict[str, Any]:
-    """The logits' stride, and what the memory keeps."""
+    """Settings of the policy: the logits' stride, and the memory's frames."""
     memory = memory_of(method.config, plan)
     return {"stride": 4, "every": memory.every, "frames": memory.max_frames}
 
 
 def verbs(method: STM | MUNet, plan: Plan) -> list[Verb]:
-    """encode, segment, remember."""
+    """The graphs encode, segment and remember."""
     config, cells, objects, frames = method.config, plan.cells, plan.objects, plan.frames
     dtype = method.query_head.key.weight.dtype
     (height, width), finer = cells, plan.multiple // config.key_stride
     pixels = {2: f"{plan.multiple}*h", 3: f"{plan.multiple}*w"}
     prepared = torch.rand(1, 3, *plan.network).to(dtype)
-    frame = Given("prepared", "prepare.prepared", prepared, pixels)
+    frame = VerbInput("prepared", "prepare.prepared", prepared, pixels)
     encode = Encode(method)
     with torch.no_grad():
         example = encode(prepared)
     names = list(method.features._fields[1:])
     features = [
-        Given(name, f"encode.{name}", x, plan.grid(x))
+        VerbInput(name, f"encode.{name}", x, plan.grid(x))
         for name, x in zip(names, example, strict=True)
     ]
     seen = list(features)
     if isinstance(method, MUNet):
         reduced = features[names.index("reduced")]
-        before = Given("before", "encode.reduced@-1", reduced.example.clone(), reduced.axes)
+        before = VerbInput("before", "encode.reduced@-1", reduced.example.clone(), reduced.axes)
         seen = [before, *features]
     values = config.value_channels + config.read_masks
     side = finer * height, finer * width
     axes = {0: "objects", 1: "frames", 2: times(finer, "h"), 3: times(finer, "w")}
     bank = (objects, frames, *side)
     memory = [
-        Given("keys", "state.keys", torch.rand(*bank, config.key_channels).to(dtype), axes),
-        Given("values", "state.values", torch.rand(*bank, values).to(dtype), axes),
-        Given("length", "state.length", torch.full((objects,), frames), {0: "objects"}),
+        VerbInput("keys", "state.keys", torch.rand(*bank, config.key_channels).to(dtype), axes),
+        VerbInput("values", "state.values", torch.rand(*bank, values).to(dtype), axes),
+        VerbInput("length", "state.length", torch.full((objects,), frames), {0: "objects"}),
     ]
     masks = torch.rand(1 + objects, *prepared.shape[2:])
-    told = torch.ones(objects, dtype=torch.bool)
+    flags = torch.ones(objects, dtype=torch.bool)
     rows = {0: "objects"}
     remember = [
         frame,
-        Given("masks", "finish.masks", masks, {0: "1+objects", 1: pixels[2], 2: pixels[3]}),
-        Given("alive", "caller.alive", told, rows),
-        Given("prompted", "caller.prompted", told.clone(), rows),
-        Given("frame_index", "caller.frame_index", torch.tensor(5), {}),
+        VerbInput("masks", "finish.masks", masks, {0: "1+objects", 1: pixels[2], 2: pixels[3]}),
+        VerbInput("alive", "caller.alive", flags, rows),
+        VerbInput("prompted", "caller.prompted", flags.clone(), rows),
+        VerbInput("frame_index", "caller.frame_index", torch.tensor(5), {}),
         *memory,
-        Given("cursor", "state.cursor", torch.full((objects,), frames - 1), rows),
+        VerbInput("cursor", "state.cursor", torch.full((objects,), frames - 1), rows),
         *(features[names.index(name)] for name in method.observes),
     ]
-    kept = [(f"{each}_out", f"state.{each}") for each in ("keys", "values", "length", "cursor")]
+    kept = [(f"{name}_out", f"state.{name}") for name in ("keys", "values", "length", "cursor")]
     return [
         Verb("encode", encode, (frame,), tuple((name, "") for name in names)),
         Verb("segment", Segment(method), (*seen, *memory), (("logits", ""),)),

@@ -1,7 +1,7 @@
-"""The ops as ONNX says them: what stands in for each while a model is exported.
+"""Replacements of ops during export, in operators that are fast in onnxruntime.
 
-Every one keeps its op's contract on the calls that the models make (no length 0 read, no frame
-index), in operators that onnxruntime is quick at. What is not here is traced through its reference.
+Each satisfies its op's contract for the calls that the models make (no read of length 0, no frame
+index). Ops without a replacement are traced through their reference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...kernels import stand_in, use_backend
 from ...kernels.read_memory.reference import positions_of
 from . import regions
 
-NEVER = -1e30  # a score that no softmax sees
+NEVER = -1e30  # a score with softmax weight 0
 
 
 def read_memory(
@@ -35,10 +35,10 @@ def read_memory(
     pages: torch.Tensor | None = None,
     query_of: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Two products and a softmax; what lies past `length` must be finite.
+    """Two matrix products and a softmax; positions beyond `length` must be finite.
 
-    Bias and length are one more channel of the keys where that loses no digits: the scores are by
-    far the largest tensor, and every pass over them counts.
+    In full precision, bias and length are encoded as one more channel of the keys: this saves a
+    pass over the scores, by far the largest tensor.
     """
     wide = torch.promote_types(query_key.dtype, torch.float32)
     if pages is not None:
@@ -78,7 +78,7 @@ def correlate_frames(
     temperature: float | torch.Tensor = 20.0,
     outside: str = "zero",
 ) -> torch.Tensor:
-    """Every cell with every other by one product; the window's are gathered from that."""
+    """Correlate all pairs of cells by one matrix product, then gather those of the window."""
     wide = torch.promote_types(query.dtype, torch.float32)
     height, width = query.shape[2:]
     unit = [functional.normalize(x.to(wide), dim=1, eps=1e-12) for x in (query, previous)]
@@ -96,8 +96,8 @@ def correlate_frames(
         scores = torch.where(inside, scores, NEVER)
     weights = scores.softmax(dim=2)
     moved = weights @ torch.stack((to_x, to_y), dim=1).to(wide)  # [B, P, 2]
-    found = torch.cat((moved, cost.amax(dim=2, keepdim=True)), dim=2)
-    return found.mT.unflatten(2, (height, width)).to(query.dtype)
+    result = torch.cat((moved, cost.amax(dim=2, keepdim=True)), dim=2)
+    return result.mT.unflatten(2, (height, width)).to(query.dtype)
 
 
 @torch.library.custom_op("vosengine_onnx::deform_conv", mutates_args=())
@@ -141,16 +141,16 @@ def deform_conv(
     bias: torch.Tensor | None = None,
     padding: int = 0,
 ) -> torch.Tensor:
-    """DeformConv-19, as the alignment of frames wants it."""
+    """DeformConv-19 with stride 1, as used by frame alignment."""
     if bias is None:
         bias = weight.new_zeros(weight.shape[0])
     groups = offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
-    found: torch.Tensor = _deform_conv(x, offset, weight, bias, padding, groups)
-    return found
+    result: torch.Tensor = _deform_conv(x, offset, weight, bias, padding, groups)
+    return result
 
 
 def _log_add_exp_node(a: Any, b: Any) -> Any:
-    """Without an exponential that overflows, as torch's own translation has."""
+    """logaddexp without the overflow of torch's own translation."""
     apart = opset20.Neg(opset20.Abs(opset20.Sub(a, b)))
     return opset20.Add(opset20.Max(a, b), opset20.Softplus(apart))
 
@@ -171,7 +171,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
 
 @contextmanager
 def exported_ops(others: Mapping[str, Callable[..., Any]] = MappingProxyType({})) -> Iterator[None]:
-    """Inside the block models are traced in these forms, those of `others` before them, and through
-    references where there is none."""
+    """Context manager in which ops are replaced by `others`, else by STAND_INS, else by their
+    references."""
     with use_backend("reference"), stand_in({**STAND_INS, **others}):
         yield

@@ -1,15 +1,15 @@
-"""DMN-AOA as graphs, and D-Net's, from which its proposals come where the caller has none.
+"""DMN-AOA as graphs, with D-Net's graphs as the default source of its proposals.
 
-    encode    prepared -> b2, b3, b4, pooled (where regions come from other maps), key
-    segment   those, the frame's proposals, the memory and the references -> logits
-    remember  b2.., key, masks, the memory -> the memory, and this frame as the frame before
+    encode    prepared -> b2, b3, b4, pooled (if regions are pooled from other maps), key
+    segment   features, proposals, memory and reference frames -> logits
+    remember  features, masks, memory -> updated memory, with this frame as the previous one
 
-`alive` of `segment` are the objects, `there` the proposals, each the first of their rows: all of
-them where sizes are free. A frame without proposals has one row that is not there.
+In `segment`, `alive` marks the rows with an object and `there` the rows with a proposal; these come
+first. In dynamic graphs all rows are marked, but a frame without proposals has one unmarked row.
 
-A first frame is a row of `first_keys` and `first_features`, shared by the objects that began in it.
-The driver has it copied from `previous_keys` and `previous_features` after the frame in which they
-began, and says by `rows` which one is whose.
+A first frame is a row of `first_keys` and `first_features`, shared by the objects that started in
+it. After that frame the calling program copies it from `previous_keys` and `previous_features`;
+`rows` holds the row of every object.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
 from .regions import align_object, gather_cells, match_proposals, spread_cells
-from .verb import Given, Plan, Verb, memory_of, written
+from .verb import Plan, Verb, VerbInput, memory_of, written
 
 POLICY = "proposals"
 
 
 def features_of(method: DMNAOA, tensors: Sequence[torch.Tensor]) -> DMNAOAFeatures:
-    """What `encode` gave, as the method knows it."""
+    """Convert the outputs of `encode` to the method's features."""
     *maps, key = tensors
     base = Base(*maps[:3])
     pooled = tuple(maps[3:]) or tuple(base)
@@ -93,8 +93,7 @@ class Segment(nn.Module):
         alive: torch.Tensor,
         before: torch.Tensor,
     ) -> torch.Tensor:
-        """`DMNAOA.match`, of the rows that are alive and the proposals that are there: [O, h, w] at
-        stride 4."""
+        """`DMNAOA.match` of the marked objects and proposals: masks [O, h, w] at stride 4."""
         config, proposed = self.method.config, candidates.masks.float()
         similarity = align_object(
             templates, candidates.projected, alpha=config.sharpness, score=config.score
@@ -134,21 +133,21 @@ class Segment(nn.Module):
         moved = columns[0] @ began[rows].mT, columns[1] @ before.mT
         of_first, of_previous = (self._planes(x.unflatten(2, size)) for x in moved)
         planes = list(zip(mask_levels(coarse), of_first, of_previous, strict=True))
-        found = None
+        joined = None
         for level, block in ((2, net.block4), (1, net.block3), (0, net.block2)):
             shared = block.now(now.base[level]) + block.previous(features[0][level])
             own = block.first(features[1][level])[rows]
             masks = torch.cat(planes[level], dim=1).to(shared.dtype)
-            found = block.join(shared + own, masks, found)
-        assert found is not None
-        logits = net.logits(found)
+            joined = block.join(shared + own, masks, joined)
+        assert joined is not None
+        logits = net.logits(joined)
         if self.method.config.read_masks:  # `carried`, at the logits' own size
             read = (of_first[0] + of_previous[0])[:, 0] / 2
             logits = logits + read.clamp(READ_LIMIT, 1 - READ_LIMIT).logit()
         return logits.float()
 
     def _weights(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """How every reference [R, Ca, h, w] is moved onto the frame [1, Ca, h, w]: [R, P, P]."""
+        """Attention weights [R, P, P] of a frame [1, Ca, h, w] over references [R, Ca, h, w]."""
         query = self.method.config.sharpness * query.flatten(2).mT
         return (query @ keys.flatten(2)).float().softmax(dim=2).to(keys.dtype)
 
@@ -158,29 +157,29 @@ class Segment(nn.Module):
         return gathered(levels)
 
     def _planes(self, columns: torch.Tensor) -> list[torch.Tensor]:
-        """[O, 21, h, w] -> per level [O, 1, ., .]."""
+        """[O, 21, h, w] -> one map [O, 1, ., .] per level."""
         return spread(columns, (1, 1, 1))
 
     def _levels(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """[R, 16 C2 + 4 C3 + C4, h, w] -> per level [R, C, ., .]."""
+        """[R, 16 C2 + 4 C3 + C4, h, w] -> one map [R, C, ., .] per level."""
         return spread(x, self.method.config.base_channels)
 
 
 def gathered(levels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Maps at strides 4, 8 and 16 as one at stride 16: [B, 16 C2 + 4 C3 + C4, h, w]."""
+    """Combine maps at strides 4, 8 and 16 into one at stride 16: [B, 16 C2 + 4 C3 + C4, h, w]."""
     fine, middle, coarse = levels
     return torch.cat((gather_cells(fine, 4), gather_cells(middle, 2), coarse), dim=1)
 
 
 def spread(x: torch.Tensor, channels: Sequence[int]) -> list[torch.Tensor]:
-    """The inverse."""
+    """The inverse of `gathered`."""
     widths = [count * side * side for count, side in zip(channels, BLOCKS, strict=True)]
     fine, middle, coarse = torch.split(x, widths, dim=1)
     return [spread_cells(fine, 4), spread_cells(middle, 2), coarse]
 
 
 class Remember(nn.Module):
-    """features, masks, memory -> memory."""
+    """features, masks, memory -> updated memory."""
 
     def __init__(self, method: DMNAOA, memory: MemoryConfig, features: int) -> None:
         super().__init__()
@@ -209,7 +208,7 @@ class Remember(nn.Module):
         return *stored, boxes, born, first, small, cursor, now.key.clone(), gathered(now.base)
 
     def _boxes(self, soft: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`boxes_of` what is above a half, or the last ones; and whether there is anything."""
+        """`boxes_of` the pixels above 0.5, or the last boxes if none; and whether there are any."""
         sides = []
         for axis in (1, 2):  # [O, W], [O, H]
             there = soft.amax(dim=axis) > 0.5
@@ -224,13 +223,13 @@ class Remember(nn.Module):
 
 
 def _whole(masks: torch.Tensor) -> torch.Tensor:
-    """The box [4] around all of masks [O, H, W]."""
+    """The box [4] of the whole frame of masks [O, H, W]."""
     height, width = (masks.new_full((1,), side) for side in masks.shape[1:])
     return torch.cat((0 * width, 0 * height, width, height))
 
 
 def settings(method: DMNAOA, plan: Plan) -> dict[str, Any]:
-    """The logits' stride, what the memory keeps, how proposals are chosen, and D-Net's."""
+    """Settings of the policy: the logits' stride, the memory, proposal selection, and D-Net."""
     config, memory = method.config, memory_of(method.config, plan)
     dnet, card = load_dnet(None, method.query_head.weight.dtype)
     return {
@@ -244,21 +243,21 @@ def settings(method: DMNAOA, plan: Plan) -> dict[str, Any]:
 
 
 def verbs(method: DMNAOA, plan: Plan) -> list[Verb]:
-    """encode, segment, remember; discover, guide."""
+    """The graphs encode, segment, remember, discover and guide."""
     dtype = method.query_head.weight.dtype
     prepared = torch.rand(1, 3, *plan.network).to(dtype)
     pixels = {2: f"{plan.multiple}*h", 3: f"{plan.multiple}*w"}
     encode = Encode(method)
     with torch.no_grad():
-        found = encode(prepared)
+        example = encode(prepared)
     features = [
-        Given(name, f"encode.{name}", x, plan.grid(x))
-        for name, x in zip(encode.names, found, strict=True)
+        VerbInput(name, f"encode.{name}", x, plan.grid(x))
+        for name, x in zip(encode.names, example, strict=True)
     ]
-    frame = Given("prepared", "prepare.prepared", prepared, pixels)
+    frame = VerbInput("prepared", "prepare.prepared", prepared, pixels)
     memory, references = _memory(method, plan), _references(method, plan)
     *held, masks, cursor = memory
-    kept = [each.name for each in memory] + ["previous_keys", "previous_features"]
+    kept = [tensor.name for tensor in memory] + ["previous_keys", "previous_features"]
     return [
         Verb("encode", encode, (frame,), tuple((name, "") for name in encode.names)),
         Verb(
@@ -277,9 +276,9 @@ def verbs(method: DMNAOA, plan: Plan) -> list[Verb]:
     ]
 
 
-def _memory(method: DMNAOA, plan: Plan) -> list[Given]:
-    """What is kept of every object; of the last two `segment` takes the masks of the frame before,
-    `remember` the cursor."""
+def _memory(method: DMNAOA, plan: Plan) -> list[VerbInput]:
+    """The memory of every object. Of the last two, `segment` takes only the previous masks and
+    `remember` only the cursor."""
     config, objects, frames = method.config, plan.objects, plan.frames
     dtype = method.query_head.weight.dtype
     (height, width), cells = plan.cells, config.region_size**2
@@ -288,36 +287,38 @@ def _memory(method: DMNAOA, plan: Plan) -> list[Given]:
     boxes = torch.tensor([2.0, 3.0, 7.0 * width, 9.0 * height]).repeat(objects, 1)
     masks = torch.rand(objects, 4 * height, 4 * width)
     return [
-        Given("keys", "state.keys", torch.rand(*bank, config.key_channels).to(dtype), axes),
-        Given("values", "state.values", torch.rand(*bank, config.value_channels).to(dtype), axes),
-        Given("length", "state.length", torch.full((objects,), frames), rows),
-        Given("boxes", "state.boxes", boxes, rows),
-        Given("born", "state.born", torch.zeros(objects, dtype=torch.int64), rows),
-        Given("first_masks", "state.first_masks", masks.flip(2), planes),
-        Given("masks", "state.masks", masks, planes),
-        Given("cursor", "state.cursor", torch.full((objects,), frames - 1), rows),
+        VerbInput("keys", "state.keys", torch.rand(*bank, config.key_channels).to(dtype), axes),
+        VerbInput(
+            "values", "state.values", torch.rand(*bank, config.value_channels).to(dtype), axes
+        ),
+        VerbInput("length", "state.length", torch.full((objects,), frames), rows),
+        VerbInput("boxes", "state.boxes", boxes, rows),
+        VerbInput("born", "state.born", torch.zeros(objects, dtype=torch.int64), rows),
+        VerbInput("first_masks", "state.first_masks", masks.flip(2), planes),
+        VerbInput("masks", "state.masks", masks, planes),
+        VerbInput("cursor", "state.cursor", torch.full((objects,), frames - 1), rows),
     ]
 
 
-def _references(method: DMNAOA, plan: Plan) -> list[Given]:
-    """The frame before and the first frames, and which of these is whose."""
+def _references(method: DMNAOA, plan: Plan) -> list[VerbInput]:
+    """The previous frame and the first frames, and the row of every object's first frame."""
     config, dtype = method.config, method.query_head.weight.dtype
     count = plan.objects if plan.static else plan.frames + 2
     widths = zip(config.base_channels, BLOCKS, strict=True)
     wide = sum(channels * side * side for channels, side in widths)
     own = torch.arange(plan.objects) % count
-    given = [Given("rows", "caller.rows", own, {0: "objects"})]
+    inputs = [VerbInput("rows", "caller.rows", own, {0: "objects"})]
     for name, size in (("previous", 1), ("first", count)):
         axes = {2: "h", 3: "w"} | ({0: "references"} if name == "first" else {})
         keys = functional.normalize(torch.randn(size, config.base_channels[2], *plan.cells))
-        given.append(Given(f"{name}_keys", f"state.{name}_keys", keys.to(dtype), axes))
+        inputs.append(VerbInput(f"{name}_keys", f"state.{name}_keys", keys.to(dtype), axes))
         features = torch.randn(size, wide, *plan.cells).to(dtype)
-        given.append(Given(f"{name}_features", f"state.{name}_features", features, axes))
-    return given
+        inputs.append(VerbInput(f"{name}_features", f"state.{name}_features", features, axes))
+    return inputs
 
 
-def _proposals(method: DMNAOA, plan: Plan) -> list[Given]:
-    """The frame's proposals, and what else `segment` is told."""
+def _proposals(method: DMNAOA, plan: Plan) -> list[VerbInput]:
+    """The proposals and the other caller's inputs of `segment`."""
     count = method.config.max_proposals if plan.static else plan.objects + 5
     height, width = plan.network
     corners = torch.rand(count, 2) * torch.tensor([width / 2, height / 2])
@@ -329,29 +330,29 @@ def _proposals(method: DMNAOA, plan: Plan) -> list[Given]:
     alive = torch.ones(plan.objects, dtype=torch.bool)
     there = torch.ones(count, dtype=torch.bool)
     return [
-        Given("proposed_boxes", "caller.boxes", boxes, {0: "proposals"}),
-        Given("proposed_masks", "caller.masks", masks, {0: "proposals", **pixels}),
-        Given("there", "caller.there", there, {0: "proposals"}),
-        Given("alive", "caller.alive", alive, {0: "objects"}),
-        Given("frame_index", "caller.frame_index", torch.tensor(5), {}),
+        VerbInput("proposed_boxes", "caller.boxes", boxes, {0: "proposals"}),
+        VerbInput("proposed_masks", "caller.masks", masks, {0: "proposals", **pixels}),
+        VerbInput("there", "caller.there", there, {0: "proposals"}),
+        VerbInput("alive", "caller.alive", alive, {0: "objects"}),
+        VerbInput("frame_index", "caller.frame_index", torch.tensor(5), {}),
     ]
 
 
-def _marked(plan: Plan) -> list[Given]:
-    """What `remember` is told of a frame."""
+def _marked(plan: Plan) -> list[VerbInput]:
+    """The masks and the other caller's inputs of `remember`."""
     rows, pixels = {0: "objects"}, {1: f"{plan.multiple}*h", 2: f"{plan.multiple}*w"}
     masks = torch.rand(1 + plan.objects, *plan.network)
-    told = torch.ones(plan.objects, dtype=torch.bool)
+    flags = torch.ones(plan.objects, dtype=torch.bool)
     return [
-        Given("found_masks", "finish.masks", masks, {0: "1+objects", **pixels}),
-        Given("alive", "caller.alive", told, rows),
-        Given("prompted", "caller.prompted", told.clone(), rows),
-        Given("frame_index", "caller.frame_index", torch.tensor(5), {}),
+        VerbInput("found_masks", "finish.masks", masks, {0: "1+objects", **pixels}),
+        VerbInput("alive", "caller.alive", flags, rows),
+        VerbInput("prompted", "caller.prompted", flags.clone(), rows),
+        VerbInput("frame_index", "caller.frame_index", torch.tensor(5), {}),
     ]
 
 
 def _discovery(method: DMNAOA, plan: Plan) -> list[Verb]:
-    """D-Net's graphs; static ones for frames as wide, of their height, as the model's own are."""
+    """D-Net's graphs; if static, at D-Net's working size with the aspect ratio of the plan's."""
     dnet, _ = load_dnet(None, method.query_head.weight.dtype)
     cells = plan.cells
     if plan.static:

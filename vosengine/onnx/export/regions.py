@@ -1,4 +1,4 @@
-"""Regions, and what proposals are matched by, as ONNX says them."""
+"""Region pooling and proposal matching in ONNX operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ... import kernels as ops
 
-FAR = 1e30  # a cost that is no row's and no column's least
+FAR = 1e30  # a cost that is never the least of a row or column
 EQUAL = 1e-5  # as in match_proposals
 
 
@@ -78,7 +78,7 @@ def pool_regions(
     sampling: int = 2,
     aligned: bool = True,
 ) -> torch.Tensor:
-    """One RoiAlign a level, in float32; places are float32 too, boxes finite."""
+    """One RoiAlign per level. Maps and boxes are converted to float32; boxes must be finite."""
     regions = torch.arange(boxes.shape[0], device=boxes.device)
     images = torch.zeros_like(regions) if frame is None else frame.long()
     sources = [(*each, images) for each in zip(levels, strides, strict=True)]
@@ -94,7 +94,7 @@ def pool_regions(
 def align_object(
     template: torch.Tensor, proposal: torch.Tensor, *, alpha: float, score: str
 ) -> torch.Tensor:
-    """Scores [O, M] of templates [O, P, C] and proposals [M, P, C], all at once."""
+    """Scores [O, M] of all pairs of templates [O, P, C] and proposals [M, P, C] at once."""
     template, values = template.float(), proposal.float()
     keys = functional.normalize(values, dim=2, eps=1e-12)
     query = alpha * functional.normalize(template, dim=2, eps=1e-12)
@@ -117,18 +117,20 @@ def match_proposals(
     rate: float,
     most: bool,
 ) -> torch.Tensor:
-    """`match_proposals` of the rows that are alive and the proposals that are there, 0 elsewhere.
+    """`match_proposals` of the marked objects and proposals -> [O, M], 0 elsewhere.
 
-    similarity [O, M] float32, alive [O] and there [M] bool, at least one of each, the first ones;
-    most is the answer "dmm" -> [O, M]
+    similarity  [O, M] float32
+    alive       bool [O], marks the first rows, at least one
+    there       bool [M], marks the first columns, at least one
+    most        the answer is "dmm", else "final"
     """
     answer = "dmm" if most else "final"
     rows, columns = int(alive.sum()), int(there.sum())
-    found = torch.zeros_like(similarity)
-    found[:rows, :columns] = ops.match_proposals.reference(
+    assignment = torch.zeros_like(similarity)
+    assignment[:rows, :columns] = ops.match_proposals.reference(
         similarity[:rows, :columns].contiguous(), steps=steps, inner=inner, rate=rate, answer=answer
     )
-    return found
+    return assignment
 
 
 @match_proposals.register_fake
@@ -160,11 +162,11 @@ def _assign(
     zero = op.Constant(value_float=0.0)
     far = op.Constant(value_float=FAR)
 
-    # Columns: the proposals, then as many as an assignment of every object to none may need.
+    # Columns: the proposals, then padding so that every object can be left unassigned.
     proposals = op.Shape(similarity, start=1, end=2)
     row_count = op.ReduceSum(op.Cast(alive, to=7))
-    given = op.ReduceSum(op.Cast(there, to=7))
-    used = op.Max(given, op.Add(row_count, one))
+    proposal_count = op.ReduceSum(op.Cast(there, to=7))
+    used = op.Max(proposal_count, op.Add(row_count, one))
     room = op.Add(op.Shape(similarity, start=0, end=1), one)
     pads = op.Concat(op.Constant(value_ints=[0, 0, 0]), room, axis=0)
     similarity = op.Where(op.Unsqueeze(there, [0]), similarity, zero)
@@ -175,7 +177,7 @@ def _assign(
     height = op.Cast(op.Squeeze(op.Max(row_count, one)), to=1)
     width = op.Cast(op.Squeeze(used), to=1)
 
-    # The start: one 1 in every row.
+    # Initial assignment: one 1 in every row.
     nearest = op.ArgMin(op.Where(counted, cost, far), axis=0, keepdims=1)
     order = op.Range(op.Constant(value_int=0), op.Squeeze(op.Sub(room, one)), one)
     least = op.Equal(op.Unsqueeze(order, [1]), nearest)
@@ -207,11 +209,11 @@ def _assign(
     peaks = op.Where(op.Less(mean, op.Sub(top, EQUAL)), zero, mean)
     x = op.Where(most, op.Mul(peaks, inside), x)
     start = op.Constant(value_ints=[0])
-    found = op.Mul(
+    assignment = op.Mul(
         op.Slice(x, start, proposals, along_rows),
         op.Cast(op.Unsqueeze(there, [0]), to=1),
     )
-    return found
+    return assignment
 
 
 def _match_proposals_node(
@@ -230,7 +232,7 @@ def _match_proposals_node(
 
 @torch.library.custom_op("vosengine_onnx::gather_cells", mutates_args=())
 def gather_cells(x: torch.Tensor, side: int) -> torch.Tensor:
-    """[B, C, side * h, side * w] -> [B, side * side * C, h, w]: what lies in every cell."""
+    """Space to depth: [B, C, side * h, side * w] -> [B, side * side * C, h, w]."""
     height, width = x.shape[2] // side, x.shape[3] // side
     x = x.reshape(*x.shape[:2], height, side, width, side).permute(0, 3, 5, 1, 2, 4)
     return x.reshape(x.shape[0], -1, height, width)
@@ -244,7 +246,7 @@ def _gather_cells_shape(x: torch.Tensor, side: int) -> torch.Tensor:
 
 @torch.library.custom_op("vosengine_onnx::spread_cells", mutates_args=())
 def spread_cells(x: torch.Tensor, side: int) -> torch.Tensor:
-    """The inverse of `gather_cells`."""
+    """Depth to space, the inverse of `gather_cells`."""
     batch, _, height, width = x.shape
     x = x.reshape(batch, side, side, -1, height, width).permute(0, 3, 4, 1, 5, 2)
     return x.reshape(batch, -1, side * height, side * width)

@@ -1,8 +1,8 @@
-"""GIEL as graphs: frames in a store, and the places that the next one is read from.
+"""GIEL as graphs: stored frames, and the support places that the next frame is read from.
 
-The store is the runner's: what `remember` gives, by frame. What the frames in the places look like
-to every object, `place` gives; `segment` takes each place's tensors by themselves, so that nothing
-is copied between the graphs, and is told which places count.
+The runner stores the outputs of `remember` by frame. `place` computes the values of a support frame
+for every object. `segment` takes the tensors of each place as separate inputs, so that nothing is
+copied between the graphs, and a mask of valid places.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import nn
 
 from ...models.giel.network import GIEL, MOST_OBJECTS, GIELFeatures, above_half, planes_of
 from ...models.giel.support import Reading
-from .verb import Given, Plan, Verb, times
+from .verb import Plan, Verb, VerbInput, times
 
 POLICY = "support"
-PLACE = ("key", "values", "summary")  # what `segment` takes of each
+PLACE = ("key", "values", "summary")  # inputs of `segment` per place
 
 
 def settings(method: GIEL, plan: Plan) -> dict[str, Any]:
-    """The logits' stride, and how frames are chosen."""
+    """Settings of the policy: the logits' stride, and the selection of frames."""
     config = method.config
     return {
         "stride": 4,
@@ -35,7 +35,7 @@ def settings(method: GIEL, plan: Plan) -> dict[str, Any]:
 
 
 def as_features(frame: Any, tensors: tuple[torch.Tensor, ...]) -> GIELFeatures:
-    """The tensors of `encode` as the model has them: key, value, skips of one decoder or two."""
+    """Convert outputs of `encode` to features: key, value, and skips of one or two decoders."""
     key, value, *skips = tensors
     return GIELFeatures(frame, key, value, (skips[0], skips[1]), tuple(skips[2:]))
 
@@ -48,27 +48,27 @@ class Encode(nn.Module):
         self.method = method
 
     def forward(self, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found = self.method.encode(prepared)
-        return found.key, found.value, *found.global_skips, *found.instance_skips
+        features = self.method.encode(prepared)
+        return features.key, features.value, *features.global_skips, *features.instance_skips
 
 
 class Segment(nn.Module):
-    """features, alive, valid, and the tensors of all places, one place after the other -> logits.
+    """features, alive, valid, and the tensors of all places, place by place -> logits, saliency.
 
-    alive says how many objects there are, which the values say with all objects together.
+    `alive` is not used: the number of objects is that of the values, which have one more row.
     """
 
     def __init__(self, method: GIEL) -> None:
         super().__init__()
         self.method = copy(method)  # the same weights
         self.method.config = replace(method.config, group=MOST_OBJECTS)
-        self.each = len(PLACE)
+        self.per_place = len(PLACE)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        count = self.each * self.method.config.support
+        count = self.per_place * self.method.config.support
         *features, _, valid = tensors[:-count]
         places = tensors[-count:]
-        keys, values, summaries = (places[i :: self.each] for i in range(self.each))
+        keys, values, summaries = (places[i :: self.per_place] for i in range(self.per_place))
         reading: Any = Reading(
             torch.stack(keys).flatten(1, 2),
             torch.stack(values, dim=1).flatten(2, 3),
@@ -77,12 +77,12 @@ class Segment(nn.Module):
             valid,
         )
         state: Any = SimpleNamespace(read=lambda: reading)
-        found = self.method.segment([as_features(None, tuple(features))], state)
-        return found.logits.float(), found.aux.saliency
+        output = self.method.segment([as_features(None, tuple(features))], state)
+        return output.logits.float(), output.aux.saliency
 
 
 class Remember(nn.Module):
-    """prepared, masks, and the features that `stored` takes -> what is stored of a frame."""
+    """prepared, masks, and the features that `stored` takes -> tensors to store for the frame."""
 
     def __init__(self, method: GIEL) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class Remember(nn.Module):
         taken = dict(zip(names, others, strict=False))
         if self.method.config.support_mask == "global":
             prompted, saliency = others[len(names) :]
-            told = prompted.any()
-            mask = (mask & told) | (above_half(saliency) & ~told)
+            has_prompt = prompted.any()
+            mask = (mask & has_prompt) | (above_half(saliency) & ~has_prompt)
         kind: Any = self.method.features
         features = kind(prepared, *[None] * (len(kind._fields) - 1))._replace(**taken)
         stored = self.method.stored(features, labels, mask)
@@ -112,7 +112,7 @@ class Remember(nn.Module):
 
 
 class Place(nn.Module):
-    """What is stored of a frame -> its values for all objects together, and for each."""
+    """Stored tensors of a frame -> its values for all objects together, then for each."""
 
     def __init__(self, method: GIEL) -> None:
         super().__init__()
@@ -127,12 +127,12 @@ class Place(nn.Module):
 
 
 def verbs(method: GIEL, plan: Plan) -> list[Verb]:
-    """encode, segment, remember, place."""
+    """The graphs encode, segment, remember and place."""
     return Sketch(method, plan).verbs()
 
 
 class Sketch:
-    """Examples of every tensor at a plan's sizes, and the axes of each."""
+    """Example tensors at a plan's sizes, with their axes."""
 
     def __init__(self, method: GIEL, plan: Plan) -> None:
         self.method = method
@@ -145,36 +145,39 @@ class Sketch:
         self.values = method.config.value_channels + method.config.read_masks
 
     def map(self, channels: int) -> torch.Tensor:
-        """[h, w, C]"""
+        """A random map [h, w, C]."""
         return torch.rand(*self.side, channels).to(self.dtype)
 
-    def frame(self) -> Given:
+    def frame(self) -> VerbInput:
         prepared = torch.rand(1, 3, *self.plan.network).to(self.dtype)
         axes = {2: self.pixels[0], 3: self.pixels[1]}
-        return Given("prepared", "prepare.prepared", prepared, axes)
+        return VerbInput("prepared", "prepare.prepared", prepared, axes)
 
     def verbs(self) -> list[Verb]:
         encode, frame = Encode(self.method), self.frame()
         with torch.no_grad():
-            seen = encode(frame.example)
-        names = ["key", "value", "skip3", "skip2", "instance_skip3", "instance_skip2"][: len(seen)]
+            example = encode(frame.example)
+        names = ["key", "value", "skip3", "skip2", "instance_skip3", "instance_skip2"]
+        names = names[: len(example)]
         features = [
-            Given(name, f"encode.{name}", x, self.plan.grid(x))
-            for name, x in zip(names, seen, strict=True)
+            VerbInput(name, f"encode.{name}", x, self.plan.grid(x))
+            for name, x in zip(names, example, strict=True)
         ]
         valid = torch.arange(self.method.config.support) < self.method.config.support - 1
-        told = Given("valid", "caller.valid", valid, {})
-        places = [each for i in range(len(valid)) for each in self.place_inputs(i)]
-        answer = ("logits", ""), ("saliency", "")
+        places = [
+            VerbInput("valid", "caller.valid", valid, {}),
+            *(tensor for i in range(len(valid)) for tensor in self.place_inputs(i)),
+        ]
+        outputs = ("logits", ""), ("saliency", "")
         stored = tuple((name, "") for name in ("key", "value", "labels", "summary"))
         return [
             Verb("encode", encode, (frame,), tuple((name, "") for name in names)),
-            Verb("segment", Segment(self.method), (*features, self.alive(), told, *places), answer),
+            Verb("segment", Segment(self.method), (*features, self.alive(), *places), outputs),
             Verb("remember", Remember(self.method), self.remember_inputs(features), stored),
             Verb("place", Place(self.method), self.stored_inputs(), (("values", ""),)),
         ]
 
-    def place_inputs(self, place: int) -> list[Given]:
+    def place_inputs(self, place: int) -> list[VerbInput]:
         keys, rows = self.method.config.key_channels, 1 + self.plan.objects
         values = torch.rand(rows, *self.side, self.values).to(self.dtype)
         height, width = self.cells
@@ -184,43 +187,43 @@ class Sketch:
             "summary": (torch.rand(keys).to(self.dtype), {}),
         }
         return [
-            Given(f"{name}_{place}", f"state.{name}_{place}", x, axes)
+            VerbInput(f"{name}_{place}", f"state.{name}_{place}", x, axes)
             for name, (x, axes) in examples.items()
         ]
 
-    def remember_inputs(self, features: list[Given]) -> tuple[Given, ...]:
+    def remember_inputs(self, features: list[VerbInput]) -> tuple[VerbInput, ...]:
         height, width = self.plan.network
         masks = torch.rand(1 + self.plan.objects, height, width)
         axes = {0: "1+objects", 1: self.pixels[0], 2: self.pixels[1]}
-        observed = [  # under names that no output has
-            replace(each, name=f"seen_{each.name}")
-            for each in features
-            if each.name in self.method.observes
+        observed = [  # inputs must not have the names of outputs
+            replace(feature, name=f"seen_{feature.name}")
+            for feature in features
+            if feature.name in self.method.observes
         ]
-        given = self.frame(), Given("masks", "finish.masks", masks, axes), *observed
+        inputs = self.frame(), VerbInput("masks", "finish.masks", masks, axes), *observed
         if self.method.config.support_mask != "global":
-            return given
+            return inputs
         prompted = torch.zeros(self.plan.objects, dtype=torch.bool)
-        saliency = torch.ones(1, height // 4, width // 4)  # nowhere near the half
+        saliency = torch.ones(1, height // 4, width // 4)  # not near the threshold
         saliency[:, :, width // 8 :] = -1
         grid = {1: self.pixels[0], 2: self.pixels[1]}
         quarter = {axis: times(self.plan.multiple // 4, name[-1]) for axis, name in grid.items()}
         return (
-            *given,
-            Given("prompted", "caller.prompted", prompted, {0: "objects"}),
-            Given("saliency", "segment.saliency", saliency.to(self.dtype), quarter),
+            *inputs,
+            VerbInput("prompted", "caller.prompted", prompted, {0: "objects"}),
+            VerbInput("saliency", "segment.saliency", saliency.to(self.dtype), quarter),
         )
 
-    def stored_inputs(self) -> tuple[Given, ...]:
+    def stored_inputs(self) -> tuple[VerbInput, ...]:
         most = 1 + self.plan.objects
         labels = torch.randint(most, self.plan.network, dtype=torch.uint8)
         value = dict(enumerate(self.cells))
         return (
-            Given("value", "remember.value", self.map(self.values), value),
-            Given("labels", "remember.labels", labels, dict(enumerate(self.pixels))),
+            VerbInput("value", "remember.value", self.map(self.values), value),
+            VerbInput("labels", "remember.labels", labels, dict(enumerate(self.pixels))),
             self.alive(),
         )
 
-    def alive(self) -> Given:
+    def alive(self) -> VerbInput:
         rows = torch.ones(self.plan.objects, dtype=torch.bool)
-        return Given("alive", "caller.alive", rows, {0: "objects"})
+        return VerbInput("alive", "caller.alive", rows, {0: "objects"})

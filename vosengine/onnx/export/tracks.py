@@ -1,14 +1,14 @@
-"""target_aware as graphs: D-Net's, the tracks' scores, their embeddings, and what they learn.
+"""target_aware as graphs: D-Net, scores and embeddings of tracks, and their online learning.
 
-    encode    a frame's features, once
-    discover, guide  D-Net: see discovery.py
-    score     every track's map, its logits at the network's size, and who wins where
+    encode    features of a frame
+    discover, guide  D-Net, see discovery.py
+    score     map and logits of every track at the network's size, and labels
     embed     ReID vectors of boxes
-    learn     masks as labels, and as what the tracks are fitted to
-    begin     a track fitted to its first frame and to augmentations of it
-    fit       a track's second layer fitted to its samples
+    learn     masks as labels, and as targets of the tracks
+    begin     fit of a new track to its first frame and its augmentations
+    fit       fit of a track's second layer to its samples
 
-Who is who, and when what is learnt, is decided between them: vosengine.onnx.tracks.
+Matching of tracks and the schedule of fits are decided between the graphs: vosengine.onnx.tracks.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from ...policies.tracks import RULES
 from ...types import Size
 from .discovery import STRIDE, discovery_settings, discovery_verbs
 from .fitting import fit_both, fit_kernel, resize_like
-from .verb import Given, Plan, Verb
+from .verb import Plan, Verb, VerbInput
 
 POLICY = "tracks"
 NOT_THERE = -1e30  # logit of a row without a track
-BOXES = 4  # that a static `embed` takes at once
+BOXES = 4  # boxes per run of a static `embed`
 
 
 def cells_of(method: TargetAware) -> Size:
-    """(h, w) of the tracks' grid."""
+    """Size (h, w) of the tracks' grid."""
     return (-(-method.config.tracker_size // 16),) * 2
 
 
 def settings(method: TargetAware, plan: Plan) -> dict[str, Any]:
-    """The logits' stride, D-Net's settings, and those of the tracks."""
+    """Settings of the policy: the logits' stride, D-Net's settings, and those of the tracks."""
     config = method.config
     side = config.tracker_size
     others = "tracker_size", "target_channels", "augmentations", "samples", "max_tracks"
@@ -55,7 +55,7 @@ def settings(method: TargetAware, plan: Plan) -> dict[str, Any]:
 
 
 class Encode(nn.Module):
-    """prepared -> appearance, and what the refiner takes of the frame."""
+    """prepared -> appearance features, and the refiner's features of the frame."""
 
     def __init__(self, method: TargetAware) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Score(nn.Module):
 
 
 def _scores(maps: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """`Tracks.scores`: a product per tap, then the nine shifted and summed."""
+    """`Tracks.scores`: one matrix product for all nine taps, which are then shifted and summed."""
     height, width = maps.shape[2:]
     taps = kernel.flatten(2).mT @ maps.flatten(2)
     padded = functional.pad(taps.unflatten(2, (height, width)), (1, 1, 1, 1))
@@ -96,11 +96,11 @@ def _scores(maps: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 
 def _exclusive(logits: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-    """uint8 [H, W]: 1 + the row that wins after soft aggregation, or 0."""
+    """Labels uint8 [H, W] after soft aggregation: 1 + row, or 0."""
     logits = torch.where(alive[:, None, None], logits, NOT_THERE)
     joint = functional.softplus(logits).sum(dim=0)
     best, row = logits.max(dim=0)
-    # Its odds e^best against the background's 1 / (e^joint - 1); by tanh, which keeps its digits.
+    # Odds e^best against the background's 1 / (e^joint - 1); tanh avoids cancellation.
     tanh = torch.tanh(joint / 2)
     background = (1 - tanh) / (2 * tanh)
     return torch.where(best.exp() > background, 1 + row, 0).to(torch.uint8)
@@ -114,13 +114,13 @@ class Embed(nn.Module):
         self.reid = method.reid
 
     def forward(self, prepared: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.reid.embed(self.reid.crop(prepared, boxes))
-        return found
+        vectors: torch.Tensor = self.reid.embed(self.reid.crop(prepared, boxes))
+        return vectors
 
 
 class Learn(nn.Module):
-    """masks [1 + objects, H, W] -> labels uint8 [H, W]; of every object its mask as a label on the
-    tracker's square, and as bands and aims on the tracks' grid."""
+    """masks [1 + objects, H, W] -> labels uint8 [H, W]; for every object its mask at the tracker's
+    size, and bands and aims on the tracks' grid."""
 
     def __init__(self, method: TargetAware) -> None:
         super().__init__()
@@ -138,8 +138,8 @@ class Learn(nn.Module):
 
 
 class Begin(nn.Module):
-    """appearance, target, and with augmentations prepared, placements and blurs -> projection,
-    kernel, and the first samples."""
+    """appearance, target, and if there are augmentations prepared, placements and blurs ->
+    projection, kernel, and the first samples."""
 
     def __init__(self, method: TargetAware) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Begin(nn.Module):
         placements: torch.Tensor,
         blurs: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`augment`, with what it draws given; blurs [n, side] are the weights of a kernel."""
+        """`augment` with given random draws; blurs [n, side] are weights of a blur kernel."""
         square, label = self.method._stretched(prepared), target > 0.5
         moved, labels, background = move(square, label, placements)
         planes, reach = moved.flatten(0, 1)[None], blurs.shape[1] // 2
@@ -196,7 +196,7 @@ class Begin(nn.Module):
 
 
 class Fit(nn.Module):
-    """A track's samples and its kernel -> its kernel."""
+    """Samples and kernel of a track -> fitted kernel."""
 
     def __init__(self, method: TargetAware) -> None:
         super().__init__()
@@ -211,27 +211,27 @@ class Fit(nn.Module):
         kernel: torch.Tensor,
     ) -> torch.Tensor:
         config = self.config
-        found: torch.Tensor = fit_kernel(
+        fitted: torch.Tensor = fit_kernel(
             features, bands, targets, weight, kernel, config.later_iterations, config.ridge
         )
-        return found
+        return fitted
 
 
 class Sizes(NamedTuple):
-    """Of the examples: dtype of the network, its frame, objects, samples, boxes."""
+    """Sizes of the examples: the prepared frame, with the network's dtype, and counts."""
 
-    prepared: Given
+    prepared: VerbInput
     objects: int
     samples: int
     boxes: int
 
 
 def verbs(method: TargetAware, plan: Plan) -> list[Verb]:
-    """All but `prepare` and `finish`."""
+    """The graphs except `prepare` and `finish`."""
     config = method.config
     pixels = {2: f"{STRIDE}*h", 3: f"{STRIDE}*w"}
     example = torch.rand(1, 3, *plan.network).to(method.backbone.conv1.weight.dtype)
-    frame = Given("prepared", "prepare.prepared", example, pixels)
+    frame = VerbInput("prepared", "prepare.prepared", example, pixels)
     density = STRIDE if config.guidance == "tracks" else 4
     static = plan.static
     sizes = Sizes(
@@ -244,7 +244,7 @@ def verbs(method: TargetAware, plan: Plan) -> list[Verb]:
     with torch.no_grad():
         features = encode(example)
     names = ["appearance", *(f"reduced{i}" for i in range(len(features) - 1))]
-    known = [Given(n, f"encode.{n}", x, {}) for n, x in zip(names, features, strict=True)]
+    known = [VerbInput(n, f"encode.{n}", x, {}) for n, x in zip(names, features, strict=True)]
     return [
         Verb("encode", encode, (frame,), tuple((name, "") for name in names)),
         *discovery_verbs(method.dnet, plan.cells, density=density),
@@ -256,27 +256,29 @@ def verbs(method: TargetAware, plan: Plan) -> list[Verb]:
     ]
 
 
-def _score(method: TargetAware, known: list[Given], sizes: Sizes) -> Verb:
+def _score(method: TargetAware, known: list[VerbInput], sizes: Sizes) -> Verb:
     layers = first_weights(
         method.config.target_channels, method.backbone.channels[2], torch.device("cpu")
     )
     rows = {0: "objects"}
-    projection, kernel = (each[None].repeat(sizes.objects, *([1] * each.ndim)) for each in layers)
-    given = (
+    projection, kernel = (
+        layer[None].repeat(sizes.objects, *([1] * layer.ndim)) for layer in layers
+    )
+    inputs = (
         *known,
-        Given("projection", "state.projection", projection, rows),
-        Given("kernel", "state.kernel", kernel, rows),
-        Given("alive", "caller.alive", torch.ones(sizes.objects, dtype=torch.bool), rows),
+        VerbInput("projection", "state.projection", projection, rows),
+        VerbInput("kernel", "state.kernel", kernel, rows),
+        VerbInput("alive", "caller.alive", torch.ones(sizes.objects, dtype=torch.bool), rows),
         sizes.prepared,
     )
-    return Verb("score", Score(method), given, (("maps", ""), ("logits", ""), ("labels", "")))
+    return Verb("score", Score(method), inputs, (("maps", ""), ("logits", ""), ("labels", "")))
 
 
 def _embed(method: TargetAware, sizes: Sizes) -> Verb:
     boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0]]).repeat(sizes.boxes, 1)
     boxes[:, 2] += torch.arange(sizes.boxes)
-    given = sizes.prepared, Given("boxes", "caller.boxes", boxes, {0: "boxes"})
-    return Verb("embed", Embed(method), given, (("vectors", ""),))
+    inputs = sizes.prepared, VerbInput("boxes", "caller.boxes", boxes, {0: "boxes"})
+    return Verb("embed", Embed(method), inputs, (("vectors", ""),))
 
 
 def _learn(method: TargetAware, sizes: Sizes) -> Verb:
@@ -286,26 +288,26 @@ def _learn(method: TargetAware, sizes: Sizes) -> Verb:
     masks = torch.cos(3 * y + step) + torch.sin(2 * x * (1 + step))
     axes = {0: "1+objects", 1: f"{STRIDE}*h", 2: f"{STRIDE}*w"}
     outputs = ("labels", ""), ("targets", ""), ("bands", ""), ("aims", "")
-    return Verb("learn", Learn(method), (Given("masks", "finish.masks", masks, axes),), outputs)
+    return Verb("learn", Learn(method), (VerbInput("masks", "finish.masks", masks, axes),), outputs)
 
 
-def _begin(method: TargetAware, appearance: Given, sizes: Sizes) -> Verb:
+def _begin(method: TargetAware, appearance: VerbInput, sizes: Sizes) -> Verb:
     config, side = method.config, method.config.tracker_size
     centred = torch.linspace(-1, 1, side).square()
     target = (centred[:, None] + centred < 0.3).float()
-    given = [appearance, Given("target", "learn.targets", target, {})]
+    inputs = [appearance, VerbInput("target", "learn.targets", target, {})]
     count = config.augmentations
     if count:
         places = torch.tensor([[0.9, 0.2, 0.1], [-0.2, 0.9, 0.05]])[None].repeat(count, 1, 1)
         blurs = torch.zeros(count, 1 + 2 * blur_width(1.0, side)[1])
         blurs[:, blurs.shape[1] // 2] = 1
-        given += [
+        inputs += [
             sizes.prepared,
-            Given("placements", "caller.placements", places, {}),
-            Given("blurs", "caller.blurs", blurs, {}),
+            VerbInput("placements", "caller.placements", places, {}),
+            VerbInput("blurs", "caller.blurs", blurs, {}),
         ]
     outputs = "projection", "kernel", "features", "bands", "targets"
-    return Verb("begin", Begin(method), tuple(given), tuple((name, "") for name in outputs))
+    return Verb("begin", Begin(method), tuple(inputs), tuple((name, "") for name in outputs))
 
 
 def _fit(method: TargetAware, sizes: Sizes) -> Verb:
@@ -318,11 +320,11 @@ def _fit(method: TargetAware, sizes: Sizes) -> Verb:
     features = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
     _, kernel = first_weights(shape[0], 1, torch.device("cpu"))
     many = {0: "samples"}
-    given = (
-        Given("features", "caller.features", features, many),
-        Given("bands", "caller.bands", grid.bands, many),
-        Given("targets", "caller.targets", grid.targets, many),
-        Given("weight", "caller.weight", torch.full((count,), 1 / count), many),
-        Given("kernel", "caller.kernel", kernel, {}),
+    inputs = (
+        VerbInput("features", "caller.features", features, many),
+        VerbInput("bands", "caller.bands", grid.bands, many),
+        VerbInput("targets", "caller.targets", grid.targets, many),
+        VerbInput("weight", "caller.weight", torch.full((count,), 1 / count), many),
+        VerbInput("kernel", "caller.kernel", kernel, {}),
     )
-    return Verb("fit", Fit(method), given, (("kernel_out", ""),))
+    return Verb("fit", Fit(method), inputs, (("kernel_out", ""),))

@@ -1,4 +1,4 @@
-"""From a module to a graph file: traced, checked, and compared with what torch computes."""
+"""Tracing of a module to a graph file, its check, and its comparison with torch."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from ..manifest import Axis, Graph, Port, hash_of
 from ..sessions import session_options
 from .ops import TRANSLATIONS, exported_ops
 
-LARGEST = {"objects": 255, "frames": 4096}  # of an axis; of any other 2^14
+LARGEST = {"objects": 255, "frames": 4096}  # largest size of an axis; of others 2^14
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes that a method is traced at; where the export is dynamic, examples.
+    """The sizes that a method is traced at; examples if the export is dynamic.
 
-    cells    of the network's input at its coarsest stride, `multiple`
-    objects  rows; frames: of the memory
-    static   whether these are the sizes for good
-    memory   what it keeps, of a method whose configuration has one; None: as that says
+    multiple  coarsest stride of the network
+    cells     size of its input at that stride
+    objects   object rows
+    frames    frames in the memory
+    static    whether the sizes are fixed
+    memory    memory settings that override the method's configuration, or None
     """
 
     multiple: int
@@ -51,36 +53,36 @@ class Plan:
         return self.multiple * self.cells[0], self.multiple * self.cells[1]
 
     def grid(self, x: torch.Tensor) -> dict[int, str]:
-        """The axes of a map [B, C, ., .] as multiples of the coarsest cells."""
+        """The dynamic axes of a map [B, C, ., .], as multiples of the coarsest cells."""
         factor = x.shape[2] // self.cells[0]
         return {2: times(factor, "h"), 3: times(factor, "w")}
 
 
 def times(factor: int, name: str) -> str:
-    """The expression of an axis."""
+    """The expression of an axis: "16*h", or "h" for factor 1."""
     return name if factor == 1 else f"{factor}*{name}"
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A graph to be: a module, and its tensors.
+    """A module to be exported, with its inputs and outputs.
 
-    inputs    in order of `forward`; each with an example of its dtype, all sizes at least 2 and
-              different where their axes have different names
-    outputs   names, and where the value is kept ("state.NAME") or ""
+    inputs    in order of `forward`, with examples; all sizes of the examples are at least 2, and
+              axes with different names have different sizes
+    outputs   (name, "state.NAME" if it updates the memory, else "")
     """
 
     name: str
     module: nn.Module
-    inputs: tuple[Given, ...]
+    inputs: tuple[VerbInput, ...]
     outputs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Given:
+class VerbInput:
     """An input of a verb.
 
-    axes  per axis that varies its name or its expression: "16*h", "objects", "1+objects"
+    axes  name or expression of every dynamic axis: "16*h", "objects", "1+objects"
     """
 
     name: str
@@ -97,15 +99,15 @@ def write_verb(
     opset: int,
     others: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
 ) -> Graph:
-    """Export, check, and describe a verb as FOLDER/<name>.onnx.
+    """Export a verb to FOLDER/<name>.onnx, check it, and return its description.
 
-    others  what stands in for ops in place of standard operators, by name of the op
+    others  replacements of ops by name, which take precedence over standard operators
     """
     path = folder / f"{verb.name}.onnx"
     shapes = _dynamic_shapes(verb.inputs) if dynamic else None
     names = [given.name for given in verb.inputs]
     outputs = [name for name, _ in verb.outputs]
-    # It says at every export that torchvision is not there.
+    # At every export it logs that torchvision is missing.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), exported_ops(others), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -126,12 +128,12 @@ def write_verb(
 
 
 def memory_of(config: MatchingConfig, plan: Plan) -> MemoryConfig:
-    """What the memory keeps. Raises ConfigError where its tensors have no given axes."""
+    """The memory settings of an export. Raises ConfigError for policy afb, whose shapes vary."""
     memory = plan.memory or config.memory
     if memory.policy == "afb":
         raise ConfigError(
-            "memory: afb merges features by content, which no graph of fixed shapes does; export "
-            "a model with every-N or all"
+            "memory: afb merges features by content, which a graph of fixed shapes cannot do; "
+            "export a model with every-N or all"
         )
     return memory
 
@@ -145,9 +147,10 @@ def written(
 ) -> tuple[torch.Tensor, ...]:
     """`MemoryBank.write` as a graph: keys and values [O, T, ...], length and cursor [O] in frames.
 
-    new   a frame's key and value [O, 1, ...]
-    held  keys, values, length, cursor
-    keep  bool [O], for good; shown: bool [O], the others' memory stays as it is
+    new    key and value of a frame, [O, 1, ...]
+    held   keys, values, length, cursor
+    keep   bool [O], advance the cursor; otherwise the next write overwrites this slot
+    shown  bool [O], objects to write; the memory of others is unchanged
     """
     keys, values, length, cursor = held
     frames = torch.arange(keys.shape[1], device=keys.device)
@@ -158,13 +161,13 @@ def written(
         torch.where(here, new[0], keys),
         torch.where(here, new[1], values),
         torch.where(shown, torch.maximum(length, cursor + 1), length),
-        # Past the last slot the ring goes on at 1: slot 0 is pinned.
+        # After the last slot the ring continues at 1: slot 0 is pinned.
         torch.where(following < memory.max_frames, following, 1),
     )
 
 
 class _Flat(nn.Module):
-    """Whatever a module's signature, torch wants shapes in the same nesting: one tuple."""
+    """A module with all inputs in one tuple: torch needs shapes in the nesting of the inputs."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -175,9 +178,11 @@ class _Flat(nn.Module):
 
 
 def describe(path: Path, verb: Verb, dynamic: bool | None) -> Graph:
-    """What the manifest says of a written graph; None: whatever the graph itself says.
+    """Describe a written graph for the manifest; checks it and names its axes in the file.
 
-    Raises  OutputError where a graph that should be static is not.
+    dynamic  whether the verb was exported with dynamic axes; None: shapes are the graph's own
+
+    Raises  OutputError: a static graph has a dynamic axis.
     """
     model = onnx.load(str(path))
     _name_axes(model)
@@ -195,17 +200,17 @@ def describe(path: Path, verb: Verb, dynamic: bool | None) -> Graph:
         inputs.append(Port(value.name, _dtype(value), shape, given.source, axes))
     outputs = []
     for value, example in zip(model.graph.output, _examples(verb, dynamic), strict=True):
-        # Where torch has lost the size of an axis that does not vary, the example has it.
+        # If torch has lost the size of a static axis, the example has it.
         shape = tuple(a or n for a, n in zip(_shape(value), example, strict=False))
         outputs.append(Port(value.name, _dtype(value), shape, kept[value.name]))
     if dynamic is False and any(isinstance(axis, str) for port in outputs for axis in port.shape):
-        raise OutputError(f"{path}: a static graph has an axis that varies")
-    found = {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain}
-    return Graph(path.name, hash_of(path), tuple(inputs), tuple(outputs), tuple(sorted(found)))
+        raise OutputError(f"{path}: a static graph has a dynamic axis")
+    operators = {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain}
+    return Graph(path.name, hash_of(path), tuple(inputs), tuple(outputs), tuple(sorted(operators)))
 
 
 def _name_axes(model: onnx.ModelProto) -> None:
-    """Where torch has found names of its own for height and width ("4*s39"), put ours."""
+    """Replace torch's own symbols ("4*s39") by h and w, in order of appearance."""
     names: dict[str, str] = {}
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
@@ -216,12 +221,12 @@ def _name_axes(model: onnx.ModelProto) -> None:
 
 
 def _examples(verb: Verb, dynamic: bool | None) -> list[Sequence[int]]:
-    """The shapes of a verb's outputs on its examples; of a graph that was not traced, none."""
+    """Output shapes of a verb for its examples; zeros for a graph that was not traced."""
     if dynamic is None:
         return [[0] * 4] * len(verb.outputs)
     with exported_ops(), torch.no_grad():
-        found = verb.module(*(given.example for given in verb.inputs))
-    return [each.shape for each in (found if isinstance(found, tuple) else (found,))]
+        outputs = verb.module(*(given.example for given in verb.inputs))
+    return [x.shape for x in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
 def _dtype(value: onnx.ValueInfoProto) -> str:
@@ -233,14 +238,14 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[Axis, ...]:
     return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
 
 
-def _dynamic_shapes(inputs: Sequence[Given]) -> tuple[dict[int, Any], ...]:
-    """torch's form of the axes: one Dim for every name, and what is derived from it."""
+def _dynamic_shapes(inputs: Sequence[VerbInput]) -> tuple[dict[int, Any], ...]:
+    """The axes as torch's dynamic shapes: one Dim per name, and expressions derived from it."""
     dims: dict[str, Any] = {}
 
     def dim(expression: str) -> Any:
-        found = re.fullmatch(r"(?:(\d+)\*)?([a-z_]+)|(\d+)\+([a-z_]+)", expression)
-        assert found is not None, expression
-        factor, name, more, other = found.groups()
+        match = re.fullmatch(r"(?:(\d+)\*)?([a-z_]+)|(\d+)\+([a-z_]+)", expression)
+        assert match is not None, expression
+        factor, name, more, other = match.groups()
         name = name or other
         if name not in dims:
             dims[name] = Dim(name, min=1, max=LARGEST.get(name, 1 << 14))
@@ -254,24 +259,26 @@ def _dynamic_shapes(inputs: Sequence[Given]) -> tuple[dict[int, Any], ...]:
 def beside_torch(
     path: Path, verb: Verb, inputs: Sequence[torch.Tensor], library: Path | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What onnxruntime (with a library of operators) and what torch say on these inputs, float64,
-    for every output."""
+    """Run a graph in onnxruntime, with a library of operators, and in torch.
+
+    Returns (onnxruntime's, torch's) values of every output, float64.
+    """
     options = session_options(threads=0, library=library)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    wanted = {each.name for each in session.get_inputs()}
+    wanted = {value.name for value in session.get_inputs()}
     feeds = {g.name: x.numpy() for g, x in zip(verb.inputs, inputs, strict=True)}
-    found = session.run(None, {name: x for name, x in feeds.items() if name in wanted})
+    outputs = session.run(None, {name: x for name, x in feeds.items() if name in wanted})
     with torch.no_grad():
         truth = verb.module(*inputs)
     truth = truth if isinstance(truth, tuple) else (truth,)
-    pairs = zip(found, truth, strict=True)
+    pairs = zip(outputs, truth, strict=True)
     return [(np.asarray(ours, np.float64), theirs.double().numpy()) for ours, theirs in pairs]
 
 
 def deviation(
     path: Path, verb: Verb, inputs: Sequence[torch.Tensor], library: Path | None = None
 ) -> tuple[float, float]:
-    """The largest difference of onnxruntime from torch on these inputs, and the largest number."""
+    """The largest absolute difference of onnxruntime from torch, and the largest absolute value."""
     worst = scale = 0.0
     for a, b in beside_torch(path, verb, inputs, library):
         if a.size:

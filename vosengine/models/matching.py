@@ -71,5 +71,5 @@ class MatchingMethod(Method[F, MatchingState]):
     def _stored(self, key: torch.Tensor, value: torch.Tensor, planes: torch.Tensor) -> Observed:
         """Key [1 or O, Ck, h, w] for every object, value [O, Cv, h, w] with the object's mask, the
         first of the planes [O, M, H, W], if masks are read too."""
-        key = key.expand(len(planes), -1, -1, -1)
+        key = key.expand(planes.shape[0], -1, -1, -1)  # len() would be a constant of an export
         return key, with_masks(value, planes[:, :1]) if self.config.read_masks else value

@@ -244,7 +244,7 @@ def test_threads_that_step_streams_of_one_engine_take_turns(model: str) -> None:
         ] * 5
 
 
-@pytest.mark.parametrize("broken", ["encode", "together", "advance"])
+@pytest.mark.parametrize("broken", ["encode", "together", "run_job"])
 def test_an_error_in_a_step_costs_no_other_stream_its_frame(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,15 +267,15 @@ def test_an_error_in_a_step_costs_no_other_stream_its_frame(
             patch.setattr(engine, "encode", fails)
         else:
             patch.setattr(engine_module, "answer_together", fails)
-        if broken == "advance":
-            patch.setattr(twins[1].stream, "advance", fails)
+        if broken == "run_job":
+            patch.setattr(twins[1].stream, "run_job", fails)
             with pytest.raises(torch.OutOfMemoryError):
                 engine.step()
         with pytest.raises(torch.OutOfMemoryError):
             engine.step()
-    assert engine.waiting == (1 if broken == "advance" else 3)
+    assert engine.waiting == (1 if broken == "run_job" else 3)
     answered = []
     while found := engine.step():
         answered += [next(i for i, t in enumerate(twins) if t.stream is s) for s, _ in found]
-    assert answered == ([0, 2] if broken == "advance" else [0, 1, 2])
+    assert answered == ([0, 2] if broken == "run_job" else [0, 1, 2])
     twins[1].stream.step(frame_of(2, 2, SIZES[0]))  # and that stream goes on too

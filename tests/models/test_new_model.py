@@ -184,7 +184,7 @@ def test_it_is_timed(tmp_path: Path) -> None:
     assert found.exit_code == 0, (found.output, found.exception)
     (measured,) = json.loads((tmp_path / "times.json").read_text())["models"]
     (point,) = measured["points"]
-    cells = {cell["way"]: cell for cell in point["cells"]}
+    cells = {cell["variant"]: cell for cell in point["cells"]}
     assert cells["published fp32"]["fault"] == "has no decoder per object"
     for way in ("eager fp32", "ours"):
         assert cells[way]["fault"] is None and cells[way]["p50_ms"] > 0

@@ -156,11 +156,12 @@ class Contrib:
         """Encode bias and length as one more channel of the keys, since with an attention mask
         onnxruntime stores all scores."""
         if pages is not None:
+            pages = pages.long()  # onnxruntime gathers by int64 alone
             memory_key = positions_of(memory_key, pages)
             memory_value = positions_of(memory_value, pages)
             bias = None if bias is None else positions_of(bias, pages)
         if query_of is not None:
-            query_key = query_key[query_of]
+            query_key = query_key[query_of.long()]
         if top_k is not None:
             self.kept.append(
                 f"read_memory reads the {top_k} closest positions of a query, which "

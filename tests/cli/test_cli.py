@@ -15,6 +15,8 @@ from conftest import FOLLOWERS
 from PIL import Image
 
 import vosengine.commands.doctor as doctor
+from vosengine import build
+from vosengine.build import openmp_runtimes
 from vosengine.cli.app import main
 from vosengine.commands.info import cost
 from vosengine.kernels import BACKENDS, OPS
@@ -58,7 +60,23 @@ def test_help_and_version_answer_at_once() -> None:
     assert done.returncode == 0
     for command in ("run", "eval", "demo", "models", "info", "doctor"):
         assert command in done.stdout
-    assert in_a_process("--version").stdout.startswith("vosengine 0.")
+    assert re.match(
+        r"vosengine 0\.\d+\.\d+, commit ([0-9a-f]{12}(\+changes)?|unknown), (no )?compiled kernels",
+        in_a_process("--version").stdout,
+    )
+
+
+def test_one_openmp_runtime_is_loaded() -> None:
+    """The extension's and torch's is the same: two would share the cores badly."""
+    runtimes = openmp_runtimes()
+    assert runtimes is None or len(runtimes) == 1, runtimes
+
+
+def test_a_commit_that_was_noted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "PACKAGE", tmp_path)
+    assert build.commit() == "unknown"
+    (tmp_path / "commit.txt").write_text("0123456789ab+changes\n")
+    assert build.commit() == "0123456789ab+changes"
 
 
 def test_models_lists_every_model_and_says_random(vosengine: Command) -> None:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for top in ("vosengine", "kernels") for path in (ROOT / top).rglob("*.py"))
 CLASSES = [each for each in map(vosengine.__getattr__, vosengine.__all__) if inspect.isclass(each)]
 ARRAYS = re.compile(r"\b(Tensor|ndarray|Array)\b")
-SHAPE = re.compile(r"\[[^\]]*\w[^\]]*\]|scalar|snapshot|bytes")
+SHAPE = re.compile(r"\[[^\]]*\w[^\]]*\]")
 CITED = re.compile(r"^Source\b|\bsection \d|\bequations? \d", re.MULTILINE)
 
 

@@ -185,12 +185,11 @@ class Actor:
             kind, value = "fatal", error.error
         except VosError as error:
             kind, value = "failed", describe(error)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told to the desk, and the process ends
             self._get(self._desk.crashed.remote(index, f"{type(error).__name__}: {error}"))
             # A process in an unknown state does no further job: Ray puts another in its place.
             # Were the error raised, Ray Data would end the whole data set.
             os._exit(1)
-            raise
         self._get(self._desk.answer.remote(index, kind, value, line.frames))
 
     def _get(self, reference: Any) -> Any:

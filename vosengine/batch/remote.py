@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from upath import UPath
 
 
-def is_result(name: str) -> bool:
-    """Whether a batch writes files of that name into a clip's folder."""
-    return name in (*FIXED, MASKS, STAMP) or name.endswith(".png")
+def remove_results(folder: UPath, names: Iterable[str]) -> None:
+    """Remove those files that a batch writes into a clip's folder, the stamp last: it says that
+    they are its own."""
+    own = [name for name in names if name in (*FIXED, MASKS, STAMP) or name.endswith(".png")]
+    remove(folder, sorted(own, key=lambda name: name == STAMP))
 
 
 def process_remote(
@@ -110,7 +112,7 @@ class _Shelf:
             return
         there, part = list_files(self._part), self._job.part
         if JOURNAL not in there or not self._is_there(self._part):
-            self._clear(self._part, there)
+            remove_results(self._part, there)
             return
         self._bring(self._part, [STAMP, JOURNAL], part)
         listed = read_earlier(part)
@@ -145,11 +147,11 @@ class _Shelf:
             self._stamp()  # so that NAME without its clip.json is known for what it is
             stale = list_files(self._place)
             remove(self._place, [STAMP] if STAMP in stale else [])
-            self._clear(self._place, stale)
+            remove_results(self._place, stale)
             files = {path: path.name for path in folder.iterdir() if path.name != STAMP}
             send(files, self._place)
             send_whole(folder / STAMP, self._place / STAMP)
-            self._clear(self._part, list_files(self._part))
+            remove_results(self._part, list_files(self._part))
             drop_folder(self._part)
 
     def _stamp(self) -> None:
@@ -164,10 +166,6 @@ class _Shelf:
 
     def _bring(self, place: UPath, names: list[str], folder: Path) -> None:
         fetch_files(place, [(place / name).path for name in names], folder)
-
-    def _clear(self, place: UPath, names: Iterable[str]) -> None:
-        """Remove files that a batch wrote, the stamp last: it says that they are its own."""
-        remove(place, sorted(filter(is_result, names), key=lambda name: name == STAMP))
 
 
 def _mark(path: Path) -> tuple[int, int]:

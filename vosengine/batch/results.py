@@ -17,8 +17,8 @@ from ..errors import OutputError
 from ..files import cannot_write, check_output_folder
 from ..files import write_whole as write_local
 from ..video import prepare_output_folder
-from .remote import is_result
-from .stores import AnyPath, list_files, reaching, remove, write_whole
+from .remote import remove_results
+from .stores import AnyPath, list_files, reaching, write_whole
 from .unit import MASKS, STAMP, Job, frame_count, parse_stamp, read_stamp
 
 if TYPE_CHECKING:
@@ -158,20 +158,12 @@ class RemoteResults:
 
     def check(self) -> None:
         with reaching(self._root):
-            self._folders()
+            list_files(self._root)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Nothing is locked: object stores have no locks."""
         yield
-
-    def _folders(self) -> set[str]:
-        try:
-            found = self._root.fs.ls(self._root.path, detail=True, refresh=True)
-        except FileNotFoundError:
-            return set()
-        names = (each["name"].rstrip("/").rpartition("/")[2] for each in found)
-        return {n for n, each in zip(names, found, strict=True) if each["type"] == "directory"}
 
     def _read(self, files: Sequence[UPath]) -> dict[str, bytes]:
         """The contents of those that are there, by their paths."""
@@ -187,7 +179,7 @@ class RemoteResults:
 
     def find(self, jobs: Sequence[Job]) -> list[Found]:
         with reaching(self._root):
-            folders = self._folders()
+            folders = {*list_files(self._root, "directory")}
             names = [n for job in jobs for n in (job.name, job.part.name) if n in folders]
             read = self._read([self._root / name / STAMP for name in names])
             stamps = {n: parse_stamp(read.get((self._root / n / STAMP).path, b"")) for n in names}
@@ -216,8 +208,7 @@ class RemoteResults:
     def tidy(self, job: Job) -> None:
         part = self._root / job.part.name
         with reaching(part):
-            names = sorted(filter(is_result, list_files(part)), key=lambda name: name == STAMP)
-            remove(part, names)
+            remove_results(part, list_files(part))
 
     def frames(self, jobs: Sequence[Job]) -> list[int]:
         files = [self._root / job.name / SUMMARY for job in jobs]

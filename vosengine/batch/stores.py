@@ -110,15 +110,15 @@ def find_pattern(pattern: str) -> list[AnyPath]:
     return [open_place(place.fs.unstrip_protocol(each)) for each in place.fs.glob(place.path)]
 
 
-def list_files(folder: UPath) -> dict[str, dict[str, Any]]:
-    """Files that lie directly in a folder, by name, with what fsspec knows of each; none where
-    there is no such folder."""
+def list_files(folder: UPath, kind: str = "file") -> dict[str, dict[str, Any]]:
+    """Files directly in a folder, by name, with what fsspec knows of each; none if there is no such
+    folder. With the kind "directory", folders."""
     try:
-        found = folder.fs.ls(folder.path, detail=True, refresh=True)
+        entries = folder.fs.ls(folder.path, detail=True, refresh=True)
     except FileNotFoundError:
         return {}
-    names = ((each["name"].rstrip("/").rpartition("/")[2], each) for each in found)
-    return {name: each for name, each in names if each["type"] == "file" and name}
+    names = ((entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in entries)
+    return {name: entry for name, entry in names if entry["type"] == kind and name}
 
 
 def fetch(source: str, folder: Path) -> Path:

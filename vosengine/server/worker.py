@@ -285,7 +285,9 @@ def _answer(
     """Encode the labels of a turn and set its result."""
     try:
         masks = turn.encode(labels, tuple(result.ids))
-    except STEP_ERRORS as error:  # not caused by a frame: ends the session
+    except BaseException as error:  # ends the session, which waits for this turn
         turn.done.set_exception(error)
+        if not isinstance(error, STEP_ERRORS):
+            raise
     else:
         turn.done.set_result(Stepped(frame, result, masks, *times))

@@ -26,8 +26,8 @@ KIB = 1024
 # Maximum KiB of shared memory per block (CUDA C++ programming guide).
 SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 MOST_REGISTERS = 255
-# The one kernel that spills, two to four values on sm_90 and sm_100; a narrower tile moves the spill
-# to another kernel of the same plan. Bytes.
+# The one kernel that spills (two to four values, on sm_90 and sm_100); a narrower tile moves that
+# to another kernel of the same plan. Prefix of its name, bytes.
 SPILLING, MOST_SPILLED = "read, pages, bias and top_k fp32", 16
 MATRIX = re.compile(r"\b(?:[HIQDB]MMA|[HIQ]GMMA|UTC[A-Z]*MMA)\b")
 LOCAL = re.compile(r"\b(?:LDL|STL)\b")

@@ -29,7 +29,7 @@ export class WebSegmenter {
    * size     short side of the network's input in pixels; undefined takes the model's own
    * session  options of every InferenceSession
    *
-   * Throws an Error for an export of another policy, or with fixed axes.
+   * Throws an Error for an export of another policy, with fixed axes or with custom operators.
    */
   static async open(ort, folder, { size, session = {} } = {}) {
     const base = new URL(`${folder.replace(/\/$/, "")}/`, globalThis.location?.href);
@@ -41,6 +41,9 @@ export class WebSegmenter {
         `${manifest.model}: wanted a dynamic export of stm or munet, given policy ` +
           `"${manifest.policy}", ${manifest.dynamic ? "dynamic" : "static"}`,
       );
+    }
+    if (manifest.ops === "vosengine") {
+      throw new Error(`${manifest.model}: wanted an export with --ops standard, given vosengine`);
     }
     const sessions = {};
     for (const [verb, graph] of Object.entries(manifest.graphs)) {
@@ -236,7 +239,7 @@ export class WebSegmenter {
     const cursor = this.state["state.cursor"].data;
     const needed = 1 + Math.max(...Array.from(cursor, Number));
     if (needed > this.free.frames) this.#resize("frames", needed);
-    const outputs = await this.#run("remember", { ...values });
+    const outputs = await this.#run("remember", values);
     for (const { name, source } of this.manifest.graphs.remember.outputs) {
       this.state[source] = outputs[name];
     }

@@ -24,6 +24,7 @@ async function stream({ width, height, frames }) {
     width,
     height,
   });
+  await WebSegmenter.open(ort, "/ours").catch((error) => refused.push(error.message));
   const labels = new Uint8Array(count * frames);
   await refuse(frame(0));
   for (let index = 0; index < frames; index++) {

@@ -43,6 +43,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / path.name).symlink_to(path)
     exported = CliRunner().invoke(app, ["export", "stm", "--out", str(folder / "model")])
     assert exported.exit_code == 0, exported.output
+    described = json.loads((folder / "model" / "model.json").read_text())
+    (folder / "ours").mkdir()
+    (folder / "ours" / "model.json").write_text(json.dumps({**described, "ops": "vosengine"}))
     return folder
 
 
@@ -91,5 +94,5 @@ def test_a_stream_in_chromium(site: Path, url: str, tmp_path: Path) -> None:
             segmenter.remove(1)
     assert set(np.unique(labels[:-2])) == {0, 1, 2} and set(np.unique(labels[-2:])) <= {0, 2}
 
-    assert [each.split(":")[0] for each in found["refused"]] == ["prompt", "frame", "prompt"]
+    assert [each.split(":")[0] for each in found["refused"]] == ["stm", "prompt", "frame", "prompt"]
     assert re.match(r"Frame [34], ", found["said"])

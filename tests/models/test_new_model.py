@@ -202,7 +202,7 @@ def test_it_has_no_onnx_export_and_says_so_before_anything_is_written(tmp_path: 
     for target in ("--out", "--server-repository"):
         found = call("export", "toy", target, tmp_path / "out")
         assert isinstance(found.exception, ConfigError)
-        assert str(found.exception).startswith("export: toy has no ONNX export; those that have")
+        assert str(found.exception).startswith("export: toy has no ONNX export; wanted one of stm")
         assert not (tmp_path / "out").exists()
 
 

@@ -103,17 +103,17 @@ class Deadly:
             dead = self._notes / "dead"
             if job.name == "b" and frames == self._at and not dead.exists():
                 dead.touch()
-                self._kill()
+                self._kill(should_stop)
 
         return self._worker(job, noted, should_stop)
 
-    def _kill(self) -> None:
+    def _kill(self, should_stop: Asked) -> None:
         parent = os.getppid()
         if self._victim == "worker":
             os.kill(os.getpid(), signal.SIGKILL)
         if self._victim == "parent":
             os.kill(parent, signal.SIGKILL)
-            while os.getppid() == parent:  # the pipe closes when the parent ends
+            while not should_stop():  # its pipe closes when its last thread has ended
                 time.sleep(0.01)
         if self._victim in ("driver", "raylet"):
             os.kill(self._driver if self._victim == "driver" else parent, signal.SIGKILL)

@@ -21,6 +21,7 @@ from ...kernels.read_memory.reference import positions_of
 from . import regions
 
 NEVER = -1e30  # a score with softmax weight 0
+TIES = 6  # the largest memory of a shipped network, in frames: those of a still clip all tie
 
 
 def read_memory(
@@ -63,11 +64,28 @@ def read_memory(
     else:
         scores = (query_key @ memory_key.mT).to(wide) + bias.to(wide)[:, None, :]
     if top_k is not None:
-        count = torch.sym_min(top_k, memory_key.shape[1])
-        least = scores.topk(count, dim=-1).values[..., -1:]
-        scores = torch.where(scores < least, NEVER, scores)
+        return _read_closest(scores, memory_value, top_k)
     weights = scores.softmax(dim=-1).to(query_key.dtype)
     return weights @ memory_value if memory_value.ndim == 3 else weights[:, None] @ memory_value
+
+
+def _read_closest(scores: torch.Tensor, memory_value: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Softmax over the top_k greatest scores [G, P, N] of every query, and the weighted mean of
+    their values [G, N, Cv] or [G, S, N, Cv].
+
+    Only these values are gathered: a product with all of them, nearly all with weight 0, is most of
+    a step. Scores that tie with the last one are included, up to TIES of them.
+    """
+    positions = memory_value.shape[-2]
+    sets = memory_value if memory_value.ndim == 4 else memory_value[:, None]
+    best, index = scores.topk(torch.sym_min(top_k + TIES, positions), dim=-1)  # [G, P, K]
+    least = best[..., :top_k][..., -1:]
+    weights = torch.where(best < least, NEVER, best).softmax(dim=-1).to(memory_value.dtype)
+    start = positions * torch.arange(sets.shape[0] * sets.shape[1], device=index.device)
+    rows = index[:, None] + start.view(*sets.shape[:2], 1, 1)  # [G, S, P, K]
+    values = functional.embedding(rows, sets.flatten(0, 2))  # [G, S, P, K, Cv]
+    out = (weights[:, None, :, None] @ values)[..., 0, :]
+    return out if memory_value.ndim == 4 else out[:, 0]
 
 
 def correlate_frames(

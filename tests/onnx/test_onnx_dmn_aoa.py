@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from exported import SHORT_SIDE, Export, answers, differing, drawn
+from exported import SHORT_SIDE, STATIC, Export, answers, differing, drawn
 from torch import nn
 from torch.export import Dim
 
@@ -38,7 +38,7 @@ def dynamic(export: Export) -> Path:
 
 @pytest.fixture(scope="session")
 def static(export: Export) -> Path:
-    return export("dmn_aoa", size=(96, 144), max_objects=3)
+    return export("dmn_aoa", **STATIC)
 
 
 # The ops

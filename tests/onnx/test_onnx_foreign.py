@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from exported import Export, answers, both, differing, drawn
+from exported import STATIC, Export, answers, both, differing, drawn
 
 from vosengine.onnx.library import LIBRARY
 
@@ -143,7 +143,7 @@ ALONE = """
 BY_OURS = [
     pytest.param(
         model,
-        {"ops": "vosengine"},
+        {"ops": "vosengine"} if model == "munet" else {"ops": "vosengine", **STATIC},
         id=f"{model}-vosengine",
         marks=pytest.mark.skipif(not LIBRARY.is_file(), reason="there is no library of operators"),
     )

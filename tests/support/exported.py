@@ -32,6 +32,7 @@ OUTDATED = 86400.0  # seconds after which exports of other sources are removed
 # Of what a trained network sees in tests: it is most of what a step costs, and of no network's
 # stride a multiple, so that frames are padded.
 SHORT_SIDE = 120
+STATIC: dict[str, Any] = {"size": (96, 144), "max_objects": 3}  # of exports at one size
 SHIPPED = "weights"
 WEIGHTS = "demo.safetensors"  # the same name as the shipped weights
 

@@ -65,7 +65,7 @@ def begin(model: str, **options: Any) -> Segmenter:
 def stream_state(stream: Any) -> Any:
     """What a Segmenter or a source of proposals remembers of its stream. No public name leads
     there; tests that look into a memory do it through this one."""
-    return stream._state
+    return stream.state
 
 
 def graphs_of(segmenter: Segmenter) -> list[Any]:

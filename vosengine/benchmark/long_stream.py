@@ -51,7 +51,7 @@ def measure_stream(
             if index % EVERY == 0 or index == frames - 1:
                 at.append(index)
                 held.append(round(held_bytes(device) / MIB, 1))
-                state.append(round(segmenter._state.nbytes / MIB, 2))
+                state.append(round(segmenter.memory_bytes / MIB, 2))
             report()
     return {
         "objects": objects,

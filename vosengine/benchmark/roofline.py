@@ -82,7 +82,7 @@ def work_of(segmenter: Segmenter, step: Callable[[], object]) -> Work:
     with FlopCounterMode(display=False) as counter:
         step()
     weights = sum(parameter.numel() for parameter in segmenter.method.parameters())
-    state = 0 if segmenter._state is None else segmenter._state.nbytes
+    state = segmenter.memory_bytes
     return Work(counter.get_total_flops(), weights + state // segmenter.dtype.itemsize)
 
 

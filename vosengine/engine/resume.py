@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @own_settings()
 def pack_stream(segmenter: Segmenter) -> bytes:
     """Serialise the segmenter's stream."""
-    state, source = segmenter._state, _source(segmenter)
+    state, source = segmenter.state, _source(segmenter)
     return pack(
         SavedStream(
             identity=_identity(segmenter),
@@ -65,7 +65,7 @@ def restore_stream(segmenter: Segmenter, data: bytes, where: str) -> None:
     if source is not None and stream.source is not None:
         source.restore(stream.source)
     segmenter.reset()
-    segmenter._state = state
+    segmenter.state = state
     segmenter.take_over(stream.book, ring)
 
 

@@ -127,7 +127,7 @@ class Segmenter(Stream[torch.Tensor]):
         self.online = online
         self.proposals = proposals
         self._ended = False
-        self._state: Any = None
+        self.state: Any = None  # the method's State of this stream; None before its first frame
         self.reset()
 
     @property
@@ -142,7 +142,7 @@ class Segmenter(Stream[torch.Tensor]):
     @property
     def memory_bytes(self) -> int:
         """Maximum bytes of this stream's memory on the device; 0 before the first frame."""
-        return 0 if self._state is None else int(self._state.nbytes)
+        return 0 if self.state is None else int(self.state.nbytes)
 
     def reset(self) -> None:
         """Discard the stream: the next frame is the first of a new one, of any size.
@@ -150,10 +150,10 @@ class Segmenter(Stream[torch.Tensor]):
         Raises  StateError as `step`.
         """
         self.check_free("reset")
-        if self._state is not None:
-            self._state.release()
+        if self.state is not None:
+            self.state.release()
         self.begin()
-        self._state = None
+        self.state = None
         self._rows: ObjectRows | None = None  # cache of `rows`
         self._graphs = self.runs_on.graphs()
 
@@ -233,14 +233,14 @@ class Segmenter(Stream[torch.Tensor]):
 
     def prepare_step(self, job: Job) -> PendingStep:
         """Encode a job's frame and append it to a copy of the ring; the stream is unchanged."""
-        state = self._state or self.begin_state(job.geometry)
+        state = self.state or self.begin_state(job.geometry)
         features = self._encode(job) if job.features is None else job.features
         ring = self.with_next(features, job.prompt)
         return PendingStep(job.geometry, state, ring, self.frame_count - self.latency)
 
     def commit_step(self, step: PendingStep) -> None:
         """Make a step, whose answer has been computed, the state of the stream."""
-        self._state = step.state
+        self.state = step.state
         self.take(step.ring, step.geometry)
 
     def can_batch(self, prompt: Prompt[torch.Tensor] | None) -> bool:
@@ -273,7 +273,7 @@ class Segmenter(Stream[torch.Tensor]):
             if geometry is None or not waiting:
                 return []
             with self.precision.applied():
-                results = [self._answer(self.ring, t, self._state, geometry) for t in waiting]
+                results = [self._answer(self.ring, t, self.state, geometry) for t in waiting]
             self.flushed = True
             return results
 
@@ -286,7 +286,7 @@ class Segmenter(Stream[torch.Tensor]):
         """
         self.check_free("remove")
         for object_id in self.slots.living(object_ids):
-            self._state.forget(self.slots.slot(object_id))
+            self.state.forget(self.slots.slot(object_id))
             self.slots.remove(object_id)
 
     def save_state(self, path: str | Path) -> None:

@@ -277,12 +277,12 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         counts = [len(proposal) for proposal in selected]
         index = [i for i, count in enumerate(counts) for _ in range(count)]
         frame = torch.tensor(index, dtype=torch.int32, device=frames.device)
-        regions = self._pool(pooled, torch.cat([proposal.boxes for proposal in selected]), frame)
+        regions = self.pool(pooled, torch.cat([proposal.boxes for proposal in selected]), frame)
         projected = torch.split(to_positions(self.proposal_projector(regions)), counts)
         candidates = (Candidates(p.masks, x) for p, x in zip(selected, projected, strict=True))
         return DMNAOAFeatures(base, pooled, self.refine.key(base), tuple(candidates))
 
-    def _pool(
+    def pool(
         self,
         maps: tuple[torch.Tensor, ...],
         boxes: torch.Tensor,
@@ -321,8 +321,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         """Template T' [O, P, Cd] of each object: its memory, read with its last region as the query
         (equation 1)."""
         count, side = state.object_count, self.config.region_size
-        regions = self._pool(now.pooled, state.boxes[:count])
-        query = to_positions(self.query_head(self._embed(regions, state.ages(count))))
+        regions = self.pool(now.pooled, state.boxes[:count])
+        query = to_positions(self.query_head(self.embed(regions, state.ages(count))))
         stored = state.memory.read(count)
         template = read_memory(
             query,
@@ -376,8 +376,8 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         whole[:, 2], whole[:, 3] = soft.shape[2], soft.shape[1]
         last = torch.cat((state.boxes[:known], whole[known:]))
         boxes = torch.where(visible[:, None], boxes, last)
-        regions = self._pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
-        key, value = self.memory_head(self._embed(regions, state.ages(count)))
+        regions = self.pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
+        key, value = self.memory_head(self.embed(regions, state.ages(count)))
         return Observed(key, value, visible, boxes, shrink(soft, 4), now.key, now.base)
 
     def commit(self, observed: Observed | None, masks: Masks, state: ObjectState) -> None:
@@ -386,7 +386,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         else:
             state.store(observed, masks.prompted)
 
-    def _embed(self, regions: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
+    def embed(self, regions: torch.Tensor, ages: torch.Tensor) -> torch.Tensor:
         """Add the positional embedding of `ages` [O] to the first C channels of regions
         [O, C or C + 1, s, s]."""
         channels = self.config.value_channels

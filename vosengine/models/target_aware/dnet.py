@@ -237,14 +237,15 @@ class DNet(nn.Module):
         """
         saliency, instance = features.saliency, features.instance
         if guidance is not None:
-            saliency, instance = self._guided(saliency, instance, guidance)
+            saliency, instance = self.guided(saliency, instance, guidance)
         saliency = self.saliency_head(saliency, features.saliency_skip3, features.saliency_skip2)
         instance = self.instance_head(instance, features.instance_skip3, features.instance_skip2)
         return DNetMaps(saliency, instance[:, :1], instance[:, 1:])
 
-    def _guided(
+    def guided(
         self, saliency: torch.Tensor, instance: torch.Tensor, guidance: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Guide saliency and instance features [B, C, H, W] by `guidance`: equations 1 to 4."""
         if self.config.squeeze == "literal":  # equations 3 and 4 as printed
             for_saliency = for_instance = squeeze(saliency, instance)
         else:  # the arguments of each module in equations 1 and 2

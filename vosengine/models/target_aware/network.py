@@ -168,7 +168,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
     ) -> TargetAwareFeatures:
         for proposal in proposals or ():
             self._check_embeddings(proposal.embeddings)
-        pyramid = self.see(self._stretched(frames))
+        pyramid = self.see(self.stretched(frames))
         reduced = tuple(self.refiner.reduce(pyramid))
         discovery = self.dnet.encode(frames) if proposals is None else None
         return TargetAwareFeatures(frames, pyramid.r4, reduced, discovery, proposals)
@@ -308,7 +308,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         features, labels = now.appearance, target[None]
         if config.augmentations:
             generator = torch.Generator("cpu").manual_seed(seed_of(state.frame_count, slot))
-            square = self._stretched(now.frame)
+            square = self.stretched(now.frame)
             frames, moved = augment(square, target > 0.5, config.augmentations, generator)
             features = torch.cat((features, self.see(frames).r4))
             labels = torch.cat((labels, moved.float()))
@@ -336,7 +336,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
             pyramid = Pyramid(*maps)  # type: ignore[arg-type]
         return pyramid
 
-    def _stretched(self, frames: torch.Tensor) -> torch.Tensor:
+    def stretched(self, frames: torch.Tensor) -> torch.Tensor:
         """T-Net's input: the whole frame, stretched to a square of side tracker_size."""
         square = (self.config.tracker_size,) * 2
         return functional.interpolate(frames, square, mode="bilinear", align_corners=False)

@@ -149,7 +149,7 @@ class Discover(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         features = self.dnet.encode(self.renormalise(prepared))
         # Without guidance the features are unchanged.
-        mixed = self.dnet._guided(features.saliency, features.instance, guidance)
+        mixed = self.dnet.guided(features.saliency, features.instance, guidance)
         saliency = torch.where(guided, mixed[0], features.saliency)
         instance = torch.where(guided, mixed[1], features.instance)
         maps = self.dnet(features._replace(saliency=saliency, instance=instance), None)

@@ -80,7 +80,7 @@ class Segment(nn.Module):
             ages=lambda _: frame_index - born,
         )
         templates = self.method.templates(now, state)
-        regions = self.method._pool(now.pooled, boxes)
+        regions = self.method.pool(now.pooled, boxes)
         projected = to_positions(self.method.proposal_projector(regions))
         coarse = self._coarse(templates, Candidates(proposed, projected), there, alive, masks)
         return self._refined(now, coarse, masks, first_masks, references)
@@ -196,8 +196,8 @@ class Remember(nn.Module):
         boxes, shown = self._boxes(soft, torch.where(alive[:, None], boxes, _whole(soft)))
         fresh = prompted & ~alive
         born = torch.where(fresh, frame_index, born)
-        regions = method._pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
-        observed = method.memory_head(method._embed(regions, frame_index - born))
+        regions = method.pool(now.pooled, boxes, planes=soft.to(now.base.b4.dtype))
+        observed = method.memory_head(method.embed(regions, frame_index - born))
         key, value = (to_positions(x)[:, None] for x in observed)  # [O, 1, P, C]
         shown = shown & (alive | prompted)
         keep = prompted | (frame_index % memory.every == 0)

@@ -62,7 +62,7 @@ class Encode(nn.Module):
         self.method = method
 
     def forward(self, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pyramid = self.method.see(self.method._stretched(prepared))
+        pyramid = self.method.see(self.method.stretched(prepared))
         return (pyramid.r4, *self.method.refiner.reduce(pyramid))
 
 
@@ -185,7 +185,7 @@ class Begin(nn.Module):
         blurs: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`augment` with given random draws; blurs [n, side] are weights of a blur kernel."""
-        square, label = self.method._stretched(prepared), target > 0.5
+        square, label = self.method.stretched(prepared), target > 0.5
         moved, labels, background = move(square, label, placements)
         planes, reach = moved.flatten(0, 1)[None], blurs.shape[1] // 2
         weights = blurs.repeat_interleave(4, dim=0)[:, None]  # of four planes each

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from exported import STATIC, Export, answers, both, differing, drawn
+from exported import FOREGROUND, STATIC, Export, answers, both, differing, drawn
 
 from vosengine.onnx.library import LIBRARY
 
@@ -143,11 +143,11 @@ ALONE = """
 BY_OURS = [
     pytest.param(
         model,
-        {"ops": "vosengine"} if model == "munet" else {"ops": "vosengine", **STATIC},
+        {"ops": "vosengine", **sizes},
         id=f"{model}-vosengine",
         marks=pytest.mark.skipif(not LIBRARY.is_file(), reason="there is no library of operators"),
     )
-    for model in ("munet", "imcnet", "dmn_aoa")
+    for model, sizes in (("munet", {}), ("imcnet", FOREGROUND), ("dmn_aoa", STATIC))
 ]
 
 

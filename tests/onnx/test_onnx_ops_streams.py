@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import tiny_config
-from exported import STATIC, Export, answers, both, differing, drawn
+from exported import FOREGROUND, STATIC, Export, answers, both, differing, drawn
 
 from vosengine import DNetSource, OnnxSegmenter, Segmenter, list_models
 from vosengine.errors import ConfigError, DependencyError
@@ -24,7 +24,7 @@ from vosengine.onnx import ExportOptions, export_model, library
 from vosengine.onnx.export.custom import Contrib
 from vosengine.onnx.export.frames import finish_graph, prepare_graph
 from vosengine.onnx.sessions import session_options
-from vosengine.types import Geometry
+from vosengine.types import Geometry, Size
 from vosengine.zoo.registry import build
 from vosengine.zoo.weights import save, state_of
 
@@ -51,9 +51,9 @@ def operators_of(folder: Path) -> set[str]:
     return {each for graph in manifest["graphs"].values() for each in graph["operators"]}
 
 
-def assert_labels_are_torchs(folder: Path, **options: Any) -> None:
-    clip = drawn((96, 130), 2, frames=5)
-    ours, theirs = both(folder, **options)
+def assert_labels_are_torchs(folder: Path, size: Size | None, **options: Any) -> None:
+    clip = drawn(size or (96, 130), 2, frames=5)
+    ours, theirs = both(folder, size=size, **options)
     prompts = {0: clip.masks[0]} if ours.manifest.needs_mask else {}
     found = answers(ours, clip.frames, prompts)
     assert differing(found, answers(theirs, clip.frames, prompts)) < MOST
@@ -63,23 +63,23 @@ def assert_labels_are_torchs(folder: Path, **options: Any) -> None:
 @pytest.mark.parametrize("model", list_models())
 def test_labels_by_our_operators_are_torchs(model: str, export: Export) -> None:
     """`munet` with dynamic axes; the others at one size, which takes a quarter of the time."""
-    fixed = {} if model == "munet" else STATIC
+    fixed = {} if model == "munet" else FOREGROUND if model == "imcnet" else STATIC
     folder = export(model, ops="vosengine", **fixed)
     assert operators_of(folder) == OURS | {f"vosengine::{name}" for name in FOUND[model]}
     manifest = json.loads((folder / "model.json").read_text())
     assert (manifest["ops"], manifest["ops_version"]) == ("vosengine", library.VERSION)
-    options: dict[str, Any] = {"size": fixed.get("size")}
+    options: dict[str, Any] = {}
     if model == "dmn_aoa":
         options["proposals"] = DNetSource(device="cpu", embed=False, engine="eager")
-    assert_labels_are_torchs(folder, **options)
+    assert_labels_are_torchs(folder, fixed.get("size"), **options)
 
 
 def test_what_attention_cannot_read_stays_standard_and_is_said(export: Export) -> None:
-    folder = export("imcnet", ops="contrib", **STATIC)
+    folder = export("imcnet", ops="contrib", **FOREGROUND)
     assert operators_of(folder) == {"com.microsoft::MultiHeadAttention"}
     manifest = json.loads((folder / "model.json").read_text())
     assert (manifest["ops"], manifest["ops_version"], manifest["ops_kept"]) == ("contrib", 0, [])
-    assert_labels_are_torchs(folder, size=STATIC["size"])
+    assert_labels_are_torchs(folder, FOREGROUND["size"])
     folder = export("stm", size=(64, 96), max_objects=2, ops="contrib")
     manifest = json.loads((folder / "model.json").read_text())
     assert operators_of(folder) == set()

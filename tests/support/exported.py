@@ -33,6 +33,7 @@ OUTDATED = 86400.0  # seconds after which exports of other sources are removed
 # stride a multiple, so that frames are padded.
 SHORT_SIDE = 120
 STATIC: dict[str, Any] = {"size": (96, 144), "max_objects": 3}  # of exports at one size
+FOREGROUND: dict[str, Any] = {"size": (96, 144)}  # the same of a model with one object
 SHIPPED = "weights"
 WEIGHTS = "demo.safetensors"  # the same name as the shipped weights
 

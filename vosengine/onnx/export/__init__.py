@@ -128,6 +128,11 @@ def export_model(
     if options.ops == "vosengine":
         find_library([f"{DOMAIN}::{op}" for op in ("prepare_frame", "finish_masks")])
     method, card = load(model, options.weights)
+    if family.POLICY == "foreground" and (options.max_objects or 1) > 1:
+        raise ConfigError(
+            f"max_objects: {model} finds one object, the foreground; wanted 1, given "
+            f"{options.max_objects}"
+        )
     fold_batch_norms(method)
     method.to(PRECISIONS[options.precision])
     plan = _plan(method, options)

@@ -1,14 +1,14 @@
 """Exports in int8 beside the same export in float32: mean J on real clips, and time of a step.
 
-    python bench/int8.py --data DAVIS [stm munet] [--weights demo] [--variants "all,encode"]
+    python bench/int8.py --data DAVIS [stm munet] [--weights demo] [--variants "remember;encode"]
         [--frames 15] [--steps 15] [--exports FOLDER] [--folder bench/results]
 
-DAVIS is a folder of clips in the layout of DAVIS. Every model is exported with `--ops vosengine`, so
-that memory reads do not hide the convolutions. Its graphs are quantised by onnxruntime (QDQ, weights
-per channel, int8), with ranges from RECORDED frames of each clip in CALIBRATED that are not scored.
-J is the mean over the clips, of the first --frames frames of each. Times are those of three objects
+Every model is exported with `--ops vosengine`, so that memory reads do not hide the convolutions.
+onnxruntime quantises graphs of it (QDQ, int8 weights per channel), with the smallest and largest
+values of six frames each of the clips CALIBRATED, which are not scored. J is the mean over clips in
+DAVIS's layout, of the first --frames frames of each, all objects as one. Times are of three objects
 at 480x854, all engines in turn, frame by frame, after WARM_UP frames; a ratio is the median over
-frames of the ratio within a frame. --exports keeps the graphs: an export that is there is used again.
+frames of the ratio within a frame. --exports keeps the graphs and uses again those that are there.
 Writes <date>-int8-cpu.json.
 """
 
@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ import onnx
 import torch
 from environment import RESULTS, describe, write_json
 from onnxruntime import InferenceSession
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import (
-    MinMaxCalibrater,
-    PercentileCalibrater,
-    save_tensors_data,
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
 )
+from onnxruntime.quantization.calibrate import MinMaxCalibrater, save_tensors_data
 from rich.console import Console
 from rich.table import Table
 
@@ -55,37 +57,36 @@ from vosengine.timing import summarise
 from vosengine.video import MaskSequence, open_source
 
 SIZE, OBJECTS, WARM_UP = (480, 854), 3, 11
-CALIBRATED, RECORDED, FIRST_RECORDED = ("blackswan", "horsejump-high", "scooter-black"), 6, 20
-CONVOLUTIONS = "Conv", "Gemm"
-CHAIN = (*CONVOLUTIONS, "Clip", "Relu", "Add", "Concat", "Resize", "AveragePool", "Gather")
+CALIBRATED = "blackswan", "horsejump-high", "scooter-black"
+RECORDED = slice(20, 26)  # frames of a clip; the first is given with its mask
+# Convolutions with what onnxruntime fuses into them, and what else may stay in int8 between them.
+FUSED = "Conv", "Gemm", "Relu", "Clip"
+CHAIN = (*FUSED, "Add", "Concat", "Resize", "AveragePool", "Gather")
+VERBS = "encode", "segment", "remember"
 THREADS = len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is quantised, and how.
+    """Graphs that are quantised, types of their nodes, whether the last convolution of a graph is
+    left in float32, and activations: int8 with zero point 0 (S8S8) or uint8 (U8S8)."""
 
-    verbs      graphs
-    operators  types of nodes
-    symmetric  activations int8 with zero point 0 (S8S8) instead of uint8 (U8S8)
-    ranges     "minmax", or "percentile": 99.99 % of the values
-    edges      whether the first and the last convolution of a graph are quantised
-    """
-
-    verbs: tuple[str, ...] = ("encode", "segment", "remember")
-    operators: tuple[str, ...] = CHAIN
+    verbs: tuple[str, ...]
+    operators: tuple[str, ...] = FUSED
+    last_in_float: bool = False
     symmetric: bool = False
-    ranges: str = "minmax"
-    edges: bool = True
 
 
 VARIANTS = {
     "encode": Variant(("encode",)),
-    "all": Variant(),
-    "all, convolutions alone": Variant(operators=CONVOLUTIONS),
-    "all, S8S8": Variant(symmetric=True),
-    "all, percentile": Variant(ranges="percentile"),
-    "all, edges in float": Variant(edges=False),
+    "remember": Variant(("remember",)),
+    "segment, remember": Variant(("segment", "remember")),
+    "segment, remember, S8S8": Variant(("segment", "remember"), symmetric=True),
+    "all": Variant(VERBS),
+    "segment, remember, last in float": Variant(("segment", "remember"), last_in_float=True),
+    "all, last in float": Variant(VERBS, last_in_float=True),
+    "all, with additions, last in float": Variant(VERBS, (*FUSED, "Add"), last_in_float=True),
+    "all, every operator": Variant(VERBS, CHAIN),
 }
 
 
@@ -119,34 +120,28 @@ def export(model: str, weights: str, folder: Path) -> None:
         subprocess.run([*command, "--weights", weights, "--out", str(folder)], check=True)
 
 
-def calibrate(folder: Path, clips: Iterable[Annotated], ranges: str, verbs: Sequence[str]) -> None:
-    """Write FOLDER/<verb>-<ranges>.json, the ranges of a graph's tensors, of every verb."""
+def calibrate(folder: Path, clips: Sequence[Annotated]) -> None:
+    """Write FOLDER/<verb>.ranges.json, the ranges of a graph's tensors, of every verb."""
     segmenter = OnnxSegmenter(folder, threads=THREADS)
     sessions = segmenter.sessions._sessions
-    recorders = {verb: Recorder(sessions[verb]) for verb in verbs}
+    recorders = {verb: Recorder(sessions[verb]) for verb in VERBS}
     sessions.update(recorders)  # type: ignore[arg-type]
     for clip in clips:
-        for _ in stepped(segmenter, clip, slice(FIRST_RECORDED, FIRST_RECORDED + RECORDED)):
-            pass
+        list(stepped(segmenter, clip, RECORDED))
     for verb, recorder in recorders.items():
         with tempfile.TemporaryDirectory() as scratch:
-            graph, augmented = folder / f"{verb}.onnx", str(Path(scratch, "augmented.onnx"))
-            calibrater: Any = (
-                MinMaxCalibrater(graph, CHAIN, augmented)
-                if ranges == "minmax"
-                else PercentileCalibrater(graph, CHAIN, augmented, num_bins=2048, percentile=99.99)
-            )
+            augmented = str(Path(scratch, "augmented.onnx"))
+            calibrater = MinMaxCalibrater(folder / f"{verb}.onnx", CHAIN, augmented)
             calibrater.augment_graph()
             # Its own session would lack the library of operators.
             calibrater.infer_session = InferenceSession(
                 augmented, session_options(THREADS, LIBRARY), providers=["CPUExecutionProvider"]
             )
-            for fed in recorder.fed:
-                calibrater.collect_data(Reader([fed]))
-            save_tensors_data(calibrater.compute_data(), folder / f"{verb}-{ranges}.json")
+            calibrater.collect_data(Reader(recorder.fed))
+            save_tensors_data(calibrater.compute_data(), folder / f"{verb}.ranges.json")
 
 
-class Reader:
+class Reader(CalibrationDataReader):  # type: ignore[misc]
     """The inputs of a graph's runs, one after the other."""
 
     def __init__(self, fed: Sequence[dict[str, np.ndarray]]) -> None:
@@ -167,8 +162,7 @@ def quantise(folder: Path, variant: Variant, into: Path) -> None:
         if verb not in variant.verbs:
             shutil.copy(source, target)
             continue
-        nodes = onnx.load(str(source)).graph.node
-        names = [node.name for node in nodes if node.op_type in CONVOLUTIONS]
+        names = [n.name for n in onnx.load(str(source)).graph.node if n.op_type == "Conv"]
         quantize_static(
             str(source),
             str(target),
@@ -177,11 +171,9 @@ def quantise(folder: Path, variant: Variant, into: Path) -> None:
             per_channel=True,
             activation_type=QuantType.QInt8 if variant.symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[] if variant.edges else [names[0], names[-1]],
-            calibrate_method=CalibrationMethod[
-                "MinMax" if variant.ranges == "minmax" else "Percentile"
-            ],
-            calibration_cache_path=folder / f"{verb}-{variant.ranges}.json",
+            nodes_to_exclude=names[-1:] if variant.last_in_float else [],
+            calibrate_method=CalibrationMethod.MinMax,
+            calibration_cache_path=folder / f"{verb}.ranges.json",
             extra_options={"ActivationSymmetric": variant.symmetric},
         )
         graphs[verb] = replace(graph, sha256=hash_of(target))
@@ -243,9 +235,8 @@ def compare(model: str, options: argparse.Namespace, exports: Path) -> dict[str,
     clips = find_annotated(options.data)
     calibrated = [clip for clip in clips if clip.name in CALIBRATED]
     chosen = {name: VARIANTS[name] for name in options.variants}
-    for ranges in sorted({variant.ranges for variant in chosen.values()}):
-        verbs = [v for v in Variant.verbs if not (folder / f"{v}-{ranges}.json").is_file()]
-        calibrate(folder, calibrated, ranges, verbs)
+    if not all((folder / f"{verb}.ranges.json").is_file() for verb in VERBS):
+        calibrate(folder, calibrated)
     engines: dict[str, Any] = {"fp32": OnnxSegmenter(folder, threads=THREADS)}
     for number, (name, variant) in enumerate(chosen.items()):
         quantise(folder, variant, exports / f"{model}-{number}")
@@ -296,7 +287,7 @@ def main() -> None:
         "size": list(SIZE),
         "objects": OBJECTS,
         "frames_scored": options.frames,
-        "calibrated": {c: [FIRST_RECORDED, FIRST_RECORDED + RECORDED] for c in CALIBRATED},
+        "calibrated": {clip: [RECORDED.start, RECORDED.stop] for clip in CALIBRATED},
         "models": found,
     }
     write_json(result, options.folder / f"{facts['date']}-int8-cpu.json")

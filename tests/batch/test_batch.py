@@ -33,7 +33,7 @@ from vosengine.batch.clips import Clip, find_clips
 from vosengine.batch.plan import BatchOptions, plan
 from vosengine.batch.supervisor import Event, Supervisor
 from vosengine.batch.unit import ClipWorker, process_clip
-from vosengine.batch.worker import CannotGoOnError
+from vosengine.batch.worker import FatalWorkError
 from vosengine.cli.app import app
 from vosengine.commands.batch import batch
 from vosengine.engine.engine import Engine
@@ -196,10 +196,10 @@ def test_a_full_disk_stops_everything(data: Path, tmp_path: Path) -> None:
         worker = ClipWorker(1)
         assert worker(done, lambda frames: None, lambda: False)
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 4096))
-        with pytest.raises(CannotGoOnError, match="make room"):
+        with pytest.raises(FatalWorkError, match="make room"):
             worker(full, lambda frames: None, lambda: False)
         (disk / "filler").write_bytes(bytes((disk / "filler").stat().st_size - 8192))
-        with pytest.raises(CannotGoOnError, match="No space left"):
+        with pytest.raises(FatalWorkError, match="No space left"):
             worker(full, lambda frames: None, lambda: False)
         (disk / "filler").unlink()
         before = everything(disk / "out" / "a")

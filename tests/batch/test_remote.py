@@ -32,7 +32,7 @@ from vosengine.batch.plan import BatchOptions, plan
 from vosengine.batch.stores import open_place
 from vosengine.batch.supervisor import Event, Supervisor
 from vosengine.batch.unit import ClipWorker
-from vosengine.batch.worker import CannotGoOnError
+from vosengine.batch.worker import FatalWorkError
 from vosengine.cli.app import app
 from vosengine.commands.batch import batch
 from vosengine.errors import DependencyError, InputError, OutputError, StorageError
@@ -73,7 +73,7 @@ class Here:
         for job in jobs:
             try:
                 facts = worker(job, self.count, lambda: self.left == 0)
-            except CannotGoOnError as error:
+            except FatalWorkError as error:
                 raise error.error from error
             pool._listen(Event("stopped" if facts is None else "done", job, facts))
             if facts is None:

@@ -30,7 +30,7 @@ class Scripted:
     def __call__(
         self, job: tuple[str, str, Path], report: Report, should_stop: Asked
     ) -> dict[str, Any] | None:
-        from vosengine.batch.worker import CannotGoOnError
+        from vosengine.batch.worker import FatalWorkError
         from vosengine.errors import InputError, OutputError
 
         name, what, notes = job
@@ -49,7 +49,7 @@ class Scripted:
         if what == "bad":
             raise InputError("mask: bad")
         if what == "full":
-            raise CannotGoOnError(OutputError("disk: full"))
+            raise FatalWorkError(OutputError("disk: full"))
         if what == "long" or (what == "ended once" and first):
             while not should_stop():
                 time.sleep(0.01)

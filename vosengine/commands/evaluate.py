@@ -10,7 +10,7 @@ from typing import Any
 
 from ..batch.pools import open_pool
 from ..batch.supervisor import Event
-from ..batch.worker import CannotGoOnError
+from ..batch.worker import FatalWorkError
 from ..errors import DeviceError, InputError
 from ..evaluation import (
     FEWEST_FRAMES,
@@ -172,7 +172,7 @@ def _score_all(
             report = partial(_frames, listen, sequence)
             try:
                 listen(Event("done", sequence, work(sequence, report, lambda: False)))
-            except CannotGoOnError as error:
+            except FatalWorkError as error:
                 raise error.error from error.__cause__
         return scored
     pool = open_pool(

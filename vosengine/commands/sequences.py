@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..batch.worker import CannotGoOnError
+from ..batch.worker import FatalWorkError
 from ..engine.segmenter import Segmenter
 from ..engine.video import Answer, segment_video
 from ..errors import InputError, VosError
@@ -96,19 +96,19 @@ class SequenceWorker:
     ) -> Scored | None:
         """The scores; None where it was stopped.
 
-        Raises  CannotGoOnError, for a mean without one of the sequences is none; its error names
+        Raises  FatalWorkError, for a mean without one of the sequences is none; its error names
                 the sequence, unless it is of the model.
         """
         try:
             segmenter, features = self._models()
         except VosError as error:
-            raise CannotGoOnError(error) from error
+            raise FatalWorkError(error) from error
         try:
             return self._score(sequence, segmenter, features, report, should_stop)
         except VosError as error:
             named = sequence.name in str(error)
             told = error if named else type(error)(f"{sequence.name}: {error}")
-            raise CannotGoOnError(told) from error
+            raise FatalWorkError(told) from error
 
     def _models(self) -> tuple[Segmenter, Features | None]:
         if self._made is None:

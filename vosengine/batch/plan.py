@@ -21,12 +21,8 @@ from .results import Results
 from .stores import AnyPath, is_address, list_files, reaching
 from .unit import Job, Remote, part_of
 
-NOT_IN_STAMP = (
-    "out",
-    "device",
-    "checkpoint",
-    "resume",
-)  # fields of RunOptions that do not change results
+# Fields of RunOptions that do not change results.
+NOT_IN_STAMP = ("out", "device", "checkpoint", "resume")
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def fetch(source: str, folder: Path) -> Path:
             fetch_files(place, paths, folder)
         except FileNotFoundError as error:
             raise InputError(
-                f"{source}: cannot be fetched ({error or 'not paths'}); wanted a file or folder "
+                f"{source}: cannot be fetched ({error or 'not found'}); wanted a file or folder "
                 "that exists"
             ) from error
     return target

@@ -130,7 +130,7 @@ class _RemoteFolders:
         that NAME.part never has both.
         """
         earlier = read_earlier(self._job.part)
-        if not (earlier.summed_up or earlier.interrupted):
+        if not (earlier.has_summary or earlier.interrupted):
             return
         with reaching(self._part):
             self._write_stamp()

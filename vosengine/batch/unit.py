@@ -165,7 +165,7 @@ def process_clip(
     if read_stamp(job.folder) != job.stamp:
         earlier = _prepare(job)
         if not earlier.complete:
-            resume = earlier.summed_up or earlier.interrupted
+            resume = earlier.has_summary or earlier.interrupted
             options = replace(job.options, resume=resume)
             summary = run(
                 options,

@@ -185,7 +185,7 @@ def _resume(
     folder, earlier = outputs.folder, outputs.earlier
     if earlier.complete:
         raise OutputError(f"{folder}: the run there is complete; there is nothing to resume")
-    if not (earlier.summed_up or earlier.interrupted):
+    if not (earlier.has_summary or earlier.interrupted):
         raise OutputError(f"{folder}: holds no run to resume; start one without --resume")
     if source.live:
         raise InputError(f"{source.description}: a live source cannot be resumed; start a new run")

@@ -101,8 +101,8 @@ def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None)
         differs = compare_streams(wanted, folder)
         if manifest.weights["trained"] and differs > MAX_DIFFERENCE[wanted.precision]:
             raise OutputError(
-                f"{folder}: labels differ from torch in {100 * differs:.2f} % of the pixels, wanted "
-                f"at most {100 * MAX_DIFFERENCE[wanted.precision]:g} %; do not use this export"
+                f"{folder}: labels differ from torch in {100 * differs:.2f} % of the pixels, "
+                f"wanted at most {100 * MAX_DIFFERENCE[wanted.precision]:g} %; do not use it"
             )
         if wanted.server_repository is not None:
             write_repository(folder, wanted.server_repository)

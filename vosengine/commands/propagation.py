@@ -120,8 +120,8 @@ def propagate(
     [T, h, w, V].
 
     Each is the mean of the values with the `top_k` largest dot products within `window` cells, over
-    all frames, weighted by their softmax over `temperature`. Computed in tiles, so that few products
-    outside the window are needed.
+    all frames, weighted by their softmax over `temperature`. Computed in tiles, so that few
+    products outside the window are needed.
     """
     height, width, channels = query.shape
     result = values.new_empty(height, width, values.shape[3])

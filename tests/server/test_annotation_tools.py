@@ -185,7 +185,7 @@ def test_what_cvat_cannot_have_is_refused(nuclio: Nuclio, clip: Clip) -> None:
     assert "nothing is left of the 1th" in twice["message"]
     damaged: list[Any] = [b"{", {}, {"image": "no base64"}, {"image": "AAAA", "shapes": [box]}]
     for body in [*damaged, {**again, "states": [5]}, {**again, "shapes": [5], "states": []}]:
-        assert "none of CVAT's" in nuclio.ask(body, 400)["message"]
+        assert "not a tracker request of CVAT" in nuclio.ask(body, 400)["message"]
 
 
 # Label Studio.
@@ -353,8 +353,8 @@ def test_what_label_studio_cannot_have_is_refused(backend: Backend) -> None:
     broken = requests.predict("<View>", data, marks)
     for body, why in [
         (other, "BrushLabels"), (gone, "404"), (size, "its regions say"),
-        (broken, "none of Label Studio's"),
-        ({}, "none of Label Studio's"), ([], "none of Label Studio's"),
-        ({**gone, "params": {"context": 5}}, "none of Label Studio's"),
+        (broken, "not a request of Label Studio"),
+        ({}, "not a request of Label Studio"), ([], "not a request of Label Studio"),
+        ({**gone, "params": {"context": 5}}, "not a request of Label Studio"),
     ]:  # fmt: skip
         assert why in backend.predict(body, 400)["error"]

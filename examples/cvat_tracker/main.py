@@ -62,9 +62,7 @@ def track(server: str, body: Mapping[str, Any]) -> dict[str, list[Any]]:
     image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     shapes, states = body.get("shapes") or [], body.get("states") or []
     shapes = [*shapes, *[None] * (len(states) - len(shapes))]
-    streams: dict[tuple[str, int], list[int]] = defaultdict(
-        list
-    )  # indices of the shapes in the request
+    streams: dict[tuple[str, int], list[int]] = defaultdict(list)  # indices into shapes
     new = []
     for place in range(len(shapes)):
         state = states[place] if place < len(states) else None

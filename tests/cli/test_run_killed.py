@@ -1,4 +1,4 @@
-"""`vosengine run` is killed, and goes on or begins anew."""
+"""`vosengine run` is killed, and resumed or started over."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def frames(tmp_path: Path) -> Path:
 
 
 def killed(wanted: RunOptions, at: int) -> None:
-    """Run in a process of its own that is killed, by kill -9, after so many answers."""
+    """Run in a separate process that is killed with SIGKILL after that many results."""
 
     def kill(progress: Progress) -> None:
         if progress.done == at:

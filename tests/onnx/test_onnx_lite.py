@@ -19,7 +19,7 @@ from vosengine.zoo.weights import save, state_of
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`weights("stm")`: a file of a narrow network with random weights that carry masks."""
+    """`weights("stm")`: file of a narrow network with random weights that propagate masks."""
     folder = tmp_path_factory.mktemp("lite")
 
     def write(model: str) -> Path:
@@ -42,7 +42,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("model", ["stm", "munet", "giel"])
 def test_a_stream_of_graphs_is_torchs(model: str, weights: Any, export: Export) -> None:
-    """`munet` with the weights that ship, whose export other tests have too."""
+    """`munet` with the shipped weights; the export is shared with other tests."""
     if model == "munet":
         ours, theirs = both(export(model))
         assert theirs.method.config.memory_encoder == "shared"

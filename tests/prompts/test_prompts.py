@@ -1,4 +1,4 @@
-"""Boxes, points and scribbles to masks: colours alone, what is refused, and `run` started so."""
+"""Masks from boxes, points and scribbles: GrabCut, errors, and `run`."""
 
 from __future__ import annotations
 

@@ -99,9 +99,9 @@ def test_an_export_asks_the_source_that_is_named(export: Export, video: Path) ->
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
-        (["--weights", "demo"], ConfigError, "weights: the export has settled it"),
-        (["--size", "96"], ConfigError, "size: the export has settled it"),
-        (["--precision", "fp16"], ConfigError, "precision: the export has settled it"),
+        (["--weights", "demo"], ConfigError, "weights: is fixed by the export"),
+        (["--size", "96"], ConfigError, "size: is fixed by the export"),
+        (["--precision", "fp16"], ConfigError, "precision: is fixed by the export"),
         (["--checkpoint", "2"], ConfigError, "a stream of exported graphs cannot be saved"),
         (["--device", "tpu"], ConfigError, "device: wanted auto, cpu or cuda, given 'tpu'"),
         (["--device", "cuda"], DeviceError, "providers: "),

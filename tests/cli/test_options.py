@@ -199,12 +199,12 @@ def test_demo_segments_a_clip_of_the_users(given: Path, tmp_path: Path) -> None:
     assert (summary["complete"], summary["frame_count"]) == (True, LENGTH)
     assert not (out / "input").exists()
     error = refused(*words, "--model", "stm")
-    assert str(error) == "mask: stm follows what a mask shows; name one with --mask"
+    assert str(error) == "mask: stm needs a mask of the first frame; give one with --mask"
     for name, value in {"seed": 3, "frames": 3, "size": "48x64"}.items():
         error = refused(*words, f"--{name}", value)
-        assert str(error) == f"{name}: is of a drawn clip, and --clip names one; leave it out"
+        assert str(error) == f"{name}: is for drawn clips and cannot be used with --clip; omit it"
     error = refused("demo", "--out", tmp_path / "o", "--mask", given / "first.png")
-    assert str(error) == "mask: is of a clip of yours; name that with --clip, or leave it out"
+    assert str(error) == "mask: is for a clip of your own; give that with --clip, or omit it"
 
 
 @pytest.mark.parametrize("void", ["--mask-void", "--no-mask-void"])

@@ -214,7 +214,7 @@ def test_what_can_be_known_is_checked_first(
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
         (tmp_path / "new").mkdir()
         before = everything(tmp_path)
-        with pytest.raises(OutputError, match=r"6 masks want 0\.0 MiB at the least"):
+        with pytest.raises(OutputError, match=r"6 masks need at least 0\.0 MiB"):
             run(options(frames, tmp_path / "new"))
         assert everything(tmp_path) == before
 

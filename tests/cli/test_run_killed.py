@@ -119,7 +119,7 @@ def test_a_resumed_run_wants_its_masks_and_its_source(frames: Path, tmp_path: Pa
     renamed.mkdir()
     for path in frames.iterdir():
         shutil.copy(path, renamed / f"other-{path.name}")
-    with pytest.raises(InputError, match="of the run to resume it was shot-0"):
+    with pytest.raises(InputError, match="in the run to resume it was shot-0"):
         run(options(renamed, out, resume=True))
     (out / "shot-1.png").unlink()
     refused(options(frames, out, resume=True), out, below=tmp_path)

@@ -236,9 +236,9 @@ def test_a_run_that_began_with_marks_is_resumed(given: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "kind", "said"),
     [
-        (["--box", "1,1,9,9", "--mask", "first.png"], ConfigError, "mask: cannot be used with boxes"),
-        (["--point", "9,9", "--mask-void"], ConfigError, "mask_void: cannot be used with boxes"),
-        (["--point", "9,9", "--threshold", 5], ConfigError, "threshold: cannot be used with boxes"),
+        (["--box", "1,1,9,9", "--mask", "first.png"], ConfigError, "mask: cannot be used"),
+        (["--point", "9,9", "--mask-void"], ConfigError, "mask_void: cannot be used"),
+        (["--point", "9,9", "--threshold", 5], ConfigError, "threshold: cannot be used"),
         (["--prompt-method", "grabcut"], ConfigError, "prompt_method: is for boxes and points"),
         (["--box", "1,1,9,9", "--prompt-method", "x"], ConfigError, "prompt_method: wanted one of"),
         (["--box", "60,1,9,9"], InputError, "object 1: box: x 60..69"),

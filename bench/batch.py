@@ -1,17 +1,17 @@
-"""Many clips: how processes share them out, what real clips gain by it, and memory over a long run.
+"""Batches of clips: distribution of jobs to processes, speed on real clips, memory of a long run.
 
     python bench/batch.py [--parts sleep,clips,many] [--data FOLDER] [--model stm] [--weights demo]
         [--clips 10] [--frames 15] [--many 1000] [--workers 2] [--folder bench/results]
 
-sleep  jobs that take no CPU, done by 1 and by 8 processes: jobs a second while all are at work, and
-       what share that is of 8 times one process's
-clips  the first clips of a data set in DAVIS layout (without --data: drawn ones of 480x854), so
-       many frames of each, by 1 process and by 2 that share the cores, in turn: frames a second
-       from the first frame to the last, and with the start of the processes
-many   drawn clips of 10 frames of 32x48 by --workers processes: resident memory of the driver and
-       of the workers over the run, time per clip, and whether every mask is there
+sleep  jobs that take no CPU, with 1 and with 8 processes: jobs a second while all processes are
+       busy, and the ratio to 8 times the rate of one process
+clips  the first --clips clips of a data set in DAVIS layout (without --data: drawn clips of
+       480x854), --frames frames of each, with 1 process and with 2 that share the cores: frames a
+       second from the first frame to the last, and including the start of the processes
+many   drawn clips of 10 frames of 32x48, with --workers processes: resident memory of the driver
+       and of the workers over the run, time per clip, and a check that every mask was written
 
-Writes <date>-batch-cpu.json, parts that were not run left as they were.
+Writes <date>-batch-cpu.json; parts that were not run keep their earlier results.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from vosengine.training.synthetic import ClipConfig, make_clip
 from vosengine.video import write_labels
 
 MIB = 1 << 20
-SLEEP_S, SLEEPS = 0.5, 24  # a job, and how many for each process
+SLEEP_S, SLEEPS = 0.5, 24  # duration of a job, and number of jobs per process
 CLIP_FRAMES = 10
 
 
 class Sleeper:
-    """In place of a model: a job is a number of seconds. Returns when it was, and who did it."""
+    """Worker whose jobs are numbers of seconds to sleep; returns start, end and process id."""
 
     def __call__(self, job: float, report: Any, should_stop: Any) -> dict[str, Any]:
         began = time.monotonic()
@@ -61,7 +61,7 @@ def sleeper(threads: int) -> Sleeper:
 
 
 def jobs_per_second(workers: int) -> float:
-    """While all processes are at work: a job that only partly lies in that time counts in part."""
+    """Rate while all processes are busy; jobs partly within that time count in proportion."""
     done: list[dict[str, Any]] = []
 
     def listen(event: Event) -> None:
@@ -70,10 +70,10 @@ def jobs_per_second(workers: int) -> float:
 
     pool = open_pool(sleeper, workers=workers, retries=0, ray=None, device="cpu", listen=listen)
     pool.work([SLEEP_S] * (SLEEPS * workers), lambda: False)
-    of = [[x for x in done if x["process"] == p] for p in {x["process"] for x in done}]
-    assert len(of) == workers and len(done) == SLEEPS * workers
-    start = max(min(x["began"] for x in each) for each in of)
-    end = min(max(x["ended"] for x in each) for each in of)
+    by_process = [[x for x in done if x["process"] == p] for p in {x["process"] for x in done}]
+    assert len(by_process) == workers and len(done) == SLEEPS * workers
+    start = max(min(x["began"] for x in jobs) for jobs in by_process)
+    end = min(max(x["ended"] for x in jobs) for jobs in by_process)
     shares = (
         max(0.0, min(x["ended"], end) - max(x["began"], start)) / (x["ended"] - x["began"])
         for x in done
@@ -91,8 +91,8 @@ def measure_sleep() -> dict[str, Any]:
 
 
 def draw(root: Path, count: int, shape: tuple[int, int], frames: int) -> None:
-    """Clips of one moving object as folders of PNG, with their first masks beside them. Only so
-    many as differ are drawn; the others are links to their frames."""
+    """Write clips of one moving object as folders of PNG, with their first masks beside them; eight
+    are drawn, the others are links to them."""
     drawn = min(count, 8)
     for seed in range(drawn):
         config = ClipConfig(frames=frames, height=shape[0], width=shape[1], objects=(1, 1))
@@ -107,13 +107,13 @@ def draw(root: Path, count: int, shape: tuple[int, int], frames: int) -> None:
         os.symlink(f"{number % drawn:04d}.png", root / f"{number:04d}.png")
 
 
-def clips_of(given: argparse.Namespace, scratch: Path) -> tuple[str, ...]:
-    """A manifest of the data set's first clips, or drawn clips."""
-    if given.data is None:
-        draw(scratch / "drawn", given.clips, (480, 854), given.frames)
+def clips_of(args: argparse.Namespace, scratch: Path) -> tuple[str, ...]:
+    """Sources for `batch`: a manifest of the data set's first clips, or drawn clips."""
+    if args.data is None:
+        draw(scratch / "drawn", args.clips, (480, 854), args.frames)
         return (str(scratch / "drawn"),)
-    images, masks = (given.data / name / "480p" for name in ("JPEGImages", "Annotations"))
-    names = sorted(path.name for path in images.iterdir())[: given.clips]
+    images, masks = (args.data / name / "480p" for name in ("JPEGImages", "Annotations"))
+    names = sorted(path.name for path in images.iterdir())[: args.clips]
     manifest = scratch / "clips.jsonl"
     lines = [
         {"clip": str((images / n).absolute()), "mask": str((masks / n / "00000.png").absolute())}
@@ -136,32 +136,32 @@ def run_batch(
     return summary
 
 
-def measure_clips(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    clips = clips_of(given, scratch)
-    found: dict[str, Any] = {"model": given.model, "weights": given.weights}
+def measure_clips(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    clips = clips_of(args, scratch)
+    results: dict[str, Any] = {"model": args.model, "weights": args.weights}
     for workers in (1, 2):
         seen: list[tuple[float, int]] = []
-        options = {"model": given.model, "weights": given.weights, "limit": given.frames}
-        note = partial(_note, seen)
+        options = {"model": args.model, "weights": args.weights, "limit": args.frames}
+        note = partial(_record, seen)
         summary = run_batch(clips, scratch / f"by{workers}", workers, note, **options)
         (began, first), (ended, last) = seen[0], seen[-1]
-        found[str(workers)] = {
+        results[str(workers)] = {
             "clips": summary["clips"],
             "frames": summary["frames"],
             "frames_per_s": round((last - first) / (ended - began), 3),
             "with_start": summary["frames_per_second"],
         }
-    found["2_over_1"] = round(found["2"]["frames_per_s"] / found["1"]["frames_per_s"], 3)
-    return found
+    results["2_over_1"] = round(results["2"]["frames_per_s"] / results["1"]["frames_per_s"], 3)
+    return results
 
 
-def _note(seen: list[tuple[float, int]], tally: Tally) -> None:
+def _record(seen: list[tuple[float, int]], tally: Tally) -> None:
     if tally.frames and (not seen or tally.frames > seen[-1][1]):
         seen.append((time.monotonic(), tally.frames))
 
 
 class Memory(threading.Thread):
-    """Resident MiB of this process, and of its greatest child, once a second."""
+    """Samples the resident MiB of this process and of its largest child once a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -177,7 +177,7 @@ class Memory(threading.Thread):
 
 
 def resident(process: int) -> float:
-    """MiB; 0 of a process that is gone."""
+    """Resident MiB of a process; 0 if it has ended."""
     try:
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):
@@ -185,25 +185,25 @@ def resident(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
-def measure_many(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    draw(scratch / "many", given.many, (32, 48), CLIP_FRAMES)
+def measure_many(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    draw(scratch / "many", args.many, (32, 48), CLIP_FRAMES)
     memory = Memory()
     memory.start()
     began = time.monotonic()
-    options = {"model": given.model, "weights": given.weights, "size": 32}
+    options = {"model": args.model, "weights": args.weights, "size": 32}
     out = scratch / "out"
-    summary = run_batch((str(scratch / "many"),), out, given.workers, lambda tally: None, **options)
+    summary = run_batch((str(scratch / "many"),), out, args.workers, lambda tally: None, **options)
     seconds = time.monotonic() - began
     memory.done.set()
     memory.join()
     masks = sum(len(list((out / row["name"]).glob("*.png"))) for row in summary["table"])
-    assert masks == given.many * CLIP_FRAMES, masks
+    assert masks == args.many * CLIP_FRAMES, masks
     times = [row["seconds"] * 1e3 for row in summary["table"]]
-    p50, p95 = (round(float(np.percentile(times, each)), 1) for each in (50, 95))
+    p50, p95 = (round(float(np.percentile(times, p)), 1) for p in (50, 95))
     return {
-        "clips": given.many,
+        "clips": args.many,
         "masks": masks,
-        "workers": given.workers,
+        "workers": args.workers,
         "seconds": round(seconds, 1),
         "ms_per_clip": {"p50": p50, "p95": p95},
         "driver_mib": over_time([driver for driver, _ in memory.samples]),
@@ -212,15 +212,15 @@ def measure_many(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def over_time(samples: list[float]) -> dict[str, float]:
-    """The mean of each fifth of the run: the first has the start in it."""
+    """Mean of each fifth of the run; the first includes the start."""
     parts = np.array_split(np.array(samples), 5)
     return {f"{i}/5": round(float(part.mean()), 1) for i, part in enumerate(parts, 1) if len(part)}
 
 
-def show(found: dict[str, Any]) -> None:
+def show(results: dict[str, Any]) -> None:
     table = Table("part", "what", "figure")
     for part in ("sleep", "clips", "many"):
-        for name, value in found.get(part, {}).items():
+        for name, value in results.get(part, {}).items():
             table.add_row(part, name, str(value))
     Console().print(table)
 
@@ -236,21 +236,21 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    path = given.folder / f"{date.today()}-batch-cpu.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    for part in given.parts.split(","):
+    args = parser.parse_args()
+    path = args.folder / f"{date.today()}-batch-cpu.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for part in args.parts.split(","):
         with tempfile.TemporaryDirectory() as scratch:
             work = {
                 "sleep": measure_sleep,
-                "clips": partial(measure_clips, given, Path(scratch)),
-                "many": partial(measure_many, given, Path(scratch)),
+                "clips": partial(measure_clips, args, Path(scratch)),
+                "many": partial(measure_many, args, Path(scratch)),
             }[part]
             measured = work()
-        # A part has its own surroundings: it may have been measured another time.
-        found[part] = {**measured, "environment": describe(torch.device("cpu"))}
-    show(found)
-    write_json(found, path)
+        # The environment is stored per part, since parts may be measured at different times.
+        results[part] = {**measured, "environment": describe(torch.device("cpu"))}
+    show(results)
+    write_json(results, path)
 
 
 if __name__ == "__main__":

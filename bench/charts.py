@@ -1,9 +1,9 @@
-"""Draws the charts of speed and accuracy from bench/results/ and the cards of the weights.
+"""Draw the charts of speed and accuracy from bench/results/ and the weight cards.
 
 python bench/charts.py    writes docs/pictures/speed.svg and docs/pictures/accuracy.svg
 
-Each is an SVG of its own colours, on a background of its own, light or dark as the reader's system
-has it. The same results give the same bytes.
+Each is an SVG with its own background, light or dark as the reader's system prefers. The same
+results give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 WIDTH, MARGIN, LABEL = 800, 16, 172  # pixels: the chart, its border, the names on the left
 BAR, GAP, GROUP = 11, 2, 10  # pixels: a bar, between bars, between groups
-ROOM = 150  # pixels to the right of the longest bar, for its figures
+ROOM = 150  # pixels to the right of the longest bar, for its text
 STYLE = """
   .ground{fill:#fff} text{font:12px system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;
   fill:#1f2328} .title{font-size:15px;font-weight:600} .note{fill:#59636e;font-size:11px}
@@ -36,8 +36,13 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its class of colour, its length, what is written beside it, and where a line from
-    its end leads to (a percentile), if anywhere; both lengths in the chart's unit."""
+    """One bar.
+
+    colour  CSS class
+    value   length of the bar, in the chart's unit
+    figure  text beside the bar
+    spread  end of a thin line from the bar (a percentile), in the chart's unit; None: no line
+    """
 
     colour: str
     value: float
@@ -54,9 +59,9 @@ def chart(
 ) -> str:
     """Horizontal bars in named groups, as SVG.
 
-    legend   (class of colour, what it stands for)
-    notes    lines below the bars
-    longest  the value at the right end
+    legend   (CSS class, meaning)
+    notes    lines of text below the bars
+    longest  value at the right end
     """
     scale = (WIDTH - 2 * MARGIN - LABEL - ROOM) / longest
     top, left = MARGIN + 18, MARGIN + LABEL
@@ -117,14 +122,16 @@ VARIANTS = (
 
 
 def speed() -> str:
-    """The time of a step of the papers' networks, ours and plain torch, in both precisions."""
-    found = newest("bench-paper")
-    facts = found["environment"]
-    groups, left, longest = [], [], 0.0  # left: in fp32
-    for model in found["models"]:
+    """Chart of the time of a step of the papers' networks, ours and plain torch, fp32 and bf16."""
+    results = newest("bench-paper")
+    facts = results["environment"]
+    groups, left, longest = [], [], 0.0  # left: models that stay in fp32
+    for model in results["models"]:
         (point,) = model["points"]
         cells = {cell["variant"]: cell for cell in point["cells"]}
-        if cells["ours fp32"]["fault"] is not None:  # "auto" leaves it in fp32: `ours` is that
+        if (
+            cells["ours fp32"]["fault"] is not None
+        ):  # `ours` is in fp32 then: "auto" does not choose bf16
             cells["ours fp32"] = cells.pop("ours")
             cells.pop("eager bf16")
             left.append(model["model"])
@@ -138,15 +145,15 @@ def speed() -> str:
                 longest = max(longest, p95)
         objects = point["objects"]
         groups.append((f"{model['model']}, {objects} object{'s' * (objects > 1)}", bars))
-    height, width = found["models"][0]["points"][0]["size"]
+    height, width = results["models"][0]["points"][0]["size"]
     return chart(
         f"Time of a step at {height}x{width}: the papers' networks, p50 (p95)",
         groups,
         [(colour, name) for colour, _, name in VARIANTS],
         (
             f"{facts['device']}, {facts['isa']}, {facts['date']}; random weights, memory of "
-            f"{found['plan']['memory_frames']} frames. Line: p95. x: to plain torch in fp32.",
-            *_in_fp32([model["model"] for model in found["models"]], left),
+            f"{results['plan']['memory_frames']} frames. Line: p95. x: to plain torch in fp32.",
+            *_in_fp32([model["model"] for model in results["models"]], left),
             facts["command"],
         ),
         longest,
@@ -154,7 +161,7 @@ def speed() -> str:
 
 
 def _in_fp32(models: Sequence[str], left: Sequence[str]) -> list[str]:
-    """Lines on the models that "auto" left in fp32 in a run, and on those that it leaves now."""
+    """Notes on the models that "auto" kept in fp32 in the run, and on those that it keeps now."""
     since = [name for name in models if not entry(name).build.bf16_safe and name not in left]
     lines = [f"bf16 changes the labels of {', '.join(left)}: fp32 alone."] if left else []
     return lines + (
@@ -163,10 +170,10 @@ def _in_fp32(models: Sequence[str], left: Sequence[str]) -> list[str]:
 
 
 def accuracy() -> str:
-    """Mean J of the demo weights over the ten clips, beside answers that need no training."""
-    found = newest("baselines")
+    """Chart of the mean J of the demo weights over the ten clips, beside untrained baselines."""
+    results = newest("baselines")
     groups = []
-    for group in found["groups"]:
+    for group in results["groups"]:
         rows = [("d", f"{name}.demo", scores_of(name)["J"]) for name in group["models"]]
         rows += [("b", name, figures["J"]) for name, figures in group["baselines"].items()]
         rows.sort(key=lambda row: -row[2])
@@ -178,7 +185,7 @@ def accuracy() -> str:
         (
             "DAVIS 2016 validation, 480p; first and last frame left out.",
             "imcnet, target_aware and the ellipse are given no mask, the others the first.",
-            found["command"],
+            results["command"],
         ),
         1.0,
     )

@@ -4,18 +4,18 @@
         [--ops standard,contrib,vosengine] [--size 480x854] [--providers CPUExecutionProvider]
         [--folder bench/results]
 
-Every model is exported by `vosengine export` with each of --ops, in processes of their own, whose
-time and memory are kept. Then an eager Segmenter, a fast one, and an OnnxSegmenter over each of the
-exports step through one drawn clip, frame by frame in turn, so that noise meets all alike; eleven
-frames come before the clock. An export by "contrib" that came out in standard operators alone is
-not timed a second time. Writes <date>-onnx-<cpu or gpu>.json.
+Every model is exported by `vosengine export` with each of --ops, in separate processes, whose time
+and memory are recorded. Then an eager Segmenter, a fast one, and an OnnxSegmenter over each of the
+exports step through one drawn clip, frame by frame in turn, so that noise affects all alike; eleven
+warm-up frames are not timed. An export with "contrib" that has only standard operators is not timed
+a second time. Writes <date>-onnx-<cpu or gpu>.json.
 """
 
 from __future__ import annotations
 
 import sys
 
-# This folder goes last: here is a file that is named as the package `onnx` is.
+# Search this folder last: this file has the name of the package `onnx`.
 sys.path.append(sys.path.pop(0))
 
 import argparse
@@ -43,8 +43,7 @@ OPS = "standard", "contrib", "vosengine"
 
 
 def export(model: str, weights: str, folder: Path, ops: str) -> dict[str, Any]:
-    """Seconds and peak MiB of the command that exports a model, and what was left in standard
-    operators."""
+    """Seconds and peak MiB of the export command, and the parts left in standard operators."""
     command = [sys.executable, "-m", "vosengine", "export", model, "--ops", ops]
     start = time.perf_counter()
     subprocess.run(
@@ -64,7 +63,7 @@ def export(model: str, weights: str, folder: Path, ops: str) -> dict[str, Any]:
 def engines(
     model: str, weights: str, folders: dict[str, Path], providers: list[str] | None
 ) -> dict[str, Any]:
-    """All that are compared, each with a stream of its own."""
+    """All engines that are compared, each with its own stream."""
     device = "cuda" if providers and providers[0].startswith("CUDA") else "cpu"
     options: Any = {"weights": weights, "device": device, "precision": "fp32"}
     return {
@@ -75,7 +74,7 @@ def engines(
 
 
 def measure(variants: dict[str, Any], scene: Any, objects: int, frames: int) -> dict[str, Any]:
-    """Milliseconds of every step after the warm-up, and how the labels agree with eager's."""
+    """Milliseconds of every step after the warm-up, and agreement of labels with eager's."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     differs: dict[str, list[float]] = {name: [] for name in variants}
     takes_mask = variants["eager"].method.takes_mask
@@ -106,7 +105,7 @@ def measure(variants: dict[str, Any], scene: Any, objects: int, frames: int) -> 
 
 
 def cell(point: dict[str, Any], name: str) -> str:
-    """p50 (p95), and how many times as fast as eager."""
+    """Format p50 (p95) and the speed-up over eager."""
     if name not in point:
         return "as standard"
     found = point[name]

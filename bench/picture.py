@@ -1,4 +1,4 @@
-"""Draws the README's picture: masks that `giel.demo` follows through a clip drawn by this project.
+"""Draw the README's picture: masks of `giel.demo` in a clip drawn by this project.
 
 python bench/picture.py    writes docs/pictures/masks.webp
 """
@@ -27,8 +27,8 @@ MOST_BYTES = 60_000
 
 
 def strip(seed: int = SEED) -> tuple[Image.Image, float]:
-    """Two rows of frames, as they were given and with the masks answered for them; and the mean IoU
-    (0..1) of these masks with the true ones, over all frames but the first and all objects."""
+    """Two rows of frames, without and with predicted masks; and the mean IoU (0..1) of the masks
+    with the true ones, over all frames but the first and all objects."""
     config = replace(ClipConfig.demo(), frames=FRAMES, height=SIZE[0], width=SIZE[1])
     clip = make_clip(config, seed)
     masks = IDS[clip.masks]

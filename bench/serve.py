@@ -1,21 +1,26 @@
-"""What the server adds to the engine's step, how even 16 sessions are served, and what a thousand
-sessions leave behind.
+"""Server overhead per frame, fairness among sessions, and memory after a thousand sessions.
 
     python bench/serve.py [--model munet] [--weights demo] [--frames 100] [--sessions 16]
         [--rounds 20] [--opened 1000] [--folder bench/results]
 
-The server is `vosengine serve` in a process of its own, reached over loopback. Overhead: frames of
-480x854 as JPEG (quality 90), one at a time, labels back; of each the time from the first byte that
-is sent to the last one that is received, less the step that the server reports, which begins with
-the frame's check and ends with its labels on the CPU. Wanted: p50 <= 2.5 ms, p95 <= 5 ms. Beside it
-what it consists of, measured in between: `coding`, a frame's JPEG decoded and its labels compressed
-as the server does it; `transport`, the round trip of a frame that is sent again, whose answer the
-server has kept; and `hand_overs`, the rest. `client` is what `vosengine.client.Client` adds to the
-round trip: its own coding, and its thread. Fairness: all sessions send all their frames as their
-credit allows; of every session the most answers of other sessions between two of its own, as they
-are received: with N sessions N - 1 where every one has its turn within a round. Memory: sessions
-are opened, given two small frames, and ended; resident memory of the server after every tenth of
-them. Writes <date>-serve-<device>.json. Time on a quiet machine.
+The server is `vosengine serve` in its own process, reached over loopback.
+
+Overhead: frames of 480x854 are sent as JPEG (quality 90), one at a time, and labels come back. The
+overhead is the time from the first byte sent to the last byte received, minus the step that the
+server reports (from the check of the frame to its labels on the CPU). Wanted: p50 <= 2.5 ms, p95 <=
+5 ms. Its parts are measured in between: `coding`, decoding a JPEG and compressing its labels as the
+server does; `transport`, the round trip of a repeated frame, whose result the server has kept;
+`hand_overs`, the rest. `client` is what `vosengine.client.Client` adds to the round trip: its own
+coding, and its thread.
+
+Fairness: all sessions send frames as fast as their credit allows. Reported is the largest number of
+results of other sessions between two of one session, as received; with N sessions it is N - 1 if
+they take turns.
+
+Memory: sessions are opened, args two small frames, and closed; reported is the resident memory of
+the server after every tenth of them.
+
+Writes <date>-serve-<device>.json. Time on a quiet machine.
 """
 
 from __future__ import annotations
@@ -56,10 +61,10 @@ def draw(size: tuple[int, int]) -> Clip:
 
 
 @contextmanager
-def server(given: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """Its address and its process."""
-    command = [sys.executable, "-m", "vosengine", "serve", "--port", "0", "--model", given.model]
-    command += ["--weights", given.weights, "--device", given.device]
+def server(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """Start a server; yields its address and process id."""
+    command = [sys.executable, "-m", "vosengine", "serve", "--port", "0", "--model", args.model]
+    command += ["--weights", args.weights, "--device", args.device]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -70,7 +75,7 @@ def server(given: argparse.Namespace) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def socket_of(address: str) -> Iterator[ClientConnection]:
-    """A session's bare WebSocket, which has heard its hello."""
+    """Open the WebSocket of a new session, after its hello message."""
     base, _, token = address.partition("/#token=")
     headers = {"Authorization": f"Bearer {token}"}
     answer = httpx.post(f"{base}/v1/sessions", json={"policy": "all"}, headers=headers)
@@ -87,15 +92,15 @@ def socket_of(address: str) -> Iterator[ClientConnection]:
         yield socket
 
 
-def timed(work: Callable[..., Any], *given: Any) -> tuple[Any, float]:
-    """What it returns, and the milliseconds that it took."""
+def timed(work: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """Return the result of a call and its duration in milliseconds."""
     start = time.perf_counter()
-    found = work(*given)
-    return found, 1e3 * (time.perf_counter() - start)
+    result = work(*args)
+    return result, 1e3 * (time.perf_counter() - start)
 
 
 def overhead(address: str, frames: int) -> dict[str, Any]:
-    """Milliseconds of a frame's round trip, and of its parts."""
+    """Statistics of a frame's round trip and its parts, in milliseconds."""
     clip = draw(SIZE)
     parts = "round_trip", "step", "overhead", "coding", "transport", "hand_overs", "client"
     taken: dict[str, list[float]] = {name: [] for name in parts}
@@ -125,14 +130,14 @@ def overhead(address: str, frames: int) -> dict[str, Any]:
 
 
 def code(message: bytes, labels: np.ndarray) -> None:
-    """What the server does to take a frame apart and to pack its labels."""
-    found = protocol.unpack(message, protocol.FRAME)
-    decode_frame(found.first, found.encoding, MOST_PIXELS)
+    """Decode a frame message and encode its labels as the server does."""
+    parts = protocol.unpack(message, protocol.FRAME)
+    decode_frame(parts.first, parts.encoding, MOST_PIXELS)
     protocol.encode_masks(labels, (), "labels")
 
 
 async def fairness(address: str, sessions: int, rounds: int) -> dict[str, Any]:
-    """The order in which sessions that all have frames are answered."""
+    """Largest number of results of other sessions between two of one session."""
     clip = draw(SMALL)
     order: list[int] = []
 
@@ -152,13 +157,13 @@ async def fairness(address: str, sessions: int, rounds: int) -> dict[str, Any]:
     await asyncio.gather(*(play(number) for number in range(sessions)))
     longest = []
     for number in range(sessions):
-        places = [place for place, each in enumerate(order) if each == number]
+        places = [place for place, session in enumerate(order) if session == number]
         longest.append(max(np.diff(places).tolist(), default=1) - 1)
     return {"sessions": sessions, "frames_each": rounds, "longest_wait": max(longest)}
 
 
 def churn(address: str, process: int, opened: int) -> dict[str, Any]:
-    """Resident MiB of the server while sessions come and go."""
+    """Resident MiB of the server while sessions are opened and closed."""
     clip, held = draw(SMALL), []
     for number in range(opened):
         with Client(address, policy="all") as client:
@@ -185,19 +190,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--opened", type=int, default=1000)
     parser.add_argument("--folder", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    with server(given) as (address, process):
-        found: dict[str, Any] = {}
-        if given.frames:
-            found["overhead"] = overhead(address, given.frames)
-        if given.rounds:
-            found["fairness"] = asyncio.run(fairness(address, given.sessions, given.rounds))
-        if given.opened:
-            found["churn"] = churn(address, process, given.opened)
-    Console().print(found)
+    args = parser.parse_args()
+    with server(args) as (address, process):
+        results: dict[str, Any] = {}
+        if args.frames:
+            results["overhead"] = overhead(address, args.frames)
+        if args.rounds:
+            results["fairness"] = asyncio.run(fairness(address, args.sessions, args.rounds))
+        if args.opened:
+            results["churn"] = churn(address, process, args.opened)
+    Console().print(results)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = {**describe(device), "model": given.model, "frame": list(SIZE)}
-    write_json({**facts, **found}, given.folder / f"{facts['date']}-serve-{device.type}.json")
+    facts = {**describe(device), "model": args.model, "frame": list(SIZE)}
+    write_json({**facts, **results}, args.folder / f"{facts['date']}-serve-{device.type}.json")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Prints the tables of docs/benchmarks.md from the newest CPU results in bench/results/.
+"""Print the tables of docs/benchmarks.md from the newest CPU results in bench/results/.
 
-python bench/tables.py             those of speed
-python bench/tables.py accuracy    those of accuracy, with the scores of the weights' cards
+python bench/tables.py             tables of speed
+python bench/tables.py accuracy    tables of accuracy, with the scores of the weight cards
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def newest(stem: str) -> dict[str, Any]:
     """The newest result of that kind; the file names begin with the date."""
     path = max(RESULTS.glob(f"*-{stem}-cpu.json"))
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {**found, "file": f"bench/results/{path.name}"}
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {**results, "file": f"bench/results/{path.name}"}
 
 
-def where(found: dict[str, Any]) -> str:
-    return f"{found['device']}, {found['isa']}; `{found['command']}`, {found['date']}"
+def where(results: dict[str, Any]) -> str:
+    return f"{results['device']}, {results['isa']}; `{results['command']}`, {results['date']}"
 
 
 def short(number: float) -> str:
-    """Two digits, or all before the point."""
+    """Format with two digits, or without decimals."""
     return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
 
 
@@ -37,17 +37,17 @@ def row(*cells: object) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
-def kernels(found: dict[str, Any]) -> list[str]:
-    """One row per op and shape: ours, the reference, and how many times as fast ours is."""
+def kernels(results: dict[str, Any]) -> list[str]:
+    """One row per op and shape: ours, the reference, and the speed-up."""
     lines = [
-        f"**Ops** in {found['dtype']} ({where(found)}).",
+        f"**Ops** in {results['dtype']} ({where(results)}).",
         "The last column: against the reference, and against other ways to write it in torch "
         "(`separate`: this library's own op, one call per set of values).",
         "",
         row("op", "shape", "C++ p50 (p95) ms", "reference p50 ms", "times as fast"),
         row("---", "---", "---:", "---:", "---"),
     ]
-    for case in found["cases"]:
+    for case in results["cases"]:
         reference = case["results"]["reference"]
         ours = case["results"].get("cpu", reference)
         ratios = ", ".join(f"{short(r)} {n}" for n, r in ours["times_as_fast_as"].items())
@@ -57,16 +57,16 @@ def kernels(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def whole_models(found: dict[str, Any]) -> list[str]:
+def whole_models(results: dict[str, Any]) -> list[str]:
     """One row per model: a step as it was published, eager, and ours."""
-    facts = found["environment"]
-    height, width = found["models"][0]["points"][0]["size"]
-    trained = found["plan"]["weights"] != "random"
+    facts = results["environment"]
+    height, width = results["models"][0]["points"][0]["size"]
+    trained = results["plan"]["weights"] != "random"
     own = "the trained small networks, at their own sizes"
     network = own if trained else "the papers' networks, random weights"
     lines = [
         f"**Whole models**: {network}, frames of {height}x{width}, memory of "
-        f"{found['plan']['memory_frames']} frames",
+        f"{results['plan']['memory_frames']} frames",
         f"({facts['device']}, {facts['isa']}; `{facts['command']}`, {facts['date']}). Eager is "
         "plain torch; p50 in ms. `Times its FLOP`: over the time of a product of large matrices "
         "with as many.",
@@ -78,7 +78,7 @@ def whole_models(found: dict[str, Any]) -> list[str]:
         ),
         row("---", *["---:"] * 12),
     ]
-    return [*lines, *(_whole_model(model) for model in found["models"])]
+    return [*lines, *(_whole_model(model) for model in results["models"])]
 
 
 def _whole_model(model: dict[str, Any]) -> str:
@@ -112,17 +112,17 @@ def _whole_model(model: dict[str, Any]) -> str:
     )
 
 
-def giel_objects(found: dict[str, Any]) -> list[str]:
+def giel_objects(results: dict[str, Any]) -> list[str]:
     """One row per object count, both variants."""
     lines = [
-        f"**GIEL** at 480x854, five support frames ({where(found)}). One pass for all objects;",
+        f"**GIEL** at 480x854, five support frames ({where(results)}). One pass for all objects;",
         "beside the measured share, what the arithmetic alone gives.",
         "",
         row("variant", "objects", "step p50 (p95) ms", "over 1 object", "by FLOP"),
         row("---", "---:", "---:", "---:", "---:"),
     ]
     for variant in ("full", "fast"):
-        for entry in found[variant]:
+        for entry in results[variant]:
             step = entry["step"]
             time = f"{step['p50_ms']:.0f} ({step['p95_ms']:.0f})"
             shares = f"{entry['step_over_one_object']:.2f}", f"{entry['gflop_over_one_object']:.2f}"
@@ -130,47 +130,47 @@ def giel_objects(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def dmn_objects(found: dict[str, Any]) -> list[str]:
-    """One row per object count, with what comes before RefineNet by itself."""
+def dmn_objects(results: dict[str, Any]) -> list[str]:
+    """One row per object count; the parts before RefineNet are listed separately."""
     parts = ("encode", "templates", "match", "remember", "move references", "RefineNet")
     lines = [
         "**DMN-AOA** at 480x854, 30 proposals, five memory frames, without the detector",
-        f"({where(found)}). p50 in ms; what comes before RefineNet is the first four.",
+        f"({where(results)}). p50 in ms; what comes before RefineNet is the first four.",
         "",
         row("objects", *parts, "before RefineNet, over 1 object", "step, over 1 object"),
         row("---:", *("---:" for _ in parts), "---:", "---:"),
     ]
-    for entry in found["objects"]:
+    for entry in results["objects"]:
         times = (f"{entry[part]['p50_ms']:.0f}" for part in parts)
         before = f"{entry['before_refinenet_over_one_object']:.2f}"
         lines.append(row(entry["objects"], *times, before, f"{entry['step_over_one_object']:.2f}"))
     return lines
 
 
-def exported_by_ops(found: dict[str, Any]) -> list[str]:
+def exported_by_ops(results: dict[str, Any]) -> list[str]:
     """One row per model and object count: exports by each kind of operators beside torch."""
-    height, width = found["size"]
-    kinds = [name for name in ("standard", "contrib", "vosengine") if name in found["ops"]]
+    height, width = results["size"]
+    kinds = [name for name in ("standard", "contrib", "vosengine") if name in results["ops"]]
     names = ("eager", "fast", *kinds)
     lines = [
-        f"**Exported models** in onnxruntime, `{found['weights']}` weights, frames of "
-        f"{height}x{width} ({where(found)}).",
+        f"**Exported models** in onnxruntime, `{results['weights']}` weights, frames of "
+        f"{height}x{width} ({where(results)}).",
         "p50 (p95) of a step in ms, all in turn; exports by `--ops`, and how many times as fast as "
         "eager and as fast they are.",
         "",
         row("model", "objects", *names, "labels that differ, at most"),
         row("---", *["---:"] * (2 + len(names))),
     ]
-    for model in found["models"]:
+    for model in results["models"]:
         for point in model["points"]:
             cells = [f"{point[n]['p50_ms']:.0f} ({point[n]['p95_ms']:.0f})" for n in names[:2]]
             for kind in kinds:
-                each = point.get(kind)
+                times = point.get(kind)
                 cells.append(
                     "as standard"
-                    if each is None
-                    else f"{each['p50_ms']:.0f} ({each['p95_ms']:.0f}) "
-                    f"{each['times_as_fast_as_eager']:.2f}x {each['times_as_fast_as_fast']:.2f}x"
+                    if times is None
+                    else f"{times['p50_ms']:.0f} ({times['p95_ms']:.0f}) "
+                    f"{times['times_as_fast_as_eager']:.2f}x {times['times_as_fast_as_fast']:.2f}x"
                 )
             worst = max(point[kind]["differs"] for kind in kinds if kind in point)
             lines.append(
@@ -179,14 +179,14 @@ def exported_by_ops(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def exported(found: dict[str, Any]) -> list[str]:
+def exported(results: dict[str, Any]) -> list[str]:
     """One row per model and object count: onnxruntime beside torch."""
-    if "ops" in found:
-        return exported_by_ops(found)
-    height, width = found["size"]
+    if "ops" in results:
+        return exported_by_ops(results)
+    height, width = results["size"]
     lines = [
-        f"**Exported models** in onnxruntime, `{found['weights']}` weights, frames of "
-        f"{height}x{width} ({where(found)}).",
+        f"**Exported models** in onnxruntime, `{results['weights']}` weights, frames of "
+        f"{height}x{width} ({where(results)}).",
         "p50 (p95) of a step in ms, all three in turn; exporting is `vosengine export`, checks and "
         "all.",
         "",
@@ -196,7 +196,7 @@ def exported(found: dict[str, Any]) -> list[str]:
         ),
         row("---", *["---:"] * 8),
     ]
-    for model in found["models"]:
+    for model in results["models"]:
         for point in model["points"]:
             ours = point["onnxruntime"]
             cells = (
@@ -217,9 +217,9 @@ def exported(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def long_stream(found: dict[str, Any]) -> list[str]:
+def long_stream(results: dict[str, Any]) -> list[str]:
     """A line about one stream of many frames."""
-    facts, (model,) = found["environment"], found["models"]
+    facts, (model,) = results["environment"], results["models"]
     stream = model["stream"]
     held = dict(zip(stream["at"], stream["held_mib"], strict=True))
     last = max(held)
@@ -233,15 +233,15 @@ def long_stream(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def cache(found: dict[str, Any]) -> list[str]:
-    """A line about what a held backbone saves."""
-    cache = found["cache"]
+def cache(results: dict[str, Any]) -> list[str]:
+    """A line about the time that cached features save."""
+    cache = results["cache"]
     return [
-        f"**Streaming** `{found['model']}`: a frame whose neighbours' features are held costs "
+        f"**Streaming** `{results['model']}`: a frame whose neighbours' features are held costs "
         f"{cache['streamed_over_clip']:.2f} of its three-frame clip computed from nothing "
         f"({cache['flop_ratio']:.2f} by FLOP; p50 {cache['streamed']['p50_ms']:.0f} against "
         f"{cache['from nothing']['p50_ms']:.0f} ms at {cache['size'][0]}x{cache['size'][1]}; "
-        f"{where(found)}).",
+        f"{where(results)}).",
     ]
 
 
@@ -249,18 +249,20 @@ SCORES = {"J": "ten real clips, mean J", "F": "ten real clips, mean F"}  # as th
 
 
 def scores_of(model: str) -> dict[str, float]:
-    """Mean J and F, 0..1, of a model's demo weights over the ten clips, as their card has them."""
+    """Mean J and F, 0..1, of a model's demo weights over the ten clips, from their card."""
     card = cards()[f"{model}.demo"]
     return {letter: float(card.scores[name]) for letter, name in SCORES.items()}
 
 
 def accuracy(group: dict[str, Any]) -> list[str]:
-    """The models that are given the same, beside their baselines: mean J and mean F."""
+    """Mean J and mean F of models with the same kind of prompt, beside their baselines."""
     columns = {f"`{model}.demo`": scores_of(model) for model in group["models"]}
     columns |= group["baselines"]
     lines = [row("", *columns), row("---", *("---:" for _ in columns))]
     for letter in SCORES:
-        lines.append(row(f"mean {letter}", *(f"{each[letter]:.3f}" for each in columns.values())))
+        lines.append(
+            row(f"mean {letter}", *(f"{scores[letter]:.3f}" for scores in columns.values()))
+        )
     return [f"Given {group['given']}:", "", *lines]
 
 
@@ -268,7 +270,7 @@ def main() -> None:
     if sys.argv[1:] == ["accuracy"]:
         parts: tuple[list[str], ...] = tuple(map(accuracy, newest("baselines")["groups"]))
     elif sys.argv[1:]:
-        raise SystemExit(f"wanted nothing or accuracy, given {' '.join(sys.argv[1:])}")
+        raise SystemExit(f"wanted no argument or accuracy, given {' '.join(sys.argv[1:])}")
     else:
         parts = speed()
     print("\n\n".join("\n".join(part) for part in parts))

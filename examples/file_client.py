@@ -1,4 +1,4 @@
-"""Segments a video on a `vosengine serve`: a PNG of object ids for every frame.
+"""Segment a video with `vosengine serve`; write a PNG of object ids for every frame.
 
 python examples/file_client.py http://127.0.0.1:8000/#token=... clip.mp4 masks --mask first.png
 """
@@ -17,21 +17,21 @@ from vosengine.video import open_source, read_mask, write_labels
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("server", help="as it prints it, with #token=...")
-    parser.add_argument("source", help="a video, a folder of images, a glob")
-    parser.add_argument("out", type=Path, help="the folder for the masks")
-    parser.add_argument("--mask", type=Path, help="the first frame's mask")
-    given = parser.parse_args()
+    parser.add_argument("server", help="address that the server prints, with #token=...")
+    parser.add_argument("source", help="video, folder of images, or glob")
+    parser.add_argument("out", type=Path, help="folder for the masks")
+    parser.add_argument("--mask", type=Path, help="mask of the first frame")
+    args = parser.parse_args()
 
     def frames() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        for frame in open_source(given.source):
-            first = frame.index == 0 and given.mask is not None
-            yield frame.image, read_mask(given.mask) if first else None
+        for frame in open_source(args.source):
+            first = frame.index == 0 and args.mask is not None
+            yield frame.image, read_mask(args.mask) if first else None
 
-    given.out.mkdir(parents=True, exist_ok=True)
-    with Client(given.server, policy="all") as client:
+    args.out.mkdir(parents=True, exist_ok=True)
+    with Client(args.server, policy="all") as client:
         for answer in client.stream(frames()):
-            write_labels(given.out / f"{answer.frame:05d}.png", answer.labels)
+            write_labels(args.out / f"{answer.frame:05d}.png", answer.labels)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""An ML backend for Label Studio that has a `vosengine serve` do the work.
+"""ML backend for Label Studio, on top of `vosengine serve`.
 
     python examples/label_studio_backend.py http://127.0.0.1:8000/#token=... [--port 9090]
         [--studio http://127.0.0.1:8080 --key KEY] [--frames 100]
 
-Connect it as a model with "use for interactive preannotations". Of images it answers key points and
-rectangles with a mask, as <BrushLabels>; of videos it follows the boxes of <VideoRectangle> from
-the last frame in which a person drew them on, --frames at most. Label Studio serves the images and
-videos, for which --key is a personal access token of it.
+Connect it as a model with "use for interactive preannotations". In images it turns key points and
+rectangles into masks (<BrushLabels>). In videos it follows boxes (<VideoRectangle>) from the last
+frame in which a person drew them, for at most --frames frames. Images and videos are fetched from
+Label Studio; --key is a personal access token for it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from vosengine.errors import InputError, ServerError, VosError
 from vosengine.video import open_source
 
 VERSION = "vosengine"
-RUN_BITS = (3, 4, 8, 16)  # in which a run's length may be written
-LONGEST = 1 << RUN_BITS[-1]
+RUN_BITS = (3, 4, 8, 16)  # possible numbers of bits of a run's length
+MAX_RUN = 1 << RUN_BITS[-1]
 MALFORMED = (
     KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, ElementTree.ParseError,
     Image.DecompressionBombError,
@@ -47,11 +47,12 @@ Regions = list[dict[str, Any]]
 
 
 class Backend:
-    """What is answered to Label Studio.
+    """Answers requests of Label Studio.
 
-    server       of vosengine, as it prints its address, with #token=...
-    studio, key  Label Studio's address, and a token of it
-    frames       of a video, at most, in which a box is followed
+    server  address that `vosengine serve` prints, with #token=...
+    studio  address of Label Studio
+    key     personal access token of Label Studio; may be empty
+    frames  maximum number of video frames in which a box is followed
     """
 
     def __init__(self, server: str, studio: str, key: str, frames: int) -> None:
@@ -62,28 +63,28 @@ class Backend:
         self._key = {"Authorization": f"Token {key}"} if key else {}
 
     def predict(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to POST /predict: of every task what its interaction asks for."""
+        """Answer POST /predict: the regions that each task's interaction asks for."""
         context = (body.get("params") or {}).get("context") or {}
-        asked = context.get("result") or []
+        drawn = context.get("result") or []
         tags = {tag.tag: tag for tag in ElementTree.fromstring(body["label_config"]).iter()}
-        if not asked:  # nobody has drawn anything yet
+        if not drawn:  # nothing is drawn yet
             results: list[Regions] = [[] for _ in body["tasks"]]
         elif "VideoRectangle" in tags:
-            results = [self._follow(task, asked, tags["Video"]) for task in body["tasks"]]
+            results = [self._follow(task, drawn, tags["Video"]) for task in body["tasks"]]
         elif "BrushLabels" in tags:
             image, brush = tags["Image"], tags["BrushLabels"]
-            results = [self._segment(task, asked, image, brush) for task in body["tasks"]]
+            results = [self._segment(task, drawn, image, brush) for task in body["tasks"]]
         else:
             raise InputError("label_config: wanted <BrushLabels> or <VideoRectangle>")
-        return {"results": [{"result": each, "model_version": VERSION} for each in results]}
+        return {"results": [{"result": r, "model_version": VERSION} for r in results]}
 
     def _segment(
-        self, task: Mapping[str, Any], asked: Regions, image: Any, brush: Any
+        self, task: Mapping[str, Any], drawn: Regions, image: Any, brush: Any
     ) -> list[dict[str, Any]]:
-        """The brush region of what key points and rectangles mark on an image."""
-        width, height = asked[0]["original_width"], asked[0]["original_height"]
+        """The brush region of the object that key points and rectangles mark in an image."""
+        width, height = drawn[0]["original_width"], drawn[0]["original_height"]
         box, points, label = None, [], ""
-        for region in asked:
+        for region in drawn:
             value = region["value"]
             x, y = value["x"] / 100 * width, value["y"] / 100 * height
             label = value[region["type"]][0]
@@ -94,7 +95,9 @@ class Backend:
         data = self._fetch(task["data"][image.attrib["value"].removeprefix("$")])
         with Image.open(io.BytesIO(data)) as header:
             if header.size != (width, height):
-                raise InputError(f"image: is {header.size}, its regions say {(width, height)}")
+                raise InputError(
+                    f"image: is {header.size}, its regions say {(width, height)} (width, height)"
+                )
         mask = self._prompted(data, (width, height), box, points)
         value = {"format": "rle", "rle": brush_rle(mask), "brushlabels": [label]}
         return [
@@ -110,17 +113,17 @@ class Backend:
             }
         ]
 
-    def _follow(self, task: Mapping[str, Any], asked: Regions, video: Any) -> Regions:
-        """The video regions that were asked for, with boxes of the frames after their last one."""
+    def _follow(self, task: Mapping[str, Any], drawn: Regions, video: Any) -> Regions:
+        """The drawn video regions, with boxes added after their last one."""
         address = task["data"][video.attrib["value"].removeprefix("$")]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"video{Path(urlsplit(address).path).suffix or '.mp4'}"
             path.write_bytes(self._fetch(address))
-            return [self._followed(region, path) for region in asked]
+            return [self._followed(region, path) for region in drawn]
 
     def _followed(self, region: dict[str, Any], path: Path) -> dict[str, Any]:
         value = region["value"]
-        drawn = max(value["sequence"], key=lambda each: each["frame"])
+        drawn = max(value["sequence"], key=lambda box: box["frame"])
         start, second = drawn["frame"] - 1, value["duration"] / value["framesCount"]
         boxes = []
 
@@ -138,7 +141,7 @@ class Backend:
         return {**region, "value": {**value, "sequence": sequence}}
 
     def _inside(self, image: np.ndarray, drawn: Mapping[str, float]) -> np.ndarray:
-        """The mask of what is in a box."""
+        """The mask of the object in a box."""
         size = image.shape[1], image.shape[0]
         sides = [drawn[name] / 100 for name in ("x", "y", "width", "height")]
         box = tuple(side * length for side, length in zip(sides, size * 2, strict=True))
@@ -153,32 +156,35 @@ class Backend:
         box: tuple[float, ...] | None,
         points: list[tuple[float, float, bool]],
     ) -> np.ndarray:
-        """The mask [H, W] bool of a box (left, top, width, height) and points on an image (a JPEG
-        or a PNG) of size (W, H), by the server's prompts."""
-        asked = []
-        if box is not None:  # cut off at the image's border
+        """Ask the server for the mask, bool [H, W], of a box (left, top, width, height) and points.
+
+        data  the image, a JPEG or PNG
+        size  its (width, height)
+        """
+        prompts = []
+        if box is not None:  # clipped to the image
             left, top = max(0, round(box[0])), max(0, round(box[1]))
             right, bottom = round(box[0] + box[2]), round(box[1] + box[3])
             width, height = min(right, size[0]) - left, min(bottom, size[1]) - top
-            asked.append(("box", f"{left},{top},{width},{height}"))
+            prompts.append(("box", f"{left},{top},{width},{height}"))
         for x, y, on in points:
             column, row = min(int(x), size[0] - 1), min(int(y), size[1] - 1)
-            asked.append(("point", f"{column},{row}{'' if on else ',-'}"))
+            prompts.append(("point", f"{column},{row}{'' if on else ',-'}"))
         answer = httpx.post(
-            self._prompt, params=asked, content=data, headers=self._token, timeout=30,
+            self._prompt, params=prompts, content=data, headers=self._token, timeout=30,
             trust_env=False,
         )  # fmt: skip
         if answer.is_error:
-            said = answer.json()["error"]
-            raise ServerError(said["code"], said["message"])
+            error = answer.json()["error"]
+            raise ServerError(error["code"], error["message"])
         return np.asarray(Image.open(io.BytesIO(answer.content))) > 0
 
     def _fetch(self, address: str) -> bytes:
-        """A file of a task; Label Studio's token goes to Label Studio alone."""
+        """Fetch a file of a task. The token is sent to Label Studio only."""
         url = urljoin(self._studio, address)
-        ours = urlsplit(url)[:2] == urlsplit(self._studio)[:2]
+        is_studio = urlsplit(url)[:2] == urlsplit(self._studio)[:2]
         try:
-            answer = httpx.get(url, headers=self._key if ours else {}, timeout=60)
+            answer = httpx.get(url, headers=self._key if is_studio else {}, timeout=60)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise InputError(f"{address}: cannot be fetched ({error})") from error
         if answer.is_error:
@@ -187,7 +193,7 @@ class Backend:
 
 
 def percent_box(mask: np.ndarray) -> dict[str, float] | None:
-    """The box of a mask, in percent of its sides; None where it is empty."""
+    """Bounding box of a mask in percent of its sides; None if the mask is empty."""
     rows, columns = np.nonzero(mask)
     if not len(rows):
         return None
@@ -202,11 +208,12 @@ def percent_box(mask: np.ndarray) -> dict[str, float] | None:
 
 
 def brush_rle(mask: np.ndarray) -> list[int]:
-    """A mask [H, W] bool as Label Studio's brush: bytes of a stream of bits, the highest first.
+    """Encode a mask, bool [H, W], as Label Studio's brush: a bit stream in bytes, high bits first.
 
-    It is of values, four a pixel (RGBA, here all 0 or all 255), row by row. 32 bits: how many
-    values; 5: a value's bits less 1; four times 4: RUN_BITS less 1. Then run by run a 1 (of one
-    value), 2 bits: which of RUN_BITS follows, in so many the run's length less 1, and its value.
+    It holds four values per pixel (RGBA, here all 0 or all 255), row by row. The header: 32 bits,
+    the number of values; 5 bits, the bits per value minus 1; 4 x 4 bits, each of RUN_BITS minus 1.
+    Then for each run: a bit 1 (all values are equal), 2 bits (index into RUN_BITS), the length
+    minus 1 in that many bits, and the value in 8 bits.
     """
     pixels = mask.astype(bool).ravel()
     bits = [f"{4 * pixels.size:032b}", f"{7:05b}", *(f"{bits - 1:04b}" for bits in RUN_BITS)]
@@ -214,7 +221,7 @@ def brush_rle(mask: np.ndarray) -> list[int]:
     for start, end in pairwise(edges):
         left, value = 4 * (end - start), 255 * int(pixels[start])
         while left:
-            run = min(left, LONGEST)
+            run = min(left, MAX_RUN)
             which = next(i for i, bits in enumerate(RUN_BITS) if run <= 1 << bits)
             bits.append(f"1{which:02b}{run - 1:0{RUN_BITS[which]}b}{value:08b}")
             left -= run
@@ -239,7 +246,7 @@ def make_app(backend: Backend) -> Starlette:
         except VosError as error:
             message = str(error)
         except MALFORMED as error:
-            message = f"request: is none of Label Studio's ({error!r})"
+            message = f"request: not a request of Label Studio ({error!r})"
         return JSONResponse({"error": message}, 400)
 
     return Starlette(
@@ -254,15 +261,15 @@ def make_app(backend: Backend) -> Starlette:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("server", help="of vosengine, as it prints it, with #token=...")
-    parser.add_argument("--studio", default="http://127.0.0.1:8080", help="Label Studio")
-    parser.add_argument("--key", default="", help="a personal access token of Label Studio")
-    parser.add_argument("--frames", type=int, default=100, help="of a video, to follow a box in")
+    parser.add_argument("server", help="address that vosengine serve prints")
+    parser.add_argument("--studio", default="http://127.0.0.1:8080", help="address of Label Studio")
+    parser.add_argument("--key", default="", help="access token of Label Studio")
+    parser.add_argument("--frames", type=int, default=100, help="maximum frames to follow a box")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9090)
-    given = parser.parse_args()
-    backend = Backend(given.server, given.studio, given.key, given.frames)
-    uvicorn.run(make_app(backend), host=given.host, port=given.port)
+    args = parser.parse_args()
+    backend = Backend(args.server, args.studio, args.key, args.frames)
+    uvicorn.run(make_app(backend), host=args.host, port=args.port)
 
 
 if __name__ == "__main__":

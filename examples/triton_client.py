@@ -1,4 +1,4 @@
-"""Segments a video on an NVIDIA Triton Inference Server that serves an exported model.
+"""Segment a video on an NVIDIA Triton Inference Server that serves an exported model.
 
     vosengine export munet --size 240x432 --server-repository models
     tritonserver --model-repository models
@@ -6,9 +6,9 @@
     pip install "tritonclient[grpc]" numpy opencv-python-headless pillow
     python examples/triton_client.py video.mp4 masks --model munet --mask first.png
 
-A mask is a PNG whose pixels are object numbers, 1 to the model's `max_objects`, or 0 and 255 for
-one object. `--mask` takes one for the first frame, or a folder of 00000.png, 00012.png...: an
-object joins in the frame of the first mask that shows it. Nothing of vosengine is needed here.
+A mask is a PNG of object ids, 1 to the model's `max_objects`, or of 0 and 255 for one object.
+`--mask` is a mask of the first frame, or a folder of 00000.png, 00012.png...: an object is added in
+the first frame whose mask shows it. vosengine need not be installed here.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ IMAGES = ".jpg", ".jpeg", ".png", ".bmp", ".webp"
 
 @dataclass(frozen=True)
 class Model:
-    """What the server says of a model: (height, width) of its frames, whether it takes masks, the
-    frames that an answer comes late, and the objects there is room for."""
+    """A model on the server: (height, width) of its frames, whether it takes masks, its latency in
+    frames, and its maximum number of objects."""
 
     name: str
     size: tuple[int, int]
@@ -41,24 +41,24 @@ class Model:
 
 
 def describe(client: Any, name: str) -> Model:
-    """Ask the server."""
-    shapes = {each.name: each.shape for each in client.get_model_metadata(name).inputs}
-    told = client.get_model_config(name).config.parameters
+    """Ask the server for a model's properties."""
+    shapes = {i.name: i.shape for i in client.get_model_metadata(name).inputs}
+    parameters = client.get_model_config(name).config.parameters
     height, width, _ = shapes["frame"]
-    latency, room = (int(told[key].string_value) for key in ("latency", "max_objects"))
-    return Model(name, (height, width), "prompt" in shapes, latency, room)
+    latency, max_objects = (int(parameters[key].string_value) for key in ("latency", "max_objects"))
+    return Model(name, (height, width), "prompt" in shapes, latency, max_objects)
 
 
 def tensors(frame: np.ndarray, mask: np.ndarray | None, model: Model) -> dict[str, np.ndarray]:
     """A request: frame [H, W, 3] uint8 RGB and mask [H, W] uint8, resized to the model's size."""
     height, width = model.size
-    found = {"frame": cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)}
+    inputs = {"frame": cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)}
     if model.takes_masks:
-        found["prompt"] = np.zeros(model.size, dtype=np.uint8)
+        inputs["prompt"] = np.zeros(model.size, dtype=np.uint8)
         if mask is not None:
             nearest = cv2.INTER_NEAREST_EXACT
-            found["prompt"] = cv2.resize(mask, (width, height), interpolation=nearest)
-    return found
+            inputs["prompt"] = cv2.resize(mask, (width, height), interpolation=nearest)
+    return inputs
 
 
 def segment(
@@ -68,7 +68,7 @@ def segment(
     frames: Iterator[np.ndarray],
     mask_of: Callable[[int], np.ndarray | None],
 ) -> Iterator[np.ndarray]:
-    """Labels uint8 of every frame, in order and in its size. A video is one sequence."""
+    """Labels uint8 [H, W] of every frame, in order. A video is one sequence of the server."""
     sequence = random.getrandbits(62) + 1
     sizes: list[tuple[int, int]] = []
     for number, (frame, mask, last) in enumerate(steps(frames, mask_of, model.latency)):
@@ -93,48 +93,49 @@ def segment(
 def steps(
     frames: Iterator[np.ndarray], mask_of: Callable[[int], np.ndarray | None], latency: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, bool]]:
-    """(frame, mask, whether it is the last request): every frame, then the last one as often again
-    as answers come late."""
-    before = None
+    """Requests as (frame, mask, is_last): every frame, then the last one again `latency` times."""
+    previous = None
     for index, frame in enumerate(frames):
-        if before is not None:
-            yield (*before, False)
-        before = frame, mask_of(index)
-    if before is not None:
-        yield (*before, latency == 0)
+        if previous is not None:
+            yield (*previous, False)
+        previous = frame, mask_of(index)
+    if previous is not None:
+        yield (*previous, latency == 0)
         for left in reversed(range(latency)):
-            yield before[0], None, left == 0
+            yield previous[0], None, left == 0
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:
     """Frames [H, W, 3] uint8 RGB of a video, or of a folder of images in order of their names."""
     if path.is_dir():
-        files = sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGES)
-        images = (cv2.imread(str(each), cv2.IMREAD_COLOR) for each in files)
-        yield from (cv2.cvtColor(each, cv2.COLOR_BGR2RGB) for each in images if each is not None)
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
+        images = (cv2.imread(str(file), cv2.IMREAD_COLOR) for file in files)
+        yield from (cv2.cvtColor(i, cv2.COLOR_BGR2RGB) for i in images if i is not None)
         return
     video = cv2.VideoCapture(str(path))
     while True:
-        there, image = video.read()
-        if not there:
+        ok, image = video.read()
+        if not ok:
             break
         yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     video.release()
 
 
-def read_mask(path: Path, room: int) -> np.ndarray:
-    """Object numbers uint8 [H, W]."""
+def read_mask(path: Path, max_objects: int) -> np.ndarray:
+    """Object ids, uint8 [H, W]."""
     with Image.open(path) as image:
         mask = np.asarray(image if image.mode in ("P", "L") else image.convert("L"))
     if set(np.unique(mask)) <= {0, 255}:
         mask = mask // 255
-    if mask.max() > room:
-        sys.exit(f"{path}: shows object {mask.max()}; wanted 1 to {room}, the model's max_objects")
+    if mask.max() > max_objects:
+        sys.exit(
+            f"{path}: shows object {mask.max()}; wanted 1 to {max_objects}, the model's max_objects"
+        )
     return mask.astype(np.uint8)
 
 
 def masks_of(path: Path | None, model: Model) -> Callable[[int], np.ndarray | None]:
-    """Frame number -> its mask, where there is one."""
+    """A function that returns the mask of a frame index, or None."""
 
     def find(index: int) -> np.ndarray | None:
         if path is None or (index > 0 and not path.is_dir()):
@@ -148,7 +149,7 @@ def masks_of(path: Path | None, model: Model) -> Callable[[int], np.ndarray | No
 
 
 def write_mask(labels: np.ndarray, path: Path) -> None:
-    """A PNG of object numbers, with a colour for each."""
+    """Write object ids as an indexed PNG with random colours."""
     colours = np.random.default_rng(1).integers(64, 256, (256, 3), dtype=np.uint8)
     colours[0] = 0
     image = Image.fromarray(labels)
@@ -158,29 +159,29 @@ def write_mask(labels: np.ndarray, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("source", type=Path, help="a video, or a folder of images")
-    parser.add_argument("out", type=Path, help="the folder for the masks, a PNG a frame")
-    parser.add_argument("--model", required=True, help="its name on the server")
-    parser.add_argument("--mask", type=Path, help="the first frame's mask, or a folder of masks")
-    parser.add_argument("--url", default="localhost:8001", help="host:port of the server's gRPC")
-    wanted = parser.parse_args()
+    parser.add_argument("source", type=Path, help="video or folder of images")
+    parser.add_argument("out", type=Path, help="folder for the masks, one PNG per frame")
+    parser.add_argument("--model", required=True, help="name of the model on the server")
+    parser.add_argument("--mask", type=Path, help="mask of the first frame, or folder of masks")
+    parser.add_argument("--url", default="localhost:8001", help="HOST:PORT of the server (gRPC)")
+    args = parser.parse_args()
     try:
         import tritonclient.grpc as grpc
-    except (ImportError, RuntimeError):  # the latter where it came without [grpc]
-        sys.exit('wanted tritonclient: pip install "tritonclient[grpc]"')
-    if not wanted.source.exists():
-        sys.exit(f"{wanted.source}: does not exist; wanted a video, or a folder of images")
+    except (ImportError, RuntimeError):  # RuntimeError: installed without [grpc]
+        sys.exit('tritonclient is missing: pip install "tritonclient[grpc]"')
+    if not args.source.exists():
+        sys.exit(f"{args.source}: does not exist; wanted a video, or a folder of images")
     try:
-        with grpc.InferenceServerClient(wanted.url) as client:
-            model = describe(client, wanted.model)
-            if model.takes_masks and wanted.mask is None:
-                sys.exit(f"--mask: {model.name} wants one that shows what to follow")
-            wanted.out.mkdir(parents=True, exist_ok=True)
-            frames, mask_of = read_frames(wanted.source), masks_of(wanted.mask, model)
+        with grpc.InferenceServerClient(args.url) as client:
+            model = describe(client, args.model)
+            if model.takes_masks and args.mask is None:
+                sys.exit(f"--mask: {model.name} needs a mask of the objects to follow")
+            args.out.mkdir(parents=True, exist_ok=True)
+            frames, mask_of = read_frames(args.source), masks_of(args.mask, model)
             for number, labels in enumerate(segment(client, grpc, model, frames, mask_of)):
-                write_mask(labels, wanted.out / f"{number:05}.png")
+                write_mask(labels, args.out / f"{number:05}.png")
     except grpc.InferenceServerException as error:
-        sys.exit(f"{wanted.url}: {error}")
+        sys.exit(f"{args.url}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Follows what a mask shows before a camera, on a `vosengine serve`: prints what it sees.
+"""Follow objects before a camera with `vosengine serve`; print the size of each.
 
 python examples/webcam_client.py http://127.0.0.1:8000/#token=... 0 --mask first.png
 
-A frame that comes while the server is busy takes the place of the one that waits.
+While the server is busy only the newest frame waits; older waiting frames are dropped.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vosengine.video import open_source, read_mask
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("server", help="as it prints it, with #token=...")
-    parser.add_argument("camera", help="its number, or an address")
-    parser.add_argument("--mask", type=Path, required=True, help="the first frame's mask")
-    given = parser.parse_args()
-    with Client(given.server, policy="latest") as client:
+    parser.add_argument("server", help="address that the server prints, with #token=...")
+    parser.add_argument("camera", help="camera number or address")
+    parser.add_argument("--mask", type=Path, required=True, help="mask of the first frame")
+    args = parser.parse_args()
+    with Client(args.server, policy="latest") as client:
         pairs = (
-            (frame.image, read_mask(given.mask) if frame.index == 0 else None)
-            for frame in open_source(given.camera)
+            (frame.image, read_mask(args.mask) if frame.index == 0 else None)
+            for frame in open_source(args.camera)
         )
         for answer in client.stream(pairs):
             shown = np.bincount(answer.labels.ravel(), minlength=256)

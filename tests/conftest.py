@@ -1,4 +1,4 @@
-"""What many tests share: tiny models, a small clip, and memory that is poisoned, not zero."""
+"""Shared fixtures: tiny models, small clips, and poisoned memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ DAVIS = Path(__file__).resolve().parents[2] / "shared" / "data" / "davis"
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
-    """What a test draws from torch's own generator depends on no other test."""
+    """Seed torch's generator, so that tests do not depend on each other."""
     torch.manual_seed(0)
 
 
@@ -109,13 +109,13 @@ PROPOSED = tuple(name for name in list_models() if entry(name).build.takes_propo
 
 
 def tiny_config(model: str, **changes: Any) -> ModelConfig:
-    """A configuration of the real network, narrow enough for a test, at the frame's own size."""
+    """A configuration with few channels, at the frame's own size."""
     narrow = {"backbone": "resnet18", "width": 8, **NARROW[model]}
     return entry(model).config(**{**narrow, **changes})
 
 
 def tiny_source() -> DNetSource:
-    """The proposals of a tiny D-Net with random weights, for one stream."""
+    """A tiny D-Net with random weights, as the proposal source of one stream."""
     config = tiny_config("target_aware")
     assert isinstance(config, TargetAwareConfig)
     return DNetSource(device="cpu", config=config, embed=False)
@@ -133,14 +133,14 @@ def make(model: str, **options: Any) -> Segmenter:
 
 
 def follow(segmenter: Segmenter, frames: Sequence[np.ndarray], mask: np.ndarray) -> list[Result]:
-    """Step through the frames, the first one with the mask."""
+    """Step through the frames, with the mask in the first one."""
     results = [segmenter.step(frame, None if i else mask) for i, frame in enumerate(frames)]
     assert all(result is not None for result in results)
     return [result for result in results if result is not None]
 
 
 def to_the_end(segmenter: Segmenter, frames: Sequence[np.ndarray]) -> list[Result]:
-    """Step through the frames without a mask, then flush; every answer that came."""
+    """Step through the frames without a mask, then flush; returns all results."""
     results = [segmenter.step(frame) for frame in frames]
     return [result for result in results if result is not None] + segmenter.flush()
 
@@ -171,7 +171,7 @@ def prompted_model(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=sorted({*list_models()} - {*PROMPTED}))
 def unprompted_model(request: pytest.FixtureRequest) -> str:
-    """A test that takes this runs once for every model that takes none."""
+    """A test that takes this runs once for every model that takes no masks."""
     return str(request.param)
 
 
@@ -203,27 +203,27 @@ def tiny_weights(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def export() -> Export:
-    """Writes an export with trained weights, or finds the one that was written."""
+    """Returns the folder of an export with trained weights; writes it if needed."""
     return exporter()
 
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty and its like give NaN (255 for integers)."""
+    """torch.empty and similar functions return NaN (255 for integers)."""
     with poisoned():
         yield
 
 
 @pytest.fixture(scope="session")
 def davis() -> Path:
-    """The folder of real clips; a test that wants it is skipped where it is absent."""
+    """The folder of real clips; skips the test if it is missing."""
     if not DAVIS.is_dir():
         pytest.skip("the real clips are not on this machine")
     return DAVIS
 
 
 def object_ids(labels: np.ndarray) -> set[int]:
-    """The ids in a label image, without the background."""
+    """Object ids in a label image."""
     return set(np.unique(labels).tolist()) - {0}
 
 
@@ -231,7 +231,7 @@ RESOURCES = "kernel resources"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table of what the kernels need that this run has compiled."""
+    """Print the resources of the kernels that this run compiled."""
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
     found = [value for r in reports for name, value in r.user_properties if name == RESOURCES]
     if found:

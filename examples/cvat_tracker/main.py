@@ -1,12 +1,12 @@
-"""A tracker for CVAT: a function for nuclio that has a `vosengine serve` do the work.
+"""Tracker for CVAT: a nuclio function on top of `vosengine serve`.
 
-CVAT sends the frame and, for objects that are new, their shapes, with null for their states; for
-the others what this function said of them in the frame before. Objects that begin together are one
-stream of the server, and their states name it; it rests there until the next frame, for as long as
-the server's --close-after says. A box is made a mask by the server's prompts first.
+CVAT sends a frame and, for each object, its shape and state: for a new object the state is null,
+for others it is what this function returned for the frame before. New objects of one request become
+one stream of the server, which their states name. The server keeps it until the next frame, for at
+most its --close-after. A box is first turned into a mask by the server's prompts.
 
-Shapes come as {"type", "points"} (rectangle, polygon, mask), or from a CVAT of before June 2025 as
-bare boxes. An object that is not seen is answered by null; to an older CVAT by the box it sent.
+Shapes are {"type", "points"} (rectangle, polygon, mask); a CVAT before June 2025 sends bare boxes.
+An object that is not visible keeps the shape that CVAT sent: null, or the box of an older CVAT.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def handler(context: Any, event: Any) -> Any:
     except VosError as error:
         answer, status = {"message": str(error)}, 400
     except MALFORMED as error:
-        answer, status = {"message": f"request: is none of CVAT's to a tracker ({error!r})"}, 400
+        answer, status = {"message": f"request: not a tracker request of CVAT ({error!r})"}, 400
     if status != 200:
         context.logger.error(answer["message"])
     return context.Response(
@@ -57,12 +57,12 @@ def handler(context: Any, event: Any) -> Any:
 
 
 def track(server: str, body: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What is answered to a request: shapes and states in its order."""
+    """Answer a request: shapes and states in its order."""
     data = base64.b64decode(body["image"], validate=True)
     image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     shapes, states = body.get("shapes") or [], body.get("states") or []
     shapes = [*shapes, *[None] * (len(states) - len(shapes))]
-    streams: dict[tuple[str, int], list[int]] = defaultdict(list)  # places in the request
+    streams: dict[tuple[str, int], list[int]] = defaultdict(list)  # indices into shapes
     new = []
     for place in range(len(shapes)):
         state = states[place] if place < len(states) else None
@@ -70,24 +70,26 @@ def track(server: str, body: Mapping[str, Any]) -> dict[str, list[Any]]:
             new.append(place)
         else:
             streams[state["session"], state["frame"]].append(place)
-    found: dict[int, tuple[Shape, dict[str, Any]]] = {}
+    results: dict[int, tuple[Shape, dict[str, Any]]] = {}
     if new:
-        begun = begin(server, data, image, [shapes[place] for place in new])
-        found |= {place: (shapes[place], state) for place, state in zip(new, begun, strict=True)}
+        started = begin(server, data, image, [shapes[place] for place in new])
+        results |= {
+            place: (shapes[place], state) for place, state in zip(new, started, strict=True)
+        }
     for (session, frame), places in streams.items():
-        labels = go_on(server, image, session, frame)
+        labels = next_labels(server, image, session, frame)
         for place in places:
             state = {**states[place], "frame": frame + 1}
             seen = shape_of(labels == state["object"], state["type"])
-            found[place] = (shapes[place] if seen is None else seen), state
+            results[place] = (shapes[place] if seen is None else seen), state
     return {
-        "shapes": [found[place][0] for place in range(len(shapes))],
-        "states": [found[place][1] for place in range(len(shapes))],
+        "shapes": [results[place][0] for place in range(len(shapes))],
+        "states": [results[place][1] for place in range(len(shapes))],
     }
 
 
 def begin(server: str, data: bytes, image: np.ndarray, shapes: list[Shape]) -> list[dict[str, Any]]:
-    """A stream of these objects: their states."""
+    """Start a stream of these objects; return their states."""
     mask = np.zeros(image.shape[:2], np.uint8)
     for number, shape in enumerate(shapes, 1):
         mask[region_of(server, data, shape, image.shape[:2])] = number
@@ -96,7 +98,7 @@ def begin(server: str, data: bytes, image: np.ndarray, shapes: list[Shape]) -> l
             raise InputError(f"shapes: nothing is left of the {number}th new one in the frame")
     with Client(server, policy="all", keep=True, max_objects=len(shapes)) as client:
         if client.step(image, mask) is None:
-            raise InputError("server: its model looks ahead; wanted one that answers every frame")
+            raise InputError("server: its model has a latency; wanted one without, such as munet")
         session = client.session["id"]
     kinds = [shape["type"] if isinstance(shape, Mapping) else None for shape in shapes]
     return [
@@ -105,19 +107,19 @@ def begin(server: str, data: bytes, image: np.ndarray, shapes: list[Shape]) -> l
     ]
 
 
-def go_on(server: str, image: np.ndarray, session: str, frame: int) -> np.ndarray:
-    """The labels of a stream's next frame."""
+def next_labels(server: str, image: np.ndarray, session: str, frame: int) -> np.ndarray:
+    """Labels of a stream's next frame, uint8 [H, W]."""
     with Client(server, resume_from=session, keep=True) as client:
         if client.next_frame != frame:
             raise ServerError("went_on", "states: are of an earlier frame; begin the tracks again")
         answer = client.step(image)
         if answer is None:
-            raise InputError("server: its model looks ahead; wanted one that answers every frame")
+            raise InputError("server: its model has a latency; wanted one without, such as munet")
         return answer.labels
 
 
 def region_of(server: str, data: bytes, shape: Shape, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of a shape, [H, W] bool."""
+    """Pixels of a shape, bool [H, W]; (height, width) is `size`."""
     bare = isinstance(shape, list)
     kind, points = ("rectangle", shape) if bare else (shape["type"], shape["points"])
     region = np.zeros(size, np.uint8)
@@ -129,7 +131,7 @@ def region_of(server: str, data: bytes, shape: Shape, size: tuple[int, int]) -> 
         corners = np.rint(np.reshape(points, (-1, 2))).astype(np.int32)
         return cv2.fillPoly(region, [corners], (1,)).astype(bool)
     if kind == "mask":
-        left, top, right, bottom = (round(each) for each in points[-4:])
+        left, top, right, bottom = (round(value) for value in points[-4:])
         runs = np.asarray(points[:-4], int)
         pixels = np.repeat(np.arange(len(runs)) % 2, runs)
         region[top : bottom + 1, left : right + 1] = pixels.reshape(bottom + 1 - top, -1)
@@ -138,7 +140,7 @@ def region_of(server: str, data: bytes, shape: Shape, size: tuple[int, int]) -> 
 
 
 def prompted(server: str, data: bytes, box: tuple[int, ...]) -> np.ndarray:
-    """What is in a box (left, top, width, height) of an image, as the server's prompts see it."""
+    """Ask the server for the mask, bool [H, W], of a box (left, top, width, height)."""
     split = urlsplit(server)
     answer = httpx.post(
         f"{split.scheme}://{split.netloc}/v1/prompt",
@@ -149,13 +151,13 @@ def prompted(server: str, data: bytes, box: tuple[int, ...]) -> np.ndarray:
         trust_env=False,
     )
     if answer.is_error:
-        said = answer.json()["error"]
-        raise ServerError(said["code"], said["message"])
+        error = answer.json()["error"]
+        raise ServerError(error["code"], error["message"])
     return np.asarray(Image.open(io.BytesIO(answer.content))) > 0
 
 
 def shape_of(region: np.ndarray, kind: str | None) -> Shape | None:
-    """Pixels [H, W] bool as a shape of a kind; None: as a bare box. None where there are none."""
+    """Convert pixels, bool [H, W], to a shape of a kind (None: a bare box); None if empty."""
     rows, columns = np.nonzero(region)
     if not len(rows):
         return None
@@ -164,15 +166,15 @@ def shape_of(region: np.ndarray, kind: str | None) -> Shape | None:
     if kind in (None, "rectangle"):
         points = [left, top, right + 1, bottom + 1]
         return points if kind is None else {"type": kind, "points": points}
-    if kind == "polygon":  # of the largest part, without its holes
+    if kind == "polygon":  # outline of the largest part, without holes
         contours, _ = cv2.findContours(
             region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
         )
         corners = max(contours, key=cv2.contourArea).ravel().tolist()
-        # A line of pixels has no area; CVAT wants three corners.
+        # A line of pixels has fewer than the three corners that CVAT needs.
         points = corners if len(corners) >= 6 else [left, top, right, top, right, bottom]
         return {"type": kind, "points": points}
-    # Runs of the box's pixels row by row, the first of them outside, then the box.
+    # Run lengths of the box's pixels row by row, beginning with background; then the box.
     pixels = np.concatenate(([False], region[top : bottom + 1, left : right + 1].ravel()))
     ends = [*np.flatnonzero(pixels[1:] != pixels[:-1]).tolist(), len(pixels) - 1]
     runs = [ends[0], *(end - start for start, end in pairwise(ends))]

@@ -1,14 +1,14 @@
-// The page: a video file, an outline drawn by hand, and the masks that follow it.
+// The page: choose a video, outline an object, and follow it.
 
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs";
 import { WebSegmenter } from "./segmenter.mjs";
 
-const FRAMES_PER_SECOND = 12; // of the video that are looked at
+const FRAMES_PER_SECOND = 12; // frames of the video that are segmented
 const SIZE = 192; // short side of the network's input, in pixels: smaller is faster
 const COLOUR = [255, 80, 60];
 const OPACITY = 0.5;
 
-// Threads want cross-origin isolation, which a plain file server does not offer.
+// Threads need cross-origin isolation, which a plain file server does not provide.
 ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
 
 const element = (id) => document.getElementById(id);
@@ -35,7 +35,7 @@ async function seek(seconds) {
   return context.getImageData(0, 0, view.width, view.height);
 }
 
-/** Uint8Array of 1 inside the outline. */
+/** Mask of the outline: Uint8Array, 1 inside. */
 function outlined() {
   const mask = new OffscreenCanvas(view.width, view.height).getContext("2d");
   mask.beginPath();

@@ -3,7 +3,7 @@
 
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array, uint8: Uint8Array, bool: Uint8Array };
 
-/** Numbers of an `int64` tensor. */
+/** Values as the data of an `int64` tensor. */
 const integers = (values) => BigInt64Array.from(values, (value) => BigInt(value));
 
 /** A tensor with `size` along one axis: cut, or padded with zeros at the end. */
@@ -26,8 +26,8 @@ export class WebSegmenter {
    *
    * ort      the module onnxruntime-web
    * folder   URL of the folder with model.json and the graphs
-   * size     short side of the network's input in pixels; undefined takes the model's own
-   * session  options of every InferenceSession
+   * size     short side of the network's input in pixels; undefined: the model's default
+   * session  options for every InferenceSession
    *
    * Throws an Error for an export of another policy, with fixed axes or with custom operators.
    */
@@ -60,32 +60,32 @@ export class WebSegmenter {
     this.reset();
   }
 
-  /** Forget the stream: the next frame is the first of a new one, of any size. */
+  /** Start a new stream; its frames may have another size. */
   reset() {
     this.ids = []; // object ids by row
-    this.alive = 0; // rows that the memory knows
+    this.alive = 0; // number of rows that the memory contains
     this.frameIndex = 0;
-    this.features = null; // of the frame before
+    this.features = null; // of the previous frame
     this.state = null;
     this.size = null;
   }
 
   /**
-   * Take one frame and answer for it.
+   * Segment the next frame.
    *
-   * frame    { data, width, height }: RGBA bytes, as an ImageData has them
-   * prompt   Uint8Array [height * width] of object ids 1..255, 0 where it says nothing, or null:
-   *          starts the objects it names, or corrects those that exist
+   * frame    { data, width, height }: RGBA bytes, like ImageData
+   * prompt   Uint8Array [height * width] of object ids 1..255 (0: unmarked), or null; adds new
+   *          objects and corrects existing ones
    * returns  Uint8Array [height * width] of object ids, 0 for background
    *
-   * Throws a RangeError, before anything has changed, for a frame or prompt of another size, or for
-   * more objects than the export has room for.
+   * Throws a RangeError, before any change, for a frame or prompt of another size, or for more
+   * objects than the export allows.
    */
   async step(frame, prompt = null) {
     const { fresh, shown } = this.#check(frame, prompt);
     if (this.state === null) this.#begin(frame);
     this.#makeRows(fresh);
-    const values = await this.#look(frame);
+    const values = await this.#encode(frame);
     if (this.ids.length === 0) {
       this.frameIndex += 1;
       return new Uint8Array(frame.width * frame.height);
@@ -105,16 +105,16 @@ export class WebSegmenter {
       this.alive > 0
         ? (await this.#run("segment", values)).logits
         : this.#tensor("float32", new Float32Array(rows), [rows, 1, 1]);
-    const labels = await this.#answer(values);
+    const labels = await this.#finish(values);
     await this.#remember(values);
     const table = Uint8Array.from([0, ...this.ids]);
     return labels.map((row) => table[row]);
   }
 
-  /** Forget an object. The last row moves into its place. Throws a RangeError for another id. */
+  /** Remove an object; the last row takes its place. Throws a RangeError for an unknown id. */
   remove(id) {
     const row = this.ids.indexOf(id);
-    if (row < 0) throw new RangeError(`no object ${id}; those alive: ${this.ids.join(", ")}`);
+    if (row < 0) throw new RangeError(`no object ${id}; existing: ${this.ids.join(", ")}`);
     const last = this.ids.length - 1;
     for (const port of this.manifest.state) {
       const axis = port.axes.indexOf("objects");
@@ -147,7 +147,7 @@ export class WebSegmenter {
     const fresh = [...shown].filter((id) => !this.ids.includes(id)).sort((a, b) => a - b);
     const count = this.ids.length + fresh.length;
     if (count > this.manifest.max_objects) {
-      throw new RangeError(`prompt: room for ${this.manifest.max_objects} objects, wanted ${count}`);
+      throw new RangeError(`prompt: wanted at most ${this.manifest.max_objects} objects, given ${count}`);
     }
     if (count === 0 && this.state === null) {
       throw new RangeError("prompt: wanted a mask with the first frame");
@@ -155,7 +155,7 @@ export class WebSegmenter {
     return { fresh, shown };
   }
 
-  /** The geometry of the stream, and an empty memory. */
+  /** Set the geometry of the stream and create an empty memory. */
   #begin({ width, height }) {
     const { size, multiple } = this.manifest;
     const sides = [height, width];
@@ -199,8 +199,8 @@ export class WebSegmenter {
     if (fresh.length > 0) this.#resize("objects", this.ids.length);
   }
 
-  /** Features of the frame and of the one before, by source. */
-  async #look({ data, width, height }) {
+  /** Values of the graphs' sources: features of the frame and of the previous one. */
+  async #encode({ data, width, height }) {
     const rgb = new Uint8Array(3 * width * height);
     for (let pixel = 0; pixel < width * height; pixel++) {
       rgb.set(data.subarray(4 * pixel, 4 * pixel + 3), 3 * pixel);
@@ -222,8 +222,8 @@ export class WebSegmenter {
     return values;
   }
 
-  /** Labels by row at the frame's size; the memory's masks are left in `values`. */
-  async #answer(values) {
+  /** Labels (1 + row) at the frame's size; also stores the memory's masks in `values`. */
+  async #finish(values) {
     const { stride } = this.manifest.settings;
     const [left, , top] = this.padding;
     const region = [top, left, ...this.resized].map((side) => side / stride);
@@ -257,7 +257,7 @@ export class WebSegmenter {
   }
 }
 
-/** Python's rounding, which the sizes of a stream follow. */
+/** Rounding as in Python, for equal sizes. */
 function roundHalfToEven(value) {
   const floor = Math.floor(value);
   if (value - floor !== 0.5) return Math.round(value);

@@ -1,4 +1,4 @@
-"""`vosengine batch`: done once, whatever dies; and which clips there are."""
+"""`vosengine batch`: each clip is processed once, whatever dies; and clips are found."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vosengine.batch.clips import Clip, find_clips
 from vosengine.batch.plan import BatchOptions, plan
 from vosengine.batch.supervisor import Event, Supervisor
 from vosengine.batch.unit import ClipWorker, process_clip
-from vosengine.batch.worker import CannotGoOnError
+from vosengine.batch.worker import FatalWorkError
 from vosengine.cli.app import app
 from vosengine.commands.batch import batch
 from vosengine.engine.engine import Engine
@@ -54,7 +54,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
 
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs are done here: for what has nothing to do with processes."""
+    """Process jobs in this process, for tests that are not about processes."""
 
     def work(self: Supervisor, jobs: list[Any], should_stop: Callable[[], bool]) -> bool:
         worker = self._start()
@@ -66,7 +66,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file beneath, with its size and time, but for what each batch writes anew."""
+    """Size and time of every file below, except those that each batch rewrites."""
     return {
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in folder.rglob("*")
@@ -151,7 +151,7 @@ def test_an_unfinished_clip_of_other_options_begins_anew(
 
 
 def test_killed_between_its_last_steps(data: Path, tmp_path: Path) -> None:
-    """Complete, and neither tidied nor renamed: no frame is answered again."""
+    """Complete, but not yet tidied or renamed: no frame is processed again."""
     job = plan(options(data, tmp_path / "out", rle=True))[0]
     process_clip(job)
     frames = sorted(os.listdir(job.folder))
@@ -169,7 +169,7 @@ def test_killed_between_its_last_steps(data: Path, tmp_path: Path) -> None:
 
 
 def test_streams_are_closed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One engine for all clips of a model, and no clip's memory is left in it."""
+    """One engine for all clips of a model, and it keeps no clip's memory."""
     opened: list[Segmenter] = []
     make = Engine.open
 
@@ -196,10 +196,10 @@ def test_a_full_disk_stops_everything(data: Path, tmp_path: Path) -> None:
         worker = ClipWorker(1)
         assert worker(done, lambda frames: None, lambda: False)
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 4096))
-        with pytest.raises(CannotGoOnError, match="make room"):
+        with pytest.raises(FatalWorkError, match="make room"):
             worker(full, lambda frames: None, lambda: False)
         (disk / "filler").write_bytes(bytes((disk / "filler").stat().st_size - 8192))
-        with pytest.raises(CannotGoOnError, match="No space left"):
+        with pytest.raises(FatalWorkError, match="No space left"):
             worker(full, lambda frames: None, lambda: False)
         (disk / "filler").unlink()
         before = everything(disk / "out" / "a")
@@ -328,7 +328,7 @@ def test_folders_patterns_and_masks_beside(data: Path, tmp_path: Path) -> None:
 def test_data_sets_are_read_as_they_are(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An object's later masks are not shown: they would say what is to be found."""
+    """Later masks of an object are not used as prompts: they are the ground truth."""
     in_this_process(monkeypatch)
     inner = "480p" if kind == "davis" else ""
     for name in ("x", "y"):

@@ -1,4 +1,4 @@
-"""The examples of a cluster are what Ray and KubeRay take, and their commands what we take."""
+"""The cluster examples are valid for Ray and KubeRay, and so are their commands for vosengine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_job_is_one_that_kuberay_takes() -> None:
 
 
 def understood(command: str) -> BatchOptions:
-    """What `vosengine batch` makes of its words."""
+    """Parse the arguments of `vosengine batch`."""
     seen: list[BatchOptions] = []
 
     def batch(options: BatchOptions, **_: Any) -> None:

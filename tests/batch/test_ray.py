@@ -49,7 +49,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """One of this machine for all tests, to which batches connect; its address."""
+    """Start a local cluster for all tests; returns its address."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
     context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -85,7 +85,7 @@ def test_driver_and_raylet_are_killed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One after the other in the middle of the same clip, then it is done."""
+    """Both die in the middle of the same clip, one after the other; then the clip is finished."""
     monkeypatch.setenv("RAY_health_check_period_ms", "1000")  # and not half a minute
     monkeypatch.setenv("RAY_health_check_timeout_ms", "1000")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "2")

@@ -1,4 +1,4 @@
-"""Clips and results on other file systems: fetched, sent, done once, whatever breaks."""
+"""Clips and results on other file systems: fetched, sent, processed once, whatever fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vosengine.batch.plan import BatchOptions, plan
 from vosengine.batch.stores import open_place
 from vosengine.batch.supervisor import Event, Supervisor
 from vosengine.batch.unit import ClipWorker
-from vosengine.batch.worker import CannotGoOnError
+from vosengine.batch.worker import FatalWorkError
 from vosengine.cli.app import app
 from vosengine.commands.batch import batch
 from vosengine.errors import DependencyError, InputError, OutputError, StorageError
@@ -53,7 +53,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
 
 @pytest.fixture
 def bucket(data: Path) -> Iterator[MemoryFileSystem]:
-    """In this process: it holds the clips, in bucket/clips."""
+    """In-memory bucket with the clips in bucket/clips."""
     system = fsspec.filesystem("memory")
     system.put(str(data), "/bucket/clips", recursive=True)
     yield system
@@ -62,7 +62,7 @@ def bucket(data: Path) -> Iterator[MemoryFileSystem]:
 
 
 class Here:
-    """In place of processes: jobs are done one after another in this one, as they are there."""
+    """Replaces the processes: jobs run one after another in this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, frames: int | None = None) -> None:
         self.left, self.answered = frames, 0
@@ -73,7 +73,7 @@ class Here:
         for job in jobs:
             try:
                 facts = worker(job, self.count, lambda: self.left == 0)
-            except CannotGoOnError as error:
+            except FatalWorkError as error:
                 raise error.error from error
             pool._listen(Event("stopped" if facts is None else "done", job, facts))
             if facts is None:
@@ -86,7 +86,7 @@ class Here:
 
 
 def sent(system: Any, root: str) -> Alone:
-    """Masks and overlays of every clip that has its marker."""
+    """Masks and overlays of every finished clip, that is, with clip.json."""
     found = {}
     for name in CLIPS:
         if system.exists(f"{root}/{name}/clip.json"):
@@ -163,14 +163,14 @@ def test_in_a_bucket_a_stopped_clip_goes_on(
 
 
 class Unplugged(Exception):
-    """The process is gone: nothing that it would have done comes about."""
+    """Stands for the death of the process: not handled anywhere."""
 
 
 @pytest.mark.parametrize("kind", [Unplugged, OSError])
 def test_wherever_it_breaks_off_a_bucket_is_right_in_the_end(
     bucket: MemoryFileSystem, alone: Alone, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    """Every single write of the batch is the last one once."""
+    """The batch is interrupted at every fifth of its writes."""
     given = BatchOptions((f"{BUCKET}/clips/b",), f"{BUCKET}/out", options("", "").run)
     count = last = 0
     put, remove = MemoryFileSystem.put_file, MemoryFileSystem.rm_file
@@ -282,7 +282,7 @@ def test_clips_at_addresses_are_found(bucket: MemoryFileSystem, tmp_path: Path) 
 def test_by_processes_that_are_killed_through_addresses(
     data: Path, alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """file:// is a file system like any other: no rename, no lock."""
+    """file:// is treated like any remote file system: no rename, no lock."""
     clips, out = f"file://{data}", f"file://{tmp_path}/out"
     for victim in ("parent", "worker"):
         notes = tmp_path / victim
@@ -301,7 +301,7 @@ def test_by_processes_that_are_killed_through_addresses(
 
 @pytest.fixture
 def website(data: Path) -> Iterator[str]:
-    """The folder of clips by http://."""
+    """Serve the folder of clips over http://."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:

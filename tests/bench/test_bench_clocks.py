@@ -1,4 +1,4 @@
-"""The clock of a GPU's timings, with a GPU that only says how much time has passed."""
+"""The GPU clock, with a simulated GPU that only counts time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ clocks = import_module("clocks")
 
 
 class FakeCuda:
-    """As much of torch.cuda as the clock uses: time passes where the calls say so."""
+    """The part of torch.cuda that the clock uses; calls advance simulated time."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -62,7 +62,7 @@ def posing(op: Op, run: Callable[..., Any]) -> Op:
 
 
 def tally_of(run: Callable[..., Any]) -> Any:
-    """What gpu_parity finds of a backend of match_proposals."""
+    """Run gpu_parity on a backend of match_proposals."""
     tallies: dict[tuple[str, ...], Any] = {}
     case = gpu_parity.fresh(case_of(match_proposals, "odd sizes"), 7)
     gpu_parity.check(posing(match_proposals, run), case, CPU, tallies)
@@ -70,14 +70,14 @@ def tally_of(run: Callable[..., Any]) -> Any:
 
 
 def unwritten(similarity: torch.Tensor, **options: Any) -> torch.Tensor:
-    """All but the last column is written."""
+    """Writes all but the last column."""
     out = torch.empty(similarity.shape, dtype=similarity.dtype)
     out[:, :-1] = match_proposals.reference(similarity, **options)[:, :-1]
     return out
 
 
 def unsteady() -> Callable[..., torch.Tensor]:
-    """Another last bit in every second call."""
+    """Changes the last bit in every second call."""
     count = iter(range(1 << 20))
 
     def run(similarity: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -234,7 +234,7 @@ def test_peers_of_read_memory_agree(name: str, case: str) -> None:
 
 
 def test_a_refusal_says_why() -> None:
-    """Flash attention wants keys and values of one width."""
+    """Flash attention requires keys and values of equal width."""
     with pytest.raises(RuntimeError, match=r"No available kernel.*; .*same last dimension"):
         check_parity(posing(read_memory, PEERS["flash"]), case_of(read_memory, "odd sizes"), "cpu")
 
@@ -248,7 +248,7 @@ def test_flex_attention_looks_up_bias(case: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_lengths_are_followed() -> None:
-    """Finite beyond a length, and none of length 0: what any of them allows."""
+    """Finite beyond a length, and no length 0: supported by all baselines."""
 
     def make(generator: torch.Generator) -> dict[str, Any]:
         made = case_of(read_memory, "odd sizes").make(generator)
@@ -272,7 +272,7 @@ def test_split_value_joins_its_parts() -> None:
 
 
 def test_torchvision_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's signatures, with our reference behind them."""
+    """torchvision's signatures, implemented by our reference."""
 
     def roi_align(
         maps: torch.Tensor,

@@ -1,4 +1,4 @@
-"""bench/gpu_check.sh, with programs that only say what they were called with."""
+"""bench/gpu_check.sh, with stub programs that print their arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vosengine bench`: what is measured, what it is held against, and what happens without room."""
+"""`vosengine bench`: what is measured and compared, and tables on narrow terminals."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def rates() -> Rates:
 
 @pytest.fixture(scope="module")
 def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Plan]:
-    """PLAN with a model's trained weights, in a network that sees small frames."""
+    """PLAN with trained weights, with a small working size."""
     folder = tmp_path_factory.mktemp("weights")
     return lambda model: replace(PLAN, weights=str(small_demo(folder, model)))
 
 
 @pytest.fixture
 def point_of(scene: Scene, rates: Rates, plan_of: Callable[[str], Plan]) -> Callable[..., Point]:
-    """A model with some objects, each of these variants."""
+    """Measure these variants of a model with some objects."""
 
     def measure(model: str, objects: int, variants: Sequence[Variant]) -> Point:
         return measure_point(model, objects, scene, CPU, plan_of(model), rates, variants)
@@ -143,7 +143,7 @@ def test_without_room_the_cell_says_so_and_the_others_go_on(
 def test_a_compiler_that_is_missing_or_fails_is_one_cells_fault(
     point_of: Callable[..., Point], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch.compile's own C++ compiler; gcc 12 has a defect that MUNet's code for AVX-512 meets."""
+    """The C++ compiler of torch.compile; for example, gcc 12 fails on MUNet's AVX-512 code."""
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
     compiled = Variant("compiled fp32", "eager", "fp32", "reference", compiled=True)
@@ -164,7 +164,7 @@ def imcnet_cells(scene: Scene, rates: Rates, plan_of: Callable[[str], Plan]) -> 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_no_figure_is_cut_off_on_any_terminal(imcnet_cells: list[Any], width: int) -> None:
-    """What there is no room for is left out as a column, and named."""
+    """Columns that do not fit are omitted, and listed."""
     (cell, *others) = copy.deepcopy(imcnet_cells)
     for other in others:
         other |= {f"{name}_ms": 12345.6 for name in ("p50", "p90", "p95", "p99", "mean")}

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what it prints, and with which code it ends."""
+"""The command line: output and exit codes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Command = Callable[..., Done]
 
 
 def in_a_process(*arguments: object) -> Done:
-    """The command as a program of its own: 3 s where it loads torch."""
+    """Run the command as a separate process; takes 3 s if it loads torch."""
     command = [sys.executable, "-m", "vosengine", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
 def vosengine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command in this process: the same words, output and exit code."""
+    """Run the command in this process, with the same arguments, output and exit code."""
 
     def run(*arguments: object) -> Done:
         words = ["vosengine", *map(str, arguments)]
@@ -67,7 +67,7 @@ def test_help_and_version_answer_at_once() -> None:
 
 
 def test_one_openmp_runtime_is_loaded() -> None:
-    """The extension's and torch's is the same: two would share the cores badly."""
+    """The extension and torch share one OpenMP runtime; two would compete for the cores."""
     runtimes = openmp_runtimes()
     assert runtimes is None or len(runtimes) == 1, runtimes
 
@@ -160,7 +160,7 @@ def test_info_prints_a_table_and_refuses_a_bad_size(vosengine: Command) -> None:
 
 @pytest.fixture(scope="module")
 def reports() -> list[doctor.BackendReport]:
-    """Every case of every op once: most of what `doctor` does."""
+    """Run every case of every op once, which is most of the time of `doctor`."""
     return list(doctor.self_test())
 
 

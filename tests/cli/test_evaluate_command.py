@@ -1,4 +1,4 @@
-"""`vosengine eval`: models on a small data set, what they are held against, and the JSON."""
+"""`vosengine eval`: models on a small data set, baselines, and the JSON."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_workers_find_the_same_scores(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """To the bit, with as many threads each; a sequence that fails is named, wherever it is."""
+    """Bit-identical with equal threads; a failing sequence is named, in any process."""
     alone = evaluate(options("stm", data, tiny_weights, out=tmp_path / "alone"))
     reports: list[Progress] = []
     given = options("stm", data, tiny_weights, out=tmp_path / "shared", workers=2)
@@ -156,7 +156,7 @@ def test_workers_find_the_same_scores(
 
 
 class Said:
-    """In place of a Segmenter's network: the labels that it is to say, frame by frame."""
+    """Replaces a Segmenter's network by given labels, frame by frame."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, labels: Callable[[int], np.ndarray]):
         self.prompts: list[np.ndarray | None] = []
@@ -178,7 +178,7 @@ class Said:
 def test_a_single_foreground_is_held_against_all_objects_together(
     data: Path, clips: dict[str, Clip], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And answers that come frames late are held against their own frame."""
+    """Delayed results are scored against their own frame."""
     masks = clips["one"].masks
     said = Said(monkeypatch, lambda index: (masks[index] > 0).astype(np.uint8))
     found = evaluate(options("imcnet", data, tiny_weights, sequences=("one",)))

@@ -1,4 +1,4 @@
-"""`vosengine run` in random folders: nothing is lost, and what ends well has the right frames.
+"""`vosengine run` in random folders: no file is lost, and successful runs have the right frames.
 
 `make fuzz` tries many more of them than the suite does: FUZZ is how many.
 """
@@ -56,7 +56,7 @@ KINDS = ("frame", "frame", "frame", "small", "mask", "video", "text", "list", "e
 
 @cache
 def content(kind: str) -> bytes:
-    """What a file of that kind holds; frames are PNG whatever they are called."""
+    """Content of a file of that kind; frames are PNG whatever their extension."""
     if kind in ("frame", "small"):
         size = SIZE if kind == "frame" else (8, 8)
         data = io.BytesIO()
@@ -78,7 +78,7 @@ places = st.tuples(st.sampled_from(FOLDERS), st.sampled_from(NAMES))
 
 @dataclass(frozen=True)
 class Call:
-    """A run: paths below the folder, and the other words."""
+    """A run: paths below the folder, and the other arguments."""
 
     source: str
     out: str
@@ -125,7 +125,7 @@ def snapshot(root: Path) -> dict[Path, object]:
 
 
 def owned(root: Path) -> set[Path]:
-    """Files that an earlier run here lists, and that are as they were: all that may be replaced."""
+    """Files that an earlier run lists and that are unchanged: only these may be replaced."""
     found = set()
     for path in (*root.rglob("summary.json"), *root.rglob("journal.jsonl")):
         with suppress(ValueError, TypeError, KeyError, OSError, AttributeError):
@@ -140,7 +140,7 @@ def owned(root: Path) -> set[Path]:
 
 
 def vosengine(root: Path, call: Call) -> tuple[int, str]:
-    """The command in this process: its exit code, and what it says of errors."""
+    """Run the command in this process; returns its exit code and error output."""
     line = ["vosengine", "run", str(root / call.source), "--out", str(root / call.out)]
     line += ["--model", "stm", *call.words]
     if call.mask is not None:
@@ -160,7 +160,7 @@ def vosengine(root: Path, call: Call) -> tuple[int, str]:
 
 
 def expected(root: Path, call: Call) -> list[str]:
-    """The names of the frames, in order."""
+    """Names of the frames, in order."""
     source = root / call.source
     if source.is_dir():
         images = [p for p in source.iterdir() if is_image(p)]

@@ -1,4 +1,4 @@
-"""`vosengine export`, and `run --engine onnx`, as they are typed."""
+"""`vosengine export` and `run --engine onnx` on the command line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def masks_in(folder: Path) -> list[np.ndarray]:
 
 
 def test_a_mask_of_0_and_255_shows_object_1(export: Export, video: Path) -> None:
-    """By either engine, and the labels agree."""
+    """Both engines give the same labels."""
     mask = video.parent / "binary.png"
     assert set(np.unique(read_mask(mask))) == {0, 1} and read_labels(mask).max() == 255
     out, other = video.parent / "onnx", video.parent / "torch"
@@ -75,7 +75,7 @@ def test_a_mask_of_0_and_255_shows_object_1(export: Export, video: Path) -> None
 
 
 def test_an_export_asks_the_source_that_is_named(export: Export, video: Path) -> None:
-    """Of a model that takes proposals; another refuses them."""
+    """For a model that takes proposals; others refuse them."""
     clip = drawn(SIZE, 2, frames=2)
     masks = [torch.from_numpy(np.stack([mask == i for i in (1, 2)])) for mask in clip.masks]
     said = (Proposals(boxes_of(each), each, torch.tensor([0.9, 0.8])) for each in masks)
@@ -99,9 +99,9 @@ def test_an_export_asks_the_source_that_is_named(export: Export, video: Path) ->
 @pytest.mark.parametrize(
     ("words", "kind", "message"),
     [
-        (["--weights", "demo"], ConfigError, "weights: the export has settled it"),
-        (["--size", "96"], ConfigError, "size: the export has settled it"),
-        (["--precision", "fp16"], ConfigError, "precision: the export has settled it"),
+        (["--weights", "demo"], ConfigError, "weights: is fixed by the export"),
+        (["--size", "96"], ConfigError, "size: is fixed by the export"),
+        (["--precision", "fp16"], ConfigError, "precision: is fixed by the export"),
         (["--checkpoint", "2"], ConfigError, "a stream of exported graphs cannot be saved"),
         (["--device", "tpu"], ConfigError, "device: wanted auto, cpu or cuda, given 'tpu'"),
         (["--device", "cuda"], DeviceError, "providers: "),

@@ -58,7 +58,7 @@ RUNS, NEVER = pairwise(RUN, run_fits)
 
 
 def words_of(row: Row, given: Path) -> list[str]:
-    """A row of `run`, its files found."""
+    """A row of options of `run`, with the paths of its files."""
     found = dict(row)
     for name in ("mask", "proposals"):
         if found[name] is not None:
@@ -95,7 +95,7 @@ def test_run(row: Row, given: Path, tmp_path: Path) -> None:
 
 
 def test_what_never_goes_together_is_refused_by_name(given: Path, tmp_path: Path) -> None:
-    """All pairs that no row of `run` has."""
+    """Pairs of options that no row of `run` contains."""
     assert {(*a, *b) for a, b in NEVER} == {
         *(("model", m, "memory", v) for m in ("giel", "imcnet", "target_aware")
           for v in RUN["memory"][1:]),
@@ -199,12 +199,12 @@ def test_demo_segments_a_clip_of_the_users(given: Path, tmp_path: Path) -> None:
     assert (summary["complete"], summary["frame_count"]) == (True, LENGTH)
     assert not (out / "input").exists()
     error = refused(*words, "--model", "stm")
-    assert str(error) == "mask: stm follows what a mask shows; name one with --mask"
+    assert str(error) == "mask: stm needs a mask of the first frame; give one with --mask"
     for name, value in {"seed": 3, "frames": 3, "size": "48x64"}.items():
         error = refused(*words, f"--{name}", value)
-        assert str(error) == f"{name}: is of a drawn clip, and --clip names one; leave it out"
+        assert str(error) == f"{name}: is for drawn clips and cannot be used with --clip; omit it"
     error = refused("demo", "--out", tmp_path / "o", "--mask", given / "first.png")
-    assert str(error) == "mask: is of a clip of yours; name that with --clip, or leave it out"
+    assert str(error) == "mask: is for a clip of your own; give that with --clip, or omit it"
 
 
 @pytest.mark.parametrize("void", ["--mask-void", "--no-mask-void"])
@@ -224,7 +224,7 @@ def test_info_counts_what_it_is_asked_for() -> None:
 
 
 def test_every_option_is_tried_somewhere() -> None:
-    """In some test, as it is typed, or as a row of the tables above has it."""
+    """Each option occurs in a test, literally or in a row of the tables above."""
     tests = Path(__file__).resolve().parents[1]
     text = "".join(path.read_text(encoding="utf-8") for path in tests.rglob("test_*.py"))
     rows = {"run": RUN, "eval": EVAL, "train": TRAIN, "clips": CLIPS}

@@ -1,4 +1,4 @@
-"""Every option of `serve` and `batch` arrives where it is used, as what was typed."""
+"""Every option of `serve` and `batch` reaches the settings with the given value."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ TRAINS, _ = pairwise(TRAIN, lambda row: True)
 
 @pytest.fixture
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small configurations, narrower still."""
+    """The small configurations with fewer channels."""
     for model, changes in TRAINED.items():
         config = tiny_config(model, **{**QUICK.get(model, {}), **changes})
         monkeypatch.setitem(MODELS, model, replace(MODELS[model], small=config))

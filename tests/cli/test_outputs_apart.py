@@ -1,4 +1,4 @@
-"""The rule that no output is an input, in every command, and paths printed as they are."""
+"""No output may be an input, in every command; and paths are printed unchanged."""
 
 from __future__ import annotations
 

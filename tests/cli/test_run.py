@@ -1,4 +1,4 @@
-"""`vosengine run` on real files: what it writes, how it stops, and what it says when it cannot."""
+"""`vosengine run` on real files: results, stopping, and error messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Weights = Callable[[str], Path]
 
 @pytest.fixture
 def folder(clip: Clip, tmp_path: Path) -> Path:
-    """The clip as a folder of images, with names that are no numbers, and its first mask."""
+    """The clip as a folder of images whose names are not numbers, and its first mask."""
     images = tmp_path / "images"
     images.mkdir()
     for index, frame in enumerate(clip.frames):
@@ -196,7 +196,7 @@ def test_a_second_run_replaces_the_first(
 def test_frames_before_a_fault_are_kept_and_the_run_can_go_on(
     folder: Path, tmp_path: Path, tiny_weights: Weights
 ) -> None:
-    """An unreadable image in the middle: what came before is written; mended, the run resumes."""
+    """An unreadable image: masks before it are written; once repaired, the run resumes."""
     weights = tiny_weights("stm")
     good = (folder / "shot-5.png").read_bytes()
     (folder / "shot-5.png").write_bytes(good[:40])
@@ -251,7 +251,7 @@ def test_bad_input_is_refused_before_anything_is_removed(
 
 
 def test_ctrl_c_finishes_the_files(folder: Path, tmp_path: Path, tiny_weights: Weights) -> None:
-    """A real process, a real signal: files whole, exit code 130, and the run can be resumed."""
+    """A signal to a separate process: complete files, exit code 130, and the run can be resumed."""
     out = tmp_path / "o"
     code = (
         "import sys, time; import vosengine.engine.segmenter as s; step = s.Segmenter.step\n"

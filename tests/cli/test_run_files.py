@@ -1,4 +1,4 @@
-"""`vosengine run` and other people's files: nothing is lost, whatever lies where."""
+"""`vosengine run` never deletes or overwrites files of the user."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_video_in_the_output_folder(tmp_path: Path) -> None:
 def test_files_by_another_name(
     frames: Path, tmp_path: Path, link: Callable[[Path, Path], None]
 ) -> None:
-    """A frame that is, by a link, what the run would write."""
+    """A frame that is, through a link, an output file of the run."""
     out = tmp_path / "o"
     out.mkdir()
     link(frames / "shot-3.png", out / "shot-3.png")
@@ -214,7 +214,7 @@ def test_what_can_be_known_is_checked_first(
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
         (tmp_path / "new").mkdir()
         before = everything(tmp_path)
-        with pytest.raises(OutputError, match=r"6 masks want 0\.0 MiB at the least"):
+        with pytest.raises(OutputError, match=r"6 masks need at least 0\.0 MiB"):
             run(options(frames, tmp_path / "new"))
         assert everything(tmp_path) == before
 

@@ -1,4 +1,4 @@
-"""`vosengine run` on a disk without room."""
+"""`vosengine run` on a full disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def frames(tmp_path: Path) -> Path:
 def test_no_room_for_one_file(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The error names it, what else there is can be read; with room again the run goes on."""
+    """The error names the file, other files stay readable; with free space the run resumes."""
     out = tmp_path / "o"
     replace = os.replace
 
@@ -98,11 +98,11 @@ def test_no_room_for_the_overlay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kib", [60, 100, 200])
 def test_a_disk_that_fills_up(tmp_path: Path, kib: int) -> None:
-    """Whatever did not fit is named, and all that is there can be read."""
+    """The error names the file that did not fit; all others are readable."""
     frames = noisy(tmp_path / "noise", 60)
     with small_disk(tmp_path / "disk", kib) as disk:
         out = disk / "o"
-        with pytest.raises(OutputError, match=r"cannot be written|at the least"):
+        with pytest.raises(OutputError, match=r"cannot be written|need at least"):
             run(options(frames, out))
         if out.exists():
             assert all(read_labels(path).shape == SIZE for path in out.glob("*.png"))

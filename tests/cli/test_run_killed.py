@@ -1,4 +1,4 @@
-"""`vosengine run` is killed, and goes on or begins anew."""
+"""`vosengine run` is killed, and resumed or started over."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def frames(tmp_path: Path) -> Path:
 
 
 def killed(wanted: RunOptions, at: int) -> None:
-    """Run in a process of its own that is killed, by kill -9, after so many answers."""
+    """Run in a separate process that is killed with SIGKILL after that many results."""
 
     def kill(progress: Progress) -> None:
         if progress.done == at:
@@ -119,7 +119,7 @@ def test_a_resumed_run_wants_its_masks_and_its_source(frames: Path, tmp_path: Pa
     renamed.mkdir()
     for path in frames.iterdir():
         shutil.copy(path, renamed / f"other-{path.name}")
-    with pytest.raises(InputError, match="of the run to resume it was shot-0"):
+    with pytest.raises(InputError, match="in the run to resume it was shot-0"):
         run(options(renamed, out, resume=True))
     (out / "shot-1.png").unlink()
     refused(options(frames, out, resume=True), out, below=tmp_path)

@@ -1,4 +1,4 @@
-"""`vosengine run --mask`: void, soft masks, masks by number, late ones, and the caller's ids."""
+"""`vosengine run --mask`: void, soft masks, masks by number, late masks, and object ids."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_masks_of_no_frame_are_refused_by_name(
 def test_before_a_late_first_mask_there_is_nothing(
     model: str, options: Options, folder: Path, clip: Clip, masks: Path, tmp_path: Path
 ) -> None:
-    """And from there on all is as in a run that begins there, proposals too."""
+    """From its first mask on, a run equals one that begins there, also with proposals."""
     write_labels(masks / "shot-2.png", clip.masks[2])
     write_labels(masks / "shot-0.png", np.zeros_like(clip.masks[0]))  # says nothing
     proposals = {}
@@ -202,7 +202,7 @@ def test_a_late_run_is_resumed(
 
 
 class Counting:
-    """A segmenter two frames late whose answers are its own frame numbers."""
+    """A segmenter with latency 2 whose labels are its frame numbers."""
 
     latency = 2
     geometry: Geometry | None = None
@@ -257,7 +257,7 @@ def test_a_late_first_mask_by_an_export(export: Export, tmp_path: Path, masks: P
 def test_no_discovered_object_has_an_id_that_is_on_disk(
     options: Options, clip: Clip, masks: Path, tmp_path: Path
 ) -> None:
-    """Frame 5 brings the ids 1 and 2; what is found before has others, and leaves room for them."""
+    """Frame 5 prompts ids 1 and 2; objects discovered before get other ids."""
     write_proposals(tmp_path / "p.json", map(proposals_of, clip.masks[:6]))
     write_labels(masks / "shot-5.png", np.where(clip.masks[5] == 1, 2, 0).astype(np.uint8))
     write_labels(masks / "shot-4.png", np.where(clip.masks[4] == 2, 1, 0).astype(np.uint8))

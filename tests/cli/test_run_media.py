@@ -1,4 +1,4 @@
-"""`vosengine run` on the times, depths, shapes and connections that sources have."""
+"""`vosengine run`: times, bit depths, pixel aspects and reconnections of sources."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def work(tmp_path: Path, clip: Clip, tiny_weights: Weights) -> Callable[..., dic
 
 
 def make_uneven(path: Path, clip: Clip, *, sar: Fraction = Fraction(1), **options: str) -> Path:
-    """The clip in even sizes, shown at MS, without loss."""
+    """The clip with even sides, lossless, with frames at the times MS."""
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=25, options={"qp": "0", "g": "2", "bf": "0"})
         height, width, _ = clip.frames[0].shape
@@ -140,7 +140,7 @@ def test_pixels_that_are_not_square(
 def test_twelve_bits_in_sixteen(
     tmp_path: Path, clip: Clip, work: Callable[..., dict[str, Any]]
 ) -> None:
-    """The masks are those of the same data in 8 bits; taken for 16 bits they are others."""
+    """Masks equal those of the same data in 8 bits, and differ if the data are read as 16 bits."""
     seen = {"weights": str(small_demo(tmp_path, "stm")), "precision": "fp32", "limit": 6}
     found = {}
     for bits in (8, 12):

@@ -30,7 +30,7 @@ Content = dict[str, list[dict[str, Any]]]
 
 
 def write_weights(path: Path, *, trained: bool = True) -> Path:
-    """A tiny target_aware whose trackers learn as little as they can."""
+    """A tiny target_aware with minimal training of its trackers."""
     quick = {"first_iterations": (1,), "later_iterations": (1,), "augmentations": 0}
     config = tiny_config("target_aware", max_tracks=4, **quick)
     tensors = state_of(build("target_aware", config, seed=3))
@@ -39,7 +39,7 @@ def write_weights(path: Path, *, trained: bool = True) -> Path:
 
 
 def proposals_of(labels: np.ndarray) -> Proposals:
-    """The masks of a label image, as a perfect detector would see them."""
+    """The masks of a label image, as a perfect detector would return them."""
     ids = [i for i in np.unique(labels).tolist() if i]
     masks = torch.from_numpy(np.stack([labels == i for i in ids]))
     return Proposals(boxes_of(masks), masks, torch.ones(len(ids)))
@@ -108,7 +108,7 @@ def test_dmn_aoa_picks_from_a_file(
     tiny_weights: Weights,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From the command line, the objects of the first frame's mask; the summary says whose."""
+    """On the command line, with the first frame's mask; the summary names the source."""
     mask = tmp_path / "first.png"
     write_labels(mask, np.where(clip.masks[0] > 0, 5 * clip.masks[0], 0).astype(np.uint8))
     given = options()
@@ -221,7 +221,7 @@ def test_a_video_has_no_names_to_compare(options: Options, clip: Clip, tmp_path:
 def test_a_fault_in_mid_stream_keeps_what_came_before(
     frame: int, change: Callable[[Content], object], message: str, options: Options, tmp_path: Path
 ) -> None:
-    """What cannot be told before its frame is asked for; mended, the run goes on."""
+    """Errors found only when the frame is requested; once repaired, the run resumes."""
     path = tmp_path / "proposals.json"
     good = path.read_text()
     edit(path, change)
@@ -259,7 +259,7 @@ def test_boxes_stand_for_masks_where_asked_and_the_summary_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An annotation with a box alone, or beside an empty list: an error, and no empty mask."""
+    """A box without a segmentation, or with an empty one, is an error, not an empty mask."""
     path = tmp_path / "proposals.json"
     edit(path, lambda c: [a.update(segmentation=[]) for a in c["annotations"]])
     edit(path, lambda c: c["annotations"][0].pop("segmentation"))

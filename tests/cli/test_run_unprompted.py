@@ -1,4 +1,4 @@
-"""`vosengine run` with the models that need no mask: late answers, names, masks, resuming."""
+"""`vosengine run` with models that need no mask: latency, names, masks, resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vosengine train`, `clips` and `plot`: what a user types."""
+"""`vosengine train`, `clips` and `plot` on the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUICK = {"steps": 4, "batch": 2, "frames": 3, "size": (64, 96)}
 
 @pytest.fixture(autouse=True)
 def _tiny_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small configurations, narrower still."""
+    """The small configurations with fewer channels."""
     for model, changes in TINY.items():
         small = tiny_config(model, **changes)
         monkeypatch.setitem(MODELS, model, replace(MODELS[model], small=small))
@@ -82,7 +82,7 @@ def test_a_run_that_is_cut_and_resumed_is_the_same(tmp_path: Path) -> None:
 
 
 def test_killed_and_resumed_is_bit_identical(tmp_path: Path) -> None:
-    """kill -9 in mid-run, with a checkpoint after every step."""
+    """kill -9 during training, with a checkpoint after every step."""
     arguments = [
         *("train", "--model", "stm", "--data", "synthetic", "--device", "cpu"),
         *("--steps", "5", "--batch", "1", "--frames", "2", "--size", "64x96"),

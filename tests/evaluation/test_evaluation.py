@@ -1,4 +1,4 @@
-"""J, F, the assignment and the baselines, against brute force and cases that are known."""
+"""J, F, the assignment and the baselines, against brute force and known cases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def random_masks(seed: int, frames: int, ids: int, size: tuple[int, int] = (30, 
 
 
 def brute_force_j(predictions: Labels, annotations: Labels) -> dict[int, float]:
-    """By sets of pixels, frame by frame."""
+    """J by sets of pixels, frame by frame."""
     shown = set(annotations[:-1].ravel().tolist()) - {0}
     scores = {}
     for object_id in sorted(shown):

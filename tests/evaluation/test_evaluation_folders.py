@@ -1,4 +1,4 @@
-"""Folders of masks that are measured, data sets that are found, and what is refused of both."""
+"""Scoring of mask folders, finding of data sets, and errors of both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks carried on by a backbone's features: the reading against a loop, and what is followed."""
+"""Label propagation: `propagate` against a loop, and objects that are followed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vosengine.commands import propagation
-from vosengine.commands.propagation import Features, PropagatedMask, carry
+from vosengine.commands.propagation import Features, PropagatedMask, propagate
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def features() -> Features:
 def by_a_loop(
     query: np.ndarray, keys: np.ndarray, values: np.ndarray, window: int, top_k: int, divisor: float
 ) -> np.ndarray:
-    """What `carry` says it does, cell by cell."""
+    """`propagate` as documented, cell by cell."""
     frames, height, width, _ = keys.shape
     carried = np.zeros((height, width, values.shape[3]))
     for y, x in np.ndindex(height, width):
@@ -38,26 +38,26 @@ def by_a_loop(
 
 @pytest.mark.parametrize(("window", "top_k"), [(2, 4), (3, 1), (0, 5), (30, 3)])
 def test_it_reads_as_a_loop_does(window: int, top_k: int) -> None:
-    """On more than one tile, with sides that are no multiples of it."""
+    """Several tiles, with sides that are not multiples of the tile."""
     random = np.random.default_rng(window)
     query, keys = random.normal(size=(18, 5, 6)), random.normal(size=(2, 18, 5, 6))
     values = random.uniform(size=(2, 18, 5, 3))
     given = (torch.from_numpy(each) for each in (query, keys, values))
-    found = carry(*given, window=window, top_k=top_k, temperature=0.5)
+    found = propagate(*given, window=window, top_k=top_k, temperature=0.5)
     wanted = by_a_loop(query, keys, values, window, top_k, 0.5)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("distance", "read"), [(12, 1.0), (13, 0.0)])
 def test_the_window_ends_after_twelve_cells(distance: int, read: float) -> None:
-    """The only cell like the query's is so far away; beyond the window nothing is alike."""
+    """The only similar cell is that far away; nothing is found beyond the window."""
     keys, values = torch.zeros(1, 40, 40, 2), torch.zeros(1, 40, 40, 1)
     keys[..., 1] = 1.0
     query = keys[0].clone()
     query[20, 20] = torch.tensor([1.0, 0.0])
     keys[0, 20 - distance, 20 + distance] = query[20, 20]
     values[0, 20 - distance, 20 + distance] = 1.0
-    assert carry(query, keys, values)[20, 20].item() == pytest.approx(read, abs=1e-4)
+    assert propagate(query, keys, values)[20, 20].item() == pytest.approx(read, abs=1e-4)
 
 
 def texture(height: int, width: int, seed: int, colour: tuple[int, int, int]) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_it_remembers_the_first_frame_and_the_last_five(
         seen.append(keys)
         return values[0]
 
-    monkeypatch.setattr(propagation, "carry", noted)
+    monkeypatch.setattr(propagation, "propagate", noted)
     propagated = PropagatedMask(features, frames[0], mask)
     for frame in frames[1:]:
         propagated.step(frame)

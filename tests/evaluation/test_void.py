@@ -1,4 +1,4 @@
-"""255 as void in evaluation: it counts for neither side, in J and in F."""
+"""255 as void in evaluation: void pixels are not scored, in J and in F."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def annotations(tmp_path: Path) -> Path:
 
 
 def spilled(frame: int) -> np.ndarray:
-    """Object 1 grown into the void, nowhere beyond it."""
+    """Object 1 grown into the void, but not beyond it."""
     grown = cv2.dilate((discs(frame) == 1).astype(np.uint8), np.ones((5, 5), np.uint8))
     return np.where((grown > 0) & rim(discs(frame)), 1, discs(frame)).astype(np.uint8)
 
@@ -79,7 +79,7 @@ def test_where_255_is_an_id(annotations: Path, tmp_path: Path) -> None:
 
 
 def test_a_frame_in_which_void_alone_is_left(annotations: Path, tmp_path: Path) -> None:
-    """Its 0 and 255 are not those of DAVIS 2016, for other frames have ids."""
+    """0 and 255 are not read as in DAVIS 2016, because other frames have ids."""
     hidden = np.where(discs(2) > 0, 255, 0).astype(np.uint8)
     write_labels(annotations / "a" / "00002.png", hidden)
     predictions = write(tmp_path / "p", [discs(i) for i in range(5)])
@@ -137,7 +137,7 @@ def test_soft_predictions_are_scored_by_a_threshold(tmp_path: Path) -> None:
 
 
 def test_a_model_is_prompted_with_the_ids_alone(tmp_path: Path) -> None:
-    """Void is no object to follow, and of what is kept nothing is taken out."""
+    """Void is not prompted as an object, and written masks are not changed by it."""
     frames, masks = (tmp_path / name / "a" for name in ("JPEGImages", "Annotations"))
     frames.mkdir(parents=True)
     write(masks.parent, [annotated(i) for i in range(3)])

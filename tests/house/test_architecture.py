@@ -1,4 +1,4 @@
-"""The walls of the house: who may import whom, and what an import may not do."""
+"""Import rules: which modules may import which, and side effects of imports."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def known_modules() -> frozenset[str]:
 
 @cache
 def imports(path: Path) -> set[str]:
-    """Absolute names of everything a file imports, those inside functions too."""
+    """Absolute names of all imports of a file, including those inside functions."""
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
@@ -140,7 +140,7 @@ def imports(path: Path) -> set[str]:
 
 
 def ours(path: Path) -> set[str]:
-    """What a file imports of vosengine, without the package's name."""
+    """vosengine modules that a file imports, without the package's name."""
     return {
         name.removeprefix("vosengine.") for name in imports(path) if name.startswith("vosengine.")
     }
@@ -154,7 +154,7 @@ def fits(name: str, allowed: set[str]) -> bool:
 
 
 def rule_of(path: Path) -> str | None:
-    """The name in ALLOWED that a file goes by."""
+    """The name of a file in ALLOWED."""
     parts = module_name(path).split(".")[1:]
     names = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
     return next((name for name in names if name in ALLOWED), None)
@@ -215,7 +215,7 @@ def test_engine_knows_no_family() -> None:
 
 
 def test_what_serves_all_models_names_none() -> None:
-    """What differs from model to model is said in the registry, or by the model's class."""
+    """Differences between models are stated in the registry or by the model's class only."""
     from vosengine.zoo.registry import list_models
 
     blind = (

@@ -1,4 +1,4 @@
-"""What the documentation says, done: its code, commands, tables, charts, links and terms."""
+"""The documentation is correct: its code, commands, tables, charts, links and terms."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def named(pages: list[Page]) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, export: Export) -> Path:
-    """A working folder with the files that the pages speak of."""
+    """A working folder with the files that the pages use."""
     path = tmp_path_factory.mktemp("docs")
     clip = make_clip(ClipConfig(frames=3, height=64, width=96), seed=0)
     with VideoWriter(path / "clip.mp4", 24) as video:
@@ -119,7 +119,7 @@ def test_the_code_of_a_client_runs_as_printed(
 
 
 def commands_of(pages: list[Page]) -> list[str]:
-    """Every command of these pages once."""
+    """Every command of these pages, without duplicates."""
     return list(dict.fromkeys(line for each in pages for line in each.commands))
 
 
@@ -198,7 +198,7 @@ def test_the_proposals_are_read_as_printed(tmp_path: Path) -> None:
 def bench(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Runs a script of bench/ with these arguments; what it prints."""
+    """Run a script of bench/ with these arguments; returns its output."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
 
     def run(name: str, *arguments: str) -> str:
@@ -264,7 +264,7 @@ def test_the_reference_names_what_exists_and_all_that_is_public() -> None:
 
 
 def test_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names in columns become lists, what is indented is kept, prose is left alone."""
+    """Names in columns become lists, indentation is kept, prose is unchanged."""
     griffe: Any = ModuleType("griffe")  # which builds the site, and is not needed for this
     griffe.Extension = griffe.Object = object
     monkeypatch.setitem(sys.modules, "griffe", griffe)
@@ -279,7 +279,7 @@ def test_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", MAPS)
 def test_the_maps_name_what_exists(name: str) -> None:
-    """Every path in backticks with a slash is there."""
+    """Every path in backticks that contains a slash exists."""
     for path in re.findall(r"`([\w./]+/[\w./]*)`", page(f"docs/{name}.md").text):
         assert (ROOT / path).exists(), path
 

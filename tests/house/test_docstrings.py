@@ -28,7 +28,7 @@ CITED = re.compile(r"^Source\b|\bsection \d|\bequations? \d", re.MULTILINE)
 
 
 def public() -> Iterator[tuple[str, Any, str]]:
-    """Name, callable, and its docstring joined with its class's, of all that is exported."""
+    """Name, callable and docstring (with its class's) of everything exported."""
     for name in sorted(vosengine.__all__):
         thing = getattr(vosengine, name)
         if isinstance(thing, FunctionType):
@@ -105,7 +105,7 @@ def exists(name: str) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_name_only_what_exists(path: Path) -> None:
-    """A name in backticks that no code has is one that was renamed or removed."""
+    """A name in backticks that does not occur in code was renamed or removed."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     for node in ast.walk(tree):

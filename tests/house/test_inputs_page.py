@@ -1,4 +1,4 @@
-"""docs/inputs.md names the tests that hold it."""
+"""Every section of docs/inputs.md names its tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports that tests share (tests/support/exported.py) are written once, and only whole."""
+"""Shared exports (tests/support/exported.py) are written once and atomically."""
 
 from __future__ import annotations
 

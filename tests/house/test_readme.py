@@ -1,4 +1,4 @@
-"""The front page: short, with what a visitor needs first."""
+"""README.md is short and begins with what a visitor needs."""
 
 from __future__ import annotations
 

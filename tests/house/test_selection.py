@@ -1,4 +1,4 @@
-"""Which cases a machine and a process leave out (tests/support/selection.py)."""
+"""Selection of tests by machine and process (tests/support/selection.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the build does where a compiler or nvcc is missing, or fails."""
+"""The build if a compiler or nvcc is missing or fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of what the build reads, so that nothing of the real tree is touched."""
+    """A copy of the files that the build reads, so that the source tree is not changed."""
     copy = tmp_path / "tree"
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
     for folder in ("csrc", "kernels", "vosengine", "weights"):
@@ -28,7 +28,7 @@ def tree(tmp_path: Path) -> Path:
 def setup(
     tree: Path, *command: str, only: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run setup.py with a PATH that holds just the named programs."""
+    """Run setup.py with only the named programs on the PATH."""
     programs = tree / "programs"
     programs.mkdir(exist_ok=True)
     for name in only:
@@ -100,7 +100,7 @@ def test_cuda_asked_for_without_nvcc_is_an_error(tree: Path) -> None:
 
 
 def test_a_cuda_build_that_fails_is_an_error(tree: Path) -> None:
-    """An architecture that no nvcc knows."""
+    """An architecture that nvcc does not know."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on this machine")
     done = setup(tree, *BUILD, PATH=os.environ["PATH"], VOSENGINE_CUDA_ARCHS="11")

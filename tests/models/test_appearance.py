@@ -1,4 +1,4 @@
-"""Appearance models: their scores, what they learn, and how they come and go."""
+"""Appearance models: scores, learning, and starting and ending of tracks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tracks_of(config: TargetAwareConfig = CONFIG, max_tracks: int = 4) -> Tracks
 
 
 def begun(count: int = 3, config: TargetAwareConfig = CONFIG) -> Tracks:
-    """Tracks fitted to random features, two samples each, each to another label."""
+    """Tracks fitted to random features, with two samples each and different labels."""
     tracks = tracks_of(config)
     for slot in range(count):
         label = square(10 + 20 * slot, 20, 40, 50)
@@ -209,7 +209,7 @@ def test_tracks_go_on_elsewhere() -> None:
 
 
 class View(NamedTuple):
-    """A clip as T-Net sees it: the frames, the features [T, C, h, w], the target [T, H, W]."""
+    """A clip for T-Net: frames, features [T, C, h, w], target [T, H, W]."""
 
     frames: Tensor
     features: Tensor
@@ -246,7 +246,7 @@ def start(network: ResNet, seen: View) -> Tracks:
 
 
 def separation(scores: Tensor, label: Tensor) -> float:
-    """The chance that a pixel of the target scores above one of the background."""
+    """Probability that a target pixel scores above a background pixel (AUC)."""
     up = functional.interpolate(
         scores[None, None], label.shape, mode="bilinear", align_corners=False
     )
@@ -308,7 +308,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_a_birth_at_full_size_unfolds_nothing() -> None:
-    """Nothing is larger than the features themselves: no nine-fold copy, no label-sized stack."""
+    """No tensor is larger than the features: no nine-fold copy, no stack of full-size labels."""
     config = TargetAwareConfig(first_iterations=(1,), samples=5)
     tracks = Tracks(config, 1, 1024, (30, 30), torch.empty(0))
     features = draw(5, 1024, 30, 30).relu()
@@ -320,7 +320,7 @@ def test_a_birth_at_full_size_unfolds_nothing() -> None:
 
 
 def test_nothing_waits_for_the_device() -> None:
-    """A meta tensor has no values: whoever asks for one raises."""
+    """Runs on meta tensors, which raise if a value is read."""
     config = dataclasses.replace(CONFIG, samples=3, augmentations=1)
     tracks = Tracks(config, 4, CHANNELS, CELLS, torch.empty(0, device="meta"))
     features = torch.empty(2, CHANNELS, *CELLS, device="meta")

@@ -1,4 +1,4 @@
-"""Augmented first frames: the object moves with its mask, its old place is filled from around."""
+"""Augmented first frames: the object moves with its mask, its old place is filled in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def ell(height: int = SIDE, width: int = SIDE) -> Tensor:
-    """A mask [H, W] like a capital L: every turn and mirroring of it is another shape."""
+    """A mask [H, W] like a capital L, which differs from all its rotations and mirrorings."""
     label = torch.zeros(height, width, dtype=torch.bool)
     top, left = height // 2 - 18, width // 2 - 12
     label[top : top + 36, left : left + 14] = True
@@ -28,7 +28,7 @@ def ell(height: int = SIDE, width: int = SIDE) -> Tensor:
 
 
 def painted(label: Tensor) -> Tensor:
-    """A frame [1, 3, H, W] with the object in one colour on a ground in another."""
+    """A frame [1, 3, H, W] with the object and the background in one colour each."""
     return torch.where(label, OBJECT, GROUND).expand(1, 3, *label.shape).clone()
 
 
@@ -94,7 +94,7 @@ def test_transformations_stay_within_their_ranges_and_fill_them() -> None:
 
 
 def _elongation(mask: Tensor) -> Tensor:
-    """Length over width: neither turning nor scaling changes it."""
+    """Length over width, which is invariant to rotation and scale."""
     spread = torch.linalg.eigvalsh(torch.cov(mask.nonzero().double().T))
     return (spread[1] / spread[0]).sqrt()
 
@@ -117,7 +117,7 @@ def test_about_one_in_three_is_mirrored_and_two_in_five_are_blurred() -> None:
 
 
 def _skewness(mask: Tensor) -> float:
-    """A moment of the mask that turns and scales keep, and that a mirror changes in sign."""
+    """A moment of the mask, invariant to rotation and scale; mirroring changes its sign."""
     y, x = mask.nonzero().double().T
     z = torch.complex(x - x.mean(), y - y.mean())
     second, third = (z**2).mean(), (z**2 * z.conj()).mean()
@@ -173,7 +173,7 @@ def test_filling_keeps_what_is_known_and_takes_the_rest_from_around() -> None:
 
 
 def test_nothing_waits_for_the_device() -> None:
-    """A meta tensor has no values: whoever asks for one raises."""
+    """Runs on meta tensors, which raise if a value is read."""
     frame, label = painted(ell()).to("meta"), ell().to("meta")
     frames, labels = augment(frame, label, 5, generator())
     assert frames.shape == (5, 3, SIDE, SIDE) and labels.shape == (5, SIDE, SIDE)

@@ -1,4 +1,4 @@
-"""Target-aware U-VOS's discovery by itself, its guidance, and the other readings of the paper."""
+"""Discovery of target-aware U-VOS, its guidance, and alternative readings of the paper."""
 
 from __future__ import annotations
 

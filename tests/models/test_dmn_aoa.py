@@ -1,4 +1,4 @@
-"""DMN-AOA: against its transcription, and what it does with few, many, odd and bad proposals."""
+"""DMN-AOA: against its transcription, and with few, many, odd and invalid proposals."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def frames_of(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 
 def soft_masks(objects: int, seed: int) -> Tensor:
-    """[1 + O, H, W]: each object has a corner of the frame that it likes."""
+    """[1 + O, H, W]: each object is likely in one corner of the frame."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1 + objects, 1, 6, 8, generator=generator)
     for slot in range(objects):
@@ -81,7 +81,7 @@ VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("changes", "options"), VARIANTS, ids=["-", "flat", "resnet50", "widths"])
 @torch.no_grad()
 def test_dmn_aoa_is_its_transcription(changes: dict[str, Any], options: dict[str, Any]) -> None:
-    """Three objects, the last of which begins with the third frame; all frames remembered."""
+    """Three objects, the last of which is added in the third frame; all frames are remembered."""
     method = tiny(memory=ALL, proposal_overlap=1.0, **changes).double()
     frames = frames_of(5, torch.float64)
     state = method.start(GEOMETRY, 4)
@@ -131,7 +131,7 @@ def test_blocks_there_and_back(side: int) -> None:
 
 
 def test_a_reference_moves_where_its_key_is_and_takes_its_masks_along() -> None:
-    """The cells of a frame shuffled; aligned to the unshuffled frame they are in order again."""
+    """Aligning a frame with shuffled cells to the original restores their order."""
     generator = torch.Generator().manual_seed(0)
     cells, channels = (3, 4), (8, 8, 16)
     references = References(channels, cells, 2, torch.empty(0))
@@ -260,7 +260,7 @@ def test_similarity_does_not_depend_on_the_order_of_the_proposals() -> None:
 
 @torch.no_grad()
 def test_odd_proposals_do_no_harm() -> None:
-    """The whole frame, one pixel, one twice over, one outside, one without area, one empty."""
+    """The whole frame, one pixel, a duplicate, one outside, one without area, one empty."""
     masks = torch.zeros(6, *SIZE, dtype=torch.bool)
     masks[0] = True
     masks[1, 20, 30] = True

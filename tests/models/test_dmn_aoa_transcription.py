@@ -1,4 +1,4 @@
-"""The float64 DMN-AOA transcription obeys the paper before a model is held against it."""
+"""The float64 transcription of DMN-AOA follows the paper."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_options_of_the_similarity_are_heard(weights: Weights, clip: Clip, outpu
 
 
 def test_every_weight_is_heard(clip: Clip) -> None:
-    """All but the memory's key bias, which adds the same to all of a softmax."""
+    """All but the bias of the memory's key, which adds a constant to a softmax."""
     learned = {n: t.double().requires_grad_() for n, t in draw_weights().items()}
     _, logits, similarity, _ = run(learned, clip, alpha=5.0)
     (logits.pow(2).sum() + similarity.pow(2).sum()).backward()

@@ -1,4 +1,4 @@
-"""D-Net: its parts against transcriptions of the paper, what depends on what, and its size."""
+"""D-Net: its parts against transcriptions of the paper, dependencies, and size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tiny(**changes: Any) -> TargetAwareConfig:
 
 
 def shake_norms(module: nn.Module) -> None:
-    """Statistics and weights of every norm as after some training, instead of 0 and 1."""
+    """Give every norm random statistics and weights instead of 0 and 1."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_mean, -0.2, 0.2)
@@ -152,7 +152,7 @@ def test_guidance_is_equations_3_to_7(squeeze: str) -> None:
 
 @SQUEEZES
 def test_alpha_and_beta_sum_to_one(squeeze: str) -> None:
-    """Guidance equal to both features leaves them as they are."""
+    """Guidance equal to both features does not change them."""
     net = build(tiny(squeeze=squeeze))
     features, guidance = features_and_guidance(net)
     features = features._replace(saliency=guidance, instance=guidance)
@@ -288,7 +288,7 @@ def test_the_papers_network_has_94_million_parameters() -> None:
 
 @pytest.mark.parametrize(("heads", "expected"), [("separable", 372e9), ("dense", 989e9)])
 def test_the_papers_network_costs_what_the_design_says(heads: str, expected: float) -> None:
-    """480 x 864, a multiply-add counted as 2."""
+    """At 480 x 864; a multiply-add counts as 2."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net = DNet(TargetAwareConfig(heads=heads)).eval()
         frame = torch.zeros(1, 3, 480, 864)

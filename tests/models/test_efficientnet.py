@@ -24,7 +24,7 @@ LITES = ("efficientnet_lite0", "efficientnet_lite2")
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """With norms that do something, as after a training."""
+    """With norms that are not the identity."""
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""What every model keeps of the engine's promises, whatever it needs, takes and looks at."""
+"""Behaviour that every model must have."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from vosengine.types import Geometry, Result
 
 
 def of_frame(features: Any, index: int) -> Any:
-    """The features of one frame out of a batch's."""
+    """The features of one frame of a batch."""
     if isinstance(features, torch.Tensor):
         return features[index : index + 1]
     if hasattr(features, "_fields"):
@@ -45,7 +45,7 @@ def of_frame(features: Any, index: int) -> Any:
 
 
 def encode_ahead(segmenter: Segmenter, frames: np.ndarray) -> None:
-    """All frames are encoded in one batch, now; every step then takes its own features of it."""
+    """Encode all frames in one batch; every step then uses its part of the features."""
     method = segmenter.method
     geometry = Geometry.fit(SIZE, size=segmenter.size, multiple=method.stride)
     images = [torch.from_numpy(frame) for frame in frames]
@@ -93,7 +93,7 @@ def test_a_stream_that_begins_anew_gives_the_same_bits(any_model: str, small: Cl
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 32), (45, 120)])
 def test_any_frame_size(any_model: str, size: tuple[int, int]) -> None:
-    """Every frame is answered, in order; the first one with the caller's mask itself."""
+    """Every frame has a result, in order; the first one is the prompt itself."""
     frames = np.random.default_rng(0).integers(0, 256, (3, *size, 3), dtype=np.uint8)
     mask = np.zeros(size, np.uint8)
     mask[5:20, 5:20] = 9
@@ -114,7 +114,7 @@ def test_any_frame_size(any_model: str, size: tuple[int, int]) -> None:
 def assert_goes_on(
     first: Segmenter, second: Segmenter, clip: Clip, path: Path, *, changed: bool
 ) -> None:
-    """Four frames of the first one's stream; then both answer alike, bit by bit."""
+    """After four frames in the first stream, both give bitwise equal results."""
     takes = first.method.takes_mask
     prompts = {0: clip.masks[0], 2: rectangle(4, 40, 9, 12, 77)}
     for index, frame in enumerate(clip.frames[:4]):
@@ -137,7 +137,7 @@ def assert_goes_on(
 def test_a_stream_goes_on_in_another_segmenter(
     any_model: str, changed: bool, small: Clip, tmp_path: Path
 ) -> None:
-    """With what its source of proposals remembers; also if objects were added and removed."""
+    """Including the state of its proposal source; also if objects were added and removed."""
     options: dict[str, Any] = {"size": 40} if changed else {}
     first, second = (begin(any_model, **options) for _ in range(2))
     if first.method.needs_proposals:  # none of its own: here from a source that remembers
@@ -178,7 +178,7 @@ def test_a_memory_by_argument_is_the_memory_of_a_configuration(
 
 
 def test_objects_come_are_corrected_and_go(prompted_model: str, small: Clip) -> None:
-    """What a mask names is answered exactly, all others go on, and what is removed is gone."""
+    """Prompted objects are exact, others continue, removed ones are gone."""
     segmenter = begin(prompted_model)
 
     def step(index: int, mask: np.ndarray | None = None) -> Result:
@@ -212,7 +212,7 @@ def test_objects_come_are_corrected_and_go(prompted_model: str, small: Clip) -> 
 
 
 def test_a_mask_of_zeros_says_nothing(prompted_model: str, small: Clip) -> None:
-    """In any form, on the first frame too where none is needed there."""
+    """In any form, also in the first frame if no mask is required."""
     told, calm = (begin(prompted_model) for _ in range(2))
     zeros = np.zeros(SIZE, np.uint8)
     forms: list[Any] = [zeros, zeros > 0, torch.from_numpy(zeros), zeros.astype(np.int64), zeros]
@@ -301,7 +301,7 @@ PROMPTS: dict[str, Callable[[], np.ndarray]] = {
 
 
 def grid_of(objects: int) -> np.ndarray:
-    """Small objects side by side; ids with gaps, not in order of place."""
+    """Small objects side by side; ids with gaps, in arbitrary order."""
     mask = np.zeros(SIZE, np.uint8)
     for number in range(objects):
         top, left = 4 + 22 * (number // 5), 2 + 12 * (number % 5)
@@ -337,7 +337,7 @@ def test_few_many_large_small_and_like_objects(prompted_model: str, prompt: str)
 
 
 def without(segmenter: Segmenter, *object_ids: int) -> Callable[..., Any]:
-    """The method's `segment`, that sees nothing of these objects."""
+    """The method's `segment`, with these objects suppressed."""
     real = segmenter.method.segment
 
     def segment(seen: Any, state: Any) -> Any:
@@ -382,7 +382,7 @@ def test_an_object_that_vanishes_stays_alive_and_can_be_corrected(
 
 
 def test_memory_does_not_grow(any_model: str) -> None:
-    """Neither what `start` allocated, nor what would be saved of it, nor the ring."""
+    """Neither the allocation of `start`, nor the saved state, nor the ring grows."""
     frames = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     mask = np.zeros((32, 32), np.uint8)
     mask[4:20, 4:15], mask[10:28, 18:30] = 1, 2

@@ -1,4 +1,4 @@
-"""GIEL: against its transcription, and what it does with many objects and long streams."""
+"""GIEL: against its transcription, and with many objects and long streams."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def frames_of(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 
 def masks_of(objects: int, seed: int, aux: Any = None) -> Masks:
-    """Blobs of every object and of the background; all prompted where there is no aux."""
+    """Blobs of every object and of the background; all prompted if there is no aux."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1 + objects, 1, 6, 8, generator=generator)
     planes = nn.functional.interpolate(coarse, SIZE, mode="bilinear")[:, 0]
@@ -54,7 +54,7 @@ def masks_of(objects: int, seed: int, aux: Any = None) -> Masks:
 
 
 class Story(list[Any]):
-    """What a network was shown, as the transcription wants it: labels and union masks by frame."""
+    """The network's inputs for the transcription: labels and union masks by frame."""
 
     def __init__(self, method: GIEL, frames: list[Tensor], objects: int) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ def test_a_centre_that_is_gone_is_the_nearest_that_is_left() -> None:
 
 
 class CountedValues:
-    """Stands in for the label encoder: notes how often it is asked, and multiplies simply."""
+    """Stub of the label encoder that counts its calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, ...]] = []
@@ -261,7 +261,7 @@ def started(**changes: Any) -> tuple[Support, CountedValues]:
 
 
 def encoded(number: int, labels: int = 1) -> Encoded:
-    """A frame that can be told from all others; object `labels` in its upper half."""
+    """A unique frame, with object `labels` in its upper half."""
     image = torch.zeros(SIZE, dtype=torch.uint8)
     image[:24] = labels
     return Encoded(
@@ -314,7 +314,7 @@ def test_what_stays_in_its_place_is_not_computed_anew() -> None:
 
 @torch.no_grad()
 def test_a_forgotten_object_is_background_in_all_that_was_seen() -> None:
-    """Nothing is left of it but in the support encoder's view of all objects together."""
+    """It remains only in the support encoder's union of all objects."""
     method, frames = tiny().double(), frames_of(8, torch.float64)
     for gone, left in ((0, [2, 1]), (2, [0, 1])):
         story = Story(method, frames[:7], 3)
@@ -342,7 +342,7 @@ def test_when_the_last_object_is_removed_the_next_mask_begins_anew(clip: Clip) -
 
 
 def test_an_object_that_was_long_gone_is_still_known_from_its_first_frame() -> None:
-    """Forty frames without it later, the frame that showed it is read, with its label."""
+    """After forty frames without it, the frame that showed it is read, with its label."""
     state, _ = started(stored_frames=12)
     state.write(encoded(0, labels=2), 2, prompted=True)
     for number in range(1, 41):

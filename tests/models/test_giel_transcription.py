@@ -1,4 +1,4 @@
-"""The float64 GIEL transcription obeys the paper's equations before a model is held against it."""
+"""The float64 transcription of GIEL follows the paper's equations."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_the_coarse_network_sees_one_cell_at_a_time(weights: Weights) -> None:
 
 
 def test_encoders_and_decoders_are_stms(clip: Clip, full: tuple[Tensor, Parts]) -> None:
-    """MUNet has the same ones: its transcription was written apart from this one."""
+    """MUNet has the same blocks; its transcription was written independently."""
     weights, frames, _, unions, _ = clip
     mask = torch.as_tensor(unions[1]).double()
     r4 = munet.resnet18(weights, "support_encoder", frames[1], mask[None, None])[2]

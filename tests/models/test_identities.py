@@ -10,7 +10,7 @@ from vosengine.training.synthetic import ClipConfig, make_clip
 
 
 def test_identities_on_ten_clips_with_crossings_and_occlusion() -> None:
-    """Exact discovery, random but fixed features. What is counted is printed (pytest -s)."""
+    """Exact discovery, fixed random features. Counts are printed (pytest -s)."""
     config = ClipConfig(
         frames=10,
         height=144,

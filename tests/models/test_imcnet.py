@@ -1,4 +1,4 @@
-"""IMCNet: its equations, its streaming against the whole clip at once, and what it refuses."""
+"""IMCNet: its equations, streaming compared with whole clips, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEIGHBOURS = {"N = 1, step 4": {}, "N = 2, step 1": {"neighbours": 2, "step": 1}
 def offline(
     segmenter: Segmenter, frames: Sequence[np.ndarray], sees: tuple[int, ...]
 ) -> list[Tensor]:
-    """Probabilities [H, W] of every frame, each from its own clip, everything computed anew."""
+    """Probabilities [H, W] of every frame, each computed from its own clip without a cache."""
     method = segmenter.method
     geometry = Geometry.fit(frames[0].shape[:2], size=None, multiple=32)
     left, _, top, _ = geometry.padding
@@ -230,7 +230,7 @@ def test_training_has_the_finest_side_map_too() -> None:
 
 
 def test_fusion_weighs_a_frame_by_its_likeness_to_the_centre() -> None:
-    """A neighbour whose embedding opposes the centre's has no say; the order of frames has one."""
+    """A neighbour with an opposite embedding has no effect; the order of frames has one."""
     torch.manual_seed(0)
     fusion = Fusion(3, 4).double()
     aligned = torch.randn(3, 4, 8, 8, dtype=torch.float64)

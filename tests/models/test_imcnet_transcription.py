@@ -1,4 +1,4 @@
-"""The float64 IMCNet transcription behaves like the network before anything is held against it."""
+"""The float64 transcription of IMCNet behaves like the network."""
 
 from __future__ import annotations
 

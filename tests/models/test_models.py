@@ -32,7 +32,7 @@ EVERY_MODEL = pytest.mark.parametrize("model", list_models())
 
 
 def tiny(model: str, **changes: Any) -> Method[Any, Any]:
-    """A tiny network whose norms are not the identity, so that none can be left out unseen."""
+    """A tiny network whose norms are not the identity, so that omitting one is detected."""
     method = build(model, tiny_config(model, **changes))
     generator = torch.Generator().manual_seed(1)
     for layer in method.modules():
@@ -49,7 +49,7 @@ def image(seed: int = 0, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def prepared(seed: int = 0, geometry: Geometry = GEOMETRY) -> Tensor:
-    """A frame as the network sees it [1, 3, H, W]."""
+    """A prepared frame, [1, 3, H, W]."""
     frame = torch.from_numpy(image(seed))
     return prepare(frame, geometry, IMAGENET_MEAN, IMAGENET_STD, torch.float32)[None]
 
@@ -61,18 +61,18 @@ def soft_masks(objects: int, seed: int = 0) -> Masks:
 
 
 def seen_at(method: Method[Any, Any], frames: list[Tensor], index: int) -> list[Any]:
-    """Features of the frames that the method sees when it answers for that one."""
+    """Features of the method's window for that frame."""
     last = len(frames) - 1
     return [method.encode(frames[min(max(index + offset, 0), last)]) for offset in method.sees]
 
 
 def without_candidates(features: Any) -> Any:
-    """Features of whole frames alone: proposals are as many as a detector sees."""
+    """Features of whole frames only, since the number of proposals varies."""
     return features._replace(candidates=()) if hasattr(features, "candidates") else features
 
 
 def started(method: Method[Any, Any], objects: int, max_objects: int = 4) -> tuple[Any, list[Any]]:
-    """The state after a first frame with that many objects, and what is seen of the second."""
+    """The state after a first frame with that many objects, and the window of the second."""
     frames = [prepared(0), prepared(1)]
     state = method.start(GEOMETRY, max_objects)
     method.remember(seen_at(method, frames, 0), soft_masks(objects), state)

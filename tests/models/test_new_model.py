@@ -55,7 +55,7 @@ class ToyConfig:
 
 
 class ToyFeatures(NamedTuple):
-    """What the toy knows of a frame."""
+    """The toy model's features of a frame."""
 
     cells: torch.Tensor  # [B, C, h, w], each cell of length 1
 
@@ -83,7 +83,7 @@ class ToyState(State):
 
 
 class Toy(Method[ToyFeatures, ToyState]):
-    """An object is where cells look like its mean in the frame before."""
+    """An object is where cells are similar to its mean in the previous frame."""
 
     features = ToyFeatures
 

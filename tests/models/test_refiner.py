@@ -1,4 +1,4 @@
-"""The refinement network against a float64 transcription, its cost, and the way without one."""
+"""The refinement network against a float64 transcription, its cost, and models without it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pyramid() -> Pyramid:
 
 
 def weights_of(module: torch.nn.Module) -> Weights:
-    """The module's weights, redrawn so that every bias counts too."""
+    """The module's weights, randomised so that every bias has an effect."""
     module.double()
     for i, (name, weight) in enumerate(sorted(module.named_parameters())):
         scale = weight[0].numel() ** -0.5 if name.endswith("weight") else 0.3

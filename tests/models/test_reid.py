@@ -1,4 +1,4 @@
-"""ReID: crops against a transcription in float64, and what an embedding may depend on."""
+"""ReID: crops against a float64 transcription, and the inputs of an embedding."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Signatures(nn.Module):
 
 
 def stand_aside(segmenter: Segmenter) -> list[Matching]:
-    """RefineNet returns the coarse mask; what was matched is noted frame by frame."""
+    """RefineNet returns the coarse mask; matches are recorded frame by frame."""
     noted: list[Matching] = []
     real = segmenter.method.match
 
@@ -149,7 +149,7 @@ def test_the_right_proposal_for_every_object_in_every_frame(seed: int, tmp_path:
 
 
 def test_an_object_that_vanishes_keeps_its_memory_and_is_found_again() -> None:
-    """Object 2 is not there in frames 3 to 6, and then is, somewhere else."""
+    """Object 2 is absent in frames 3 to 6 and reappears elsewhere."""
     apart = dataclasses.replace(CONFIG, height=192, width=320, size=(0.01, 0.02))
     clip = make_clip(apart, 3)
     masks = np.where(clip.masks <= FOLLOWED, clip.masks, 0)

@@ -1,4 +1,4 @@
-"""The samples of appearance models: pixel weights, labels on the grid, and which are kept."""
+"""Samples of appearance models: pixel weights, labels on the grid, and eviction."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def tiny_samples(**changes: Any) -> Samples:
 
 
 def tagged(*tags: float) -> tuple[Tensor, GridLabels]:
-    """Samples that are one number everywhere."""
+    """Samples with a single value."""
     tag = torch.tensor(tags)[:, None, None]
     return tag[:, None], GridLabels(tag[:, None].expand(-1, 9, 1, 1), tag)
 

@@ -1,4 +1,4 @@
-"""What small configurations add to a network: finer keys, distances, masks that are read."""
+"""Options of small configurations: finer keys, distances, masks read from memory."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_group_norms_know_no_batch() -> None:
 
 @pytest.mark.parametrize("model", ["stm", "munet", "giel"])
 def test_a_mask_is_read_as_any_value(model: str) -> None:
-    """The mask of a frame that is shown again comes back where keys tell cells apart."""
+    """A repeated frame gets its own mask back if keys distinguish cells."""
     method = build(model, tiny_config(model, **FULL))
     start_gently(method)  # query and memory look for the same things
     frame = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The float64 STM transcription behaves like a segmenter before anything is measured against it."""
+"""The float64 transcription of STM behaves like a segmenter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Target-aware U-VOS: discovery, identity, verification, learning, and the ends of its ranges."""
+"""Target-aware U-VOS: discovery, identity, verification, learning, and limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEEING = {"refiner": "none", "tracker_size": 128, "tracker_width": 16, "target_c
 
 
 def following(masks: np.ndarray, *, changes: dict[str, Any] | None = None, **options: Any):  # type: ignore[no-untyped-def]
-    """A tracker that is shown what these masks hold, frame by frame."""
+    """A tracker whose proposals are the objects of these masks, frame by frame."""
     source = ExactDiscovery(masks)
     return make("target_aware", changes={**SEEING, **(changes or {})}, proposals=source, **options)
 
@@ -67,7 +67,7 @@ def test_objects_are_discovered_in_the_first_frame_and_keep_their_ids() -> None:
 
 @pytest.mark.parametrize("whose", ["proposal", "own"])
 def test_a_verified_track_takes_the_proposals_mask_or_keeps_its_own(whose: str) -> None:
-    """Proposals that are a band wider than the square that they mean, after the first frame."""
+    """Proposals that are wider than their square by a band, after the first frame."""
     frames, masks = squares(4, red=lambda t: (36, 36))
     wide = masks.copy()
     wide[1:, 32:64, 32:64] = 1

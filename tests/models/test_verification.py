@@ -20,7 +20,7 @@ from vosengine.zoo.registry import build
 def scored(
     first: list[list[float]], now: list[list[float]], theirs: list[list[float]], overlap: Tensor
 ) -> tuple[list[int | None], list[int]]:
-    """What is associated where embeddings and overlaps are as given."""
+    """Associate with the given embeddings and overlaps."""
     method = build("target_aware", tiny_config("target_aware", reid_channels=2))
     assert isinstance(method, TargetAware)
     state = method.start(Geometry.fit((64, 64), size=None, multiple=16), 4)
@@ -85,7 +85,7 @@ def test_the_score_is_equation_10(now: float, first: float, overlap: float, veri
 
 
 def test_the_match_is_one_to_one_best_first() -> None:
-    """Proposal 0 suits both tracks, track 1 better; proposal 1 overlaps track 0 too."""
+    """Proposal 0 matches both tracks, track 1 better; proposal 1 overlaps track 0 too."""
     overlap = torch.tensor([[0.6, 0.6], [0.6, 0.0]])
     tracks = [unit(40), unit(10)]
     matched, new = scored(tracks, tracks, [unit(0), unit(60)], overlap)

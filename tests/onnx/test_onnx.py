@@ -1,4 +1,4 @@
-"""The graphs, and the stream over them: what onnxruntime says is what torch says."""
+"""Graphs and streams: onnxruntime agrees with torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def munet(export: Export) -> Path:
 
 @pytest.fixture(scope="module")
 def method() -> Any:
-    """The network of that export."""
+    """The network of an export."""
     return load("munet", "demo")[0]
 
 
@@ -119,7 +119,7 @@ def test_rows_that_are_not_alive_count_for_nothing() -> None:
 
 
 def test_a_prompt_lies_over_the_rest() -> None:
-    """Its objects are certain where it shows them and nowhere else; others keep what is left."""
+    """Prompted objects have probability 1 in their mask and 0 elsewhere; others share the rest."""
     geometry = Geometry.fit((48, 75), size=None, multiple=16)
     logits = 6 * torch.randn(2, 12, 20, generator=torch.Generator().manual_seed(2))
     feeds = feeds_of(logits, np.ones(2, bool), geometry, (48, 75))
@@ -202,7 +202,7 @@ def test_the_stream_is_torchs(munet: Path, size: tuple[int, int], objects: int) 
 
 
 def test_objects_come_and_go(munet: Path) -> None:
-    """A new object, a correction, a removal, and an id that comes back."""
+    """A new object, a correction, a removal, and an id that is used again."""
     clip = drawn((96, 130), 3, frames=9)
     shown = ((0, 1), (2, 3), (4, 1))
     only = [np.where(clip.masks[i] == k, k, 0).astype(np.uint8) for i, k in shown]
@@ -289,7 +289,7 @@ def test_nothing_is_left_of_the_objects(munet: Path) -> None:
 
 
 def test_the_memory_holds_what_is_in_use(munet: Path) -> None:
-    """Frames 0 and 5 are kept for good, and beside them the one before; rows are the objects."""
+    """Frames 0 and 5 are kept permanently, besides the previous one; rows are objects."""
     clip = drawn((64, 80), 2, frames=8)
     ours, _ = both(munet)
     answers(ours, clip.frames, {0: clip.masks[0]})
@@ -314,7 +314,7 @@ def test_static_graphs_have_no_free_axis(fixed: Path) -> None:
 
 @pytest.mark.parametrize("objects", [1, 3])
 def test_static_graphs_stretch_any_frame(fixed: Path, objects: int) -> None:
-    """Fewer objects than rows, and more frames than the memory has room for."""
+    """Fewer objects than rows, and more frames than the memory holds."""
     clip = drawn((100, 120), objects, frames=20)
     ours, theirs = both(fixed, size=(64, 96), memory=MemoryConfig("every-5", max_frames=3))
     given = answers(ours, clip.frames, {0: clip.masks[0]})

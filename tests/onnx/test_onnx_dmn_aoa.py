@@ -1,4 +1,4 @@
-"""DMN-AOA's graphs: regions and their matching, and the stream over given proposals or D-Net's."""
+"""DMN-AOA's graphs: regions, matching, and streams with given proposals or D-Net's."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_alignment_is_the_ops(score: str) -> None:
 
 
 def proposed(size: tuple[int, int], count: int, seed: int) -> Proposals:
-    """Rectangles and what detectors give beside them: empty masks, boxes outside, equal scores."""
+    """Rectangles, and empty masks, boxes outside the frame and equal scores."""
     random = np.random.default_rng(seed)
     masks = np.zeros((count, *size), dtype=bool)
     boxes = np.zeros((count, 4), dtype=np.float32)
@@ -197,7 +197,7 @@ def given_to(masks: np.ndarray) -> list[Proposals]:
 
 
 def engines(folder: Path, given: list[Proposals], **options: Any) -> tuple[Any, Any]:
-    """The export's stream, and torch's layer by layer, with the same proposals."""
+    """A stream of the export and an eager torch stream, with the same proposals."""
     ours = OnnxSegmenter(
         folder, providers=CPU, threads=1, proposals=lambda _, index: in_numpy(given[index])
     )
@@ -218,7 +218,7 @@ def engines(folder: Path, given: list[Proposals], **options: Any) -> tuple[Any, 
 def test_the_stream_is_torchs(
     request: pytest.FixtureRequest, size: tuple[int, int] | None, objects: int
 ) -> None:
-    """A frame without proposals among them."""
+    """Including a frame without proposals."""
     folder = request.getfixturevalue("static" if size else "dynamic")
     clip = drawn(SIZE, objects)
     ours, theirs = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)
@@ -229,7 +229,7 @@ def test_the_stream_is_torchs(
 
 @pytest.mark.parametrize("size", [None, (96, 144)])
 def test_objects_come_and_go(request: pytest.FixtureRequest, size: tuple[int, int] | None) -> None:
-    """First frames are shared, given up and moved; a correction; an id that comes back."""
+    """First frames are shared, dropped and moved; a correction; an id that is used again."""
     folder = request.getfixturevalue("static" if size else "dynamic")
     clip = drawn(SIZE, 3, frames=8)
     ours, theirs = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)

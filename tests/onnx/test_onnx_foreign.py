@@ -1,4 +1,4 @@
-"""An export driven by another program: by model.json, numpy and onnxruntime, and without torch."""
+"""An export used by another program: only model.json, numpy and onnxruntime, without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vosengine.onnx.library import LIBRARY
 
 
 class Service:
-    """What docs/onnx.md says in words, for the policy "memory" and a dynamic export."""
+    """The protocol of docs/onnx.md, for the policy "memory" and a dynamic export."""
 
     def __init__(self, folder: Path) -> None:
         self.model = json.loads((folder / "model.json").read_text())
@@ -31,7 +31,7 @@ class Service:
         self.frame_index = 0
 
     def run(self, verb: str, values: dict[str, Any]) -> dict[str, Any]:
-        """A graph on the values that its inputs come from."""
+        """Run a graph on the values of its inputs' sources."""
         graph = self.model["graphs"][verb]
         taken = {each.name for each in self.graphs[verb].get_inputs()}
         feeds = {p["name"]: values[p["source"]] for p in graph["inputs"] if p["name"] in taken}
@@ -39,7 +39,7 @@ class Service:
         return dict(zip((p["name"] for p in graph["outputs"]), outputs, strict=True))
 
     def begin(self, size: tuple[int, int], objects: int) -> None:
-        """Where the frame lies in the network's input, and an empty memory."""
+        """The frame's place in the network's input, and an empty memory."""
         short, multiple = self.model["size"], self.model["multiple"]
         scale = 1 if short is None else short / min(size)
         self.resized = [max(1, round(side * scale)) for side in size]

@@ -1,4 +1,4 @@
-"""GIEL's graphs: the store, the places and the objects of a stream, as torch has them."""
+"""GIEL's graphs: store, places and objects of a stream, compared with torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST = 1e-3  # of the labels may differ
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those that ship, for frames of their own size, with few places and a small store."""
+    """The shipped weights at the frame's own size, with few places and a small store."""
     method, _ = load("giel", "demo")
     assert isinstance(method.config, GIELConfig)
     config = replace(method.config, size=None, support=3, stored_frames=6)
@@ -129,7 +129,7 @@ def test_after_the_last_object_the_next_mask_begins_anew(folder: Path, clip: Cli
 
 
 def test_places_that_are_not_in_use_are_not_read(weights: Path) -> None:
-    """Whatever they hold, one place says what two say of which one does not count."""
+    """The contents of an unused place have no effect; those of a used one have."""
     segment = verb_of(load("giel", str(weights))[0], "segment")
     given = {each.name: each.example for each in segment.inputs}
     assert given["valid"].tolist() == [True, True, False]
@@ -153,7 +153,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=lambda c: "-".join(map(str, c)))
 def test_places_do_not_count_whatever_the_options(changes: dict[str, Any]) -> None:
-    """As if there were only the two: what the model says with two places."""
+    """The same result as the model with only two places."""
     method = build("giel", tiny_config("giel", support=3, **changes))
     assert isinstance(method, GIEL)
     segment = verb_of(method, "segment")

@@ -1,4 +1,4 @@
-"""The library's operators in onnxruntime: op by op, and what they refuse."""
+"""The library's operators in onnxruntime: op by op, and errors."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ LOGITS: dict[str, Any] = {
 def test_a_node_that_cannot_be_is_an_error(
     name: str, inputs: Any, attributes: Any, message: str
 ) -> None:
-    """Of onnxruntime, with the operator's name: never memory read past its end."""
+    """Invalid calls raise onnxruntime's error with the operator's name; no invalid read."""
     with pytest.raises((Fail, RuntimeException), match=re.escape(message)) as caught:
         run_node(name, inputs, **attributes)
     assert name in str(caught.value)

@@ -1,4 +1,4 @@
-"""What an export, and the stream over it, refuse, in words."""
+"""Error messages of exports and of their streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The repository for Triton Inference Server: what the server reads, and what it would answer.
+"""The model repository for Triton Inference Server: its configurations and expected results.
 
 No server runs here. Its own schema reads the configurations, and a stand-in does with a sequence
 what the server does: it carries the states, zeros at first.
@@ -101,7 +101,7 @@ def run_of(folder: Path) -> InferenceSession:
 
 
 class Server:
-    """What stands in for the server, and for a client's view of it."""
+    """Stub of the server and of a client's view of it."""
 
     def __init__(self, repository: Path, name: str) -> None:
         self.config = read_config(repository / name)
@@ -157,7 +157,7 @@ class Server:
 
 
 class Input:
-    """tritonclient's InferInput, as far as it is used."""
+    """The used part of tritonclient's InferInput."""
 
     def __init__(self, name: str, shape: list[int], kind: str) -> None:
         self.name, self.shape, self.kind = name, shape, kind
@@ -221,7 +221,7 @@ def frames(count: int = FRAMES) -> Iterator[np.ndarray]:
 
 
 def truth(folder: Path, count: int = FRAMES) -> list[np.ndarray]:
-    """The labels by OnnxSegmenter."""
+    """The labels of OnnxSegmenter."""
     engine = OnnxSegmenter(folder, threads=1, providers=["CPUExecutionProvider"])
     takes = engine.manifest.takes_mask
     given = [engine.step(f, prompts(i) if takes else None) for i, f in enumerate(frames(count))]
@@ -300,7 +300,7 @@ def test_a_stream_shorter_than_the_latency(exported: Make, client: Any) -> None:
 
 
 def test_other_policies_are_served_graph_by_graph(exported: Make, tmp_path: Path) -> None:
-    """As if MUNet's step were not a function of tensors alone."""
+    """With MUNet's step patched to depend on more than tensors."""
     source = exported("munet").folder
     for graph in source.glob("*.onnx"):
         (tmp_path / graph.name).write_bytes(graph.read_bytes())
@@ -348,7 +348,7 @@ def test_the_client_as_a_command(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A folder of frames and a folder of masks in, masks as PNG out."""
+    """From a folder of frames and a folder of masks to PNG masks."""
     folder, repository = exported("munet")
     (tmp_path / "masks").mkdir()
     (tmp_path / "frames").mkdir()

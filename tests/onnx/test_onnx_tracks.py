@@ -1,4 +1,4 @@
-"""target_aware's graphs: D-Net's discoveries, what is drawn and fitted, and the whole stream."""
+"""target_aware's graphs: discovery, augmentation, fitting, and whole streams."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_placements_are_drawn_as_torch_draws_them() -> None:
 
 
 def test_a_track_begins_with_the_samples_of_torch(folder: Path, clip: Clip) -> None:
-    """Augmentations included: the labels of the first samples are those that `augment` gives."""
+    """Including augmentation: the labels of the first samples are those of `augment`."""
     ours, theirs = both(folder)
     mask = np.where(clip.masks[0] == 1, 7, 0).astype(np.uint8)
     for engine in (ours, theirs):
@@ -245,7 +245,7 @@ def test_the_stream_is_torchs(folder: Path, frames: list[np.ndarray]) -> None:
 def test_masks_begin_correct_and_end_tracks(
     folder: Path, clip: Clip, frames: list[np.ndarray]
 ) -> None:
-    """Prompted at the start, an object more and one corrected in mid-stream, one removed."""
+    """Prompted at the start; later one object is added, one corrected, one removed."""
     ours, theirs = both(folder)
     first = np.where(clip.masks[0] == 1, 40, 0).astype(np.uint8)
     later = np.select([clip.masks[4] == 1, clip.masks[4] == 2], [40, 9], 0).astype(np.uint8)
@@ -267,7 +267,7 @@ def test_masks_begin_correct_and_end_tracks(
 
 
 def test_frames_without_objects_and_a_new_stream(folder: Path, frames: list[np.ndarray]) -> None:
-    """D-Net is told of a frame in which nothing was large enough, too."""
+    """D-Net is also updated with a frame in which no object is large enough."""
     ours, theirs = both(folder)
     policy: Any = ours.policy
     network: Any = theirs.method

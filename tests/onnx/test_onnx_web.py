@@ -1,4 +1,4 @@
-"""examples/web in Chromium: an export run by onnxruntime-web has the labels that Python has."""
+"""examples/web in Chromium: onnxruntime-web and Python give the same labels."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ pytestmark = pytest.mark.skipif(bool(WITHOUT), reason=f"without {', '.join(WITHO
 
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
-        """Nothing: the test's output is its own."""
+        """No log output."""
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example beside an export of stm's shipped network."""
+    """The example with an export of stm's shipped weights."""
     folder = tmp_path_factory.mktemp("web")
     for path in (*EXAMPLE.glob("*.mjs"), EXAMPLE / "index.html", EXAMPLE / "node_modules"):
         (folder / path.name).symlink_to(path)
@@ -59,7 +59,7 @@ def url(site: Path) -> Iterator[str]:
 
 
 def test_a_stream_in_chromium(site: Path, url: str, tmp_path: Path) -> None:
-    """Two objects, one of which comes later, a correction and a removal; and the page by hand."""
+    """Two objects, one added later, a correction and a removal; and use of the page."""
     clip = make_clip(ClipConfig(frames=FRAMES, height=HEIGHT, width=WIDTH, objects=(2, 2)), seed=4)
     prompts = np.zeros((FRAMES, HEIGHT, WIDTH), np.uint8)
     for index, number in ((0, 1), (2, 2), (5, 1)):

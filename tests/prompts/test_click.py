@@ -1,4 +1,4 @@
-"""The click network: the square it sees, what it is shown, its files, and that it learns."""
+"""The click network: its crop, its inputs, its files, and that it learns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes, points and scribbles to masks: colours alone, what is refused, and `run` started so."""
+"""Masks from boxes, points and scribbles: GrabCut, errors, and `run`."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_boxes_are_numbered_in_their_order_or_by_name() -> None:
         (["2:1,2,3,4", "2:1,2,3,4"], [], "box: object 2 has two boxes"),
         (["0:1,2,3,4"], [], "box: wanted objects 1 to 255, given 0"),
         ([], ["256:1,2"], "point: wanted objects 1 to 255, given 256"),
-        (["1,2,3,4", "5,6,7,8"], ["1,2"], "point: '1,2' may be of any of the boxes"),
+        (["1,2,3,4", "5,6,7,8"], ["1,2"], "point: '1,2' could belong to any of the boxes"),
     ],
 )
 def test_words_that_mark_nothing_are_refused(
@@ -236,15 +236,15 @@ def test_a_run_that_began_with_marks_is_resumed(given: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "kind", "said"),
     [
-        (["--box", "1,1,9,9", "--mask", "first.png"], ConfigError, "mask: boxes and points say"),
-        (["--point", "9,9", "--mask-void"], ConfigError, "mask_void: boxes and points say"),
-        (["--point", "9,9", "--threshold", 5], ConfigError, "threshold: boxes and points say"),
+        (["--box", "1,1,9,9", "--mask", "first.png"], ConfigError, "mask: cannot be used"),
+        (["--point", "9,9", "--mask-void"], ConfigError, "mask_void: cannot be used"),
+        (["--point", "9,9", "--threshold", 5], ConfigError, "threshold: cannot be used"),
         (["--prompt-method", "grabcut"], ConfigError, "prompt_method: is for boxes and points"),
         (["--box", "1,1,9,9", "--prompt-method", "x"], ConfigError, "prompt_method: wanted one of"),
         (["--box", "60,1,9,9"], InputError, "object 1: box: x 60..69"),
         (["--point", "3:1,1,-"], InputError, "object 3: prompt: only background is marked"),
         (["--box", "1,1,9"], InputError, "box: wanted [N:]X,Y,W,H"),
-        ([], InputError, "mask: stm follows what it is shown; wanted --mask"),
+        ([], InputError, "mask: stm needs a prompt; wanted --mask"),
     ],
 )  # fmt: skip
 def test_marks_that_cannot_be_are_refused_and_nothing_is_written(
@@ -265,9 +265,7 @@ def test_models_that_take_no_mask_take_no_marks(
     error = refused("run", given / "JPEGImages/480p/a", "--out", tmp_path / "o",
                     *words(given, "imcnet"), option, value)  # fmt: skip
     name = option.removeprefix("--")
-    assert str(error) == (
-        f"{name}: imcnet finds the foreground by itself and takes none; leave it out"
-    )
+    assert str(error) == (f"{name}: imcnet finds the foreground by itself and takes none; omit it")
 
 
 def test_auto_is_the_network_where_it_ships(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def seen(*junk: str, lesser: float = 0.5) -> Proposals:
 
 
 def tracker(source: Callable[..., Proposals]) -> Any:
-    """One that follows what has a colour of its own, as `scene` has."""
+    """A model that follows distinctly coloured objects, as in `scene`."""
     changes = {"refiner": "none", "tracker_size": 128, "tracker_width": 16, "target_channels": 16}
     return make("target_aware", changes={**changes, "augmentations": 1}, proposals=source)
 
@@ -77,7 +77,7 @@ def scene() -> np.ndarray:
 def test_junk_begins_no_object_and_leaves_room_for_the_caller(
     junk: list[str], tmp_path: Path
 ) -> None:
-    """A source of the caller's, and the same from a file; the prompt is taken at last."""
+    """A callable source, and the same proposals from a file; finally with a prompt."""
     frames = 19 if len(junk) > 1 else 3
     write_proposals(tmp_path / "p.json", [seen(*junk)] * (frames + 1))
     for source in (lambda image, index: seen(*junk), FileSource(tmp_path / "p.json"))[
@@ -91,7 +91,7 @@ def test_junk_begins_no_object_and_leaves_room_for_the_caller(
 
 
 def test_an_object_seen_twice_in_a_frame_begins_one_track() -> None:
-    """Under two classes, say: the masks differ by a few pixels. Objects side by side are two."""
+    """For example in two classes, with slightly different masks. Objects side by side are two."""
     masks = torch.stack([GOOD, square(9, 10), OTHER])
     twice = Proposals(boxes_of(masks), masks, torch.tensor([0.9, 0.8, 0.7]))
     segmenter = tracker(lambda image, index: twice)

@@ -1,4 +1,4 @@
-"""D-Net's proposals: from hand-made maps back to the masks that they were made of."""
+"""D-Net's proposals: from maps made of masks back to these masks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def net_with(**changes: Any) -> DNet:
 def maps_of(
     labels: np.ndarray, heats: Sequence[float], logit: float = 20, sigma: float = 2.5
 ) -> DNetMaps:
-    """The maps that a perfect network gives for labels [H, W]; a heat for each object 1..N."""
+    """Maps of a perfect network for labels [H, W]; one heat per object 1..N."""
     ids = range(1, len(heats) + 1)
     planes = torch.from_numpy(np.stack([labels == i for i in ids])).float()
     shares = functional.avg_pool2d(planes, 4)  # [N, h, w]

@@ -1,4 +1,4 @@
-"""Proposals from a file in COCO's form: what is read, what is refused, and what is written."""
+"""Proposals from a COCO JSON file: reading, errors, and writing."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_frame_index_says_otherwise_than_the_order(opened: Opened) -> None:
 
 
 def test_names_are_compared_by_stem(opened: Opened) -> None:
-    """Where only some entries have one, they stay in order."""
+    """If only some entries have a file_name, they stay in order."""
     given = content()
     given["images"][0]["file_name"] = "JPEGImages/480p/00000.jpg"
     opened(given).match(["00000", "whatever: no name there"], None)
@@ -257,7 +257,7 @@ def test_only_proposals_are_written_and_a_failure_leaves_no_file(tmp_path: Path)
 
 
 def change(*path: Any, to: Any) -> Callable[[], Any]:
-    """The good content with one value changed; a value of ... takes the entry away."""
+    """The valid content with one value changed; ... removes the entry."""
 
     def changed() -> Any:
         given = content()

@@ -1,4 +1,4 @@
-"""The best proposals, against a plain loop, and what is refused as no proposals."""
+"""The best proposals, against a plain loop, and invalid proposals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN as a source, with a stand-in for torchvision, and without it."""
+"""torchvision's Mask R-CNN as a source, with a stub of torchvision, and without it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Predictor(nn.Module):
 
 
 class MaskRCNN(nn.Module):
-    """What TorchvisionSource uses of torchvision's: names, the input, and the answer's form."""
+    """The part of torchvision that TorchvisionSource uses: names, input and output."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()

@@ -67,13 +67,13 @@ def address(server: Running) -> str:
 
 
 def as_sent(frame: np.ndarray) -> np.ndarray:
-    """A frame as the server sees it: through JPEG."""
+    """A frame as the server decodes it, after JPEG."""
     message = protocol.unpack(protocol.frame_message(0, frame, None, "jpeg"), protocol.FRAME)
     return decode_frame(message.first, message.encoding, 1 << 20)
 
 
 def wanted_labels(frames: np.ndarray, mask: np.ndarray, objects: int) -> list[np.ndarray]:
-    """What a Segmenter says of these frames by itself."""
+    """The labels of a separate Segmenter."""
     segmenter = make("stm", max_objects=objects)
     answers = [segmenter.step(as_sent(f), None if i else mask) for i, f in enumerate(frames)]
     return [answer.numpy() for answer in answers if answer is not None]
@@ -83,7 +83,7 @@ def wanted_labels(frames: np.ndarray, mask: np.ndarray, objects: int) -> list[np
 
 
 class Nuclio:
-    """A worker of nuclio that has loaded the function."""
+    """A nuclio worker that has loaded the function."""
 
     def __init__(self, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("VOSENGINE_SERVER", server)
@@ -110,7 +110,7 @@ def polygon(left: int, top: int, right: int, bottom: int) -> dict[str, Any]:
 
 
 def unpacked(points: list[int]) -> np.ndarray:
-    """CVAT's mask as pixels: a witness for the example's own."""
+    """Decode CVAT's mask, independently of the example."""
     region = np.zeros(SIZE, bool)
     *runs, left, top, right, bottom = points
     place = 0
@@ -185,14 +185,14 @@ def test_what_cvat_cannot_have_is_refused(nuclio: Nuclio, clip: Clip) -> None:
     assert "nothing is left of the 1th" in twice["message"]
     damaged: list[Any] = [b"{", {}, {"image": "no base64"}, {"image": "AAAA", "shapes": [box]}]
     for body in [*damaged, {**again, "states": [5]}, {**again, "shapes": [5], "states": []}]:
-        assert "none of CVAT's" in nuclio.ask(body, 400)["message"]
+        assert "not a tracker request of CVAT" in nuclio.ask(body, 400)["message"]
 
 
 # Label Studio.
 
 
 class Files(BaseHTTPRequestHandler):
-    """Label Studio's files, for who has its token."""
+    """Label Studio's file server, which checks the token."""
 
     kept: dict[str, bytes]
 
@@ -221,7 +221,7 @@ def hosting(kept: dict[str, bytes]) -> Iterator[str]:
 
 
 class Backend:
-    """The backend as Label Studio speaks with it, and the video that it is asked about."""
+    """The backend, called like Label Studio does, and the video of its tasks."""
 
     def __init__(self, backend: Any, video: Path) -> None:
         self._app, self.video = studio.make_app(backend), video
@@ -255,7 +255,7 @@ def backend(
 
 
 def unpacked_brush(data: list[int]) -> np.ndarray:
-    """Label Studio's brush as its values: a witness, bit by bit after its decoder."""
+    """Decode Label Studio's brush, following its decoder, independently of the example."""
     bits = "".join(f"{byte:08b}" for byte in data)
     place = 0
 
@@ -353,8 +353,8 @@ def test_what_label_studio_cannot_have_is_refused(backend: Backend) -> None:
     broken = requests.predict("<View>", data, marks)
     for body, why in [
         (other, "BrushLabels"), (gone, "404"), (size, "its regions say"),
-        (broken, "none of Label Studio's"),
-        ({}, "none of Label Studio's"), ([], "none of Label Studio's"),
-        ({**gone, "params": {"context": 5}}, "none of Label Studio's"),
+        (broken, "not a request of Label Studio"),
+        ({}, "not a request of Label Studio"), ([], "not a request of Label Studio"),
+        ({**gone, "params": {"context": 5}}, "not a request of Label Studio"),
     ]:  # fmt: skip
         assert why in backend.predict(body, 400)["error"]

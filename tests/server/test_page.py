@@ -1,4 +1,4 @@
-"""The page of `vosengine serve` in Chromium: scenarios of tests/browser, one a test."""
+"""The page of `vosengine serve` in Chromium: the scenarios of tests/browser, one per test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"without {', '.join(MI
 
 
 def draw_ball(index: int) -> np.ndarray:
-    """A frame of the clip: a yellow ball that goes round on grey, once in ROUND frames."""
+    """A frame of the clip: a yellow ball that circles on grey, once in ROUND frames."""
     coarse = np.random.default_rng(5).integers(0, 24, (30, 40), dtype=np.uint8)
     grey = 84 + cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
     frame = np.repeat(grey[..., None], 3, axis=2)
@@ -45,7 +45,7 @@ def draw_ball(index: int) -> np.ndarray:
 def write_clip(
     path: Path, codec: str, pixels: str, options: dict[str, str], form: str, size: Size = SIZE
 ) -> None:
-    """The ball once round; size: (width, height)."""
+    """One round of the ball; size: (width, height)."""
     with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=24, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
@@ -57,7 +57,7 @@ def write_clip(
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The clip as a file that WebCodecs takes, as one that it does not, and as a camera's."""
+    """The clip as a file that WebCodecs supports, as one that it does not, and as a camera."""
     folder = tmp_path_factory.mktemp("clips")
     mp4, webm, camera = folder / "ball.mp4", folder / "ball.webm", folder / "ball.mjpeg"
     with VideoWriter(mp4, 24.0) as video:

@@ -38,7 +38,7 @@ def clip_of(seed: int, frames: int = FRAMES) -> Any:
 
 
 def alone(clip: Any, model: str = "stm", **options: Any) -> list[np.ndarray]:
-    """The labels of a Segmenter by itself."""
+    """The labels of a separate Segmenter."""
     segmenter = make(model, **options)
     masks = [clip.masks[0], *[None] * len(clip.frames)]
     if not segmenter.method.takes_mask:
@@ -231,7 +231,7 @@ def test_the_client_sends_again_after_a_cut() -> None:
 
 @contextmanager
 def process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Running]]:
-    """`vosengine serve` in a process of its own, with narrow weights, and who speaks with it."""
+    """`vosengine serve` in a separate process with narrow weights, and its clients."""
     weights, states = folder / "narrow.safetensors", folder / "states"
     if not weights.exists():
         config = tiny_config("stm")
@@ -255,7 +255,7 @@ def process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Running]]:
 
 
 def test_a_killed_server_is_gone_on_with_and_one_that_ends_delivers(tmp_path: Path) -> None:
-    """kill -9 under load; the next server goes on with every session; SIGTERM ends that one."""
+    """kill -9 under load; the next server resumes every session; SIGTERM ends that one."""
     clips = [clip_of(seed, frames=12) for seed in range(3)]
     wanted = [alone(clip) for clip in clips]
     with process(tmp_path) as (server, running_server):
@@ -306,7 +306,7 @@ def test_a_killed_server_is_gone_on_with_and_one_that_ends_delivers(tmp_path: Pa
 
 
 def rest_of(line: Line) -> list[dict[str, Any]]:
-    """What a connection says until the server closes it."""
+    """All messages of a connection until the server closes it."""
     heard = []
     with pytest.raises(ConnectionClosed) as closed:
         while True:

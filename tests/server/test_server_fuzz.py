@@ -33,7 +33,7 @@ EXAMPLES = max(4, FUZZ // 50)
 
 
 def message(rng: random.Random, next_frame: int) -> str | bytes:
-    """Wrong in one way or another, or right."""
+    """An invalid message, or a valid one."""
     whole = protocol.pack(
         protocol.FRAME,
         rng.choice([0, 0, 0, 1, 2, 9, 255]),
@@ -62,7 +62,7 @@ MASK = protocol.image_bytes(one_object()[:32, :32].copy(), ".png")
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many messages the server has read."""
+    """Number of messages that the server has read."""
     receive, messages = WebSocket.receive, [0]
 
     async def receive_and_count(self: WebSocket) -> Any:
@@ -103,7 +103,7 @@ def test_wrong_messages_are_refused_one_by_one(
 
 
 def drain(line: Line, number: int) -> int:
-    """Hear what has come, and what the next frame is by that."""
+    """Receive pending messages; returns the next frame number."""
     while True:
         try:
             heard = line.socket.recv(0)

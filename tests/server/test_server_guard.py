@@ -1,4 +1,4 @@
-"""What the server refuses before it does anything: other hosts, other sites, bombs, floods."""
+"""Requests refused before any work: other hosts, other origins, bombs, floods."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def server() -> Iterator[Running]:
 
 
 def closed_with(line: Line) -> int | None:
-    """The code with which the server closes; None where the connection breaks before it is read."""
+    """The server's close code; None if the connection breaks before it is read."""
     with pytest.raises(ConnectionClosed) as closed:
         while True:
             line.hear()
@@ -221,7 +221,7 @@ def test_a_flood_of_sessions_is_refused() -> None:
 def test_a_client_that_does_not_read_is_cut_off(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others are answered, and what is kept for it is bounded; it may come back."""
+    """Other sessions are served, and what is kept for this one is bounded; it may reconnect."""
     monkeypatch.setattr(connection, "MOST_UNSENT", 8)
     session, other = server.open(policy="all", reply="png"), server.open()
     rng = np.random.default_rng(0)
@@ -243,7 +243,7 @@ def test_a_client_that_does_not_read_is_cut_off(
 
 
 def test_a_socket_that_goes_silent_is_no_burden() -> None:
-    """Half open: the client is gone without a word."""
+    """Half-open connection: the client is gone without closing it."""
     with running(StubEngine(), ping_timeout=0.3) as server:
         session = server.open()
         host, port = server.url[7:].split(":")

@@ -1,4 +1,4 @@
-"""The HTTP routes of the server: sessions, prompts, health, and a description that is true."""
+"""The HTTP routes of the server: sessions, prompts, health, and the API description."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_running_session_is_gone_on_with(server: Running) -> None:
 
 
 def test_prompts_become_masks(server: Running) -> None:
-    """Those of `mask_from`, of the picture in its own colours."""
+    """Masks equal those of `mask_from` on the picture in its own colours."""
     frame = np.random.default_rng(0).integers(0, 60, (48, 64, 3), dtype=np.uint8)
     frame[10:30, 20:44] += np.array([180, 20, 0], np.uint8)
     body = protocol.image_bytes(frame[..., ::-1], ".png")

@@ -1,4 +1,4 @@
-"""Sessions that come and go leave nothing behind. `python bench/serve.py` opens a thousand."""
+"""Ended sessions leave nothing in memory. `python bench/serve.py` opens a thousand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Forgetful(StubEngine):
 
 
 def visit(server: Running, number: int) -> None:
-    """A session with two frames; every other one is not ended but left."""
+    """A session with two frames; every other session is abandoned instead of ended."""
     session = server.open(policy="all")
     with server.connect(session) as line:
         for index in range(2):

@@ -1,4 +1,4 @@
-"""The life of a session: idle, parked, back, saved, gone; and an orderly end of the server."""
+"""Life of a session: idle, parked, resumed, saved, ended; and shutdown of the server."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_a_thousand_sessions_leave_nothing() -> None:
 
 
 def test_an_engine_that_dies_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that says something of every step to come is not swallowed."""
+    """An error that affects every later step is reported."""
 
     class Fatal(BaseException):
         pass

@@ -1,4 +1,4 @@
-"""A session's WebSocket: every line of the protocol, over an engine without a network."""
+"""A session's WebSocket: the whole protocol, with a stub engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def server(engine: StubEngine) -> Iterator[Running]:
 
 
 def begun(line: Line, frames: int = 1) -> None:
-    """Frames 0 .. frames - 1, answered."""
+    """Results of frames 0 .. frames - 1."""
     for number in range(frames):
         line.frame(number, number, one_object() if number == 0 else None)
         assert line.hear()["frame"] == number
@@ -188,7 +188,7 @@ def test_latest_never_drops_a_mask(server: Running, engine: StubEngine) -> None:
 def test_latest_exchanges_the_frame_of_a_turn_that_has_not_come(
     server: Running, engine: StubEngine
 ) -> None:
-    """A frame that waits behind another stream's is replaced too."""
+    """A frame that waits for another stream's frame is replaced too."""
     with server.connect(server.open()) as line, server.connect(server.open()) as other:
         begun(line)
         begun(other)

@@ -1,4 +1,4 @@
-"""Requests of CVAT and of Label Studio, as their documentation and their own examples have them.
+"""Requests of CVAT and of Label Studio, after their documentation and examples.
 
 They were written by hand after these, not recorded from running programs:
 - CVAT: the payload that its lambda manager sends to a function of type "tracker" (image, shapes,
@@ -38,7 +38,7 @@ VIDEO_CONFIG = """
 
 
 def cvat(image: np.ndarray, shapes: list[Any], states: list[Any]) -> dict[str, Any]:
-    """What CVAT's server posts to a tracker; image [H, W, 3] uint8 RGB."""
+    """Request of CVAT's server to a tracker; image [H, W, 3] uint8 RGB."""
     _, data = cv2.imencode(".png", image[..., ::-1])
     return {
         "image": base64.b64encode(data.tobytes()).decode(),
@@ -66,7 +66,7 @@ def predict(config: str, data: dict[str, str], context: dict[str, Any] | None) -
 
 
 def marks(width: int, height: int) -> dict[str, Any]:
-    """A rectangle, a point on the object, and one beside it; of an image of that size."""
+    """A rectangle, a point on the object, and one outside it, in an image of that size."""
     common = {"original_width": width, "original_height": height, "image_rotation": 0}
     box = {"x": 25.0, "y": 20.0, "width": 40.0, "height": 50.0, "rotation": 0}
     on = {"x": 45.0, "y": 45.0, "width": 0.6}

@@ -1,4 +1,4 @@
-"""Small clips for tests of batches, and what `run` makes of them."""
+"""Small clips for tests of batches, and the results of `run` on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLIPS = {"a": 3, "b": 6, "c": 4}
 
 
 def make_frames(folder: Path, count: int, seed: int) -> None:
-    """A bright square that moves over noise."""
+    """Write frames of a bright square that moves over noise."""
     folder.mkdir(parents=True)
     noise = np.random.default_rng(seed).integers(0, 90, (*SIZE, 3), np.uint8)
     for index in range(count):
@@ -30,7 +30,7 @@ def make_frames(folder: Path, count: int, seed: int) -> None:
 
 
 def square(left: int, *ids: int) -> np.ndarray:
-    """A mask with an upright block for every id, beside each other."""
+    """A mask with one upright block per id, side by side."""
     labels = np.zeros(SIZE, np.uint8)
     for number, each in enumerate(ids):
         labels[8:22, left + 8 * number : left + 8 * number + 7] = each
@@ -46,14 +46,14 @@ def make_clips(folder: Path) -> Path:
 
 
 def run_alone(data: Path, out: Path) -> dict[str, dict[str, bytes]]:
-    """What `run` writes of each clip."""
+    """Results of `run` for each clip."""
     for name in CLIPS:
         run(RunOptions(str(data / name), out=out / name, mask=data / f"{name}.png", **RUN))
     return {name: results(out / name) for name in CLIPS}
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """Masks and overlay by name: what hangs on no clock."""
+    """Contents of masks and overlay by name, without the files that contain times."""
     files = (path for path in folder.iterdir() if path.suffix in (".png", ".mp4"))
     return {path.name: path.read_bytes() for path in files}
 
@@ -64,12 +64,12 @@ def options(data: object, out: Path | str, **changes: Any) -> BatchOptions:
 
 
 def words(data: object, out: object) -> list[str]:
-    """The arguments of `vosengine` for `options`."""
+    """Command-line arguments for `options`."""
     found = ["batch", str(data), "--out", str(out), "--model", "stm", "--device", "cpu"]
     return [*found, "--size", "32", "--checkpoint", "2", "--retries", "1"]
 
 
 def in_another_process(victim: str, notes: Path, arguments: list[str]) -> int:
-    """The exit code of `vosengine` with Deadly as its worker."""
+    """Run `vosengine` with Deadly as its worker; returns the exit code."""
     program = [sys.executable, str(Path(__file__).with_name("batch_units.py")), victim, str(notes)]
     return subprocess.run([*program, *arguments], check=False, timeout=300).returncode

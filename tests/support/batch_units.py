@@ -30,7 +30,7 @@ class Scripted:
     def __call__(
         self, job: tuple[str, str, Path], report: Report, should_stop: Asked
     ) -> dict[str, Any] | None:
-        from vosengine.batch.worker import CannotGoOnError
+        from vosengine.batch.worker import FatalWorkError
         from vosengine.errors import InputError, OutputError
 
         name, what, notes = job
@@ -49,7 +49,7 @@ class Scripted:
         if what == "bad":
             raise InputError("mask: bad")
         if what == "full":
-            raise CannotGoOnError(OutputError("disk: full"))
+            raise FatalWorkError(OutputError("disk: full"))
         if what == "long" or (what == "ended once" and first):
             while not should_stop():
                 time.sleep(0.01)
@@ -82,7 +82,7 @@ class Deadly:
             "stop", the driver being asked to by SIGTERM; "nobody"
     at      the frame, counted in this process
     notes   a folder for notes
-    driver  the process that deals out the jobs
+    driver  the process that assigns the jobs
     """
 
     def __init__(self, threads: int, *, victim: str, at: int, notes: Path, driver: int) -> None:
@@ -124,7 +124,7 @@ class Deadly:
 
 
 def deadly(victim: str, notes: Path) -> Callable[[int], Deadly]:
-    """What makes Deadly in the processes of this one, which is the driver."""
+    """A factory of Deadly for the worker processes of this process, the driver."""
     at = 3 if victim == "raylet" else 4  # between two checkpoints
     return partial(Deadly, victim=victim, at=at, notes=notes, driver=os.getpid())
 

@@ -1,4 +1,4 @@
-"""An installed wheel at work, without a checkout and without a compiler: `make wheel` runs this.
+"""Check an installed wheel without a checkout or a compiler; run by `make wheel`.
 
 env -i PATH=ENVIRONMENT/bin python check_wheel.py
 """

@@ -59,7 +59,7 @@ def small_demo(folder: Path, model: str) -> Path:
 
 
 def ship_small(monkeypatch: pytest.MonkeyPatch, folder: Path, *models: str) -> None:
-    """Let the weights that ship be those of `small_demo`, for commands that take them by name."""
+    """Replace the shipped weights by those of `small_demo`, for commands that take names."""
     small = {model: small_demo(folder, model) for model in models}
     monkeypatch.setattr(weights, "_shipped_file", lambda card: small[card.model])
 
@@ -107,7 +107,7 @@ def _hash(files: Iterable[Path], *more: str) -> str:
 
 @cache
 def fingerprint() -> str:
-    """Of everything that an export hangs on: these sources, the weights, and the libraries."""
+    """Hash of everything that an export depends on: sources, weights, and libraries."""
     sources = [path for name in ("vosengine", "kernels") for path in (ROOT / name).rglob("*.py")]
     sources += [*(ROOT / "weights").rglob("*.safetensors"), Path(__file__)]
     libraries = ("torch", "onnx", "onnxscript", "numpy")

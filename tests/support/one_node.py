@@ -1,4 +1,4 @@
-"""A call of an op as one node of the domain "vosengine" in onnxruntime."""
+"""Run an op as one node of the domain "vosengine" in onnxruntime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Inputs = Mapping[str, np.ndarray | None]
 def run_node(
     name: str, inputs: Inputs, outputs: int = 1, threads: int = 1, **attributes: Any
 ) -> list[np.ndarray]:
-    """The outputs of one node; an input that is None is left out."""
+    """The outputs of one node; inputs that are None are omitted."""
     given = {key: value for key, value in inputs.items() if value is not None}
     names = [key if key in given else "" for key in inputs]
     results = [f"out{i}" for i in range(outputs)]
@@ -49,7 +49,7 @@ def run_node(
 
 
 def array(x: torch.Tensor | None, dtype: torch.dtype = torch.float32) -> np.ndarray | None:
-    """Contiguous, as every tensor of onnxruntime is."""
+    """A contiguous array, as onnxruntime requires."""
     return None if x is None else x.to(dtype).contiguous().numpy()
 
 

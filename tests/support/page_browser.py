@@ -1,4 +1,4 @@
-"""`vosengine serve` and a Chromium on its page, for the page's tests and pictures."""
+"""`vosengine serve` and Chromium on its page, for tests and pictures of the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of the documentation, as the tests of them read them."""
+"""The pages of the documentation, for tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Page:
 
     @cached_property
     def anchors(self) -> set[str]:
-        """What links to its headings end in."""
+        """Anchors of its headings."""
         plain = re.sub(r"```.*?```", "", self.text, flags=re.DOTALL)
         found = re.findall(r"^#+ (.*)$", plain, re.MULTILINE)
         cleaned = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in found)

@@ -69,13 +69,13 @@ def stream_state(stream: Any) -> Any:
 
 
 def graphs_of(segmenter: Segmenter) -> list[Any]:
-    """The caches of captured graphs that it has, that of its engine first."""
+    """Caches of captured graphs, the engine's first."""
     caches = segmenter.runs_on._encoding, segmenter._graphs
     return [each for each in caches if each is not None]
 
 
 def captured_by(segmenter: Segmenter) -> int:
-    """How many graphs the stream and its engine have captured."""
+    """Number of graphs captured by the stream and its engine."""
     return sum(each.captured for each in graphs_of(segmenter))
 
 

@@ -1,4 +1,4 @@
-"""Folders of frames for tests of `run`, and what is in a folder."""
+"""Folders of frames for tests of `run`, and comparison of folders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def options(source: object, out: Path, **changes: object) -> RunOptions:
 
 
 def everything(folder: Path) -> dict[str, str]:
-    """Every file below, links followed or not, with its hash: nothing else has to be compared."""
+    """Hash of every file below the folder."""
     found = {}
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -52,7 +52,7 @@ def everything(folder: Path) -> dict[str, str]:
 
 
 def refused(wanted: RunOptions, *paths: Path, below: Path) -> None:
-    """The run is refused with a message that names these paths, and nothing has changed."""
+    """Assert that the run raises an error with these paths and changes nothing."""
     before = everything(below)
     with pytest.raises(OutputError) as caught:
         run(wanted)

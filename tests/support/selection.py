@@ -1,4 +1,4 @@
-"""Which cases are for this machine and this process; those that are not are left out, and counted.
+"""Selection of tests for this machine and process; others are deselected and counted.
 
 gpu          needs an NVIDIA GPU
 interpreter  a kernel in Triton's interpreter: a process with TRITON_INTERPRET=1 runs these alone,
@@ -47,7 +47,7 @@ SENT = "left out"  # by a process of xdist to the one that prints
 
 
 def missing_for(item: pytest.Item) -> str | None:
-    """What the case needs and does not have here, or None."""
+    """What the test needs and is missing here, or None."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         return GPU
     given: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
@@ -89,7 +89,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Every process of xdist collects the same, so that any of them has the numbers."""
+    """All xdist processes collect the same tests, so each of them has the counts."""
     sent = getattr(node, "workeroutput", {}).get(SENT)
     if sent:
         node.config.stash[KEY] = Counter(sent)

@@ -1,4 +1,4 @@
-"""Procedural clips in DAVIS layout: what the generator drew, readable as any data set."""
+"""Procedural clips in DAVIS layout equal those of the generator and can be read back."""
 
 from __future__ import annotations
 

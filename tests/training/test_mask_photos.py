@@ -1,4 +1,4 @@
-"""Masks for photos that have none: the classifier's maps, and which masks are believed."""
+"""Masks for photos without masks: the classifier's maps, and which masks are accepted."""
 
 from __future__ import annotations
 

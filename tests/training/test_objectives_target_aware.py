@@ -1,4 +1,4 @@
-"""What D-Net, ReID and T-Net are trained for, against the formulas and against a stream."""
+"""Training objectives of D-Net, ReID and T-Net, against the formulas and a stream."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_frame_without_objects_has_no_centres(objects: int) -> None:
 
 
 def perfect(masks: torch.Tensor, objects: int) -> DNetMaps:
-    """The maps of a D-Net that knows the targets."""
+    """The maps of a perfect D-Net."""
     wanted = discovery_targets(masks, objects, 8.0)
     logits = 20 * wanted.foreground[:, None] - 10
     planes = (logits, wanted.heatmap[:, None], wanted.offset / 4)
@@ -99,7 +99,7 @@ def test_maps_that_fit_the_targets_give_the_objects() -> None:
 def test_weights_and_sigma_are_those_of_the_papers_size(
     size: tuple[int, int], sigma: float
 ) -> None:
-    """Maps of zeros cost what the formulas say; a miss costs the same at every size."""
+    """The loss of zero maps equals the formulas; a miss costs the same at every size."""
     masks = torch.zeros(1, *size, dtype=torch.uint8)
     third = size[0] // 3
     masks[0, third : 2 * third, third : 2 * third] = 1

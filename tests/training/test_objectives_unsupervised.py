@@ -1,4 +1,4 @@
-"""How IMCNet and target-aware U-VOS are trained: what their losses are, and that they fall."""
+"""Training of IMCNet and target-aware U-VOS: their losses, and that they decrease."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_losses_are_those_of_the_generator(model: str) -> None:
 
 @pytest.mark.parametrize("model", ["imcnet", "target_aware"])
 def test_group_norm_keeps_clips_apart(model: str) -> None:
-    """In training, features of a frame do not depend on the frames beside it."""
+    """In training, features of a frame do not depend on other frames."""
     method = objective_of(model).method
     assert not any(isinstance(m, nn.BatchNorm2d) for m in method.modules())
     frames = normalised(clips().frames[:, 0], method.config)

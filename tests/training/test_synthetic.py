@@ -1,4 +1,4 @@
-"""Synthetic clips: the same bytes for the same seed, exact masks, objects that really move."""
+"""Synthetic clips: reproducible, with exact masks and moving objects."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_ids_stay_within_range() -> None:
 
 
 def test_mask_pixels_carry_their_objects_colour() -> None:
-    """Inside a mask there is one colour, outside it that colour does not appear."""
+    """Inside a mask there is one colour, which does not occur outside."""
     for seed in range(5):
         clip = make_clip(FLAT, seed)
         for frame, mask in zip(clip.frames.astype(int), clip.masks, strict=True):
@@ -146,7 +146,7 @@ def test_mask_pixels_carry_their_objects_colour() -> None:
 
 
 def _shares_colour(clip: Clip, label: int, colour: np.ndarray) -> bool:
-    """Whether the background or another object happens to wear `colour` in frame 0."""
+    """Whether the background or another object has `colour` in frame 0."""
     frame, mask = clip.frames[0].astype(int), clip.masks[0]
     others = [np.median(frame[mask == i], axis=0) for i in np.unique(mask) if i != label]
     return any(np.abs(other - colour).max() <= 4 for other in others)

@@ -1,4 +1,4 @@
-"""Training: that it learns, stops, resumes to the bit, and loses nothing."""
+"""Training: it learns, stops, resumes bit-identically, and loses nothing."""
 
 from __future__ import annotations
 

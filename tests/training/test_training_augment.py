@@ -36,7 +36,7 @@ def coded(frames: int = 4, height: int = 60, width: int = 90) -> Sample:
 
 
 def test_masks_follow_the_frames() -> None:
-    """Away from edges a pixel's colour tells its id, whatever light it was put in."""
+    """Away from edges a pixel's colour gives its id, at any brightness."""
     clip, kept, seen = coded(), 0, 0
     for seed in range(60):
         out = augment(clip, (40, 60), np.random.default_rng(seed))
@@ -134,7 +134,7 @@ def test_augmentation_is_a_function_of_clip_size_and_generator() -> None:
 
 
 def test_clips_are_flipped_reversed_scaled_and_made_grey() -> None:
-    """Told from a box at the left that moves to the right, by where its middle is."""
+    """Determined by the centre of a box that moves from left to right."""
     masks = np.zeros((3, 60, 90), np.uint8)
     for time in range(3):
         masks[time, 25:35, 4 + 3 * time : 16 + 3 * time] = 1

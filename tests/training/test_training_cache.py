@@ -1,4 +1,4 @@
-"""Caches of synthetic clips: whole or not at all, resumed to the same bytes."""
+"""Caches of synthetic clips: written atomically, resumed to the same bytes."""
 
 from __future__ import annotations
 

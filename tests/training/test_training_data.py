@@ -33,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Counting:
-    """A source whose clips tell by which number and progress they were asked for."""
+    """A source whose clips contain the number and progress they were requested with."""
 
     def __init__(self, name: str = "") -> None:
         self.name, self.clip = name, coded(5)

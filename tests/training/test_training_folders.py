@@ -1,4 +1,4 @@
-"""Folders of real video as training data: both layouts, gaps, ids, and every way to be wrong."""
+"""Folders of real video as training data: both layouts, gaps, ids, and errors."""
 
 from __future__ import annotations
 

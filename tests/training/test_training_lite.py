@@ -1,4 +1,4 @@
-"""Training on top of a pretrained backbone: clips side by side, and what is kept of weights."""
+"""Training on a pretrained backbone: clips in a batch, and initial weights."""
 
 from __future__ import annotations
 

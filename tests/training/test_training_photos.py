@@ -1,4 +1,4 @@
-"""Training clips made of photos: purity, masks, motion, and every way a folder can be wrong."""
+"""Training clips made of photos: purity, masks, motion, and errors of a folder."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_folders_without_photos(tmp_path: Path, photos: Path) -> None:
 
 
 def broken(folder: Path, kind: str) -> None:
-    """A good photo with its mask, and something wrong beside it."""
+    """A valid photo with its mask, and an invalid one."""
     write_photo(folder / "images" / "a.jpg", 0)
     write_mask(folder / "masks" / "a.png", disc(40, 30, 18))
     photo, mask = folder / "images" / "b.jpg", folder / "masks" / "b.png"

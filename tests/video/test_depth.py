@@ -1,4 +1,4 @@
-"""Pixels deeper than 8 bits: what they become, and what is said of it."""
+"""Pixels deeper than 8 bits: conversion, facts and errors."""
 
 from __future__ import annotations
 

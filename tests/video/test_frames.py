@@ -1,4 +1,4 @@
-"""Frames and masks on their way in and out: what is refused, and that nothing is lost between."""
+"""Frames and masks: checks, and lossless conversion to and from the network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def image(height: int = SIZE[0], width: int = SIZE[1], seed: int = 0) -> np.ndar
 
 
 def floats(value: float | None = None) -> np.ndarray:
-    """A valid float frame, but for one number if a value is given."""
+    """A valid float frame, except for one number if a value is given."""
     frame = image().astype(np.float32) / 255
     if value is not None:
         frame[3, 4, 1] = value
@@ -39,7 +39,7 @@ def floats(value: float | None = None) -> np.ndarray:
 
 
 def mask(dtype: type = np.uint8, **ids: int) -> np.ndarray:
-    """A mask with id 1 in a corner, and whatever `corner` is given in the opposite one."""
+    """A mask with id 1 in a corner, and the value `corner` in the opposite one."""
     drawn = np.zeros(SIZE, dtype)
     drawn[:9, :9] = 1
     drawn[-9:, -9:] = ids.get("corner", 0)

@@ -1,4 +1,4 @@
-"""Damaged files of every kind, a few of them; `make fuzz` tries ten thousand."""
+"""A few damaged files of every kind; `make fuzz` tries ten thousand."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from vosengine.video import container, open_source
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The address of an HTTP server for tmp_path."""
+    """Serve tmp_path over HTTP; returns the address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
@@ -43,7 +43,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 class FakeCamera:
-    """Three frames, then its cable is pulled."""
+    """A camera that fails after three frames."""
 
     def __init__(self, number: int, backend: int) -> None:
         assert backend != cv2.CAP_FFMPEG
@@ -107,7 +107,7 @@ def test_video_behind_an_address(tmp_path: Path, server: str) -> None:
 
 
 def test_live_stream(tmp_path: Path, server: str) -> None:
-    """A damaged packet ends a file, but not a stream, which goes on at the next whole one."""
+    """A damaged packet ends a file, but a stream continues with the next intact packet."""
     path = make_video(
         tmp_path / "a.mkv",
         noise(40),

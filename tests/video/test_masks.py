@@ -1,4 +1,4 @@
-"""Masks read for what they are: void, soft edges, palettes, one or many to a file."""
+"""Reading of masks: void, soft edges, palettes, several images in a file."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_0_and_255_alone_are_object_1(tmp_path: Path) -> None:
 
 
 def test_the_sequence_decides_and_not_the_frame(tmp_path: Path) -> None:
-    """A frame whose objects are hidden shows void alone: that is no object 1."""
+    """A frame whose objects are hidden has void only, which is not object 1."""
     first = grey(tmp_path / "0.png", rimmed(disc()))
     hidden = grey(tmp_path / "1.png", np.where(disc() > 0, 255, 0).astype(np.uint8))
     masks = MaskSequence([hidden, first])

@@ -1,4 +1,4 @@
-"""Network sources that drop and come back."""
+"""Network sources that are interrupted and reconnected."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_end_without_a_length_is_the_end_where_every_frame_came(
 
 
 def test_it_gives_up(server: list[Flaky], live: bytes) -> None:
-    """A server that drops every time is not tried for ever, nor is one that is gone."""
+    """Tries are limited, for a server that drops every time and for one that is gone."""
     server.append(Flaky(*[live[: len(live) // 2]] * 9))
     frames, gaps, fault = read(server[0].address("live.mkv"), 3)
     assert fault is not None and "reconnected 3 times" in str(fault)

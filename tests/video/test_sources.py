@@ -1,4 +1,4 @@
-"""Files as sources: what they yield, and every way in which they can be given rubbish."""
+"""Files as sources: frames, and errors of invalid and damaged files."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_cut_with_the_index_at_the_front(tmp_path: Path, b_frames: int, share: f
 
 
 def test_cut_between_two_packets(tmp_path: Path) -> None:
-    """Here no packet is damaged: only the count tells."""
+    """No packet is damaged; only the frame count shows the loss."""
     path = make_video(
         tmp_path / "a.mp4",
         noise(30),
@@ -249,7 +249,7 @@ def test_other_containers_cut(tmp_path: Path, name: str, codec: str) -> None:
 
 
 def test_edit_list_is_no_truncation(tmp_path: Path) -> None:
-    """A stream copied from mid-way hides its first frames; they are not missing."""
+    """A stream cut without re-encoding hides its first frames, which are not missing."""
     whole = make_faststart(tmp_path / "a.mp4")
     path = tmp_path / "b.mp4"
     with av.open(str(whole)) as source, av.open(str(path), "w") as target:
@@ -303,7 +303,7 @@ def test_sound_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flags", ["faststart", "empty_moov+frag_keyframe"])
 def test_video_without_frames(tmp_path: Path, flags: str) -> None:
-    """A header with nothing behind it."""
+    """A header without data."""
     path = make_video(tmp_path / "a.mp4", noise(3), container_options={"movflags": flags})
     data = path.read_bytes()
     end = min(data.index(box) for box in (b"mdat", b"moof") if box in data)
@@ -316,7 +316,7 @@ def test_video_without_frames(tmp_path: Path, flags: str) -> None:
     [*((f"a.{kind}", 255) for kind in ("jpg", "png", "tif", "webp")), ("a.png", 65535)],
 )
 def test_exif_orientation(tmp_path: Path, name: str, white: int) -> None:
-    """Orientation 6: what is stored at the left is shown at the top."""
+    """Orientation 6: the stored left side is the top of the picture."""
     stored = np.zeros((HEIGHT, WIDTH), np.uint16 if white > 255 else np.uint8)
     stored[:, :16] = white
     exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""When frames are shown: what sources say of it, and what an overlay keeps."""
+"""Presentation times: of sources, and of overlays."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def make_uneven(
 
 
 def shown(path: Path) -> list[float]:
-    """By FFmpeg alone, in seconds."""
+    """Times in seconds, read with FFmpeg only."""
     with av.open(str(path)) as container:
         return [float(frame.time or 0.0) for frame in container.decode(video=0)]
 
 
 def copy(path: Path, out: Path) -> Path:
-    """What `run` does with frames and their times."""
+    """Write frames with their times, as `run` does."""
     with open_source(path) as source, VideoWriter(out, source.fps, tick=source.tick) as writer:
         for frame in source:
             writer.write(frame.image, frame.time_s, frame.sar)

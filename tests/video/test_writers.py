@@ -1,4 +1,4 @@
-"""Label images, overlays and videos: round trips, and nothing half-written."""
+"""Label images, overlays and videos: round trips, and atomic writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""STM's official weights, converted: the same probabilities as the transcription, or a refusal."""
+"""Conversion of STM's official weights: the transcription's probabilities, or an error."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_prefix_and_batch_counters_make_no_difference(
 
 @pytest.fixture
 def flat() -> State:
-    """Ones under every official name, of the right shapes, in almost no memory."""
+    """Tensors of ones under every official name and shape, in almost no memory."""
     return {name: torch.ones(()).expand(shape) for name, shape in official_shapes().items()}
 
 

@@ -33,7 +33,7 @@ def released() -> Tensors:
 
 @pytest.fixture(scope="module")
 def converted(released: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Through the command line, from a checkpoint that holds more than the weights."""
+    """On the command line, from a checkpoint that contains more than the weights."""
     folder = tmp_path_factory.mktemp("imcnet")
     torch.save({"model": released, "epoch": 3}, folder / "checkpoint.pth")
     command = ["convert.py", "imcnet", folder / "checkpoint.pth", folder / "ours.safetensors"]

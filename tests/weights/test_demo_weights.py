@@ -1,4 +1,4 @@
-"""The trained weights that ship: whole, small, documented, and able to follow an object."""
+"""The shipped trained weights: complete, small, documented, and able to follow an object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights: cards, seeds, files that come back bit for bit, and damage that is found."""
+"""Weights: cards, seeds, bit-identical files, and detection of damage."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_every_card_is_complete() -> None:
 
 
 def ship(monkeypatch: pytest.MonkeyPatch, folder: Path, *cards: dict[str, object]) -> None:
-    """Let `folder`, with a manifest of these cards, be what ships."""
+    """Use `folder`, with a manifest of these cards, as the shipped weights."""
     lines: list[str] = []
     for card in cards:
         lines += ["[[card]]", *(f"{key} = {json.dumps(value)}" for key, value in card.items())]

@@ -22,59 +22,61 @@ VIDEOS = (
 )
 MANIFESTS = (".jsonl", ".csv")
 RESERVED = ("batch.json", "failed.jsonl")
-LONGEST = 200  # bytes of a name: what is made of it has room for more
+LONGEST = 200  # maximum length of a name in bytes, which leaves room for suffixes
 
 
 @dataclass(frozen=True)
 class Clip:
     """A clip with its own mask and options.
 
-    name     of its folder
-    source   a video, a folder of images, or a pattern of images: a path, or an address
-    mask     a PNG or a folder of them; None: there is none
-    given    whether the mask was named explicitly; otherwise it was found beside the clip
-    options  by name, fields of RunOptions that are not as for all others
+    name           name of its results folder
+    source         a video, a folder of images, or a pattern of images: a path or an address
+    mask           a PNG or a folder of PNGs; None: no mask
+    explicit_mask  whether the mask was named in a manifest; otherwise it was found beside the clip
+    options        fields of RunOptions by name that override those of the batch
     """
 
     name: str
     source: str
     mask: AnyPath | None = None
-    given: bool = False
+    explicit_mask: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find_clips(given: Sequence[str], mask_suffix: str = "") -> list[Clip]:
-    """Find the clips, in order; checks that all exist and that names are unique.
+def find_clips(sources: Sequence[str], mask_suffix: str = "") -> list[Clip]:
+    """Find the clips, in order; check that all exist and that names are unique.
 
-    given        videos, folders of frames, folders of such videos and folders, patterns, data sets
+    sources      videos, folders of frames, folders of videos and frame folders, patterns, data sets
                  (JPEGImages and Annotations), or one manifest; paths, or addresses for fsspec
     mask_suffix  the mask of NAME.mp4, and of a folder NAME, is NAME + suffix + .png beside it, or
                  the folder NAME + suffix of masks
 
-    Raises  InputError, naming what is missing or what two clips would share; StorageError for an
-            address that cannot be reached, DependencyError for one whose package is missing.
+    Raises  InputError, naming what is missing or which clips share a name; StorageError for an
+            address that cannot be reached, DependencyError if its package is missing.
     """
-    with reaching(", ".join(given)):
-        return _find(given, mask_suffix)
+    with reaching(", ".join(sources)):
+        return _find(sources, mask_suffix)
 
 
-def _find(given: Sequence[str], mask_suffix: str) -> list[Clip]:
-    from .manifest import read_manifest  # which makes clips
+def _find(sources: Sequence[str], mask_suffix: str) -> list[Clip]:
+    from .manifest import read_manifest  # imports this module
 
-    if any(each.lower().endswith(MANIFESTS) for each in given):
-        if len(given) > 1:
+    if any(source.lower().endswith(MANIFESTS) for source in sources):
+        if len(sources) > 1:
             raise InputError(
-                f"clips: wanted one manifest, or no manifest; given {', '.join(given)}"
+                f"clips: wanted one manifest, or no manifest; given {', '.join(sources)}"
             )
-        clips = read_manifest(open_place(given[0]))
+        clips = read_manifest(open_place(sources[0]))
     else:
-        clips = [clip for each in given for clip in _expand(each, mask_suffix)]
+        clips = [clip for source in sources for clip in _expand(source, mask_suffix)]
     if not clips:
-        raise InputError(f"clips: there are none in {', '.join(given)}")
+        raise InputError(
+            f"clips: there are none in {', '.join(sources)}; wanted videos or folders of frames"
+        )
     clips = [
-        clip if clip.mask else replace(clip, mask=_beside(clip, mask_suffix)) for clip in clips
+        clip if clip.mask else replace(clip, mask=_mask_beside(clip, mask_suffix)) for clip in clips
     ]
-    _check_there(clips)
+    _check_exist(clips)
     _check_names(clips)
     return clips
 
@@ -84,17 +86,20 @@ def name_of(text: str) -> str:
     return re.sub(r"[^\w.-]", "_", text).lstrip(".-")
 
 
-def _expand(given: str, suffix: str) -> Iterator[Clip]:
-    path = open_place(given)
-    pattern = _is_pattern(given)
+def _expand(source: str, suffix: str) -> Iterator[Clip]:
+    path = open_place(source)
+    pattern = _is_pattern(source)
     if not pattern and not exists(path):
-        raise InputError(f"{given}: no such file or folder; wanted videos or folders of frames")
+        raise InputError(f"{source}: no such file or folder; wanted videos or folders of frames")
     if pattern:
-        found = in_order(map(_as_path, find_pattern(given)))
-        clips = [clip for each in _without_masks(found, suffix) for clip in _expand(str(each), "")]
+        matches = in_order(map(_as_path, find_pattern(source)))
+        clips = [
+            clip for match in _without_masks(matches, suffix) for clip in _expand(str(match), "")
+        ]
         if not clips:
             raise InputError(
-                f"{given}: matches no video and no folder of frames; of frames, name their folder"
+                f"{source}: matches no video and no folder of frames; if it matches frames, give "
+                "their folder instead"
             )
         yield from clips
     elif path.is_dir():
@@ -106,12 +111,12 @@ def _expand(given: str, suffix: str) -> Iterator[Clip]:
 
 
 def _in_folder(path: AnyPath, suffix: str) -> Iterator[Clip]:
-    """The clips of a folder: a data set's sequences, itself, or what lies in it."""
+    """The clips of a folder: the sequences of a data set, the folder itself, or its contents."""
     if (path / "JPEGImages").is_dir():
         yield from _sequences(path)
         return
     inner = [p for p in path.iterdir() if _is_video(p) or (p.is_dir() and _holds_images(p))]
-    masks = {f"{_stem(each)}{suffix}.png" for each in inner}
+    masks = {f"{_stem(p)}{suffix}.png" for p in inner}
     frames = any(is_image(_as_path(p)) and str(p) not in masks for p in path.iterdir())
     if frames and not any(map(_is_video, inner)):
         yield _plain(path)
@@ -130,8 +135,8 @@ def _sequences(root: AnyPath) -> Iterator[Clip]:
     for folder in list_folders(images):
         annotated = masks / folder.name
         options = {"first_masks": True}
-        there = annotated if annotated.is_dir() else None
-        yield Clip(name_of(folder.name), str(folder), there, False, options)
+        mask = annotated if annotated.is_dir() else None
+        yield Clip(name_of(folder.name), str(folder), mask, False, options)
 
 
 def _plain(path: AnyPath) -> Clip:
@@ -140,13 +145,13 @@ def _plain(path: AnyPath) -> Clip:
 
 
 def _without_masks(paths: Iterable[AnyPath], suffix: str) -> list[AnyPath]:
-    """Without images, and without folders that are the masks of another one of them."""
+    """The paths without images, and without folders of masks that belong to another path."""
     paths = [path for path in paths if path.is_dir() or _is_video(path)]
     masks = {_stem(path) + suffix for path in paths if suffix or not path.is_dir()}
     return [p for p in paths if not (p.is_dir() and str(p) in masks)]
 
 
-def _beside(clip: Clip, suffix: str) -> AnyPath | None:
+def _mask_beside(clip: Clip, suffix: str) -> AnyPath | None:
     if _is_pattern(clip.source):
         return None
     stem = _stem(open_place(clip.source))
@@ -166,11 +171,11 @@ def _is_video(path: AnyPath) -> bool:
 
 
 def _holds_images(path: AnyPath) -> bool:
-    return any(is_image(_as_path(each)) for each in path.iterdir())
+    return any(is_image(_as_path(file)) for file in path.iterdir())
 
 
 def _as_path(place: AnyPath) -> Path:
-    """For functions that ask of a path what a UPath answers too: its names, and what is there."""
+    """A cast for functions that use of a Path only what a UPath has too."""
     return cast(Path, place)
 
 
@@ -178,7 +183,7 @@ def _is_pattern(source: str) -> bool:
     return is_pattern(source) and (is_address(source) or not os.path.exists(source))
 
 
-def _check_there(clips: Sequence[Clip]) -> None:
+def _check_exist(clips: Sequence[Clip]) -> None:
     missing = []
     for clip in clips:
         place = None if _is_pattern(clip.source) else open_place(clip.source)
@@ -190,8 +195,8 @@ def _check_there(clips: Sequence[Clip]) -> None:
             missing.append(f"{clip.mask} (mask of {clip.name})")
     if missing:
         raise InputError(
-            f"clips: {len(missing)} missing: {listed(missing)}; wanted files and folders that are "
-            "there; nothing was started"
+            f"clips: {len(missing)} missing: {listed(missing)}; wanted files and folders that "
+            "exist; nothing was started"
         )
 
 
@@ -207,7 +212,7 @@ def _check_names(clips: Sequence[Clip]) -> None:
             )
         if low in owners:
             raise InputError(
-                f"{clip.source}: would be named {name!r} as {owners[low].source}; wanted a "
-                "name for each: give them in a manifest, or run two batches"
+                f"{clip.source}: would be named {name!r} as {owners[low].source}; wanted "
+                "different names: give them in a manifest, or run two batches"
             )
         owners[low] = clip

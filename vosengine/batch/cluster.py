@@ -1,8 +1,9 @@
 """Pool of workers in a Ray cluster, scheduled by Ray Data.
 
-Ray Data holds the pool of actors, deals rows (one job each) out to them, replaces actors that died
-and repeats their rows, without end. How often a job was begun, what is known of it, and whether to
-stop, is at the desk: one more actor, on the driver's node, so that it lives as long as the driver.
+Ray Data holds the pool of actors, assigns rows (one job each) to them, replaces actors that died
+and repeats their rows, without a limit. The Coordinator counts the attempts of each job, keeps its
+state and says whether to stop: it is one more actor, on the driver's node, so that it lives as long
+as the driver.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from typing import Any
 
 from .. import __version__
 from ..errors import DependencyError, DeviceError
-from .actor import Actor, Desk
+from .actor import Actor, Coordinator
 from .supervisor import TICK_S, Event
 from .worker import Work
 
-PATIENCE_S = 60.0  # for actors that have been asked to stop, from the last sign of any of them
-ROWS = 10_000  # at most so many tasks of Ray; each has one job where there are not more jobs
+PATIENCE_S = 60.0  # without an event of any actor, after a request to stop
+BLOCKS = 10_000  # maximum number of Ray tasks; with more jobs, several jobs share a task
 
 
 def import_ray() -> Any:
-    """Ray with Ray Data. Raises DependencyError."""
-    # What its native half has to say is in its logs; at the terminal it is in the way.
+    """Import Ray with Ray Data. Raises DependencyError if it cannot be imported."""
+    # Messages of its C++ part stay in its log files, off the terminal.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
@@ -47,14 +48,14 @@ def import_ray() -> Any:
 class RayPool:
     """Processes jobs in actors of a cluster, as Supervisor does in processes.
 
-    start    makes what does jobs in each actor, with its number of threads; pickled
-    address  as `ray.init` takes it: HOST:PORT, "auto" for a cluster that runs here, "local" for one
-             of this machine's cores that ends with the batch
-    workers  how many actors at most; each has an equal share of the cluster's CPUs
-    gpus     whether each has a share of the GPUs, where there are any
-    lock     a file in the folder for the results, which every actor must see
+    start    creates the worker in each actor, given its number of threads; pickled
+    address  as in `ray.init`: HOST:PORT, "auto" for the cluster on this machine, "local" for a new
+             one of this machine's cores that ends with the batch
+    workers  maximum number of actors; each has an equal share of the cluster's CPUs
+    gpus     whether each actor has a share of the GPUs, if there are any
+    lock     a file in the results folder, which every actor must see
 
-    The rest is as in Supervisor. Raises DependencyError where Ray is not installed.
+    Other arguments are those of Supervisor. Raises DependencyError if Ray is not installed.
     """
 
     def __init__(
@@ -76,45 +77,45 @@ class RayPool:
         self._broken: Exception | None = None
 
     def work(self, jobs: Iterable[Any], should_stop: Callable[[], bool] = lambda: False) -> bool:
-        """See Supervisor. Raises DeviceError too, for a cluster that is not there or breaks."""
-        listed = list(jobs)
-        if not listed:
+        """See Supervisor. Also raises DeviceError if the cluster cannot be reached or fails."""
+        all_jobs = list(jobs)
+        if not all_jobs:
             return False
         ray = self._ray
         with _connected(ray, self._address):
             node = ray.get_runtime_context().get_node_id()
             here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-            desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here)
-            desk = desk.remote(self._retries, self._workers)
+            coordinator = ray.remote(Coordinator).options(num_cpus=0, scheduling_strategy=here)
+            coordinator = coordinator.remote(self._retries, self._workers)
             try:
-                return self._follow(listed, desk, should_stop)
+                return self._follow(all_jobs, coordinator, should_stop)
             except ray.exceptions.RayError as error:
-                raise self._broke(error) from error
+                raise self._cluster_error(error) from error
             finally:
                 self._quit = True
-                ray.kill(desk)
+                ray.kill(coordinator)
 
-    def _follow(self, jobs: list[Any], desk: Any, should_stop: Callable[[], bool]) -> bool:
+    def _follow(self, jobs: list[Any], coordinator: Any, should_stop: Callable[[], bool]) -> bool:
         ray = self._ray
         thread = threading.Thread(
-            target=self._consume, args=(self._dataset(jobs, desk),), daemon=True
+            target=self._consume, args=(self._dataset(jobs, coordinator),), daemon=True
         )
         thread.start()
-        stopping, fatal, answered, heard = False, None, 0, time.monotonic()
+        stopping, fatal, answered, last_event_s = False, None, 0, time.monotonic()
         while True:
             alive = thread.is_alive()
             if not stopping and (fatal or should_stop()):
                 stopping = True
-                ray.get(desk.stop.remote())
-            notes, running = ray.get(desk.take.remote())
-            heard = time.monotonic() if notes else heard
-            for note in notes:
-                fatal = fatal or note.error
-                answered += note.kind != "frames"
-                self._listen(Event(note.kind, jobs[note.index], note.value, note.tries))
+                ray.get(coordinator.stop.remote())
+            events, running = ray.get(coordinator.take.remote())
+            last_event_s = time.monotonic() if events else last_event_s
+            for event in events:
+                fatal = fatal or event.error
+                answered += event.kind != "frames"
+                self._listen(Event(event.kind, jobs[event.index], event.value, event.tries))
             if not alive:
                 break
-            if stopping and (not running or time.monotonic() - heard > PATIENCE_S):
+            if stopping and (not running or time.monotonic() - last_event_s > PATIENCE_S):
                 break
             thread.join(TICK_S)
         if fatal is not None:
@@ -122,15 +123,15 @@ class RayPool:
         if stopping:
             return True
         if self._broken is not None:
-            raise self._broke(self._broken) from self._broken
+            raise self._cluster_error(self._broken) from self._broken
         if answered != len(jobs):
             raise DeviceError(
-                f"ray: {len(jobs) - answered} of {len(jobs)} have no answer; the same command does "
-                "them again"
+                f"ray: {len(jobs) - answered} of {len(jobs)} clips have no result; run the same "
+                "command again to process them"
             )
         return False
 
-    def _dataset(self, jobs: list[Any], desk: Any) -> Any:
+    def _dataset(self, jobs: list[Any], coordinator: Any) -> Any:
         data = self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -138,15 +139,15 @@ class RayPool:
         cpus, gpus = self._shares()
         lock = None if self._lock is None else str(self._lock.absolute())
         rows = [{"index": i, "job": pickle.dumps(job)} for i, job in enumerate(jobs)]
-        dataset = data.from_items(rows, override_num_blocks=min(len(rows), ROWS))
+        dataset = data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS))
         return dataset.map(
             Actor,
-            fn_constructor_args=(desk, self._start, cpus, lock, __version__),
+            fn_constructor_args=(coordinator, self._start, cpus, lock, __version__),
             compute=data.ActorPoolStrategy(
                 min_size=1,
                 max_size=self._workers,
                 initial_size=self._workers,
-                max_tasks_in_flight_per_actor=1,  # else a slow clip holds another one up
+                max_tasks_in_flight_per_actor=1,  # otherwise a slow clip delays another one
             ),
             num_cpus=cpus,
             num_gpus=gpus,
@@ -154,12 +155,12 @@ class RayPool:
 
     def _shares(self) -> tuple[int, float]:
         """CPUs and GPUs per actor, so that all of them can run at the same time."""
-        found = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        cores = [int(each.get("CPU", 0)) for each in found]
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        cores = [int(node.get("CPU", 0)) for node in nodes]
         cpus = max(cores, default=1)
-        while cpus > 1 and sum(each // cpus for each in cores) < self._workers:
+        while cpus > 1 and sum(count // cpus for count in cores) < self._workers:
             cpus -= 1
-        total = int(sum(each.get("GPU", 0) for each in found)) if self._gpus else 0
+        total = int(sum(node.get("GPU", 0) for node in nodes)) if self._gpus else 0
         return max(1, cpus), 1 / max(1, -(-self._workers // total)) if total else 0.0
 
     def _consume(self, dataset: Any) -> None:
@@ -170,33 +171,33 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             self._broken = error
 
-    def _broke(self, error: Exception) -> DeviceError:
+    def _cluster_error(self, error: Exception) -> DeviceError:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = " ... ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else "no reason given"
+        reason = " ... ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else "no reason given"
         return DeviceError(
-            f"ray: the cluster broke off ({type(error).__name__}: {said}); what is done is kept, "
-            "the same command goes on from there"
+            f"ray: the cluster failed ({type(error).__name__}: {reason}); finished clips are kept; "
+            "run the same command again to continue"
         )
 
 
 @contextmanager
 def _connected(ray: Any, address: str) -> Iterator[None]:
-    """Within the block Ray is connected; where it was before, it stays so."""
+    """Connect to Ray within the block; an existing connection is used and kept."""
     if ray.is_initialized():
         yield
         return
     main = threading.current_thread() is threading.main_thread()
-    kinds = (signal.SIGINT, signal.SIGTERM) if main else ()
-    handlers = {kind: signal.getsignal(kind) for kind in kinds}
+    signals = (signal.SIGINT, signal.SIGTERM) if main else ()
+    handlers = {number: signal.getsignal(number) for number in signals}
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, namespace="vosengine")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise DeviceError(
             f"ray: no cluster at {address} ({error}); wanted HOST:PORT of its head, auto for one "
-            "that `ray start` began here, or local for this machine's cores"
+            "started here by `ray start`, or local for this machine's cores"
         ) from error
-    for kind, handler in handlers.items():  # Ray has one of its own for SIGTERM
-        signal.signal(kind, handler)
+    for number, handler in handlers.items():  # ray.init replaces the handler of SIGTERM
+        signal.signal(number, handler)
     try:
         yield
     finally:

@@ -114,18 +114,18 @@ def _clip(where: str, folder: AnyPath, row: Row) -> Clip:
     if "clip" not in row:
         raise InputError(f"{where}: has no clip; wanted a video, a folder or a pattern of images")
     options = {}
-    for name in (each for each in OPTIONS if each in row):
+    for name in (option for option in OPTIONS if option in row):
         try:
             options[name] = OPTIONS[name](row[name])
-        except ConfigError as error:  # which names the option and what was given
+        except ConfigError as error:  # its message names the option and its value
             raise InputError(f"{where}: {error}") from error
         except ValueError as error:
             raise InputError(f"{where}: {name}: {error}; given {row[name]!r}") from error
-    source = _beneath(folder, row["clip"])
+    source = _resolve(folder, row["clip"])
     stem = source.name if "name" not in row and source.is_dir() else source.stem
-    mask = _beneath(folder, row["mask"]) if "mask" in row else None
+    mask = _resolve(folder, row["mask"]) if "mask" in row else None
     return Clip(name_of(row.get("name", stem)), str(source), mask, mask is not None, options)
 
 
-def _beneath(folder: AnyPath, name: str) -> AnyPath:
+def _resolve(folder: AnyPath, name: str) -> AnyPath:
     return open_place(name) if is_address(name) else folder / name

@@ -21,23 +21,24 @@ from .results import Results
 from .stores import AnyPath, is_address, list_files, reaching
 from .unit import Job, Remote, part_of
 
-NOT_OF_THE_RESULT = ("out", "device", "checkpoint", "resume")  # fields of RunOptions
+# Fields of RunOptions that do not change results.
+NOT_IN_STAMP = ("out", "device", "checkpoint", "resume")
 
 
 @dataclass(frozen=True)
 class BatchOptions:
     """Options of `batch`.
 
-    clips        as `find_clips` takes them, with mask_suffix
-    out          the folder for a folder of every clip; a path, or an address for fsspec
-    run          for every clip, fields of RunOptions by name: model at least
-    workers      how many processes, or actors of a cluster
-    ray          the cluster: an address of Ray, "auto" or "local"; None: processes of this machine
-    scratch      where clips at addresses are while they are worked on; None: where temporary files
-                 are
-    retries      how often a clip is begun again after its process died
-    rle          write each clip's masks as COCO RLE too
-    redo         clips that were finished of other inputs or with other options are done again
+    clips        sources of clips, see `find_clips`
+    out          results folder, with one folder per clip; a path, or an address for fsspec
+    run          options of every clip, fields of RunOptions by name; at least "model"
+    mask_suffix  see `find_clips`
+    workers      number of processes, or of actors in a cluster
+    retries      how often a clip is retried after its process died
+    rle          also write masks as COCO RLE
+    redo         process clips again that were finished with other inputs or options
+    ray          Ray cluster: an address, "auto" or "local"; None: processes on this machine
+    scratch      local folder for clips that lie at addresses; None: the temporary folder
     """
 
     clips: tuple[str, ...]
@@ -53,10 +54,14 @@ class BatchOptions:
 
 
 def plan(options: BatchOptions) -> list[Job]:
-    """Make a job of every clip. Writes nothing. Raises InputError, ConfigError, WeightsError or
-    StorageError."""
+    """Make a job of every clip; write nothing.
+
+    Raises  InputError, ConfigError, WeightsError or StorageError.
+    """
     if options.scratch is not None and not options.scratch.is_dir():
-        raise InputError(f"scratch: {options.scratch}: no such folder; make it, or leave it out")
+        raise InputError(
+            f"scratch: {options.scratch}: no such folder; create it, or omit --scratch"
+        )
     jobs = [_job(options, clip) for clip in find_clips(options.clips, options.mask_suffix)]
     for model, weights in dict.fromkeys((j.options.model, j.options.weights) for j in jobs):
         _check_weights(model, weights)
@@ -74,37 +79,37 @@ def _kind(job: Job) -> Any:
 
 
 def _job(options: BatchOptions, clip: Clip) -> Job:
-    given = {**options.run, **clip.options}
+    run_options = {**options.run, **clip.options}
     mask = clip.mask
-    if not entry(given["model"]).build.takes_mask:
-        if clip.given:
+    if not entry(run_options["model"]).build.takes_mask:
+        if clip.explicit_mask:
             raise InputError(
-                f"{clip.name}: {given['model']} finds the foreground by itself and takes no mask; "
-                "leave it out"
+                f"{clip.name}: {run_options['model']} finds the foreground by itself and takes no "
+                "mask; omit it"
             )
         mask = None
-    there = is_address(options.out)
-    folder = Path(clip.name) if there else Path(options.out) / clip.name
+    remote_out = is_address(options.out)
+    folder = Path(clip.name) if remote_out else Path(options.out) / clip.name
     remote = Remote(
         source=clip.source if is_address(clip.source) else None,
         mask=None if mask is None or isinstance(mask, Path) else str(mask),
-        folder=f"{str(options.out).rstrip('/')}/{clip.name}" if there else None,
+        folder=f"{str(options.out).rstrip('/')}/{clip.name}" if remote_out else None,
         scratch=options.scratch,
     )
     run = RunOptions(
         source=remote.source or os.path.abspath(clip.source),
         mask=Path(os.path.abspath(mask)) if isinstance(mask, Path) else None,
         out=part_of(folder),
-        **given,
+        **run_options,
     )
     stamp = _stamp(run, mask, options.rle)
     run = replace(run, weights=_absolute(run.weights), proposals=_absolute(run.proposals))
-    elsewhere = any((remote.source, remote.mask, remote.folder))
-    return Job(folder, run, stamp, options.rle, remote if elsewhere else None)
+    is_remote = any((remote.source, remote.mask, remote.folder))
+    return Job(folder, run, stamp, options.rle, remote if is_remote else None)
 
 
 def _absolute(name: str | None) -> str | None:
-    """The name of a set or source as it is, a file's as other machines and folders know it."""
+    """Make a file name absolute; names of weight sets and proposal sources are kept."""
     if name is None:
         return None
     kind, colon, path = name.rpartition(":")
@@ -117,12 +122,14 @@ def _is_file_of_weights(name: str) -> bool:
 
 
 def _stamp(run: RunOptions, mask: AnyPath | None, rle: bool) -> dict[str, Any]:
-    """What decides about a clip's files, in JSON's types: its inputs' places, the masks' contents
-    (at an address, what its file system knows them by), and the options that are not the
-    defaults."""
-    defaults = {each.name: each.default for each in fields(RunOptions)}
+    """Everything that a clip's results depend on, as JSON types.
+
+    That is the paths of its inputs, a hash of the masks' contents (at an address: of their entity
+    tags or times), and options that differ from the defaults.
+    """
+    defaults = {option.name: option.default for option in fields(RunOptions)}
     stamp = {name: value for name, value in asdict(run).items() if value != defaults[name]}
-    for name in NOT_OF_THE_RESULT:
+    for name in NOT_IN_STAMP:
         stamp.pop(name, None)
     if run.mask is not None:
         files = mask_files(run.mask) if run.mask.is_dir() else [run.mask]
@@ -133,13 +140,15 @@ def _stamp(run: RunOptions, mask: AnyPath | None, rle: bool) -> dict[str, Any]:
     elif mask is not None:
         stamp |= {"mask": str(mask), "mask_version": _version(mask)}
     stamp |= {"rle": rle}
-    found: dict[str, Any] = json.loads(json.dumps(stamp))
-    return found
+    as_json: dict[str, Any] = json.loads(json.dumps(stamp))
+    return as_json
 
 
 def _version(mask: Any) -> str:
-    """Of a mask, or a folder of them, at an address: the hash of entity tags, or of times and
-    sizes. Raises StorageError."""
+    """Hash the entity tags (or times and sizes) of a mask, or a folder of masks, at an address.
+
+    Raises  StorageError.
+    """
     with reaching(mask):
         paths = [mask / name for name in sorted(list_files(mask))] if mask.is_dir() else [mask]
         digest = hashlib.sha256()
@@ -161,27 +170,27 @@ def _check_weights(model: str, weights: str | None) -> None:
 def unfinished(options: BatchOptions, jobs: Sequence[Job], results: Results) -> list[Job]:
     """Select the unfinished jobs. Raises OutputError for results of other inputs or options."""
     todo, changed = [], []
-    for job, found in zip(jobs, results.find(jobs), strict=True):
-        if found.in_the_way is not None:
+    for job, existing in zip(jobs, results.find(jobs), strict=True):
+        if existing.foreign is not None:
             raise OutputError(
-                f"{found.in_the_way}: is in the way: no batch wrote it; move it away, or give the "
+                f"{existing.foreign}: is in the way: no batch wrote it; move it away, or give the "
                 "clip another name or the batch another folder"
             )
-        if found.finished == job.stamp:
-            if found.leftover:
+        if existing.finished == job.stamp:
+            if existing.leftover:
                 results.tidy(job)
             continue
         todo.append(job)
-        if found.finished is not None:
-            changed.append((job, found.finished))
+        if existing.finished is not None:
+            changed.append((job, existing.finished))
     if changed and not options.redo:
         raise OutputError(
-            f"{options.out}: {len(changed)} were finished of other inputs or with other options: "
-            f"{listed([job.name for job, _ in changed])}; {_difference(*changed[0])}; --redo does "
-            "them again, or choose another folder"
+            f"{options.out}: {len(changed)} were finished with other inputs or options: "
+            f"{listed([job.name for job, _ in changed])}; {_difference(*changed[0])}; use --redo "
+            "to process them again, or choose another folder"
         )
     for job, _ in changed:
-        results.check_own(job)
+        results.check_replaceable(job)
     return todo
 
 

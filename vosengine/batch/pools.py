@@ -33,9 +33,10 @@ def open_pool(
 
     start   creates the worker, once per process, given its number of threads
     ray     the address of the cluster; None: this machine
-    device  what jobs ask for: "cpu", "cuda", "auto"; of a cluster's GPUs Ray says which
+    device  of the jobs: "cpu", "cuda" or "auto"; in a cluster Ray assigns the GPUs
 
-    For the rest see Supervisor. Raises ConfigError, and DependencyError where Ray is missing.
+    Other arguments are those of Supervisor. Raises ConfigError, and DependencyError if Ray is
+    missing.
     """
     if workers < 1 or retries < 0:
         raise ConfigError(

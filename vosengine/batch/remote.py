@@ -1,8 +1,8 @@
 """Process a clip with remote inputs or results: fetch, process locally, upload.
 
-An object store cannot rename a folder. There a clip is finished when its clip.json is: the file is
-written last, and removed first. Until then what is saved of it lies in NAME.part, so that whoever
-goes on begins at the last checkpoint.
+An object store cannot rename a folder, so a remote clip is finished when its clip.json exists: the
+file is written last and removed first. Until then checkpoints lie in NAME.part, from which the next
+attempt continues.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 
 def remove_results(folder: UPath, names: Iterable[str]) -> None:
-    """Remove those files that a batch writes into a clip's folder, the stamp last: it says that
-    they are its own."""
+    """Remove the files that a batch writes into a clip's folder; the stamp last, because it marks
+    the folder as written by a batch."""
     own = [name for name in names if name in (*FIXED, MASKS, STAMP) or name.endswith(".png")]
     remove(folder, sorted(own, key=lambda name: name == STAMP))
 
@@ -56,26 +56,26 @@ def process_remote(
     with TemporaryDirectory(prefix="vosengine-", dir=remote.scratch) as scratch:
         local = _local(job, remote, Path(scratch))
         origin = job.options.source, remote.mask or str(job.options.mask or "") or None
-        go = partial(process_clip, local, engine, report, should_stop, origin=origin)
+        run_local = partial(process_clip, local, engine, report, should_stop, origin=origin)
         if remote.folder is None:
             _fetch_inputs(remote, Path(scratch))
-            return go()
+            return run_local()
         place: Any = open_place(remote.folder)
         with reaching(place):
-            shelf = _Shelf(place, local)
-            shelf.fetch()
-        if not shelf.finished:
+            folders = _RemoteFolders(place, local)
+            folders.fetch()
+        if not folders.finished:
             _fetch_inputs(remote, Path(scratch))
-        facts = go(saved=shelf.save)
+        facts = run_local(saved=folders.save)
         if facts is None:
-            shelf.save()
-        elif not shelf.finished:
-            shelf.publish()
+            folders.save()
+        elif not folders.finished:
+            folders.publish()
         return facts
 
 
 def _local(job: Job, remote: Remote, scratch: Path) -> Job:
-    """The job with paths of this machine, as if everything had been fetched."""
+    """The job with local paths in place of addresses."""
     folder = job.folder if remote.folder is None else scratch / "out" / job.name
     options = replace(job.options, out=part_of(folder))
     if remote.source is not None:
@@ -95,7 +95,7 @@ def _fetch_inputs(remote: Remote, scratch: Path) -> None:
             fetch(address, scratch / name)
 
 
-class _Shelf:
+class _RemoteFolders:
     """A clip's two remote folders: NAME (finished), and NAME.part (checkpoints)."""
 
     def __init__(self, place: UPath, job: Job) -> None:
@@ -106,30 +106,34 @@ class _Shelf:
 
     def fetch(self) -> None:
         """Fetch saved work of the same clip; remove other contents of NAME.part."""
-        if self._is_there(self._place):
+        if self._has_stamp(self._place):
             self.finished = True
-            self._bring(self._place, [STAMP, SUMMARY], self._job.folder)
+            self._fetch(self._place, [STAMP, SUMMARY], self._job.folder)
             return
-        there, part = list_files(self._part), self._job.part
-        if JOURNAL not in there or not self._is_there(self._part):
-            remove_results(self._part, there)
+        saved, part = list_files(self._part), self._job.part
+        if JOURNAL not in saved or not self._has_stamp(self._part):
+            remove_results(self._part, saved)
             return
-        self._bring(self._part, [STAMP, JOURNAL], part)
+        self._fetch(self._part, [STAMP, JOURNAL], part)
         listed = read_earlier(part)
-        self._bring(self._part, [n for n in (*listed.files, STATE) if n in there], part)
+        self._fetch(self._part, [n for n in (*listed.files, STATE) if n in saved], part)
         for name in (name for name in listed.files if not listed.owns(name)):
-            (part / name).unlink(missing_ok=True)  # newer than the journal: it is written again
+            (part / name).unlink(
+                missing_ok=True
+            )  # newer than the journal; it will be written again
         self._stamped = True
 
     def save(self) -> None:
-        """Send what is new in `part`: masks, then the journal that lists them, then the stream,
-        which is of no use without them. A summary goes as a journal: of one kind only one can be
-        half there."""
+        """Send what is new in `part`: masks, then the journal that lists them, then the stream.
+
+        The stream is useless without the masks. The summary is sent in the form of a journal, so
+        that NAME.part never has both.
+        """
         earlier = read_earlier(self._job.part)
-        if not (earlier.summed_up or earlier.interrupted):
+        if not (earlier.has_summary or earlier.interrupted):
             return
         with reaching(self._part):
-            self._stamp()
+            self._write_stamp()
             masks = {n: self._job.part / n for n in earlier.files if n.endswith(".png")}
             marks = {name: _mark(path) for name, path in masks.items() if path.is_file()}
             new = {masks[n]: n for n, mark in marks.items() if self._sent.get(n) != mark}
@@ -144,7 +148,7 @@ class _Shelf:
         """Send the finished folder to NAME, clip.json last, and drop NAME.part."""
         folder = self._job.folder
         with reaching(self._place):
-            self._stamp()  # so that NAME without its clip.json is known for what it is
+            self._write_stamp()  # marks NAME as a batch's while it has no clip.json
             stale = list_files(self._place)
             remove(self._place, [STAMP] if STAMP in stale else [])
             remove_results(self._place, stale)
@@ -154,20 +158,20 @@ class _Shelf:
             remove_results(self._part, list_files(self._part))
             drop_folder(self._part)
 
-    def _stamp(self) -> None:
+    def _write_stamp(self) -> None:
         if not self._stamped:
             write_whole(self._part / STAMP, json.dumps(self._job.stamp, indent=1) + "\n")
             self._stamped = True
 
-    def _is_there(self, place: UPath) -> bool:
+    def _has_stamp(self, place: UPath) -> bool:
         """Whether the folder has this clip's stamp."""
         stamped = STAMP in list_files(place)
         return stamped and parse_stamp((place / STAMP).read_bytes()) == self._job.stamp
 
-    def _bring(self, place: UPath, names: list[str], folder: Path) -> None:
+    def _fetch(self, place: UPath, names: list[str], folder: Path) -> None:
         fetch_files(place, [(place / name).path for name in names], folder)
 
 
 def _mark(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

@@ -25,43 +25,43 @@ if TYPE_CHECKING:
     from upath import UPath
 
 LOCK = ".batch.lock"
-LOCK_WAIT_S = 60.0  # for the processes of a batch that was killed, which finish a frame
+LOCK_WAIT_S = 60.0  # processes of a batch that was killed first finish their frame
 
 
 @dataclass(frozen=True)
-class Found:
+class ExistingResults:
     """Existing results of a clip.
 
-    finished, part  the stamps of its finished and of its unfinished folder, None without one
-    leftover        whether there is something to tidy once it is finished
-    in_the_way      of the two folders the one that no batch wrote
+    finished, part  stamps of the finished and of the unfinished folder; None: there is none
+    leftover        whether `tidy` has something to remove
+    foreign         the one of the two folders that was not written by a batch, if any
     """
 
     finished: dict[str, Any] | None
     part: dict[str, Any] | None
     leftover: bool
-    in_the_way: str | None = None
+    foreign: str | None = None
 
 
 class Results(Protocol):
-    """The folder for a folder of every clip. `lock` is a file that processes may lock."""
+    """The results folder of a batch. `lock` is a file for locks of processes; None: no locks."""
 
     lock: Path | None
 
     def check(self) -> None:
-        """See that it can be written, without writing. Raises OutputError or StorageError."""
+        """Check without writing that it can be written. Raises OutputError or StorageError."""
 
     def hold(self) -> Any:
-        """A context in which no other batch has the folder, which is made."""
+        """A context that creates the folder and keeps other batches out of it."""
 
-    def find(self, jobs: Sequence[Job]) -> list[Found]:
+    def find(self, jobs: Sequence[Job]) -> list[ExistingResults]:
         """Find the existing results of each clip."""
 
-    def check_own(self, job: Job) -> None:
-        """Raise OutputError where a finished folder holds what would be lost."""
+    def check_replaceable(self, job: Job) -> None:
+        """Raise OutputError if a finished folder has files that no batch wrote."""
 
     def tidy(self, job: Job) -> None:
-        """Remove what is left of a clip that is finished."""
+        """Remove leftovers of a finished clip."""
 
     def frames(self, jobs: Sequence[Job]) -> list[int]:
         """Count the frames of each finished clip."""
@@ -89,8 +89,8 @@ class LocalResults:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Processes of the batch hold on to the lock as well, and so does one that is killed until
-        the last of them has finished its frame."""
+        """Lock the folder. Worker processes share the lock, so after the batch is killed it is held
+        until the last of them has finished its frame."""
         prepare_output_folder(self._root)
         with (self._root / LOCK).open("ab") as file:
             end = time.monotonic() + LOCK_WAIT_S
@@ -108,24 +108,26 @@ class LocalResults:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             yield
 
-    def find(self, jobs: Sequence[Job]) -> list[Found]:
+    def find(self, jobs: Sequence[Job]) -> list[ExistingResults]:
         return [self._find(job) for job in jobs]
 
-    def _find(self, job: Job) -> Found:
+    def _find(self, job: Job) -> ExistingResults:
         finished, part = (read_stamp(folder) for folder in (job.folder, job.part))
         for folder, stamp in ((job.folder, finished), (job.part, part)):
             if stamp is None and os.path.lexists(folder) and not _is_empty_part(folder, job):
-                return Found(finished, part, leftover=False, in_the_way=str(folder))
-        return Found(finished, part, leftover=job.old.exists())
+                return ExistingResults(finished, part, leftover=False, foreign=str(folder))
+        return ExistingResults(finished, part, leftover=job.old.exists())
 
-    def check_own(self, job: Job) -> None:
+    def check_replaceable(self, job: Job) -> None:
         earlier = read_earlier(job.folder)
         for name in sorted({*os.listdir(job.folder)} - {SUMMARY, STAMP, MASKS}):
             if not earlier.owns(name):
-                raise _would_be_lost(job.folder / name)
+                raise _loss_error(job.folder / name)
 
     def tidy(self, job: Job) -> None:
-        shutil.rmtree(job.old, ignore_errors=True)  # if it was killed before it could do that
+        shutil.rmtree(
+            job.old, ignore_errors=True
+        )  # left if the batch was killed before it removed it
 
     def frames(self, jobs: Sequence[Job]) -> list[int]:
         return [frame_count(job.folder) for job in jobs]
@@ -142,13 +144,13 @@ class LocalResults:
 
 
 def _is_empty_part(folder: Path, job: Job) -> bool:
-    """Whether it is what a batch leaves that is killed before it has written a byte there."""
-    names = os.listdir(folder) if folder == job.part and folder.is_dir() else ["another"]
+    """Whether it is what a batch leaves that was killed before it wrote anything there."""
+    names = os.listdir(folder) if folder == job.part and folder.is_dir() else ["not a part"]
     return not {*names} - {f".{STAMP}.part"}
 
 
 class RemoteResults:
-    """See Results. What is asked of many clips is asked at once."""
+    """See Results. Requests for many clips are sent together."""
 
     lock: Path | None = None
 
@@ -162,48 +164,48 @@ class RemoteResults:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Nothing is locked: object stores have no locks."""
+        """Locks nothing: object stores have no locks."""
         yield
 
     def _read(self, files: Sequence[UPath]) -> dict[str, bytes]:
-        """The contents of those that are there, by their paths."""
+        """Contents of the files that exist, by path."""
         if not files:
             return {}
-        found = self._root.fs.cat([file.path for file in files], on_error="return")
-        for data in found.values():
+        answers = self._root.fs.cat([file.path for file in files], on_error="return")
+        for data in answers.values():
             if isinstance(data, BaseException) and not isinstance(data, FileNotFoundError):
                 raise data
-        by_path = {path: data for path, data in found.items() if isinstance(data, bytes)}
+        by_path = {path: data for path, data in answers.items() if isinstance(data, bytes)}
         strip = self._root.fs._strip_protocol
         return {file.path: by_path[s] for file in files if (s := strip(file.path)) in by_path}
 
-    def find(self, jobs: Sequence[Job]) -> list[Found]:
+    def find(self, jobs: Sequence[Job]) -> list[ExistingResults]:
         with reaching(self._root):
             folders = {*list_files(self._root, "directory")}
             names = [n for job in jobs for n in (job.name, job.part.name) if n in folders]
             read = self._read([self._root / name / STAMP for name in names])
             stamps = {n: parse_stamp(read.get((self._root / n / STAMP).path, b"")) for n in names}
-            return [self._found(job, stamps, folders) for job in jobs]
+            return [self._existing(job, stamps, folders) for job in jobs]
 
-    def _found(self, job: Job, stamps: dict[str, Any], folders: set[str]) -> Found:
+    def _existing(self, job: Job, stamps: dict[str, Any], folders: set[str]) -> ExistingResults:
         finished, part = stamps.get(job.name), stamps.get(job.part.name)
-        # Without its own stamp NAME is a batch's if NAME.part is: it was killed when it sent it.
+        # NAME without a stamp was written by a batch if NAME.part was: it was killed while sending.
         for name, known in ((job.part.name, part), (job.name, finished or part)):
             if name in folders and known is None and list_files(self._root / name):
-                return Found(finished, part, False, str(self._root / name))
-        return Found(finished, part, leftover=job.part.name in folders)
+                return ExistingResults(finished, part, False, str(self._root / name))
+        return ExistingResults(finished, part, leftover=job.part.name in folders)
 
-    def check_own(self, job: Job) -> None:
-        """By names and sizes: contents are not fetched for this."""
+    def check_replaceable(self, job: Job) -> None:
+        """Compares names and sizes only; contents are not fetched."""
         folder = self._root / job.name
         with reaching(folder):
             data = self._read([folder / SUMMARY]).get((folder / SUMMARY).path, b"{}")
             listed = (parse_stamp(data) or {}).get("files", {})
-            for name, found in list_files(folder).items():
+            for name, info in list_files(folder).items():
                 if name in (SUMMARY, STAMP, MASKS):
                     continue
-                if name not in listed or found["size"] != listed[name]["bytes"]:
-                    raise _would_be_lost(folder / name)
+                if name not in listed or info["size"] != listed[name]["bytes"]:
+                    raise _loss_error(folder / name)
 
     def tidy(self, job: Job) -> None:
         part = self._root / job.part.name
@@ -222,11 +224,11 @@ class RemoteResults:
             write_whole(self._root / name, text)
 
     def append(self, name: str, text: str) -> None:
-        """Objects cannot grow: it is written anew."""
+        """Rewrites the whole file, because objects cannot grow."""
         self.write(name, self._texts[name] + text)
 
 
-def _would_be_lost(path: object) -> OutputError:
+def _loss_error(path: object) -> OutputError:
     return OutputError(
         f"{path}: would be lost, but no batch wrote it, or it was changed since; move it away"
     )

@@ -1,6 +1,6 @@
-"""Files and folders at addresses (s3://, gs://, http://, memory://): by fsspec, as paths of upath.
+"""Files and folders at addresses (s3://, gs://, http://, memory://), as UPath on fsspec.
 
-What lies on this machine stays a pathlib.Path.
+Local files stay pathlib.Path.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 AnyPath: TypeAlias = "Path | UPath"
 
-# What clients of object stores raise that is no OSError.
-_FOREIGN = (
+# Exceptions of object store clients that are not OSError.
+_CLIENT_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
@@ -30,25 +30,25 @@ _FOREIGN = (
     ("gcsfs.retry", "HttpError"),
     ("azure.core.exceptions", "AzureError"),
 )
-# They have keys and no folders: to make a folder there would be to make a bucket.
+# Object stores have keys and no folders: makedirs would create a bucket.
 _WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss"}
 
 
 def is_address(text: str | Path) -> bool:
-    """Whether it names a file system, as s3://bucket/clips does."""
+    """Whether it is an address such as s3://bucket/clips."""
     return "://" in str(text)
 
 
 def is_pattern(text: str) -> bool:
-    """Whether it has * ? or []; of an http:// address ? is a part."""
+    """Whether it has * ? or []. An http:// address is never a pattern: ? begins its query."""
     return glob.has_magic(text) and not text.startswith(("http://", "https://"))
 
 
 def open_place(text: str | Path) -> AnyPath:
-    """A path of this machine, or of the file system that an address names.
+    """A local path, or a path in the file system of an address.
 
-    Raises  DependencyError where its package is not installed, InputError where nobody knows it,
-            StorageError where it refuses to be opened.
+    Raises  DependencyError if the file system's package is not installed, InputError if fsspec does
+            not know it, StorageError if it cannot be opened.
     """
     if not is_address(text):
         return Path(text)
@@ -61,8 +61,8 @@ def open_place(text: str | Path) -> AnyPath:
             _ = place.fs  # its package is imported here
         except ImportError as error:
             raise DependencyError(
-                f"{text}: {error}; install that package beside vosengine, on every machine that "
-                "works on the batch"
+                f"{text}: {error}; install that package beside vosengine, on every machine of the "
+                "batch"
             ) from error
         except ValueError as error:
             raise InputError(
@@ -74,25 +74,25 @@ def open_place(text: str | Path) -> AnyPath:
 
 @contextmanager
 def reaching(place: object) -> Iterator[None]:
-    """Within the block what a file system raises is a StorageError that names the place."""
+    """Turn errors of a file system within the block into a StorageError that names the place."""
     try:
         yield
-    except _troubles() as error:
+    except _error_types() as error:
         raise StorageError(
             f"{place}: cannot be reached, read or written ({type(error).__name__}: {error}); check "
-            "the address, the network, the credentials and the room there"
+            "the address, the network, the credentials and the free space"
         ) from error
 
 
-def _troubles() -> tuple[type[BaseException], ...]:
-    loaded = ((sys.modules.get(module), name) for module, name in _FOREIGN)
-    foreign = (getattr(module, name) for module, name in loaded if module is not None)
-    return (OSError, asyncio.TimeoutError, *foreign)
+def _error_types() -> tuple[type[BaseException], ...]:
+    loaded = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS)
+    client_errors = (getattr(module, name) for module, name in loaded if module is not None)
+    return (OSError, asyncio.TimeoutError, *client_errors)
 
 
 def exists(place: AnyPath) -> bool:
-    """Whether there is a file or folder. What cannot be reached raises: see `reaching`. (Of http://
-    fsspec says the same of what is missing and of what cannot be reached.)"""
+    """Whether a file or folder exists. Raises if the place cannot be reached, see `reaching`; for
+    http:// fsspec does not distinguish that from a missing file."""
     if isinstance(place, Path):
         return place.exists()
     try:
@@ -103,16 +103,16 @@ def exists(place: AnyPath) -> bool:
 
 
 def find_pattern(pattern: str) -> list[AnyPath]:
-    """What a pattern with * ? [] ** matches, in no order."""
+    """Matches of a pattern with * ? [] **, in no particular order."""
     if not is_address(pattern):
-        return [Path(each) for each in glob.glob(pattern, recursive=True)]
+        return [Path(match) for match in glob.glob(pattern, recursive=True)]
     place: Any = open_place(pattern)
-    return [open_place(place.fs.unstrip_protocol(each)) for each in place.fs.glob(place.path)]
+    return [open_place(place.fs.unstrip_protocol(match)) for match in place.fs.glob(place.path)]
 
 
 def list_files(folder: UPath, kind: str = "file") -> dict[str, dict[str, Any]]:
-    """Files directly in a folder, by name, with what fsspec knows of each; none if there is no such
-    folder. With the kind "directory", folders."""
+    """Files directly in a folder, by name, with fsspec's info of each; empty if there is no such
+    folder. kind "directory" lists folders instead."""
     try:
         entries = folder.fs.ls(folder.path, detail=True, refresh=True)
     except FileNotFoundError:
@@ -122,47 +122,47 @@ def list_files(folder: UPath, kind: str = "file") -> dict[str, dict[str, Any]]:
 
 
 def fetch(source: str, folder: Path) -> Path:
-    """Bring a file, the images and masks of a folder, or what a pattern matches to a folder of this
-    machine, under the same names.
+    """Fetch a file, the files of a folder, or the matches of a pattern to a local folder; names are
+    kept.
 
-    returns  the file, the folder or the pattern there
+    returns  the local file, folder or pattern
 
-    Raises  InputError where there is nothing of that name; StorageError.
+    Raises  InputError if it does not exist; StorageError if it cannot be reached.
     """
     place: Any = open_place(source)
     target: Path
     with reaching(source):
         try:
             if is_pattern(source):
-                found, target = place.fs.glob(place.path), folder / str(place.name)
+                paths, target = place.fs.glob(place.path), folder / str(place.name)
             elif place.is_dir():
-                found = [each["name"] for each in list_files(place).values()]
+                paths = [file["name"] for file in list_files(place).values()]
                 target = folder / str(place.name)
                 folder = target
             else:
-                found, target = [place.path], folder / str(place.name)
-            if not found:
+                paths, target = [place.path], folder / str(place.name)
+            if not paths:
                 raise FileNotFoundError("it is empty")
-            fetch_files(place, found, folder)
+            fetch_files(place, paths, folder)
         except FileNotFoundError as error:
             raise InputError(
                 f"{source}: cannot be fetched ({error or 'not found'}); wanted a file or folder "
-                "that is there"
+                "that exists"
             ) from error
     return target
 
 
 def fetch_files(place: UPath, remote: Sequence[str], folder: Path) -> None:
-    """Files of a file system, by their paths there, into a folder of this machine. Raises OSError
-    and what else that file system raises."""
+    """Fetch remote files, by their paths, into a local folder. Raises OSError and errors of the
+    file system, see `reaching`."""
     folder.mkdir(parents=True, exist_ok=True)
-    local = [str(folder / each.rpartition("/")[2]) for each in remote]
+    local = [str(folder / path.rpartition("/")[2]) for path in remote]
     place.fs.get(list(remote), local)
 
 
 def send(files: Mapping[Path, str], folder: UPath) -> None:
-    """Files of this machine into a folder there, several at a time, under the names given; one that
-    is there is replaced."""
+    """Send local files into a remote folder, several at a time, under the given names; existing
+    files are replaced."""
     make_folder(folder)
     if files:
         targets = [(folder / name).path for name in files.values()]
@@ -170,13 +170,13 @@ def send(files: Mapping[Path, str], folder: UPath) -> None:
 
 
 def send_whole(path: Path, target: UPath) -> None:
-    """A file of this machine to a place there; it appears whole or not at all."""
+    """Send a local file atomically: it appears whole or not at all."""
     with path.open("rb") as file:
         _write(target, iter(lambda: file.read(1 << 20), b""))
 
 
 def write_whole(target: UPath, data: bytes | str) -> None:
-    """A file there, text in UTF-8, which appears whole or not at all."""
+    """Write a remote file atomically; text is encoded as UTF-8."""
     _write(target, iter([data.encode() if isinstance(data, str) else data]))
 
 
@@ -193,7 +193,7 @@ def make_folder(folder: UPath) -> None:
 
 
 def remove(folder: UPath, names: Sequence[str]) -> None:
-    """Files of a folder there; those that are not there are gone already."""
+    """Remove files of a remote folder; missing files are ignored."""
     for name in names:
         try:
             folder.fs.rm_file((folder / name).path)
@@ -202,12 +202,12 @@ def remove(folder: UPath, names: Sequence[str]) -> None:
 
 
 def drop_folder(folder: UPath) -> None:
-    """An empty folder, where the file system has folders."""
+    """Remove an empty remote folder, if the file system has folders."""
     if folder.protocol not in _WITHOUT_FOLDERS:
         try:
             folder.fs.rmdir(folder.path)
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY:  # somebody put something there: it stays
+            if error.errno != errno.ENOTEMPTY:  # not empty: it has files of others
                 raise

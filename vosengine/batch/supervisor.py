@@ -16,7 +16,7 @@ from ..errors import DeviceError, VosError
 from .worker import Work, serve
 
 TICK_S = 0.2  # interval between checks for a stop request
-PATIENCE_S = 10.0  # for a process that has been told to end
+PATIENCE_S = 10.0  # how long a process may take to exit
 
 
 @dataclass
@@ -29,10 +29,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Event:
-    """kind   "frames", "done", "failed" (set aside) or "stopped"
-    job    of which
-    value  the number of frames, the facts, or the error's text
-    tries  how often the job was begun; of those that ended
+    """Progress or result of a job.
+
+    kind   "frames", "done", "failed" (given up) or "stopped"
+    job    the job
+    value  "frames": the number of frames; "done": the worker's facts; "failed": the error text
+    tries  how often the job was started, if it has ended
     """
 
     kind: str
@@ -47,17 +49,17 @@ class _Worker:
     connection: Connection
     task: Task | None = None
     ready: bool = False
-    last_words: str = ""
+    crash_reason: str = ""
 
 
 class Supervisor:
     """Processes jobs in a pool of processes.
 
-    start    makes what does jobs in each process, which is spawned: it must be found by its name
-    workers  how many processes at most
-    retries  how often a job is begun again after its process died
-    listen   is called with every Event
-    lock     a file that every process locks, shared, while it lives
+    start    creates the worker in each process; processes are spawned, so it must be picklable
+    workers  maximum number of processes
+    retries  how often a job is retried after its process died
+    listen   called with every Event
+    lock     a file on which every process holds a shared lock while it lives
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Supervisor:
         lock: Path | None = None,
     ) -> None:
         self._start, self._lock = start, lock
-        self._most, self._retries, self._listen = workers, retries, listen
+        self._max_workers, self._retries, self._listen = workers, retries, listen
         self._context = get_context("spawn")
         self._workers: list[_Worker] = []
         self._waiting: deque[Task] = deque()
@@ -79,62 +81,63 @@ class Supervisor:
         self._fatal: VosError | None = None
 
     def work(self, jobs: Iterable[Any], should_stop: Callable[[], bool] = lambda: False) -> bool:
-        """Do them all; True where it was stopped before that. Jobs that are on their way then save
-        what they have.
+        """Process all jobs; return True if stopped before the end.
 
-        Raises  the VosError for which no job can be done; the others have been stopped.
+        When stopped, jobs in progress save their state first.
+
+        Raises  the VosError that affects every job, after all other jobs were stopped.
         """
         self._waiting.extend(Task(job) for job in jobs)
         try:
             while True:
                 if should_stop():
                     self._stop()
-                self._deal_out()
+                self._assign()
                 if not any(worker.task for worker in self._workers):
                     break
-                self._hear()
+                self._receive()
         finally:
             self._end()
         if self._fatal is not None:
             raise self._fatal
         return self._stopping
 
-    def _deal_out(self) -> None:
+    def _assign(self) -> None:
         if self._stopping:
             return
         for worker in self._workers:
             if worker.task is None and self._waiting:
-                self._give(worker)
-        while self._waiting and len(self._workers) < self._most:
+                self._send_next(worker)
+        while self._waiting and len(self._workers) < self._max_workers:
             ours, theirs = self._context.Pipe()
             arguments = theirs, self._start, self._lock
             process = self._context.Process(target=serve, args=arguments, daemon=True)
             process.start()
-            theirs.close()  # or the end of the process would not be seen
+            theirs.close()  # otherwise the end of the process is not noticed
             worker = _Worker(process, ours)
             self._workers.append(worker)
-            self._give(worker)
+            self._send_next(worker)
 
-    def _give(self, worker: _Worker) -> None:
+    def _send_next(self, worker: _Worker) -> None:
         task = worker.task = self._waiting.popleft()
         _send(worker, task.job)
 
-    def _hear(self) -> None:
-        by_connection: dict[Any, _Worker] = {each.connection: each for each in self._workers}
+    def _receive(self) -> None:
+        by_connection: dict[Any, _Worker] = {w.connection: w for w in self._workers}
         for connection in wait(list(by_connection), TICK_S):
             worker = by_connection[connection]
             try:
                 kind, value = worker.connection.recv()
             except (EOFError, OSError):  # the process is gone
-                self._bury(worker)
+                self._remove_dead(worker)
                 continue
-            self._take(worker, kind, value)
+            self._handle(worker, kind, value)
 
-    def _take(self, worker: _Worker, kind: str, value: Any) -> None:
+    def _handle(self, worker: _Worker, kind: str, value: Any) -> None:
         if kind == "ready":
             worker.ready, self._failed_starts = True, 0
         elif kind == "crashed":
-            worker.last_words = value
+            worker.crash_reason = value
         elif worker.task is not None:
             task = worker.task
             tries = task.deaths + 1
@@ -146,7 +149,7 @@ class Supervisor:
                 self._listen(Event("done", task.job, value, tries))
             elif kind == "failed" and self._fatal is None:
                 self._listen(Event("failed", task.job, describe(value), tries))
-            elif kind == "stopped" and not self._stopping:  # somebody ended that process alone
+            elif kind == "stopped" and not self._stopping:  # this process alone received SIGTERM
                 self._waiting.appendleft(task)
                 self._retire(worker)
             else:
@@ -154,27 +157,29 @@ class Supervisor:
             if kind == "fatal":
                 self._give_up(value)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _remove_dead(self, worker: _Worker) -> None:
         """Remove a dead process; retry its job or mark it failed."""
         self._retire(worker)
         task = worker.task
         if task is None:
             return
-        how = worker.last_words or _how(worker.process.exitcode)
+        reason = worker.crash_reason or _exit_reason(worker.process.exitcode)
         if not worker.ready:
             self._failed_starts += 1
             self._waiting.appendleft(task)
             if self._failed_starts > self._retries:
-                self._give_up(DeviceError(f"workers: {self._failed_starts} did not start: {how}"))
+                self._give_up(
+                    DeviceError(f"workers: {self._failed_starts} did not start: {reason}")
+                )
             return
         task.deaths += 1
         if self._stopping:
             self._listen(Event("stopped", task.job, None, task.deaths))
         elif task.deaths > self._retries:
-            text = f"its process died {task.deaths} times, at last: {how}"
+            text = f"its process died {task.deaths} times, at last: {reason}"
             self._listen(Event("failed", task.job, text, task.deaths))
         else:
-            self._waiting.append(task)  # the others first: this one may be at fault
+            self._waiting.append(task)  # last in the queue: this job may be the cause
 
     def _retire(self, worker: _Worker) -> None:
         worker.process.join()
@@ -192,7 +197,7 @@ class Supervisor:
                 _send(worker, None)
 
     def _end(self) -> None:
-        """Let all processes go; one that still has a job is killed: a second Ctrl-C."""
+        """End all processes; kill those that still have a job (after a second Ctrl-C)."""
         for worker in self._workers:
             if worker.task is not None:
                 worker.process.kill()
@@ -209,7 +214,7 @@ def _send(worker: _Worker, message: Any) -> None:
     try:
         worker.connection.send(message)
     except (BrokenPipeError, ConnectionResetError):
-        return  # it is gone; the loop finds the end of its pipe
+        return  # the process is gone; the loop notices the closed pipe
 
 
 def describe(error: VosError) -> str:
@@ -217,7 +222,7 @@ def describe(error: VosError) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _how(code: int | None) -> str:
+def _exit_reason(code: int | None) -> str:
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}"

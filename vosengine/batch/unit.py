@@ -23,17 +23,20 @@ from ..errors import DeviceError, OutputError, StorageError
 from ..files import cannot_write, write_whole
 from ..rle import encode
 from ..video import read_labels
-from .worker import CannotGoOnError
+from .worker import FatalWorkError
 
 STAMP = "clip.json"
 MASKS = "masks.jsonl"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What of a clip lies at addresses, None for what does not, and where on this machine it is
-    while it is worked on (None: where temporary files are)."""
+    """Addresses of a clip's remote inputs and results.
+
+    source, mask, folder  addresses; None: local, see Job
+    scratch               local folder for temporary copies; None: the temporary folder
+    """
 
     source: str | None = None
     mask: str | None = None
@@ -45,11 +48,11 @@ class Remote:
 class Job:
     """A clip and its result folder.
 
-    folder   where it is when it is finished; until then it is in `part`
-    options  as `run` takes them; their `out` is `part`
-    stamp    what the clip is made of and with, for JSON: the same stamp, the same result
-    rle      write MASKS too
-    remote   what lies elsewhere, in place of folder, and of source and mask of the options
+    folder   results folder; until the clip is finished its results are in `part`
+    options  of `run`; their `out` is `part`
+    stamp    inputs and options that the results depend on: equal stamps, equal results
+    rle      also write MASKS
+    remote   addresses that replace folder, and source and mask of the options; None: all local
     """
 
     folder: Path
@@ -68,7 +71,7 @@ class Job:
 
     @property
     def old(self) -> Path:
-        """Where a finished folder is while another one takes its place."""
+        """Where an old finished folder is moved while the new one replaces it."""
         return self.folder.with_name(f".{self.name}.old")
 
     @property
@@ -98,10 +101,9 @@ def parse_stamp(data: bytes) -> dict[str, Any] | None:
 
 
 class ClipWorker:
-    """Does one clip after another, with one engine for each model. An actor of a cluster may hold
-    one as well as a process.
+    """Processes clips one at a time, with one engine per model; used by processes and by actors.
 
-    threads  of torch at most; None leaves that to torch
+    threads  maximum number of torch threads; None leaves it to torch
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -112,8 +114,8 @@ class ClipWorker:
     def __call__(
         self, job: Job, report: Callable[[int], None], should_stop: Callable[[], bool]
     ) -> dict[str, Any] | None:
-        """See `process_clip`. Raises CannotGoOnError where there is no engine, no room, or a bucket
-        that cannot be reached."""
+        """See `process_clip`. Raises FatalWorkError if the device is missing, the disk is full, or
+        an address cannot be reached."""
         engine = self._engine(job.options)
         try:
             if job.remote is None:
@@ -122,10 +124,10 @@ class ClipWorker:
 
             return process_remote(job, job.remote, engine, report, should_stop)
         except StorageError as error:
-            raise CannotGoOnError(error) from error
+            raise FatalWorkError(error) from error
         except OutputError as error:
-            if getattr(error.__cause__, "errno", None) in NO_ROOM:
-                raise CannotGoOnError(error) from error
+            if getattr(error.__cause__, "errno", None) in DISK_FULL:
+                raise FatalWorkError(error) from error
             raise
 
     def _engine(self, options: RunOptions) -> Engine:
@@ -133,8 +135,8 @@ class ClipWorker:
         if network not in self._engines:
             try:
                 self._engines[network] = make_engine(options)
-            except DeviceError as error:  # of a machine, not of a clip
-                raise CannotGoOnError(error) from error
+            except DeviceError as error:  # concerns the machine, not the clip
+                raise FatalWorkError(error) from error
         return self._engines[network]
 
 
@@ -146,23 +148,24 @@ def process_clip(
     saved: Callable[[], None] = lambda: None,
     origin: tuple[str, str | None] | None = None,
 ) -> dict[str, Any] | None:
-    """Run a clip into its `part`, from where an earlier attempt came to, then give the folder its
-    name by one rename: a folder that has it is complete. One that is there already stays.
+    """Process a clip in `part`, continuing an earlier attempt, then rename `part` to `folder`.
 
-    engine       for streams of the job's options; None: makes one
-    report       is called with 1 after every frame
-    should_stop  is asked before every frame; True ends it, to be gone on with later
-    saved        is called when the stream was saved, `--checkpoint` frames after the last time
-    origin       what the summary calls source and mask; None: as the options do
-    returns      {"frames": how many, "seconds": of this attempt}; None where it was stopped
+    A folder with its final name is always complete. A clip that is finished already is skipped.
+
+    engine       an engine for the job's options; None: creates one
+    report       called with 1 after every frame
+    should_stop  asked before every frame; True stops the clip, to be continued later
+    saved        called after the stream was saved, every `--checkpoint` frames
+    origin       source and mask as the summary shall name them; None: those of the options
+    returns      {"frames": number of frames, "seconds": duration of this attempt}; None if stopped
 
     Raises  a VosError of the clip, or OutputError.
     """
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     if read_stamp(job.folder) != job.stamp:
         earlier = _prepare(job)
         if not earlier.complete:
-            resume = earlier.summed_up or earlier.interrupted
+            resume = earlier.has_summary or earlier.interrupted
             options = replace(job.options, resume=resume)
             summary = run(
                 options,
@@ -178,7 +181,7 @@ def process_clip(
             _name_origin(job.part / SUMMARY, *origin)
         _finish(job, earlier)
     frames = frame_count(job.folder)
-    return {"frames": frames, "seconds": round(time.perf_counter() - began, 3)}
+    return {"frames": frames, "seconds": round(time.perf_counter() - start_s, 3)}
 
 
 def _name_origin(path: Path, source: str, mask: str | None) -> None:
@@ -190,12 +193,12 @@ def _name_origin(path: Path, source: str, mask: str | None) -> None:
 
 
 def frame_count(folder: Path) -> int:
-    """Of a finished folder. Raises OutputError where its summary is not what a run wrote."""
+    """Number of frames of a finished folder. Raises OutputError if its summary is not a run's."""
     return len(read_earlier(folder).frames)
 
 
 def _prepare(job: Job) -> Earlier:
-    """What is in `part` of the same clip; what another one left there is removed."""
+    """Read the earlier attempt in `part`; remove results with another stamp."""
     part = job.part
     try:
         part.mkdir(parents=True, exist_ok=True)
@@ -208,20 +211,20 @@ def _prepare(job: Job) -> Earlier:
 
 
 def _clear(earlier: Earlier) -> None:
-    """Remove what a run left; last what says that the rest is its own. Raises OSError."""
+    """Remove the files of a run; the summary last, because it lists the others. Raises OSError."""
     names = {*earlier.files, *earlier.leftovers(), STATE, OVERLAY}
     for name in (*filter(earlier.owns, names), MASKS, JOURNAL, SUMMARY):
         (earlier.folder / name).unlink(missing_ok=True)
 
 
 def _finish(job: Job, earlier: Earlier) -> None:
-    """The last steps, each of which may be the second time. Raises OutputError."""
+    """Finish the folder; each step may be repeated after a crash. Raises OutputError."""
     try:
         if earlier.interrupted:  # killed right after its summary
             for name in (*earlier.leftovers(), STATE, JOURNAL):
                 (job.part / name).unlink(missing_ok=True)
         if job.rle:
-            write_whole(job.part / MASKS, _runs_of(job.part, list(earlier.frames)))
+            write_whole(job.part / MASKS, _rle_lines(job.part, list(earlier.frames)))
         if job.folder.exists():
             os.rename(job.folder, job.old)
         os.rename(job.part, job.folder)
@@ -231,13 +234,13 @@ def _finish(job: Job, earlier: Earlier) -> None:
         raise cannot_write(job.folder, error) from error
 
 
-def _runs_of(folder: Path, frames: list[str]) -> str:
-    """A line of JSON for every object in every frame, with its mask as COCO has it."""
+def _rle_lines(folder: Path, frames: list[str]) -> str:
+    """One line of JSON for every object in every frame, with its mask as COCO RLE."""
     lines = []
     for name in frames:
         labels = read_labels(folder / f"{name}.png")
-        for each in np.unique(labels[labels > 0]).tolist():
-            mask = labels == each
-            runs = {"size": list(mask.shape), "counts": encode(mask)}
-            lines.append(json.dumps({"frame": name, "id": each, "segmentation": runs}) + "\n")
+        for object_id in np.unique(labels[labels > 0]).tolist():
+            mask = labels == object_id
+            rle = {"size": list(mask.shape), "counts": encode(mask)}
+            lines.append(json.dumps({"frame": name, "id": object_id, "segmentation": rle}) + "\n")
     return "".join(lines)

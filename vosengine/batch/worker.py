@@ -13,14 +13,18 @@ from ..allocation import keep_freed_memory
 from ..errors import VosError
 
 Work = Callable[[Any, Callable[[int], None], Callable[[], bool]], Any]
-"""Does a job, which may be pickled; calls its second argument with the number of frames done since
-the last call; asks its third one before every frame, and ends where that says True. Returns facts
-about the job, which may be pickled, or None where it was ended. It does what is left of a job that
-was ended, or whose process died, when it is called with it again."""
+"""A worker: called as work(job, report, should_stop).
+
+job          picklable
+report       called with the number of frames processed since the last call
+should_stop  stop_requests before every frame; True ends the job
+returns      picklable facts about the job; None if it was stopped
+
+Called again with a job that was stopped, or whose process died, it processes what is left."""
 
 
-class CannotGoOnError(Exception):
-    """Raised by work for an error that affects every job; `error` has the cause."""
+class FatalWorkError(Exception):
+    """Raised by a worker for an error that affects every job; `error` has the cause."""
 
     def __init__(self, error: VosError) -> None:
         super().__init__(str(error))
@@ -28,41 +32,41 @@ class CannotGoOnError(Exception):
 
 
 def serve(connection: Connection, start: Callable[[], Work], lock: Path | None) -> None:
-    """Take jobs from a connection and answer, until there is None or nobody at the other end.
+    """Process jobs from a connection until it sends None or closes.
 
-    start  makes what does them, once
-    lock   a file that is locked, shared, as long as this process lives
+    start  creates the worker, once
+    lock   a file on which this process holds a shared lock while it lives
 
-    Answers are (kind, value): "ready"; "frames", how many; and for each job "done" with its facts,
-    "failed" with a VosError, "stopped", "fatal" with a VosError, or "crashed" with a text, after
-    which the process ends.
+    Messages sent are (kind, value): "ready"; "frames" with a count; and for each job "done" with
+    its facts, "failed" with a VosError, "stopped", "fatal" with a VosError, or "crashed" with a
+    text, after which the process ends.
     """
-    asked: list[int] = []
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all: one decides
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    stop_requests: list[int] = []
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
+    signal.signal(signal.SIGTERM, lambda number, frame: stop_requests.append(number))
     keep_freed_memory()
     file = None if lock is None else lock.open("rb")
     if file is not None:
         fcntl.flock(file, fcntl.LOCK_SH)
 
     def should_stop() -> bool:
-        # While a job is on its way nothing comes but the request to stop, or the end of the pipe.
-        return bool(asked) or connection.poll()
+        # During a job only a request to stop, or the end of the pipe, can arrive.
+        return bool(stop_requests) or connection.poll()
 
     def send(kind: str, value: Any = None) -> None:
         try:
             connection.send((kind, value))
         except (BrokenPipeError, ConnectionResetError):
-            asked.append(0)
+            stop_requests.append(0)
 
     try:
         work = start()
         send("ready")
-        while not asked:
+        while not stop_requests:
             job = connection.recv()
             if job is None:
                 return
-            send(*_answer(work, job, lambda frames: send("frames", frames), should_stop))
+            send(*_process(work, job, lambda frames: send("frames", frames), should_stop))
     except EOFError:
         return
     except BaseException as error:
@@ -70,14 +74,14 @@ def serve(connection: Connection, start: Callable[[], Work], lock: Path | None) 
         raise
 
 
-def _answer(
+def _process(
     work: Work, job: Any, report: Callable[[int], None], should_stop: Callable[[], bool]
 ) -> tuple[str, Any]:
     if should_stop():
         return "stopped", None
     try:
         facts = work(job, report, should_stop)
-    except CannotGoOnError as error:
+    except FatalWorkError as error:
         return "fatal", error.error
     except VosError as error:
         return "failed", error

@@ -235,7 +235,7 @@ def demo(
         _run(own_clip(out, model, clip, mask, [n for n, x in drawn.items() if x is not None]))
         return
     if mask is not None:
-        raise ConfigError("mask: is of a clip of yours; name that with --clip, or leave it out")
+        raise ConfigError("mask: is for a clip of your own; give that with --clip, or omit it")
     height, width = parse_size("240x432" if size is None else size)
     made = Demo(out, model, frames or 24, height, width, 3 if seed is None else seed)
     _run(make_demo_clip(made))

@@ -26,7 +26,7 @@ STATES = ("done", "failed", "skipped", "stopped", "waiting")  # of clips
 
 @dataclass
 class Tally:
-    """Progress of a batch: `frames` answered in it; `rows`, one per clip."""
+    """Progress of a batch: the number of `frames` processed, and one of `rows` per clip."""
 
     rows: dict[str, dict[str, Any]]
     frames: int = 0
@@ -53,17 +53,17 @@ def batch(
 ) -> dict[str, Any]:
     """Segment every clip into OUT/NAME, and write OUT/batch.json and OUT/failed.jsonl.
 
-    All inputs are checked before the first clip is begun. What an earlier batch finished is
-    skipped; what it began goes on from its last saved state.
+    All inputs are checked before the first clip starts. Clips that an earlier batch finished are
+    skipped; clips that it started continue from their last saved state.
 
-    report       is called after every frame and every clip
-    should_stop  is asked all the time; True ends the batch cleanly, to be gone on with later
-    worker       made once in each process, with its number of threads
-    returns      the summary, as written: the clips with their states, counts, times; "complete"
+    report       called after every frame and every clip
+    should_stop  asked several times a second; True ends the batch, which can be continued later
+    worker       creates the worker, once in each process, given a number of threads
+    returns      the summary as written: clips with their states, counts, times, and "complete"
 
-    Raises  InputError, ConfigError, WeightsError, StorageError or OutputError before anything has
-            begun; DependencyError where Ray is asked for and not there; later OutputError for a
-            full disk, StorageError for a bucket, and DeviceError, with what was done intact.
+    Raises  InputError, ConfigError, WeightsError, StorageError or OutputError before the first clip
+            starts, DependencyError if Ray is wanted and missing; later OutputError if the disk is
+            full, StorageError for an address, and DeviceError. Finished clips are kept.
     """
     results = results_at(open_place(options.out))
     results.check()
@@ -72,7 +72,7 @@ def batch(
 
     def listen(event: Event) -> None:
         assert tally is not None
-        _note(tally, results, report, event)
+        _record(tally, results, report, event)
 
     pool = open_pool(
         worker,
@@ -91,10 +91,10 @@ def batch(
         try:
             stopped = pool.work(todo, should_stop)
         except VosError:
-            with suppress(OutputError, StorageError):  # the first error is the one to be told
-                _sum_up(tally, results, True)
+            with suppress(OutputError, StorageError):  # the first error is reported
+                _write_summary(tally, results, True)
             raise
-        return _sum_up(tally, results, stopped)
+        return _write_summary(tally, results, stopped)
 
 
 def _rows(jobs: Sequence[Job], todo: Sequence[Job], results: Results) -> dict[str, dict[str, Any]]:
@@ -105,7 +105,7 @@ def _rows(jobs: Sequence[Job], todo: Sequence[Job], results: Results) -> dict[st
 
 
 def _row(job: Job, frames: int | None) -> dict[str, Any]:
-    """Of a clip that is to be done, or, with a number of frames, was finished before."""
+    """The row of a clip; `frames` if it was finished before, None if it is to be processed."""
     return {
         "name": job.name,
         "source": job.options.source,
@@ -116,7 +116,7 @@ def _row(job: Job, frames: int | None) -> dict[str, Any]:
     }
 
 
-def _note(tally: Tally, results: Results, report: Callable[[Tally], None], event: Event) -> None:
+def _record(tally: Tally, results: Results, report: Callable[[Tally], None], event: Event) -> None:
     row = tally.rows[event.job.name]
     if event.kind == "frames":
         tally.frames += event.value
@@ -132,8 +132,8 @@ def _note(tally: Tally, results: Results, report: Callable[[Tally], None], event
     report(tally)
 
 
-def _sum_up(tally: Tally, results: Results, stopped: bool) -> dict[str, Any]:
-    """The summary, written. Raises OutputError or StorageError."""
+def _write_summary(tally: Tally, results: Results, stopped: bool) -> dict[str, Any]:
+    """Write the summary and return it. Raises OutputError or StorageError."""
     summary = {
         "vosengine": __version__,
         "complete": not stopped and not tally.counts["failed"],

@@ -36,18 +36,19 @@ from ..video import prepare_output_folder
 from ..zoo.registry import entry
 from ..zoo.weights import RANDOM_TAG, load
 
-USUAL = 3  # objects where sizes are compared, and in the long stream
+USUAL = 3  # number of objects when sizes are compared, and in the long stream
 
 
 @dataclass(frozen=True)
 class BenchOptions:
     """Options of `bench`.
 
-    sizes    of the frames; the first with every number of objects, the others with three
-    data     a video or a folder of images whose first frames are resized to that; None: procedural
-    frames   of the long stream; 0: none
-    compiled whether torch.compile takes part, which needs minutes for every model
-    json, markdown, chart  files to write, after every point, so that a run that is cut leaves them
+    sizes     frame sizes; the first is measured with every number of objects, the others with three
+    data      video or image folder whose first frames are resized to `sizes`; None: drawn frames
+    frames    length of the long stream; 0: none
+    compiled  whether torch.compile is measured, which takes minutes per model
+    json, markdown, chart  files to write; rewritten after every point, so an interrupted run leaves
+              what it measured
     """
 
     models: tuple[str, ...]
@@ -64,8 +65,8 @@ class BenchOptions:
     command: str = "vosengine bench"
 
     def quick(self) -> BenchOptions:
-        """The same with one size, three objects and few steps; on a CPU small frames, and nothing
-        compiled."""
+        """The same with one size, three objects and few steps; on a CPU also small frames and no
+        torch.compile."""
         on_gpu = choose_device(self.device).type == "cuda"
         plan = replace(self.plan, warm_up=1, steps=30 if on_gpu else 3)
         size = (480, 854) if on_gpu else (240, 432)
@@ -77,10 +78,10 @@ class BenchOptions:
 def bench(
     options: BenchOptions, report: Callable[[str], None] = lambda where: None
 ) -> dict[str, Any]:
-    """Measure, write what was asked for, and return it.
+    """Measure, write the requested files, and return the result.
 
-    Raises  ConfigError for an unknown model, DeviceError without the device, WeightsError; for
-            files that cannot be written OutputError, before anything is measured.
+    Raises  ConfigError for an unknown model, DeviceError if the device is missing, WeightsError;
+            OutputError before the first measurement if a file cannot be written.
     """
     device = choose_device(options.device)
     names = {model: _weights_of(model, options.plan.weights) for model in options.models}
@@ -101,24 +102,24 @@ def bench(
         "models": [],
     }
     for model in options.models:
-        found: dict[str, Any] = {
+        rows: dict[str, Any] = {
             "model": model,
             "weights": names[model],
             "published": [asdict(row) for row in published_of(model)],
             "points": [],
         }
-        result["models"].append(found)
+        result["models"].append(rows)
         for scene, count in _points(model, scenes, options.objects):
             where = f"{model}, {scene.size[0]}x{scene.size[1]}, {count} objects"
             report(where)
             point = measure_point(model, count, scene, device, options.plan, rates, variants)
-            found["points"].append(point.as_json())
+            rows["points"].append(point.as_json())
             _write(result, options)
             _release(device)
         if options.frames:
             report(f"{model}, {options.frames} frames")
-            count = min(USUAL, _most(model))
-            found["stream"] = measure_stream(
+            count = min(USUAL, _max_objects(model))
+            rows["stream"] = measure_stream(
                 model, count, scenes[0], device, options.plan, options.frames
             )
             _write(result, options)
@@ -132,17 +133,17 @@ def bench_streams(
     max_batch: int | None = None,
     report: Callable[[str], None] = lambda where: None,
 ) -> dict[str, Any]:
-    """Measure many streams on one engine, at the first of the sizes with the first number of
-    objects; write the JSON that was asked for, and return it.
+    """Measure many streams on one engine, with the first size and the first number of objects;
+    write the requested JSON and return the result.
 
-    counts     of streams, one row each
-    max_batch  as in Engine
+    counts     numbers of streams, one row each
+    max_batch  see Engine
 
-    Raises  as `bench`, and ConfigError where a table or a chart was asked for.
+    Raises  the errors of `bench`, and ConfigError if a table or a chart is requested.
     """
     for name in ("markdown", "chart"):
         if getattr(options, name) is not None:
-            raise ConfigError(f"{name}: --streams writes JSON alone; leave it out")
+            raise ConfigError(f"{name}: --streams writes JSON only; omit it")
     device, plan = choose_device(options.device), options.plan
     if options.json is not None:
         _check_files(options, [options.json])
@@ -158,23 +159,23 @@ def bench_streams(
     }
     for model in options.models:
         engine = Engine(model, weights=plan.weights, device=options.device, max_batch=max_batch)
-        found: dict[str, Any] = {"model": model, "weights": engine.card.name, "streams": []}
-        result["models"].append(found)
+        rows: dict[str, Any] = {"model": model, "weights": engine.card.name, "streams": []}
+        result["models"].append(rows)
         for count in counts:
             report(f"{model}, {count} streams")
             row = measure_streams(
                 engine, scene, objects, count, warm_up=plan.warm_up, rounds=plan.steps
             )
-            found["streams"].append(row)
+            rows["streams"].append(row)
             _write(result, options)
     return result
 
 
 def _check_files(options: BenchOptions, files: list[Path]) -> None:
-    """See that no file to write is one that is read. Raises OutputError."""
-    given = [*Given.named("the data", options.data)]
-    given += Given.named("the weights", options.plan.weights)
-    keep_apart(given, files)
+    """Check that no file to write is an input. Raises OutputError."""
+    inputs = [*Given.named("the data", options.data)]
+    inputs += Given.named("the weights", options.plan.weights)
+    keep_apart(inputs, files)
 
 
 def _scene(options: BenchOptions, size: Size) -> Scene:
@@ -182,20 +183,20 @@ def _scene(options: BenchOptions, size: Size) -> Scene:
 
 
 def _weights_of(model: str, weights: str) -> str:
-    """What the weights are called; raises ConfigError or WeightsError where there are none."""
+    """The name of the weights. Raises ConfigError or WeightsError if there are none."""
     entry(model)
     if weights == RANDOM_TAG:
         return "random weights of the paper's configuration"
     return load(model, weights)[1].name
 
 
-def _most(model: str) -> int:
-    """Objects that a model can be given; one that takes no mask has its foreground."""
+def _max_objects(model: str) -> int:
+    """Maximum number of objects: 1 for a model that takes no mask."""
     return 255 if entry(model).build.takes_mask else 1
 
 
 def _points(model: str, scenes: list[Scene], objects: tuple[int, ...]) -> list[tuple[Scene, int]]:
-    counts = sorted({min(count, _most(model)) for count in objects})
+    counts = sorted({min(count, _max_objects(model)) for count in objects})
     usual = min(counts, key=lambda count: abs(count - USUAL))
     return [(scenes[0], count) for count in counts] + [(scene, usual) for scene in scenes[1:]]
 
@@ -210,7 +211,7 @@ def _write(result: dict[str, Any], options: BenchOptions) -> None:
 
 
 def _release(device: torch.device) -> None:
-    """Give back what a point held, before the next one is measured."""
+    """Free the memory of a point before the next one is measured."""
     synchronise(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -27,7 +27,7 @@ FPS = 24.0
 
 @dataclass(frozen=True)
 class Demo:
-    """A clip to be drawn: `seed` says which, the rest how."""
+    """A clip to be drawn: its size, length and random seed; and the model that segments it."""
 
     folder: Path
     model: str
@@ -42,62 +42,61 @@ class Demo:
 
     @property
     def prompted(self) -> bool:
-        """Whether the model is shown the first mask; otherwise it finds the objects itself."""
+        """Whether the model is given the first mask; otherwise it finds the objects itself."""
         return entry(self.model).build.needs_mask
 
 
 def make_demo_clip(demo: Demo) -> RunOptions:
-    """Draw the clip into FOLDER/input and say how to segment it into FOLDER.
+    """Draw the clip into FOLDER/input; return the options that segment it into FOLDER.
 
-    Only the first mask is written: it is the prompt, and the rest is for the model to find. A model
-    that needs none is not shown it.
+    Only the first mask is written, as the prompt; a model that needs no mask is not folder it.
     """
-    given = prepare_output_folder(demo.folder / "input")
-    ledger = Ledger(given / "drawn.json")
+    folder = prepare_output_folder(demo.folder / "input")
+    ledger = Ledger(folder / "drawn.json")
     ledger.check((CLIP, FIRST_MASK))
-    with VideoWriter(given / CLIP, FPS) as video:
+    with VideoWriter(folder / CLIP, FPS) as video:
         for index, (frame, mask) in enumerate(iterate_clip(demo.config, demo.seed)):
             video.write(frame)
             if index == 0:
-                write_labels(given / FIRST_MASK, mask)
+                write_labels(folder / FIRST_MASK, mask)
     ledger.add((CLIP, FIRST_MASK))
-    prompt = given / FIRST_MASK if demo.prompted else None
-    return RunOptions(source=str(given / CLIP), model=demo.model, out=demo.folder, mask=prompt)
+    prompt = folder / FIRST_MASK if demo.prompted else None
+    return RunOptions(source=str(folder / CLIP), model=demo.model, out=demo.folder, mask=prompt)
 
 
 def own_clip(
     out: Path, model: str, clip: str, mask: Path | None, drawn: Sequence[str]
 ) -> RunOptions:
-    """How to segment a clip of the user's into `out`.
+    """The options that segment the user's own clip into `out`.
 
-    drawn  names of options that were given and say how a clip is drawn
+    drawn  names of the given options that apply to drawn clips only
 
-    Raises  ConfigError for any of those, and where the model needs a mask and there is none.
+    Raises  ConfigError if there are such options, or if the model needs a mask and has none.
     """
     if drawn:
-        raise ConfigError(f"{drawn[0]}: is of a drawn clip, and --clip names one; leave it out")
+        raise ConfigError(f"{drawn[0]}: is for drawn clips and cannot be used with --clip; omit it")
     if mask is None and entry(model).build.needs_mask:
-        raise ConfigError(f"mask: {model} follows what a mask shows; name one with --mask")
+        raise ConfigError(f"mask: {model} needs a mask of the first frame; give one with --mask")
     return RunOptions(source=clip, model=model, out=out, mask=mask)
 
 
 def score_demo(demo: Demo) -> float:
-    """Mean J, 0..1, of the masks in FOLDER against those that the clip was drawn with.
+    """Mean J, 0..1, of the masks in FOLDER against the true masks of the clip.
 
-    Over all frames but the first and over the objects; where the model was not told which they are,
-    all of them are one foreground.
+    The mean is over the objects and all frames but the first; without a prompt all objects are
+    scored as one foreground.
     """
     files = sorted(demo.folder.glob("*.png"))
-    found = []
+    scores = []
     for index, (_, truth) in enumerate(iterate_clip(demo.config, demo.seed)):
         if index == 0:
-            ids = [int(each) for each in np.unique(truth) if each]
+            ids = [int(i) for i in np.unique(truth) if i]
             continue
         answer = read_labels(files[index])
         if not demo.prompted:
             answer, truth, ids = (answer > 0).astype(np.uint8), (truth > 0).astype(np.uint8), [1]
-        for each in ids:
-            own, target = answer == each, truth == each
-            joined = np.count_nonzero(own | target)
-            found.append(np.count_nonzero(own & target) / joined if joined else 1.0)
-    return float(np.mean(found))
+        for i in ids:
+            predicted, target = answer == i, truth == i
+            union = np.count_nonzero(predicted | target)
+            scores.append(np.count_nonzero(predicted & target) / union if union else 1.0)
+    return float(np.mean(scores))

@@ -24,7 +24,7 @@ GET_EXTENSION = (
 )
 
 
-# What a self-test runs in: on a GPU the models' own dtypes as well.
+# dtypes of the self-test: on a GPU also those that models run in.
 DTYPES = {
     "cpu": (torch.float32,),
     "cuda": (torch.float32, torch.float16, torch.bfloat16),
@@ -33,11 +33,12 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class BackendReport:
-    """One backend of one op on one device: whether it is the one that runs, and how it did.
+    """One backend of one op on one device: whether it is chosen, and the result of its self-test.
 
-    chosen   it is the first that takes the op's cases, so that it runs where none is asked for
-    reason   why it cannot take the op's cases here (or those of one dtype); None if it can
-    tested   how many cases ran; fault: what the first failing one said, None if all agree
+    chosen  whether it runs by default: it is the first backend that takes the op's cases
+    reason  why it does not take the op's cases here (or those of one dtype); None if it does
+    tested  number of cases that ran
+    fault   message of the first failing case; None if all agree with the reference
     """
 
     op: str
@@ -50,64 +51,64 @@ class BackendReport:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the engine stands on; 'not installed' where it is not."""
-    found = {
+    """Versions of vosengine and its dependencies; 'not installed' for missing ones."""
+    facts = {
         "vosengine": described(),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            facts[package] = "not installed"
+    return facts
 
 
 def machine() -> dict[str, str]:
     """Processor, GPUs, compilers, and how the extension was built."""
-    found = {"cpu": f"{cpu_name()}, torch uses {torch.get_num_threads()} threads"}
+    facts = {"cpu": f"{cpu_name()}, torch uses {torch.get_num_threads()} threads"}
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             capability = f"sm_{properties.major}{properties.minor}"
             memory = f"{properties.total_memory / 2**30:.0f} GiB"
             chip = 10 * properties.major + properties.minor
-            found[f"cuda:{index}"] = f"{properties.name}, {capability}, {memory}{_old(chip)}"
+            facts[f"cuda:{index}"] = f"{properties.name}, {capability}, {memory}{_old(chip)}"
     else:
         built = torch.version.cuda
-        found["cuda"] = (
+        facts["cuda"] = (
             f"torch is built for CUDA {built}, but finds no device or driver"
             if built
             else "this torch is a CPU build; for a GPU install one built for CUDA"
         )
     for command in ("c++", "nvcc"):
-        found[command] = shutil.which(command) or "not found"
+        facts[command] = shutil.which(command) or "not found"
     if missing is None:
-        facts = load().build_info()
-        listed = ", ".join(f"{name} {value}" for name, value in sorted(facts.items()))
-        found["extension"] = f"{listed}; CPU kernels use {load().isa()}"
+        build = load().build_info()
+        listed = ", ".join(f"{name} {value}" for name, value in sorted(build.items()))
+        facts["extension"] = f"{listed}; CPU kernels use {load().isa()}"
     else:
-        found["extension"] = f"{missing}: {GET_EXTENSION}"
+        facts["extension"] = f"{missing}: {GET_EXTENSION}"
     runtimes = openmp_runtimes()
     if runtimes is not None:
         several = "; several runtimes share the cores badly" if len(runtimes) > 1 else ""
-        found["OpenMP"] = ", ".join(runtimes) + several
-    return found
+        facts["OpenMP"] = ", ".join(runtimes) + several
+    return facts
 
 
 def _old(chip: int) -> str:
-    """What a GPU older than the kernels' oldest has to do without."""
+    """A note on the limits of a GPU older than the oldest supported one; else empty."""
     if chip >= OLDEST:
         return ""
     return (
         f"; older than sm_{OLDEST}: use float16 or float32 (bfloat16 is emulated there), "
-        "Triton's kernels do not run, and those of vosengine._C as the table below says"
+        "Triton kernels do not run, those of vosengine._C as listed below"
     )
 
 
 def self_test() -> Iterator[BackendReport]:
-    """Every backend of every op on every kind of device here, against the reference."""
+    """Test every backend of every op on every kind of device here against the reference."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for op in OPS:
         for device in devices:
@@ -141,7 +142,7 @@ def _test_backend(op: Op, backend: str, device: str) -> BackendReport:
 
 
 def _joined(reasons: dict[str, str]) -> str | None:
-    """Reasons by dtype as one sentence; the dtypes are named where they have different ones."""
+    """Join reasons by dtype; dtypes are named only if their reasons differ."""
     if len(set(reasons.values())) <= 1:
         return next(iter(reasons.values()), None)
     return "; ".join(f"{dtype}: {reason}" for dtype, reason in reasons.items())

@@ -1,4 +1,4 @@
-"""Procedural clips as a data set that any tool reads: DAVIS layout, held out from training."""
+"""Write procedural clips as a data set in DAVIS layout, for evaluation."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def write_davis(
     labelled: bool = False,
     on_clip: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Draw clips into JPEGImages/<clip>/<frame>.jpg, with Annotations/<clip>/<frame>.png of
-    object ids beside them.
+    """Draw clips into JPEGImages/<clip>/<frame>.jpg, and their object ids into
+    Annotations/<clip>/<frame>.png.
 
-    clips, frames, size  how many clips, of how many frames, of which (height, width)
-    level  0, the easiest, to 3; None: clip i is of level i modulo the number of levels, and the
-           clips are those of the cache with the same seed
-    labelled  as `make_level_clip` has it
-    on_clip  called after each clip with the number of finished clips and of all
+    clips, frames, size  number of clips, frames per clip, and (height, width) of the frames
+    level     difficulty, 0 (easiest) to 3; None: clip i has level i modulo the number of levels,
+              and the clips equal those of a cache with the same seed
+    labelled  see `make_level_clip`
+    on_clip   called after each clip with the number of finished clips and the total
 
-    Raises  ConfigError: bad numbers; OutputError: the folder is not empty or cannot be written.
+    Raises  ConfigError for a bad number; OutputError if the folder is not empty or cannot be
+            written.
     """
     if clips < 1:
         raise ConfigError(f"clips: wanted at least 1, given {clips}")
@@ -50,9 +51,9 @@ def write_davis(
     if any(folder.iterdir()):
         raise OutputError(f"{folder}: is not empty; name a new folder or empty this one")
     for number in range(clips):
-        chosen = number % len(LEVELS) if level is None else level
-        clip = make_level_clip(chosen, clip_seed(seed, number), frames, size, labelled)
-        _write(folder, f"level{chosen}-{number:04d}", clip)
+        clip_level = number % len(LEVELS) if level is None else level
+        clip = make_level_clip(clip_level, clip_seed(seed, number), frames, size, labelled)
+        _write(folder, f"level{clip_level}-{number:04d}", clip)
         if on_clip is not None:
             on_clip(number + 1, clips)
 
@@ -65,7 +66,7 @@ def _write(folder: Path, name: str, clip: Clip) -> None:
         for index, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
             bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
             done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            assert done  # of uint8 planes it does not fail
+            assert done  # cannot fail for uint8 images
             (images / f"{index:05d}.jpg").write_bytes(np.asarray(data).tobytes())
             write_labels(masks / f"{index:05d}.png", mask)
     except OSError as error:

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from .run import RunOptions
 
 ONNX = "onnx"
-ENGINE_OPTIONS = ("weights", "size", "memory")  # which an export has settled
+FIXED_BY_EXPORT = ("weights", "size", "memory")
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A segmenter of either kind, and what `run` must know of it.
+    """A segmenter of either engine, and what `run` needs to know of it.
 
-    device   to be waited for by the clock
-    facts    for the summary: model, weights, proposals, device, versions, precision
-    note     what every output says where weights are random
+    device   device that timings synchronise with
+    facts    entries of the summary: model, weights, proposals, device, versions, precision
+    note     remark in every output if weights are random; None if they are trained
     """
 
     segmenter: Any
@@ -46,14 +46,14 @@ class Stream:
 
 
 def make_stream(options: RunOptions, shared: Engine | None = None) -> Stream:
-    """The engine that the options describe; or a stream of a shared one, of torch."""
+    """Open a stream of the engine in the options, or of a shared torch engine."""
     if options.engine == ONNX and shared is None:
         return _onnx_stream(options)
     return _torch_stream(options, shared)
 
 
 def make_engine(options: RunOptions) -> Engine:
-    """The network in torch that the options describe, for any number of streams."""
+    """Load the torch network of the options, for any number of streams."""
     return Engine(
         options.model,
         weights=options.weights,
@@ -64,7 +64,7 @@ def make_engine(options: RunOptions) -> Engine:
 
 
 def make_segmenter(options: RunOptions, shared: Engine | None = None) -> Segmenter:
-    """The stream in torch that the options describe; on a shared engine, or one of its own."""
+    """Open the torch stream of the options, on a shared engine or on its own."""
     return (shared or make_engine(options)).open(
         max_objects=options.max_objects,
         size=options.size,
@@ -79,12 +79,12 @@ def _source(options: RunOptions) -> ProposalSource | None:
         device, boxes = options.device, options.boxes_as_masks
         return open_proposals(options.proposals, device, boxes_as_masks=boxes)
     if options.boxes_as_masks:
-        raise ConfigError("boxes_as_masks: is for --proposals file:FILE.json; leave it out")
+        raise ConfigError("boxes_as_masks: is for --proposals file:FILE.json only; omit it")
     return None
 
 
 def _facts_of(source: ProposalSource | None, name: str | None) -> dict[str, Any] | None:
-    """What the summary says of the source of proposals."""
+    """The summary's entry of the proposal source; None if there is none."""
     if source is None:
         return None
     caption = source.card.caption if isinstance(source, DNetSource) else None
@@ -93,7 +93,7 @@ def _facts_of(source: ProposalSource | None, name: str | None) -> dict[str, Any]
 
 
 def note_of(segmenter: Segmenter) -> str | None:
-    """What every output says where weights are random: the model's, or its D-Net's."""
+    """Remark for every output if weights of the model or of its D-Net are random; else None."""
     notes = [] if segmenter.card.trained else [segmenter.card.caption]
     source = segmenter.proposals
     if isinstance(source, DNetSource) and not source.card.trained:
@@ -128,16 +128,16 @@ def _torch_stream(options: RunOptions, shared: Engine | None) -> Stream:
 
 
 def _onnx_stream(options: RunOptions) -> Stream:
-    for name in ENGINE_OPTIONS:
+    for name in FIXED_BY_EXPORT:
         if getattr(options, name) is not None:
-            raise ConfigError(f"{name}: the export has settled it; leave --{name} out")
+            raise ConfigError(f"{name}: is fixed by the export; omit --{name}")
     if options.precision != "auto":
-        raise ConfigError("precision: the export has settled it; leave --precision out")
+        raise ConfigError("precision: is fixed by the export; omit --precision")
     try:
         import onnxruntime
     except ImportError as error:
         raise DependencyError(
-            f'engine: onnx wants onnxruntime ({error}); pip install "vosengine[onnx]"'
+            f'engine: onnx needs onnxruntime ({error}); pip install "vosengine[onnx]"'
         ) from error
     from ..onnx import OnnxSegmenter
 
@@ -148,7 +148,7 @@ def _onnx_stream(options: RunOptions) -> Stream:
         providers=_providers(options.device),
         max_objects=options.max_objects,
         online=options.online,
-        proposals=None if source is None else partial(_asked, source),
+        proposals=None if source is None else partial(_array_proposals, source),
     )
     manifest, on_gpu = segmenter.manifest, segmenter.sessions.device == "cuda"
     weights = manifest.weights
@@ -172,19 +172,20 @@ def _onnx_stream(options: RunOptions) -> Stream:
         manifest.needs_mask,
         manifest.takes_mask,
         False,
-        torch.device("cpu"),  # its answers are arrays: nothing is left to wait for
+        torch.device("cpu"),  # results are arrays: there is nothing to synchronise with
         facts,
         None if weights["trained"] else weights["caption"],
         source,
     )
 
 
-def _asked(source: ProposalSource, frame: np.ndarray, frame_index: int) -> Any:
-    """What a source in torch sees, as arrays."""
+def _array_proposals(source: ProposalSource, frame: np.ndarray, frame_index: int) -> Any:
+    """Proposals of a torch source as numpy arrays."""
     from ..onnx.proposals import FrameProposals
 
-    found = source(torch.from_numpy(frame), frame_index)
-    return FrameProposals(*(x.cpu().numpy() for x in (found.boxes, found.masks, found.scores)))
+    proposals = source(torch.from_numpy(frame), frame_index)
+    tensors = proposals.boxes, proposals.masks, proposals.scores
+    return FrameProposals(*(tensor.cpu().numpy() for tensor in tensors))
 
 
 def _providers(device: str) -> list[str] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..batch.pools import open_pool
 from ..batch.supervisor import Event
-from ..batch.worker import CannotGoOnError
+from ..batch.worker import FatalWorkError
 from ..errors import DeviceError, InputError
 from ..evaluation import (
     FEWEST_FRAMES,
@@ -25,28 +25,28 @@ from ..timing import summarise
 from ..video import AS_FOUND, MaskRule, prepare_output_folder
 from .sequences import MODEL, Scored, SequenceWorker, open_frames
 
-MASKS = "masks.json"  # beside the masks: which they are
+MASKS = "masks.json"  # the list of the masks that were written
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Options of a model's evaluation.
 
-    data       a data set in DAVIS layout
-    sequences  their names; None takes all
-    limit      the first frames of every sequence, at least 3; None takes all
-    binary     all ids above 0 are one object when J and F are taken
-    rule       what 255 is in an annotation, as `measure_folders` has it
-    out        keep the masks there as OUT/<sequence>/<frame>.png, as they were scored: with the
-               annotation's ids, objects that match none left out
-    json       where the caller will put the figures: no file that is read
-    workers    processes, or actors of a cluster, that share the sequences out among themselves
-    retries    how often a sequence is begun again after its process died
-    ray        the cluster, as in BatchOptions; None: this machine
-    propagation  whether a model that needs a mask is also held against PropagatedMask, which takes
-               about as long as a small model
+    data         a data set in DAVIS layout
+    sequences    names of sequences; None: all
+    limit        score only this many first frames of every sequence, at least 3; None: all
+    binary       score all ids above 0 as one object
+    rule         how 255 in annotations is read, see `measure_folders`
+    out          write the masks as they were scored, with the annotation's ids and without
+                 unmatched objects, to OUT/<sequence>/<frame>.png
+    json         file that the caller will write; must not be an input
+    propagation  whether to score PropagatedMask beside a model that needs a mask; it takes about
+                 as long as a small model
+    workers      number of processes, or of actors in a cluster, that share the sequences
+    retries      how often a sequence is retried after its process died
+    ray          the Ray cluster, see BatchOptions; None: this machine
 
-    The rest is as in Segmenter.
+    Other options are those of Segmenter.
     """
 
     model: str
@@ -70,7 +70,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """Frames answered, of how many, and the sequence of the last one."""
+    """Frames processed, their total number, and the sequence of the last one."""
 
     done: int
     total: int
@@ -79,12 +79,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """A model beside baselines on the same frames.
+    """Scores of a model and of baselines on the same frames.
 
-    baselines     by name
-    note          what to say of random weights; None where they are trained
-    settings      what it was run with
-    milliseconds  of every frame but the first of each sequence
+    baselines     scores by name of the baseline
+    note          remark on random weights; None if they are trained
+    settings      options and environment, for the report
+    milliseconds  time of every frame but the first of each sequence
     """
 
     evaluation: Evaluation
@@ -97,7 +97,7 @@ class ModelEvaluation:
         """`report` of the model, with its baselines, settings and times."""
         return {
             **report(self.evaluation),
-            "baselines": {name: report(found) for name, found in self.baselines.items()},
+            "baselines": {name: report(scores) for name, scores in self.baselines.items()},
             **self.settings,
             "timed_frames": len(self.milliseconds),
             **summarise(self.milliseconds),
@@ -107,50 +107,52 @@ class ModelEvaluation:
 def evaluate(
     options: EvaluateOptions, progress: Callable[[Progress], None] = lambda progress: None
 ) -> ModelEvaluation:
-    """Run a model over annotated sequences and take J and F of what it says, and of baselines.
+    """Run a model over annotated sequences; measure J and F of its masks and of baselines.
 
-    A model that needs a mask is given that of the first frame and follows the objects in it; those
-    that only a later annotation shows are left out of it. Its baselines are that mask copied to
-    every frame, carried on by optical flow, and by features that nobody trained for it. A model
-    that needs none is given none. Where it can find but one object, that is held against all
-    annotated ones together; where it finds more, `match_objects` says which is which. Its
-    baseline, a centred ellipse, is treated alike.
+    A model that needs a mask is given that of the first frame; objects that first appear in a later
+    annotation are not scored. Its baselines are the first mask copied to every frame, warped by
+    optical flow, and propagated by features that were not trained for it. Other models are given no
+    mask. If such a model finds only one object, it is scored against all annotated objects
+    together; otherwise `match_objects` assigns its objects to the annotated ones. Its baseline, a
+    centred ellipse, is scored in the same way.
 
-    progress  is called after every frame
+    progress  called after every frame
 
-    Raises  InputError, whatever Segmenter raises, and DeviceError for a sequence whose process
-            died again and again; none of the sequences counts then, and the error names it.
+    Raises  InputError, the errors of Segmenter, and DeviceError for a sequence whose process died
+            `retries` + 1 times. An error names the sequence and ends the whole evaluation.
     """
     if options.ray is not None:
-        options = _anywhere(options)
-    found = _find(options)
-    _check_outputs(options, found)
-    for sequence in found:
+        options = _with_absolute_paths(options)
+    sequences = _find_sequences(options)
+    _check_outputs(options, sequences)
+    for sequence in sequences:
         open_frames(sequence).close()
     if options.out is not None:
         prepare_output_folder(options.out)
         Ledger(options.out / MASKS).add(())
-    scored = _score_all(options, found, progress)
+    scored = _score_all(options, sequences, progress)
     scores: dict[str, dict[str, SequenceScore]] = {}
-    for sequence in found:
+    for sequence in sequences:
         for name, score in scored[sequence.name].scores.items():
             scores.setdefault(name, {})[sequence.name] = score
-    with_void = tuple(s.name for s in found if scored[s.name].with_void)
-    last = scored[found[-1].name]
+    with_void = tuple(s.name for s in sequences if scored[s.name].with_void)
+    last = scored[sequences[-1].name]
     return ModelEvaluation(
         evaluation=Evaluation(scores.pop(MODEL), with_void),
-        baselines={name: Evaluation(each, with_void) for name, each in scores.items()},
+        baselines={
+            name: Evaluation(by_sequence, with_void) for name, by_sequence in scores.items()
+        },
         note=last.note,
         settings=last.settings,
-        milliseconds=[each for s in found for each in scored[s.name].milliseconds],
+        milliseconds=[ms for s in sequences for ms in scored[s.name].milliseconds],
     )
 
 
 def _score_all(
-    options: EvaluateOptions, found: list[Annotated], progress: Callable[[Progress], None]
+    options: EvaluateOptions, sequences: list[Annotated], progress: Callable[[Progress], None]
 ) -> dict[str, Scored]:
-    """Every sequence by its name, by this process or by others. Raises the error of one."""
-    total, done = sum(len(sequence.frames) for sequence in found), 0
+    """Score all sequences, here or in other processes; by name. Raises the first error."""
+    total, done = sum(len(sequence.frames) for sequence in sequences), 0
     scored: dict[str, Scored] = {}
 
     def listen(event: Event) -> None:
@@ -168,11 +170,11 @@ def _score_all(
 
     if options.workers == 1 and options.ray is None:
         work = SequenceWorker(options)
-        for sequence in found:
-            report = partial(_frames, listen, sequence)
+        for sequence in sequences:
+            report = partial(_report_frames, listen, sequence)
             try:
                 listen(Event("done", sequence, work(sequence, report, lambda: False)))
-            except CannotGoOnError as error:
+            except FatalWorkError as error:
                 raise error.error from error.__cause__
         return scored
     pool = open_pool(
@@ -184,16 +186,16 @@ def _score_all(
         listen=listen,
         lock=None if options.out is None else options.out / MASKS,
     )
-    pool.work(found, lambda: False)
+    pool.work(sequences, lambda: False)
     return scored
 
 
-def _frames(listen: Callable[[Event], None], sequence: Annotated, frames: int) -> None:
+def _report_frames(listen: Callable[[Event], None], sequence: Annotated, frames: int) -> None:
     listen(Event("frames", sequence, frames))
 
 
-def _anywhere(options: EvaluateOptions) -> EvaluateOptions:
-    """With paths that other machines know."""
+def _with_absolute_paths(options: EvaluateOptions) -> EvaluateOptions:
+    """With absolute paths, for processes on other machines."""
     weights = options.weights
     if weights is not None and Path(weights).is_file():
         weights = str(Path(weights).absolute())
@@ -201,27 +203,29 @@ def _anywhere(options: EvaluateOptions) -> EvaluateOptions:
     return replace(options, data=options.data.absolute(), weights=weights, out=out)
 
 
-def _find(options: EvaluateOptions) -> list[Annotated]:
-    """The sequences, cut to the limit. Raises InputError for one that is too short."""
-    found = []
+def _find_sequences(options: EvaluateOptions) -> list[Annotated]:
+    """The sequences, cut to the limit. Raises InputError if one is too short."""
+    sequences = []
     for sequence in find_annotated(options.data, options.sequences):
         frames = sequence.frames[: options.limit]
         if len(frames) < FEWEST_FRAMES:
             raise InputError(
                 f"{sequence.name}: {len(frames)} frames, wanted at least {FEWEST_FRAMES}; the "
-                "first and the last are left out"
+                "first and the last are not scored"
             )
-        found.append(Annotated(sequence.name, frames, sequence.annotations[: options.limit]))
-    return found
+        sequences.append(Annotated(sequence.name, frames, sequence.annotations[: options.limit]))
+    return sequences
 
 
-def _check_outputs(options: EvaluateOptions, found: list[Annotated]) -> None:
-    """See that no mask and no figures are written over what is read, or over files that are not
-    masks of an earlier evaluation. Raises OutputError."""
+def _check_outputs(options: EvaluateOptions, sequences: list[Annotated]) -> None:
+    """Check that outputs overwrite no input, and no file but masks of an earlier evaluation.
+
+    Raises  OutputError.
+    """
     written = [] if options.json is None else [options.json]
     if options.out is not None:
         check_output_folder(options.out)
-        written += [options.out / s.name / f"{p.stem}.png" for s in found for p in s.frames]
+        written += [options.out / s.name / f"{p.stem}.png" for s in sequences for p in s.frames]
         written.append(options.out / MASKS)
     keep_apart(
         [
@@ -232,4 +236,6 @@ def _check_outputs(options: EvaluateOptions, found: list[Annotated]) -> None:
         written,
     )
     if options.out is not None:
-        Ledger(options.out / MASKS).check(f"{s.name}/{p.stem}.png" for s in found for p in s.frames)
+        Ledger(options.out / MASKS).check(
+            f"{s.name}/{p.stem}.png" for s in sequences for p in s.frames
+        )

@@ -15,18 +15,19 @@ from ..errors import ConfigError, DependencyError, OutputError
 from ..types import Size
 from ..zoo.registry import entry
 
-FRAMES = 4  # of the stream that both engines are given
+FRAMES = 4  # length of the stream that is compared
 OBJECTS = 2
 FRAME = 144, 208
-MOST_DIFFERENT = {"fp32": 1e-3, "fp16": 2e-2}  # share of the labels, of trained weights
+# Largest share of labels that may differ from torch, for trained weights.
+MAX_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2}
 
 
 @dataclass(frozen=True)
 class Export:
     """Options of `export`: the fields of ExportOptions, and the target folder.
 
-    out                the folder, or
-    server_repository  the folder of a repository for NVIDIA Triton Inference Server
+    out                folder for the graphs; or
+    server_repository  folder for a model repository of NVIDIA Triton Inference Server
     """
 
     model: str
@@ -43,8 +44,13 @@ class Export:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: a row per graph for the table, how the stream compares, and what was left
-    in standard operators though others were asked for."""
+    """What was written.
+
+    graphs   one row of the table per graph: file, MiB, largest difference from torch, largest value
+    differs  share of labels in which the stream differs from torch, 0..1
+    frames   number of frames of that stream
+    kept     parts that stayed in standard operators although `ops` names others
+    """
 
     folder: Path
     graphs: list[tuple[str, str, str, str]]
@@ -56,18 +62,18 @@ class Written:
 
 
 def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None) -> Written:
-    """Write the graphs, compare each with torch, then a stream of drawn frames.
+    """Write the graphs; compare each with torch, then a stream of drawn frames.
 
-    Raises  ConfigError, WeightsError before anything is written; OutputError where torch says
-            something else; DependencyError without onnx, onnxscript and onnxruntime, or the library
-            of the operators that are asked for.
+    Raises  ConfigError, WeightsError before anything is written; OutputError if results differ from
+            torch; DependencyError if onnx, onnxscript, onnxruntime or the library of the requested
+            operators is missing.
     """
     try:
         from ..onnx.export import ExportOptions, export_model, family_of
         from ..onnx.server import check_fixed, write_repository
     except ImportError as error:
         raise DependencyError(
-            f"export: wants onnx, onnxscript and onnxruntime ({error}); "
+            f"export: needs onnx, onnxscript and onnxruntime ({error}); "
             'pip install "vosengine[export]"'
         ) from error
     entry(wanted.model)
@@ -91,21 +97,22 @@ def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None)
             ops=wanted.ops,
         )
         manifest, compared = export_model(wanted.model, options, report=report)
-        report("a stream beside torch")
+        report("a stream compared with torch")
         differs = compare_streams(wanted, folder)
-        if manifest.weights["trained"] and differs > MOST_DIFFERENT[wanted.precision]:
+        if manifest.weights["trained"] and differs > MAX_DIFFERENCE[wanted.precision]:
             raise OutputError(
-                f"{folder}: labels differ from torch in {100 * differs:.2f} % of the pixels"
+                f"{folder}: labels differ from torch in {100 * differs:.2f} % of the pixels, "
+                f"wanted at most {100 * MAX_DIFFERENCE[wanted.precision]:g} %; do not use it"
             )
         if wanted.server_repository is not None:
             write_repository(folder, wanted.server_repository)
-        worst = {each.graph: each for each in compared}
+        by_graph = {comparison.graph: comparison for comparison in compared}
         rows = []
         for name, graph in manifest.graphs.items():
             size = (folder / graph.file).stat().st_size / 2**20
-            each = worst.get(name)
-            found = ("", "") if each is None else (f"{each.worst:.1e}", f"{each.scale:.3g}")
-            rows.append((graph.file, f"{size:.1f}", *found))
+            result = by_graph.get(name)
+            cells = ("", "") if result is None else (f"{result.worst:.1e}", f"{result.scale:.3g}")
+            rows.append((graph.file, f"{size:.1f}", *cells))
     target = wanted.server_repository or folder
     weights = manifest.weights
     return Written(
@@ -114,12 +121,14 @@ def export(wanted: Export, *, report: Callable[[str], None] = lambda line: None)
 
 
 def compare_streams(wanted: Export, folder: Path) -> float:
-    """The share of labels in which OnnxSegmenter and an eager Segmenter differ, over drawn frames
-    with two objects, the second of which comes later."""
+    """The share of labels, 0..1, in which OnnxSegmenter and an eager Segmenter differ.
+
+    Both get drawn frames with two objects; the second object is prompted one frame later.
+    """
     from ..onnx import OnnxSegmenter
 
-    given = OnnxSegmenter(folder, providers=["CPUExecutionProvider"])
-    truth = Segmenter(
+    exported = OnnxSegmenter(folder, providers=["CPUExecutionProvider"])
+    reference = Segmenter(
         wanted.model,
         weights=wanted.weights,
         device="cpu",
@@ -127,12 +136,12 @@ def compare_streams(wanted: Export, folder: Path) -> float:
         engine="eager",
         size=wanted.size,
     )
-    scene, many = drawn_scene(FRAME), given.max_objects >= OBJECTS
+    scene, many = drawn_scene(FRAME), exported.max_objects >= OBJECTS
     labels: list[list[np.ndarray]] = [[], []]
-    for engine, answers in zip((given, truth), labels, strict=True):
+    for engine, answers in zip((exported, reference), labels, strict=True):
         for index in range(FRAMES):
             prompt = None
-            if given.manifest.needs_mask and index < (2 if many else 1):
+            if exported.manifest.needs_mask and index < (2 if many else 1):
                 prompt = scene.prompt(1 + index)
             result = engine.step(scene.frame(index), prompt)  # type: ignore[attr-defined]
             answers += [] if result is None else [result.numpy()]

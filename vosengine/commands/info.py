@@ -18,12 +18,18 @@ from ..zoo.registry import build, entry
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds count as two operations; convolutions and matrix products only. What depends on
-    what a frame shows is not counted: target_aware's proposals, new objects and updates; dmn_aoa is
-    given as many proposals as it looks at, and what they cost their detector is not counted.
+    """Costs of one step of a model.
 
-    gflop  by verb: encode (once a frame), segment and remember (for all objects)
-    bytes  of the weights, of one frame's features, and of the memory for `max_objects`
+    Only convolutions and matrix products are counted; a multiply-add is two operations. Not counted
+    is what depends on the content of a frame: proposals, new objects and updates of target_aware.
+    dmn_aoa is given its maximum number of proposals, without the cost of their detector.
+
+    gflop           by verb: encode (once per frame), segment and remember (for all objects)
+    weights_bytes   of the weights
+    features_bytes  of the features of one frame
+    memory_bytes    of the memory for `max_objects`
+    memory_frames   frames in the memory; 0 for a method without a memory of frames
+    network_size    working size (H, W) with padding
     """
 
     parameters: int
@@ -31,7 +37,7 @@ class Cost:
     weights_bytes: int
     features_bytes: int
     memory_bytes: int
-    memory_frames: int  # those counted; 0 for a method without a memory of frames
+    memory_frames: int
     network_size: tuple[int, int]
 
 
@@ -47,10 +53,10 @@ def cost(
 ) -> Cost:
     """The cost of one step on frames of `size` (H, W) with that many objects and memory frames.
 
-    memory_frames  for the methods that have a memory of frames
-    max_objects    None takes the model's own number
+    memory_frames  for methods with a memory of frames
+    max_objects    None: the model's default
 
-    Counted on torch's meta device, by running the real network on tensors without numbers.
+    Counted by running the real network on torch's meta device, on tensors without data.
     """
     config = config or entry(model).config()
     with torch.device("meta"):
@@ -78,9 +84,9 @@ def cost(
             for _ in range(memory_frames if method.keeps_frames else 1):
                 method.remember(seen, prompted, state)
             with FlopCounterMode(display=False) as counter:
-                found = method.segment(seen, state)
+                scores = method.segment(seen, state)
             gflop["segment"] = counter.get_total_flops() / 1e9
-            masks = dataclasses.replace(masks, aux=found.aux)
+            masks = dataclasses.replace(masks, aux=scores.aux)
             with FlopCounterMode(display=False) as counter:
                 method.remember(seen, masks, state)
             gflop["remember"] = counter.get_total_flops() / 1e9

@@ -16,12 +16,12 @@ from .prompts import Prompts
 
 BOX = re.compile(r"(?:(\d+):)?(\d+),(\d+),(\d+),(\d+)")
 POINT = re.compile(r"(?:(\d+):)?(\d+),(\d+)(,-)?")
-MOST = 255  # object ids
+MAX_ID = 255
 
 
 @dataclass(frozen=True)
 class MarkedObject:
-    """What is marked of one object; its mask in the first frame gets `number`."""
+    """Box and points of one object; `number` is its object id in the first frame's mask."""
 
     number: int
     box: tuple[int, int, int, int] | None = None
@@ -29,39 +29,41 @@ class MarkedObject:
 
 
 def parse_marks(boxes: Sequence[str], points: Sequence[str]) -> tuple[MarkedObject, ...]:
-    """The objects that these words mark, by number.
+    """Parse the boxes and points of the command line into objects, sorted by number.
 
-    boxes   "X,Y,W,H" each, in pixels: objects 1, 2, 3 in that order; or all with their numbers,
-            "N:X,Y,W,H"
-    points  "X,Y" on the object, "X,Y,-" beside it, of the object of the only box or, without a
-            box, of object 1; or "N:X,Y" of object N, which it must be where there are several boxes
+    boxes   "X,Y,W,H" in pixels: objects 1, 2, 3 in this order; or "N:X,Y,W,H" for object N, if all
+            boxes have a number
+    points  "X,Y" on the object, "X,Y,-" outside it; the object is that of the only box, or object 1
+            if there is no box. "N:X,Y" is for object N; with several boxes N is required
 
-    Raises  InputError: other words, a number twice or outside 1..255, boxes of which only some are
-            numbered, a point that may be of several boxes.
+    Raises  InputError for other text, for a number that is used twice or outside 1..255, if only
+            some boxes have a number, or if a point could belong to several boxes.
     """
-    found: dict[int, MarkedObject] = {}
+    objects: dict[int, MarkedObject] = {}
     parsed = [_match("box", BOX, "[N:]X,Y,W,H in pixels", word) for word in boxes]
     if len({match[1] is None for match in parsed}) > 1:
-        raise InputError("box: only some are numbered; wanted N:X,Y,W,H for all of them or none")
+        raise InputError(
+            "box: only some are numbered; wanted N:X,Y,W,H for all of them or for none"
+        )
     for place, match in enumerate(parsed):
         number = _number("box", match, place + 1)
-        if number in found:
-            raise InputError(f"box: object {number} has two boxes; leave one of them out")
+        if number in objects:
+            raise InputError(f"box: object {number} has two boxes; omit one of them")
         x, y, wide, high = (int(match[part]) for part in range(2, 6))
-        found[number] = MarkedObject(number, (x, y, wide, high))
-    only = next(iter(found)) if len(found) == 1 else 1
-    several = len(found) > 1
+        objects[number] = MarkedObject(number, (x, y, wide, high))
+    only = next(iter(objects)) if len(objects) == 1 else 1
+    several = len(objects) > 1
     for word in points:
-        match = _match("point", POINT, "[N:]X,Y on the object, or [N:]X,Y,- beside it", word)
+        match = _match("point", POINT, "[N:]X,Y on the object, or [N:]X,Y,- outside it", word)
         if match[1] is None and several:
             raise InputError(
-                f"point: {word!r} may be of any of the boxes; wanted N:{word}, N the object"
+                f"point: {word!r} could belong to any of the boxes; wanted N:{word} for object N"
             )
         number = _number("point", match, only)
-        marked = found.get(number, MarkedObject(number))
+        marked = objects.get(number, MarkedObject(number))
         point = (int(match[2]), int(match[3]), match[4] is None)
-        found[number] = replace(marked, points=(*marked.points, point))
-    return tuple(found[number] for number in sorted(found))
+        objects[number] = replace(marked, points=(*marked.points, point))
+    return tuple(objects[number] for number in sorted(objects))
 
 
 def _match(name: str, pattern: re.Pattern[str], wanted: str, word: str) -> re.Match[str]:
@@ -73,18 +75,18 @@ def _match(name: str, pattern: re.Pattern[str], wanted: str, word: str) -> re.Ma
 
 def _number(name: str, match: re.Match[str], unnamed: int) -> int:
     number = unnamed if match[1] is None else int(match[1])
-    if not 1 <= number <= MOST:
-        raise InputError(f"{name}: wanted objects 1 to {MOST}, given {number}")
+    if not 1 <= number <= MAX_ID:
+        raise InputError(f"{name}: wanted objects 1 to {MAX_ID}, given {number}")
     return number
 
 
 class MarkedPrompts(Prompts):
-    """The mask of the first frame, made of boxes and points when that frame is there.
+    """The mask of the first frame, made from boxes and points once the frame is read.
 
-    objects  as `parse_marks` gives them, at least one
-    method   as `mask_from` takes it
+    objects  from `parse_marks`, at least one
+    method   see `mask_from`
 
-    Raises  ConfigError: an unknown method.
+    Raises  ConfigError for an unknown method.
     """
 
     def __init__(self, objects: Sequence[MarkedObject], method: str = "auto") -> None:
@@ -101,32 +103,36 @@ class MarkedPrompts(Prompts):
 
     @property
     def ids(self) -> tuple[int, ...]:
-        return tuple(each.number for each in self._objects)
+        return tuple(marked.number for marked in self._objects)
 
     def of(self, frame: SourceFrame) -> np.ndarray | None:
-        """The mask of the first frame, uint8 [H, W]; where two objects meet, the one of the higher
-        number is in front. Raises InputError, naming the object, for marks outside the frame and
-        where nothing is found."""
+        """The mask of the first frame, uint8 [H, W]; None for other frames.
+
+        Where objects overlap, the higher number is in front.
+
+        Raises  InputError, naming the object, if a mark is outside the frame or no object is found.
+        """
         if frame.index:
             return None
         labels = np.zeros(frame.image.shape[:2], np.uint8)
-        for each in self._objects:
+        for marked in self._objects:
+            box, points = marked.box, marked.points
             try:
-                mask = mask_from(frame.image, box=each.box, points=each.points, method=self._method)
+                mask = mask_from(frame.image, box=box, points=points, method=self._method)
             except InputError as error:
-                raise InputError(f"object {each.number}: {error}") from error
-            labels[mask > 0] = each.number
+                raise InputError(f"object {marked.number}: {error}") from error
+            labels[mask > 0] = marked.number
         missing = [n for n in self.ids if not (labels == n).any()]
         if missing:
             raise InputError(
-                f"object {missing[0]}: nothing of it was found, or all of it lies behind another; "
-                "wanted another box, a point on it, or a mask"
+                f"object {missing[0]}: was not found, or lies completely behind another object; "
+                "give another box, a point on it, or a mask"
             )
         return labels
 
     def facts(self) -> dict[str, Any] | None:
         marked = [
-            {"object": e.number, "box": e.box, "points": [list(p) for p in e.points]}
-            for e in self._objects
+            {"object": m.number, "box": m.box, "points": [list(p) for p in m.points]}
+            for m in self._objects
         ]
         return {"marked": marked, "method": self._method, "first_frame": self.first_frame}

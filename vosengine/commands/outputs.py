@@ -39,9 +39,10 @@ from .record import FIXED, OVERLAY, STATE, SUMMARY, Journal, read_earlier
 if TYPE_CHECKING:
     from .run import RunOptions
 
-NUMBERED = r"(\d{5,})\.png|\.(\d{5,})\.png\.part"  # the mask of a frame without a name, its scratch
-LONGEST_NAME = 255 - len("..png.part")  # in bytes, of a frame
-LEAST_OF_A_MASK = 800  # bytes: its palette, and what a PNG has around it
+# Mask file of a numbered frame, and its temporary file.
+NUMBERED = r"(\d{5,})\.png|\.(\d{5,})\.png\.part"
+LONGEST_NAME = 255 - len("..png.part")  # maximum length of a frame's name in bytes
+MIN_MASK_BYTES = 800  # of a PNG: its palette and headers
 
 
 def inputs_of(options: RunOptions, source: FrameSource) -> Iterable[Given]:
@@ -56,15 +57,15 @@ def inputs_of(options: RunOptions, source: FrameSource) -> Iterable[Given]:
 
 
 class Outputs:
-    """The files of a run.
+    """The output files of a run.
 
-    Nothing is written or removed before `begin`. What can be known by then has been checked: that
-    no input is in the way, nor a file that no earlier run wrote or that was changed since.
+    Nothing is written or removed before `begin`. By then `check` has made sure that no input is
+    overwritten, and no file that no earlier run wrote or that was changed since.
 
-    names    of the frames answered
-    times    of their steps in ms
-    shown_s  when they are shown
-    behind   whether the stream has given an answer that is not on disk
+    names    names of the frames written
+    times    times of their steps in ms
+    shown_s  their presentation times in seconds
+    behind   whether the stream has returned a result that is not yet on disk
     """
 
     def __init__(self, options: RunOptions) -> None:
@@ -79,44 +80,47 @@ class Outputs:
         self._overlay = options.overlay
         self._constant_rate = options.fps is not None
         self._files: dict[str, Fingerprint] = {}
-        self._there = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
+        self._existing = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
         self._kept: dict[str, Fingerprint] = {}
         self._video: VideoWriter | None = None
 
     def check(self, options: RunOptions, source: FrameSource, answered: int) -> None:
-        """See that nothing is lost by this run, which goes on after so many frames; 0: a new one.
+        """Check that this run loses no file of the user.
 
-        Raises  OutputError, naming what is in the way; InputError for names that no file can have.
+        answered  number of frames on disk from the run to resume; 0: a new run
+
+        Raises  OutputError, naming the file that would be lost; InputError for a frame name that is
+                too long for a file.
         """
         names = source.names
         if names is not None:
             names = names[answered : options.limit]
             _check_names(names)
         written = self._written(names, answered)
-        removed = [name for name in self.earlier.files if name in self._there]
+        removed = [name for name in self.earlier.files if name in self._existing]
         targets = dict.fromkeys((*written, *removed))
         keep_apart(inputs_of(options, source), (self.folder / name for name in targets))
-        foreign = [n for n in written if n in self._there and not self.earlier.owns(n)]
+        foreign = [n for n in written if n in self._existing and not self.earlier.owns(n)]
         if foreign:
-            raise self._in_the_way(foreign)
+            raise self._overwrite_error(foreign)
         if answered:
             self._check_answered(answered)
         length = min(options.limit or 1 << 62, source.length or 0)
-        self._check_room(max(0, length - answered))
+        self._check_free_space(max(0, length - answered))
 
     def _written(self, names: Sequence[str] | None, answered: int) -> list[str]:
-        """Every name in the folder that may be written to, and is worth a look."""
+        """Every file name that this run may write and that could exist."""
         fixed = [n for n in FIXED if self._overlay or n != OVERLAY]
         if names is not None:
             fixed += [f"{name}.png" for name in names]
-        else:  # frames are numbered; what is not there cannot be lost
-            numbered = (re.fullmatch(NUMBERED, name) for name in self._there)
-            there = {m[1] or m[2] for m in numbered if m}
-            fixed += [f"{number}.png" for number in sorted(there) if int(number) >= answered]
+        else:  # numbered frames: only existing files matter
+            numbered = (re.fullmatch(NUMBERED, name) for name in self._existing)
+            numbers = {m[1] or m[2] for m in numbered if m}
+            fixed += [f"{number}.png" for number in sorted(numbers) if int(number) >= answered]
         scratches = [scratch_of(Path(name)).name for name in fixed]
         return [*fixed, *scratches, *([part_of(Path(OVERLAY)).name] if self._overlay else [])]
 
-    def _in_the_way(self, names: Sequence[str]) -> OutputError:
+    def _overwrite_error(self, names: Sequence[str]) -> OutputError:
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         return OutputError(
             f"{self.folder / names[0]}{more}: is in the way: it would be replaced, but no earlier "
@@ -125,12 +129,12 @@ class Outputs:
 
     def _check_answered(self, answered: int) -> None:
         names = list(self.earlier.frames)[:answered]
-        missing = [name for name in names if f"{name}.png" not in self._there]
+        missing = [name for name in names if f"{name}.png" not in self._existing]
         if missing or len(names) < answered:
-            what = f"{missing[0]}.png" if missing else f"the masks of {answered} frames"
+            what = f"{missing[0]}.png" if missing else f"a mask of the first {answered} frames"
             raise OutputError(
-                f"{self.folder}: {what}, from which to go on, is not there any more; start a new "
-                "run without --resume"
+                f"{self.folder}: {what} of the run to resume no longer exists; start a new run "
+                "without --resume"
             )
 
     def begin(
@@ -141,7 +145,8 @@ class Outputs:
         answered: int,
         mask: dict[str, Any] | None,
     ) -> None:
-        """Start to write, in place of an earlier run; resumed, its masks stay. Once is enough.
+        """Start writing: remove the files of an earlier run, or keep its masks when resuming. Later
+        calls do nothing.
 
         Raises  OutputError.
         """
@@ -149,10 +154,10 @@ class Outputs:
             return
         prepare_output_folder(self.folder)
         self.note = note
-        ours = {n for n in self.earlier.files if n in self._there and self.earlier.owns(n)}
-        unfinished = self.earlier.leftovers() & self._there
+        ours = {n for n in self.earlier.files if n in self._existing and self.earlier.owns(n)}
+        unfinished = self.earlier.leftovers() & self._existing
         if self.earlier.interrupted:
-            ours |= {STATE, OVERLAY} & self._there
+            ours |= {STATE, OVERLAY} & self._existing
         frames = dict(list(self.earlier.frames.items())[:answered])
         self._journal = Journal(self.folder, mask, self.earlier, frames)
         self.begun = True
@@ -168,16 +173,17 @@ class Outputs:
             rate = options.fps or source.fps
             self._video = VideoWriter(self.folder / OVERLAY, rate, tick=source.tick)
 
-    def _check_room(self, frames: int) -> None:
+    def _check_free_space(self, frames: int) -> None:
         place = self.folder.absolute()
         while not place.exists():
             place = place.parent
-        old = (self.folder / name for name in self.earlier.files if name in self._there)
+        old = (self.folder / name for name in self.earlier.files if name in self._existing)
         free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in old)
-        if free < frames * LEAST_OF_A_MASK:
+        if free < frames * MIN_MASK_BYTES:
             raise OutputError(
-                f"{self.folder}: {frames} masks want {frames * LEAST_OF_A_MASK / 2**20:.1f} MiB at "
-                f"the least, {free / 2**20:.1f} MiB are free; make room or choose another disk"
+                f"{self.folder}: {frames} masks need at least "
+                f"{frames * MIN_MASK_BYTES / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; make "
+                "room or choose another disk"
             ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _clear(self, names: Iterable[str]) -> None:
@@ -189,10 +195,10 @@ class Outputs:
                 raise OutputError(f"{path}: cannot be removed ({error.strerror})") from error
 
     def write(self, frame: SourceFrame, labels: np.ndarray, ms: float) -> None:
-        """The answer for a frame. Raises OutputError, naming the file that cannot be written."""
+        """Write the mask of a frame. Raises OutputError, naming the file that failed."""
         name = f"{frame.name}.png"
-        if name in self._there and name not in self._kept and name not in self.earlier.files:
-            raise self._in_the_way([name])
+        if name in self._existing and name not in self._kept and name not in self.earlier.files:
+            raise self._overwrite_error([name])
         data = encode_labels(labels, self.note)
         known = Fingerprint.of(data)
         self._journal.frame(frame.name, ms, name, known)
@@ -201,24 +207,25 @@ class Outputs:
         self._files[name] = known
         self.names.append(frame.name)
         self.times.append(ms)
-        self._show(frame, labels)
+        self._add_to_overlay(frame, labels)
 
     def replay(self, frame: SourceFrame) -> None:
-        """A frame whose mask is on disk already: only the overlay needs it again."""
+        """Add a frame whose mask is already on disk to the overlay. Raises InputError if it is
+        not the frame of the earlier run."""
         expected = list(self.earlier.frames)[frame.index]
         if frame.name != expected:
             raise InputError(
-                f"resume: frame {frame.index} is {frame.name}, of the run to resume it was "
-                f"{expected}; wanted the same source"
+                f"resume: frame {frame.index} is {frame.name}, in the run to resume it was "
+                f"{expected}; give the same source, or start a new run without --resume"
             )
         name = f"{frame.name}.png"
         labels = read_labels(self.folder / name)
         if name in self._kept:
             self._files[name] = self._kept.pop(name)
         self.names.append(frame.name)
-        self._show(frame, labels)
+        self._add_to_overlay(frame, labels)
 
-    def _show(self, frame: SourceFrame, labels: np.ndarray) -> None:
+    def _add_to_overlay(self, frame: SourceFrame, labels: np.ndarray) -> None:
         self.shown_s.append(frame.time_s)
         self.pixel_aspect = frame.sar
         if self._video is not None:
@@ -227,7 +234,7 @@ class Outputs:
             self._video.write(overlay(frame.image, labels, caption=caption), time_s, frame.sar)
 
     def save(self, segmenter: Any) -> None:
-        """Write the stream. Raises OutputError."""
+        """Save the stream. Raises OutputError."""
         segmenter.save_state(self.folder / STATE)
 
     def close(self) -> None:
@@ -236,13 +243,13 @@ class Outputs:
             self._video.close()
 
     def sum_up(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write the summary, with every file that there is now, in place of the journal.
+        """Write the summary, which lists all files, then remove the journal.
 
-        Raises  OutputError; the journal stays then.
+        Raises  OutputError; then the journal stays.
         """
         complete = summary["complete"]
         if complete:
-            self._clear(self._kept)  # of an earlier, longer run
+            self._clear(self._kept)  # left by an earlier, longer run
             self._kept = {}
         files = {**self._kept, **self._files}
         for name, wanted in ((OVERLAY, self._video is not None), (STATE, not complete)):
@@ -257,9 +264,9 @@ class Outputs:
         return summary
 
     def abandon(self) -> None:
-        """Close what is still open, after whatever went wrong; the journal stays where it is."""
+        """Close open files after an error; the journal stays."""
         if self.begun:
-            with suppress(VosError):  # the first error is the one to be told
+            with suppress(VosError):  # the first error is reported
                 self.close()
             self._journal.close(finished=False)
 
@@ -268,6 +275,6 @@ def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if len(os.fsencode(name)) > LONGEST_NAME:
             raise InputError(
-                f"{name}: this name of a frame is too long for the mask's; wanted at most "
-                f"{LONGEST_NAME} bytes"
+                f"{name}: this frame name is too long for a mask file; wanted at most "
+                f"{LONGEST_NAME} bytes; rename the frame's file"
             )

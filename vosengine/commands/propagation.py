@@ -21,28 +21,29 @@ from ..zoo.weights import backbone_file, state_of
 
 BACKBONE = "efficientnet_lite0"
 SIZE = 256  # short side that the backbone sees
-STRIDE = 8  # of the cells, coarser maps brought there
-MULTIPLE = 16  # what the coarsest map wants of a side
+STRIDE = 8  # of the cells; coarser maps are resized to it
+MULTIPLE = 16  # sides are padded to it, for the coarsest map
 RECENT = 5  # predictions in the memory, beside the first frame
 WINDOW = 12  # cells up, down, left and right
 TOP_K = 10  # positions that a cell reads, of all frames together
-TEMPERATURE = 0.07  # what cosines are divided by
-TILE = 16  # cells a side that are computed together
+TEMPERATURE = 0.07  # divides cosine similarities
+TILE = 16  # side of the tiles of cells that are computed together
 
 
 class Features:
-    """The backbone's features at strides 8 and 16, joined at stride 8, both of the same length in
-    every cell; made once, for many clips.
+    """The backbone's features at strides 8 and 16, normalised and concatenated at stride 8.
 
-    Raises  WeightsError where the shipped weights are missing or damaged.
+    One instance serves many clips.
+
+    Raises  WeightsError if the shipped weights are missing or damaged.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         network = EfficientNetLite(BACKBONE)
-        found = read_state_dict(backbone_file(BACKBONE))
-        wanted = {name: found[name] for name in state_of(network)}  # the file goes on to stride 32
-        network.load_state_dict(wanted, strict=False)
+        weights = read_state_dict(backbone_file(BACKBONE))
+        used = {name: weights[name] for name in state_of(network)}  # the file has stride 32 too
+        network.load_state_dict(used, strict=False)
         self._network = prepare_network(network.eval(), device, torch.float32)
 
     @torch.inference_mode()
@@ -53,8 +54,8 @@ class Features:
         image = image[None].contiguous(memory_format=torch.channels_last)
         pyramid = self._network(image)
         fine, coarse = (functional.normalize(x, dim=1) for x in (pyramid.r3, pyramid.r4))
-        # Both count alike: with the coarse one as EfficientNetLite joins them, at six times the
-        # weight, masks of three clips lose .06 of J.
+        # Equal weights: with six times the weight on the coarse map, as in EfficientNetLite, J of
+        # three clips drops by .06.
         coarse = functional.normalize(
             functional.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=False),
             dim=1,
@@ -64,17 +65,17 @@ class Features:
 
 
 class PropagatedMask:
-    """The first mask carried on by likeness of features ("label propagation").
+    """The first mask propagated by feature similarity ("label propagation").
 
-    A cell of a new frame takes the mean of the masks of its TOP_K most similar cells, of those at
-    most WINDOW away in the first frame and the last RECENT ones, weighted by a softmax of their
-    cosines over TEMPERATURE. Masks are soft: the first one's share of every cell, then what was
-    predicted. A pixel shows its greatest object, where that is more than what the objects leave to
-    the background.
+    Each cell of a new frame takes the mean of the masks of its TOP_K most similar cells, within
+    WINDOW cells, in the first frame and the last RECENT ones, weighted by a softmax of the cosine
+    similarities over TEMPERATURE. Masks are soft: in the first frame the share of each cell that an
+    object covers, later the prediction. A pixel gets the object with the largest value, or the
+    background if that has more.
 
-    features  those of `Features`, or others with the same call
-    frame     [H, W, 3] uint8 RGB, the first
-    mask      [H, W] uint8, its object ids
+    features  a `Features`, or a callable with the same signature
+    frame     first frame, [H, W, 3] uint8 RGB
+    mask      its object ids, [H, W] uint8
     """
 
     def __init__(self, features: Features, frame: Frame, mask: Labels) -> None:
@@ -91,13 +92,13 @@ class PropagatedMask:
 
     @torch.inference_mode()
     def step(self, frame: Frame) -> Labels:
-        """The answer for the next frame."""
+        """Labels of the next frame, [H, W] uint8."""
         query = self._features(frame, self._geometry)
         keys, shares = zip(self._first, *self._recent, strict=True)
-        found = carry(query, torch.stack(keys), torch.stack(shares))
-        self._recent.append((query, found))
+        soft = propagate(query, torch.stack(keys), torch.stack(shares))
+        self._recent.append((query, soft))
         planes = functional.interpolate(
-            found.permute(2, 0, 1)[None], scale_factor=STRIDE, mode="bilinear", align_corners=False
+            soft.permute(2, 0, 1)[None], scale_factor=STRIDE, mode="bilinear", align_corners=False
         )[0]
         planes = _resize(crop(planes, self._geometry), self._geometry.frame)
         background = 1 - planes.sum(dim=0, keepdim=True)
@@ -106,7 +107,7 @@ class PropagatedMask:
         return labels
 
 
-def carry(
+def propagate(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -116,11 +117,14 @@ def carry(
     temperature: float = TEMPERATURE,
 ) -> torch.Tensor:
     """Values [h, w, V] for the cells of a query [h, w, C], from keys [T, h, w, C] and values
-    [T, h, w, V]: the mean over the `top_k` greatest dot products within `window` cells, all frames
-    together, weighted by their softmax over `temperature`. In tiles, which read little that is too
-    far away."""
+    [T, h, w, V].
+
+    Each is the mean of the values with the `top_k` largest dot products within `window` cells, over
+    all frames, weighted by their softmax over `temperature`. Computed in tiles, so that few
+    products outside the window are needed.
+    """
     height, width, channels = query.shape
-    carried = values.new_empty(height, width, values.shape[3])
+    result = values.new_empty(height, width, values.shape[3])
     for top, left in product(range(0, height, TILE), range(0, width, TILE)):
         rows, near_rows, far_rows = _reach(top, height, window, query.device)
         columns, near_columns, far_columns = _reach(left, width, window, query.device)
@@ -134,15 +138,15 @@ def carry(
         weights = (best / temperature).softmax(dim=1)
         read = values[:, near_rows, near_columns].reshape(-1, values.shape[3])[places]
         mean = (weights[:, :, None] * read).sum(dim=1)
-        carried[rows, columns] = mean.view(*far.shape[:2], -1)
-    return carried
+        result[rows, columns] = mean.view(*far.shape[:2], -1)
+    return result
 
 
 def _reach(
     start: int, side: int, window: int, device: torch.device
 ) -> tuple[slice, slice, torch.Tensor]:
-    """Along one side: the tile's cells, those near any of them, and [cells, near] what is too far
-    for which."""
+    """Along one side: slices of the tile's cells and of the cells near any of them, and a mask
+    [cells, near] that is True outside the window."""
     stop = min(start + TILE, side)
     low, high = max(0, start - window), min(side, stop + window)
     cells = torch.arange(start, stop, device=device)
@@ -151,7 +155,7 @@ def _reach(
 
 
 def _resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """[N, H, W] at another size; bilinear, antialiased where it shrinks."""
+    """Resize [N, H, W]; bilinear, antialiased when shrinking."""
     return functional.interpolate(
         planes[None], size, mode="bilinear", align_corners=False, antialias=True
     )[0]

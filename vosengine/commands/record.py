@@ -1,8 +1,8 @@
 """Record of a run's files: its journal during the run, its summary afterwards.
 
-summary.json lists every file with its size and hash. journal.jsonl is written as the run goes, each
-line before the file that it lists, and removed when the summary is there: where there is a journal,
-a run was killed, or is still going on.
+summary.json lists every file with its size and hash. journal.jsonl is written during the run, each
+line before the file that it lists, and removed once the summary is written: a journal means that a
+run was killed or is still in progress.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ FIXED = (SUMMARY, JOURNAL, STATE, OVERLAY)
 class Earlier:
     """Results of an earlier run in a folder; empty if there is none.
 
-    files        what it wrote, and by what each is known
-    frames       the names of the frames that it answered, with their times in ms
-    mask         what its masks were, as the summary has it
-    complete     whether it came to its end
-    summed_up    whether its summary is there
-    interrupted  whether its journal is there: it did not come so far as to write the summary, or
-                 just so
+    files        files that it wrote, with their possible fingerprints
+    frames       names of the frames that it wrote, with their times in ms
+    mask         the summary's entry of its masks
+    complete     whether it reached its end
+    has_summary  whether its summary exists
+    interrupted  whether its journal exists: it was killed before, or right after, its summary was
+                 written
     """
 
     folder: Path
@@ -44,26 +44,26 @@ class Earlier:
     frames: dict[str, float] = field(default_factory=dict)
     mask: dict[str, Any] | None = None
     complete: bool = False
-    summed_up: bool = False
+    has_summary: bool = False
     interrupted: bool = False
 
     def add(self, name: str, known: Fingerprint) -> None:
         self.files.setdefault(name, set()).add(known)
 
     def owns(self, name: str) -> bool:
-        """Whether what is there by that name is the run's, and as it was written."""
+        """Whether the file of that name was written by the run and not changed since."""
         path = self.folder / name
         if path.is_symlink() or not path.is_file():
             return False
         if name == SUMMARY:
-            return self.summed_up
+            return self.has_summary
         if self.interrupted and (name in (JOURNAL, STATE, OVERLAY) or name in self.leftovers()):
             return True
         known = self.files.get(name, set())
         return path.stat().st_size in {k.size for k in known} and Fingerprint.read(path) in known
 
     def leftovers(self) -> set[str]:
-        """Names under which a killed run may have left what it was writing."""
+        """Names of temporary files that a killed run may have left."""
         if not self.interrupted:
             return set()
         scratches = {scratch_of(Path(name)).name for name in (*self.files, *FIXED)}
@@ -73,7 +73,7 @@ class Earlier:
 def read_earlier(folder: Path) -> Earlier:
     """Read the results of an earlier run from its folder.
 
-    Raises  OutputError where a summary or a journal is there that no run wrote.
+    Raises  OutputError if there is a summary or a journal that no run wrote.
     """
     earlier = Earlier(folder)
     identity = _read_summary(earlier)
@@ -81,7 +81,7 @@ def read_earlier(folder: Path) -> Earlier:
     if header is None:
         return earlier
     earlier.interrupted = True
-    if identity == header["run"]:  # killed after the summary: that is the last word
+    if identity == header["run"]:  # killed right after the summary, which is up to date
         return earlier
     earlier.complete, earlier.frames, earlier.mask = False, {}, header.get("mask")
     for line in lines:
@@ -94,16 +94,16 @@ def read_earlier(folder: Path) -> Earlier:
 
 
 def _read_summary(earlier: Earlier) -> str | None:
-    """Take over what the summary says; the run's identity, None without a summary."""
+    """Read the summary into `earlier`; return the run's id, None if there is no summary."""
     path = earlier.folder / SUMMARY
     if not path.is_file():
         return None
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         frames, times, files = summary["frames"], summary["per_frame_ms"], summary.get("files", {})
-        earlier.frames = {_plain(n): float(t) for n, t in zip(frames, times, strict=True)}
+        earlier.frames = {_plain_name(n): float(t) for n, t in zip(frames, times, strict=True)}
         for name, known in files.items():
-            earlier.add(_plain(name), _fingerprint(known))
+            earlier.add(_plain_name(name), _fingerprint(known))
         earlier.complete = bool(summary["complete"])
         earlier.mask = summary.get("mask")
         identity = summary.get("run")
@@ -111,13 +111,15 @@ def _read_summary(earlier: Earlier) -> str | None:
         raise _foreign(path, "summary", error) from error
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({error.strerror}); move it away") from error
-    earlier.summed_up = True
+    earlier.has_summary = True
     return identity if isinstance(identity, str) else None
 
 
 def _read_journal(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """The header and the lines of a journal; None without one. The last line may be cut short:
-    what it was to list had not been written then."""
+    """The header and the lines of a journal; None if there is no journal.
+
+    An incomplete last line is ignored: its file was not written yet.
+    """
     if not path.is_file():
         return None, []
     try:
@@ -127,11 +129,11 @@ def _read_journal(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any
             raise TypeError("a run has no name")
         for line in lines:
             if "file" in line:
-                _plain(line["file"])
+                _plain_name(line["file"])
                 _fingerprint(line)
             if "frame" in line:
                 line["ms"] = float(line["ms"])
-                _plain(line["frame"])
+                _plain_name(line["frame"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _foreign(path, "journal", error) from error
     except OSError as error:
@@ -139,10 +141,10 @@ def _read_journal(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any
     return header, lines
 
 
-def _plain(name: Any) -> str:
-    """A name of a file in the folder itself, whoever wrote it into a summary."""
+def _plain_name(name: Any) -> str:
+    """Check that a name is a plain file name, without a path. Raises ValueError."""
     if not isinstance(name, str) or not name or "\0" in name or Path(name).name != name:
-        raise ValueError(f"{name!r} is no name of a frame")
+        raise ValueError(f"{name!r} is not a plain file name")
     return name
 
 
@@ -160,14 +162,14 @@ def _foreign(path: Path, kind: str, error: Exception) -> OutputError:
 
 
 class Journal:
-    """The journal of a run that is going on; no other run can have it at the same time.
+    """The journal of a run in progress, locked against other runs.
 
-    mask     what its masks are, for whoever resumes it
-    earlier  what is in the folder already and stays listed, so that a run that is killed now can
-             still be told from what is the caller's
-    frames   those of an earlier run that this one goes on from
+    mask     the summary's entry of the masks, for a later --resume
+    earlier  results already in the folder; they stay listed, so that after a kill they can still be
+             told from files of the user
+    frames   frames of the earlier run that this one continues
 
-    Raises  OutputError where it cannot be written, or another run is writing there.
+    Raises  OutputError if it cannot be written, or another run is writing to the folder.
     """
 
     def __init__(
@@ -194,19 +196,19 @@ class Journal:
 
     def frame(self, name: str, ms: float, file: str, known: Fingerprint) -> None:
         """List the mask of a frame, before it is written. Raises OutputError."""
-        at = self._file.tell()
+        start = self._file.tell()
         data = (json.dumps({"frame": name, "ms": ms, **_line(file, known)}) + "\n").encode()
         try:
             written = self._file.write(data)
-            if written != len(data):  # the disk is full; a further write says so
+            if written != len(data):  # the disk is full; the next write raises the error
                 self._file.write(data[written:])
         except OSError as error:
-            self._file.truncate(at)
-            self._file.seek(at)
+            self._file.truncate(start)
+            self._file.seek(start)
             raise cannot_write(self.path, error) from error
 
     def close(self, *, finished: bool) -> None:
-        """Let go of it; where the run is `finished`, the summary has taken its place."""
+        """Close the journal; remove it if the run is `finished`, that is, has its summary."""
         if finished:
             self.path.unlink(missing_ok=True)
         self._file.close()
@@ -215,7 +217,7 @@ class Journal:
 def journal_text(
     run: str, mask: dict[str, Any] | None, earlier: Earlier, frames: dict[str, float]
 ) -> str:
-    """A journal of that run from which what is in the folder, and those frames, are known."""
+    """Text of a journal that lists the files of `earlier`, and `frames`."""
     lines: list[dict[str, Any]] = [{"run": run, "mask": mask}]
     for name, known in earlier.files.items():
         lines += [_line(name, fingerprint) for fingerprint in known]

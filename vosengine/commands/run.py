@@ -30,25 +30,27 @@ from .record import STATE
 class RunOptions:
     """Options of `run`.
 
-    source      a video file, a folder of images, a glob, a camera number, or an address
-    mask        the first frame's object ids as a PNG, or a folder of PNGs: a frame is prompted with
-                the one of its name, or of its number; None for methods that find objects themselves
-    first_masks of a folder of masks, each object is shown by the first of them that has it alone
-    boxes, points  in place of a mask: what is marked in the first frame, as `parse_marks` reads it;
-                prompt_method, as in `mask_from`, makes the mask; None: "auto"
-    mask_void   what 255 is in a mask: True, void; False, an id; None, as `MaskRule` tells
-    threshold   masks are soft: what is at least that bright (1..255) is object 1; None: ids
-    engine      "fast" or "eager", as in Segmenter; or "onnx", which runs an export
-    export      the folder of that export; `model` is then what was exported
-    proposals   where object proposals come from, as `open_proposals` takes it; None leaves it to
-                the model; boxes_as_masks, as in FileSource, is of a file
-    bits        depth of the data of deep pixels; None chooses it by the first frames
-    reconnect   how often an address that drops is opened again
-    fps         of the overlay; None shows frames at their times
-    out         the folder to write to; an earlier run's files there are replaced
-    limit       stop after that many frames; None goes to the end
-    checkpoint  save the stream every that many frames too, so that even a killed run can be resumed
-    resume      go on where the run that wrote `out` stopped
+    source       a video file, a folder of images, a glob, a camera number, or an address
+    out          folder for the results; files of an earlier run there are replaced
+    engine       "fast" or "eager", see Segmenter; or "onnx", which runs an export
+    export       folder of the export, for "onnx"; `model` is then ignored
+    mask         PNG of object ids of the first frame, or a folder of PNGs matched to frames by name
+                 or number; None for models that find objects themselves
+    first_masks  with a folder of masks: each object is taken only from the first mask that has it
+    boxes, points  marks in the first frame in place of a mask, see `parse_marks`
+    prompt_method  how marks become a mask, see `mask_from`; None: "auto"
+    mask_void    how 255 in masks is read: True: void; False: an id; None: see `MaskRule`
+    threshold    masks are soft, object 1 where at least this bright (1..255); None: masks have ids
+    proposals    source of proposals, see `open_proposals`; None: the model's default
+    boxes_as_masks  for a file of proposals, see FileSource
+    bits         bit depth of deep pixels; None: from the first frames
+    reconnect    how often a dropped address is reopened
+    fps          frame rate of the overlay; None: frames are shown at their times
+    limit        stop after this many frames; None: at the end
+    checkpoint   also save the stream every this many frames, so that a killed run can be resumed
+    resume       continue the run that wrote `out`
+
+    Other options are those of Segmenter.
     """
 
     source: str
@@ -83,7 +85,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: frames answered, of how many (None if unknown), and the last frame's time."""
+    """Progress of a run: frames written, their total (None: unknown), time of the last one."""
 
     done: int
     total: int | None
@@ -100,16 +102,16 @@ def run(
 ) -> dict[str, Any]:
     """Segment a whole source and write DIR/<frame>.png, DIR/overlay.mp4 and DIR/summary.json.
 
-    Files that an earlier run wrote there are removed when the first frame has been answered, not
-    before; those that it did not write, or that were changed since, are never touched.
+    Files of an earlier run are removed only after the first frame has its result. Files that no run
+    wrote, or that were changed since, are never touched.
 
-    shared       an engine that `make_engine` made of such options; None: the run has its own
-    report       is called after every frame
-    should_stop  is asked before every frame; True ends the run cleanly, to be resumed later
-    saved        is called after every checkpoint
-    returns      the summary, as written; not written where no frame was begun
+    shared       an engine that `make_engine` made of equal options; None: the run makes its own
+    report       called after every frame
+    should_stop  asked before every frame; True ends the run, which can be resumed later
+    saved        called after every checkpoint
+    returns      the summary as written; not written if no frame was processed
 
-    Raises  a VosError. What was answered before a fault is on disk; the summary names the fault.
+    Raises  a VosError. Results before the error are on disk, and the summary names the error.
     """
     _check_options(options)
     outputs = Outputs(options)
@@ -135,7 +137,9 @@ def run(
         stopped = False
         faults: list[VosError] = []
         try:
-            stopped = _drive(options, stream, source, prompts, outputs, report, should_stop, saved)
+            stopped = _process_frames(
+                options, stream, source, prompts, outputs, report, should_stop, saved
+            )
         except VosError as error:
             if not outputs.begun:
                 raise
@@ -146,7 +150,7 @@ def run(
 def _check_options(options: RunOptions) -> None:
     if options.fps is not None and not (options.fps > 0 and math.isfinite(options.fps)):
         raise ConfigError(
-            f"fps: wanted a number above 0, given {options.fps}; left out, it is the source's"
+            f"fps: wanted a number above 0, given {options.fps}; omit it for the source's times"
         )
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"limit: wanted at least 1, given {options.limit}")
@@ -155,17 +159,15 @@ def _check_options(options: RunOptions) -> None:
 
 
 def _prompts(options: RunOptions) -> Prompts:
-    """What the stream is shown. Raises ConfigError, InputError."""
+    """The masks of the stream, from files or from marks. Raises ConfigError, InputError."""
     if not (options.boxes or options.points):
         if options.prompt_method is not None:
-            raise ConfigError("prompt_method: is for boxes and points; leave it out")
+            raise ConfigError("prompt_method: is for boxes and points only; omit it")
         rule = MaskRule(options.mask_void, options.threshold)
         return Prompts(options.mask, rule, first_masks=options.first_masks)
     for name in ("mask", "mask_void", "threshold"):
         if getattr(options, name) is not None:
-            raise ConfigError(
-                f"{name}: boxes and points say what to follow; leave one or the other out"
-            )
+            raise ConfigError(f"{name}: cannot be used with boxes and points; omit one of them")
     objects = parse_marks(options.boxes, options.points)
     return MarkedPrompts(objects, options.prompt_method or "auto")
 
@@ -177,15 +179,15 @@ def _resume(
     source: FrameSource,
     prompts: Prompts,
 ) -> int:
-    """Load what the run to resume saved; how many frames it has answered by then.
+    """Load the saved stream of the run to resume; return the number of frames it has written.
 
-    A run that was killed before it saved anything answers its frames once more, and writes each
-    mask over the one that is there.
+    If the run was killed before it saved anything, all frames are processed again and their masks
+    replaced.
     """
     folder, earlier = outputs.folder, outputs.earlier
     if earlier.complete:
         raise OutputError(f"{folder}: the run there is complete; there is nothing to resume")
-    if not (earlier.summed_up or earlier.interrupted):
+    if not (earlier.has_summary or earlier.interrupted):
         raise OutputError(f"{folder}: holds no run to resume; start one without --resume")
     if source.live:
         raise InputError(f"{source.description}: a live source cannot be resumed; start a new run")
@@ -205,7 +207,7 @@ def _finish(
     stopped: bool,
     faults: list[VosError],
 ) -> dict[str, Any]:
-    """Close every file, even after a failure; raises the first error."""
+    """Close all files, also after an error; raise the first error."""
 
     def attempt(work: Callable[[], None]) -> None:
         try:
@@ -217,7 +219,7 @@ def _finish(
         return _summary(options, stream, source, prompts, outputs, False, faults)
     attempt(outputs.close)
     complete = not (faults or stopped)
-    # A stream that is ahead of the masks on disk would leave one out: an older one stays.
+    # A stream ahead of the masks on disk would lose a mask: then the older saved stream stays.
     if not complete and stream.can_be_saved and not outputs.behind:
         attempt(lambda: outputs.save(stream.segmenter))
     summary = _summary(options, stream, source, prompts, outputs, complete, faults)
@@ -234,23 +236,23 @@ def _check_prompted(options: RunOptions, stream: Stream) -> None:
     marked = bool(options.boxes or options.points)
     if options.mask is None and not marked and stream.needs_mask:
         raise InputError(
-            f"mask: {stream.model} follows what it is shown; wanted --mask with the object ids of "
-            "the first frame, as an indexed PNG, or --box or --point"
+            f"mask: {stream.model} needs a prompt; wanted --mask with an indexed PNG of the object "
+            "ids of the first frame, or --box or --point"
         )
     if marked and not stream.takes_mask:
         name = "box" if options.boxes else "point"
         raise InputError(
-            f"{name}: {stream.model} finds the foreground by itself and takes none; leave it out"
+            f"{name}: {stream.model} finds the foreground by itself and takes none; omit it"
         )
     if options.mask is not None and not stream.takes_mask:
         raise InputError(
-            f"mask: {stream.model} finds the foreground by itself and takes none; leave out --mask"
+            f"mask: {stream.model} finds the foreground by itself and takes none; omit --mask"
         )
     if options.checkpoint and not stream.can_be_saved:
-        raise ConfigError("checkpoint: a stream of exported graphs cannot be saved; leave it out")
+        raise ConfigError("checkpoint: a stream of exported graphs cannot be saved; omit it")
 
 
-def _drive(
+def _process_frames(
     options: RunOptions,
     stream: Stream,
     source: FrameSource,
@@ -260,7 +262,7 @@ def _drive(
     should_stop: Callable[[], bool],
     saved: Callable[[], None],
 ) -> bool:
-    """Frame by frame to the end of the source; True if it was stopped before that."""
+    """Process all frames; return True if stopped before the end of the source."""
     segmenter = stream.segmenter
     total = source.length if options.limit is None else min(options.limit, source.length or 1 << 62)
     done_before = segmenter.frame_count
@@ -269,7 +271,7 @@ def _drive(
     frames = _checked(source, options.limit, prompts, max(1, done_before))
     stopped = False
 
-    def asked_to_stop() -> bool:
+    def check_stop() -> bool:
         nonlocal stopped
         stopped = should_stop()
         return stopped
@@ -278,12 +280,14 @@ def _drive(
         begin()
     for frame in islice(frames, answered):
         outputs.replay(frame)
-    seen = list(islice(frames, done_before - answered))  # by the stopped run; answers to come
-    answers = segment_video(segmenter, frames, prompts.of, waiting=seen, should_stop=asked_to_stop)
+    waiting = list(
+        islice(frames, done_before - answered)
+    )  # read by the earlier run, without results yet
+    answers = segment_video(segmenter, frames, prompts.of, waiting=waiting, should_stop=check_stop)
     try:
         for frame, result, milliseconds, pending in answers:
-            begin()  # the first frame has passed: nothing that could be known speaks against it
-            outputs.behind = True  # the stream does not give an answer again
+            begin()  # the first result exists: from here on files may be replaced
+            outputs.behind = True  # the stream does not return a result again
             outputs.write(frame, result.numpy(), round(milliseconds, 3))
             outputs.behind = pending > 0
             report(Progress(len(outputs.names), total, milliseconds))
@@ -291,7 +295,7 @@ def _drive(
             if options.checkpoint and newest and segmenter.frame_count % options.checkpoint == 0:
                 outputs.save(segmenter)
                 saved()
-    finally:  # likewise where a model that looks ahead has answered for none yet
+    finally:  # also if a model with latency has not returned a result yet
         if segmenter.frame_count:
             begin()
     if not stopped:
@@ -304,20 +308,21 @@ def _drive(
 def _checked(
     source: FrameSource, limit: int | None, prompts: Prompts, wanted: int
 ) -> Iterator[SourceFrame]:
-    """The source's frames up to the limit, of which there are as many as wanted at least.
+    """The source's frames up to the limit.
 
-    Raises  InputError where the prompts do not fit the first; SourceError for too few.
+    Raises  InputError if the prompts do not fit the first frame; SourceError if there are fewer
+            frames than wanted.
     """
-    seen = 0
+    count = 0
     for frame in source:
         if limit is not None and frame.index >= limit:
             break
-        if not seen:
+        if not count:
             prompts.check(frame.image.shape[:2], frame.sar)
-        seen += 1
+        count += 1
         yield frame
-    if seen < wanted:
-        raise SourceError(f"{source.description}: holds {seen} frames, wanted at least {wanted}")
+    if count < wanted:
+        raise SourceError(f"{source.description}: holds {count} frames, wanted at least {wanted}")
 
 
 def _summary(
@@ -344,7 +349,7 @@ def _summary(
         "fault": "; ".join(map(str, faults)) or None,
         "frame_count": len(outputs.names),
         "first_frame_ms": times[0] if times else None,
-        **summarise(times[1:]),  # the first frame is cold; it stands by itself
+        **summarise(times[1:]),  # without the first frame, which includes warm-up
         "frames": outputs.names,
         "times_s": None if None in outputs.shown_s else outputs.shown_s,
         "per_frame_ms": times,

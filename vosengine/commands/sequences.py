@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..batch.worker import CannotGoOnError
+from ..batch.worker import FatalWorkError
 from ..engine.segmenter import Segmenter
 from ..engine.video import Answer, segment_video
 from ..errors import InputError, VosError
@@ -51,10 +51,10 @@ ELLIPSE = "centred ellipse"
 
 
 class Baseline(Protocol):
-    """An answer for every frame after the first."""
+    """Predicts labels for every frame after the first."""
 
     def step(self, frame: Frame) -> Labels:
-        """The answer for the next frame."""
+        """Labels of the next frame, uint8 [H, W]."""
         ...
 
 
@@ -62,11 +62,11 @@ class Baseline(Protocol):
 class Scored:
     """Scores of a sequence.
 
-    scores        by MODEL and the names of the baselines
-    with_void     whether any annotation has void in it
-    milliseconds  of every frame but the first
-    note          what to say of random weights; None where they are trained
-    settings      what the model was run with
+    scores        by name: MODEL and the baselines
+    with_void     whether any annotation has void pixels
+    milliseconds  time of every frame but the first
+    note          remark on random weights; None if they are trained
+    settings      options and environment of the model
     """
 
     scores: dict[str, SequenceScore]
@@ -77,16 +77,16 @@ class Scored:
 
 
 class SequenceWorker:
-    """Scores one sequence after another, with one segmenter: a `Work`, for any process.
+    """Scores sequences one at a time with one segmenter; a `Work` for a process or an actor.
 
-    threads  of torch at most; None leaves that to torch
+    threads  maximum number of torch threads; None leaves it to torch
     """
 
     def __init__(self, options: EvaluateOptions, threads: int | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(min(threads, torch.get_num_threads()))
         self._options = options
-        self._made: tuple[Segmenter, Features | None] | None = None
+        self._loaded: tuple[Segmenter, Features | None] | None = None
 
     def __call__(
         self,
@@ -94,36 +94,36 @@ class SequenceWorker:
         report: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> Scored | None:
-        """The scores; None where it was stopped.
+        """Score a sequence; None if stopped.
 
-        Raises  CannotGoOnError, for a mean without one of the sequences is none; its error names
-                the sequence, unless it is of the model.
+        Raises  FatalWorkError, because a mean over part of the sequences would be wrong; its error
+                names the sequence, unless it is about the model.
         """
         try:
             segmenter, features = self._models()
         except VosError as error:
-            raise CannotGoOnError(error) from error
+            raise FatalWorkError(error) from error
         try:
             return self._score(sequence, segmenter, features, report, should_stop)
         except VosError as error:
             named = sequence.name in str(error)
-            told = error if named else type(error)(f"{sequence.name}: {error}")
-            raise CannotGoOnError(told) from error
+            with_name = error if named else type(error)(f"{sequence.name}: {error}")
+            raise FatalWorkError(with_name) from error
 
     def _models(self) -> tuple[Segmenter, Features | None]:
-        if self._made is None:
-            given = self._options
+        if self._loaded is None:
+            options = self._options
             segmenter = Segmenter(
-                given.model,
-                weights=given.weights,
-                device=given.device,
-                precision=given.precision,
-                size=given.size,
-                memory=given.memory,
+                options.model,
+                weights=options.weights,
+                device=options.device,
+                precision=options.precision,
+                size=options.size,
+                memory=options.memory,
             )
-            propagation = given.propagation and segmenter.method.needs_mask
-            self._made = segmenter, Features(segmenter.device) if propagation else None
-        return self._made
+            propagation = options.propagation and segmenter.method.needs_mask
+            self._loaded = segmenter, Features(segmenter.device) if propagation else None
+        return self._loaded
 
     def _score(
         self,
@@ -136,31 +136,31 @@ class SequenceWorker:
         options, stopped = self._options, False
         run = SequenceRun(sequence, segmenter, features, options.rule)
 
-        def asked() -> bool:
+        def check_stop() -> bool:
             nonlocal stopped
             stopped = should_stop()
             return stopped
 
         frames = run.checked(open_frames(sequence))
-        for answer in segment_video(segmenter, frames, run.prompts, should_stop=asked):
+        for answer in segment_video(segmenter, frames, run.prompts, should_stop=check_stop):
             run.take(answer)
             report(1)
         if stopped:
             return None
         run.finish(options.binary)
         if options.out is not None:
-            _keep(run, options.out, note_of(segmenter))
+            _write_masks(run, options.out, note_of(segmenter))
         return Scored(
             scores=run.scores,
             with_void=run.has_void,
-            milliseconds=run.milliseconds[1:],  # the first frame is cold
+            milliseconds=run.milliseconds[1:],  # without the first frame, which includes warm-up
             note=note_of(segmenter),
             settings=_settings(options, segmenter),
         )
 
 
 def open_frames(sequence: Annotated) -> Images:
-    """The frames. Raises InputError where a file has several."""
+    """Open the frames. Raises InputError if a file has several images."""
     frames = Images(sequence.frames, sequence.name)
     if frames.length != len(sequence.frames):
         raise InputError(
@@ -171,11 +171,11 @@ def open_frames(sequence: Annotated) -> Images:
 
 
 class SequenceRun:
-    """One sequence: what the model and the baselines say of it, and the scores in the end.
+    """Predictions of the model and the baselines for one sequence, and their scores.
 
-    features  for the mask to be propagated by; None: it is not
+    features  features for PropagatedMask; None: it is not scored
 
-    Raises  InputError where the model needs a mask and the first annotation shows no object.
+    Raises  InputError if the model needs a mask and the first annotation has no object.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class SequenceRun:
         self.milliseconds: list[float] = []
         self._prompted = segmenter.method.needs_mask
         if self._prompted:
-            self._follow_first_objects()
+            self._keep_first_objects()
         self.answers: dict[str, list[Labels]] = {MODEL: [self.annotations[0]] * len(self)}
         self._baselines: dict[str, Baseline] = {}
         segmenter.reset()
@@ -203,16 +203,16 @@ class SequenceRun:
 
     @property
     def has_void(self) -> bool:
-        """Whether any annotation has void in it, which counts for nobody."""
+        """Whether any annotation has void pixels, which are not scored."""
         return any(mask.void is not None for mask in self.masks)
 
     @property
     def prompts(self) -> dict[int, Labels]:
-        """The masks that the model is given, by frame."""
+        """The masks given to the model, uint8 [H, W], by frame index."""
         return {0: self.annotations[0]} if self._prompted else {}
 
     def checked(self, frames: Iterable[SourceFrame]) -> Iterator[SourceFrame]:
-        """The frames. Raises InputError at one whose annotation has another size."""
+        """The frames. Raises InputError if an annotation has another size than its frame."""
         for frame in frames:
             annotation = self.annotations[frame.index]
             if frame.image.shape[:2] != annotation.shape:
@@ -224,7 +224,7 @@ class SequenceRun:
             yield frame
 
     def take(self, answer: Answer) -> None:
-        """The model's answer for the next frame, to which the baselines have theirs."""
+        """Add the model's result of the next frame, and those of the baselines."""
         frame = answer.frame
         self.milliseconds.append(answer.milliseconds)
         self.answers[MODEL][frame.index] = answer.result.numpy()
@@ -235,18 +235,18 @@ class SequenceRun:
             self.answers[name].append(baseline.step(frame.image))
 
     def finish(self, binary: bool) -> None:
-        """Take all scores."""
+        """Compute all scores."""
         binary = binary or (not self._prompted and self.segmenter.max_objects == 1)
         for name, labels in self.answers.items():
-            counted = [outside_void(*each) for each in zip(labels, self.masks, strict=True)]
+            counted = [outside_void(*pair) for pair in zip(labels, self.masks, strict=True)]
             if not self._prompted and not binary:
                 table = best_ids(counted, self.annotations, name=self.sequence.name)
-                self.answers[name] = [table[each] for each in labels]
-                counted = [table[each] for each in counted]
+                self.answers[name] = [table[frame] for frame in labels]
+                counted = [table[frame] for frame in counted]
             pairs = zip(counted, self.annotations, strict=True)
             self.scores[name] = measure(pairs, binary=binary, name=self.sequence.name)
 
-    def _follow_first_objects(self) -> None:
+    def _keep_first_objects(self) -> None:
         first = np.bincount(self.annotations[0].ravel(), minlength=256) > 0
         if not first[1:].any():
             raise InputError(
@@ -269,7 +269,7 @@ class SequenceRun:
         self.answers.update({name: [first] for name in self._baselines})
 
 
-def _keep(run: SequenceRun, out: Path, note: str | None) -> None:
+def _write_masks(run: SequenceRun, out: Path, note: str | None) -> None:
     folder = prepare_output_folder(out / run.sequence.name)
     for path, labels in zip(run.sequence.frames, run.answers[MODEL], strict=True):
         write_labels(folder / f"{path.stem}.png", labels, note)

@@ -31,23 +31,23 @@ from ..zoo.weights import backbone_file
 
 WEIGHTS = "weights.safetensors"
 RUN = "run.json"
-HELD_OUT = 8, 5  # clips, and their frames, of a seed that no training has
-HELD_OUT_SEED = 2**31 + 1
-CLIP_MARGIN = 1.4  # sides of a drawn clip over those of the crop that is trained on
+HELD_OUT = 8, 5  # number of held-out clips, and frames of each
+HELD_OUT_SEED = 2**31 + 1  # outside the seeds of training
+CLIP_MARGIN = 1.4  # sides of a drawn clip divided by those of the training crop
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of `train`.
 
-    config       "lite", on top of a pretrained backbone, "small" or "paper"
-    data         sources with weights, as `parse_data` reads them
-    changes      fields of the recipe that differ from the model's own
-    init         weights to start from: of this or another model, or a backbone's; without, "lite"
-                 starts from the backbone that ships
-    resume       go on from the checkpoint in `out`
-    workers      processes that prepare clips; 0: this one
-    minutes      stop after so many, with a checkpoint, to be resumed; None: to the recipe's end
+    config       "lite" (with a pretrained backbone), "small" or "paper"
+    data         weighted data sources, see `parse_data`
+    changes      fields of the recipe that override the model's
+    init         initial weights: of this or another model, or of a backbone; None: random, or for
+                 "lite" the shipped backbone
+    resume       continue from the checkpoint in `out`
+    workers      number of processes that prepare clips; 0: this process
+    minutes      stop after this many minutes with a checkpoint; None: at the end of the recipe
     save_every   seconds between checkpoints
     score_every  steps between scores on held-out clips; 0: none
     """
@@ -68,8 +68,13 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a call of `train` came to: `weights` are the averaged ones after `steps`, whether the
-    recipe has been carried out to its end or not."""
+    """Result of a call of `train`.
+
+    steps     steps done in all
+    seconds   training time in all
+    finished  whether the recipe is complete
+    weights   file of the averaged weights after `steps`
+    """
 
     steps: int
     seconds: float
@@ -82,10 +87,10 @@ def train(
     report: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """Train a model, or go on with it; everything is in `options.out`.
+    """Train a model, or continue its training; all files are in `options.out`.
 
-    Raises  ConfigError, InputError, WeightsError, StateError before a step is taken; OutputError
-            and TrainingError after, with the last checkpoint whole.
+    Raises  ConfigError, InputError, WeightsError, StateError before the first step; OutputError and
+            TrainingError later, with the last checkpoint intact.
     """
     trainer, recipe = _trainer(options)
     source = parse_data(options.data, _clips(options.model, recipe))
@@ -108,8 +113,8 @@ def train(
 
 
 def _clips(model: str, recipe: Recipe) -> DataOptions:
-    """What clips are drawn as: larger and longer than they are used, so that there is a choice;
-    but not those that are drawn as through a camera."""
+    """Options of clips: larger and longer than the recipe's, so that they can be cropped at random.
+    Clips that are never cropped (`view`) have the recipe's size."""
     height, width = (round(CLIP_MARGIN * side / 16) * 16 for side in recipe.size)
     labelled = not entry(model).build.needs_mask
     return DataOptions(
@@ -119,20 +124,22 @@ def _clips(model: str, recipe: Recipe) -> DataOptions:
 
 
 def _check(options: TrainOptions) -> None:
-    """What neither the recipe nor the data looks at. Raises ConfigError."""
+    """Check what neither the recipe nor the data checks. Raises ConfigError."""
     if "parts" in options.changes and not objective_class(options.model).all_parts:
-        raise ConfigError(f"parts: {options.model} is trained as a whole; leave them out")
+        raise ConfigError(f"parts: {options.model} is trained as a whole; omit them")
     frames = options.changes.get("frames", 2)
     if frames < 2:
-        raise ConfigError(f"frames: wanted 2 or more, given {frames}: a clip has a past")
-    if options.minutes is not None and not options.minutes > 0:  # no number is not above 0
+        raise ConfigError(
+            f"frames: wanted 2 or more, given {frames}; the first frame is the prompt"
+        )
+    if options.minutes is not None and not options.minutes > 0:  # refuses NaN too
         raise ConfigError(f"minutes: wanted a number above 0, given {options.minutes}")
     if not options.save_every >= 0:
         raise ConfigError(f"save_every: wanted 0 or more seconds, given {options.save_every}")
 
 
 def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
-    """The model as it starts, in a folder that holds no other run."""
+    """The trainer with its initial network, and the recipe; checks and prepares the folder."""
     config = entry(options.model).configuration(options.config)
     _check(options)
     init = options.init
@@ -140,10 +147,10 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
         init = backbone_file(config.backbone)
     recipe = replace(recipe_for(options.model, options.config), **options.changes)
     device = choose_device(options.device)
-    given = [*Given.named("the weights to start from", init)]
+    inputs = [*Given.named("the weights to start from", init)]
     for place in folders_of(options.data):
-        given += Given.named("the data", place, tree=True)
-    check_run_folder(options.out, (CHECKPOINT, LOG, RUN, WEIGHTS), given, options.resume)
+        inputs += Given.named("the data", place, tree=True)
+    check_run_folder(options.out, (CHECKPOINT, LOG, RUN, WEIGHTS), inputs, options.resume)
     folder = prepare_output_folder(options.out)
     method = starting_network(options.model, config, recipe, init)
     identity = {
@@ -160,8 +167,8 @@ def _trainer(options: TrainOptions) -> tuple[Trainer, Recipe]:
 def starting_network(
     model: str, config: ModelConfig, recipe: Recipe, init: Path | None
 ) -> Method[Any, Any]:
-    """The network with which a run starts: as for short clips, with the recipe's seed, and with
-    what fits of the weights `init`. Raises WeightsError."""
+    """The initial network of a run: configured for short clips, with the recipe's seed and the
+    matching weights of `init`. Raises WeightsError."""
     method = build(model, for_clips(config), recipe.seed)
     start_gently(method)
     if init is not None:
@@ -170,7 +177,7 @@ def starting_network(
 
 
 def held_out(model: str, recipe: Recipe) -> list[Batch]:
-    """Clips that no training has seen, at its size."""
+    """Held-out clips, of the size of the recipe."""
     clips, frames = HELD_OUT
     labelled = not entry(model).build.needs_mask
     source = SyntheticSource(frames, recipe.size, HELD_OUT_SEED, labelled)

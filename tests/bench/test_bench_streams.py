@@ -48,8 +48,8 @@ def test_the_command_writes_a_row_for_every_count(
     [
         (("--max-batch", "2"), "--max-batch needs --streams"),
         (("--streams", "0"), "wanted counts of 1..255"),
-        (("--streams", "2", "--output-md", "a.md"), "markdown: --streams writes JSON alone"),
-        (("--streams", "2", "--chart", "a.png"), "chart: --streams writes JSON alone"),
+        (("--streams", "2", "--output-md", "a.md"), "markdown: --streams writes JSON only"),
+        (("--streams", "2", "--chart", "a.png"), "chart: --streams writes JSON only"),
     ],
 )
 def test_what_does_not_go_together(words: tuple[str, ...], message: str) -> None:

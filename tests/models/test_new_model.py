@@ -209,7 +209,7 @@ def test_it_has_no_onnx_export_and_says_so_before_anything_is_written(tmp_path: 
 def test_what_it_has_not_is_said(tmp_path: Path) -> None:
     for words, said in (
         (("--config", "lite"), "config: wanted small or paper, given 'lite'"),
-        (("--parts", "dnet"), "parts: toy is trained as a whole; leave them out"),
+        (("--parts", "dnet"), "parts: toy is trained as a whole; omit them"),
     ):
         found = call("train", "--model", "toy", "--out", tmp_path / "out", *words)
         assert isinstance(found.exception, ConfigError)

@@ -30,6 +30,7 @@ from ...models.dmn_aoa.refinement import BLOCKS, Base, mask_levels, shrink
 from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
+from .ops import NEVER
 from .regions import align_object, gather_cells, match_proposals, spread_cells
 from .verb import Plan, Verb, VerbInput, memory_of, written
 
@@ -148,8 +149,13 @@ class Segment(nn.Module):
 
     def _weights(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Attention weights [R, P, P] of a frame [1, Ca, h, w] over references [R, Ca, h, w]."""
-        query = self.method.config.sharpness * query.flatten(2).mT
-        return (query @ keys.flatten(2)).float().softmax(dim=2).to(keys.dtype)
+        config = self.method.config
+        scores = (config.sharpness * query.flatten(2).mT @ keys.flatten(2)).float()
+        if config.top_k is not None:
+            count = torch.sym_min(config.top_k, scores.shape[2])
+            least = scores.topk(count, dim=2).values[..., -1:]
+            scores = torch.where(scores < least, NEVER, scores)
+        return scores.softmax(dim=2).to(keys.dtype)
 
     def _columns(self, masks: torch.Tensor) -> torch.Tensor:
         """[O, h, w] at stride 4 -> [O, 21, h, w] at stride 16."""

@@ -369,7 +369,7 @@ def test_the_client_as_a_command(
         with Image.open(tmp_path / "out" / f"{index:05}.png") as image:
             np.testing.assert_array_equal(np.asarray(image), wanted)
     monkeypatch.setattr(sys, "argv", ["client", *words])
-    with pytest.raises(SystemExit, match="--mask: munet wants one"):
+    with pytest.raises(SystemExit, match="--mask: munet needs a mask"):
         client.main()
 
 

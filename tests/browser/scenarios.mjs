@@ -219,7 +219,7 @@ export const scenarios = {
     await page.keyboard.press("Enter");
     await page.waitForFunction(() => vosengine.history.length > 4);
     await page.keyboard.press(" ");
-    await page.waitForFunction(() => vosengine.stream.shown.frame.index > 4);
+    await page.waitForFunction(() => vosengine.stream.shown.frame.index >= 4);
     const state = () =>
       page.evaluate(() => ({
         id: vosengine.live.connection.session.id,

@@ -99,7 +99,7 @@ def test_bad_options_leave_nothing(tmp_path: Path, options: Any, message: str) -
 def test_a_memory_that_does_not_export(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="memory_frames: this model has no memory"):
         export_model("imcnet", ExportOptions(tmp_path / "out", memory_frames=4))
-    with pytest.raises(ConfigError, match="max_objects: imcnet finds one object"):
+    with pytest.raises(ConfigError, match="max_objects: imcnet has at most 1, given 3"):
         export_model("imcnet", ExportOptions(tmp_path / "out", max_objects=3))
     with pytest.raises(ConfigError, match="model: wanted one of"):
         export_model("xmem", ExportOptions(tmp_path / "out"))

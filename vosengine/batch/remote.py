@@ -118,9 +118,8 @@ class _RemoteFolders:
         listed = read_earlier(part)
         self._fetch(self._part, [n for n in (*listed.files, STATE) if n in saved], part)
         for name in (name for name in listed.files if not listed.owns(name)):
-            (part / name).unlink(
-                missing_ok=True
-            )  # newer than the journal; it will be written again
+            # Newer than the journal; it will be written again.
+            (part / name).unlink(missing_ok=True)
         self._stamped = True
 
     def save(self) -> None:

@@ -125,9 +125,8 @@ class LocalResults:
                 raise _loss_error(job.folder / name)
 
     def tidy(self, job: Job) -> None:
-        shutil.rmtree(
-            job.old, ignore_errors=True
-        )  # left if the batch was killed before it removed it
+        # Left if the batch was killed before it removed it.
+        shutil.rmtree(job.old, ignore_errors=True)
 
     def frames(self, jobs: Sequence[Job]) -> list[int]:
         return [frame_count(job.folder) for job in jobs]

@@ -238,7 +238,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
     takes_mask = False
     batched = True
     stride = 32
-    max_objects = 1
+    max_objects = most_objects = 1
     bf16_safe = False  # products of features: mean IoU .97 over ten clips, minimum .91
     features = IMCNetFeatures
 

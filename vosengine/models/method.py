@@ -144,6 +144,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     smallest_proposal  minimum area of a proposal's mask in the network's pixels; smaller ones are
                      dropped
     max_objects      default number of objects to allocate for
+    most_objects     largest number of objects that it can find or follow
     stride           height and width of the network's input are multiples of it
     bf16_safe        labels in bf16 match those in fp32 (IoU above .99 over ten real clips)
     in_float32       names of modules kept in float32 in half precision: cheap, and their output
@@ -166,6 +167,7 @@ class Method(nn.Module, ABC, Generic[F, S]):
     needs_proposals: ClassVar[bool] = False
     smallest_proposal: int = 1
     max_objects: int = 10
+    most_objects: ClassVar[int] = 255
     stride: ClassVar[int] = 16
     bf16_safe: ClassVar[bool] = True
     in_float32: ClassVar[tuple[str, ...]] = ()

@@ -128,10 +128,9 @@ def export_model(
     if options.ops == "vosengine":
         find_library([f"{DOMAIN}::{op}" for op in ("prepare_frame", "finish_masks")])
     method, card = load(model, options.weights)
-    if family.POLICY == "foreground" and (options.max_objects or 1) > 1:
+    if (options.max_objects or 1) > method.most_objects:
         raise ConfigError(
-            f"max_objects: {model} finds one object, the foreground; wanted 1, given "
-            f"{options.max_objects}"
+            f"max_objects: {model} has at most {method.most_objects}, given {options.max_objects}"
         )
     fold_batch_norms(method)
     method.to(PRECISIONS[options.precision])

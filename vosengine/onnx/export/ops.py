@@ -74,8 +74,8 @@ def _read_closest(scores: torch.Tensor, memory_value: torch.Tensor, top_k: int) 
     their values [G, N, Cv] or [G, S, N, Cv].
 
     Only these values are gathered: a product with all of them, nearly all with weight 0, is most of
-    a step. Of the scores that tie with the last one, TIES are included at least; more of them, which
-    the op includes, are left out.
+    a step. Of the scores that tie with the last one, TIES are included at least; the op includes
+    all.
     """
     positions = memory_value.shape[-2]
     sets = memory_value if memory_value.ndim == 4 else memory_value[:, None]

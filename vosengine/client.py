@@ -55,55 +55,57 @@ class AsyncClient:
         self._token = token or split.fragment.removeprefix("token=")
         self._encoding, self._keep, self._options = encoding, keep, options
         self._unanswered: dict[int, bytes] = {}
-        self._heard: deque[Answer] = deque()
+        self._answers: deque[Answer] = deque()
         self._socket: ClientConnection | None = None
         self.session: dict[str, Any] = {}  # response of POST /v1/sessions
         self.next_frame = 0
         self.dropped: list[int] = []  # ids of frames replaced by newer ones
 
     async def __aenter__(self) -> AsyncClient:
-        self.session = await self._ask("POST", "/v1/sessions", self._token, self._options)
-        await self._do(lambda _: asyncio.sleep(0))
+        self.session = await self._request("POST", "/v1/sessions", self._token, self._options)
+        await self._with_socket(lambda _: asyncio.sleep(0))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._socket is not None:
             await self._socket.close()
         if not self._keep:
-            await self._ask("DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"])
+            await self._request(
+                "DELETE", f"/v1/sessions/{self.session['id']}", self.session["token"]
+            )
 
     async def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
         """Send a frame, RGB uint8 [H, W, 3], optionally with a mask of object ids, uint8 [H, W];
         return its id. Waits while the session's window of unanswered frames is full."""
         message = protocol.frame_message(self.next_frame, frame, mask, self._encoding)
         while len(self._unanswered) >= self.session["window"]:
-            await self._hear()
+            await self._read_message()
         number = self.next_frame
         self._unanswered[number], self.next_frame = message, number + 1
-        await self._do(lambda socket: socket.send(message))
+        await self._with_socket(lambda socket: socket.send(message))
         return number
 
     async def receive(self) -> Answer | None:
         """Return the next answer; None if no sent frame is unanswered."""
-        while not self._heard and self._unanswered:
-            await self._hear()
-        return self._heard.popleft() if self._heard else None
+        while not self._answers and self._unanswered:
+            await self._read_message()
+        return self._answers.popleft() if self._answers else None
 
     async def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> Answer | None:
         """Send a frame and wait for its outcome: its answer, or for a model that looks ahead that
         of an earlier frame; None if there is none yet or the frame was dropped."""
         number = await self.send(frame, mask)
         while number in self._unanswered:
-            await self._hear()
-        return self._heard.popleft() if self._heard else None
+            await self._read_message()
+        return self._answers.popleft() if self._answers else None
 
     async def stream(self, pairs: Pairs) -> AsyncIterator[Answer]:
         """Send pairs of frame and mask (or None) and yield the answers in order; up to the
         session's window of frames is in progress at a time."""
         for frame, mask in pairs:
             await self.send(frame, mask)
-            while self._heard:
-                yield self._heard.popleft()
+            while self._answers:
+                yield self._answers.popleft()
         while (answer := await self.receive()) is not None:
             yield answer
         for answer in await self.flush():
@@ -111,56 +113,56 @@ class AsyncClient:
 
     async def flush(self) -> list[Answer]:
         """Return the outstanding answers; a model that looks ahead then accepts no more frames."""
-        await self._say("flush", "flushed")
-        answers, self._heard = list(self._heard), deque()
+        await self._control("flush", "flushed")
+        answers, self._answers = list(self._answers), deque()
         return answers
 
     async def remove(self, object_id: int) -> tuple[int, ...]:
         """Remove an object; return the remaining ids."""
-        return tuple((await self._say("remove", "removed", object=object_id))["ids"])
+        return tuple((await self._control("remove", "removed", object=object_id))["ids"])
 
     async def reset(self) -> None:
         """Start a new stream, of any frame size."""
         self.next_frame = 0
-        self.next_frame = (await self._say("reset", "hello"))["next_frame"]
+        self.next_frame = (await self._control("reset", "hello"))["next_frame"]
 
-    async def _say(self, kind: str, answered: str, **fields: Any) -> dict[str, Any]:
+    async def _control(self, kind: str, reply_kind: str, **fields: Any) -> dict[str, Any]:
         """Send a text message and wait for its reply; resent after a lost connection."""
 
-        async def said(socket: ClientConnection) -> dict[str, Any]:
+        async def request(socket: ClientConnection) -> dict[str, Any]:
             await socket.send(protocol.text(kind, **fields))
-            while (answer := self._note(await socket.recv())).get("type") != answered:
+            while (reply := self._process(await socket.recv())).get("type") != reply_kind:
                 pass
-            return answer
+            return reply
 
         while self._unanswered:
-            await self._hear()
-        return await self._do(said)
+            await self._read_message()
+        return await self._with_socket(request)
 
-    async def _hear(self) -> None:
-        self._note(await self._do(lambda socket: socket.recv()))
+    async def _read_message(self) -> None:
+        self._process(await self._with_socket(lambda socket: socket.recv()))
 
-    def _note(self, message: str | bytes) -> dict[str, Any]:
+    def _process(self, message: str | bytes) -> dict[str, Any]:
         """Process a message; return the content of a text message, {} for an answer."""
         if isinstance(message, bytes):
             answer = protocol.read_answer(message)
             if self._unanswered.pop(answer.frame, None) is not None or not answer.repeated:
-                self._heard.append(answer)
+                self._answers.append(answer)
             return {}
-        said: dict[str, Any] = json.loads(message)
-        for number in said.get("frames", [said.get("frame")]):
+        content: dict[str, Any] = json.loads(message)
+        for number in content.get("frames", [content.get("frame")]):
             self._unanswered.pop(number, None)
-        self.dropped += said.get("frames", [])
-        if said["type"] == "error":
-            raise ServerError(said["code"], said["message"], said["frame"])
-        return said
+        self.dropped += content.get("frames", [])
+        if content["type"] == "error":
+            raise ServerError(content["code"], content["message"], content["frame"])
+        return content
 
-    async def _do(self, work: Callable[[ClientConnection], Awaitable[T]]) -> T:
+    async def _with_socket(self, work: Callable[[ClientConnection], Awaitable[T]]) -> T:
         """Run `work` with the connection; connect, or reconnect after a failure, as needed."""
         left = TRIES
         while True:
             try:
-                return await work(self._socket or await self._greet())
+                return await work(self._socket or await self._connect())
             except (OSError, ConnectionClosed, InvalidHandshake) as error:
                 received = getattr(error, "rcvd", None)
                 final = received is not None and received.code in FINAL
@@ -171,7 +173,7 @@ class AsyncClient:
             await asyncio.sleep(left < TRIES)  # at once, then a second apart
             left -= 1
 
-    async def _greet(self) -> ClientConnection:
+    async def _connect(self) -> ClientConnection:
         """Connect and resend unanswered frames. Raises ServerError if the server resumed from an
         earlier frame, as after a crash: `next_frame` is then the frame to continue with."""
         address = f"{self._base.replace('http', 'ws', 1)}/v1/sessions/{self.session['id']}/stream"
@@ -192,7 +194,7 @@ class AsyncClient:
             raise ServerError("went_back", why)
         return socket
 
-    async def _ask(self, method: str, path: str, token: str, body: Any = None) -> Any:
+    async def _request(self, method: str, path: str, token: str, body: Any = None) -> Any:
         address, headers = self._base + path, {"Authorization": f"Bearer {token}"}
         try:
             async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
@@ -200,8 +202,8 @@ class AsyncClient:
         except httpx.HTTPError as error:
             raise ServerError("unreachable", f"{self._base}: unreachable ({error})") from error
         if answer.is_error:
-            said = answer.json()["error"]
-            raise ServerError(said["code"], said["message"])
+            details = answer.json()["error"]
+            raise ServerError(details["code"], details["message"])
         return answer.json() if answer.content else None
 
 

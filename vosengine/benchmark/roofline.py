@@ -88,11 +88,11 @@ def work_of(segmenter: Segmenter, step: Callable[[], object]) -> Work:
 
 def _best(call: Callable[[], object], device: torch.device) -> float:
     call()
-    found = []
+    seconds = []
     for _ in range(ROUNDS):
         synchronise(device)
         start = time.perf_counter()
         call()
         synchronise(device)
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -195,10 +195,10 @@ class Routes:
         """Return the mask of an object marked by a box and points."""
         if not self._service.known(token_of(request)):
             raise self._reject(401, "token", "token: not one of this server's; see its --token")
-        asked, settings = request.query_params, self._service.settings
+        query, settings = request.query_params, self._service.settings
         try:
-            box, points = parse_box(asked.getlist("box")), parse_points(asked.getlist("point"))
-            method = asked.get("method", "auto")
+            box, points = parse_box(query.getlist("box")), parse_points(query.getlist("point"))
+            method = query.get("method", "auto")
             body = await self._read(request, settings.max_message)
             png = await self._run_prompt(mask_png, body, box, points, method, settings.max_pixels)
         except (InputError, ConfigError) as error:

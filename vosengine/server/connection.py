@@ -144,12 +144,12 @@ class Connection:
             if message["type"] == "websocket.disconnect":
                 self._cut_off = True
                 return
-            data, words = message.get("bytes"), message.get("text")
+            data, string = message.get("bytes"), message.get("text")
             try:
                 if data is not None:
                     await self._frame(unpack(data, FRAME))
                 else:
-                    await self._say(words or "")
+                    await self._text(string or "")
             except (BadMessage, InputError) as error:
                 self.send(error_text("bad_message", str(error)))
                 self.finish("bad message", BAD_MESSAGE)
@@ -194,29 +194,29 @@ class Connection:
             if outcome is not None:  # None: in progress, and this client gets the answer
                 self.send(outcome.message(repeated=True))
 
-    async def _say(self, words: str) -> None:
+    async def _text(self, message: str) -> None:
         """Handle a text message. Raises BadMessage."""
         try:
-            said = json.loads(words) if len(words) <= LONGEST_TEXT else None
+            control = json.loads(message) if len(message) <= LONGEST_TEXT else None
         except (ValueError, RecursionError):
-            said = None
-        if not isinstance(said, dict):
+            control = None
+        if not isinstance(control, dict):
             raise BadMessage(f"message: wanted a JSON object of at most {LONGEST_TEXT} characters")
         try:
-            answer = await self._control(said)
+            answer = await self._control(control)
             if answer is not None:
                 self.send(answer)
         except VosError as error:
             self.send(error_text("bad_request", str(error)))
         except STEP_ERRORS as error:
             kind = type(error).__name__
-            self.send(error_text("failed", f"{said.get('type')}: failed ({kind})"))
+            self.send(error_text("failed", f"{control.get('type')}: failed ({kind})"))
 
-    async def _control(self, said: dict[str, Any]) -> str | None:
+    async def _control(self, control: dict[str, Any]) -> str | None:
         """Execute a control message; return the reply, or None."""
-        session, kind = self._session, said.get("type")
+        session, kind = self._session, control.get("type")
         if kind == "remove":
-            number = said.get("object")
+            number = control.get("object")
             if type(number) is not int:
                 raise InputError("remove: wanted {object: N} with an object id")
             return text("removed", object=number, ids=await session.remove(number))
@@ -227,7 +227,7 @@ class Connection:
             await session.flush()
             return text("flushed")
         if kind == "reply":
-            reply = said.get("encoding")
+            reply = control.get("encoding")
             if reply not in REPLIES:
                 raise InputError(f"reply: wanted an encoding among {', '.join(REPLIES)}")
             session.reply = reply

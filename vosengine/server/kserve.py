@@ -106,8 +106,8 @@ class KServe:
 
     async def _server(self, _request: Request) -> Response:
         extensions = ["sequence", "binary_tensor_data", "model_configuration"]
-        said = {"name": "vosengine", "version": __version__, "extensions": extensions}
-        return JSONResponse(said)
+        metadata = {"name": "vosengine", "version": __version__, "extensions": extensions}
+        return JSONResponse(metadata)
 
     async def _ready(self, _request: Request) -> Response:
         return Response(status_code=200 if self._service.ready else 503)
@@ -133,7 +133,7 @@ class KServe:
             name: {"name": name, "data_type": "TYPE_UINT8", "dims": shape}
             for name, shape in FREE.items()
         }
-        told = {"latency": max(0, *method.sees), "max_objects": method.max_objects}
+        facts = {"latency": max(0, *method.sees), "max_objects": method.max_objects}
         idle = round(1e6 * settings.close_after)
         return JSONResponse(
             {
@@ -143,7 +143,7 @@ class KServe:
                 "input": [tensors[name] for name in self._inputs()],
                 "output": [tensors[LABELS]],
                 "sequence_batching": {"max_sequence_idle_microseconds": idle},
-                "parameters": {name: {"string_value": str(n)} for name, n in told.items()},
+                "parameters": {name: {"string_value": str(n)} for name, n in facts.items()},
             }
         )
 
@@ -158,10 +158,10 @@ class KServe:
         if owner is None:
             raise Refused(401, "token", "token: is not this server's; see its --token")
         body = await read_body(request, self._service.settings.max_message)
-        asked, tensors = parse(body, request.headers.get(HEADER_LENGTH))
-        binary = wants_binary(asked)
+        inference, tensors = parse(body, request.headers.get(HEADER_LENGTH))
+        binary = wants_binary(inference)
         frame, prompt = self._check(tensors)
-        parameters = asked.get("parameters", {})
+        parameters = inference.get("parameters", {})
         sequence = await self._sequence(owner, parameters)
         async with sequence.lock:
             session = sequence.session
@@ -173,7 +173,7 @@ class KServe:
                 raise Refused(STATUS.get(outcome.code, 500), outcome.code, outcome.why)
         answers = [outcome.masks for outcome in outcomes if isinstance(outcome, Answered)]
         labels = answers[0] if answers else bytes(frame.shape[0] * frame.shape[1])
-        return self._said(asked.get("id"), labels, frame.shape[:2], binary)
+        return self._response(inference.get("id"), labels, frame.shape[:2], binary)
 
     def _check(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         """Check the tensors; return frame and prompt (None if all zeros). Raises InputError."""
@@ -218,20 +218,20 @@ class KServe:
         sequence = self._sequences[key] = Sequence(session)
         return sequence
 
-    def _said(
+    def _response(
         self, request_id: Any, labels: bytes, shape: tuple[int, ...], binary: bool
     ) -> Response:
         output: dict[str, Any] = {"name": LABELS, "datatype": "UINT8", "shape": list(shape)}
-        said: dict[str, Any] = {
+        content: dict[str, Any] = {
             "model_name": self._service.settings.model, "model_version": "1", "outputs": [output],
         }  # fmt: skip
         if isinstance(request_id, str):
-            said["id"] = request_id
+            content["id"] = request_id
         if not binary:
             output["data"] = list(labels)
-            return JSONResponse(said)
+            return JSONResponse(content)
         output["parameters"] = {"binary_data_size": len(labels)}
-        head = json.dumps(said).encode()
+        head = json.dumps(content).encode()
         return Response(
             head + labels,
             media_type="application/octet-stream",
@@ -249,26 +249,26 @@ def parse(body: bytes, head_length: str | None) -> tuple[dict[str, Any], dict[st
             )
         length = int(head_length)
     try:
-        asked = json.loads(body[:length])
+        inference = json.loads(body[:length])
     except (ValueError, RecursionError) as error:
         raise InputError("body: not valid JSON") from error
-    if not isinstance(asked, dict) or not isinstance(asked.get("parameters", {}), dict):
+    if not isinstance(inference, dict) or not isinstance(inference.get("parameters", {}), dict):
         raise InputError("body: wanted an inference request")
     tensors, place = {}, length
-    for entry in _listed(asked, "inputs"):
-        tensor, taken = _tensor(entry, body[place:])
-        place += taken
+    for entry in _listed(inference, "inputs"):
+        tensor, used = _tensor(entry, body[place:])
+        place += used
         tensors[entry["name"]] = tensor
     if place != len(body):
         raise InputError(f"body: {len(body) - place} bytes after the last input")
-    return asked, tensors
+    return inference, tensors
 
 
-def wants_binary(asked: Mapping[str, Any]) -> bool:
+def wants_binary(inference: Mapping[str, Any]) -> bool:
     """Whether the labels are requested as binary data after the JSON. Raises InputError for an
     unknown output."""
-    binary = bool(asked.get("parameters", {}).get("binary_data_output", False))
-    for output in _listed(asked, "outputs") if "outputs" in asked else []:
+    binary = bool(inference.get("parameters", {}).get("binary_data_output", False))
+    for output in _listed(inference, "outputs") if "outputs" in inference else []:
         if output.get("name") != LABELS:
             raise InputError(f"outputs: wanted {LABELS}")
         parameters = output.get("parameters", {})
@@ -278,8 +278,8 @@ def wants_binary(asked: Mapping[str, Any]) -> bool:
     return binary
 
 
-def _listed(asked: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    entries = asked.get(name)
+def _listed(inference: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    entries = inference.get(name)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{name}: wanted a list of objects")
     return entries

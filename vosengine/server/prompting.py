@@ -19,28 +19,28 @@ def _numbers(text: str, count: int) -> list[int]:
     return [int(part) for part in parts]
 
 
-def parse_box(given: list[str]) -> Box | None:
+def parse_box(values: list[str]) -> Box | None:
     """Parse X,Y,W,H. Raises InputError."""
-    if not given:
+    if not values:
         return None
-    if len(given) > 1:
+    if len(values) > 1:
         raise InputError("box: wanted at most one")
     try:
-        left, top, width, height = _numbers(given[0], 4)
+        left, top, width, height = _numbers(values[0], 4)
     except InputError as error:
         raise InputError(f"box: {error}, X,Y,W,H") from error
     return left, top, width, height
 
 
-def parse_points(given: list[str]) -> list[Point]:
+def parse_points(values: list[str]) -> list[Point]:
     """Parse X,Y (on the object) or X,Y,- (off the object). Raises InputError."""
-    if len(given) > MOST_POINTS:
-        raise InputError(f"point: wanted at most {MOST_POINTS}, given {len(given)}")
+    if len(values) > MOST_POINTS:
+        raise InputError(f"point: wanted at most {MOST_POINTS}, given {len(values)}")
     points = []
-    for each in given:
-        on = not each.endswith(",-")
+    for value in values:
+        on = not value.endswith(",-")
         try:
-            x, y = _numbers(each.removesuffix(",-").removesuffix(",+"), 2)
+            x, y = _numbers(value.removesuffix(",-").removesuffix(",+"), 2)
         except InputError as error:
             raise InputError(f"point: {error}, X,Y or X,Y,-") from error
         points.append((x, y, on))

@@ -49,9 +49,9 @@ def hashed(token: str | None) -> str:
     return "" if token is None else hashlib.sha256(token.encode()).hexdigest()
 
 
-def holds_token(session: Session, given: str) -> bool:
-    """Whether the hash `given` is that of one of the session's own tokens."""
-    return sum(hmac.compare_digest(token, given) for token in session.tokens) > 0
+def holds_token(session: Session, digest: str) -> bool:
+    """Whether `digest` is that of one of the session's own tokens."""
+    return sum(hmac.compare_digest(token, digest) for token in session.tokens) > 0
 
 
 class Service:
@@ -136,9 +136,9 @@ class Service:
         listeners = [session.listener for session in sessions if session.listener is not None]
         for session in sessions:
             session.stop("restart", RESTARTS)
-        told = [asyncio.ensure_future(listener.finished()) for listener in listeners]
-        if told:
-            _, late = await asyncio.wait(told, timeout=0.1 * self.settings.stop_within)
+        closing = [asyncio.ensure_future(listener.finished()) for listener in listeners]
+        if closing:
+            _, late = await asyncio.wait(closing, timeout=0.1 * self.settings.stop_within)
             for waiting in late:
                 waiting.cancel()
         self._sessions.clear()
@@ -157,29 +157,29 @@ class Service:
 
     def owner(self, token: str | None) -> str | None:
         """Return the hash of a server token; None for any other token."""
-        given = hashed(token)
-        return next((own for own in self._owners if hmac.compare_digest(own, given)), None)
+        digest = hashed(token)
+        return next((own for own in self._owners if hmac.compare_digest(own, digest)), None)
 
     def known(self, token: str | None) -> bool:
         """Whether the token is a server token or a token of any session."""
-        given = hashed(token)
-        holds = [holds_token(session, given) for session in self._sessions.values()]
+        digest = hashed(token)
+        holds = [holds_token(session, digest) for session in self._sessions.values()]
         return self.owner(token) is not None or any(holds)
 
     def find(self, session_id: str, token: str | None) -> Session:
         """Find a session by id, given one of its tokens or the server token that created it. Raises
         Unknown."""
-        session, given = self._sessions.get(session_id), hashed(token)
+        session, digest = self._sessions.get(session_id), hashed(token)
         if session is None or not (
-            holds_token(session, given) or hmac.compare_digest(session.owner, given)
+            holds_token(session, digest) or hmac.compare_digest(session.owner, digest)
         ):
             raise Unknown("session: no session has this id for this token; create a new one")
         return session
 
     def owned(self, token: str | None) -> list[Session]:
         """List the sessions that a token may use."""
-        given = hashed(token)
-        return [s for s in self._sessions.values() if s.owner == given or holds_token(s, given)]
+        digest = hashed(token)
+        return [s for s in self._sessions.values() if s.owner == digest or holds_token(s, digest)]
 
     def holds(self, session: Session) -> bool:
         """Whether a session has not ended."""

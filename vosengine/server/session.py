@@ -52,7 +52,7 @@ class Session:
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self.retiring = False  # no more frames are accepted
         self.listener: Listener | None = None
-        self._asked: dict[int, asyncio.Future[list[Outcome]]] = {}
+        self._requests: dict[int, asyncio.Future[list[Outcome]]] = {}
         self._settled: list[Outcome] = []  # outcomes of the step in progress
         self.used = time.monotonic()  # time of the last frame
         self._task = asyncio.get_running_loop().create_task(self._work_off())
@@ -131,13 +131,13 @@ class Session:
     async def ask(self, frame: Frame) -> list[Outcome]:
         """Queue the next frame and wait for its step; return the new outcomes: of this frame and
         of an earlier held one. Raises StateError if the session ends first."""
-        asked = self._asked[frame.id] = asyncio.get_running_loop().create_future()
+        request = self._requests[frame.id] = asyncio.get_running_loop().create_future()
         try:
             self.put(frame)
-            settled: list[Outcome] = await asked
+            settled: list[Outcome] = await request
             return settled
         finally:
-            self._asked.pop(frame.id, None)
+            self._requests.pop(frame.id, None)
 
     async def room(self) -> None:
         """Wait until another frame may be read: with "all", while the window is full; with
@@ -178,7 +178,7 @@ class Session:
             self._shared.metrics.dropped.inc()
         if self.listener is not None:
             self.listener.send(outcome.message())
-        if self._asked:
+        if self._requests:
             self._settled.append(outcome)
 
     # Controls.
@@ -199,8 +199,8 @@ class Session:
             self.ids = list(stream.ids)
             return self.ids
 
-        found: list[int] = await self.control(work)
-        return found
+        remaining: list[int] = await self.control(work)
+        return remaining
 
     async def reset(self) -> None:
         """Start a new stream; its frame ids start at 0."""
@@ -273,9 +273,9 @@ class Session:
             if isinstance(item, Control):
                 item.give_up()
         self._inbox.clear()
-        for asked in self._asked.values():
-            if not asked.done():
-                asked.set_exception(StateError(ENDED))
+        for request in self._requests.values():
+            if not request.done():
+                request.set_exception(StateError(ENDED))
         if self.listener is not None:
             self.listener.finish(reason, code)
 
@@ -296,15 +296,15 @@ class Session:
             self._settled.clear()
             if isinstance(item, Frame):
                 await self._step(item)
-                asked = self._asked.get(item.id)
-                if asked is not None and not asked.done():
-                    asked.set_result(list(self._settled))
+                request = self._requests.get(item.id)
+                if request is not None and not request.done():
+                    request.set_result(list(self._settled))
             elif not item.done.done():
                 await self._do(item)
 
     async def _do(self, control: Control) -> None:
         try:
-            found = await control.work()
+            result = await control.work()
         except asyncio.CancelledError:
             control.give_up()
             raise
@@ -313,7 +313,7 @@ class Session:
                 control.done.set_exception(error)
         else:
             if not control.done.done():
-                control.done.set_result(found)
+                control.done.set_result(result)
 
     async def _step(self, frame: Frame) -> None:
         try:

@@ -86,8 +86,8 @@ class Store:
 
     def list(self) -> list[str]:
         """List the ids of all sessions in the folder."""
-        found = (path.stem for path in self.folder.glob("*.session"))
-        return sorted(name for name in found if SESSION_ID.fullmatch(name))
+        names = (path.stem for path in self.folder.glob("*.session"))
+        return sorted(name for name in names if SESSION_ID.fullmatch(name))
 
     def _path(self, session_id: str) -> Path:
         if not SESSION_ID.fullmatch(session_id):

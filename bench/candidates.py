@@ -104,8 +104,8 @@ def _try_peer(
     try:
         candidates.parities[name] = check_parity(posing, case, "cpu", device=device, dtype=dtype)
     except (RuntimeError, CompileTookTooLong) as error:  # the call is unsupported
-        words = " ".join(str(error).split())
-        candidates.reasons[name] = f"{type(error).__name__}: {words[:400]}"
+        message = " ".join(str(error).split())
+        candidates.reasons[name] = f"{type(error).__name__}: {message[:400]}"
         return
     candidates.calls[name] = partial(peer, **case.arguments(device, dtype))
     if isinstance(peer, Compiled) and peer.seconds is not None:

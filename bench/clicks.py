@@ -72,8 +72,8 @@ def objects(clip: Annotated) -> Iterator[Marked]:
     for index in sorted({0, last // 2, max(0, last - 1)}):
         labels = read(clip.annotations[index], cv2.IMREAD_UNCHANGED)
         frame = read_frame(clip.frames[index])
-        for each in np.unique(labels)[1:]:
-            truth = labels == each
+        for object_id in np.unique(labels)[1:]:
+            truth = labels == object_id
             if truth.sum() >= SMALLEST:
                 yield Marked(clip.name, index, frame, truth)
 
@@ -94,8 +94,8 @@ def clicked(make: Maker, marked: Marked, most: int) -> tuple[list[float], list[f
         if wrong is not None:  # no click if nothing is wrong
             points.append(wrong)
             again = partial(make, marked.frame, box=box, points=tuple(points), previous=mask)
-            mask, taken = timed(again, CPU)
-            times.append(taken)
+            mask, milliseconds = timed(again, CPU)
+            times.append(milliseconds)
         scores.append(overlap(mask, marked.truth))
     return scores, times, mask
 
@@ -133,12 +133,12 @@ def measure(made: dict[str, Maker], clips: list[Annotated], track: bool) -> dict
     scores: dict[str, list[list[float]]] = {name: [] for name in made}
     times: dict[str, list[float]] = {name: [] for name in made}
     rows = []
-    for marked in (each for clip in clips for each in objects(clip)):
+    for marked in (item for clip in clips for item in objects(clip)):
         row: dict[str, Any] = {"clip": marked.clip, "frame": marked.number}
         for name, make in made.items():
-            js, taken, _ = clicked(make, marked, CLICKS[-1])
+            js, milliseconds, _ = clicked(make, marked, CLICKS[-1])
             scores[name].append(js)
-            times[name] += taken
+            times[name] += milliseconds
             row[name] = [round(js[count], 3) for count in CLICKS]
         rows.append(row)
     results: dict[str, Any] = {"objects": len(rows), "clicks": list(CLICKS), "rows": rows}

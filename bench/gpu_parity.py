@@ -160,8 +160,8 @@ def run(options: argparse.Namespace) -> list[Tally]:
     results = sorted(tallies.values(), key=lambda tally: (tally.op, tally.backend, tally.dtype))
     console = Console(width=None if sys.stdout.isatty() else 130)
     show(console, results)
-    said = "all of it" if complete else "as far as the time went"
-    console.print(f"seeds from {first} (--first {first} repeats this), {said}", highlight=False)
+    coverage = "all of it" if complete else "as far as the time went"
+    console.print(f"seeds from {first} (--first {first} repeats this), {coverage}", highlight=False)
     facts = describe(device)
     report = {
         **facts,

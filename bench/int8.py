@@ -180,12 +180,12 @@ def quantise(folder: Path, variant: Variant, into: Path) -> None:
 
 def score(engines: dict[str, Any], clips: Sequence[Annotated], frames: int) -> dict[str, Any]:
     """Mean J of every engine by clip, and the mean IoU of its masks with those of "fp32"."""
-    found: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for name, engine in engines.items():
         labels, j = {}, {}
         for clip in clips:
             pairs = list(stepped(engine, clip, slice(0, frames)))
-            labels[clip.name] = np.stack([each > 0 for each, _ in pairs[1:]])
+            labels[clip.name] = np.stack([mask > 0 for mask, _ in pairs[1:]])
             j[clip.name] = measure(pairs, binary=True, name=clip.name).mean.j
         if name == "fp32":
             base = labels
@@ -193,9 +193,9 @@ def score(engines: dict[str, Any], clips: Sequence[Annotated], frames: int) -> d
             (labels[clip] & base[clip]).sum() / max((labels[clip] | base[clip]).sum(), 1)
             for clip in labels
         ]
-        found[name] = {"j": j, "mean_j": float(np.mean([*j.values()])), "iou": float(np.mean(iou))}
-        print(f"{name}: mean J {found[name]['mean_j']:.4f}, IoU {found[name]['iou']:.4f}")
-    return found
+        scores[name] = {"j": j, "mean_j": float(np.mean([*j.values()])), "iou": float(np.mean(iou))}
+        print(f"{name}: mean J {scores[name]['mean_j']:.4f}, IoU {scores[name]['iou']:.4f}")
+    return scores
 
 
 def clock(engines: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -210,20 +210,20 @@ def clock(engines: dict[str, Any], steps: int) -> dict[str, Any]:
             start = time.perf_counter(), time.process_time()
             engine.step(scene.frame(index), prompt)
             times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    taken = {name: 1e3 * np.array(each[WARM_UP:]) for name, each in times.items()}
+    milliseconds = {name: 1e3 * np.array(values[WARM_UP:]) for name, values in times.items()}
     return {
         name: {
-            **summarise(each[:, 0].tolist()),
-            "cpu_p50_ms": round(float(np.median(each[:, 1])), 1),
+            **summarise(values[:, 0].tolist()),
+            "cpu_p50_ms": round(float(np.median(values[:, 1])), 1),
             **{
                 f"{kind}times_as_fast_as_{base}": round(
-                    float(np.median(taken[base][:, column] / each[:, column])), 3
+                    float(np.median(milliseconds[base][:, column] / values[:, column])), 3
                 )
                 for base in ("fp32", "eager")
                 for column, kind in enumerate(("", "cpu_"))
             },
         }
-        for name, each in taken.items()
+        for name, values in milliseconds.items()
     }
 
 
@@ -263,11 +263,11 @@ def main() -> None:
     table = Table(
         "model", "engine", "p50 ms", "CPU ms", "to fp32", "to eager", "mean J", "IoU with fp32"
     )
-    load, found = os.getloadavg()[0], []
+    load, comparisons = os.getloadavg()[0], []
     with tempfile.TemporaryDirectory() as scratch:
         for model in options.models:
-            found.append(compare(model, options, options.exports or Path(scratch)))
-            for name, row in found[-1]["rows"].items():
+            comparisons.append(compare(model, options, options.exports or Path(scratch)))
+            for name, row in comparisons[-1]["rows"].items():
                 ratios = (row[f"cpu_times_as_fast_as_{b}"] for b in ("fp32", "eager"))
                 scores = (row.get("mean_j", np.nan), row.get("iou", np.nan))
                 cells = (*(f"{r:.2f}x" for r in ratios), *(f"{s:.4f}" for s in scores))
@@ -286,7 +286,7 @@ def main() -> None:
         "objects": OBJECTS,
         "frames_scored": options.frames,
         "calibrated": {clip: [RECORDED.start, RECORDED.stop] for clip in CALIBRATED},
-        "models": found,
+        "models": comparisons,
     }
     write_json(result, options.folder / f"{facts['date']}-int8-cpu.json")
 

@@ -58,9 +58,9 @@ def time_in_turns(watches: dict[str, dict[str, Stopwatch]], clock: Clock, repeat
     }
     for number in range(repeat):
         for mode, times in rounds.items():
-            for name, taken in times.items():
+            for name, samples in times.items():
                 sits_out = number % stride[name] > 0
-                taken.append(None if sits_out else watches[name][mode]())
+                samples.append(None if sits_out else watches[name][mode]())
     return rounds
 
 
@@ -72,14 +72,14 @@ def times_as_fast(mine: list[float | None], other: list[float | None]) -> float 
 
 def summarise_mode(times: dict[str, list[float | None]], name: str) -> dict[str, Any]:
     """Return percentiles of one candidate in one mode, and ratios to all others except C++."""
-    taken = [value for value in times[name] if value is not None]
+    samples = [value for value in times[name] if value is not None]
     ratios = {
         other: round(ratio, 3)
         for other in times
         if other not in (name, "cpu")
         and (ratio := times_as_fast(times[name], times[other])) is not None
     }
-    return {**percentiles(taken), "runs": len(taken), "times_as_fast_as": ratios}
+    return {**percentiles(samples), "runs": len(samples), "times_as_fast_as": ratios}
 
 
 def stopwatches_of(
@@ -143,7 +143,7 @@ def described(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, tuple):
-        return [described(each) for each in value]
+        return [described(item) for item in value]
     return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
 
 
@@ -151,18 +151,18 @@ def show(console: Console, measured: dict[str, Any]) -> None:
     results = measured["results"]
     table = Table(title=f"{measured['op']}: {measured['case']}", title_justify="left")
     modes = [mode for mode in ("warm", "graph") if any(mode in r for r in results.values())]
-    ours = next(iter(results), "")
+    backend = next(iter(results), "")
     table.add_column("candidate")
     headings = ("p20 ms", "p50 ms", "p80 ms", *(f"{mode} p50" for mode in modes))
-    for heading in (*headings, "GB/s", "TFLOP/s", "of ceiling", "error", f"{ours} is x"):
+    for heading in (*headings, "GB/s", "TFLOP/s", "of ceiling", "error", f"{backend} is x"):
         table.add_column(heading, justify="right")
     for name, result in results.items():
-        ratio = results[ours]["times_as_fast_as"].get(name)
+        ratio = results[backend]["times_as_fast_as"].get(name)
         others = (result[mode] for mode in modes)
         table.add_row(
             name,
             *(f"{result[key]:.4g}" for key in ("p20_ms", "p50_ms", "p80_ms")),
-            *(f"{each['p50_ms']:.4g}" if isinstance(each, dict) else "" for each in others),
+            *(f"{timing['p50_ms']:.4g}" if isinstance(timing, dict) else "" for timing in others),
             *(str(result.get(key, "")) for key in ("gb_per_s", "tflops")),
             f"{result['of_ceiling']:.0%} {result['bound']}" if "of_ceiling" in result else "",
             f"{result['error']:.1e}",
@@ -210,8 +210,8 @@ def chosen_cases(options: argparse.Namespace, device: torch.device) -> list[tupl
     ops = [op for op in OPS if not options.op or op.name in options.op]
     cases = [(op, case) for op in ops for case in bench_cases(op, heavy)]
     if options.targets:
-        return [each for each in cases if is_target(*each)]
-    return sorted(cases, key=lambda each: not is_target(*each)) if heavy else cases
+        return [pair for pair in cases if is_target(*pair)]
+    return sorted(cases, key=lambda pair: not is_target(*pair)) if heavy else cases
 
 
 def compile_limit(options: argparse.Namespace, device: torch.device, target: bool) -> float | None:

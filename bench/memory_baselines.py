@@ -191,12 +191,12 @@ def _attend_by(
 ) -> torch.Tensor:
     """Return [G, P, Cv] or [P, Cv]; groups are a batch of one head each, as fused kernels need."""
     heads = [x[:, None] if x.ndim == 3 else x[None, None] for x in (query, key, value)]
-    with warnings.catch_warnings(record=True) as said, sdpa_kernel(backend):
+    with warnings.catch_warnings(record=True) as caught, sdpa_kernel(backend):
         warnings.simplefilter("always")  # torch reports its reasons as warnings
         try:
             out = functional.scaled_dot_product_attention(*heads, scale=scale)
         except RuntimeError as error:
-            reasons = [str(each.message).split(" (Triggered")[0] for each in said]
+            reasons = [str(warning.message).split(" (Triggered")[0] for warning in caught]
             lines = str(error).splitlines()[:1] + [
                 r for r in reasons if "not used because" not in r
             ]

@@ -107,10 +107,10 @@ def max_pooling(
     centres = torch.full((len(heatmap), limit, 2), -1, dtype=torch.int32, device=heatmap.device)
     scores = heatmap.new_zeros(len(heatmap), limit)
     for b, image in enumerate(heatmap):
-        found, heat = _find_centres(image, threshold, window, limit)
-        if len(found):
-            labels[b] *= nearest(offset[b], found).add_(1).to(torch.uint8)
-            centres[b, : len(found)], scores[b, : len(found)] = found.int(), heat
+        peaks, heat = _find_centres(image, threshold, window, limit)
+        if len(peaks):
+            labels[b] *= nearest(offset[b], peaks).add_(1).to(torch.uint8)
+            centres[b, : len(peaks)], scores[b, : len(peaks)] = peaks.int(), heat
     return labels, centres, scores
 
 
@@ -131,8 +131,8 @@ def autograd(
     Inference tensors cannot be saved for backward, so the arguments are copied first.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        given = (features, bands, targets, sample_weight, kernel, projection)
-        copies = [x.clone() if x is not None and x.is_inference() else x for x in given]
+        arguments = (features, bands, targets, sample_weight, kernel, projection)
+        copies = [x.clone() if x is not None and x.is_inference() else x for x in arguments]
         problem = _TargetByAutograd(*copies[:4])
         weights = [x.detach() for x in copies[4:] if x is not None]
         for count in iterations:

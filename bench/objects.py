@@ -80,7 +80,7 @@ def measure(
 
 
 def total(times: Times, count: int, names: tuple[str, ...]) -> list[float]:
-    return [sum(each) for each in zip(*(times[count, name] for name in names), strict=True)]
+    return [sum(parts) for parts in zip(*(times[count, name] for name in names), strict=True)]
 
 
 def ratio(above: list[float], below: list[float]) -> float:
@@ -127,8 +127,8 @@ def giel(variant: str, device: torch.device, rounds: int) -> list[dict[str, Any]
 
 
 def _gflop(model: str, config: GIELConfig | DMNAOAConfig, objects: int) -> float:
-    found = cost(model, SIZE, objects, memory_frames=SUPPORT, max_objects=objects, config=config)
-    return sum(found.gflop.values())
+    estimate = cost(model, SIZE, objects, memory_frames=SUPPORT, max_objects=objects, config=config)
+    return sum(estimate.gflop.values())
 
 
 def dmn_aoa(device: torch.device, rounds: int) -> list[dict[str, Any]]:
@@ -202,16 +202,16 @@ def main() -> None:
     device = choose_device(options.device)
     console = Console(width=160)
     for model in options.model or MODELS:
-        found = {**describe(device), "model": model, "size": list(SIZE)}
+        report = {**describe(device), "model": model, "size": list(SIZE)}
         if model == "giel":
-            found["full"] = giel("full", device, options.rounds)
-            found["fast"] = giel("fast", device, options.rounds)
+            report["full"] = giel("full", device, options.rounds)
+            report["fast"] = giel("fast", device, options.rounds)
             for variant in ("full", "fast"):
-                show(f"giel, {variant}", found[variant], console)
+                show(f"giel, {variant}", report[variant], console)
         else:
-            found["objects"] = dmn_aoa(device, options.rounds)
-            show("dmn_aoa", found["objects"], console)
-        write_json(found, options.folder / f"{found['date']}-objects-{model}-{device.type}.json")
+            report["objects"] = dmn_aoa(device, options.rounds)
+            show("dmn_aoa", report["objects"], console)
+        write_json(report, options.folder / f"{report['date']}-objects-{model}-{device.type}.json")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ sys.path.append(sys.path.pop(0))
 
 import argparse
 import os
-import resource
 import subprocess
 import tempfile
 import time
@@ -45,12 +44,14 @@ OPS = "standard", "contrib", "vosengine"
 def export(model: str, weights: str, folder: Path, ops: str) -> dict[str, Any]:
     """Seconds and peak MiB of the export command, and the parts left in standard operators."""
     command = [sys.executable, "-m", "vosengine", "export", model, "--ops", ops]
+    command += ["--weights", weights, "--out", str(folder)]
     start = time.perf_counter()
-    subprocess.run(
-        [*command, "--weights", weights, "--out", str(folder)], check=True, capture_output=True
-    )
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # of the largest so far
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: ended with {process.returncode}")
+    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 1024
     manifest = Manifest.read(folder)
     return {
         "seconds": round(seconds, 1),

@@ -33,8 +33,8 @@ tuning table does not ask for that form.
 def measure_one(task: tuple[int, int, int]) -> tuple[Resources, list[str]]:
     op, number, chip = task
     build = builds_of(OPS[op])[number]
-    found = measure(OPS[op], build, chip)
-    return found, found.faults(build.matrix)
+    resources = measure(OPS[op], build, chip)
+    return resources, resources.faults(build.matrix)
 
 
 def measure_triton() -> tuple[list[Resources], list[str]]:
@@ -47,15 +47,15 @@ def measure_triton() -> tuple[list[Resources], list[str]]:
     ]
     with ProcessPoolExecutor() as pool:
         done = list(pool.map(measure_one, tasks))
-    return [found for found, _ in done], [fault for _, faults in done for fault in faults]
+    return [resources for resources, _ in done], [fault for _, faults in done for fault in faults]
 
 
 def measure_cuda() -> tuple[list[Resources], list[str]]:
     compiled = extension.load()
     if not hasattr(compiled, "cuda_archs"):
         sys.exit("vosengine._C is built without CUDA; put nvcc on the PATH and build it again")
-    found = cuda_kernels(Path(str(compiled.__file__)))
-    return found, [fault for each in found for fault in each.faults()]
+    resources = cuda_kernels(Path(str(compiled.__file__)))
+    return resources, [fault for kernel in resources for fault in kernel.faults()]
 
 
 def main() -> None:

@@ -43,29 +43,29 @@ def measure(named: list[str], rounds: int, device: str) -> list[dict[str, Any]]:
     config = ClipConfig(frames=8, height=height, width=width, objects=(OBJECTS, OBJECTS))
     clip = make_clip(config, seed=3)
     cases = []
-    for each in named:
-        model, _, rest = each.partition("=")
+    for spec in named:
+        model, _, rest = spec.partition("=")
         weights, _, size = rest.partition("@")
         cases.append((model, weights, size))
     streams = [stream(*case, device, clip) for case in cases]
     times: list[list[float]] = [[] for _ in cases]
     for index in range(WARM_UP + rounds):
         frame = clip.frames[1 + index % (len(clip.frames) - 1)]
-        for segmenter, taken in zip(streams, times, strict=True):
+        for segmenter, samples in zip(streams, times, strict=True):
             milliseconds = timed(lambda s=segmenter, f=frame: s.step(f), segmenter.device)[1]
             if index >= WARM_UP:
-                taken.append(milliseconds)
-    first = {model: taken for (model, *_), taken in reversed([*zip(cases, times, strict=True)])}
+                samples.append(milliseconds)
+    first = {model: samples for (model, *_), samples in reversed([*zip(cases, times, strict=True)])}
     return [
         {
             "model": model,
             "weights": Path(weights).name,
             "size": size or "own",
             "precision": segmenter.precision.name,
-            "step": summarise(taken),
-            "to_first": round(float(np.median(np.divide(taken, first[model]))), 3),
+            "step": summarise(samples),
+            "to_first": round(float(np.median(np.divide(samples, first[model]))), 3),
         }
-        for (model, weights, size), segmenter, taken in zip(cases, streams, times, strict=True)
+        for (model, weights, size), segmenter, samples in zip(cases, streams, times, strict=True)
     ]
 
 

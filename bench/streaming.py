@@ -35,11 +35,11 @@ def cache(device: torch.device, rounds: int) -> dict[str, Any]:
     method = build("imcnet", config).to(device)
     state = method.start(Geometry.fit(SIZE, size=config.size, multiple=method.stride), 1)
     frames = torch.rand(len(config.sees), 3, *config.size, device=device)
-    held = [method.encode(frame[None]) for frame in frames]
+    encoded = [method.encode(frame[None]) for frame in frames]
 
     def streamed() -> torch.Tensor:
         newest = method.encode(frames[-1:])
-        return method.segment([*held[:-1], newest], state).logits
+        return method.segment([*encoded[:-1], newest], state).logits
 
     def from_nothing() -> torch.Tensor:
         whole = method.encode(frames)

@@ -78,7 +78,7 @@ def measure(settings: argparse.Namespace, count: int, clip: Clip) -> dict[str, A
 def lifetime(settings: argparse.Namespace, clip: Clip) -> dict[str, Any]:
     """Return milliseconds to open a stream up to its first result, to save it and to load it."""
     engine = Engine(settings.model, weights=settings.weights, device=settings.device)
-    taken: dict[str, list[float]] = {"open": [], "save": [], "load": []}
+    times: dict[str, list[float]] = {"open": [], "save": [], "load": []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stream"
         for _ in range(WARM_UP + settings.rounds):
@@ -89,13 +89,13 @@ def lifetime(settings: argparse.Namespace, clip: Clip) -> dict[str, Any]:
                 return stream
 
             stream, milliseconds = timed(opened, engine.device)
-            taken["open"].append(milliseconds)
-            taken["save"].append(timed(lambda s=stream: s.save_state(path), engine.device)[1])
-            taken["load"].append(timed(lambda s=stream: s.load_state(path), engine.device)[1])
+            times["open"].append(milliseconds)
+            times["save"].append(timed(lambda s=stream: s.save_state(path), engine.device)[1])
+            times["load"].append(timed(lambda s=stream: s.load_state(path), engine.device)[1])
             engine.close(stream)
         size = path.stat().st_size
     return {
-        **{name: summarise(values[WARM_UP:]) for name, values in taken.items()},
+        **{name: summarise(values[WARM_UP:]) for name, values in times.items()},
         "saved_mib": round(size / MIB, 2),
     }
 
@@ -114,12 +114,12 @@ def resident(model: str, weights: str, count: int, shares: bool) -> float:
 
 
 def memory(settings: argparse.Namespace, count: int) -> dict[str, float]:
-    found = {}
+    usage = {}
     for name, shares in (("together", True), ("apart", False)):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             arguments = settings.model, settings.weights, count, shares
-            found[f"resident_{name}_mib"] = round(pool.apply(resident, arguments), 1)
-    return found
+            usage[f"resident_{name}_mib"] = round(pool.apply(resident, arguments), 1)
+    return usage
 
 
 def main() -> None:
@@ -140,15 +140,15 @@ def main() -> None:
         if device.type == "cpu":
             row |= memory(settings, count)
         rows.append(row)
-        held = [f"{row.get(f'resident_{n}_mib', 0):.0f}" for n in ("together", "apart")]
+        memory_cells = [f"{row.get(f'resident_{n}_mib', 0):.0f}" for n in ("together", "apart")]
         table.add_row(str(count), f"{row['frame']['p50_ms']:.0f}", f"{row['frame']['p99_ms']:.0f}",
                       f"{row['frames_per_second']:.1f}", f"{row['apart_over_together']:.2f}",
-                      *held)  # fmt: skip
+                      *memory_cells)  # fmt: skip
     Console().print(table)
-    found = {**describe(device), "model": settings.model, "frame": list(SIZE), "rows": rows,
-             "lifetime": lifetime(settings, clip)}  # fmt: skip
-    Console().print({n: v["p50_ms"] for n, v in found["lifetime"].items() if isinstance(v, dict)})
-    write_json(found, settings.folder / f"{found['date']}-streams-{device.type}.json")
+    report = {**describe(device), "model": settings.model, "frame": list(SIZE), "rows": rows,
+              "lifetime": lifetime(settings, clip)}  # fmt: skip
+    Console().print({n: v["p50_ms"] for n, v in report["lifetime"].items() if isinstance(v, dict)})
+    write_json(report, settings.folder / f"{report['date']}-streams-{device.type}.json")
 
 
 if __name__ == "__main__":

@@ -36,13 +36,13 @@ def show_summary(console: Console, reports: list[dict[str, Any]]) -> None:
 def row(case: dict[str, Any], dtype: str) -> tuple[str, ...]:
     """Return the row of a case; without a backend of ours, only the fastest peer."""
     results = case["results"]
-    ours = fastest({n: r for n, r in results.items() if n in OURS and n not in OTHERWISE})
+    backend = fastest({n: r for n, r in results.items() if n in OURS and n not in OTHERWISE})
     peer = fastest({n: r for n, r in results.items() if n not in OURS})
     name = f"{case['case']} *" if case.get("target") else case["case"]
-    cells = [case["op"], name, dtype, ours or "none", "", "", "", ""]
+    cells = [case["op"], name, dtype, backend or "none", "", "", "", ""]
     share = ""
-    if ours:
-        best = results[ours]
+    if backend:
+        best = results[backend]
         cells[4:7] = [microseconds(best), *(microseconds(best.get(m)) for m in ("warm", "graph"))]
         share = f"{best['of_ceiling']:.0%} {best['bound']}" if "of_ceiling" in best else ""
         ratio = best["times_as_fast_as"].get(peer)

@@ -49,10 +49,10 @@ def kernels(results: dict[str, Any]) -> list[str]:
     ]
     for case in results["cases"]:
         reference = case["results"]["reference"]
-        ours = case["results"].get("cpu", reference)
-        ratios = ", ".join(f"{short(r)} {n}" for n, r in ours["times_as_fast_as"].items())
-        time = f"{short(ours['p50_ms'])} ({short(ours['p95_ms'])})"
-        time = "none" if ours is reference else time
+        backend = case["results"].get("cpu", reference)
+        ratios = ", ".join(f"{short(r)} {n}" for n, r in backend["times_as_fast_as"].items())
+        time = f"{short(backend['p50_ms'])} ({short(backend['p95_ms'])})"
+        time = "none" if backend is reference else time
         lines.append(row(case["op"], case["case"], time, short(reference["p50_ms"]), ratios))
     return lines
 
@@ -147,7 +147,7 @@ def dmn_objects(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def exported_by_ops(results: dict[str, Any]) -> list[str]:
+def exported(results: dict[str, Any]) -> list[str]:
     """One row per model and object count: exports by each kind of operators beside torch."""
     height, width = results["size"]
     kinds = [name for name in ("standard", "contrib", "vosengine") if name in results["ops"]]
@@ -158,10 +158,11 @@ def exported_by_ops(results: dict[str, Any]) -> list[str]:
         "p50 (p95) of a step in ms, all in turn; exports by `--ops`, and how many times as fast as "
         "eager and as fast they are.",
         "",
-        row("model", "objects", *names, "labels that differ, at most"),
-        row("---", *["---:"] * (2 + len(names))),
+        row("model", "objects", *names, "labels that differ, at most", "exported in, at most"),
+        row("---", *["---:"] * (3 + len(names))),
     ]
     for model in results["models"]:
+        seconds = max(export["seconds"] for export in model["export"].values())
         for point in model["points"]:
             cells = [f"{point[n]['p50_ms']:.0f} ({point[n]['p95_ms']:.0f})" for n in names[:2]]
             for kind in kinds:
@@ -173,47 +174,8 @@ def exported_by_ops(results: dict[str, Any]) -> list[str]:
                     f"{times['times_as_fast_as_eager']:.2f}x {times['times_as_fast_as_fast']:.2f}x"
                 )
             worst = max(point[kind]["differs"] for kind in kinds if kind in point)
-            lines.append(
-                row(f"`{model['model']}`", point["objects"], *cells, f"{100 * worst:.3f} %")
-            )
-    return lines
-
-
-def exported(results: dict[str, Any]) -> list[str]:
-    """One row per model and object count: onnxruntime beside torch."""
-    if "ops" in results:
-        return exported_by_ops(results)
-    height, width = results["size"]
-    lines = [
-        f"**Exported models** in onnxruntime, `{results['weights']}` weights, frames of "
-        f"{height}x{width} ({where(results)}).",
-        "p50 (p95) of a step in ms, all three in turn; exporting is `vosengine export`, checks and "
-        "all.",
-        "",
-        row(
-            *("model", "objects", "onnxruntime", "eager", "fast", "to eager"),
-            *("labels that differ", "exported in", "with"),
-        ),
-        row("---", *["---:"] * 8),
-    ]
-    for model in results["models"]:
-        for point in model["points"]:
-            ours = point["onnxruntime"]
-            cells = (
-                f"{point[name]['p50_ms']:.0f} ({point[name]['p95_ms']:.0f})"
-                for name in ("onnxruntime", "eager", "fast")
-            )
-            lines.append(
-                row(
-                    f"`{model['model']}`",
-                    point["objects"],
-                    *cells,
-                    f"{ours['times_as_fast_as_eager']:.2f}x",
-                    f"{100 * ours['differs']:.3f} %",
-                    f"{model['export']['seconds']:.0f} s",
-                    f"{model['export']['peak_mib'] / 1024:.1f} GiB",
-                )
-            )
+            cells += [f"{100 * worst:.3f} %", f"{seconds:.0f} s"]
+            lines.append(row(f"`{model['model']}`", point["objects"], *cells))
     return lines
 
 
@@ -221,12 +183,12 @@ def long_stream(results: dict[str, Any]) -> list[str]:
     """A line about one stream of many frames."""
     facts, (model,) = results["environment"], results["models"]
     stream = model["stream"]
-    held = dict(zip(stream["at"], stream["held_mib"], strict=True))
-    last = max(held)
+    usage = dict(zip(stream["at"], stream["held_mib"], strict=True))
+    last = max(usage)
     early, late = (summarise(stream["milliseconds"][a:b]) for a, b in ((50, 100), (-50, None)))
     return [
         f"**One stream** of {last + 1} frames, `{model['weights']}`, {stream['objects']} objects: "
-        f"the process holds {held[50]:.0f} MiB at frame 50 and {held[last]:.0f} MiB at the end, "
+        f"the process holds {usage[50]:.0f} MiB at frame 50 and {usage[last]:.0f} MiB at the end, "
         f"the engine {stream['state_mib'][0]:.1f} MiB of it, from the first frame on; a step takes "
         f"{early['p50_ms']:.0f} ms (p50) after 50 frames and {late['p50_ms']:.0f} ms over the last "
         f"50 ({facts['device']}, {facts['isa']}; `{facts['command']}`, {facts['date']}).",

@@ -42,8 +42,8 @@ def align(
     first = torch.zeros(len(boxes), device=boxes.device)
     pooled = [pool(level, first, s) for level, s in zip(levels, strides, strict=True)]
     if planes is not None:
-        each = torch.arange(len(boxes), device=boxes.device)
-        pooled.append(pool(planes[:, None], each, plane_stride))
+        indices = torch.arange(len(boxes), device=boxes.device)
+        pooled.append(pool(planes[:, None], indices, plane_stride))
     return torch.cat(pooled, dim=1)
 
 

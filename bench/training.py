@@ -57,14 +57,14 @@ def batch_of(model: str, config: str) -> Batch:
 
 def shares(trained: Trainer, batch: Batch) -> list[dict[str, Any]]:
     """Return the operators with the most self time in a step, each with its share."""
-    with profile() as found:
+    with profile() as profiler:
         trained.advance(batch)
-    averages = found.key_averages()
-    total = sum(each.self_cpu_time_total for each in averages)
-    ranked = sorted(averages, key=lambda each: -each.self_cpu_time_total)[:SHOWN]
+    averages = profiler.key_averages()
+    total = sum(average.self_cpu_time_total for average in averages)
+    ranked = sorted(averages, key=lambda average: -average.self_cpu_time_total)[:SHOWN]
     return [
-        {"operator": each.key, "share": round(each.self_cpu_time_total / total, 3)}
-        for each in ranked
+        {"operator": average.key, "share": round(average.self_cpu_time_total / total, 3)}
+        for average in ranked
     ]
 
 
@@ -73,15 +73,15 @@ def measure(model: str, config: str, rounds: int, device: torch.device) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         trainers = {p: trainer(model, config, p, device, Path(folder)) for p in PRECISIONS}
         for number in range(WARM_UP + rounds):
-            for name, each in trainers.items():
-                milliseconds = timed(lambda t=each: t.advance(batch), device)[1]
+            for name, trained in trainers.items():
+                milliseconds = timed(lambda t=trained: t.advance(batch), device)[1]
                 if number >= WARM_UP:
                     times[name].append(milliseconds)
         profiled = shares(trainers["bf16"], batch)
     return {
         "model": model,
         "config": config,
-        "steps": {name: summarise(taken) for name, taken in times.items()},
+        "steps": {name: summarise(values) for name, values in times.items()},
         "fp32_to_bf16": round(float(np.median(np.divide(times["fp32"], times["bf16"]))), 3),
         "profile": profiled,
     }
@@ -93,18 +93,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--folder", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    device = choose_device(given.device)
-    named = [each.partition("@")[::2] for each in given.runs.split(",")]
-    rows = [measure(model, config, given.rounds, device) for model, config in named]
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    named = [spec.partition("@")[::2] for spec in options.runs.split(",")]
+    rows = [measure(model, config, options.rounds, device) for model, config in named]
     table = Table("model", "config", "fp32 ms", "bf16 ms", "fp32 / bf16", "most of bf16's time")
     for row in rows:
         steps = [f"{row['steps'][name]['p50_ms']:.0f}" for name in PRECISIONS]
         most = ", ".join(f"{x['operator']} {x['share']:.0%}" for x in row["profile"][:3])
         table.add_row(row["model"], row["config"], *steps, f"{row['fp32_to_bf16']:.2f}", most)
     Console().print(table)
-    found = {**describe(device), "rows": rows}
-    write_json(found, given.folder / f"{found['date']}-training-{device.type}.json")
+    report = {**describe(device), "rows": rows}
+    write_json(report, options.folder / f"{report['date']}-training-{device.type}.json")
 
 
 if __name__ == "__main__":

@@ -233,8 +233,8 @@ RESOURCES = "kernel resources"
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the resources of the kernels that this run compiled."""
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
-    found = [value for r in reports for name, value in r.user_properties if name == RESOURCES]
-    if found:
+    recorded = [value for r in reports for name, value in r.user_properties if name == RESOURCES]
+    if recorded:
         terminalreporter.section("registers / KiB of shared memory / tensor-core instructions")
-        for line in table(Resources(**each) for each in found):
+        for line in table(Resources(**fields) for fields in recorded):
             terminalreporter.write_line(line)

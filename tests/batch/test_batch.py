@@ -93,8 +93,8 @@ def test_by_processes_it_writes_what_run_writes_and_only_once(
         for line in lines:
             runs = line["segmentation"]
             labels = read_labels(out / name / f"{line['frame']}.png")
-            found = decode(runs["counts"], tuple(runs["size"]))
-            np.testing.assert_array_equal(found, labels == line["id"])
+            mask = decode(runs["counts"], tuple(runs["size"]))
+            np.testing.assert_array_equal(mask, labels == line["id"])
     before = everything(out)
     summary = batch(options(data, out, workers=2, rle=True))
     assert (summary["skipped"], summary["done"], summary["frames"]) == (3, 0, 0)
@@ -173,8 +173,8 @@ def test_streams_are_closed(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     opened: list[Segmenter] = []
     make = Engine.open
 
-    def noted(self: Engine, **given: Any) -> Segmenter:
-        opened.append(make(self, **given))
+    def noted(self: Engine, **arguments: Any) -> Segmenter:
+        opened.append(make(self, **arguments))
         return opened[-1]
 
     monkeypatch.setattr(Engine, "open", noted)
@@ -251,11 +251,14 @@ def test_killed_in_the_middle_of_a_clip(
 
 
 def supervise(
-    jobs: list[Any], start: Any = Scripted, stop: Callable[[], bool] = lambda: False, **given: int
+    jobs: list[Any],
+    start: Any = Scripted,
+    stop: Callable[[], bool] = lambda: False,
+    **settings: int,
 ) -> tuple[bool, list[Event]]:
     events: list[Event] = []
-    given = {"workers": 2, "retries": 1, **given}
-    supervisor = Supervisor(start, listen=events.append, **given)
+    settings = {"workers": 2, "retries": 1, **settings}
+    supervisor = Supervisor(start, listen=events.append, **settings)
     try:
         stopped = supervisor.work(jobs, stop)
     finally:
@@ -298,7 +301,7 @@ def test_asked_to_stop(tmp_path: Path) -> None:
 def test_eight_processes_do_eight_times_as_much() -> None:
     _, events = supervise([0.4] * 40, Sleeper, workers=8)
     done = [event.value for event in events]
-    processes = {each["process"] for each in done}
+    processes = {value["process"] for value in done}
     assert len(done) == 40 and len(processes) == 8
     start = max(min(x["began"] for x in done if x["process"] == p) for p in processes)
     end = min(max(x["ended"] for x in done if x["process"] == p) for p in processes)
@@ -317,8 +320,8 @@ def test_folders_patterns_and_masks_beside(data: Path, tmp_path: Path) -> None:
     for name in ("one.mp4", "two.MOV", "one_mask.png", ".hidden.mp4"):
         (tmp_path / name).write_bytes(b"x")
     make_frames(tmp_path / "two_mask", 1, 1)
-    found = [(clip.name, clip.mask) for clip in find_clips([str(tmp_path)], "_mask")]
-    assert found == [("one", tmp_path / "one_mask.png"), ("two", tmp_path / "two_mask")]
+    pairs = [(clip.name, clip.mask) for clip in find_clips([str(tmp_path)], "_mask")]
+    assert pairs == [("one", tmp_path / "one_mask.png"), ("two", tmp_path / "two_mask")]
     assert [c.name for c in find_clips([str(tmp_path / "*.m*")])] == ["one"]
     (tmp_path / "-odd näme*.mp4").write_bytes(b"x")
     assert find_clips([str(tmp_path / "-odd näme*.mp4")])[0].name == "odd_näme_"
@@ -338,10 +341,10 @@ def test_data_sets_are_read_as_they_are(
         write_labels(masks / "00000.png", square(6, 2))
         write_labels(masks / "00001.png", square(30, 2))  # wrong on purpose
         write_labels(masks / "00002.png", square(6, 2, 5))
-    given = options(tmp_path, tmp_path / "out")
-    jobs = plan(given)
+    settings = options(tmp_path, tmp_path / "out")
+    jobs = plan(settings)
     assert [job.name for job in jobs] == ["x", "y"]
-    batch(given)
+    batch(settings)
     first, second, third = (read_labels(tmp_path / f"out/x/0000{i}.png") for i in range(3))
     assert np.unique(first).tolist() == [0, 2]
     assert (second == 2).sum() == 0 or (second[:, 30:37] == 2).sum() < 7 * 14
@@ -405,9 +408,9 @@ def test_manifests_that_are_refused(
 def test_nothing_begins_before_all_inputs_are_there(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_frames(tmp_path / "bare", 1, 1)
-    given = (str(data / "a"), str(tmp_path / "bare"))
+    clips = (str(data / "a"), str(tmp_path / "bare"))
     with pytest.raises(InputError, match="1 without a mask: bare"):
-        batch(BatchOptions(given, out, RUN))
+        batch(BatchOptions(clips, out, RUN))
     with pytest.raises(InputError, match=r"no set named stm\.none"):
         batch(options(data, out, run={"weights": "none"}))
     with pytest.raises(InputError, match=r"no\.safetensors: no such file"):

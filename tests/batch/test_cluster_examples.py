@@ -58,10 +58,10 @@ def understood(command: str) -> BatchOptions:
         seen.append(options)
         raise KeyboardInterrupt  # before anything is told of it
 
-    program, *words = shlex.split(command)
+    program, *arguments = shlex.split(command)
     assert program == "vosengine"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vosengine.commands.batch.batch", batch)
-        CliRunner().invoke(app, words)
-    (found,) = seen
-    return found
+        CliRunner().invoke(app, arguments)
+    (parsed,) = seen
+    return parsed

@@ -106,11 +106,11 @@ def test_driver_and_raylet_are_killed(
 
 
 def pooled(
-    jobs: list[Any], start: Any, stop: Any = lambda: False, **given: int
+    jobs: list[Any], start: Any, stop: Any = lambda: False, **settings: int
 ) -> tuple[bool, list[Event]]:
     events: list[Event] = []
-    given = {"workers": 2, "retries": 1, **given}
-    pool = RayPool(start, address="auto", gpus=False, listen=events.append, **given)
+    settings = {"workers": 2, "retries": 1, **settings}
+    pool = RayPool(start, address="auto", gpus=False, listen=events.append, **settings)
     stopped = pool.work(jobs, stop)
     return stopped, [event for event in events if event.kind != "frames"]
 
@@ -147,15 +147,15 @@ def test_asked_to_stop_and_what_no_clip_can_do_without(cluster: str, tmp_path: P
 
 def test_scores_are_the_same(cluster: str, tmp_path: Path) -> None:
     make_data(tmp_path / "data")
-    words = ["eval", "--model", "stm", "--data", str(tmp_path / "data"), "--device", "cpu"]
-    words += ["--weights", "demo", "--size", "32", "--no-propagation", "--json"]
-    found = []
+    arguments = ["eval", "--model", "stm", "--data", str(tmp_path / "data"), "--device", "cpu"]
+    arguments += ["--weights", "demo", "--size", "32", "--no-propagation", "--json"]
+    scores = []
     for name, more in (("alone", []), ("actors", ["--ray", cluster])):
-        outcome = CliRunner().invoke(app, [*words, str(tmp_path / name), *more])
+        outcome = CliRunner().invoke(app, [*arguments, str(tmp_path / name), *more])
         assert outcome.exit_code == 0, outcome.output
         content = json.loads((tmp_path / name).read_text())
-        found.append({n: content[n] for n in ("sequences", "mean", "baselines")})
-    assert found[0] == found[1]
+        scores.append({n: content[n] for n in ("sequences", "mean", "baselines")})
+    assert scores[0] == scores[1]
 
 
 def make_data(root: Path) -> None:

@@ -87,17 +87,17 @@ class Here:
 
 def sent(system: Any, root: str) -> Alone:
     """Masks and overlays of every finished clip, that is, with clip.json."""
-    found = {}
+    finished = {}
     for name in CLIPS:
         if system.exists(f"{root}/{name}/clip.json"):
             files = system.ls(f"{root}/{name}", detail=False)
             kept = (f for f in files if f.endswith((".png", ".mp4")))
-            found[name] = {f.rpartition("/")[2]: system.cat_file(f) for f in kept}
-    return found
+            finished[name] = {f.rpartition("/")[2]: system.cat_file(f) for f in kept}
+    return finished
 
 
 def names(system: Any, root: str) -> list[str]:
-    return sorted(each.rpartition("/")[2] for each in system.ls(root, detail=False))
+    return sorted(path.rpartition("/")[2] for path in system.ls(root, detail=False))
 
 
 def test_from_a_bucket_to_a_bucket(
@@ -106,17 +106,17 @@ def test_from_a_bucket_to_a_bucket(
     here = Here(monkeypatch)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    given = options(f"{BUCKET}/clips", f"{BUCKET}/out", rle=True, scratch=scratch)
-    summary = batch(given)
+    settings = options(f"{BUCKET}/clips", f"{BUCKET}/out", rle=True, scratch=scratch)
+    summary = batch(settings)
     assert (summary["done"], summary["complete"], here.answered) == (3, True, 13)
     assert sent(bucket, "/bucket/out") == alone
     assert names(bucket, "/bucket/out") == ["a", "b", "batch.json", "c", "failed.jsonl"]
     assert json.loads(bucket.cat_file("/bucket/out/batch.json")) == summary
-    told = json.loads(bucket.cat_file("/bucket/out/b/summary.json"))
-    assert told["source"] == f"{BUCKET}/clips/b"
-    assert told["mask"]["path"] == f"{BUCKET}/clips/b.png"
+    clip_summary = json.loads(bucket.cat_file("/bucket/out/b/summary.json"))
+    assert clip_summary["source"] == f"{BUCKET}/clips/b"
+    assert clip_summary["mask"]["path"] == f"{BUCKET}/clips/b.png"
     assert not [*scratch.iterdir()]
-    again = batch(given)
+    again = batch(settings)
     assert (again["skipped"], here.answered) == (3, 13)
     assert [row["frames"] for row in again["table"]] == [*CLIPS.values()]
 
@@ -151,12 +151,12 @@ def test_in_a_bucket_a_stopped_clip_goes_on(
     bucket: MemoryFileSystem, alone: Alone, monkeypatch: pytest.MonkeyPatch, frames: int
 ) -> None:
     here = Here(monkeypatch, frames)
-    given = options(f"{BUCKET}/clips", f"{BUCKET}/out")
-    summary = batch(BatchOptions((f"{BUCKET}/clips/b",), given.out, given.run))
+    settings = options(f"{BUCKET}/clips", f"{BUCKET}/out")
+    summary = batch(BatchOptions((f"{BUCKET}/clips/b",), settings.out, settings.run))
     assert (summary["stopped"], here.answered) == (1, frames)
     assert "b.part" in names(bucket, "/bucket/out") and "b" not in names(bucket, "/bucket/out")
     here = Here(monkeypatch)
-    batch(given)
+    batch(settings)
     assert here.answered == 13 - frames
     assert sent(bucket, "/bucket/out") == alone
     assert "b.part" not in names(bucket, "/bucket/out")
@@ -171,7 +171,7 @@ def test_wherever_it_breaks_off_a_bucket_is_right_in_the_end(
     bucket: MemoryFileSystem, alone: Alone, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     """The batch is interrupted at every fifth of its writes."""
-    given = BatchOptions((f"{BUCKET}/clips/b",), f"{BUCKET}/out", options("", "").run)
+    settings = BatchOptions((f"{BUCKET}/clips/b",), f"{BUCKET}/out", options("", "").run)
     count = last = 0
     put, remove = MemoryFileSystem.put_file, MemoryFileSystem.rm_file
     opened = MemoryFileSystem._open
@@ -191,22 +191,22 @@ def test_wherever_it_breaks_off_a_bucket_is_right_in_the_end(
     monkeypatch.setattr(MemoryFileSystem, "rm_file", counted(remove))
     monkeypatch.setattr(MemoryFileSystem, "_open", counted(opened))
     Here(monkeypatch)
-    batch(given)
+    batch(settings)
     whole = count
     assert whole > 20
     for end in range(1, whole, 5):
         bucket.rm("/bucket/out", recursive=True)
         count, last = 0, end
         with pytest.raises(StorageError if kind is OSError else Unplugged):
-            batch(given)
-        found = sent(bucket, "/bucket/out")
-        assert found in ({}, {"b": alone["b"]})
+            batch(settings)
+        finished = sent(bucket, "/bucket/out")
+        assert finished in ({}, {"b": alone["b"]})
         count = last = 0
         here = Here(monkeypatch)
-        batch(given)
+        batch(settings)
         assert sent(bucket, "/bucket/out") == {"b": alone["b"]}, end
         assert here.answered <= CLIPS["b"]
-        assert not [n for n in names(bucket, "/bucket/out") if n.endswith(".part")] or found
+        assert not [n for n in names(bucket, "/bucket/out") if n.endswith(".part")] or finished
 
 
 def test_a_bucket_that_cannot_be_reached_stops_everything(
@@ -215,21 +215,21 @@ def test_a_bucket_that_cannot_be_reached_stops_everything(
     here = Here(monkeypatch)
     plain = MemoryFileSystem.put_file
 
-    def refused(self: Any, local: str, remote: str, **given: Any) -> None:
+    def refused(self: Any, local: str, remote: str, **arguments: Any) -> None:
         if "/out/b" in remote:
             raise PermissionError("403: not for you")
-        plain(self, local, remote, **given)
+        plain(self, local, remote, **arguments)
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", refused)
-    given = options(f"{BUCKET}/clips", f"{BUCKET}/out")
+    settings = options(f"{BUCKET}/clips", f"{BUCKET}/out")
     with pytest.raises(StorageError, match=r"out/b.*403: not for you.*check the address"):
-        batch(given)
+        batch(settings)
     assert sent(bucket, "/bucket/out") == {"a": alone["a"]}
     table = json.loads(bucket.cat_file("/bucket/out/batch.json"))["table"]
     assert [row["state"] for row in table] == ["done", "waiting", "waiting"]
     monkeypatch.setattr(MemoryFileSystem, "put_file", plain)
     before = here.answered
-    batch(given)
+    batch(settings)
     assert sent(bucket, "/bucket/out") == alone
     assert here.answered - before <= CLIPS["b"] + CLIPS["c"]
 
@@ -247,7 +247,7 @@ def test_addresses_that_are_refused(
     with pytest.raises(DependencyError, match=r"s3fs.*install that package beside vosengine"):
         find_clips(["s3://bucket/clips"])
 
-    def broken(self: Any, path: str, **given: Any) -> None:
+    def broken(self: Any, path: str, **arguments: Any) -> None:
         raise TimeoutError("no route to host")
 
     monkeypatch.setattr(MemoryFileSystem, "info", broken)
@@ -259,9 +259,9 @@ def test_addresses_that_are_refused(
 
 def test_clips_at_addresses_are_found(bucket: MemoryFileSystem, tmp_path: Path) -> None:
     clips = find_clips([f"{BUCKET}/clips"])
-    found = [(clip.name, clip.source, str(clip.mask)) for clip in clips]
+    entries = [(clip.name, clip.source, str(clip.mask)) for clip in clips]
     wanted = [(n, f"{BUCKET}/clips/{n}", f"{BUCKET}/clips/{n}.png") for n in CLIPS]
-    assert found == wanted
+    assert entries == wanted
     assert find_clips([f"{BUCKET}/clips/*"]) == clips
     line = {"clip": "clips/a/*.png", "mask": "clips/b.png", "name": "z"}
     bucket.pipe_file("/bucket/m.jsonl", json.dumps(line).encode())

@@ -143,8 +143,8 @@ def test_the_parity_program_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu_parity, "OPS", (match_proposals,))
-    words = ["gpu_parity", "--device", "cpu", "--seeds", "0", "--shapes", "3", "--first", "5"]
-    monkeypatch.setattr(sys, "argv", [*words, "--folder", str(tmp_path)])
+    arguments = ["gpu_parity", "--device", "cpu", "--seeds", "0", "--shapes", "3", "--first", "5"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--folder", str(tmp_path)])
     gpu_parity.main()
     assert "--first 5 repeats this" in capsys.readouterr().out
     assert len(list(tmp_path.glob("*-parity-cpu.json"))) == 1
@@ -311,11 +311,11 @@ def test_half_precision_reaches_a_baseline_in_float32() -> None:
         seen.append(similarity.dtype)
         return similarity + 1
 
-    given = torch.zeros(2, dtype=torch.bfloat16)
-    assert baselines.in_float32(baseline)(similarity=given).dtype == torch.bfloat16
-    kept = baselines.in_float32(baseline, rounded=False)(similarity=given)
+    tensor = torch.zeros(2, dtype=torch.bfloat16)
+    assert baselines.in_float32(baseline)(similarity=tensor).dtype == torch.bfloat16
+    kept = baselines.in_float32(baseline, rounded=False)(similarity=tensor)
     assert kept.dtype == torch.float32
-    assert baselines.in_float32(baseline)(similarity=given.double()).dtype == torch.float64
+    assert baselines.in_float32(baseline)(similarity=tensor.double()).dtype == torch.float64
     assert seen == [torch.float32, torch.float32, torch.float64]
 
 
@@ -341,27 +341,27 @@ def test_one_case_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "peers_of", lambda *_: peers)
     case = case_of(match_proposals, "odd sizes")
     top = ceilings.Ceilings(1.0, 1.0, "", "")
-    found = timings.measure(match_proposals, case, CPU, torch.float32, 3, ceilings=top)
-    assert set(found["results"]) == {"cpu", "reference", "right", "compiled"}
-    ours = found["results"]["cpu"]
-    assert ours["p20_ms"] <= ours["p50_ms"] <= ours["p80_ms"] <= ours["p95_ms"]
-    assert set(ours["times_as_fast_as"]) == {"reference", "right", "compiled"}
-    assert (ours["runs"], ours["bound"]) == (3, "copy")
-    reasons = found["not_timed"]
+    measured = timings.measure(match_proposals, case, CPU, torch.float32, 3, ceilings=top)
+    assert set(measured["results"]) == {"cpu", "reference", "right", "compiled"}
+    cpu_times = measured["results"]["cpu"]
+    assert cpu_times["p20_ms"] <= cpu_times["p50_ms"] <= cpu_times["p80_ms"] <= cpu_times["p95_ms"]
+    assert set(cpu_times["times_as_fast_as"]) == {"reference", "right", "compiled"}
+    assert (cpu_times["runs"], cpu_times["bound"]) == (3, "copy")
+    reasons = measured["not_timed"]
     assert reasons["absent"] == "not installed"
     assert "only squares" in reasons["refuses"]
     assert "not done after 0.05 s" in reasons["slow"]
     assert reasons["far"].startswith(candidates.FAR)
-    assert set(found["compile_seconds"]) == {"compiled"}
-    assert summary.row(found, "float32")[3] == "cpu"
+    assert set(measured["compile_seconds"]) == {"compiled"}
+    assert summary.row(measured, "float32")[3] == "cpu"
 
 
 def test_a_wrong_backend_of_ours_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "peers_of", lambda *_: {})
     wrong = posing(match_proposals, lambda similarity, **_: similarity + 1)
-    found = timings.measure(wrong, case_of(match_proposals, "odd sizes"), CPU, torch.float32, 1)
-    assert found["not_timed"]["cpu"].startswith(candidates.WRONG)
-    assert "cpu" not in found["results"]
+    measured = timings.measure(wrong, case_of(match_proposals, "odd sizes"), CPU, torch.float32, 1)
+    assert measured["not_timed"]["cpu"].startswith(candidates.WRONG)
+    assert "cpu" not in measured["results"]
 
 
 def test_a_compile_is_stopped() -> None:

@@ -32,15 +32,15 @@ def test_the_command_writes_a_row_for_every_count(
 ) -> None:
     ship_small(monkeypatch, tmp_path / "weights", "stm", "imcnet")
     file = tmp_path / "out" / "streams.json"
-    words = ["--model", "stm,imcnet", "--streams", "1,2", "--max-batch", "2", "--objects", "1"]
-    words += ["--output-json", str(file), *SMALL]
-    outcome = CliRunner().invoke(app, ["bench", "--device", "cpu", *words])
+    options = ["--model", "stm,imcnet", "--streams", "1,2", "--max-batch", "2", "--objects", "1"]
+    options += ["--output-json", str(file), *SMALL]
+    outcome = CliRunner().invoke(app, ["bench", "--device", "cpu", *options])
     assert outcome.exit_code == 0, outcome.output
     assert "frames/s" in outcome.stdout
-    found = json.loads(file.read_text())
-    assert [each["model"] for each in found["models"]] == ["stm", "imcnet"]
-    for each in found["models"]:
-        assert [(row["streams"], row["max_batch"]) for row in each["streams"]] == [(1, 2), (2, 2)]
+    report = json.loads(file.read_text())
+    assert [model["model"] for model in report["models"]] == ["stm", "imcnet"]
+    for model in report["models"]:
+        assert [(row["streams"], row["max_batch"]) for row in model["streams"]] == [(1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ FAKES = {
 
 
 def check_with_fakes(
-    folder: Path, *words: str, fail: str = "nothing", code: int = 86, without: str = ""
+    folder: Path, *arguments: str, fail: str = "nothing", code: int = 86, without: str = ""
 ) -> tuple[int, str, list[str]]:
     """gpu_check.sh with programs that only say what they were called with: its exit code, what it
     printed, and the calls."""
@@ -63,7 +63,7 @@ def check_with_fakes(
         "CUDA_HOME": str(folder),
     }
     done = subprocess.run(
-        ["bash", str(BENCH / "gpu_check.sh"), *words, str(folder / "results")],
+        ["bash", str(BENCH / "gpu_check.sh"), *arguments, str(folder / "results")],
         env=environment,
         capture_output=True,
         text=True,

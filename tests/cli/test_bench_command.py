@@ -66,8 +66,8 @@ def point_of(scene: Scene, rates: Rates, plan_of: Callable[[str], Plan]) -> Call
     return measure
 
 
-def run(*words: str) -> Any:
-    return CliRunner().invoke(cli.app, ["bench", "--device", "cpu", *words])
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["bench", "--device", "cpu", *arguments])
 
 
 @pytest.mark.parametrize("model", list_models())
@@ -182,8 +182,8 @@ def test_no_figure_is_cut_off_on_any_terminal(imcnet_cells: list[Any], width: in
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text and "480x854, 1 object" in text
     assert f"{paper['milliseconds']:.0f}" in text and cell["fault"].split()[-1] in text
-    shown = text.count("12345.6") // 2
-    assert shown == (1 if width == 60 else 3 if width < 140 else 5)
+    columns = text.count("12345.6") // 2
+    assert columns == (1 if width == 60 else 3 if width < 140 else 5)
     assert ("no room for" in text) == (width < 140)
 
 
@@ -213,10 +213,10 @@ def test_prompts_and_proposals_have_that_many_objects(scene: Scene) -> None:
     for count in (1, 2, 3, 5, 10):
         prompt = scene.prompt(count)
         assert set(np.unique(prompt)) == {0, *range(1, count + 1)}
-        found = GivenProposals(prompt, CPU)(None, 0)
-        assert len(found.masks) == count + 3
-        for each in range(count):
-            assert torch.equal(found.masks[each], torch.from_numpy(prompt == each + 1))
+        proposals = GivenProposals(prompt, CPU)(None, 0)
+        assert len(proposals.masks) == count + 3
+        for index in range(count):
+            assert torch.equal(proposals.masks[index], torch.from_numpy(prompt == index + 1))
 
 
 def test_frames_go_to_and_fro(scene: Scene) -> None:
@@ -266,8 +266,8 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_command_is_told_without_paths() -> None:
-    words = ["bench", "--model", "stm", "--output-json", "/here/a.json", "--chart=/here/b.png"]
-    assert cli_bench._command([*words, "--quick"]) == "vosengine bench --model stm --quick"
+    arguments = ["bench", "--model", "stm", "--output-json", "/here/a.json", "--chart=/here/b.png"]
+    assert cli_bench._command([*arguments, "--quick"]) == "vosengine bench --model stm --quick"
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,14 @@ def vosengine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     """Run the command in this process, with the same arguments, output and exit code."""
 
     def run(*arguments: object) -> Done:
-        words = ["vosengine", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", words)
+        command = ["vosengine", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
         code = ended.value.code or 0
         assert isinstance(code, int)
-        return Done(words, code, *capsys.readouterr())
+        return Done(command, code, *capsys.readouterr())
 
     return run
 
@@ -130,23 +130,23 @@ def test_models_lists_every_model_and_says_random(vosengine: Command) -> None:
 def test_info_counts_what_the_layers_add_up_to(
     model: str, objects: int, wanted: dict[str, float]
 ) -> None:
-    found = cost(model, (480, 854), objects, memory_frames=5)
-    assert found.network_size == ((480, 480) if model == "imcnet" else (480, 864))
+    result = cost(model, (480, 854), objects, memory_frames=5)
+    assert result.network_size == ((480, 480) if model == "imcnet" else (480, 864))
     for verb, gflop in wanted.items():
-        assert found.gflop[verb] == pytest.approx(gflop, rel=0.03), verb
+        assert result.gflop[verb] == pytest.approx(gflop, rel=0.03), verb
     if model in ("stm", "munet"):
-        assert found.memory_bytes == 10 * 20 * 1620 * (128 + 512) * 4
-        assert 38e6 < found.parameters < 40e6
+        assert result.memory_bytes == 10 * 20 * 1620 * (128 + 512) * 4
+        assert 38e6 < result.parameters < 40e6
     if model == "giel":  # 64 stored frames with their labels; five read, ten objects and all
         stored = 64 * ((1620 * (128 + 512) + 128) * 4 + 480 * 864)
-        assert found.memory_bytes == stored + 5 * (1620 * (128 + 11 * 512) + 128) * 4
+        assert result.memory_bytes == stored + 5 * (1620 * (128 + 11 * 512) + 128) * 4
     if model == "dmn_aoa":  # regions; the frame before and ten first ones; last masks and boxes
         references = 11 * 1620 * (256 + 256 + 4 * 128 + 16 * 128 + 10 * 21)
         masks = 10 * (120 * 216 + 4)
-        assert found.memory_bytes == 4 * (10 * 20 * 196 * (128 + 512) + references + masks)
+        assert result.memory_bytes == 4 * (10 * 20 * 196 * (128 + 512) + references + masks)
     if model == "target_aware":  # samples, both layers and the guidance; methods.md has fp16
         track = 80 * (96 + 10) * 900 + 80 + 96 * 1024 + 96 * 9 + 128
-        assert found.memory_bytes == 4 * (20 * track + 256 * 30 * 54)
+        assert result.memory_bytes == 4 * (20 * track + 256 * 30 * 54)
 
 
 def test_info_prints_a_table_and_refuses_a_bad_size(vosengine: Command) -> None:

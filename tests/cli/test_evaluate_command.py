@@ -74,13 +74,13 @@ def test_a_model_is_scored_as_its_masks_are(
 ) -> None:
     reports: list[Progress] = []
     out = tmp_path / "out"
-    found = evaluate(options("stm", data, tiny_weights, out=out), reports.append)
+    evaluated = evaluate(options("stm", data, tiny_weights, out=out), reports.append)
     assert [(p.done, p.total, p.sequence) for p in reports] == [
         *((i, 9, "one") for i in range(1, 6)),
         *((i, 9, "two") for i in range(6, 10)),
     ]
-    assert found.evaluation == measure_folders(out, data / "Annotations" / "480p")
-    assert len(found.milliseconds) == 7
+    assert evaluated.evaluation == measure_folders(out, data / "Annotations" / "480p")
+    assert len(evaluated.milliseconds) == 7
     masks = {p.stem: read_labels(p) for p in sorted((out / "one").glob("*.png"))}
     frames = [frame.image for frame in open_source(data / "JPEGImages/480p/one")]
     segmenter = Segmenter("stm", weights=tiny_weights("stm"), device="cpu")
@@ -91,12 +91,12 @@ def test_a_model_is_scored_as_its_masks_are(
 def test_its_baselines_are_the_first_mask_copied_and_warped(
     data: Path, clips: dict[str, Clip], tiny_weights: Weights
 ) -> None:
-    found = evaluate(options("stm", data, tiny_weights))
-    assert set(found.baselines) == {COPIED, WARPED}
+    result = evaluate(options("stm", data, tiny_weights))
+    assert set(result.baselines) == {COPIED, WARPED}
     for name, clip in clips.items():
         pairs = [(clip.masks[0], mask) for mask in clip.masks]
-        assert found.baselines[COPIED].sequences[name] == measure(pairs)
-    copied, warped = found.baselines[COPIED].mean, found.baselines[WARPED].mean
+        assert result.baselines[COPIED].sequences[name] == measure(pairs)
+    copied, warped = result.baselines[COPIED].mean, result.baselines[WARPED].mean
     assert copied.jf < warped.jf < 1
 
 
@@ -104,14 +104,14 @@ def test_one_baseline_is_the_mask_propagated_by_a_backbone(
     data: Path, clips: dict[str, Clip], tiny_weights: Weights
 ) -> None:
     plain = options("stm", data, tiny_weights, sequences=("two",), limit=3, propagation=True)
-    found = evaluate(plain)
-    assert set(found.baselines) == {COPIED, WARPED, PROPAGATED}
+    result = evaluate(plain)
+    assert set(result.baselines) == {COPIED, WARPED, PROPAGATED}
     first, *others = (frame.image for frame in open_source(data / "JPEGImages/480p/two"))
     masks = clips["two"].masks
     propagated = PropagatedMask(Features(torch.device("cpu")), first, masks[0])
     answers = [masks[0], *(propagated.step(frame) for frame in others[:2])]
     wanted = measure(zip(answers, masks[:3], strict=True))
-    assert found.baselines[PROPAGATED].sequences["two"] == wanted
+    assert result.baselines[PROPAGATED].sequences["two"] == wanted
 
 
 def test_only_objects_of_the_first_frame_are_followed_and_scored(
@@ -119,9 +119,9 @@ def test_only_objects_of_the_first_frame_are_followed_and_scored(
 ) -> None:
     first = data / "Annotations/480p/two/00000.png"
     write_labels(first, np.where(clips["two"].masks[0] == 2, 2, 0).astype(np.uint8))
-    found = evaluate(options("stm", data, tiny_weights))
-    assert set(found.evaluation.sequences["one"].objects) == {1, 2}
-    assert set(found.evaluation.sequences["two"].objects) == {2}
+    result = evaluate(options("stm", data, tiny_weights))
+    assert set(result.evaluation.sequences["one"].objects) == {1, 2}
+    assert set(result.evaluation.sequences["two"].objects) == {2}
 
 
 def test_workers_find_the_same_scores(
@@ -134,8 +134,8 @@ def test_workers_find_the_same_scores(
     """Bit-identical with equal threads; a failing sequence is named, in any process."""
     alone = evaluate(options("stm", data, tiny_weights, out=tmp_path / "alone"))
     reports: list[Progress] = []
-    given = options("stm", data, tiny_weights, out=tmp_path / "shared", workers=2)
-    shared = evaluate(given, reports.append)
+    settings = options("stm", data, tiny_weights, out=tmp_path / "shared", workers=2)
+    shared = evaluate(settings, reports.append)
     assert shared.evaluation == alone.evaluation and shared.baselines == alone.baselines
     assert (shared.settings, shared.note) == (alone.settings, alone.note)
     assert len(shared.milliseconds) == 7
@@ -147,9 +147,9 @@ def test_workers_find_the_same_scores(
     assert listed[0] == listed[1]
     frame = data / "JPEGImages/480p/two/00002.jpg"
     Image.open(frame).resize((40, 40)).save(frame)
-    words = ["--model", "stm", "--data", data, "--weights", given.weights, "--device", "cpu"]
-    words += ["--workers", 2, "--no-propagation"]
-    assert "two/00002: the frame is 40 x 40" in printed(words, monkeypatch, capsys)
+    arguments = ["--model", "stm", "--data", data, "--weights", settings.weights, "--device", "cpu"]
+    arguments += ["--workers", 2, "--no-propagation"]
+    assert "two/00002: the frame is 40 x 40" in printed(arguments, monkeypatch, capsys)
     frame.write_bytes(b"no image")
     with pytest.raises(VosError, match="two"):
         evaluate(options("stm", data, tiny_weights))
@@ -162,17 +162,17 @@ class Said:
         self.prompts: list[np.ndarray | None] = []
         step, flush = Segmenter.step, Segmenter.flush
 
-        def said(result: Result | None) -> Result | None:
+        def with_labels(result: Result | None) -> Result | None:
             if result is None:
                 return None
             return replace(result, labels=torch.from_numpy(labels(result.frame_index)))
 
         def stepped(segmenter: Segmenter, frame: np.ndarray, mask: np.ndarray | None = None) -> Any:
             self.prompts.append(mask)
-            return said(step(segmenter, frame, mask))
+            return with_labels(step(segmenter, frame, mask))
 
         monkeypatch.setattr(Segmenter, "step", stepped)
-        monkeypatch.setattr(Segmenter, "flush", lambda s: [said(r) for r in flush(s)])
+        monkeypatch.setattr(Segmenter, "flush", lambda s: [with_labels(r) for r in flush(s)])
 
 
 def test_a_single_foreground_is_held_against_all_objects_together(
@@ -180,14 +180,14 @@ def test_a_single_foreground_is_held_against_all_objects_together(
 ) -> None:
     """Delayed results are scored against their own frame."""
     masks = clips["one"].masks
-    said = Said(monkeypatch, lambda index: (masks[index] > 0).astype(np.uint8))
-    found = evaluate(options("imcnet", data, tiny_weights, sequences=("one",)))
-    assert (found.evaluation.mean.j, found.evaluation.mean.f) == (1.0, 1.0)
-    assert said.prompts == [None] * 5
-    assert set(found.baselines) == {ELLIPSE}
+    stub = Said(monkeypatch, lambda index: (masks[index] > 0).astype(np.uint8))
+    result = evaluate(options("imcnet", data, tiny_weights, sequences=("one",)))
+    assert (result.evaluation.mean.j, result.evaluation.mean.f) == (1.0, 1.0)
+    assert stub.prompts == [None] * 5
+    assert set(result.baselines) == {ELLIPSE}
     ellipse = centred_ellipse(64, 96)
     wanted = measure([(ellipse, mask) for mask in masks], binary=True)
-    assert found.baselines[ELLIPSE].sequences["one"] == wanted
+    assert result.baselines[ELLIPSE].sequences["one"] == wanted
 
 
 def test_objects_found_by_themselves_are_matched(
@@ -201,30 +201,30 @@ def test_objects_found_by_themselves_are_matched(
     table = np.array([0, 9, 4], np.uint8)
 
     def labels(index: int) -> np.ndarray:
-        found = table[masks[index]]
-        found[:4, :4] = 1  # another one, that nobody annotated
-        return found
+        mapped = table[masks[index]]
+        mapped[:4, :4] = 1  # another one, that nobody annotated
+        return mapped
 
-    said = Said(monkeypatch, labels)
+    stub = Said(monkeypatch, labels)
     plain = options("target_aware", data, tiny_weights, sequences=("one",), out=tmp_path / "out")
-    found = evaluate(plain)
-    assert said.prompts == [None] * 5
-    assert set(found.evaluation.sequences["one"].objects) == {1, 2}
-    assert found.evaluation.mean.jf > 0.9
+    result = evaluate(plain)
+    assert stub.prompts == [None] * 5
+    assert set(result.evaluation.sequences["one"].objects) == {1, 2}
+    assert result.evaluation.mean.jf > 0.9
     kept = read_labels(tmp_path / "out" / "one" / "00002.png")
     np.testing.assert_array_equal(kept[4:], masks[2][4:])
     ellipse = match_objects([centred_ellipse(64, 96)] * 5, list(masks))
     wanted = measure(zip(ellipse, masks, strict=True))
-    assert found.baselines[ELLIPSE].sequences["one"] == wanted
+    assert result.baselines[ELLIPSE].sequences["one"] == wanted
     together = evaluate(replace(plain, binary=True))
     assert set(together.evaluation.sequences["one"].objects) == {1}
-    assert together.evaluation.mean.j < 1 == found.evaluation.mean.j  # the other one counts here
+    assert together.evaluation.mean.j < 1 == result.evaluation.mean.j  # the other one counts here
 
 
 def test_dmn_aoa_asks_for_its_own_proposals(
     data: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vosengine.detectors, "DNetSource", lambda **given: tiny_source())
+    monkeypatch.setattr(vosengine.detectors, "DNetSource", lambda **arguments: tiny_source())
     plain = options("dmn_aoa", data, tiny_weights, sequences=("two",))
     assert set(evaluate(plain).evaluation.sequences["two"].objects) == {1, 2}
 
@@ -270,19 +270,19 @@ def test_the_command_prints_a_table_and_writes_json(
         monkeypatch,
         capsys,
     )
-    found = json.loads(path.read_text())
-    assert found["sequences"].keys() == {"two"}
-    assert found["sequences"]["two"].keys() >= {"J", "F"}
-    assert found["mean"].keys() == {"J", "F", "JF"}
-    assert found["baselines"].keys() == {COPIED, WARPED, PROPAGATED}
+    report = json.loads(path.read_text())
+    assert report["sequences"].keys() == {"two"}
+    assert report["sequences"]["two"].keys() >= {"J", "F"}
+    assert report["mean"].keys() == {"J", "F", "JF"}
+    assert report["baselines"].keys() == {COPIED, WARPED, PROPAGATED}
     assert all(word in text for word in PROPAGATED.split())
-    assert found["weights"] == {"name": "stm.tiny-stm", "trained": True, "note": None}
-    assert (found["network_size"], found["timed_frames"]) == ([64, 96], 3)
-    for figures in (found, *found["baselines"].values()):
+    assert report["weights"] == {"name": "stm.tiny-stm", "trained": True, "note": None}
+    assert (report["network_size"], report["timed_frames"]) == ([64, 96], 3)
+    for figures in (report, *report["baselines"].values()):
         assert 0 <= figures["mean"]["J"] <= 1
         assert f"{figures['mean']['J']:.3f}" in text
         assert f"{figures['mean']['F']:.3f}" in text
-    assert f"{found['p50_ms']:.1f} ms a frame" in text
+    assert f"{report['p50_ms']:.1f} ms a frame" in text
 
 
 def test_the_command_leaves_the_slow_baseline_out(
@@ -293,9 +293,9 @@ def test_the_command_leaves_the_slow_baseline_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "figures.json"
-    asked = ("--model", "stm", "--weights", tiny_weights("stm"), "--data", data)
+    arguments = ("--model", "stm", "--weights", tiny_weights("stm"), "--data", data)
     few = ("--size", "64x96", "--device", "cpu", "--sequences", "two", "--limit", 3)
-    printed([*asked, *few, "--no-propagation", "--json", path], monkeypatch, capsys)
+    printed([*arguments, *few, "--no-propagation", "--json", path], monkeypatch, capsys)
     assert json.loads(path.read_text())["baselines"].keys() == {COPIED, WARPED}
 
 
@@ -307,18 +307,18 @@ def test_the_command_scores_folders(
 ) -> None:
     masks = data / "Annotations/480p"
     path = tmp_path / "figures.json"
-    asked = ["--annotations", masks, "--json", path]
-    text = printed(["--predictions", masks, *asked], monkeypatch, capsys)
+    arguments = ["--annotations", masks, "--json", path]
+    text = printed(["--predictions", masks, *arguments], monkeypatch, capsys)
     assert json.loads(path.read_text())["mean"] == {"J": 1.0, "F": 1.0, "JF": 1.0}
     assert "1.000" in text
     binary = tmp_path / "binary"
     for name in ("one", "two"):
         (binary / name).mkdir(parents=True)
-        for each in (masks / name).glob("*.png"):
-            write_labels(binary / name / each.name, (read_labels(each) > 0).astype(np.uint8))
-    printed(["--predictions", binary, *asked], monkeypatch, capsys)
+        for file in (masks / name).glob("*.png"):
+            write_labels(binary / name / file.name, (read_labels(file) > 0).astype(np.uint8))
+    printed(["--predictions", binary, *arguments], monkeypatch, capsys)
     assert json.loads(path.read_text())["mean"]["J"] < 0.9
-    printed(["--predictions", binary, *asked, "--binary"], monkeypatch, capsys)
+    printed(["--predictions", binary, *arguments, "--binary"], monkeypatch, capsys)
     assert json.loads(path.read_text())["mean"]["J"] == 1.0
 
 

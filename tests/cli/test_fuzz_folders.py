@@ -83,7 +83,7 @@ class Call:
     source: str
     out: str
     mask: str | None
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
 
 
 targets = st.one_of(
@@ -91,12 +91,12 @@ targets = st.one_of(
     places.map("/".join),
 )
 outs = st.sampled_from(("a", "b", "b/../a", "way", "new", "new", "a/new"))
-words = st.lists(
+arguments = st.lists(
     st.sampled_from(("--resume", "--no-overlay", "--limit=2", "--fps=0", "--checkpoint=1")),
     max_size=2,
     unique=True,
 ).map(tuple)
-calls = st.builds(Call, targets, outs, st.none() | targets, words)
+calls = st.builds(Call, targets, outs, st.none() | targets, arguments)
 files = st.dictionaries(places, st.sampled_from(KINDS), max_size=8)
 links = st.lists(st.tuples(places, places, st.booleans()), max_size=2)
 changes = st.lists(places, max_size=2)
@@ -115,48 +115,48 @@ def build(root: Path, files: dict[tuple[str, str], str], links: list[tuple]) -> 
 
 
 def snapshot(root: Path) -> dict[Path, object]:
-    found: dict[Path, object] = {}
+    contents: dict[Path, object] = {}
     for place, _, names in os.walk(root):
         for name in names:
             path = Path(place, name)
             link = os.readlink(path) if path.is_symlink() else None
-            found[path] = (link, Fingerprint.read(path) if path.is_file() else None)
-    return found
+            contents[path] = (link, Fingerprint.read(path) if path.is_file() else None)
+    return contents
 
 
 def owned(root: Path) -> set[Path]:
     """Files that an earlier run lists and that are unchanged: only these may be replaced."""
-    found = set()
+    paths = set()
     for path in (*root.rglob("summary.json"), *root.rglob("journal.jsonl")):
         with suppress(ValueError, TypeError, KeyError, OSError, AttributeError):
             listed = json.loads(path.read_text())["files"]
-            found.add(path)
+            paths.add(path)
             for name, known in listed.items():
                 file = path.parent / name
                 wanted = Fingerprint(known["bytes"], known["sha256"])
                 if file.is_file() and not file.is_symlink() and Fingerprint.read(file) == wanted:
-                    found.add(file)
-    return found
+                    paths.add(file)
+    return paths
 
 
 def vosengine(root: Path, call: Call) -> tuple[int, str]:
     """Run the command in this process; returns its exit code and error output."""
     line = ["vosengine", "run", str(root / call.source), "--out", str(root / call.out)]
-    line += ["--model", "stm", *call.words]
+    line += ["--model", "stm", *call.arguments]
     if call.mask is not None:
         line += ["--mask", str(root / call.mask)]
-    said = io.StringIO()
+    output = io.StringIO()
     with (
         mock.patch.object(command, "make_stream", stub_stream),
         mock.patch.object(sys, "argv", line),
-        redirect_stderr(said),
+        redirect_stderr(output),
         redirect_stdout(io.StringIO()),
     ):
         try:
             cli.main()
         except SystemExit as end:
-            return int(end.code or 0), said.getvalue().strip()
-    return 0, said.getvalue().strip()
+            return int(end.code or 0), output.getvalue().strip()
+    return 0, output.getvalue().strip()
 
 
 def expected(root: Path, call: Call) -> list[str]:
@@ -172,15 +172,15 @@ def expected(root: Path, call: Call) -> list[str]:
     if not names:  # a video, or an image by another name
         still = source.is_file() and source.read_bytes().startswith(b"\x89PNG")
         names = [f"{i:05d}" for i in range(1 if still else 3)]
-    return names[:2] if "--limit=2" in call.words else names
+    return names[:2] if "--limit=2" in call.arguments else names
 
 
 def check(root: Path, call: Call) -> None:
     before, free, wanted = snapshot(root), owned(root), expected(root, call)
-    code, said = vosengine(root, call)
+    code, output = vosengine(root, call)
     after = snapshot(root)
     lost = [p for p, what in before.items() if p not in free and after.get(p) != what]
-    assert not lost, (lost, said)
+    assert not lost, (lost, output)
     if code == 0:
         out = root / call.out
         summary = json.loads((out / "summary.json").read_text())
@@ -188,8 +188,8 @@ def check(root: Path, call: Call) -> None:
         for index, name in enumerate(wanted):
             assert read_labels(out / f"{name}.png")[0, 0] == 1 + index
         return
-    assert code == 1 and said.startswith("error: "), (code, said)
-    assert len(said.splitlines()) == 1, said
+    assert code == 1 and output.startswith("error: "), (code, output)
+    assert len(output.splitlines()) == 1, output
 
 
 @settings(

@@ -32,8 +32,8 @@ from vosengine.video import VideoWriter, read_labels, read_mask, write_labels
 SIZE = 96, 144
 
 
-def run(*words: str) -> Any:
-    return CliRunner().invoke(cli.app, [str(word) for word in words])
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, [str(word) for word in arguments])
 
 
 @pytest.fixture
@@ -59,16 +59,16 @@ def test_a_mask_of_0_and_255_shows_object_1(export: Export, video: Path) -> None
     mask = video.parent / "binary.png"
     assert set(np.unique(read_mask(mask))) == {0, 1} and read_labels(mask).max() == 255
     out, other = video.parent / "onnx", video.parent / "torch"
-    words = [str(video), "--mask", mask, "--no-overlay", "--out"]
+    arguments = [str(video), "--mask", mask, "--no-overlay", "--out"]
     folder = export("munet")
-    ran = run("run", "--engine", "onnx", folder, *words, out)
+    ran = run("run", "--engine", "onnx", folder, *arguments, out)
     assert ran.exit_code == 0, ran.output
     assert "weights: munet.demo" in ran.output
     summary = json.loads((out / "summary.json").read_text())
     assert summary["model"] == "munet" and summary["engine"] == "onnx"
     assert summary["objects"] == [1] and summary["complete"] and summary["frame_count"] == 5
     by_torch = ["--model", "munet", "--weights", weights_of(folder, "munet"), "--device", "cpu"]
-    assert run("run", *by_torch, *words, other).exit_code == 0
+    assert run("run", *by_torch, *arguments, other).exit_code == 0
     differs = np.mean(np.stack(masks_in(out)) != np.stack(masks_in(other)))
     assert differs < 1e-3
     assert set(np.unique(masks_in(out)[-1])) == {0, 1}
@@ -78,20 +78,21 @@ def test_an_export_asks_the_source_that_is_named(export: Export, video: Path) ->
     """For a model that takes proposals; others refuse them."""
     clip = drawn(SIZE, 2, frames=2)
     masks = [torch.from_numpy(np.stack([mask == i for i in (1, 2)])) for mask in clip.masks]
-    said = (Proposals(boxes_of(each), each, torch.tensor([0.9, 0.8])) for each in masks)
-    write_proposals(video.parent / "p.json", said)
+    detections = (Proposals(boxes_of(stack), stack, torch.tensor([0.9, 0.8])) for stack in masks)
+    write_proposals(video.parent / "p.json", detections)
     proposals = ["--proposals", f"file:{video.parent / 'p.json'}"]
-    words = [video, "--mask", video.parent / "first.png", *proposals, "--limit", 2, "--no-overlay"]
+    arguments = [video, "--mask", video.parent / "first.png", *proposals]
+    arguments += ["--limit", 2, "--no-overlay"]
     out, other = video.parent / "onnx", video.parent / "torch"
     folder = export("dmn_aoa")
-    ran = run("run", "--engine", "onnx", folder, *words, "--out", out)
+    ran = run("run", "--engine", "onnx", folder, *arguments, "--out", out)
     assert ran.exit_code == 0, ran.output
     summary = json.loads((out / "summary.json").read_text())
     assert summary["proposals"] == {"source": proposals[1], "weights": None}
     by_torch = ["--model", "dmn_aoa", "--weights", weights_of(folder, "dmn_aoa"), "--device", "cpu"]
-    assert run("run", *by_torch, *words, "--out", other).exit_code == 0
+    assert run("run", *by_torch, *arguments, "--out", other).exit_code == 0
     assert np.mean(np.stack(masks_in(out)) != np.stack(masks_in(other))) < 1e-3
-    ran = run("run", "--engine", "onnx", export("munet"), *words, "--out", out)
+    ran = run("run", "--engine", "onnx", export("munet"), *arguments, "--out", out)
     assert isinstance(ran.exception, ConfigError)
     assert "an export of munet takes none" in str(ran.exception)
 
@@ -110,20 +111,20 @@ def test_an_export_asks_the_source_that_is_named(export: Export, video: Path) ->
 def test_what_an_export_has_settled(
     export: Export, video: Path, words: list[str], kind: type[VosError], message: str
 ) -> None:
-    given = [str(video), "--mask", video.parent / "first.png", "--out", video.parent / "out"]
-    ran = run("run", "--engine", "onnx", export("munet"), *given, *words)
+    arguments = [str(video), "--mask", video.parent / "first.png", "--out", video.parent / "out"]
+    ran = run("run", "--engine", "onnx", export("munet"), *arguments, *words)
     assert isinstance(ran.exception, kind) and message in str(ran.exception)
 
 
 def test_sources_and_engines_that_do_not_fit(video: Path) -> None:
     out = ["--out", video.parent / "out"]
-    for words, message in (
+    for arguments, message in (
         ([str(video), *out], "wanted --model MODEL"),
         (["--engine", "onnx", str(video), *out], "the export's folder, then SOURCE"),
         (["--model", "munet", "folder", str(video), *out], "wanted one SOURCE"),
         (["--engine", "onnx", "--model", "munet", "folder", str(video), *out], "wanted --model"),
     ):
-        ran = run("run", *words)
+        ran = run("run", *arguments)
         assert ran.exit_code == 2 and message in " ".join(ran.output.split()), ran.output
     ran = run("run", "--engine", "onnx", video.parent, video, *out)
     assert isinstance(ran.exception, WeightsError) and "holds no model.json" in str(ran.exception)
@@ -141,10 +142,10 @@ def test_export_says_what_it_wrote(tmp_path: Path) -> None:
     (out / "model.json").write_text(json.dumps({"graphs": {"old": old}}))
     ran = run("export", "imcnet", "--out", out, "--size", "64x96", "--opset", "21")
     assert ran.exit_code == 0, ran.output
-    said = " ".join(ran.output.split())
-    (differ,) = re.findall(r"([0-9.]+) % of the labels differ", said)
-    assert float(differ) < 0.02 and "weights: imcnet.demo" in said
-    assert "segment.onnx" in said and f"wrote {out}" in said
+    output = " ".join(ran.output.split())
+    (differ,) = re.findall(r"([0-9.]+) % of the labels differ", output)
+    assert float(differ) < 0.02 and "weights: imcnet.demo" in output
+    assert "segment.onnx" in output and f"wrote {out}" in output
     manifest = json.loads((out / "model.json").read_text())
     assert manifest["opset"] == 21 and manifest["size"] == [64, 96] and not manifest["dynamic"]
     assert {path.name for path in out.iterdir()} == {
@@ -180,12 +181,12 @@ def test_an_export_replaces_nothing_but_an_export(tmp_path: Path) -> None:
 
 
 def test_export_of_what_cannot_be(tmp_path: Path) -> None:
-    for words, message in (
+    for arguments, message in (
         (["munet"], "wanted --out DIR or --server-repository DIR"),
         (["munet", "--out", "a", "--size", "64x64", "--dynamic"], "wanted --size or --dynamic"),
         (["munet", "--out", "a", "--size", "64"], "wanted HEIGHTxWIDTH"),
     ):
-        ran = run("export", *words)
+        ran = run("export", *arguments)
         assert ran.exit_code == 2 and message in " ".join(ran.output.split()), ran.output
     wrong: list[tuple[list[Any], str]] = [
         (["xmem", "--out", tmp_path / "a"], "model: wanted one of stm"),
@@ -197,7 +198,7 @@ def test_export_of_what_cannot_be(tmp_path: Path) -> None:
             "wanted --ops standard or contrib, given vosengine",
         ),
     ]
-    for words, message in wrong:
-        ran = run("export", *words)
+    for arguments, message in wrong:
+        ran = run("export", *arguments)
         assert isinstance(ran.exception, ConfigError) and message in str(ran.exception)
     assert not (tmp_path / "a").exists()

@@ -21,7 +21,7 @@ from vosengine.zoo.registry import list_models
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(tmp_path_factory.mktemp("given"))
 
 
@@ -57,21 +57,21 @@ def run_fits(row: Row) -> bool:
 RUNS, NEVER = pairwise(RUN, run_fits)
 
 
-def words_of(row: Row, given: Path) -> list[str]:
+def words_of(row: Row, inputs: Path) -> list[str]:
     """A row of options of `run`, with the paths of its files."""
-    found = dict(row)
+    options = dict(row)
     for name in ("mask", "proposals"):
-        if found[name] is not None:
-            kind, colon, file = found[name].rpartition(":")
-            found[name] = f"{kind}{colon}{given / file}"
-    weights = given / f"{row['model']}.safetensors"
-    return [*options_of(found), "--weights", str(weights), "--device", "cpu"]
+        if options[name] is not None:
+            kind, colon, file = options[name].rpartition(":")
+            options[name] = f"{kind}{colon}{inputs / file}"
+    weights = inputs / f"{row['model']}.safetensors"
+    return [*options_of(options), "--weights", str(weights), "--device", "cpu"]
 
 
 @pytest.mark.parametrize("row", RUNS, ids=said)
-def test_run(row: Row, given: Path, tmp_path: Path) -> None:
-    frames, out = given / "JPEGImages/480p/a", tmp_path / "out"
-    ran = call("run", frames, "--out", out, *words_of(row, given))
+def test_run(row: Row, inputs: Path, tmp_path: Path) -> None:
+    frames, out = inputs / "JPEGImages/480p/a", tmp_path / "out"
+    ran = call("run", frames, "--out", out, *words_of(row, inputs))
     assert ran.exit_code == 0, (ran.output, ran.exception)
     summary = json.loads((out / "summary.json").read_text())
     count = row["limit"] or LENGTH
@@ -82,19 +82,19 @@ def test_run(row: Row, given: Path, tmp_path: Path) -> None:
     height = {None: 48, "native": 48, "32": 32, "40x56": 40}[row["size"]]
     stride = 32 if row["model"] == "imcnet" else 16
     assert summary["network_size"][0] == -(-height // stride) * stride
-    shown = {1, 2} if row["mask"] else set()
-    assert {*summary["objects"]} >= shown
+    prompted = {1, 2} if row["mask"] else set()
+    assert {*summary["objects"]} >= prompted
     for index in range(count):
         labels = read_labels(out / f"{index:05}.png")
         assert labels.shape == SIZE
         assert object_ids(labels) <= {*summary["objects"]}
     if row["mask"]:
-        wanted = read_labels(given / "first.png")
+        wanted = read_labels(inputs / "first.png")
         first = read_labels(out / "00000.png")
         np.testing.assert_array_equal(first[wanted > 0], wanted[wanted > 0])
 
 
-def test_what_never_goes_together_is_refused_by_name(given: Path, tmp_path: Path) -> None:
+def test_what_never_goes_together_is_refused_by_name(inputs: Path, tmp_path: Path) -> None:
     """Pairs of options that no row of `run` contains."""
     assert {(*a, *b) for a, b in NEVER} == {
         *(("model", m, "memory", v) for m in ("giel", "imcnet", "target_aware")
@@ -111,15 +111,15 @@ def test_what_never_goes_together_is_refused_by_name(given: Path, tmp_path: Path
     for (model, name), value in one_each.items():
         if model not in list_models() or (model, value) == ("dmn_aoa", None):
             continue
-        shown = "first.png" if model in FOLLOWERS else None
-        row = {**plain, "model": model, "mask": shown, name: value}
-        error = refused("run", given / "JPEGImages/480p/a", "--out", tmp_path / "o",
-                        *words_of(row, given))  # fmt: skip
+        mask = "first.png" if model in FOLLOWERS else None
+        row = {**plain, "model": model, "mask": mask, name: value}
+        error = refused("run", inputs / "JPEGImages/480p/a", "--out", tmp_path / "o",
+                        *words_of(row, inputs))  # fmt: skip
         assert str(error).startswith(f"{name}: {model} "), error
     for model in list_models():
         row = {**plain, "model": model, "precision": "tf32"}
-        error = refused("run", given / "JPEGImages/480p/a", "--out", tmp_path / "o",
-                        *words_of(row, given))  # fmt: skip
+        error = refused("run", inputs / "JPEGImages/480p/a", "--out", tmp_path / "o",
+                        *words_of(row, inputs))  # fmt: skip
         assert str(error) == "precision: tf32 is for GPUs; wanted fp32, bf16, fp16 or auto"
     assert not list(tmp_path.rglob("*.png"))
 
@@ -140,10 +140,10 @@ EVALS, _ = pairwise(EVAL, lambda row: row["memory"] is None or row["model"] in W
 
 
 @pytest.mark.parametrize("row", EVALS, ids=said)
-def test_eval(row: Row, given: Path, tmp_path: Path) -> None:
+def test_eval(row: Row, inputs: Path, tmp_path: Path) -> None:
     files = {name: tmp_path / row[name] for name in ("out", "json") if row[name]}
-    words = [*options_of({**row, **files}), "--data", given, "--device", "cpu"]
-    ran = call("eval", *words, "--weights", given / f"{row['model']}.safetensors")
+    arguments = [*options_of({**row, **files}), "--data", inputs, "--device", "cpu"]
+    ran = call("eval", *arguments, "--weights", inputs / f"{row['model']}.safetensors")
     assert ran.exit_code == 0, (ran.output, ran.exception)
     if row["json"]:
         content = json.loads(files["json"].read_text())
@@ -179,41 +179,41 @@ def test_clips(row: Row, tmp_path: Path) -> None:
         assert list(out.iterdir())
 
 
-def test_demo_draws_what_it_is_asked_for(given: Path, tmp_path: Path) -> None:
-    words = ["--frames", 2, "--size", "48x64", "--model", "imcnet"]
+def test_demo_draws_what_it_is_asked_for(inputs: Path, tmp_path: Path) -> None:
+    arguments = ["--frames", 2, "--size", "48x64", "--model", "imcnet"]
     for seed in (1, 2):
-        ran = call("demo", *words, "--seed", seed, "--out", tmp_path / str(seed))
+        ran = call("demo", *arguments, "--seed", seed, "--out", tmp_path / str(seed))
         assert ran.exit_code == 0, (ran.output, ran.exception)
         assert "mean J of the foreground" in ran.output
     clips = [(tmp_path / seed / "input" / "clip.mp4").read_bytes() for seed in "12"]
     assert clips[0] != clips[1]
 
 
-def test_demo_segments_a_clip_of_the_users(given: Path, tmp_path: Path) -> None:
-    clip, out = given / "JPEGImages/480p/a", tmp_path / "out"
-    words = ("demo", "--clip", clip, "--out", out)
-    ran = call(*words, "--model", "stm", "--mask", given / "first.png")
+def test_demo_segments_a_clip_of_the_users(inputs: Path, tmp_path: Path) -> None:
+    clip, out = inputs / "JPEGImages/480p/a", tmp_path / "out"
+    arguments = ("demo", "--clip", clip, "--out", out)
+    ran = call(*arguments, "--model", "stm", "--mask", inputs / "first.png")
     assert ran.exit_code == 0, (ran.output, ran.exception)
     assert "mean J" not in ran.output  # of this clip nobody knows it
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["complete"], summary["frame_count"]) == (True, LENGTH)
     assert not (out / "input").exists()
-    error = refused(*words, "--model", "stm")
+    error = refused(*arguments, "--model", "stm")
     assert str(error) == "mask: stm needs a mask of the first frame; give one with --mask"
     for name, value in {"seed": 3, "frames": 3, "size": "48x64"}.items():
-        error = refused(*words, f"--{name}", value)
+        error = refused(*arguments, f"--{name}", value)
         assert str(error) == f"{name}: is for drawn clips and cannot be used with --clip; omit it"
-    error = refused("demo", "--out", tmp_path / "o", "--mask", given / "first.png")
+    error = refused("demo", "--out", tmp_path / "o", "--mask", inputs / "first.png")
     assert str(error) == "mask: is for a clip of your own; give that with --clip, or omit it"
 
 
 @pytest.mark.parametrize("void", ["--mask-void", "--no-mask-void"])
-def test_run_takes_void_either_way(void: str, given: Path, tmp_path: Path) -> None:
-    words = ["--model", "stm", "--weights", given / "stm.safetensors", "--device", "cpu"]
-    ran = call("run", given / "JPEGImages/480p/a", "--mask", given / "first.png", *words, void,
-               "--limit", 2, "--out", tmp_path / "out")  # fmt: skip
+def test_run_takes_void_either_way(void: str, inputs: Path, tmp_path: Path) -> None:
+    arguments = ["--model", "stm", "--weights", inputs / "stm.safetensors", "--device", "cpu"]
+    ran = call("run", inputs / "JPEGImages/480p/a", "--mask", inputs / "first.png", *arguments,
+               void, "--limit", 2, "--out", tmp_path / "out")  # fmt: skip
     assert ran.exit_code == 0, (ran.output, ran.exception)
-    wanted = read_labels(given / "first.png")
+    wanted = read_labels(inputs / "first.png")
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / "00000.png"), wanted)
 
 

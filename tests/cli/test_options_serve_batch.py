@@ -21,24 +21,24 @@ def test_options_of_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         announce(settings.port, settings.tokens)
 
     monkeypatch.setattr("vosengine.server.run.serve", serve)
-    words = ["serve", "--model", "giel", "--weights", "demo", "--device", "cpu"]
-    words += ["--precision", "fp32", "--max-batch", "3", "--host", "::1", "--port", "8123"]
-    words += ["--token", "one", "--token", "two", "--max-sessions", "5"]
-    words += ["--sessions-per-token", "4", "--max-memory", "256", "--state-dir", str(tmp_path)]
-    words += ["--autosave", "7", "--park-after", "11", "--close-after", "22"]
-    words += ["--allow-origin", "https://a.example", "--allow-host", "b.example"]
-    outcome = CliRunner().invoke(app, words)
+    arguments = ["serve", "--model", "giel", "--weights", "demo", "--device", "cpu"]
+    arguments += ["--precision", "fp32", "--max-batch", "3", "--host", "::1", "--port", "8123"]
+    arguments += ["--token", "one", "--token", "two", "--max-sessions", "5"]
+    arguments += ["--sessions-per-token", "4", "--max-memory", "256", "--state-dir", str(tmp_path)]
+    arguments += ["--autosave", "7", "--park-after", "11", "--close-after", "22"]
+    arguments += ["--allow-origin", "https://a.example", "--allow-host", "b.example"]
+    outcome = CliRunner().invoke(app, arguments)
     assert outcome.exit_code == 0, outcome.output
-    (found,) = seen
-    assert (found.model, found.weights, found.device, found.precision) == (
+    (parsed,) = seen
+    assert (parsed.model, parsed.weights, parsed.device, parsed.precision) == (
         *("giel", "demo", "cpu", "fp32"),
     )
-    assert (found.max_batch, found.host, found.port) == (3, "::1", 8123)
-    assert found.tokens == ("one", "two")
-    assert (found.max_sessions, found.sessions_per_token) == (5, 4)
-    assert (found.max_memory, found.state_dir, found.autosave) == (256 * MIB, tmp_path, 7)
-    assert (found.park_after, found.close_after) == (11, 22)
-    assert (found.allow_origins, found.allow_hosts) == (("https://a.example",), ("b.example",))
+    assert (parsed.max_batch, parsed.host, parsed.port) == (3, "::1", 8123)
+    assert parsed.tokens == ("one", "two")
+    assert (parsed.max_sessions, parsed.sessions_per_token) == (5, 4)
+    assert (parsed.max_memory, parsed.state_dir, parsed.autosave) == (256 * MIB, tmp_path, 7)
+    assert (parsed.park_after, parsed.close_after) == (11, 22)
+    assert (parsed.allow_origins, parsed.allow_hosts) == (("https://a.example",), ("b.example",))
     assert "http://[::1]:8123/#token=one" in outcome.stdout
 
 
@@ -50,19 +50,19 @@ def test_options_of_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise KeyboardInterrupt  # before anything is told of it
 
     monkeypatch.setattr("vosengine.commands.batch.batch", batch)
-    words = ["batch", "a.mp4", "b.mp4", "--out", str(tmp_path), "--mask-suffix", "_mask"]
-    words += ["--workers", "3", "--retries", "4", "--rle", "--redo", "--model", "munet"]
-    words += ["--weights", "demo", "--device", "cpu", "--precision", "fp32"]
-    words += ["--max-objects", "6", "--size", "64", "--memory", "every-5", "--online"]
-    words += ["--limit", "9", "--checkpoint", "8", "--no-overlay"]
-    words += ["--ray", "10.0.0.1:6379", "--scratch", str(tmp_path / "scratch")]
-    CliRunner().invoke(app, words)
-    (found,) = seen
-    assert [str(clip) for clip in found.clips] == ["a.mp4", "b.mp4"]
-    assert (found.out, found.mask_suffix) == (tmp_path, "_mask")
-    assert (found.workers, found.retries, found.rle, found.redo) == (3, 4, True, True)
-    assert (found.ray, found.scratch) == ("10.0.0.1:6379", tmp_path / "scratch")
-    assert found.run == {
+    arguments = ["batch", "a.mp4", "b.mp4", "--out", str(tmp_path), "--mask-suffix", "_mask"]
+    arguments += ["--workers", "3", "--retries", "4", "--rle", "--redo", "--model", "munet"]
+    arguments += ["--weights", "demo", "--device", "cpu", "--precision", "fp32"]
+    arguments += ["--max-objects", "6", "--size", "64", "--memory", "every-5", "--online"]
+    arguments += ["--limit", "9", "--checkpoint", "8", "--no-overlay"]
+    arguments += ["--ray", "10.0.0.1:6379", "--scratch", str(tmp_path / "scratch")]
+    CliRunner().invoke(app, arguments)
+    (parsed,) = seen
+    assert [str(clip) for clip in parsed.clips] == ["a.mp4", "b.mp4"]
+    assert (parsed.out, parsed.mask_suffix) == (tmp_path, "_mask")
+    assert (parsed.workers, parsed.retries, parsed.rle, parsed.redo) == (3, 4, True, True)
+    assert (parsed.ray, parsed.scratch) == ("10.0.0.1:6379", tmp_path / "scratch")
+    assert parsed.run == {
         "model": "munet",
         "weights": "demo",
         "device": "cpu",

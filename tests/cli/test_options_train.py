@@ -27,7 +27,7 @@ from vosengine.zoo.weights import load_file, save, state_of
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(tmp_path_factory.mktemp("given"))
 
 
@@ -64,15 +64,15 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("row", TRAINS, ids=said)
 @pytest.mark.usefixtures("_narrow")
-def test_train(row: Row, given: Path, tmp_path: Path) -> None:
-    out, found = tmp_path / "out", {**row, "data": row["data"].replace("DATA", str(given))}
+def test_train(row: Row, inputs: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", {**row, "data": row["data"].replace("DATA", str(inputs))}
     if row["init"]:
-        found["init"] = given / "other.safetensors"
+        options["init"] = inputs / "other.safetensors"
         other = build("stm", tiny_config("stm", **GENTLE), seed=9)
-        save(found["init"], "stm", tiny_config("stm", **GENTLE), state_of(other),
+        save(options["init"], "stm", tiny_config("stm", **GENTLE), state_of(other),
              trained=True, description="", licence="MIT")  # fmt: skip
-    words = [*options_of(found), "--size", "64x64", "--steps", 1, "--device", "cpu"]
-    ran = call("train", *words, "--out", out)
+    arguments = [*options_of(options), "--size", "64x64", "--steps", 1, "--device", "cpu"]
+    ran = call("train", *arguments, "--out", out)
     assert ran.exit_code == 0, (ran.output, ran.exception)
     line = json.loads((out / "log.jsonl").read_text())
     assert all(np.isfinite(loss) for loss in line["losses"].values())
@@ -90,15 +90,15 @@ def test_training_in_bf16_loses_what_it_loses_in_fp32(model: str) -> None:
     clip = make_clip(ClipConfig(frames=3, height=64, width=64, objects=(2, 2)), seed=1)
     frames, masks = (torch.from_numpy(x)[None] for x in (clip.frames, clip.masks))
     batch = Batch(frames, masks, (2,), ("drawn",))
-    found = []
+    results = []
     for narrow in (False, True):
         method = build(model, for_clips(MODELS[model].small), seed=1)
         start_gently(method)
         objective = objective_for(model, method.train().requires_grad_(True), recipe)
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             losses = objective.losses(batch, torch.Generator().manual_seed(0))
-        found.append({name: float(loss.detach()) for name, loss in losses.items()})
-    exact, rough = found
+        results.append({name: float(loss.detach()) for name, loss in losses.items()})
+    exact, rough = results
     assert rough == pytest.approx(exact, rel=0.02, abs=0.01)
     assert rough != exact
 
@@ -124,8 +124,8 @@ def test_what_train_refuses(words: list[str], message: str, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("_narrow")
 def test_train_with_a_worker(tmp_path: Path) -> None:
-    words = ["--model", "stm", "--size", "64x64", "--steps", 1, "--batch", 1, "--frames", 2]
-    words += ["--score-every", 0, "--workers", 1, "--device", "cpu"]
-    ran = call("train", *words, "--out", tmp_path / "out")
+    arguments = ["--model", "stm", "--size", "64x64", "--steps", 1, "--batch", 1, "--frames", 2]
+    arguments += ["--score-every", 0, "--workers", 1, "--device", "cpu"]
+    ran = call("train", *arguments, "--out", tmp_path / "out")
     assert ran.exit_code == 0, (ran.output, ran.exception)
     assert (tmp_path / "out" / "weights.safetensors").is_file()

@@ -51,7 +51,7 @@ def test_the_rule(tmp_path: Path) -> None:
     os.link(file, tmp_path / "hard")
     (tmp_path / "soft").symlink_to(file)
     (tmp_path / "way").symlink_to(folder)
-    given, deep = Given("the source", folder), Given("the data", folder, tree=True)
+    shallow, deep = Given("the source", folder), Given("the data", folder, tree=True)
     for clash in (
         ([Given("x", file)], file),
         ([Given("x", file)], folder / "below" / ".." / "a"),
@@ -60,17 +60,19 @@ def test_the_rule(tmp_path: Path) -> None:
         ([Given("x", file)], tmp_path / "hard"),
         ([Given("x", tmp_path / "soft")], file),
         ([Given("x", tmp_path / "soft")], tmp_path / "soft"),
-        ([given], folder / "new"),
-        ([given], tmp_path / "way" / "new"),
-        ([given], tmp_path / "hard"),
-        ([given], folder),
+        ([shallow], folder / "new"),
+        ([shallow], tmp_path / "way" / "new"),
+        ([shallow], tmp_path / "hard"),
+        ([shallow], folder),
         ([deep], folder / "below" / "further" / "new"),
     ):
         with pytest.raises(OutputError, match="choose another place"):
             keep_apart(clash[0], [clash[1]])
     with pytest.raises(OutputError, match="are one file"):
         keep_apart([], [other, tmp_path / "in" / ".." / "other"])
-    keep_apart([given, Given("x", file)], [other, folder / "below" / "new", tmp_path / "in2" / "a"])
+    keep_apart(
+        [shallow, Given("x", file)], [other, folder / "below" / "new", tmp_path / "in2" / "a"]
+    )
     assert Given.named("weights", "demo") == ()
 
 
@@ -113,8 +115,8 @@ def test_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine.mkdir(parents=True)
     write_labels(mine / "00001.png", np.ones((24, 32), np.uint8))
     refused(lambda: evaluate(changed(out=mine.parent)), mine / "00001.png", below=tmp_path)
-    words = ["eval", "--predictions", str(masks), "--annotations", str(masks)]
-    monkeypatch.setattr(sys, "argv", ["vosengine", *words, "--json", str(picture)])
+    arguments = ["eval", "--predictions", str(masks), "--annotations", str(masks)]
+    monkeypatch.setattr(sys, "argv", ["vosengine", *arguments, "--json", str(picture)])
     refused(cli.main, below=tmp_path, kind=SystemExit)  # type: ignore[arg-type]
 
 
@@ -169,8 +171,8 @@ def test_paths_are_printed_as_they_are(
     monkeypatch.setattr(command, "make_stream", stub_stream)
     frames, out = make_frames(tmp_path / "[red]in[bold]"), tmp_path / "[x] :x: [bold]"
     for source in (frames, tmp_path / "[z]"):
-        words = ["run", str(source), "--model", "stm", "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", ["vosengine", *words])
+        arguments = ["run", str(source), "--model", "stm", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["vosengine", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         printed = capsys.readouterr()

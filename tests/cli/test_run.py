@@ -53,8 +53,13 @@ def video(clip: Clip, tmp_path: Path) -> Path:
 
 
 def options(source: Path | str, tmp_path: Path, weights: Path, **changes: object) -> RunOptions:
-    given = {"model": "stm", "mask": tmp_path / "first.png", "device": "cpu", "out": tmp_path / "o"}
-    return RunOptions(source=str(source), weights=str(weights), **{**given, **changes})  # type: ignore[arg-type]
+    defaults = {
+        "model": "stm",
+        "mask": tmp_path / "first.png",
+        "device": "cpu",
+        "out": tmp_path / "o",
+    }
+    return RunOptions(source=str(source), weights=str(weights), **{**defaults, **changes})  # type: ignore[arg-type]
 
 
 def masks_in(out: Path) -> dict[str, np.ndarray]:
@@ -173,8 +178,8 @@ def test_resume_wants_a_stopped_run_under_the_same_settings(
     weights = tiny_weights("stm")
     with pytest.raises(OutputError, match="no run to resume"):
         run(options(folder, tmp_path, weights, resume=True))
-    asked = iter([False, False, True])
-    run(options(folder, tmp_path, weights), should_stop=lambda: next(asked))
+    stops = iter([False, False, True])
+    run(options(folder, tmp_path, weights), should_stop=lambda: next(stops))
     with pytest.raises(StateError, match="size: saved None, here 48"):
         run(options(folder, tmp_path, weights, resume=True, size=48))
 

@@ -206,10 +206,10 @@ def test_what_can_be_known_is_checked_first(
         (options(frames, file / "below"), OutputError, "is a file, wanted a folder"),
     ]
     before = everything(tmp_path)
-    for wrong, kind, said in cases:
-        with pytest.raises(kind, match=said.replace(".", r"\.")):
+    for wrong, kind, message in cases:
+        with pytest.raises(kind, match=message.replace(".", r"\.")):
             run(wrong)
-        assert everything(tmp_path) == before, said
+        assert everything(tmp_path) == before, message
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
         (tmp_path / "new").mkdir()

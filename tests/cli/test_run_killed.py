@@ -127,13 +127,13 @@ def test_a_resumed_run_wants_its_masks_and_its_source(frames: Path, tmp_path: Pa
 
 def test_two_runs_at_once_in_one_folder(frames: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
-    said: list[str] = []
+    errors: list[str] = []
 
     def second(progress: Progress) -> None:
         if progress.done == 3:
             with pytest.raises(OutputError, match="another run is writing there") as caught:
                 run(options(frames, out))
-            said.append(str(caught.value))
+            errors.append(str(caught.value))
 
     summary = run(options(frames, out), report=second)
-    assert said and summary["complete"] and len(list(out.glob("*.png"))) == FRAMES
+    assert errors and summary["complete"] and len(list(out.glob("*.png"))) == FRAMES

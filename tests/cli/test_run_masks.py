@@ -46,9 +46,9 @@ def masks(tmp_path: Path) -> Path:
 @pytest.fixture
 def options(folder: Path, tmp_path: Path, tiny_weights: Weights) -> Callable[..., RunOptions]:
     def describe(model: str = "munet", **changes: Any) -> RunOptions:
-        given = {"source": str(folder), "out": tmp_path / "o", "device": "cpu", "overlay": False}
+        defaults = {"source": str(folder), "out": tmp_path / "o", "device": "cpu", "overlay": False}
         weights = changes.pop("weights", None) or tiny_weights(model)
-        return RunOptions(model=model, **{**given, "weights": str(weights), **changes})  # type: ignore[arg-type]
+        return RunOptions(model=model, **{**defaults, "weights": str(weights), **changes})  # type: ignore[arg-type]
 
     return describe
 
@@ -82,8 +82,8 @@ def test_void_around_a_prompts_ids_is_no_object(
         run(options(mask=mask, mask_void=True))
 
 
-def typed(*words: object) -> Any:
-    return CliRunner().invoke(cli.app, ["run", *map(str, words)])
+def typed(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, ["run", *map(str, arguments)])
 
 
 def test_the_command_line_says_once_that_there_is_void(
@@ -91,28 +91,29 @@ def test_the_command_line_says_once_that_there_is_void(
 ) -> None:
     for index in range(3):
         write_labels(masks / f"shot-{index}.png", rimmed(clip.masks[index]))
-    given = options()
-    words = [given.source, "--model", "munet", "--weights", given.weights, "--mask", masks]
-    words += ["--device", "cpu", "--no-overlay", "--limit", 2, "--out", given.out]
+    settings = options()
+    arguments = [settings.source, "--mask", masks, "--model", "munet", "--limit", 2]
+    arguments += ["--weights", settings.weights, "--device", "cpu", "--no-overlay"]
+    arguments += ["--out", settings.out]
     for more, count in (([], 1), (["--mask-void"], 1), (["--no-mask-void"], 0)):
-        outcome = typed(*words, *more)
+        outcome = typed(*arguments, *more)
         assert outcome.exit_code == 0, outcome.output
         assert outcome.output.count("mask: 255 is void") == count
-    summary = json.loads((given.out / "summary.json").read_text())
+    summary = json.loads((settings.out / "summary.json").read_text())
     assert summary["objects"] == [1, 2, 255]
 
 
 def test_a_soft_mask_wants_a_threshold(options: Options, clip: Clip, tmp_path: Path) -> None:
     soft = cv2.GaussianBlur((clip.masks[0] > 0) * np.uint8(255), (0, 0), 1.5)
     Image.fromarray(soft).save(tmp_path / "soft.png")
-    given = options()
-    words = [given.source, "--model", "munet", "--weights", given.weights, "--limit", 1]
-    words += ["--device", "cpu", "--no-overlay", "--out", given.out]
-    refused = typed(*words, "--mask", tmp_path / "soft.png")
+    settings = options()
+    arguments = [settings.source, "--model", "munet", "--weights", settings.weights, "--limit", 1]
+    arguments += ["--device", "cpu", "--no-overlay", "--out", settings.out]
+    refused = typed(*arguments, "--mask", tmp_path / "soft.png")
     assert isinstance(refused.exception, InputError)
-    assert "soft or JPEG edges" in str(refused.exception) and not list(given.out.glob("*.png"))
-    assert typed(*words, "--mask", tmp_path / "soft.png", "--threshold", 128).exit_code == 0
-    np.testing.assert_array_equal(answers(given.out)["shot-0"], (soft >= 128).astype(np.uint8))
+    assert "soft or JPEG edges" in str(refused.exception) and not list(settings.out.glob("*.png"))
+    assert typed(*arguments, "--mask", tmp_path / "soft.png", "--threshold", 128).exit_code == 0
+    np.testing.assert_array_equal(answers(settings.out)["shot-0"], (soft >= 128).astype(np.uint8))
     Image.fromarray(soft // 2).save(tmp_path / "dark.png")
     with pytest.raises(InputError, match="nothing as bright as the threshold, 128; lower it"):
         run(options(mask=tmp_path / "dark.png", threshold=128))
@@ -167,8 +168,8 @@ def test_before_a_late_first_mask_there_is_nothing(
     summary = run(options(model, mask=masks, **proposals))
     assert summary["frame_count"] == 6 and summary["objects"] == [1, 2]
     assert (summary["mask"]["first_frame"], summary["mask"]["without_objects"]) == (2, 1)
-    found = answers(tmp_path / "o")
-    assert not found["shot-0"].any() and not found["shot-1"].any()
+    results = answers(tmp_path / "o")
+    assert not results["shot-0"].any() and not results["shot-1"].any()
     for index in (0, 1):
         (folder / f"shot-{index}.png").unlink()
     if model == "dmn_aoa":
@@ -176,7 +177,7 @@ def test_before_a_late_first_mask_there_is_nothing(
     (masks / "shot-0.png").unlink()
     run(options(model, mask=masks, out=tmp_path / "there", **proposals))
     wanted = answers(tmp_path / "there")
-    assert {name: found[name].tolist() for name in wanted} == {
+    assert {name: results[name].tolist() for name in wanted} == {
         name: labels.tolist() for name, labels in wanted.items()
     }
 
@@ -195,10 +196,10 @@ def test_a_late_run_is_resumed(
             run(options(mask=masks, resume=True))
         (masks / "shot-1.png").unlink()
         run(options(mask=masks, resume=True))
-        found, wanted = answers(tmp_path / "o"), answers(tmp_path / "whole")
-        assert list(found) == list(wanted)
+        resumed, wanted = answers(tmp_path / "o"), answers(tmp_path / "whole")
+        assert list(resumed) == list(wanted)
         for name, labels in wanted.items():
-            np.testing.assert_array_equal(found[name], labels)
+            np.testing.assert_array_equal(resumed[name], labels)
 
 
 class Counting:
@@ -226,9 +227,9 @@ class Counting:
 def test_a_late_stream_keeps_its_latency(start: int, frames: int) -> None:
     stream = LateStream(Counting(), start)
     frame = np.zeros((32, 32, 3), np.uint8)
-    found = [stream.step(frame) for _ in range(frames)]
-    assert [result is None for result in found] == [i < 2 for i in range(frames)]
-    results = [result for result in found if result is not None] + stream.flush()
+    outputs = [stream.step(frame) for _ in range(frames)]
+    assert [result is None for result in outputs] == [i < 2 for i in range(frames)]
+    results = [result for result in outputs if result is not None] + stream.flush()
     assert [result.frame_index for result in results] == list(range(frames))
     values = [int(result.labels.max()) for result in results]
     assert values == [0 if i < start else 100 + i - start for i in range(frames)]
@@ -243,12 +244,12 @@ def test_a_late_first_mask_by_an_export(export: Export, tmp_path: Path, masks: P
         for frame in clip.frames:
             writer.write(frame)
     write_labels(masks / "frame_2.png", rimmed(clip.masks[2]))
-    words = [tmp_path / "clip.mp4", "--mask", masks, "--no-overlay", "--out", tmp_path / "o"]
-    outcome = typed("--engine", "onnx", export("munet"), *words)
+    arguments = [tmp_path / "clip.mp4", "--mask", masks, "--no-overlay", "--out", tmp_path / "o"]
+    outcome = typed("--engine", "onnx", export("munet"), *arguments)
     assert outcome.exit_code == 0, outcome.output
-    found = answers(tmp_path / "o")
-    assert [bool(labels.any()) for labels in found.values()] == [False, False, True, True, True]
-    assert set(np.unique(found["00002"])) == {0, 1, 2}
+    results = answers(tmp_path / "o")
+    assert [bool(labels.any()) for labels in results.values()] == [False, False, True, True, True]
+    assert set(np.unique(results["00002"])) == {0, 1, 2}
 
 
 # Whose ids
@@ -265,9 +266,9 @@ def test_no_discovered_object_has_an_id_that_is_on_disk(
     proposals = f"file:{tmp_path / 'p.json'}"
     run(options("target_aware", weights=weights, mask=masks, proposals=proposals))
     for name, labels in answers(tmp_path / "o").items():
-        found = {*np.unique(labels).tolist()} - {0}
-        assert not found & {1, 2} or name in ("shot-4", "shot-5")
-        assert found or name != "shot-0"
+        ids = {*np.unique(labels).tolist()} - {0}
+        assert not ids & {1, 2} or name in ("shot-4", "shot-5")
+        assert ids or name != "shot-0"
 
 
 def test_more_ids_on_disk_than_there_is_room_for_are_refused_at_once(

@@ -36,8 +36,8 @@ def work(tmp_path: Path, clip: Clip, tiny_weights: Weights) -> Callable[..., dic
     weights = str(tiny_weights("stm"))
 
     def go(source: Path | str, **changes: Any) -> dict[str, Any]:
-        given = {"mask": tmp_path / "first.png", "out": tmp_path / "out", "weights": weights}
-        return run(RunOptions(str(source), "stm", device="cpu", **{**given, **changes}))
+        defaults = {"mask": tmp_path / "first.png", "out": tmp_path / "out", "weights": weights}
+        return run(RunOptions(str(source), "stm", device="cpu", **{**defaults, **changes}))
 
     return go
 
@@ -142,7 +142,7 @@ def test_twelve_bits_in_sixteen(
 ) -> None:
     """Masks equal those of the same data in 8 bits, and differ if the data are read as 16 bits."""
     seen = {"weights": str(small_demo(tmp_path, "stm")), "precision": "fp32", "limit": 6}
-    found = {}
+    masks = {}
     for bits in (8, 12):
         folder = tmp_path / f"{bits}"
         folder.mkdir()
@@ -150,14 +150,14 @@ def test_twelve_bits_in_sixteen(
             data = frame[..., ::-1] if bits == 8 else frame[..., ::-1].astype(np.uint16) * 16
             cv2.imwrite(str(folder / f"{number}.png"), data)
         summary = work(folder, out=tmp_path / f"out{bits}", **seen)
-        found[bits] = masks_in(tmp_path / f"out{bits}")
+        masks[bits] = masks_in(tmp_path / f"out{bits}")
     assert summary["depth"]["bits"] == 12
-    assert len(np.unique(found[8])) > 1
+    assert len(np.unique(masks[8])) > 1
     summary = work(tmp_path / "12", bits=16, out=tmp_path / "out16", **seen)
     assert (summary["depth"]["bits"], summary["depth"]["chosen_by"]) == (16, "--bits")
-    found[16] = masks_in(tmp_path / "out16")
-    assert np.mean(found[8] != found[12]) < 0.003
-    assert np.mean(found[8] != found[16]) > 0.006
+    masks[16] = masks_in(tmp_path / "out16")
+    assert np.mean(masks[8] != masks[12]) < 0.003
+    assert np.mean(masks[8] != masks[16]) > 0.006
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.webp", "a.png"])
@@ -229,9 +229,9 @@ def test_options_that_cannot_be_meant(
     (tmp_path / "f").mkdir()
     Image.fromarray(clip.frames[0]).save(tmp_path / "f/0.png")
     write_labels(tmp_path / "first.png", clip.masks[0])
-    given = ["run", str(tmp_path / "f"), "--model", "stm", "--weights", str(tiny_weights("stm"))]
-    given += ["--mask", str(tmp_path / "first.png"), "--out", str(tmp_path / "out"), *arguments]
-    monkeypatch.setattr(sys, "argv", ["vosengine", *given])
+    command = ["run", str(tmp_path / "f"), "--model", "stm", "--weights", str(tiny_weights("stm"))]
+    command += ["--mask", str(tmp_path / "first.png"), "--out", str(tmp_path / "out"), *arguments]
+    monkeypatch.setattr(sys, "argv", ["vosengine", *command])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1

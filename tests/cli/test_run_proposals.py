@@ -61,7 +61,7 @@ def options(folder: Path, tmp_path: Path) -> Callable[..., RunOptions]:
     weights = write_weights(tmp_path / "quick.safetensors")
 
     def describe(**changes: object) -> RunOptions:
-        given = {
+        defaults = {
             "source": str(folder),
             "model": "target_aware",
             "weights": str(weights),
@@ -70,7 +70,7 @@ def options(folder: Path, tmp_path: Path) -> Callable[..., RunOptions]:
             "overlay": False,
             "out": tmp_path / "o",
         }
-        return RunOptions(**{**given, **changes})  # type: ignore[arg-type]
+        return RunOptions(**{**defaults, **changes})  # type: ignore[arg-type]
 
     return describe
 
@@ -111,18 +111,19 @@ def test_dmn_aoa_picks_from_a_file(
     """On the command line, with the first frame's mask; the summary names the source."""
     mask = tmp_path / "first.png"
     write_labels(mask, np.where(clip.masks[0] > 0, 5 * clip.masks[0], 0).astype(np.uint8))
-    given = options()
+    settings = options()
     arguments = ["--mask", str(mask), "--weights", str(tiny_weights("dmn_aoa"))]
-    arguments += ["--proposals", str(given.proposals), "--out", str(given.out), "--no-overlay"]
-    command = ["vosengine", "run", given.source, "--model", "dmn_aoa", *arguments]
+    arguments += ["--proposals", str(settings.proposals), "--no-overlay"]
+    arguments += ["--out", str(settings.out)]
+    command = ["vosengine", "run", settings.source, "--model", "dmn_aoa", *arguments]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="0"):
         main()
     for index in range(3):
-        labels = read_labels(given.out / f"shot-{index}.png")
+        labels = read_labels(settings.out / f"shot-{index}.png")
         assert set(np.unique(labels).tolist()) <= {0, 5, 10}
-    summary = json.loads((given.out / "summary.json").read_text())
-    assert summary["proposals"]["source"] == given.proposals
+    summary = json.loads((settings.out / "summary.json").read_text())
+    assert summary["proposals"]["source"] == settings.proposals
     assert summary["objects"] == [5, 10]
 
 
@@ -133,8 +134,8 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(
     proposals = kind.replace(":", f":{tmp_path}/")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(options(proposals=proposals, out=whole))
-    asked = iter([False, False, True])
-    run(options(proposals=proposals, out=parts), should_stop=lambda: next(asked))
+    stops = iter([False, False, True])
+    run(options(proposals=proposals, out=parts), should_stop=lambda: next(stops))
     summary = run(options(proposals=proposals, out=parts, resume=True))
     assert summary["complete"] and summary["proposals"]["source"] == proposals
     assert len(list(whole.glob("*.png"))) == 3
@@ -160,11 +161,11 @@ def test_the_command_line_prints_where_they_are_from(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given, untrained = options(), tmp_path / "untrained.safetensors"
+    settings, untrained = options(), tmp_path / "untrained.safetensors"
     write_weights(untrained, trained=False)
-    command = ["vosengine", "run", given.source, "--limit", "1", "--no-overlay", "--device", "cpu"]
-    command += ["--model", "target_aware", "--weights", str(given.weights)]
-    command += ["--out", str(given.out), "--proposals"]
+    command = ["vosengine", "run", settings.source, "--limit", "1", "--no-overlay"]
+    command += ["--model", "target_aware", "--weights", str(settings.weights)]
+    command += ["--device", "cpu", "--out", str(settings.out), "--proposals"]
     monkeypatch.setattr(sys, "argv", [*command, f"dnet:{untrained}"])
     with pytest.raises(SystemExit, match="0"):
         main()
@@ -207,8 +208,8 @@ def test_a_video_has_no_names_to_compare(options: Options, clip: Clip, tmp_path:
             writer.write(frame[:64, :98])
     write_proposals(tmp_path / "p.json", (proposals_of(m[:64, :98]) for m in clip.masks[:2]))
     edit(tmp_path / "p.json", lambda c: c["images"][0].update(file_name="frame_0001.jpg"))
-    given = options(source=str(tmp_path / "clip.mp4"), proposals=f"file:{tmp_path / 'p.json'}")
-    assert run(given)["frame_count"] == 2
+    settings = options(source=str(tmp_path / "clip.mp4"), proposals=f"file:{tmp_path / 'p.json'}")
+    assert run(settings)["frame_count"] == 2
 
 
 @pytest.mark.parametrize(
@@ -235,8 +236,8 @@ def test_a_fault_in_mid_stream_keeps_what_came_before(
 
 def of_frame(content: Content, frame: int) -> Content:
     """The first annotation of that frame."""
-    found: Content = next(a for a in content["annotations"] if a["image_id"] == frame)
-    return found
+    annotation: Content = next(a for a in content["annotations"] if a["image_id"] == frame)
+    return annotation
 
 
 def grow(content: Content, frame: int) -> None:
@@ -263,24 +264,25 @@ def test_boxes_stand_for_masks_where_asked_and_the_summary_says_so(
     path = tmp_path / "proposals.json"
     edit(path, lambda c: [a.update(segmentation=[]) for a in c["annotations"]])
     edit(path, lambda c: c["annotations"][0].pop("segmentation"))
-    given = options()
+    settings = options()
     with pytest.raises(InputError, match=r"annotations\[0\]: segmentation: .* --boxes-as-masks"):
-        run(given)
-    assert not list(given.out.glob("*"))
-    command = ["vosengine", "run", given.source, "--model", "target_aware", "--weights"]
-    command += [str(given.weights), "--out", str(given.out), "--proposals", str(given.proposals)]
+        run(settings)
+    assert not list(settings.out.glob("*"))
+    command = ["vosengine", "run", settings.source, "--model", "target_aware", "--weights"]
+    command += [str(settings.weights), "--out", str(settings.out)]
+    command += ["--proposals", str(settings.proposals)]
     monkeypatch.setattr(sys, "argv", [*command, "--no-overlay", "--boxes-as-masks"])
     with pytest.raises(SystemExit, match="0"):
         main()
     count = len(json.loads(path.read_text())["annotations"])
-    summary = json.loads((given.out / "summary.json").read_text())
+    summary = json.loads((settings.out / "summary.json").read_text())
     assert summary["proposals"]["boxes_as_masks"] == count
-    assert f"proposals: {given.proposals}, {count} boxes as masks" in capsys.readouterr().out
+    assert f"proposals: {settings.proposals}, {count} boxes as masks" in capsys.readouterr().out
     boxes = [a["bbox"] for a in json.loads(path.read_text())["annotations"] if a["image_id"] == 0]
     wanted = np.zeros((65, 99), bool)
     for left, top, width, height in np.array(boxes).astype(int):
         wanted[top : top + height, left : left + width] = True
-    np.testing.assert_array_equal(read_labels(given.out / "shot-0.png") > 0, wanted)
+    np.testing.assert_array_equal(read_labels(settings.out / "shot-0.png") > 0, wanted)
     with pytest.raises(ConfigError, match="boxes_as_masks: is for --proposals file"):
         run(options(proposals=None, boxes_as_masks=True))
     with pytest.raises(ConfigError, match="boxes_as_masks: is for proposals from a file"):

@@ -56,19 +56,19 @@ def test_every_frame_has_a_mask_under_its_own_name(
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     model: str, folder: Path, tmp_path: Path, tiny_weights: Weights
 ) -> None:
-    given = {"weights": str(tiny_weights(model)), "device": "cpu"}
-    run(RunOptions(str(folder), model, tmp_path / "whole", **given))  # type: ignore[arg-type]
+    common = {"weights": str(tiny_weights(model)), "device": "cpu"}
+    run(RunOptions(str(folder), model, tmp_path / "whole", **common))  # type: ignore[arg-type]
     for stop_after in (2, 3, 2):
-        asked = iter([False] * stop_after + [True])
+        stops = iter([False] * stop_after + [True])
         resume = (tmp_path / "parts").exists()
-        parts = RunOptions(str(folder), model, tmp_path / "parts", resume=resume, **given)  # type: ignore[arg-type]
-        assert run(parts, should_stop=lambda a=asked: next(a))["complete"] is False
-    final = RunOptions(str(folder), model, tmp_path / "parts", resume=True, **given)  # type: ignore[arg-type]
+        parts = RunOptions(str(folder), model, tmp_path / "parts", resume=resume, **common)  # type: ignore[arg-type]
+        assert run(parts, should_stop=lambda a=stops: next(a))["complete"] is False
+    final = RunOptions(str(folder), model, tmp_path / "parts", resume=True, **common)  # type: ignore[arg-type]
     assert run(final)["frame_count"] == 10
-    whole, found = masks_in(tmp_path / "whole"), masks_in(tmp_path / "parts")
-    assert whole.keys() == found.keys()
+    whole, resumed = masks_in(tmp_path / "whole"), masks_in(tmp_path / "parts")
+    assert whole.keys() == resumed.keys()
     for name, mask in whole.items():
-        np.testing.assert_array_equal(found[name], mask)
+        np.testing.assert_array_equal(resumed[name], mask)
 
 
 def test_online_answers_every_frame_at_once(
@@ -76,9 +76,9 @@ def test_online_answers_every_frame_at_once(
 ) -> None:
     weights = str(tiny_weights("imcnet"))
     out = tmp_path / "o"
-    asked = iter([False] * 3 + [True])
+    stops = iter([False] * 3 + [True])
     plain = RunOptions(str(folder), "imcnet", out, weights=weights, device="cpu", online=True)
-    summary = run(plain, should_stop=lambda: next(asked))
+    summary = run(plain, should_stop=lambda: next(stops))
     assert summary["frames"] == ["shot-0", "shot-1", "shot-2"]
 
 

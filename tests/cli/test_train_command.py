@@ -43,8 +43,8 @@ def _tiny_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options(out: Path, model: str = "stm", **changes: Any) -> TrainOptions:
-    given: dict[str, Any] = {"changes": QUICK, "device": "cpu", "score_every": 2, **changes}
-    return TrainOptions(model, out, **given)
+    arguments: dict[str, Any] = {"changes": QUICK, "device": "cpu", "score_every": 2, **changes}
+    return TrainOptions(model, out, **arguments)
 
 
 @pytest.mark.parametrize("model", sorted(TINY))
@@ -74,7 +74,7 @@ def test_a_run_that_is_cut_and_resumed_is_the_same(tmp_path: Path) -> None:
     second = train(options(tmp_path / "cut", resume=True))
     assert second.finished
     one, other = (
-        load_checkpoint(each.weights.parent / "checkpoint.pt") for each in (whole, second)
+        load_checkpoint(result.weights.parent / "checkpoint.pt") for result in (whole, second)
     )
     for part in ("network", "averaged"):
         for name, tensor in one[part].items():
@@ -154,17 +154,17 @@ def test_another_model_can_be_started_from(tmp_path: Path) -> None:
          trained=True, description="", licence="MIT")  # fmt: skip
     munet = build("munet", tiny_config("munet", **TINY["stm"]), seed=6)
     before = {name: x.clone() for name, x in munet.state_dict().items()}
-    taken = initialise_from(munet, tmp_path / "stm.safetensors")
-    theirs, ours = stm.state_dict(), munet.state_dict()
-    for name in taken:
+    copied = initialise_from(munet, tmp_path / "stm.safetensors")
+    source_state, state = stm.state_dict(), munet.state_dict()
+    for name in copied:
         source = name.replace("reference_", "memory_")
         if name == "reference_encoder.mask_conv.weight":
-            assert torch.equal(ours[name], theirs[source][:, :1])
+            assert torch.equal(state[name], source_state[source][:, :1])
         else:
-            assert torch.equal(ours[name], theirs[source]), name
-    left = {name.split(".")[0] for name in ours if name not in taken}
+            assert torch.equal(state[name], source_state[source]), name
+    left = {name.split(".")[0] for name in state if name not in copied}
     assert left == {"reduce", "temperature", "motion"}
-    assert all(torch.equal(ours[name], before[name]) for name in ours if name not in taken)
+    assert all(torch.equal(state[name], before[name]) for name in state if name not in copied)
 
 
 @pytest.mark.parametrize("model", list_models())
@@ -172,25 +172,25 @@ def test_weights_of_the_same_model_are_taken_as_they_are(
     model: str, tiny_weights: Callable[[str], Path]
 ) -> None:
     method, file = build(model, tiny_config(model), seed=8), tiny_weights(model)
-    taken = initialise_from(method, file)
-    theirs, ours = state_of(load_file(model, file)[0]), state_of(method)
-    assert set(taken) == set(theirs)
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
+    copied = initialise_from(method, file)
+    expected, state = state_of(load_file(model, file)[0]), state_of(method)
+    assert set(copied) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
 
 
 def test_a_resnet_starts_every_encoder_of_its_shape(tmp_path: Path) -> None:
     backbone = build("imcnet", tiny_config("imcnet"), seed=5).backbone.state_dict()
     torch.save({**backbone, "fc.weight": torch.zeros(10, 64)}, tmp_path / "resnet.pth")
     stm = build("stm", tiny_config("stm"), seed=6)
-    taken = initialise_from(stm, tmp_path / "resnet.pth")
+    copied = initialise_from(stm, tmp_path / "resnet.pth")
     state = stm.state_dict()
     for encoder in ("query_encoder", "memory_encoder"):
         assert torch.equal(
             state[f"{encoder}.layer3.1.conv2.weight"], backbone["layer3.1.conv2.weight"]
         )
     assert not state["memory_encoder.mask_conv.weight"].any()
-    assert {name.split(".")[0] for name in taken} == {"query_encoder", "memory_encoder"}
+    assert {name.split(".")[0] for name in copied} == {"query_encoder", "memory_encoder"}
     wide = build("stm", tiny_config("stm", width=16))
     with pytest.raises(WeightsError, match="no tensor fits this model"):
         initialise_from(wide, tmp_path / "resnet.pth")
@@ -210,12 +210,12 @@ def test_clips_then_training_on_them_then_a_plot(
     assert "4 clips" in call(
         "clips", "--out", cache, "--count", 4, "--frames", 3, "--size", "64x96"
     )
-    said = call(
+    output = call(
         *("train", "--model", "stm", "--data", f"cache:{cache}", "--out", run, "--steps", 2),
         *("--batch", 1, "--frames", 2, "--size", "64x96", "--score-every", 1),
     )
-    assert "2 steps" in said
-    assert "held-out" in said
+    assert "2 steps" in output
+    assert "held-out" in output
     call("plot", run)
     assert (run / "log.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -61,9 +61,9 @@ def _compile(target: Path) -> None:
         arguments = [*command, "-c", str(source), "-o", str(compiled)]
         jobs.append((source, compiled, subprocess.Popen(arguments, stderr=subprocess.PIPE)))
     for source, _, job in jobs:
-        said = job.communicate()[1].decode()
+        errors = job.communicate()[1].decode()
         if job.returncode != 0:
-            raise RuntimeError(f"{source.name} does not compile for the CPU:\n{said}")
+            raise RuntimeError(f"{source.name} does not compile for the CPU:\n{errors}")
     linked = target.with_suffix(".new")
     objects = [str(compiled) for _, compiled, _ in jobs]
     link = [*COMPILER.split(), "-shared", *SANITIZE, *objects, "-o", str(linked)]

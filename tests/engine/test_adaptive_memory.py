@@ -173,8 +173,8 @@ def test_goes_on_identically_after_a_round_trip() -> None:
         assert other.length.tolist() == one.length.tolist()
         for group, used in enumerate(one.length[:2].tolist()):
             for name in ("keys", "values", "merges", "age"):
-                mine, theirs = getattr(one, name), getattr(other, name)
-                assert torch.equal(mine[group, :used], theirs[group, :used])
+                original, restored = getattr(one, name), getattr(other, name)
+                assert torch.equal(original[group, :used], restored[group, :used])
         feed(one, *frame)
         feed(other, *frame)
     assert one.merges[0, : int(one.length[0])].sum() > 0

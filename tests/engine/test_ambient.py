@@ -74,9 +74,9 @@ def settings() -> tuple[object, ...]:
 
 @cache
 def calm_answers(model: str, frames: bytes, mask: bytes) -> list[Result]:
-    given = np.frombuffer(frames, np.uint8).reshape(LENGTH, 48, 64, 3)
+    video = np.frombuffer(frames, np.uint8).reshape(LENGTH, 48, 64, 3)
     prompt = np.frombuffer(mask, np.uint8).reshape(48, 64)
-    return play(begin(model), given, {0: prompt})
+    return play(begin(model), video, {0: prompt})
 
 
 def answers_in(
@@ -90,21 +90,21 @@ def answers_in(
         segmenter = begin(model)
         assert settings() == before
         mask = small.masks[0] if segmenter.method.takes_mask else None
-        found = [segmenter.step(small.frames[0], mask), segmenter.step(small.frames[1])]
+        results = [segmenter.step(small.frames[0], mask), segmenter.step(small.frames[1])]
         segmenter.save_state(out)
         assert settings() == before
-    found.append(segmenter.step(small.frames[2]))
+    results.append(segmenter.step(small.frames[2]))
     other = begin(model)
     other.load_state(out)
     again = other.step(small.frames[2])
-    if again is not None and found[2] is not None:
-        assert_same([again], [found[2]])
+    if again is not None and results[2] is not None:
+        assert_same([again], [results[2]])
     with within():
-        found.append(segmenter.step(small.frames[3]))
-        found += segmenter.flush()
+        results.append(segmenter.step(small.frames[3]))
+        results += segmenter.flush()
         assert settings() == before
-        assert all(result.probabilities.dtype == torch.float32 for result in found if result)
-    return [result for result in found if result is not None]
+        assert all(result.probabilities.dtype == torch.float32 for result in results if result)
+    return [result for result in results if result is not None]
 
 
 @pytest.mark.parametrize("ambient", AMBIENT)
@@ -112,8 +112,8 @@ def test_what_the_caller_has_set_changes_no_label(
     any_model: str, ambient: str, small: Clip, tmp_path: Path
 ) -> None:
     wanted = calm_answers(any_model, small.frames[:LENGTH].tobytes(), small.masks[0].tobytes())
-    found = answers_in(any_model, small, AMBIENT[ambient], tmp_path / "stream")
-    assert_same(found, wanted)
+    results = answers_in(any_model, small, AMBIENT[ambient], tmp_path / "stream")
+    assert_same(results, wanted)
 
 
 def test_a_source_is_asked_under_the_callers_settings(small: Clip) -> None:
@@ -138,8 +138,8 @@ def test_a_d_net_by_itself_minds_nothing_either(small: Clip) -> None:
         with within():
             source = tiny_source()
             first = source(small.frames[0], 0)
-        found = [first, source(small.frames[1], 1)]
-        for one, other in zip(found, wanted, strict=True):
+        proposals = [first, source(small.frames[1], 1)]
+        for one, other in zip(proposals, wanted, strict=True):
             assert torch.equal(one.masks, other.masks)
             assert torch.equal(one.scores, other.scores)
 

@@ -104,7 +104,7 @@ def test_a_fault_inside_the_network_leaves_the_stream_as_it_was(
     method = calm.method
     if method.needs_proposals:
         disturbed.proposals, calm.proposals = tiny_source(), tiny_source()
-    given = {0: small.masks[0]} if method.takes_mask else {}
+    prompts = {0: small.masks[0]} if method.takes_mask else {}
     for index, verb in enumerate((None, "encode", "segment", "remember")):
         frame = small.frames[index]
         if verb is not None:
@@ -113,7 +113,7 @@ def test_a_fault_inside_the_network_leaves_the_stream_as_it_was(
                 with pytest.raises(ZeroDivisionError):
                     disturbed.step(frame, rectangle(9, 9, 9, 9, 50) if method.takes_mask else None)
         assert (disturbed.ids, disturbed.frame_count) == (calm.ids, calm.frame_count)
-        one, other = (each.step(frame, given.get(index)) for each in (disturbed, calm))
+        one, other = (segmenter.step(frame, prompts.get(index)) for segmenter in (disturbed, calm))
         assert one is not None
         assert other is not None
         assert_same([one], [other])

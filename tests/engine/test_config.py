@@ -235,7 +235,7 @@ def other(name: str, value: Any) -> Any:
     if value is None:  # the frame's own size
         return 320
     if isinstance(value, tuple):
-        return tuple(other("", each) for each in value)
+        return tuple(other("", item) for item in value)
     if isinstance(value, bool):
         return not value
     return value + 2 if isinstance(value, int) else 0.9 * value or 0.3

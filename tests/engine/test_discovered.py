@@ -225,19 +225,19 @@ def proposals(count: int = 2, size: tuple[int, int] = (64, 64)) -> Proposals:
 
 
 def test_a_source_is_asked_once_a_frame_and_its_proposals_are_fitted_to_the_network() -> None:
-    asked = []
+    calls = []
 
     def source(frame: torch.Tensor, index: int) -> Proposals:
-        asked.append((tuple(frame.shape), frame.dtype, index))
+        calls.append((tuple(frame.shape), frame.dtype, index))
         return proposals(index, (64, 80))
 
     segmenter = scripted({}, size=32)
     segmenter.proposals = source
     for _ in range(3):
         segmenter.step(np.zeros((64, 80, 3), np.uint8))
-    assert asked == [((64, 80, 3), torch.uint8, index) for index in range(3)]
+    assert calls == [((64, 80, 3), torch.uint8, index) for index in range(3)]
     # 64 x 80 at half the size is 32 x 40, with 4 columns of padding on each side.
-    assert [tuple(given.masks.shape) for given in segmenter.method.given] == [
+    assert [tuple(fitted.masks.shape) for fitted in segmenter.method.given] == [
         (count, 32, 48) for count in range(3)
     ]
     last = segmenter.method.given[2]
@@ -250,10 +250,10 @@ def test_a_source_is_asked_once_a_frame_and_its_proposals_are_fitted_to_the_netw
 
 def test_proposals_are_stretched_with_the_frame() -> None:
     geometry = Geometry.fit((64, 80), size=(32, 120), multiple=16)  # 4 columns of padding
-    given = to_network(proposals(2, (64, 80)), geometry, torch.device("cpu"))
-    assert given.boxes.tolist() == [[28, 0, 52, 4], [28, 4, 52, 8]]
-    assert given.masks.shape == (2, 32, 128)
-    assert torch.equal(boxes_of(given.masks), given.boxes)
+    fitted = to_network(proposals(2, (64, 80)), geometry, torch.device("cpu"))
+    assert fitted.boxes.tolist() == [[28, 0, 52, 4], [28, 4, 52, 8]]
+    assert fitted.masks.shape == (2, 32, 128)
+    assert torch.equal(boxes_of(fitted.masks), fitted.boxes)
 
 
 @pytest.mark.parametrize(

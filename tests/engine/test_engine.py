@@ -85,9 +85,9 @@ def test_streams_in_any_order_are_streams_by_themselves(
 
     def settle() -> None:
         """Check all pending results."""
-        while found := engine.step():
-            for stream, result in found:
-                (twin,) = (each for each in twins if each.stream is stream)
+        while results := engine.step():
+            for stream, result in results:
+                (twin,) = (candidate for candidate in twins if candidate.stream is stream)
                 twin.compare(result)
 
     for kind, *rest in events:
@@ -99,7 +99,7 @@ def test_streams_in_any_order_are_streams_by_themselves(
             twin.submit(rest[1])
         elif kind == "step":
             for stream, result in engine.step():
-                (answered,) = (each for each in twins if each.stream is stream)
+                (answered,) = (candidate for candidate in twins if candidate.stream is stream)
                 answered.compare(result)
         elif kind == "remove" and twin is not None and not twin.expected:
             twin.remove()
@@ -123,10 +123,10 @@ def test_frames_that_are_encoded_together_have_the_labels_they_have_alone(model:
     for _ in range(6):
         for twin in twins:
             twin.submit(prompted=False)
-        while found := engine.step():
-            together += len(found) > 1
-            for stream, result in found:
-                (twin,) = (each for each in twins if each.stream is stream)
+        while results := engine.step():
+            together += len(results) > 1
+            for stream, result in results:
+                (twin,) = (candidate for candidate in twins if candidate.stream is stream)
                 wanted = twin.expected.pop(0)
                 assert (result is None) == (wanted is None)
                 if result is not None and wanted is not None:
@@ -172,9 +172,9 @@ def test_what_is_refused_leaves_the_other_streams_alone(max_batch: int) -> None:
             with pytest.raises(StateError, match="closed"):
                 victim.step(frame)
             engine.close(victim)
-        while found := engine.step():
-            for stream, result in found:
-                (twin,) = (each for each in twins if each.stream is stream)
+        while results := engine.step():
+            for stream, result in results:
+                (twin,) = (candidate for candidate in twins if candidate.stream is stream)
                 if max_batch == 1:
                     twin.compare(result)
                 else:
@@ -217,14 +217,14 @@ def test_a_stream_may_be_stepped_by_itself_and_saved_for_another_of_the_engine(
     frames = [frame_of(0, index, SIZES[0]) for index in range(6)]
     mask = mask_of(0, 0, SIZES[0])
     wanted = [alone.step(frame, None if i else mask) for i, frame in enumerate(frames)]
-    found = [first.step(frame, None if i else mask) for i, frame in enumerate(frames[:3])]
+    results = [first.step(frame, None if i else mask) for i, frame in enumerate(frames[:3])]
     first.save_state(tmp_path / "stream")
     second.load_state(tmp_path / "stream")
     engine.close(first)
-    found += [second.step(frame) for frame in frames[3:]]
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert ours is not None and theirs is not None
-        assert torch.equal(ours.labels, theirs.labels)
+    results += [second.step(frame) for frame in frames[3:]]
+    for result, expected in zip(results, wanted, strict=True):
+        assert result is not None and expected is not None
+        assert torch.equal(result.labels, expected.labels)
 
 
 @pytest.mark.parametrize("model", ["stm", "imcnet"])
@@ -234,14 +234,14 @@ def test_threads_that_step_streams_of_one_engine_take_turns(model: str) -> None:
         np.stack([frame_of(number, index, SIZES[0]) for index in range(5)]) for number in range(4)
     ]
     masks = [{0: mask_of(number, 0, SIZES[0])} for number in range(4)]
-    wanted = [play(begin(model), *each) for each in zip(videos, masks, strict=True)]
+    wanted = [play(begin(model), *pair) for pair in zip(videos, masks, strict=True)]
     streams = [open_stream(engine) for _ in videos]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(play, streams, videos, masks))
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert [torch.equal(a.labels, b.labels) for a, b in zip(ours, theirs, strict=True)] == [
-            True
-        ] * 5
+        outputs = list(pool.map(play, streams, videos, masks))
+    for results, expected in zip(outputs, wanted, strict=True):
+        assert [
+            torch.equal(a.labels, b.labels) for a, b in zip(results, expected, strict=True)
+        ] == [True] * 5
 
 
 @pytest.mark.parametrize("broken", ["encode", "together", "run_job"])
@@ -253,9 +253,9 @@ def test_an_error_in_a_step_costs_no_other_stream_its_frame(
     twins = [Twin(engine, 2 * number) for number in range(3)]
     for twin in twins:
         twin.submit(prompted=False)
-    while found := engine.step():  # the first masks, one by one
-        for stream, result in found:
-            next(each for each in twins if each.stream is stream).compare(result)
+    while results := engine.step():  # the first masks, one by one
+        for stream, result in results:
+            next(candidate for candidate in twins if candidate.stream is stream).compare(result)
     for twin in twins:
         twin.submit(prompted=False)
 
@@ -275,7 +275,7 @@ def test_an_error_in_a_step_costs_no_other_stream_its_frame(
             engine.step()
     assert engine.waiting == (1 if broken == "run_job" else 3)
     answered = []
-    while found := engine.step():
-        answered += [next(i for i, t in enumerate(twins) if t.stream is s) for s, _ in found]
+    while results := engine.step():
+        answered += [next(i for i, t in enumerate(twins) if t.stream is s) for s, _ in results]
     assert answered == ([0, 2] if broken == "run_job" else [0, 1, 2])
     twins[1].stream.step(frame_of(2, 2, SIZES[0]))  # and that stream goes on too

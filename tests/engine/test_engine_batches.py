@@ -41,10 +41,10 @@ def advance(engine: Engine, streams: list[Segmenter], index: int, prompted: bool
     for number, stream in enumerate(streams):
         mask = mask_of(2 * number, index, SIZES[0]) if prompted and takes else None
         engine.submit(stream, frame_of(2 * number, index, SIZES[0]), mask)
-    found: dict[Segmenter, Result] = {}
+    results: dict[Segmenter, Result] = {}
     while answered := engine.step():
-        found |= {stream: result for stream, result in answered if result is not None}
-    return [found[stream] for stream in streams if stream in found]
+        results |= {stream: result for stream, result in answered if result is not None}
+    return [results[stream] for stream in streams if stream in results]
 
 
 def in_float64(engine: Engine, streams: list[Segmenter]) -> None:
@@ -83,16 +83,18 @@ def test_graphs_of_several_streams_give_what_there_is_without(
     with monkeypatch.context() as patch, use_backend("reference"):
         patch.setattr(engine_module, "graph_maker", lambda device: RecordedGraph)
         captured = open_engine(model, max_batch=4)
-        ours, theirs = ([open_stream(e) for _ in range(4)] for e in (captured, plain))
-        in_float64(captured, ours)
-        in_float64(plain, theirs)
+        captured_streams, plain_streams = (
+            [open_stream(e) for _ in range(4)] for e in (captured, plain)
+        )
+        in_float64(captured, captured_streams)
+        in_float64(plain, plain_streams)
         for index in range(14):
             if index == 8 and captured.method.takes_mask:
-                for streams in (ours, theirs):
+                for streams in (captured_streams, plain_streams):
                     streams[1].remove(streams[1].ids[0])
             last = 4 if index < 10 else 2  # two streams pause
-            one = advance(captured, ours[:last], index, prompted=index in (0, 5))
-            other = advance(plain, theirs[:last], index, prompted=index in (0, 5))
+            one = advance(captured, captured_streams[:last], index, prompted=index in (0, 5))
+            other = advance(plain, plain_streams[:last], index, prompted=index in (0, 5))
             for a, b in zip(one, other, strict=True):
                 assert (a.ids, a.frame_index) == (b.ids, b.frame_index)
                 assert torch.equal(a.labels, b.labels)
@@ -148,11 +150,13 @@ def test_batches_in_float32_have_the_masks_of_streams_by_themselves(
 ) -> None:
     """The order of summation differs: IoU of all labels is above .999."""
     together, alone = (open_engine(model, max_batch=size) for size in (4, 1))
-    ours, theirs = ([open_stream(e) for _ in range(3)] for e in (together, alone))
+    batched_streams, single_streams = (
+        [open_stream(e) for _ in range(3)] for e in (together, alone)
+    )
     shared = joined = 0
     for index in range(10):
-        one = advance(together, ours, index, prompted=index == 0)
-        other = advance(alone, theirs, index, prompted=index == 0)
+        one = advance(together, batched_streams, index, prompted=index == 0)
+        other = advance(alone, single_streams, index, prompted=index == 0)
         for a, b in zip(one, other, strict=True):
             assert (a.ids, a.frame_index) == (b.ids, b.frame_index)
             shared += int(((a.labels == b.labels) & (a.labels > 0)).sum())

@@ -36,7 +36,7 @@ def pair(model: str, **options: Any) -> tuple[Segmenter, Segmenter]:
 
 def names_of(segmenter: Segmenter) -> list[Any]:
     """Of all captured graphs, those of the engine first."""
-    return [name for each in graphs_of(segmenter) for name, *_ in each._graphs]
+    return [name for cache in graphs_of(segmenter) for name, *_ in cache._graphs]
 
 
 def same(one: Any, other: Any) -> None:
@@ -66,15 +66,15 @@ def test_another_number_of_objects_is_another_piece(model: str, small: Clip, gra
     one, other = pair(model)
     answers: list[list[Any]] = [[], []]
     new = rectangle(30, 40, 9, 16, 7)
-    for segmenter, found in zip((one, other), answers, strict=True):
-        found += play(segmenter, small.frames[:4], {0: small.masks[0]})
-        found += play(segmenter, small.frames[4:8], {0: new})
+    for segmenter, results in zip((one, other), answers, strict=True):
+        results += play(segmenter, small.frames[:4], {0: small.masks[0]})
+        results += play(segmenter, small.frames[4:8], {0: new})
         segmenter.remove(1)
-        found += play(segmenter, small.frames[4:8])
+        results += play(segmenter, small.frames[4:8])
     same(*answers)
     assert {answer.ids for answer in answers[0]} == {(1, 2), (1, 2, 7), (2, 7)}
     signatures = [name[1] for name in names_of(one) if isinstance(name, tuple)]
-    assert {each if isinstance(each, int) else each[0] for each in signatures} == {2, 3}
+    assert {key if isinstance(key, int) else key[0] for key in signatures} == {2, 3}
 
 
 @pytest.mark.parametrize("model", ["stm", "munet"])
@@ -85,9 +85,9 @@ def test_other_ids_are_no_other_piece(model: str, small: Clip, graphs: None) -> 
     prompts[2][20:32, 20:40] = 4
     answers: list[list[Any]] = [[], []]
     captured = []
-    for segmenter, found in zip((one, other), answers, strict=True):
+    for segmenter, results in zip((one, other), answers, strict=True):
         for prompt in prompts:
-            found += play(segmenter, small.frames[:6], {0: prompt})
+            results += play(segmenter, small.frames[:6], {0: prompt})
             captured += [captured_by(segmenter)] if segmenter is one else []
             segmenter.remove(segmenter.ids[0])
     same(*answers)
@@ -166,14 +166,14 @@ def test_a_capture_that_failed_is_tried_again() -> None:
 
 
 def test_what_others_read_is_not_written_over() -> None:
-    held = torch.ones(2)
+    tensor = torch.ones(2)
     graphs = GraphCache(RecordedGraph)
-    graphs.run("work", torch.neg, held, shared=True)
+    graphs.run("work", torch.neg, tensor, shared=True)
     graphs.run("work", torch.neg, torch.zeros(2), shared=True)
-    assert held.tolist() == [1, 1]
-    graphs.run("other", torch.neg, held)
+    assert tensor.tolist() == [1, 1]
+    graphs.run("other", torch.neg, tensor)
     graphs.run("other", torch.neg, torch.zeros(2))
-    assert held.tolist() == [0, 0]
+    assert tensor.tolist() == [0, 0]
 
 
 def test_the_piece_that_waited_longest_goes() -> None:

@@ -105,10 +105,10 @@ def test_pages_come_back_by_forgetting_releasing_and_as_garbage() -> None:
 def test_a_pool_that_holds_nothing_makes_room_for_another() -> None:
     pools = PagePools(budget=8 * PAGE)
     small, large = pool_of(pools), pool_of(pools, cells=2 * CELLS)
-    taken = small.take(8)
+    pages = small.take(8)
     with pytest.raises(CapacityError):
         large.take(1)
-    small.give(taken)
+    small.give(pages)
     assert large.take(4) == [0, 1, 2, 3]
     assert (small.capacity, pools.nbytes) == (0, 8 * PAGE)
     with pytest.raises(CapacityError):
@@ -134,7 +134,7 @@ def test_none_leaks_over_ten_thousand_opens_and_closes() -> None:
                 refused += 1
             banks.append((bank, number))
         del bank
-        assert pools.used * PAGE == sum(each.held_bytes for each, _ in banks)
+        assert pools.used * PAGE == sum(memory.held_bytes for memory, _ in banks)
         assert pools.nbytes <= 400 * PAGE
     assert refused > 0
     for bank, number in banks:

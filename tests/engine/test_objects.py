@@ -115,9 +115,9 @@ def test_the_ids_of_a_prompt_are_ascending_and_without_the_background() -> None:
 
 
 def test_prompted_pixels_are_one_hot_and_all_rows_sum_to_one() -> None:
-    found, ids = probabilities(2), (2, 5, 7)
+    predicted, ids = probabilities(2), (2, 5, 7)
     prompt = prompt_of([[5, 5, 0, 0, 7, 7]] + [[0] * 6] * 3)
-    merged = merge_prompt(found, (2,), prompt, ids)
+    merged = merge_prompt(predicted, (2,), prompt, ids)
     assert merged.shape == (4, 4, 6)
     one_hot = torch.tensor([[False, o == 2, o == 5, o == 7] for o in (5, 7)]).T.float()
     assert torch.equal(merged[:, 0, [0, 4]], one_hot)
@@ -127,23 +127,23 @@ def test_prompted_pixels_are_one_hot_and_all_rows_sum_to_one() -> None:
 
 
 def test_the_others_odds_stay_as_they_were_elsewhere() -> None:
-    found = probabilities(3)
+    predicted = probabilities(3)
     prompt = blocks((4, 6), (6, 0, 2, 0, 3))
     prompt[3, 5] = 8
-    merged = merge_prompt(found, (1, 9), prompt, (1, 6, 8, 9))
+    merged = merge_prompt(predicted, (1, 9), prompt, (1, 6, 8, 9))
     free = prompt == 0
     for row, old_row in ((1, 1), (4, 2)):  # objects 1 and 9, against the background
-        odds, old = merged[row] / merged[0], found[old_row] / found[0]
+        odds, old = merged[row] / merged[0], predicted[old_row] / predicted[0]
         torch.testing.assert_close(odds[free], old[free])
     assert merged[2][free].max() == 0
     assert merged[3][free].max() == 0
 
 
 def test_merging_leaves_its_arguments_alone() -> None:
-    found, prompt = probabilities(2), blocks((4, 6), (3, 0, 2, 0, 2))
-    before = found.clone(), prompt.clone()
-    merge_prompt(found, (1,), prompt, (1, 3))
-    assert torch.equal(found, before[0])
+    predicted, prompt = probabilities(2), blocks((4, 6), (3, 0, 2, 0, 2))
+    before = predicted.clone(), prompt.clone()
+    merge_prompt(predicted, (1,), prompt, (1, 3))
+    assert torch.equal(predicted, before[0])
     assert torch.equal(prompt, before[1])
 
 

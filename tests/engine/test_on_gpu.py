@@ -22,15 +22,15 @@ def labels_of(clip: Clip, model: str, device: str, precision: str) -> list[torch
     mask = rectangle(8, 8, 20, 24) if entry(model).build.takes_mask else None
     frames = list(clip.frames)[:6]
     answers = [segmenter.step(frame, mask if i == 0 else None) for i, frame in enumerate(frames)]
-    found = [answer for answer in (*answers, *segmenter.flush()) if answer is not None]
-    assert len(found) == len(frames)
-    return [answer.labels.cpu() for answer in found]
+    results = [answer for answer in (*answers, *segmenter.flush()) if answer is not None]
+    assert len(results) == len(frames)
+    return [answer.labels.cpu() for answer in results]
 
 
 def test_a_stream_is_that_of_the_cpu(any_model: str, small: Clip) -> None:
     on_gpu, on_cpu = (labels_of(small, any_model, device, "fp32") for device in ("cuda", "cpu"))
-    for mine, theirs in zip(on_gpu, on_cpu, strict=True):
-        assert float((mine == theirs).float().mean()) > 0.99
+    for gpu_labels, cpu_labels in zip(on_gpu, on_cpu, strict=True):
+        assert float((gpu_labels == cpu_labels).float().mean()) > 0.99
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -45,15 +45,15 @@ def test_a_stream_runs_in_half_precision(any_model: str, small: Clip, precision:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_no_op_waits_for_the_device(op: Op, backend: str, dtype: torch.dtype) -> None:
     for case in cases_of(op):
-        given = case.arguments("cuda", dtype)
-        if case.bench or op.explain(**given)[backend] is not None:
+        arguments = case.arguments("cuda", dtype)
+        if case.bench or op.explain(**arguments)[backend] is not None:
             continue
         with use_backend(backend):
-            op(**given)  # compiled and loaded
+            op(**arguments)  # compiled and loaded
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
             try:
-                op(**given)
+                op(**arguments)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
@@ -95,7 +95,7 @@ def test_a_warm_step_neither_allocates_nor_waits(model: str, small: Clip, from_h
 @pytest.mark.parametrize("model", [name for name in CAPTURED if name != "imcnet"])
 def test_graphs_follow_objects_that_come_and_go(model: str, small: Clip) -> None:
     streams = [begin(model, device="cuda", engine=engine) for engine in ("fast", "eager")]
-    found = []
+    labels = []
     for segmenter in streams:
         answers = play(segmenter, small.frames[:4], {0: small.masks[0]})
         answers += play(segmenter, small.frames[4:8], {0: rectangle(30, 40, 9, 16, 7)})
@@ -103,8 +103,8 @@ def test_graphs_follow_objects_that_come_and_go(model: str, small: Clip) -> None
         answers += play(segmenter, small.frames[4:8])
         segmenter.reset()
         answers += play(segmenter, small.frames[:4, :40], {0: small.masks[0][:40]})
-        found.append([answer.labels.cpu() for answer in answers])  # when all steps are done
-    for mine, plain in zip(*found, strict=True):
+        labels.append([answer.labels.cpu() for answer in answers])  # when all steps are done
+    for mine, plain in zip(*labels, strict=True):
         assert float((mine == plain).float().mean()) > 0.99
     assert graphs_of(streams[0])[-1].captured > 0
     assert not graphs_of(streams[1])
@@ -116,7 +116,7 @@ def test_a_captured_reading_follows_the_memory_as_it_grows() -> None:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device="cuda").half()
 
-    given = {
+    arguments = {
         "query_key": normal(150, 64),
         "memory_key": normal(2, 900, 64),
         "memory_value": normal(2, 900, 128),
@@ -124,12 +124,12 @@ def test_a_captured_reading_follows_the_memory_as_it_grows() -> None:
         "length": torch.tensor([150, 0], dtype=torch.int32, device="cuda"),
     }
     with use_backend("triton"):
-        read_memory(**given)
+        read_memory(**arguments)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            out = read_memory(**given)
+            out = read_memory(**arguments)
     for lengths in ([150, 0], [300, 150], [900, 900], [1, 450]):
-        given["length"].copy_(torch.tensor(lengths, dtype=torch.int32))
+        arguments["length"].copy_(torch.tensor(lengths, dtype=torch.int32))
         graph.replay()
-        wanted = read_memory.reference(**given)
+        wanted = read_memory.reference(**arguments)
         torch.testing.assert_close(out, wanted, rtol=1e-2, atol=1e-2)

@@ -49,9 +49,9 @@ def test_planes_of_0_and_1_are_the_labels(
     read: Callable[..., np.ndarray], dtype: Any, count: int
 ) -> None:
     labels = np.random.default_rng(0).integers(0, 1 + count, SIZE).astype(np.uint8)
-    found = read(planes_of(labels, count, dtype))
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, labels)
+    result = read(planes_of(labels, count, dtype))
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, labels)
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -19,14 +19,14 @@ def rules(**changes: Any) -> TargetAwareConfig:
 
 def test_tracks_are_compared_once_with_the_proposals_that_overlap_them() -> None:
     overlap = np.array([[0.6, 0.0, 0.05], [0.0, 0.5, 0.0]], np.float32)
-    asked = []
+    calls = []
 
     def compare(tracks: np.ndarray, proposals: np.ndarray) -> np.ndarray:
-        asked.append((tracks.tolist(), proposals.tolist()))
+        calls.append((tracks.tolist(), proposals.tolist()))
         return np.full((len(tracks), len(proposals)), 0.61, np.float32)
 
     assert associate(rules(), overlap, compare) == ([0, None], [2])
-    assert asked == [([0], [0])]
+    assert calls == [([0], [0])]
 
 
 def given(cosines: list[list[float]]) -> Any:
@@ -50,20 +50,20 @@ def test_only_what_exceeds_the_bounds_is_matched_and_only_what_is_below_is_new()
     assert associate(chosen, overlap, given(cosines)) == ([None, None, 0], [2])
     wide = np.zeros((2, 4), np.float32)
     wide[1, 3] = 0.6
-    asked = []
+    calls = []
 
     def compare(tracks: np.ndarray, proposals: np.ndarray) -> np.ndarray:
-        asked.append((tracks.tolist(), proposals.tolist()))
+        calls.append((tracks.tolist(), proposals.tolist()))
         return np.ones((1, 1), np.float32)
 
     assert associate(chosen, wide, compare) == ([None, 3], [0, 1, 2])
-    assert asked == [([1], [3])]
+    assert calls == [([1], [3])]
 
 
 @pytest.mark.parametrize("birth_overlap", [0.0, 0.1])
 def test_without_tracks_every_proposal_is_new(birth_overlap: float) -> None:
-    found = associate(rules(birth_overlap=birth_overlap), np.zeros((0, 3), np.float32), None)  # type: ignore[arg-type]
-    assert found == ([], [0, 1, 2])
+    result = associate(rules(birth_overlap=birth_overlap), np.zeros((0, 3), np.float32), None)  # type: ignore[arg-type]
+    assert result == ([], [0, 1, 2])
     assert associate(rules(), np.zeros((2, 0), np.float32), None) == ([None, None], [])  # type: ignore[arg-type]
 
 

@@ -36,14 +36,14 @@ def of_arrays(answer: Result[torch.Tensor]) -> Result[np.ndarray]:
     return Result(answer.numpy(), answer.ids, answer.frame_index, lambda: rows.copy())
 
 
-def assert_equal(found: Result, wanted: Result) -> None:
-    assert type(found.labels) is type(wanted.labels)
-    assert type(found.probabilities) is type(wanted.probabilities)
-    assert found.labels.dtype == wanted.labels.dtype
-    assert found.probabilities.dtype == wanted.probabilities.dtype
-    assert (found.ids, found.frame_index) == (wanted.ids, wanted.frame_index)
-    np.testing.assert_array_equal(found.numpy(), wanted.numpy())
-    np.testing.assert_array_equal(found.probabilities, wanted.probabilities)
+def assert_equal(result: Result, wanted: Result) -> None:
+    assert type(result.labels) is type(wanted.labels)
+    assert type(result.probabilities) is type(wanted.probabilities)
+    assert result.labels.dtype == wanted.labels.dtype
+    assert result.probabilities.dtype == wanted.probabilities.dtype
+    assert (result.ids, result.frame_index) == (wanted.ids, wanted.frame_index)
+    np.testing.assert_array_equal(result.numpy(), wanted.numpy())
+    np.testing.assert_array_equal(result.probabilities, wanted.probabilities)
 
 
 WAYS: dict[str, Callable[[Result], Result]] = {
@@ -65,12 +65,12 @@ def test_a_copy_says_the_same_and_is_its_own(
 ) -> None:
     for wanted in (answer, of_arrays):
         before = wanted.numpy().copy()
-        found = WAYS[way](wanted)
-        assert_equal(found, wanted)
-        found.probabilities[:] = 0  # a new one whenever it is asked for
-        assert_equal(found, wanted)
+        copied = WAYS[way](wanted)
+        assert_equal(copied, wanted)
+        copied.probabilities[:] = 0  # a new one whenever it is asked for
+        assert_equal(copied, wanted)
         if way != "copy":
-            found.labels[:] = 77
+            copied.labels[:] = 77
         np.testing.assert_array_equal(wanted.numpy(), before)
 
 
@@ -94,34 +94,34 @@ def test_a_pickle_is_read_by_another_process(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == (["ndarray", "False"] if arrays else ["Tensor", "True"])
-    found = np.load(tmp_path / "found.npz")
-    np.testing.assert_array_equal(found["labels"], wanted.numpy())
-    np.testing.assert_array_equal(found["rows"], wanted.probabilities)
-    assert tuple(found["ids"]) == wanted.ids
+    loaded = np.load(tmp_path / "found.npz")
+    np.testing.assert_array_equal(loaded["labels"], wanted.numpy())
+    np.testing.assert_array_equal(loaded["rows"], wanted.probabilities)
+    assert tuple(loaded["ids"]) == wanted.ids
 
 
 def test_a_result_of_a_gpu_comes_back_on_the_cpu_where_there_is_none(
     answer: Result[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pickle from a GPU has arrays and the name of the device."""
-    read, given = answer.__reduce__()
+    read, arguments = answer.__reduce__()
     assert read is _unpickled
-    assert all(not isinstance(each, torch.Tensor) for each in given)
-    assert given[-1] == "cpu"
+    assert all(not isinstance(argument, torch.Tensor) for argument in arguments)
+    assert arguments[-1] == "cpu"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for device in ("cuda", "cuda:0", "cuda:1"):
-        found = read(*given[:-1], device)
-        assert found.labels.device == found.probabilities.device == torch.device("cpu")
-        assert_equal(found, answer)
+        restored = read(*arguments[:-1], device)
+        assert restored.labels.device == restored.probabilities.device == torch.device("cpu")
+        assert_equal(restored, answer)
 
 
 @pytest.mark.gpu
 def test_a_result_of_a_gpu_comes_back_on_it(clip: Clip) -> None:
     wanted = follow(make("stm", device="cuda"), clip.frames[:2], clip.masks[0])[-1]
-    found = pickle.loads(pickle.dumps(wanted))
-    assert found.labels.device == wanted.labels.device
-    assert torch.equal(found.labels, wanted.labels)
-    assert torch.equal(found.probabilities, wanted.probabilities)
+    restored = pickle.loads(pickle.dumps(wanted))
+    assert restored.labels.device == wanted.labels.device
+    assert torch.equal(restored.labels, wanted.labels)
+    assert torch.equal(restored.probabilities, wanted.probabilities)
 
 
 # Independent implementation of COCO's encoding, from pycocotools' description, pixel by pixel
@@ -187,15 +187,15 @@ LABELS = {
 @pytest.mark.parametrize("name", LABELS)
 def test_a_mask_as_coco_writes_it(name: str, form: str) -> None:
     labels = LABELS[name]
-    found = labelled(labels, (3, 9), form).rle(3)
-    assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"size", "counts"}
-    assert found["size"] == list(labels.shape)
-    assert found["counts"] == text_of(runs_of(labels == 3))
-    np.testing.assert_array_equal(mask_of(found["counts"], labels.shape), labels == 3)
-    np.testing.assert_array_equal(decode(found["counts"], labels.shape), labels == 3)
-    theirs = coco.encode(np.asfortranarray((labels == 3).astype(np.uint8)))
-    assert (found["size"], found["counts"]) == (theirs["size"], theirs["counts"].decode())
+    rle = labelled(labels, (3, 9), form).rle(3)
+    assert json.loads(json.dumps(rle)) == rle
+    assert set(rle) == {"size", "counts"}
+    assert rle["size"] == list(labels.shape)
+    assert rle["counts"] == text_of(runs_of(labels == 3))
+    np.testing.assert_array_equal(mask_of(rle["counts"], labels.shape), labels == 3)
+    np.testing.assert_array_equal(decode(rle["counts"], labels.shape), labels == 3)
+    expected = coco.encode(np.asfortranarray((labels == 3).astype(np.uint8)))
+    assert (rle["size"], rle["counts"]) == (expected["size"], expected["counts"].decode())
 
 
 def test_masks_of_an_answer_as_coco_writes_them(answer: Result[torch.Tensor]) -> None:

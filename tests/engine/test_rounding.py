@@ -43,14 +43,14 @@ def test_errors_cancel_along_every_run(
     """After every weight of a run the cumulative error is at most the rounding of that weight."""
     generator = np.random.default_rng(seed)
     weight = generator.normal(size=(outputs, inputs, *kernel)).astype(np.float32)
-    found = rounded(torch.from_numpy(weight), dtype)
-    assert found.shape == weight.shape and found.dtype == dtype
+    result = rounded(torch.from_numpy(weight), dtype)
+    assert result.shape == weight.shape and result.dtype == dtype
     taps = int(np.prod(kernel))
-    for row, wanted in zip(found.double().flatten(1).numpy(), weight, strict=True):
+    for row, wanted in zip(result.double().flatten(1).numpy(), weight, strict=True):
         for start in range(0, inputs * taps, RUN * taps):
             part = slice(start, start + RUN * taps)
-            given = wanted.astype(np.float64).reshape(-1)[part]
-            error = np.cumsum(row[part] - given)
+            original = wanted.astype(np.float64).reshape(-1)[part]
+            error = np.cumsum(row[part] - original)
             largest = np.abs(row[part]) * HALVES[dtype] + 2.0**-24
             assert (np.abs(error) <= 1.01 * largest + 1e-6).all()
 
@@ -100,12 +100,12 @@ def test_a_resnet_in_bfloat16_takes_float32_and_gives_bfloat16(masks: int, norm:
     torch.manual_seed(0)
     network = ResNet("resnet18", 16, masks, norm=norm).eval().requires_grad_(False)
     frame, planes = torch.randn(1, 3, 64, 96), torch.rand(2, 2, 64, 96)
-    given = (frame, planes) if masks else (frame,)
-    exact = network(*given)
+    inputs = (frame, planes) if masks else (frame,)
+    exact = network(*inputs)
     half = prepare_network(network, CPU, torch.bfloat16)
-    for found, wanted in zip(half(*given)[:3], exact[:3], strict=True):
-        assert found.dtype == torch.bfloat16
-        error = (found.float() - wanted).norm() / wanted.norm()
+    for output, wanted in zip(half(*inputs)[:3], exact[:3], strict=True):
+        assert output.dtype == torch.bfloat16
+        error = (output.float() - wanted).norm() / wanted.norm()
         assert error < 0.02
 
 
@@ -130,8 +130,8 @@ def test_a_trained_encoder_moves_less_than_by_rounding_to_the_nearest() -> None:
 
     exact = keys(method)
     plain = keys(prepare_network(copy.deepcopy(method), CPU, torch.bfloat16, "eager"))
-    ours = keys(prepare_network(copy.deepcopy(method), CPU, torch.bfloat16))
-    assert (ours - exact).norm() < 0.8 * (plain - exact).norm()
+    compensated = keys(prepare_network(copy.deepcopy(method), CPU, torch.bfloat16))
+    assert (compensated - exact).norm() < 0.8 * (plain - exact).norm()
 
 
 def test_heads_that_decide_between_objects_stay_in_float32() -> None:
@@ -155,10 +155,10 @@ def test_a_stream_in_half_precision_is_sound_and_goes_on_from_a_file(
         first.step(frame, mask)
     first.save_state(tmp_path / "stream.safetensors")
     second.load_state(tmp_path / "stream.safetensors")
-    one, other = (play(each, frames[3:]) for each in (first, second))
-    for mine, theirs in zip(one, other, strict=True):
-        assert_sound(mine)
-        assert torch.equal(mine.labels, theirs.labels)
+    one, other = (play(segmenter, frames[3:]) for segmenter in (first, second))
+    for result, expected in zip(one, other, strict=True):
+        assert_sound(result)
+        assert torch.equal(result.labels, expected.labels)
 
 
 @pytest.mark.parametrize("model", ["stm", "munet", "giel"])

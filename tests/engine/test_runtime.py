@@ -155,18 +155,18 @@ FAULTS = """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
-@pytest.mark.parametrize("asked", ["1", "0"])
-def test_freed_memory_is_kept_unless_that_is_refused(asked: str) -> None:
+@pytest.mark.parametrize("setting", ["1", "0"])
+def test_freed_memory_is_kept_unless_that_is_refused(setting: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FAULTS)],
-        env={**os.environ, "VOSENGINE_KEEP_FREED_MEMORY": asked},
+        env={**os.environ, "VOSENGINE_KEEP_FREED_MEMORY": setting},
         capture_output=True,
         text=True,
         check=True,
     )
     kept, faults = ran.stdout.split()
-    assert kept == str(asked == "1")
-    assert (int(faults) < 10_000) == (asked == "1")
+    assert kept == str(setting == "1")
+    assert (int(faults) < 10_000) == (setting == "1")
 
 
 def test_the_command_line_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,18 +71,18 @@ def test_every_frame_goes_once_and_the_oldest_at_every_pick(
             waiting.append((rest[0], rest[1], rest[2]))
         elif kind == "drop":
             scheduler.drop(rest[0])
-            waiting = [each for each in waiting if each[0] != rest[0]]
+            waiting = [entry for entry in waiting if entry[0] != rest[0]]
         elif kind == "pick":
             chosen = taken(scheduler)
-            picked = [each for each in waiting if each[0] in chosen]
-            assert [each[0] for each in picked] == chosen
+            picked = [entry for entry in waiting if entry[0] in chosen]
+            assert [entry[0] for entry in picked] == chosen
             assert bool(chosen) == bool(waiting)
             assert len(chosen) <= max_batch
             if chosen:
                 assert chosen[0] == waiting[0][0]
-                assert len({each[1] for each in picked}) == 1
-                assert len(chosen) == 1 or not any(each[2] for each in picked)
-            waiting = [each for each in waiting if each not in picked]
+                assert len({entry[1] for entry in picked}) == 1
+                assert len(chosen) == 1 or not any(entry[2] for entry in picked)
+            waiting = [entry for entry in waiting if entry not in picked]
         assert len(scheduler) == len(waiting)
 
 

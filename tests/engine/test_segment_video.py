@@ -76,8 +76,8 @@ def test_prompts_by_index_and_by_function() -> None:
 def test_a_stopped_video_goes_on_with_the_frames_that_wait() -> None:
     frames = pictures(6)
     segmenter = Ahead(2)
-    asked = iter([False, False, False, True])
-    first = list(segment_video(segmenter, frames, should_stop=lambda: next(asked)))
+    stops = iter([False, False, False, True])
+    first = list(segment_video(segmenter, frames, should_stop=lambda: next(stops)))
     assert [answer.result.frame_index for answer in first] == [0]  # 1 and 2 are not answered for
     rest = list(segment_video(segmenter, frames[3:], waiting=frames[1:3]))
     assert [answer.result.frame_index for answer in rest] == [1, 2, 3, 4, 5]

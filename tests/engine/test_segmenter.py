@@ -70,8 +70,8 @@ def test_removal_keeps_the_right_memory(matching_model: str, clip: Clip) -> None
     follow(segmenter, clip.frames[:3], clip.masks[0])
     wanted = positions(stream_state(segmenter).memory.read(2), 1)[0].clone()
     segmenter.remove(1)
-    found = positions(stream_state(segmenter).memory.read(1), 0)[0]
-    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+    remaining = positions(stream_state(segmenter).memory.read(1), 0)[0]
+    torch.testing.assert_close(remaining, wanted, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("policy", ["every-5", "every-1", "all", "afb"])
@@ -103,9 +103,9 @@ def test_a_memory_policy_by_name() -> None:
 def test_a_gpu_gives_what_the_cpu_gives(model: str, clip: Clip) -> None:
     near = follow(make(model), clip.frames[:5], clip.masks[0])
     segmenter = Segmenter(model, device="cuda", config=tiny_config(model))
-    for wanted, found in zip(near, follow(segmenter, clip.frames[:5], clip.masks[0]), strict=True):
-        assert found.labels.is_cuda
-        difference = (wanted.probabilities - found.probabilities.cpu()).abs()
+    for wanted, result in zip(near, follow(segmenter, clip.frames[:5], clip.masks[0]), strict=True):
+        assert result.labels.is_cuda
+        difference = (wanted.probabilities - result.probabilities.cpu()).abs()
         assert float(difference.mean()) < 1e-2  # convolutions may use TF32 there
 
 

@@ -62,11 +62,11 @@ def test_a_stream_resumes_in_a_new_process_bit_by_bit(
         command, env=with_our_paths(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = np.load(tmp_path / "out.npz")
+    resumed = np.load(tmp_path / "out.npz")
     for index, result in enumerate(wanted):
-        assert found["indices"][index] == result.frame_index
-        np.testing.assert_array_equal(found["labels"][index], result.numpy())
-        np.testing.assert_array_equal(found["probabilities"][index], result.probabilities.numpy())
+        assert resumed["indices"][index] == result.frame_index
+        np.testing.assert_array_equal(resumed["labels"][index], result.numpy())
+        np.testing.assert_array_equal(resumed["probabilities"][index], result.probabilities.numpy())
 
 
 def test_a_stream_that_does_not_fit_is_refused(clip: Clip, tmp_path: Path) -> None:
@@ -140,12 +140,12 @@ def test_a_snapshot_that_does_not_fit_is_refused(two_steps: Segmenter, clip: Cli
         (StateError, "model: saved munet, here stm", make("munet").snapshot()),
         (InputError, "wanted the bytes of snapshot", "stream.safetensors"),
     ]
-    for kind, message, given in bad:
+    for kind, message, value in bad:
         name = "snapshot" if kind is StateError else "restore"
         with pytest.raises(kind, match=f"^{name}: .*{message}"):
-            two_steps.restore(given)
+            two_steps.restore(value)
     assert (two_steps.ids, two_steps.frame_count) == (calm.ids, calm.frame_count)
-    one, other = (each.step(clip.frames[2]) for each in (two_steps, calm))
+    one, other = (segmenter.step(clip.frames[2]) for segmenter in (two_steps, calm))
     assert one is not None
     assert other is not None
     assert torch.equal(one.probabilities, other.probabilities)
@@ -205,10 +205,10 @@ class Counting(TorchDispatchMode):
     times = 0
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, given: Any = (), named: Any = None
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         self.times += function.overloadpacket.__name__ in ("bincount", "unique", "_unique2")
-        return function(*given, **(named or {}))
+        return function(*args, **(kwargs or {}))
 
 
 def test_a_prompt_is_named_once_however_long_it_waits() -> None:
@@ -243,8 +243,8 @@ def test_a_method_that_looks_ahead_answers_late_and_flush_gives_the_rest() -> No
     assert answers[5].ids == (4, 6)
     np.testing.assert_array_equal(answers[5].numpy() == 6, late == 6)
     assert [result.frame_index for result in segmenter.flush()] == [3, 4, 5]
-    shown = stream_state(segmenter).seen
-    assert shown == [(0, 0, 3), (0, 1, 4), (0, 2, 5), (1, 3, 5), (2, 4, 5), (3, 5, 5)]
+    windows = stream_state(segmenter).seen
+    assert windows == [(0, 0, 3), (0, 1, 4), (0, 2, 5), (1, 3, 5), (2, 4, 5), (3, 5, 5)]
     assert echo.encoded == 6  # once per frame
     assert segmenter.flush() == []
     with pytest.raises(InputError, match="flushed"):

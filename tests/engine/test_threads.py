@@ -22,18 +22,18 @@ PAUSE = 0.2  # seconds in which a thread that should be blocked would continue
 
 def in_threads(*works: Callable[[], Any]) -> list[Any]:
     """Run functions concurrently and return their results; pytest prints errors of threads."""
-    found: dict[int, Any] = {}
+    results: dict[int, Any] = {}
 
     def run(index: int) -> None:
-        found[index] = works[index]()
+        results[index] = works[index]()
 
     threads = [Thread(target=run, args=(index,), daemon=True) for index in range(len(works))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(WAIT)
-    assert len(found) == len(works), "a thread failed or is stuck"
-    return [found[index] for index in range(len(works))]
+    assert len(results) == len(works), "a thread failed or is stuck"
+    return [results[index] for index in range(len(works))]
 
 
 def products() -> str:
@@ -52,7 +52,9 @@ def test_streams_of_two_precisions_step_at_once_as_they_do_alone(model: str, sma
     """Under settings of the caller that would reduce the precision of float32 products."""
     prompts = {0: small.masks[0]}
     precisions = ("fp32", "bf16", "fp16")
-    alone = [play(begin(model, precision=each), small.frames, prompts) for each in precisions]
+    alone = [
+        play(begin(model, precision=precision), small.frames, prompts) for precision in precisions
+    ]
     together = Barrier(len(precisions))
 
     def stream(precision: str) -> Callable[[], list[Result]]:
@@ -68,9 +70,9 @@ def test_streams_of_two_precisions_step_at_once_as_they_do_alone(model: str, sma
 
     with default_dtype(torch.float64), matmul_precision("medium"):
         before = settings()
-        found = in_threads(*map(stream, precisions))
+        results = in_threads(*map(stream, precisions))
         assert settings() == before
-    for one, other in zip(found, alone, strict=True):
+    for one, other in zip(results, alone, strict=True):
         assert_same(one, other)
 
 

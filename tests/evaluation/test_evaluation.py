@@ -39,15 +39,15 @@ def random_masks(seed: int, frames: int, ids: int, size: tuple[int, int] = (30, 
 
 def brute_force_j(predictions: Labels, annotations: Labels) -> dict[int, float]:
     """J by sets of pixels, frame by frame."""
-    shown = set(annotations[:-1].ravel().tolist()) - {0}
+    object_ids = set(annotations[:-1].ravel().tolist()) - {0}
     scores = {}
-    for object_id in sorted(shown):
+    for object_id in sorted(object_ids):
         by_frame = []
         for prediction, annotation in list(zip(predictions, annotations, strict=True))[1:-1]:
-            mine = set(zip(*np.nonzero(prediction == object_id), strict=True))
-            theirs = set(zip(*np.nonzero(annotation == object_id), strict=True))
-            union = mine | theirs
-            by_frame.append(len(mine & theirs) / len(union) if union else 1.0)
+            predicted = set(zip(*np.nonzero(prediction == object_id), strict=True))
+            annotated = set(zip(*np.nonzero(annotation == object_id), strict=True))
+            union = predicted | annotated
+            by_frame.append(len(predicted & annotated) / len(union) if union else 1.0)
         scores[object_id] = float(np.mean(by_frame))
     return scores
 
@@ -59,11 +59,11 @@ def shifted(mask: Labels, down: int, right: int) -> Labels:
 @pytest.mark.parametrize("seed", range(4))
 def test_j_is_that_of_brute_force_exactly(seed: int) -> None:
     predictions, annotations = random_masks(seed, 6, 4), random_masks(seed + 10, 6, 3)
-    found = measure(zip(predictions, annotations, strict=True))
-    assert {i: score.j for i, score in found.objects.items()} == brute_force_j(
+    result = measure(zip(predictions, annotations, strict=True))
+    assert {i: score.j for i, score in result.objects.items()} == brute_force_j(
         predictions, annotations
     )
-    assert 0 < found.mean.j < 1
+    assert 0 < result.mean.j < 1
 
 
 def test_an_object_that_comes_late_counts_in_every_frame() -> None:
@@ -71,9 +71,9 @@ def test_an_object_that_comes_late_counts_in_every_frame() -> None:
     annotations[:4][annotations[:4] == 2] = 0
     predictions = random_masks(1, 7, 2)
     predictions[:3][predictions[:3] == 2] = 0
-    found = measure(zip(predictions, annotations, strict=True)).objects
-    assert {i: score.j for i, score in found.items()} == brute_force_j(predictions, annotations)
-    assert found[2].f >= 2 / 5  # frames 1 and 2 of 1..5, where neither side shows it
+    scores = measure(zip(predictions, annotations, strict=True)).objects
+    assert {i: score.j for i, score in scores.items()} == brute_force_j(predictions, annotations)
+    assert scores[2].f >= 2 / 5  # frames 1 and 2 of 1..5, where neither side shows it
 
 
 def test_f_is_symmetric_and_one_for_identical_masks() -> None:
@@ -126,19 +126,19 @@ def test_predicted_ids_that_the_annotation_lacks_are_background() -> None:
     annotations = random_masks(8, 4, 2)
     annotations[:, 0, :2] = 1, 2
     predictions = np.where(annotations == 2, 7, annotations).astype(np.uint8)
-    found = measure(zip(predictions, annotations, strict=True)).objects
-    assert set(found) == {1, 2}
-    assert (found[1].j, found[2].j) == (1.0, 0.0)
+    scores = measure(zip(predictions, annotations, strict=True)).objects
+    assert set(scores) == {1, 2}
+    assert (scores[1].j, scores[2].j) == (1.0, 0.0)
 
 
 def test_means_over_sequences_and_over_objects() -> None:
     two = SequenceScore({1: Score(0.2, 0.4), 2: Score(0.4, 0.8)})
     one = SequenceScore({1: Score(0.9, 0.3)})
-    found = report(Evaluation({"two": two, "one": one}))
-    assert found["sequences"]["two"]["J"] == pytest.approx(0.3)
-    assert found["sequences"]["two"]["objects"]["2"] == {"J": 0.4, "F": 0.8}
-    assert found["mean"] == pytest.approx({"J": 0.6, "F": 0.45, "JF": 0.525})
-    assert found["mean_over_objects"] == pytest.approx({"J": 0.5, "F": 0.5, "JF": 0.5})
+    result = report(Evaluation({"two": two, "one": one}))
+    assert result["sequences"]["two"]["J"] == pytest.approx(0.3)
+    assert result["sequences"]["two"]["objects"]["2"] == {"J": 0.4, "F": 0.8}
+    assert result["mean"] == pytest.approx({"J": 0.6, "F": 0.45, "JF": 0.525})
+    assert result["mean_over_objects"] == pytest.approx({"J": 0.5, "F": 0.5, "JF": 0.5})
     table = comparison({"m": Evaluation({"two": two, "one": one})})
     cells = [list(column.cells) for column in table.columns]
     assert cells == [
@@ -149,10 +149,10 @@ def test_means_over_sequences_and_over_objects() -> None:
 
 
 def test_a_model_and_three_baselines_fit_into_80_columns() -> None:
-    each = Evaluation({"horsejump-high": SequenceScore({1: Score(0.123, 0.456)})})
+    evaluation = Evaluation({"horsejump-high": SequenceScore({1: Score(0.123, 0.456)})})
     names = ("dmn_aoa", "first mask copied", "mask warped by flow", "labels propagated")
     console = Console(width=80, file=io.StringIO(), force_terminal=False)
-    console.print(comparison(dict.fromkeys(names, each)))
+    console.print(comparison(dict.fromkeys(names, evaluation)))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in text
     assert "horsejump-high" in text
@@ -172,8 +172,8 @@ def test_the_assignment_is_the_best_of_all(predicted: int, annotated: int) -> No
         predictions[frame][part] = turned[part]
 
     def scored(labels: Labels) -> float:
-        found = measure(zip(labels, annotations, strict=True)).objects
-        return sum(score.jf for score in found.values())
+        scores = measure(zip(labels, annotations, strict=True)).objects
+        return sum(score.jf for score in scores.values())
 
     best = 0.0
     count = max(predicted, annotated)

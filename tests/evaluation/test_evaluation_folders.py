@@ -40,11 +40,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_folders_are_measured_sequence_by_sequence(folders: tuple[Path, Path]) -> None:
     write_folder(folders[0] / "unasked", random_masks(0, 3, 1))
     write_labels(folders[0] / "a" / "00005.png", np.zeros((3, 3), np.uint8))  # not annotated
-    found = measure_folders(*folders)
-    assert list(found.sequences) == ["a", "b"]
+    result = measure_folders(*folders)
+    assert list(result.sequences) == ["a", "b"]
     for seed, name in enumerate(("a", "b")):
         pairs = zip(random_masks(seed, 5, 2), random_masks(seed + 50, 5, 2), strict=True)
-        assert found.sequences[name] == measure(pairs)
+        assert result.sequences[name] == measure(pairs)
 
 
 def test_masks_of_0_and_255_show_object_1(folders: tuple[Path, Path]) -> None:

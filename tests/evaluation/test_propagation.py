@@ -42,10 +42,10 @@ def test_it_reads_as_a_loop_does(window: int, top_k: int) -> None:
     random = np.random.default_rng(window)
     query, keys = random.normal(size=(18, 5, 6)), random.normal(size=(2, 18, 5, 6))
     values = random.uniform(size=(2, 18, 5, 3))
-    given = (torch.from_numpy(each) for each in (query, keys, values))
-    found = propagate(*given, window=window, top_k=top_k, temperature=0.5)
+    tensors = (torch.from_numpy(array) for array in (query, keys, values))
+    result = propagate(*tensors, window=window, top_k=top_k, temperature=0.5)
     wanted = by_a_loop(query, keys, values, window, top_k, 0.5)
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(result.numpy(), wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("distance", "read"), [(12, 1.0), (13, 0.0)])

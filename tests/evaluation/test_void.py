@@ -58,21 +58,21 @@ def spilled(frame: int) -> np.ndarray:
 @pytest.mark.parametrize("what", [discs, spilled, annotated])
 def test_void_counts_for_neither_side(what: object, annotations: Path, tmp_path: Path) -> None:
     predictions = write(tmp_path / "p", [what(i) for i in range(5)])  # type: ignore[operator]
-    found = measure_folders(predictions, annotations)
-    assert found.sequences["a"].objects == {1: PERFECT, 2: PERFECT}
-    assert found.with_void == ("a",)
+    result = measure_folders(predictions, annotations)
+    assert result.sequences["a"].objects == {1: PERFECT, 2: PERFECT}
+    assert result.with_void == ("a",)
 
 
 def test_beyond_the_void_a_prediction_is_wrong(annotations: Path, tmp_path: Path) -> None:
     grown = [cv2.dilate(discs(i), np.ones((11, 11), np.uint8)) for i in range(5)]
-    found = measure_folders(write(tmp_path / "p", grown), annotations).sequences["a"]
-    assert all(0.3 < score.j < 0.9 for score in found.objects.values())
+    result = measure_folders(write(tmp_path / "p", grown), annotations).sequences["a"]
+    assert all(0.3 < score.j < 0.9 for score in result.objects.values())
 
 
 def test_where_255_is_an_id(annotations: Path, tmp_path: Path) -> None:
     predictions = write(tmp_path / "p", [annotated(i) for i in range(5)])
-    found = measure_folders(predictions, annotations, rule=MaskRule(void=False))
-    assert found.sequences["a"].objects == {1: PERFECT, 2: PERFECT, 255: PERFECT}
+    result = measure_folders(predictions, annotations, rule=MaskRule(void=False))
+    assert result.sequences["a"].objects == {1: PERFECT, 2: PERFECT, 255: PERFECT}
     plain = write(tmp_path / "q", [discs(i) for i in range(5)])
     third = measure_folders(plain, annotations, rule=MaskRule(void=False)).sequences["a"]
     assert third.objects[255] == Score(0.0, 0.0) and third.mean.j < 0.7
@@ -89,11 +89,11 @@ def test_a_frame_in_which_void_alone_is_left(annotations: Path, tmp_path: Path) 
 def test_0_and_255_alone_may_be_void_too(tmp_path: Path) -> None:
     annotations = write(tmp_path / "a", [(discs(i) > 0) * np.uint8(255) for i in range(5)])
     predictions = write(tmp_path / "p", [(discs(i) > 0).astype(np.uint8) for i in range(5)])
-    found = measure_folders(predictions, annotations)
-    assert found.sequences["a"].objects == {1: PERFECT} and not found.with_void
+    result = measure_folders(predictions, annotations)
+    assert result.sequences["a"].objects == {1: PERFECT} and not result.with_void
     write_labels(annotations / "a" / "00001.png", discs(1))
-    found = measure_folders(predictions, annotations, rule=MaskRule(void=True))
-    assert list(found.sequences["a"].objects) == [1, 2]
+    result = measure_folders(predictions, annotations, rule=MaskRule(void=True))
+    assert list(result.sequences["a"].objects) == [1, 2]
 
 
 def test_sizes_that_differ_are_left_to_measure() -> None:
@@ -101,8 +101,8 @@ def test_sizes_that_differ_are_left_to_measure() -> None:
     assert outside_void(np.ones((2, 2), np.uint8), void).all()
 
 
-def run(*words: object) -> object:
-    return CliRunner().invoke(cli.app, ["eval", *map(str, words)])
+def run(*arguments: object) -> object:
+    return CliRunner().invoke(cli.app, ["eval", *map(str, arguments)])
 
 
 def test_the_command_says_so_once(annotations: Path, tmp_path: Path) -> None:

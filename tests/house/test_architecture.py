@@ -125,18 +125,18 @@ def imports(path: Path) -> set[str]:
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
             known = known_modules()
             for alias in node.names:
                 whole = f"{stem}.{alias.name}"
-                found.add(whole if whole in known or whole == "vosengine._C" else stem)
-    return found
+                modules.add(whole if whole in known or whole == "vosengine._C" else stem)
+    return modules
 
 
 def ours(path: Path) -> set[str]:
@@ -230,8 +230,8 @@ def test_what_serves_all_models_names_none() -> None:
     for name in blind:
         path = ROOT / "vosengine" / f"{name}.py"
         nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        said = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
-        assert not said & {*list_models()}, path
+        strings = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+        assert not strings & {*list_models()}, path
         families = {f"models.{family}" for family in FAMILIES}
         assert not families & ours(path), path
 
@@ -299,7 +299,7 @@ def test_imports_have_no_effects() -> None:
 
 def reads_of_the_environment(nodes: list[ast.AST]) -> list[str]:
     """`os.environ` and `os.getenv` in these nodes, but not in the bodies of functions."""
-    found = []
+    reads = []
     for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             inner: list[ast.AST] = [*node.decorator_list, node.args]
@@ -308,17 +308,17 @@ def reads_of_the_environment(nodes: list[ast.AST]) -> list[str]:
         else:
             inner = list(ast.iter_child_nodes(node))
         name = getattr(node, "attr", getattr(node, "id", ""))
-        found += [ast.unparse(node)] if name in ("environ", "environb", "getenv") else []
-        found += reads_of_the_environment(inner)
-    return found
+        reads += [ast.unparse(node)] if name in ("environ", "environb", "getenv") else []
+        reads += reads_of_the_environment(inner)
+    return reads
 
 
 def test_imports_do_not_read_the_environment() -> None:
     for path in (*sources("vosengine"), *sources("kernels")):
-        found = reads_of_the_environment([ast.parse(path.read_text(encoding="utf-8"))])
-        assert not found, f"{path}: {found}"
-    shown = "class A:\n a = lambda b=os.getenv('C'): os.environ\ndef f(a=environ): os.getenv('D')"
-    assert reads_of_the_environment([ast.parse(shown)]) == ["os.getenv", "environ"]
+        reads = reads_of_the_environment([ast.parse(path.read_text(encoding="utf-8"))])
+        assert not reads, f"{path}: {reads}"
+    code = "class A:\n a = lambda b=os.getenv('C'): os.environ\ndef f(a=environ): os.getenv('D')"
+    assert reads_of_the_environment([ast.parse(code)]) == ["os.getenv", "environ"]
 
 
 def test_every_file_says_what_it_is() -> None:

@@ -45,7 +45,7 @@ MAPS = ("architecture", "kernels", "adding-an-op", "adding-a-model")
 
 
 def named(pages: list[Page]) -> Any:
-    return pytest.mark.parametrize("which", pages, ids=lambda each: each.name)
+    return pytest.mark.parametrize("which", pages, ids=lambda doc: doc.name)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_every_block_is_of_a_kind_that_is_tested(which: Page) -> None:
     assert which.text.count("```") == 2 * len(which.fences)
 
 
-@named([each for each in PAGES if each.blocks("python") and each.name != SERVED])
+@named([doc for doc in PAGES if doc.blocks("python") and doc.name != SERVED])
 def test_the_python_runs_as_printed(
     which: Page, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,19 +100,19 @@ def test_the_code_of_a_client_runs_as_printed(
     prompt.set_data_from_numpy(mask)
     with running(tiny_engine("munet")) as server:
         address = server.url.removeprefix("http://")
-        found: dict[str, Any] = {"frame": frame, "prompt": prompt, "token": TOKEN}
+        namespace: dict[str, Any] = {"frame": frame, "prompt": prompt, "token": TOKEN}
         for code in served.blocks("python"):
             here = code.replace("#token=...", f"#token={TOKEN}")
-            exec(here.replace("127.0.0.1:8000", address), found)
-        found["client"].close()
+            exec(here.replace("127.0.0.1:8000", address), namespace)
+        namespace["client"].close()
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "1", "2"]
-        assert found["labels"].shape == (64, 96)
-        assert {*np.unique(found["labels"])} <= {0, 1}
-        asked = [line for line in served.commands if line.startswith("curl ")]
-        assert asked
+        assert namespace["labels"].shape == (64, 96)
+        assert {*np.unique(namespace["labels"])} <= {0, 1}
+        requests = [line for line in served.commands if line.startswith("curl ")]
+        assert requests
         if shutil.which("curl") is None:
             pytest.skip("no curl on this machine")
-        for line in asked:
+        for line in requests:
             here = line.replace("127.0.0.1:8000", address).replace("$TOKEN", TOKEN)
             done = subprocess.run(shlex.split(here), capture_output=True, text=True, check=True)
             assert "error" not in json.loads(done.stdout), f"{line}\n{done.stdout}"
@@ -120,13 +120,13 @@ def test_the_code_of_a_client_runs_as_printed(
 
 def commands_of(pages: list[Page]) -> list[str]:
     """Every command of these pages, without duplicates."""
-    return list(dict.fromkeys(line for each in pages for line in each.commands))
+    return list(dict.fromkeys(line for doc in pages for line in doc.commands))
 
 
 def to_run() -> list[str]:
-    lines = commands_of([each for each in PAGES if each.name in RUN_ON])
-    ours = tuple(f"vosengine {name}" for name in RUN)
-    return [line for line in lines if line.startswith(("python weights/", *ours))]
+    lines = commands_of([doc for doc in PAGES if doc.name in RUN_ON])
+    commands = tuple(f"vosengine {name}" for name in RUN)
+    return [line for line in lines if line.startswith(("python weights/", *commands))]
 
 
 def test_the_commands_run_as_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,10 +160,10 @@ def extras() -> list[str]:
 
 @pytest.mark.parametrize("line", commands_of(PAGES))
 def test_every_command_is_one_that_there_is(line: str) -> None:
-    words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
-    if not words:  # a variable of the shell
+    parts = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
+    if not parts:  # a variable of the shell
         return
-    program, *arguments = words
+    program, *arguments = parts
     if program == "vosengine":
         name, *rest = arguments
         parsers()[name].make_context(name, rest).close()
@@ -269,12 +269,12 @@ def test_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
     griffe.Extension = griffe.Object = object
     monkeypatch.setitem(sys.modules, "griffe", griffe)
     as_markdown = runpy.run_path(str(ROOT / "docs" / "docstrings.py"))["as_markdown"]
-    given = (
+    docstring = (
         "Reads.\n\n    out = a * b\n\nkey    [N, C]\n       floats\nvalue  [N]\n\nRaises  Error."
     )
     code = "```text\nout = a * b\n```"
     wanted = f"Reads.\n\n{code}\n\n- `key`: [N, C] floats\n- `value`: [N]\n\n- `Raises`: Error."
-    assert as_markdown(given) == wanted
+    assert as_markdown(docstring) == wanted
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -286,15 +286,15 @@ def test_the_maps_name_what_exists(name: str) -> None:
 
 def terms() -> list[str]:
     rows = re.findall(r"^\| ([^|]+) \|", page("docs/glossary.md").text, re.M)
-    found = [row for row in rows if row != "term" and not set(row) <= {"-", " "}]
-    return [term.strip() for row in found for term in row.split(",")]
+    entries = [row for row in rows if row != "term" and not set(row) <= {"-", " "}]
+    return [term.strip() for row in entries for term in row.split(",")]
 
 
 @cache
 def everything_written() -> str:
     """All code and pages but the glossary, in lower case, words of identifiers apart."""
     files = [path for part in ("vosengine", "kernels") for path in (ROOT / part).rglob("*.py")]
-    files += [each.path for each in PAGES if each.path.name != "glossary.md"]
+    files += [doc.path for doc in PAGES if doc.path.name != "glossary.md"]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     text += re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
     return text.lower() + text.lower().replace("_", " ")
@@ -306,6 +306,6 @@ def test_a_term_is_used(term: str) -> None:
 
 
 def test_a_term_has_one_meaning() -> None:
-    found = terms()
-    assert len(found) == len({*found})
-    assert len(found) > 60
+    entries = terms()
+    assert len(entries) == len({*entries})
+    assert len(entries) > 60

@@ -21,7 +21,9 @@ from vosengine.kernels import OPS, Op
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for top in ("vosengine", "kernels") for path in (ROOT / top).rglob("*.py"))
-CLASSES = [each for each in map(vosengine.__getattr__, vosengine.__all__) if inspect.isclass(each)]
+CLASSES = [
+    member for member in map(vosengine.__getattr__, vosengine.__all__) if inspect.isclass(member)
+]
 ARRAYS = re.compile(r"\b(Tensor|ndarray|Array)\b")
 SHAPE = re.compile(r"\[[^\]]*\w[^\]]*\]")
 CITED = re.compile(r"^Source\b|\bsection \d|\bequations? \d", re.MULTILINE)
@@ -51,9 +53,9 @@ PUBLIC = list(public())
 def raised(function: FunctionType) -> set[str]:
     """Names of the exceptions that the function's own body raises."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
-    found = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise)]
-    called = [each.func for each in found if isinstance(each, ast.Call)]
-    return {each.id for each in called if isinstance(each, ast.Name)}
+    exceptions = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+    called = [exception.func for exception in exceptions if isinstance(exception, ast.Call)]
+    return {callee.id for callee in called if isinstance(callee, ast.Name)}
 
 
 @pytest.mark.parametrize(("name", "thing", "text"), PUBLIC, ids=[name for name, *_ in PUBLIC])
@@ -81,18 +83,20 @@ def test_ops_describe_every_argument_and_their_source(op: Op) -> None:
 @cache
 def words_of_code() -> frozenset[str]:
     """Every identifier, attribute, one-word string and file name of the project's code."""
-    found = {part for path in SOURCES for part in path.relative_to(ROOT).with_suffix("").parts}
+    identifiers = {
+        part for path in SOURCES for part in path.relative_to(ROOT).with_suffix("").parts
+    }
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for field in ("id", "attr", "arg", "name", "module", "asname"):
                 value = getattr(node, field, None)
                 if isinstance(value, str):
-                    found.update(value.split("."))
+                    identifiers.update(value.split("."))
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.update(re.findall(r"\w+", node.value) if " " not in node.value else ())
+                identifiers.update(re.findall(r"\w+", node.value) if " " not in node.value else ())
     for path in (ROOT / "csrc").glob("**/*.cpp"):
-        found.update(re.findall(r"\w+", path.read_text(encoding="utf-8")))
-    return frozenset(found)
+        identifiers.update(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    return frozenset(identifiers)
 
 
 def exists(name: str) -> bool:

@@ -37,8 +37,8 @@ def test_its_scores_are_those_of_the_cards() -> None:
 
     limits = README.text.split("\n## Limits\n")[1]
     for model in ("giel", "stm", "munet", "dmn_aoa", "target_aware", "imcnet"):
-        (said,) = re.findall(rf"`{model}` (0\.\d+)", limits)
-        assert float(said) == cards()[f"{model}.demo"].scores["ten real clips, mean J"]
+        (score,) = re.findall(rf"`{model}` (0\.\d+)", limits)
+        assert float(score) == cards()[f"{model}.demo"].scores["ten real clips, mean J"]
 
 
 def test_the_pictures_are_small() -> None:

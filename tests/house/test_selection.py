@@ -36,12 +36,12 @@ def test_what_is_left_out(
     interpreting: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = []
+    missing = []
     for there, interpreted in ((False, False), (True, False), (True, True)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         monkeypatch.setattr(gpu, "INTERPRETED", interpreted)
-        found.append(selection.missing_for(item))
-    assert found == [here, with_gpu, interpreting]
+        missing.append(selection.missing_for(item))
+    assert missing == [here, with_gpu, interpreting]
 
 
 def test_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

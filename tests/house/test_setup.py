@@ -32,10 +32,10 @@ def setup(
     programs = tree / "programs"
     programs.mkdir(exist_ok=True)
     for name in only:
-        found = shutil.which(name)
-        if found is None:
+        path = shutil.which(name)
+        if path is None:
             pytest.skip(f"no {name} on this machine")
-        (programs / name).symlink_to(found)
+        (programs / name).symlink_to(path)
     cleared = ("CXX", "CUDA_HOME", "VOSENGINE_CUDA_ARCHS")
     kept = {k: v for k, v in os.environ.items() if k not in cleared}
     return subprocess.run(

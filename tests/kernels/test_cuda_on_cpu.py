@@ -26,11 +26,11 @@ def emulated() -> Iterator[ModuleType]:
 
 
 def reversed_by_blocks(module: ModuleType, order: int, barrier: bool) -> bool:
-    given = torch.arange(4 * 96, dtype=torch.float32)
-    out = torch.full_like(given, torch.nan)
+    values = torch.arange(4 * 96, dtype=torch.float32)
+    out = torch.full_like(values, torch.nan)
     module.set_order(order)
-    module.reverse(given.data_ptr(), out.data_ptr(), 4, 96, barrier)
-    return torch.equal(out, given.view(4, 96).flip(1).flatten())
+    module.reverse(values.data_ptr(), out.data_ptr(), 4, 96, barrier)
+    return torch.equal(out, values.view(4, 96).flip(1).flatten())
 
 
 @pytest.mark.parametrize("order", [FORWARDS, BACKWARDS, SHUFFLED])
@@ -45,10 +45,10 @@ def test_a_missing_barrier_shows(emulated: ModuleType, order: int) -> None:
 
 @pytest.mark.parametrize("threads", [32, 96])
 def test_shuffles_stay_in_their_warp(emulated: ModuleType, threads: int) -> None:
-    given = torch.randn(threads)
+    values = torch.randn(threads)
     out = torch.empty(threads)
-    emulated.sum_of_warp(given.data_ptr(), out.data_ptr(), threads)
-    wanted = given.view(-1, 32).sum(dim=1, keepdim=True).expand(-1, 32).flatten()
+    emulated.sum_of_warp(values.data_ptr(), out.data_ptr(), threads)
+    wanted = values.view(-1, 32).sum(dim=1, keepdim=True).expand(-1, 32).flatten()
     torch.testing.assert_close(out, wanted)
 
 
@@ -64,9 +64,9 @@ def test_shared_memory_starts_as_nan(emulated: ModuleType) -> None:
 
 
 def test_what_is_not_aligned_ends_the_process(emulated: ModuleType) -> None:
-    given, out = torch.arange(8.0), torch.zeros(9)
-    emulated.copy_pairs(given.data_ptr(), out.data_ptr())
-    assert torch.equal(out[:8], given)
+    values, out = torch.arange(8.0), torch.zeros(9)
+    emulated.copy_pairs(values.data_ptr(), out.data_ptr())
+    assert torch.equal(out[:8], values)
     code = (
         "import torch, cuda_on_cpu; given = torch.zeros(9); out = torch.zeros(8);"
         "cuda_on_cpu.load().copy_pairs(given.data_ptr() + 4, out.data_ptr())"
@@ -87,7 +87,7 @@ def test_too_many_threads_are_an_error(emulated: ModuleType) -> None:
 def test_narrow_floats_round_as_torch_does(
     emulated: ModuleType, dtype: torch.dtype, code: int
 ) -> None:
-    given = torch.cat((torch.randn(900) * 10 ** (4 * torch.randn(900)), torch.tensor([1e-7, 7e4])))
-    out = torch.empty_like(given)
-    emulated.round_trip(given.data_ptr(), out.data_ptr(), len(given), code)
-    torch.testing.assert_close(out, given.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
+    values = torch.cat((torch.randn(900) * 10 ** (4 * torch.randn(900)), torch.tensor([1e-7, 7e4])))
+    out = torch.empty_like(values)
+    emulated.round_trip(values.data_ptr(), out.data_ptr(), len(values), code)
+    torch.testing.assert_close(out, values.to(dtype).float(), rtol=0, atol=0, equal_nan=True)

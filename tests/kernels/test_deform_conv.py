@@ -115,15 +115,15 @@ def by_onnxruntime(arguments: Arguments) -> torch.Tensor:
 
 def formula(arguments: Arguments) -> torch.Tensor:
     """The docstring's two lines as numpy loops in float64."""
-    given = inputs_of(arguments)
-    x, offset, weight = given["x"], given["offset"], given["weight"]
+    inputs = inputs_of(arguments)
+    x, offset, weight = inputs["x"], inputs["offset"], inputs["weight"]
     steps, margins, spreads = (as_pair(arguments.get(n, least)) for n, least in LEAST.items())
     (batch, channels), (outputs, per_group, *kernel) = x.shape[:2], weight.shape
     size = offset.shape[2:]
     shifts = offset.reshape(batch, -1, *kernel, 2, *size)
-    masks = given["mask"].reshape(batch, -1, *kernel, *size) if "mask" in given else None
+    masks = inputs["mask"].reshape(batch, -1, *kernel, *size) if "mask" in inputs else None
     out = np.zeros((batch, outputs, *size))
-    out += given.get("bias", np.zeros(outputs))[:, None, None]
+    out += inputs.get("bias", np.zeros(outputs))[:, None, None]
     outputs_per_group = outputs // (channels // per_group)
     for b, o, i, j, c, y, z in np.ndindex(batch, outputs, *kernel, per_group, *size):
         channel = o // outputs_per_group * per_group + c

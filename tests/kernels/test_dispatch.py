@@ -127,8 +127,8 @@ def test_under_autocast_an_op_is_what_it_is_without() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype), use_backend("reference"):
             assert torch.equal(read_memory(narrow, keys, values, scale=0.5), wanted)
-            found = read_memory(narrow, keys.bfloat16(), values.bfloat16(), scale=0.5)
-        assert found.dtype == torch.bfloat16
-        assert torch.equal(found, all_narrow)
+            output = read_memory(narrow, keys.bfloat16(), values.bfloat16(), scale=0.5)
+        assert output.dtype == torch.bfloat16
+        assert torch.equal(output, all_narrow)
     with pytest.raises(ShapeError, match="memory_key: wanted bfloat16, given float32"):
         read_memory(narrow, keys, values, scale=0.5)

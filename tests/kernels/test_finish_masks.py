@@ -208,8 +208,8 @@ def test_cuda_writes_every_element_and_none_beyond(
             assert (labels[:start] == 99).all()
             assert (labels[-guard:] == 99).all()
             clear = ~undecided({"ids": ids}, (plain, exact))
-            found = labels[start:-guard].view(height, width)
-            assert torch.equal(found[clear], plain[clear])
+            written = labels[start:-guard].view(height, width)
+            assert torch.equal(written[clear], plain[clear])
             assert q[:start].isnan().all()
             assert q[-guard:].isnan().all()
             if probabilities:

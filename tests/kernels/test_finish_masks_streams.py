@@ -26,17 +26,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def one_by_one(arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A call for every stream."""
-    given = {name: value for name, value in arguments.items() if name != "first"}
+    remaining = {name: value for name, value in arguments.items() if name != "first"}
     first = arguments["first"].tolist()
     labels, planes = [], []
     for begin, end in pairwise(first):
-        rows = {name: given[name][begin:end] for name in ("logits", "ids")}
-        label, q = finish_masks(**given | rows)
+        rows = {name: remaining[name][begin:end] for name in ("logits", "ids")}
+        label, q = finish_masks(**remaining | rows)
         labels.append(label)
         planes.append(q)
     if not arguments["probabilities"]:
         return torch.stack(labels), None
-    unused = torch.zeros(len(given["ids"]) - first[-1], *given["size"])
+    unused = torch.zeros(len(remaining["ids"]) - first[-1], *remaining["size"])
     return torch.stack(labels), torch.cat((*planes, unused))
 
 
@@ -60,8 +60,8 @@ def test_a_nan_in_one_stream_stays_there(backend: str) -> None:
     arguments = QUICK[0].arguments()
     labels, q = finish_masks(**arguments)
     arguments["logits"][3] = torch.nan  # all of the second stream
-    found, planes = finish_masks(**arguments)
-    assert torch.equal(found[[0, 2]], labels[[0, 2]])
+    nan_labels, planes = finish_masks(**arguments)
+    assert torch.equal(nan_labels[[0, 2]], labels[[0, 2]])
     assert torch.equal(planes[:4], q[:4]) and torch.equal(planes[6:], q[6:])
 
 

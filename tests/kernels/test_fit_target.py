@@ -274,7 +274,7 @@ def test_the_last_bits_of_the_features_stay_last_bits(joint: bool) -> None:
     features = arguments["features"]
     noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
     nudged = {**arguments, "features": features * (1 + 1e-6 * noise)}
-    fits = [fit_target(**each)[0] for each in (arguments, nudged)]
+    fits = [fit_target(**case)[0] for case in (arguments, nudged)]
     change = (fits[0] - fits[1]).abs().max() / fits[0].abs().max()
     assert 0 < change < 1e-4
 
@@ -297,8 +297,8 @@ def least_squares_objective(track: DenseTrack) -> float:
         parts = [weight**0.5 * root @ (scores - aim) for weight, root, scores, aim in errors]
         return np.concatenate([*parts, track.ridge**0.5 * weights])
 
-    found = scipy.optimize.least_squares(residuals, track.start, max_nfev=25)
-    return track.objective(found.x)
+    solution = scipy.optimize.least_squares(residuals, track.start, max_nfev=25)
+    return track.objective(solution.x)
 
 
 @joint_or_not

@@ -89,11 +89,11 @@ def test_wrong_options_are_named() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_every_precision_is_computed_in_float64(dtype: torch.dtype) -> None:
     arguments = problem(noise(1, 3), 2, iterations=(3,))
-    given = {n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
-    wide = widened(given)
+    converted = {n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+    wide = widened(converted)
     with use_backend("reference"):
-        for got, wanted in zip(fit_target(**given), fit_target(**wide), strict=True):
+        for got, wanted in zip(fit_target(**converted), fit_target(**wide), strict=True):
             assert got.dtype == dtype
             assert torch.equal(got, wanted.to(dtype))
-    del given["iterations"], wide["iterations"]
-    assert torch.equal(objective(**given), objective(**wide).float())
+    del converted["iterations"], wide["iterations"]
+    assert torch.equal(objective(**converted), objective(**wide).float())

@@ -68,13 +68,13 @@ class Compiled:
 def test_cuda_says_what_it_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.extension, "missing", None)
     monkeypatch.setattr(gpu.extension, "_C", Compiled)
-    for chip, dtype, said in (
+    for chip, dtype, message in (
         (70, torch.float16, "built for 75;80;90a, and this GPU is sm_70"),
         (75, torch.bfloat16, "sm_75 emulates bfloat16"),
         (100, torch.float16, "this GPU is sm_100"),
     ):
         monkeypatch.setattr(gpu, "capability", lambda device, chip=chip: chip)
-        assert said in str(gpu.cuda_unsupported(OnGpu(dtype)))  # type: ignore[arg-type]
+        assert message in str(gpu.cuda_unsupported(OnGpu(dtype)))  # type: ignore[arg-type]
     monkeypatch.setattr(gpu, "capability", lambda device: 75)
     assert gpu.cuda_unsupported(OnGpu()) is None  # type: ignore[arg-type]
     assert "wants tensors on an NVIDIA GPU" in str(gpu.cuda_unsupported(torch.zeros(1)))

@@ -85,7 +85,7 @@ def test_backend_agrees_with_reference(
 
 
 def test_every_backend_has_cases_on_its_device() -> None:
-    found = {
+    covered = {
         (case.values[0].name, case.values[1], mark.name)  # type: ignore[attr-defined]
         for case in on_their_devices()
         for mark in case.marks  # type: ignore[attr-defined]
@@ -93,19 +93,19 @@ def test_every_backend_has_cases_on_its_device() -> None:
     for op in OPS:
         for backend in op.backends:
             if backend != "cpu":
-                assert (op.name, backend, "gpu") in found
+                assert (op.name, backend, "gpu") in covered
             if backend == "triton":
-                assert (op.name, backend, "interpreter") in found
+                assert (op.name, backend, "interpreter") in covered
 
 
 def test_what_is_no_case_is_refused() -> None:
     """On the CPU; that of Triton by its shape, before it looks for a GPU."""
     names = {case.name for op in OPS for case in cases_of(op)}
-    assert {*LARGE, *(each[2] for each in REFUSED_CASES)} <= names
+    assert {*LARGE, *(refused_case[2] for refused_case in REFUSED_CASES)} <= names
     left_out = [call for call in calls() if refused(*call)]
     assert {(op.name, backend) for op, backend, _, _ in left_out} == {
         *FLOAT32_ALONE,
-        *(each[:2] for each in REFUSED_CASES),
+        *(refused_case[:2] for refused_case in REFUSED_CASES),
     }
     for op, backend, case, dtype in left_out:
         reason = op.explain(**case.arguments(dtype=dtype))[backend]
@@ -204,9 +204,9 @@ def test_support_matrix() -> None:
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    map_tensors(found.append, value)
-    return found
+    tensors: list[torch.Tensor] = []
+    map_tensors(tensors.append, value)
+    return tensors
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
@@ -214,12 +214,12 @@ def test_inputs_stay_as_they_were(op: Op) -> None:
     for case in cases_of(op):
         if case.bench:
             continue
-        given = case.arguments()
-        before = map_tensors(torch.clone, given)
-        op(**given)
+        arguments = case.arguments()
+        before = map_tensors(torch.clone, arguments)
+        op(**arguments)
         for name, value in before.items():
             torch.testing.assert_close(
-                tensors_in(given[name]), tensors_in(value), rtol=0, atol=0, equal_nan=True
+                tensors_in(arguments[name]), tensors_in(value), rtol=0, atol=0, equal_nan=True
             )
 
 

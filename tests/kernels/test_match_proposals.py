@@ -75,23 +75,23 @@ def transcription(
     x = np.zeros((n, m))
     for i in range(n):
         x[i, min(range(m), key=lambda j: (lowest[i, j], j))] = 1
-    recorded, taken = [x.copy()], np.zeros((3, n, m))
+    recorded, corrections = [x.copy()], np.zeros((3, n, m))
     for _ in range(steps):
         x = x - rate * cost
         recorded.append(x)
         for _ in range(inner):
-            before = x + taken[0]
+            before = x + corrections[0]
             x = np.where(before < 0, 0, before)
-            taken[0] = before - x
-            before = x + taken[1]
+            corrections[0] = before - x
+            before = x + corrections[1]
             x = before.copy()
             for j in range(m):
                 if before[:, j].sum() > 1:
                     x[:, j] -= (before[:, j].sum() - 1) / n
-            taken[1] = before - x
-            before = x + taken[2]
+            corrections[1] = before - x
+            before = x + corrections[2]
             x = np.stack([row - (row.sum() - 1) / m for row in before])
-            taken[2] = before - x
+            corrections[2] = before - x
     if answer != "final":
         x = np.mean(recorded, axis=0)
     if answer == "dmm":
@@ -146,11 +146,11 @@ def test_more_steps_approach_the_optimum_of_the_relaxed_problem() -> None:
         rows = np.kron(np.eye(n), np.ones(m))
         columns = np.kron(np.ones(n), np.eye(m))
         best = linprog(-similarity.numpy().flatten(), columns, np.ones(m), rows, np.ones(n))
-        found = [
+        costs = [
             -float((match_proposals(similarity, steps=steps, inner=inner) * similarity).sum())
             for steps, inner in ((40, 5), (400, 50), (4000, 100))
         ]
-        gaps = [abs(cost - best.fun) for cost in found]
+        gaps = [abs(cost - best.fun) for cost in costs]
         assert gaps[0] > gaps[1] > gaps[2]
         assert gaps[2] < 2e-3
 

@@ -158,12 +158,12 @@ def by_onnxruntime(
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    given = {
+    feeds = {
         "maps": level.double().numpy(),
         "boxes": boxes.double().numpy(),
         "frame": frame.long().numpy(),
     }
-    return torch.from_numpy(session.run(None, given)[0])
+    return torch.from_numpy(session.run(None, feeds)[0])
 
 
 def assert_matches(arguments: Arguments, truth: torch.Tensor) -> None:

@@ -67,25 +67,25 @@ def lengths(*values: int) -> torch.Tensor:
 
 def formula(arguments: Arguments) -> torch.Tensor:
     """The docstring's two lines in numpy, float64, query by query and set by set."""
-    given = {
+    arrays = {
         name: value.numpy() if isinstance(value, torch.Tensor) else value
         for name, value in widened(arguments).items()
     }
-    if "pages" in given or "query_of" in given:
-        given = op_backends.in_one_piece(given)
-    query, key, value = given["query_key"], given["memory_key"], given["memory_value"]
+    if "pages" in arrays or "query_of" in arrays:
+        arrays = op_backends.in_one_piece(arrays)
+    query, key, value = arrays["query_key"], arrays["memory_key"], arrays["memory_value"]
     out = np.zeros((*value.shape[:-2], query.shape[-2], value.shape[-1]))
     for g in range(len(key)):
-        end = len(key[g]) if given.get("length") is None else given["length"][g]
+        end = len(key[g]) if arrays.get("length") is None else arrays["length"][g]
         for p in range(query.shape[-2] if end else 0):
-            scores = given["scale"] * (
+            scores = arrays["scale"] * (
                 key[g, :end] @ (query[g, p] if query.ndim == 3 else query[p])
             )
-            if given.get("bias") is not None:
-                scores += given["bias"][g, :end]
+            if arrays.get("bias") is not None:
+                scores += arrays["bias"][g, :end]
             weights = np.exp(scores - scores.max())
-            if given.get("top_k") is not None:
-                weights[scores < np.sort(scores)[-min(given["top_k"], end)]] = 0
+            if arrays.get("top_k") is not None:
+                weights[scores < np.sort(scores)[-min(arrays["top_k"], end)]] = 0
             weights /= weights.sum()
             if value.ndim == 3:
                 out[g, p] = weights @ value[g, :end]
@@ -96,23 +96,23 @@ def formula(arguments: Arguments) -> torch.Tensor:
 
 def attention(arguments: Arguments) -> torch.Tensor:
     """torch's attention in float64, sets as heads; groups of length 0 are not supported."""
-    given = widened(arguments)
-    key, value = given["memory_key"], given["memory_value"]
+    wide = widened(arguments)
+    key, value = wide["memory_key"], wide["memory_value"]
     mask = torch.zeros(key.shape[:2], dtype=torch.float64)
-    if given.get("bias") is not None:
-        mask = mask + given["bias"]
-    if given.get("length") is not None:
-        dead = torch.arange(key.shape[1]) >= given["length"][:, None]
+    if wide.get("bias") is not None:
+        mask = mask + wide["bias"]
+    if wide.get("length") is not None:
+        dead = torch.arange(key.shape[1]) >= wide["length"][:, None]
         mask = mask.masked_fill(dead, -torch.inf)
         key = key.masked_fill(dead[..., None], 0)
         value = value.masked_fill((dead if value.ndim == 3 else dead[:, None])[..., None], 0)
     heads = value if value.ndim == 4 else value[:, None]
     query, key = (
         x.expand(len(key), -1, -1)[:, None].expand(-1, heads.shape[1], -1, -1)
-        for x in (given["query_key"], key)
+        for x in (wide["query_key"], key)
     )
     out = functional.scaled_dot_product_attention(
-        query, key, heads, attn_mask=mask[:, None, None], scale=given["scale"]
+        query, key, heads, attn_mask=mask[:, None, None], scale=wide["scale"]
     )
     return out if value.ndim == 4 else out[:, 0]
 
@@ -191,15 +191,15 @@ def test_a_bias_per_frame_weighs_frames_and_renormalises(backend: str) -> None:
     """GIEL's temporal attention: w times the softmax, divided by its sum, is a bias of ln w."""
     weight = torch.tensor([0.5, 0.01, 2.0, 1.0])
     arguments = draw(groups=1, positions=4 * 90, sets=2)
-    plain, *given = (
+    plain, *memory = (
         widened(arguments)[name].numpy() for name in ("query_key", "memory_key", "memory_value")
     )
-    scores = plain @ given[0][0].T * arguments["scale"]
+    scores = plain @ memory[0][0].T * arguments["scale"]
     softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     weighed = softmax * weight.double().repeat_interleave(90).numpy()
     weighed /= weighed.sum(axis=1, keepdims=True)
     arguments["bias"] = weight.log().repeat_interleave(90)[None]
-    assert_matches(arguments, torch.from_numpy(weighed @ given[1]))
+    assert_matches(arguments, torch.from_numpy(weighed @ memory[1]))
 
 
 def test_no_sets_return_no_values(backend: str) -> None:

@@ -25,15 +25,15 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def draw(**changes: Any) -> Arguments:
     """Three groups of 60, 21 and 0 positions in pages of 20, with the queries of two streams."""
-    given: Arguments = {"query_of": (1, 0, 1), "bias": True, "columns": 4}
-    made = _paged(9, 8, 20, (60, 21, 0), 16, 40, **given | changes)
+    defaults: Arguments = {"query_of": (1, 0, 1), "bias": True, "columns": 4}
+    made = _paged(9, 8, 20, (60, 21, 0), 16, 40, **defaults | changes)
     return made(torch.Generator().manual_seed(5))
 
 
 def in_one_piece(arguments: Arguments) -> Arguments:
     """Return the same call without pages and query_of, NaN past every length."""
-    given = {n: x.numpy() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
-    apart = op_backends.in_one_piece(given)
+    arrays = {n: x.numpy() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+    apart = op_backends.in_one_piece(arrays)
     for name, value in apart.items():
         if isinstance(value, np.ndarray):
             apart[name] = torch.empty(value.shape, dtype=torch.from_numpy(value).dtype)
@@ -45,11 +45,11 @@ def in_one_piece(arguments: Arguments) -> Arguments:
 def test_pages_read_as_the_same_memory_in_one_piece(backend: str, case: Any) -> None:
     """Bitwise equal: the products use the same tiles. Triton's tiles end at page boundaries."""
     arguments = case.arguments()
-    found, wanted = read_memory(**arguments), read_memory(**in_one_piece(arguments))
+    output, wanted = read_memory(**arguments), read_memory(**in_one_piece(arguments))
     if backend == "triton":
-        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-6)
+        torch.testing.assert_close(output, wanted, rtol=0, atol=2e-6)
     else:
-        assert torch.equal(found, wanted)
+        assert torch.equal(output, wanted)
 
 
 def test_what_no_group_reads_has_no_influence(backend: str) -> None:

@@ -43,19 +43,19 @@ def draw(positions: int = 50, *, sets: int | None = None, queries: int = 5) -> A
 
 def formula(arguments: Arguments) -> torch.Tensor:
     """The op in NumPy and float64, by sorting scores."""
-    given = {
+    arrays = {
         name: value.double().numpy() if isinstance(value, torch.Tensor) else value
         for name, value in arguments.items()
     }
-    value = given["memory_value"]
+    value = arrays["memory_value"]
     value = value if value.ndim == 4 else value[:, None]
-    queries = given["query_key"]
+    queries = arrays["query_key"]
     out = np.zeros((*value.shape[:2], len(queries), value.shape[3]))
-    for g, key in enumerate(given["memory_key"]):
-        end = len(key) if given.get("length") is None else int(given["length"][g])
+    for g, key in enumerate(arrays["memory_key"]):
+        end = len(key) if arrays.get("length") is None else int(arrays["length"][g])
         for p in range(len(queries) if end else 0):
-            score = given["scale"] * key[:end] @ queries[p] + given["bias"][g, :end]
-            least = np.sort(score)[-min(given["top_k"], end)]
+            score = arrays["scale"] * key[:end] @ queries[p] + arrays["bias"][g, :end]
+            least = np.sort(score)[-min(arrays["top_k"], end)]
             weight = np.where(score >= least, np.exp(score - score.max()), 0)
             out[g, :, p] = (weight / weight.sum()) @ value[g, :, :end]
     return torch.from_numpy(out if arguments["memory_value"].ndim == 4 else out[:, 0])
@@ -107,8 +107,8 @@ def test_equal_scores_are_taken_together(backend: str) -> None:
     arguments["bias"][:, [0, 20, 33, 49]] = 1.0
     outs = [read_memory(**arguments, top_k=top_k) for top_k in (3, 4, 6)]
     weight = torch.tensor([np.e, np.e, 1, 1, 1, 1], dtype=torch.float32)
-    taken = arguments["memory_value"][:, [3, 40, 0, 20, 33, 49]]
-    wanted = torch.einsum("n,gnv->gv", weight / weight.sum(), taken)
+    values = arguments["memory_value"][:, [3, 40, 0, 20, 33, 49]]
+    wanted = torch.einsum("n,gnv->gv", weight / weight.sum(), values)
     for out in outs:
         torch.testing.assert_close(out, wanted[:, None].expand_as(out))
 
@@ -136,8 +136,8 @@ def test_at_least_one(top_k: int) -> None:
 
 def test_the_plan_knows_shapes_alone() -> None:
     """The launches of a captured graph must not depend on the length of the memory."""
-    given = inspect.signature(plan_of).parameters
-    assert list(given) == ["shape", "config", "processors", "top_k"]
+    parameters = inspect.signature(plan_of).parameters
+    assert list(parameters) == ["shape", "config", "processors", "top_k"]
     fields = {field.name: field.type for field in dataclasses.fields(Shape)}
     assert set(fields.values()) == {"int"}
     assert "length" not in fields

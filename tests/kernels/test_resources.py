@@ -36,8 +36,8 @@ CUDA = [op for op in OPS if "cuda" in op.backends]
 needs_compiler = pytest.mark.skipif(gpu.missing is not None, reason=str(gpu.missing))
 
 
-def described(found: Resources) -> dict[str, object]:
-    return dataclasses.asdict(found)
+def described(resources: Resources) -> dict[str, object]:
+    return dataclasses.asdict(resources)
 
 
 @needs_compiler
@@ -51,9 +51,9 @@ def test_triton_kernels_fit_their_chips(
     assert builds, f"{op.name} has no kernel for sm_{chip}"
     faults = []
     for build in builds:
-        found = measure(op, build, chip)
-        record_property(RESOURCES, described(found))
-        faults += found.faults(build.matrix)
+        resources = measure(op, build, chip)
+        record_property(RESOURCES, described(resources))
+        faults += resources.faults(build.matrix)
     assert not faults
 
 
@@ -63,15 +63,21 @@ def test_cuda_kernels_fit_their_chips(record_property: pytest.RecordProperty) ->
     if not hasattr(compiled, "cuda_archs"):
         pytest.skip("vosengine._C is built without CUDA: nvcc was not found")
     kernels = cuda_kernels(Path(str(compiled.__file__)), disassemble=[LOOKED_AT])
-    for found in kernels:
-        record_property(RESOURCES, described(found))
-    faults = [fault for found in kernels for fault in found.faults()]
+    for resources in kernels:
+        record_property(RESOURCES, described(resources))
+    faults = [fault for resources in kernels for fault in resources.faults()]
     assert not faults
-    products = {found.kernel for found in kernels if found.chip == LOOKED_AT and found.matrix}
+    products = {
+        resources.kernel
+        for resources in kernels
+        if resources.chip == LOOKED_AT and resources.matrix
+    }
     assert products == {"convolve<__half>", "convolve<__nv_bfloat16>"}
     built = {int(arch.rstrip("a")) for arch in compiled.cuda_archs().split(";")}
     for op in CUDA:
-        assert {found.chip for found in kernels if found.op == op.name} == built, op.name
+        assert {resources.chip for resources in kernels if resources.op == op.name} == built, (
+            op.name
+        )
 
 
 @pytest.mark.parametrize("op", TRITON, ids=lambda op: op.name)
@@ -81,8 +87,8 @@ def test_builds_have_names_of_their_own_and_all_arguments(op: Op) -> None:
     assert len(names) == len(set(names))
     for build in builds:
         if gpu.missing is None:
-            given = {*build.signature, *build.constants}
-            assert given == set(build.kernel.arg_names), build.name
+            declared = {*build.signature, *build.constants}
+            assert declared == set(build.kernel.arg_names), build.name
 
 
 def test_the_committed_table_names_every_triton_kernel() -> None:
@@ -126,17 +132,17 @@ def planted(name: str, kind: str, m: int, n: int, matrix: bool = True) -> Build:
 
 @needs_compiler
 def test_a_planted_spill_is_found() -> None:
-    found = measure(OPS[0], planted("spills", "fp16", 128, 512), 80)
-    assert any("spills" in fault for fault in found.faults(wants_matrix=True))
+    resources = measure(OPS[0], planted("spills", "fp16", 128, 512), 80)
+    assert any("spills" in fault for fault in resources.faults(wants_matrix=True))
 
 
 @needs_compiler
 def test_a_kernel_without_tensor_cores_is_found() -> None:
     build = planted("small", "fp16", 16, 16)
-    found = measure(OPS[0], build, 80)
-    assert found.matrix > 0
-    assert not found.faults(wants_matrix=True)
-    plain = dataclasses.replace(found, matrix=0)
+    resources = measure(OPS[0], build, 80)
+    assert resources.matrix > 0
+    assert not resources.faults(wants_matrix=True)
+    plain = dataclasses.replace(resources, matrix=0)
     assert plain.faults(wants_matrix=True) == [
         f"{OPS[0].name} small on sm_80: no tensor-core instruction"
     ]

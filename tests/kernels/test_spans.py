@@ -45,20 +45,20 @@ class Listener:
 
 
 def test_every_model_says_what_it_does(any_model: str, small: Clip) -> None:
-    silent, said = begin(any_model), begin(any_model)
+    silent, observed = begin(any_model), begin(any_model)
     wanted = play(silent, small.frames, {0: small.masks[0]})
     listener = Listener()
     with listen(listener):
-        found = play(said, small.frames, {0: small.masks[0]})
-    for one, other in zip(found, wanted, strict=True):
+        results = play(observed, small.frames, {0: small.masks[0]})
+    for one, other in zip(results, wanted, strict=True):
         assert torch.equal(one.labels, other.labels)
     names = {path.split("/")[-1] for path in listener.heard}
     assert names >= {"step", "encode", "segment", "remember", "prepare_frame", *NAMES[any_model]}
     assert listener.heard.count("step") == len(small.frames)
     assert {"step/encode", "step/segment", "step/remember"} <= set(listener.heard)
     count = len(listener.heard)
-    said.reset()
-    play(said, small.frames[:1], {0: small.masks[0]})
+    observed.reset()
+    play(observed, small.frames[:1], {0: small.masks[0]})
     assert len(listener.heard) == count and listener.open == []
 
 
@@ -103,10 +103,10 @@ def test_under_a_listener_graphs_are_not_replayed(
     assert len(graphs_of(segmenter)) == 2
     with use_backend("reference"), listen(Listener()):
         play(segmenter, small.frames, {0: small.masks[0]})
-        assert all(each.captured == len(each) == 0 for each in graphs_of(segmenter))
+        assert all(cache.captured == len(cache) == 0 for cache in graphs_of(segmenter))
     with use_backend("reference"):
         play(segmenter, small.frames)
-    assert [each.captured for each in graphs_of(segmenter)] == [1, 1]
+    assert [cache.captured for cache in graphs_of(segmenter)] == [1, 1]
 
 
 def test_torchs_profiler_shows_spans(small: Clip) -> None:

@@ -73,7 +73,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def test_every_launch_passes_the_front_end(op: Op, dtype: torch.dtype, launched: set[str]) -> None:
     for case in cases_of(op):
         if not case.bench:
-            given = case.arguments(dtype=dtype)
-            op.contract(**given)
-            op.backends["triton"].run(**given)
+            arguments = case.arguments(dtype=dtype)
+            op.contract(**arguments)
+            op.backends["triton"].run(**arguments)
     assert launched

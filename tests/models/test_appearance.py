@@ -194,10 +194,10 @@ def test_tracks_go_on_elsewhere() -> None:
     other.push(0, draw(32, *CELLS), square(10, 10, 30, 30), verified=False)  # to be overwritten
     other.restore({name: tensor.clone() for name, tensor in tracks.tensors(2).items()}, 2)
     for seed in range(8):  # past the eight samples that fit
-        for each in (tracks, other):
-            maps = each.project(draw(1, CHANNELS, *CELLS, seed=seed))
-            each.push(1, maps[1], square(10 * seed, 30, 30, 30), verified=seed % 2 == 0)
-            each.update([0, 1])
+        for model in (tracks, other):
+            maps = model.project(draw(1, CHANNELS, *CELLS, seed=seed))
+            model.push(1, maps[1], square(10 * seed, 30, 30, 30), verified=seed % 2 == 0)
+            model.update([0, 1])
     assert other.count == 2
     for name, tensor in tracks.tensors(2).items():
         assert torch.equal(tensor[1], other.tensors(2)[name][1]), name

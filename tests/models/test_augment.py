@@ -59,11 +59,11 @@ def test_the_same_generator_gives_the_same_frames_and_another_others() -> None:
 def test_shapes_and_types(count: int, dtype: torch.dtype) -> None:
     label = ell(80, 120)
     frame = painted(label).to(dtype)
-    given = frame.clone(), label.clone()
+    originals = frame.clone(), label.clone()
     frames, labels = augment(frame, label, count, generator())
     assert frames.shape == (count, 3, 80, 120) and frames.dtype == dtype
     assert labels.shape == (count, 80, 120) and labels.dtype == torch.bool
-    assert torch.equal(frame, given[0]) and torch.equal(label, given[1])
+    assert torch.equal(frame, originals[0]) and torch.equal(label, originals[1])
 
 
 def test_the_mask_moves_with_the_object_and_nothing_stays_behind() -> None:

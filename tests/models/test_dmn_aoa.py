@@ -92,7 +92,7 @@ def test_dmn_aoa_is_its_transcription(changes: dict[str, Any], options: dict[str
         planes.append(torch.cat((soft[1:], soft.new_zeros(3 - objects, *SIZE))))
         method.remember([method.encode(frames[index])], Masks(soft), state)
     proposals = proposals_of(6, 1)
-    found = method.segment([method.encode(frames[4], [proposals])], state)
+    result = method.segment([method.encode(frames[4], [proposals])], state)
     coarse, logits, similarity, assignment = transcribe(
         method.state_dict(),
         frames,
@@ -108,16 +108,16 @@ def test_dmn_aoa_is_its_transcription(changes: dict[str, Any], options: dict[str
     assert logits.std() > 0.05
     near: Callable[[Tensor, Tensor], None]
     near = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)  # noqa: E731
-    near(found.aux.similarity, similarity)
-    near(found.aux.assignment, assignment)
-    torch.testing.assert_close(found.aux.coarse.double(), coarse, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.logits, logits, rtol=1e-5, atol=1e-5)
+    near(result.aux.similarity, similarity)
+    near(result.aux.assignment, assignment)
+    torch.testing.assert_close(result.aux.coarse.double(), coarse, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.logits, logits, rtol=1e-5, atol=1e-5)
 
 
 def test_the_positional_embedding_is_the_transformers() -> None:
     for delta in (0, 1, 17, 100_000):
-        found = positional_embedding(torch.tensor([delta]), 24)[0]
-        torch.testing.assert_close(found, embed(delta, 24), rtol=0, atol=1e-9)
+        embedding = positional_embedding(torch.tensor([delta]), 24)[0]
+        torch.testing.assert_close(embedding, embed(delta, 24), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("side", BLOCKS)
@@ -220,40 +220,42 @@ def segmented(proposals: Proposals | None, **changes: Any) -> Any:
     state = method.start(GEOMETRY, 4)
     frames = frames_of(2)
     method.remember([method.encode(frames[0])], Masks(soft_masks(3, 0)), state)
-    given = None if proposals is None else [proposals]
-    return method.segment([method.encode(frames[1], given)], state)
+    batch = None if proposals is None else [proposals]
+    return method.segment([method.encode(frames[1], batch)], state)
 
 
 @torch.no_grad()
 def test_without_proposals_the_frame_before_stands_in() -> None:
     for nothing in (None, proposals_of(0, 0)):
-        found = segmented(nothing)
+        result = segmented(nothing)
         wanted = nn.functional.avg_pool2d(soft_masks(3, 0)[1:, None], 4)[:, 0]
-        torch.testing.assert_close(found.aux.coarse, wanted)
-        assert found.aux.assignment.shape == (3, 0)
-        assert found.logits.isfinite().all()
+        torch.testing.assert_close(result.aux.coarse, wanted)
+        assert result.aux.assignment.shape == (3, 0)
+        assert result.logits.isfinite().all()
 
 
 @torch.no_grad()
 def test_of_five_hundred_proposals_the_best_thirty_are_looked_at() -> None:
     many = proposals_of(500, 2)
-    found = segmented(many, proposal_overlap=1.0)
-    assert found.aux.similarity.shape == (3, 30)
+    result = segmented(many, proposal_overlap=1.0)
+    assert result.aux.similarity.shape == (3, 30)
     few = Proposals(many.boxes[:30], many.masks[:30], many.scores[:30])
     torch.testing.assert_close(
-        found.aux.similarity, segmented(few, proposal_overlap=1.0).aux.similarity
+        result.aux.similarity, segmented(few, proposal_overlap=1.0).aux.similarity
     )
     apart = segmented(many)  # boxes that overlap by more than 0.4 say the same: others come up
     assert apart.aux.similarity.shape == (3, 30)
-    assert not torch.allclose(apart.aux.similarity, found.aux.similarity)
+    assert not torch.allclose(apart.aux.similarity, result.aux.similarity)
 
 
 @torch.no_grad()
 def test_similarity_does_not_depend_on_the_order_of_the_proposals() -> None:
-    given = proposals_of(8, 3)
+    original = proposals_of(8, 3)
     order = torch.tensor([3, 0, 7, 5, 1, 6, 2, 4])
-    mixed = Proposals(given.boxes[order], given.masks[order], torch.linspace(1, 0.1, 8))
-    one, other = (segmented(each, proposal_overlap=1.0).aux.similarity for each in (given, mixed))
+    mixed = Proposals(original.boxes[order], original.masks[order], torch.linspace(1, 0.1, 8))
+    one, other = (
+        segmented(proposals, proposal_overlap=1.0).aux.similarity for proposals in (original, mixed)
+    )
     torch.testing.assert_close(one[:, order], other, rtol=0, atol=1e-5)
     assert one.std(dim=1).min() > 1e-4
 
@@ -269,26 +271,26 @@ def test_odd_proposals_do_no_harm() -> None:
     boxes = boxes_of(masks)
     boxes[3] = torch.tensor([200.0, 200.0, 260.0, 300.0])
     boxes[4] = torch.tensor([5.0, 5.0, 5.0, 20.0])
-    found = segmented(Proposals(boxes, masks, torch.linspace(1, 0.5, 6)))
-    assert found.aux.similarity.shape == (3, 3)  # the last three cannot be matched
-    assert found.logits.isfinite().all()
+    result = segmented(Proposals(boxes, masks, torch.linspace(1, 0.5, 6)))
+    assert result.aux.similarity.shape == (3, 3)  # the last three cannot be matched
+    assert result.logits.isfinite().all()
     twice = Proposals(boxes_of(masks[2:4]), masks[2:4], torch.tensor([0.9, 0.9]))
-    found = segmented(twice, proposal_overlap=1.0)
-    assert found.logits.isfinite().all()
-    torch.testing.assert_close(found.aux.similarity[:, 0], found.aux.similarity[:, 1])
+    result = segmented(twice, proposal_overlap=1.0)
+    assert result.logits.isfinite().all()
+    torch.testing.assert_close(result.aux.similarity[:, 0], result.aux.similarity[:, 1])
 
 
 @torch.no_grad()
 def test_the_overlap_with_the_mask_before_may_count_too() -> None:
     soft = soft_masks(3, 0)[1:]
     masks = (soft > 0.5).flip(0)
-    found = segmented(
+    result = segmented(
         Proposals(boxes_of(masks), masks, torch.tensor([0.9, 0.8, 0.7])),
         overlap_weight=1.0,
         proposal_overlap=1.0,
     )
-    assert found.aux.assignment.argmax(dim=1).tolist() == [2, 1, 0]
-    assert found.aux.similarity.amax() <= 1
+    assert result.aux.assignment.argmax(dim=1).tolist() == [2, 1, 0]
+    assert result.aux.similarity.amax() <= 1
 
 
 @torch.no_grad()
@@ -351,9 +353,9 @@ def test_untrained_heads_that_are_compared_start_alike() -> None:
 def test_proposals_of_a_batch_belong_to_their_frames() -> None:
     method = tiny()
     frames = frames_of(3)
-    given = [proposals_of(2, 0), proposals_of(0, 0), proposals_of(3, 1)]
-    together = method.encode(torch.cat(frames), given).candidates
+    proposals = [proposals_of(2, 0), proposals_of(0, 0), proposals_of(3, 1)]
+    together = method.encode(torch.cat(frames), proposals).candidates
     for index, frame in enumerate(frames):
-        (alone,) = method.encode(frame, [given[index]]).candidates
+        (alone,) = method.encode(frame, [proposals[index]]).candidates
         for batch, one in zip(together[index], alone, strict=True):
             torch.testing.assert_close(batch, one, rtol=1e-4, atol=1e-4)

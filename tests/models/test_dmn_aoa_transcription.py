@@ -136,9 +136,9 @@ def test_memory_and_query_are_convolutions_with_the_time_added(weights: Weights)
     feature, mask = draw(FEATURE, 5, 5), draw(1, 5, 5, seed=1).sigmoid()
     later = feature + dmn.embed(4, FEATURE)[:, None, None]
     joined = torch.cat((later, mask))[None]
-    for part, found in zip(("key", "value"), dmn.remember(weights, feature, mask, 4), strict=True):
+    for part, result in zip(("key", "value"), dmn.remember(weights, feature, mask, 4), strict=True):
         parts = (weights[f"memory_head.{part}.{x}"] for x in ("weight", "bias"))
-        torch.testing.assert_close(found, functional.conv2d(joined, *parts, padding=1)[0])
+        torch.testing.assert_close(result, functional.conv2d(joined, *parts, padding=1)[0])
     parts = (weights[f"query_head.{x}"] for x in ("weight", "bias"))
     wanted = functional.conv2d(later[None], *parts, padding=1)[0]
     torch.testing.assert_close(dmn.query(weights, feature, 4), wanted)
@@ -146,7 +146,7 @@ def test_memory_and_query_are_convolutions_with_the_time_added(weights: Weights)
 
 def test_norm_blocks_are_those_of_the_decoder(weights: Weights) -> None:
     for name, channels in (("refine.block4.fuse", BASE[4]), ("refine.block3.merge", REFINED)):
-        x = y = given = draw(1, channels, 5, 6)
+        x = y = feature = draw(1, channels, 5, 6)
         for i in (1, 2):
             y = functional.conv2d(y.relu(), weights[f"{name}.conv{i}.weight"], padding=1)
             norm = (weights[f"{name}.norm{i}.{part}"] for part in ("weight", "bias"))
@@ -154,8 +154,8 @@ def test_norm_blocks_are_those_of_the_decoder(weights: Weights) -> None:
         if channels != REFINED:
             parts = (weights[f"{name}.downsample.{part}"] for part in ("weight", "bias"))
             x = functional.conv2d(x, *parts, padding=1)
-        found = dmn.norm_block(weights, name, given[0], GROUPS)
-        torch.testing.assert_close(found, (x + y)[0])
+        result = dmn.norm_block(weights, name, feature[0], GROUPS)
+        torch.testing.assert_close(result, (x + y)[0])
 
 
 def test_refining_joins_one_convolution_over_everything(weights: Weights) -> None:
@@ -181,8 +181,8 @@ def test_refining_joins_one_convolution_over_everything(weights: Weights) -> Non
         x = y
     kernel, bias = (weights[f"refine.predict.{part}"] for part in ("weight", "bias"))
     wanted = torch.einsum("chw,c->hw", x.relu(), kernel[1, :, 0, 0] - kernel[0, :, 0, 0])
-    found = dmn.refine(weights, levels[0], levels[1], levels[2], levels[3], GROUPS)
-    torch.testing.assert_close(found, wanted + bias[1] - bias[0])
+    result = dmn.refine(weights, levels[0], levels[1], levels[2], levels[3], GROUPS)
+    torch.testing.assert_close(result, wanted + bias[1] - bias[0])
 
 
 def test_permutations_of_objects_and_proposals_permute_the_output(
@@ -191,8 +191,8 @@ def test_permutations_of_objects_and_proposals_permute_the_output(
     frames, masks, boxes, proposals = clip
     order = [2, 0, 1]
     moved = [boxes[j] for j in order]
-    found = run(weights, (frames, [x.flip(0) for x in masks], moved, proposals[order]))
-    torch.testing.assert_close(found[2], output[2].flip(0)[:, order])
+    permuted = run(weights, (frames, [x.flip(0) for x in masks], moved, proposals[order]))
+    torch.testing.assert_close(permuted[2], output[2].flip(0)[:, order])
     flipped = run(weights, (frames, [x.flip(0) for x in masks], [], proposals[:0]))
     alone = run(weights, (frames, masks, [], proposals[:0]))
     torch.testing.assert_close(flipped[1], alone[1].flip(0))
@@ -252,8 +252,8 @@ def test_an_object_begins_with_its_first_frame(
 
 def test_options_of_the_similarity_are_heard(weights: Weights, clip: Clip, output: Output) -> None:
     for options in ({"similarity": "flat"}, {"alpha": 1.0}):
-        found = run(weights, clip, **options)
-        assert (found[2] - output[2]).abs().max() > 1e-4
+        result = run(weights, clip, **options)
+        assert (result[2] - output[2]).abs().max() > 1e-4
 
 
 def test_every_weight_is_heard(clip: Clip) -> None:
@@ -280,8 +280,8 @@ def test_the_steps_are_joined_as_in_figure_2(weights: Weights, clip: Clip, outpu
         mask = dmn.pool(masks[t][1:], box, 1, POOLED)
         remembered.append(dmn.remember(weights, region(t, box), mask, t))
     keys, values = zip(*remembered, strict=True)
-    asked = dmn.query(weights, region(3, box), 3)
-    read = dmn.template(asked, list(keys), list(values))
+    query = dmn.query(weights, region(3, box), 3)
+    read = dmn.template(query, list(keys), list(values))
     template = dmn.project(weights, "template_projector", read, GROUPS)
     for j, proposed in enumerate(boxes):
         proposal = dmn.project(weights, "proposal_projector", region(3, proposed), GROUPS)

@@ -39,7 +39,7 @@ def test_pooling_reads_a_ramp_at_the_centres_of_its_bins() -> None:
 def test_pooling_is_the_mean_of_four_bilinear_samples_per_bin() -> None:
     image = draw(1, 6, 7)
     box = (3.0, 2.0, 8.6, 9.0)  # cells of 2 pixels: 1 .. 3.8 and 0.5 .. 4 in the map's own frame
-    found = dmn.pool(image, box, 2, size=2)
+    pooled = dmn.pool(image, box, 2, size=2)
     samples = []
     for dy in (0.25, 0.75):
         for dx in (0.25, 0.75):
@@ -49,7 +49,7 @@ def test_pooling_is_the_mean_of_four_bilinear_samples_per_bin() -> None:
             corners = image[0, i : i + 2, j : j + 2]
             across = corners[:, 0] * (1 - fx) + corners[:, 1] * fx
             samples.append(float(across[0] * (1 - fy) + across[1] * fy))
-    assert float(found[0, 1, 0]) == pytest.approx(sum(samples) / 4)
+    assert float(pooled[0, 1, 0]) == pytest.approx(sum(samples) / 4)
 
 
 def test_pooling_repeats_the_edge_for_one_cell_and_is_zero_beyond() -> None:
@@ -59,11 +59,11 @@ def test_pooling_repeats_the_edge_for_one_cell_and_is_zero_beyond() -> None:
 
 
 def test_time_is_embedded_as_in_a_transformer() -> None:
-    found = dmn.embed(7, 512)
-    assert found.shape == (512,) and dmn.embed(0, 4).tolist() == [0, 1, 0, 1]
+    embedding = dmn.embed(7, 512)
+    assert embedding.shape == (512,) and dmn.embed(0, 4).tolist() == [0, 1, 0, 1]
     for k in (0, 3, 255):
         angle = 7 / 10000 ** (2 * k / 512)
-        assert found[2 * k : 2 * k + 2].tolist() == pytest.approx(
+        assert embedding[2 * k : 2 * k + 2].tolist() == pytest.approx(
             [math.sin(angle), math.cos(angle)]
         )
     feature = draw(4, 2, 2)
@@ -72,10 +72,10 @@ def test_time_is_embedded_as_in_a_transformer() -> None:
 
 def test_templates_are_attention_over_all_of_the_memory() -> None:
     q, keys, values = draw(6, 3, 3), draw(2, 6, 3, 3, seed=1), draw(2, 10, 3, 3, seed=2)
-    found = dmn.template(q, list(keys), list(values))
+    result = dmn.template(q, list(keys), list(values))
     k, v = (x.transpose(0, 1).flatten(1).T[None] for x in (keys, values))
     wanted = functional.scaled_dot_product_attention(q.flatten(1).T[None], k, v)[0].T
-    torch.testing.assert_close(found, wanted.view(10, 3, 3))
+    torch.testing.assert_close(result, wanted.view(10, 3, 3))
 
 
 def test_alignment_undoes_a_permutation() -> None:
@@ -104,10 +104,10 @@ def test_scores_are_mean_cosines_or_one_of_the_whole() -> None:
 @pytest.mark.parametrize(("n", "m"), [(3, 30), (1, 5), (4, 4), (5, 2), (2, 0)])
 def test_assignments_keep_to_the_constraints(n: int, m: int) -> None:
     similarity = np.random.default_rng(n).uniform(0.3, 0.6, (n, m))
-    found = dmn.match(similarity)
-    assert found.shape == (n, m)
-    assert found.min(initial=0) > -0.02 and found.sum(axis=0).max(initial=0) < 1.02
-    sums = found.sum(axis=1)  # the rest lies in the padding, if there is any
+    assignment = dmn.match(similarity)
+    assert assignment.shape == (n, m)
+    assert assignment.min(initial=0) > -0.02 and assignment.sum(axis=0).max(initial=0) < 1.02
+    sums = assignment.sum(axis=1)  # the rest lies in the padding, if there is any
     np.testing.assert_allclose(sums, 1 if m > n else sums.clip(max=1), atol=0.02)
 
 
@@ -115,9 +115,11 @@ def test_clear_matches_are_almost_one_hot() -> None:
     rng = np.random.default_rng(0)
     similarity = rng.uniform(0.3, 0.6, (3, 30))
     similarity[np.arange(3), [4, 20, 11]] = 0.9
-    found = dmn.match(similarity)
-    assert 0.98 < found[np.arange(3), [4, 20, 11]].min() < 0.99
-    np.testing.assert_allclose(dmn.match(similarity[::-1, ::-1]), found[::-1, ::-1], atol=1e-12)
+    assignment = dmn.match(similarity)
+    assert 0.98 < assignment[np.arange(3), [4, 20, 11]].min() < 0.99
+    np.testing.assert_allclose(
+        dmn.match(similarity[::-1, ::-1]), assignment[::-1, ::-1], atol=1e-12
+    )
 
 
 def test_a_start_that_is_not_the_best_is_left() -> None:
@@ -136,15 +138,15 @@ def test_rows_start_with_the_cheapest_column_that_they_won() -> None:
 
 def test_few_proposals_leave_room_for_nothing() -> None:
     """As many proposals as objects are joined by one more of similarity 0."""
-    found = dmn.match([[0.9, 0.3], [-0.5, -0.4]])
-    assert found[0, 0] > 0.95 and np.abs(found[1]).max() < 0.05
+    assignment = dmn.match([[0.9, 0.3], [-0.5, -0.4]])
+    assert assignment[0, 0] > 0.95 and np.abs(assignment[1]).max() < 0.05
 
 
 def test_one_step_of_one_row_by_hand() -> None:
     """Of 0.5 and 0.1 the first is taken; X - 0.1 C is (1.05, 0.01), whose first column exceeds 1 by
     0.05; the row (1, 0.01) is 0.01 too long."""
-    found = dmn.match([[0.5, 0.1]], outer=1, inner=1)
-    np.testing.assert_allclose(found, [[0.995, 0.005]])
+    assignment = dmn.match([[0.5, 0.1]], outer=1, inner=1)
+    np.testing.assert_allclose(assignment, [[0.995, 0.005]])
     # The corrections (0.05, 0) and (0.005, 0.005) come back before the next projections.
     again = dmn.match([[0.5, 0.1]], outer=1, inner=2)
     np.testing.assert_allclose(again, [[0.9975, 0.0025]])
@@ -153,9 +155,9 @@ def test_one_step_of_one_row_by_hand() -> None:
 def test_coarse_masks_are_weighted_sums() -> None:
     masks, previous = draw(3, 4, 4).sigmoid(), draw(2, 4, 4, seed=1).sigmoid()
     assignment = torch.tensor([[0.5, 0.25, 0.25], [2.0, 2.0, -0.5]]).double()
-    found = dmn.coarse(assignment, masks, previous)
-    assert float(found[0, 1, 2]) == pytest.approx(float(assignment[0] @ masks[:, 1, 2]))
-    assert found.max() == 1 and found.min() >= 0
+    coarse = dmn.coarse(assignment, masks, previous)
+    assert float(coarse[0, 1, 2]) == pytest.approx(float(assignment[0] @ masks[:, 1, 2]))
+    assert coarse.max() == 1 and coarse.min() >= 0
     assert torch.equal(dmn.coarse(assignment[:, :0], masks[:0], previous), previous)
 
 
@@ -164,9 +166,9 @@ def test_references_move_in_blocks(side: int) -> None:
     height, width = 2, 3
     reference = draw(5, side * height, side * width)
     shares = draw(6, 6, seed=1).softmax(dim=1)
-    found = dmn.move_reference(shares, reference, (height, width))
+    moved = dmn.move_reference(shares, reference, (height, width))
     wanted = torch.zeros(5, side, side).double()
     for k in range(6):
         y, x = side * (k // 3), side * (k % 3)
         wanted += shares[4, k] * reference[:, y : y + side, x : x + side]
-    torch.testing.assert_close(found[:, side : 2 * side, side : 2 * side], wanted)  # block (1, 1)
+    torch.testing.assert_close(moved[:, side : 2 * side, side : 2 * side], wanted)  # block (1, 1)

@@ -117,7 +117,7 @@ def equations_3_to_7(
     feature, other = x.double().numpy(), guidance.double().numpy()
     mixed, alphas = np.empty_like(feature), []
     for b in range(len(feature)):
-        c = np.concatenate([each[b].double().numpy().mean(axis=(1, 2)) for each in pair])
+        c = np.concatenate([maps[b].double().numpy().mean(axis=(1, 2)) for maps in pair])
         z = (w2 @ np.maximum(w1 @ c, 0)).reshape(2, -1)
         z = np.exp(z - z.max(axis=0))
         alpha, beta = z / z.sum(axis=0)
@@ -218,7 +218,7 @@ def test_shapes_of_features_and_maps(heads: str) -> None:
     channels = {"separable": (6, 5, 4, 3), "dense": (16, 8, 16, 8)}[heads]
     assert tuple(skip.shape[1] for skip in features[2:6]) == channels
     maps = net(features, net.guide(draw(2, 3, 64, 96), torch.rand(2, 1, 64, 96)))
-    assert [tuple(each.shape) for each in maps] == [(2, c, 16, 24) for c in (1, 1, 2)]
+    assert [tuple(tensor.shape) for tensor in maps] == [(2, c, 16, 24) for c in (1, 1, 2)]
 
 
 def test_the_instance_head_gives_heat_then_offset() -> None:
@@ -252,10 +252,10 @@ def test_a_batch_is_its_frames_one_by_one(heads: str) -> None:
     near = {"rtol": 1e-4, "atol": 1e-4}
     for i in range(3):
         one = net.encode(frames[i : i + 1])
-        assert_same(one, [each[i : i + 1] for each in features], **near)
+        assert_same(one, [tensor[i : i + 1] for tensor in features], **near)
         guided = net.guide(frames[i : i + 1], saliency[i : i + 1])
         assert_same([guided], [guidance[i : i + 1]], **near)
-        assert_same(net(one, guided), [each[i : i + 1] for each in maps], **near)
+        assert_same(net(one, guided), [tensor[i : i + 1] for tensor in maps], **near)
 
 
 def test_the_papers_network_has_94_million_parameters() -> None:
@@ -304,6 +304,6 @@ def test_random_weights_of_full_width_give_maps_that_vary() -> None:
     frame = draw(1, 3, 64, 96)
     first = net(net.encode(frame), None)
     second = net(net.encode(frame), net.guide(frame, torch.sigmoid(first.saliency)))
-    for each in (*first, *second):
-        assert each.isfinite().all()
-        assert 0.02 < each.std() < 50
+    for tensor in (*first, *second):
+        assert tensor.isfinite().all()
+        assert 0.02 < tensor.std() < 50

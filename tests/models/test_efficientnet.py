@@ -64,9 +64,9 @@ def test_channels_and_sizes_are_the_published_ones(
     """With the last convolution and the classifier the parameters are as many as published."""
     network = EfficientNetLite(depth, layer4="strided")
     assert network.channels == channels
-    held = sum(p.numel() for p in network.parameters())
+    count = sum(p.numel() for p in network.parameters())
     last = channels[3] * 1280 + 2 * 1280 + 1281 * 1000
-    assert (held + last) / 1e6 == pytest.approx(millions, abs=0.005)
+    assert (count + last) / 1e6 == pytest.approx(millions, abs=0.005)
     maps = network(torch.randn(1, 3, 97, 131))
     assert [tuple(m.shape) for m in maps] == [
         (1, c, -(-97 // s), -(-131 // s)) for c, s in zip(channels, (4, 8, 16, 32), strict=True)
@@ -132,10 +132,10 @@ def test_the_fast_engine_computes_the_same(depth: str) -> None:
     with torch.no_grad():
         wanted = network.double()(frame.double(), masks.double())
         prepare_network(network.float(), torch.device("cpu"), torch.float32)
-        found = network(frame, masks)
+        result = network(frame, masks)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
-    for mine, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs.float(), rtol=1e-3, atol=1e-4)
+    for actual, expected in zip(result, wanted, strict=True):
+        torch.testing.assert_close(actual, expected.float(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_block_is_its_formula() -> None:
@@ -162,10 +162,10 @@ def test_a_neck_reads_directions_not_sizes() -> None:
     network = EfficientNetLite("efficientnet_lite0", layer4="strided")
     neck = Neck(network.channels, (8, 8, 16, 16))
     maps = network(torch.randn(2, 3, 64, 96))
-    found = neck(maps)
-    assert [tuple(x.shape[1:]) for x in found] == [
+    outputs = neck(maps)
+    assert [tuple(x.shape[1:]) for x in outputs] == [
         (8, 16, 24), (8, 8, 12), (16, 4, 6), (16, 2, 3),
     ]  # fmt: skip
-    assert all((x >= 0).all() and (x > 0).any() for x in found)
+    assert all((x >= 0).all() and (x > 0).any() for x in outputs)
     larger = neck(Pyramid(*(100 * x for x in maps if x is not None)))
-    torch.testing.assert_close(larger, found, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(larger, outputs, rtol=1e-3, atol=1e-3)

@@ -38,9 +38,9 @@ def of_frame(features: Any, index: int) -> Any:
     if isinstance(features, torch.Tensor):
         return features[index : index + 1]
     if hasattr(features, "_fields"):
-        return type(features)(*(of_frame(each, index) for each in features))
-    if isinstance(features, tuple) and all(isinstance(each, torch.Tensor) for each in features):
-        return tuple(of_frame(each, index) for each in features)
+        return type(features)(*(of_frame(field, index) for field in features))
+    if isinstance(features, tuple) and all(isinstance(part, torch.Tensor) for part in features):
+        return tuple(of_frame(part, index) for part in features)
     return None if features is None else (features[index],)  # an entry for every frame
 
 
@@ -51,12 +51,12 @@ def encode_ahead(segmenter: Segmenter, frames: np.ndarray) -> None:
     images = [torch.from_numpy(frame) for frame in frames]
     mean, std = method.config.mean, method.config.std
     batch = torch.stack([prepare(i, geometry, mean, std, segmenter.dtype) for i in images])
-    source, given = segmenter.proposals, ()
+    source, arguments = segmenter.proposals, ()
     if source is not None:
-        found = (source(image, index) for index, image in enumerate(images))
-        given = ([to_network(each, geometry, segmenter.device) for each in found],)
+        detected = (source(image, index) for index, image in enumerate(images))
+        arguments = ([to_network(proposals, geometry, segmenter.device) for proposals in detected],)
     with torch.no_grad():
-        features = method.encode(batch, *given)
+        features = method.encode(batch, *arguments)
     segmenter._encode = lambda job: of_frame(features, segmenter.frame_count)
 
 
@@ -118,8 +118,8 @@ def assert_goes_on(
     takes = first.method.takes_mask
     prompts = {0: clip.masks[0], 2: rectangle(4, 40, 9, 12, 77)}
     for index, frame in enumerate(clip.frames[:4]):
-        asked = takes and (changed or index == 0)
-        first.step(frame, prompts.get(index) if asked else None)
+        prompted = takes and (changed or index == 0)
+        first.step(frame, prompts.get(index) if prompted else None)
     if takes and changed:
         # With one that discovers objects all others go, so that it does so again.
         for gone in (1,) if first.method.needs_mask else {*first.ids} - {77}:
@@ -128,9 +128,9 @@ def assert_goes_on(
     second.load_state(path)
     assert second.ids == first.ids
     assert (77 in second.ids) == (takes and changed)
-    wanted, found = (play(s, clip.frames[4:7], {1: clip.masks[5]}) for s in (first, second))
+    wanted, results = (play(s, clip.frames[4:7], {1: clip.masks[5]}) for s in (first, second))
     assert len(wanted) == 3 + first.latency
-    assert_same(found, wanted)
+    assert_same(results, wanted)
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -160,9 +160,9 @@ def test_a_memory_by_argument_is_the_memory_of_a_configuration(
     """Frames are kept alike, and a saved stream means the same."""
     memory, file = MemoryConfig("every-2", max_frames=3), tmp_path / "stream.safetensors"
     options: list[dict[str, Any]] = [{"memory": memory}, {"changes": {"memory": memory}}]
-    first, second, other = (begin(matching_model, **each) for each in (*options, {}))
+    first, second, other = (begin(matching_model, **arguments) for arguments in (*options, {}))
     prompts = {0: small.masks[0]}
-    answers = [play(each, small.frames, prompts) for each in (first, second, other)]
+    answers = [play(segmenter, small.frames, prompts) for segmenter in (first, second, other)]
     assert_same(*answers[:2])
     assert stream_state(first).every == stream_state(second).every == 2 != stream_state(other).every
     assert stream_state(first).memory.table.shape == stream_state(second).memory.table.shape
@@ -213,18 +213,19 @@ def test_objects_come_are_corrected_and_go(prompted_model: str, small: Clip) -> 
 
 def test_a_mask_of_zeros_says_nothing(prompted_model: str, small: Clip) -> None:
     """In any form, also in the first frame if no mask is required."""
-    told, calm = (begin(prompted_model) for _ in range(2))
+    prompted, calm = (begin(prompted_model) for _ in range(2))
     zeros = np.zeros(SIZE, np.uint8)
     forms: list[Any] = [zeros, zeros > 0, torch.from_numpy(zeros), zeros.astype(np.int64), zeros]
-    first = small.masks[0] if told.method.needs_mask else None
-    found = [told.step(small.frames[0], zeros if first is None else first)]
+    first = small.masks[0] if prompted.method.needs_mask else None
+    results = [prompted.step(small.frames[0], zeros if first is None else first)]
     wanted = [calm.step(small.frames[0], first)]
     for frame, empty in zip(small.frames[1:6], forms, strict=True):
-        found.append(told.step(frame, empty))
+        results.append(prompted.step(frame, empty))
         wanted.append(calm.step(frame))
-    assert told.ids == calm.ids
-    assert_same([r for r in found if r is not None], [r for r in wanted if r is not None])
-    assert told.make_job(small.frames[6], zeros).prompt is None  # so it may be batched, or a graph
+    assert prompted.ids == calm.ids
+    assert_same([r for r in results if r is not None], [r for r in wanted if r is not None])
+    # So it may be batched, or a graph.
+    assert prompted.make_job(small.frames[6], zeros).prompt is None
 
 
 def test_several_objects_go_at_once_or_not_at_all(prompted_model: str, small: Clip) -> None:
@@ -277,15 +278,15 @@ def test_a_model_that_takes_no_mask_refuses_it_and_goes_on(
 ) -> None:
     disturbed = begin(unprompted_model, online=True)
     wanted = play(begin(unprompted_model, online=True), small.frames[:4])
-    found = []
+    results = []
     for index, frame in enumerate(small.frames[:4]):
         for mask in (small.masks[index], small.masks[index] * 0):
             with pytest.raises(InputError, match=f"^mask: {unprompted_model} finds the foregro"):
                 disturbed.step(frame, mask)
-        found.append(disturbed.step(frame))
+        results.append(disturbed.step(frame))
         with pytest.raises(InputError, match=f"^remove: {unprompted_model} answers with one"):
             disturbed.remove(1 if index % 2 else [1])
-    assert_same(found, wanted)
+    assert_same(results, wanted)
 
 
 PROMPTS: dict[str, Callable[[], np.ndarray]] = {

@@ -101,7 +101,7 @@ def test_giel_is_its_transcription(changes: dict[str, Any]) -> None:
     config = method.config
     frames = frames_of(10, torch.float64)
     story = Story(method, frames[:9], 3)
-    found = method.segment([method.encode(frames[9])], story.state)
+    result = method.segment([method.encode(frames[9])], story.state)
     wanted, parts = transcribe(
         method.state_dict(),
         frames,
@@ -116,8 +116,8 @@ def test_giel_is_its_transcription(changes: dict[str, Any]) -> None:
     )
     assert wanted.std() > 0.05
     assert parts.frame_weights.std() > 0.01 or config.temporal == "none"
-    torch.testing.assert_close(found.aux.saliency[0], parts.global_map, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found.logits, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result.aux.saliency[0], parts.global_map, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result.logits, wanted, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
@@ -129,7 +129,7 @@ def test_an_object_added_later_is_nowhere_in_the_frames_before() -> None:
     aux = method.segment(seen, story.state).aux
     masks = Masks(masks_of(3, 5).probabilities, (2,), aux)  # the third is given in frame 5
     method.remember(seen, masks, story.state)
-    found = method.segment([method.encode(frames[6])], story.state).logits
+    logits = method.segment([method.encode(frames[6])], story.state).logits
     labels = masks.probabilities.argmax(dim=0).numpy()
     assert labels.max() == 3
     chosen = sorted(frame for frame, _ in story.state.places)
@@ -141,7 +141,7 @@ def test_an_object_added_later_is_nowhere_in_the_frames_before() -> None:
         chosen,
     )
     assert 5 in chosen
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(logits, wanted, rtol=1e-9, atol=1e-9)
 
 
 # Many objects in one pass
@@ -215,9 +215,9 @@ def test_the_product_of_two_probabilities_as_a_logit() -> None:
     a = torch.tensor([[[-3.0, 0.0, 2.0, 80.0, -80.0, 80.0]]])
     b = torch.tensor([[[1.0, 0.0, 2.0, 80.0, 80.0, -80.0]]])
     p = a.double().sigmoid() * b.double().sigmoid()
-    found = product(a, b).double()
-    torch.testing.assert_close(found.sigmoid(), p, rtol=1e-6, atol=1e-12)
-    assert found.isfinite().all()
+    result = product(a, b).double()
+    torch.testing.assert_close(result.sigmoid(), p, rtol=1e-6, atol=1e-12)
+    assert result.isfinite().all()
     assert (product(a.half(), b.half()).isfinite()).all()
 
 
@@ -228,8 +228,8 @@ def test_the_support_is_the_papers_while_all_frames_are_stored() -> None:
     for now in range(1, 60):
         for size in (3, 5, 7):
             for literal in (False, True):
-                found = choose_support(list(range(now)), now, size, literal=literal)
-                assert found == support_set(now, size, literal)
+                support = choose_support(list(range(now)), now, size, literal=literal)
+                assert support == support_set(now, size, literal)
 
 
 def test_corrected_frames_take_the_place_of_centres() -> None:
@@ -275,24 +275,24 @@ def encoded(number: int, labels: int = 1) -> Encoded:
 @pytest.mark.usefixtures("poisoned_memory")
 def test_the_store_is_bounded_however_long_the_stream_is() -> None:
     state, values = started(stored_frames=12)
-    held = state.nbytes
+    nbytes = state.nbytes
     for number in range(500):
         state.write(encoded(number), 1, prompted=number in (0, 7, 201, 333))
         reading = state.read()
         assert len(state.rows) <= 12
         assert reading.keys.shape[0] == min(5, number + 1)
-        shown = sorted(reading.keys[:, 0, 0].int().tolist())
-        assert shown[0] == 0
-        assert shown[-1] == number
-        assert len(set(shown)) == len(shown)
+        numbers = sorted(reading.keys[:, 0, 0].int().tolist())
+        assert numbers[0] == 0
+        assert numbers[-1] == number
+        assert len(set(numbers)) == len(numbers)
         assert reading.keys[reading.first, 0, 0] == 0
         assert torch.equal(reading.values[0, :, 0, 0], reading.keys[:, 0, 0])
         assert torch.equal(reading.values[1], 0.5 * reading.values[0])
         assert torch.equal(reading.summaries[:, 0], reading.keys[:, 0, 0])
         for corrected in [n for n in (7, 201, 333) if n <= number][-2:]:
             assert corrected in state.rows
-            assert corrected in shown
-    assert state.nbytes == held
+            assert corrected in numbers
+    assert state.nbytes == nbytes
     stored = sorted(set(state.rows) - {0, 201, 333, 499})
     gaps = np.diff(stored)
     assert gaps.min() == gaps.max()  # what is left is spread evenly
@@ -319,13 +319,13 @@ def test_a_forgotten_object_is_background_in_all_that_was_seen() -> None:
     for gone, left in ((0, [2, 1]), (2, [0, 1])):
         story = Story(method, frames[:7], 3)
         story.state.forget(gone)
-        found = method.segment([method.encode(frames[7])], story.state).logits
+        logits = method.segment([method.encode(frames[7])], story.state).logits
         table = np.zeros(4, np.uint8)
         table[[1 + slot for slot in left]] = [1, 2]
         labels = [table[image] for image in story.labels]
         support = support_set(7)
         wanted, _ = transcribe(method.state_dict(), frames, labels, story.unions, support)
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(logits, wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_when_the_last_object_is_removed_the_next_mask_begins_anew(clip: Clip) -> None:

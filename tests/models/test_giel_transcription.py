@@ -68,13 +68,13 @@ def frames() -> list[Tensor]:
 @pytest.fixture(scope="module")
 def labels() -> list[Labels]:
     """Three bars that move to the right."""
-    found = []
+    masks = []
     for t in range(3):
         slots = np.zeros((HEIGHT, ACROSS), np.uint8)
         for slot in range(1, OBJECTS + 1):
             slots[14 * slot - 10 : 14 * slot - 2, 8 + 9 * t : 30 + 9 * t] = slot
-        found.append(slots)
-    return found
+        masks.append(slots)
+    return masks
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +114,8 @@ def test_shapes_are_the_papers(full: tuple[Tensor, Parts], fast: tuple[Tensor, P
     assert parts.instance_readouts.shape == (OBJECTS, VALUE, 3, 4)
     assert fast[1].coarse_maps is not None and fast[1].coarse_maps.shape == (OBJECTS, 3, 4)
     assert fast[0].shape == logits.shape
-    given = [x for x in (logits, *parts) if x is not None]
-    assert all(x.dtype == torch.float64 and torch.isfinite(x).all() for x in given)
+    tensors = [x for x in (logits, *parts) if x is not None]
+    assert all(x.dtype == torch.float64 and torch.isfinite(x).all() for x in tensors)
     assert logits.std() > 0.05 and (logits[0] - logits[1]).abs().max() > 0.05
 
 
@@ -143,21 +143,21 @@ def test_affinity_is_a_softmax_over_all_frames_with_ln_w(full: tuple[Tensor, Par
 
 
 def test_the_ways_of_weighing_differ_as_they_should(clip: Clip) -> None:
-    found = {
+    parts = {
         way: transcribe(*clip, variant="fast", temporal=way)[1]
         for way in ("none", "bias", "premul", "postmul")
     }
-    none, shares = found["none"].affinity, found["bias"].frame_weights
-    assert torch.equal(found["none"].frame_weights, torch.ones(3).double())
+    none, shares = parts["none"].affinity, parts["bias"].frame_weights
+    assert torch.equal(parts["none"].frame_weights, torch.ones(3).double())
     per_row = shares.repeat_interleave(CELLS)[:, None]
-    torch.testing.assert_close(found["postmul"].affinity, none * per_row)
+    torch.testing.assert_close(parts["postmul"].affinity, none * per_row)
     biased = none * per_row
-    torch.testing.assert_close(found["bias"].affinity, biased / biased.sum(dim=0))
-    scaled = found["none"].support_keys * shares[:, None, None, None]
-    wanted = giel.affinity(scaled, found["none"].query_key, torch.ones(3), "none", KEY**-0.5)
-    torch.testing.assert_close(found["premul"].affinity, wanted)
+    torch.testing.assert_close(parts["bias"].affinity, biased / biased.sum(dim=0))
+    scaled = parts["none"].support_keys * shares[:, None, None, None]
+    wanted = giel.affinity(scaled, parts["none"].query_key, torch.ones(3), "none", KEY**-0.5)
+    torch.testing.assert_close(parts["premul"].affinity, wanted)
     sharp = transcribe(*clip, variant="fast", scale=1.0)[1].affinity
-    assert sharp.amax(dim=0).mean() > found["bias"].affinity.amax(dim=0).mean()
+    assert sharp.amax(dim=0).mean() > parts["bias"].affinity.amax(dim=0).mean()
     unweighed = {n: t * 0 if n.startswith("attention.weigh") else t for n, t in clip[0].items()}
     even = transcribe(unweighed, *clip[1:], variant="fast")[1]
     torch.testing.assert_close(even.frame_weights, torch.full((3,), 1 / 3).double())
@@ -226,10 +226,12 @@ def test_the_logit_of_a_product_stays_finite() -> None:
     """A product of near certainties has the smaller logit, or ln 2 less where both are equal."""
     maps = torch.tensor([[80.0, 80.0, -80.0, -80.0, 700.0]]).double()
     foreground = torch.tensor([80.0, 20.0, 0.0, -80.0, 700.0]).double()
-    found = giel.final_logits(maps, foreground)[0]
+    logits = giel.final_logits(maps, foreground)[0]
     ln2 = math.log(2)
     wanted = [80 - ln2, 20, -80 - ln2, -160, 700 - ln2]
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        logits, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=0
+    )
 
 
 def test_coarse_maps_are_enlarged_by_four(fast: tuple[Tensor, Parts]) -> None:
@@ -302,9 +304,9 @@ def test_attention_is_the_network_of_figure_3(weights: Weights) -> None:
     first, query = pooled[:1].expand(3, -1, -1, -1), pooled[3:].expand(3, -1, -1, -1)
     x = torch.cat((first, pooled[:3], query), dim=1)
     scores = conv1("weigh", conv1("mix2", conv1("mix1", x).relu()).relu())
-    found = giel.frame_weights(weights, keys[:3], keys[3])
-    torch.testing.assert_close(found, scores.flatten().softmax(dim=0))
-    assert found.std() > 0.01
+    result = giel.frame_weights(weights, keys[:3], keys[3])
+    torch.testing.assert_close(result, scores.flatten().softmax(dim=0))
+    assert result.std() > 0.01
 
 
 def test_the_first_frame_weighs_on_every_other(clip: Clip, full: tuple[Tensor, Parts]) -> None:
@@ -319,12 +321,14 @@ def test_the_first_frame_weighs_on_every_other(clip: Clip, full: tuple[Tensor, P
 def test_every_weight_is_heard(clip: Clip) -> None:
     """All but what adds the same to every frame's score, which a softmax cannot see: the last bias
     of the attention, and those before while every frame lights the same units."""
-    heard: set[str] = set()
+    with_gradient: set[str] = set()
     for variant in ("full", "fast"):
         learned = {name: tensor.clone().requires_grad_() for name, tensor in clip[0].items()}
         transcribe(learned, *clip[1:], variant=variant)[0].pow(2).sum().backward()
-        heard |= {n for n, t in learned.items() if t.grad is not None and t.grad.abs().max() > 1e-9}
-    silent = set(clip[0]) - heard
+        with_gradient |= {
+            n for n, t in learned.items() if t.grad is not None and t.grad.abs().max() > 1e-9
+        }
+    silent = set(clip[0]) - with_gradient
     assert "attention.weigh.bias" in silent
     assert silent <= {f"attention.{layer}.bias" for layer in ("mix1", "mix2", "weigh")}
 

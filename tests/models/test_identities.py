@@ -28,22 +28,22 @@ def test_identities_on_ten_clips_with_crossings_and_occlusion() -> None:
         "target_channels": 32,
         "samples": 20,
     }
-    found = []
+    results = []
     for seed in range(10):
         clip = make_clip(config, seed)
         source = ExactDiscovery(clip.masks)
         segmenter = make("target_aware", changes=changes, proposals=source)
         kept = identities(to_the_end(segmenter, clip.frames), clip.masks)
-        found.append(kept)
+        results.append(kept)
         print(
             f"clip {seed}: {kept.switches} switches, {kept.fragments} fragments, "
             f"{len(kept.overlaps)} of {kept.shown} found, mean IoU {np.mean(kept.overlaps):.3f}"
         )
-    overlaps = [value for kept in found for value in kept.overlaps]
-    shown = sum(kept.shown for kept in found)
+    overlaps = [value for kept in results for value in kept.overlaps]
+    visible = sum(kept.shown for kept in results)
     print(
-        f"all: {sum(k.switches for k in found)} switches, {sum(k.fragments for k in found)} "
-        f"fragments, {len(overlaps)} of {shown} found, mean IoU {np.mean(overlaps):.3f}"
+        f"all: {sum(k.switches for k in results)} switches, {sum(k.fragments for k in results)} "
+        f"fragments, {len(overlaps)} of {visible} found, mean IoU {np.mean(overlaps):.3f}"
     )
     assert np.mean(overlaps) > 0.85
-    assert len(overlaps) > 0.8 * shown
+    assert len(overlaps) > 0.8 * visible

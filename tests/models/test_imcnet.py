@@ -81,8 +81,8 @@ def test_in_float64_streamed_and_whole_agree_to_rounding(clip: Clip) -> None:
     segmenter.method.foreground = lambda seen: answers.append(real(seen)) or answers[-1]
     to_the_end(segmenter, clip.frames)
     segmenter.method.foreground = real
-    for found, wanted in zip(answers, offline(segmenter, clip.frames, (-4, 0, 4)), strict=True):
-        assert (found[0, 0, 15:80, 14:113] - wanted).abs().max() < 1e-11
+    for result, wanted in zip(answers, offline(segmenter, clip.frames, (-4, 0, 4)), strict=True):
+        assert (result[0, 0, 15:80, 14:113] - wanted).abs().max() < 1e-11
 
 
 def test_answers_come_four_frames_late_and_flush_gives_the_rest(clip: Clip) -> None:
@@ -116,7 +116,7 @@ def test_online_answers_at_once_with_the_newest_frame_for_the_future(
 def test_the_backbone_runs_once_a_frame(clip: Clip) -> None:
     segmenter = make("imcnet")
     shapes = []
-    segmenter.method.backbone.register_forward_hook(lambda m, given, out: shapes.append(given[0]))
+    segmenter.method.backbone.register_forward_hook(lambda m, inputs, out: shapes.append(inputs[0]))
     to_the_end(segmenter, clip.frames)
     assert [tuple(frame.shape) for frame in shapes] == [(1, 3, 96, 128)] * 10
 
@@ -192,8 +192,8 @@ def test_affinity_is_the_equation_in_float64() -> None:
     wanted = np.stack([frame.reshape(5, 6).numpy() @ shares for frame in maps])
     with torch.no_grad():
         # Beside another stream, which has no part in it.
-        found = module(torch.stack((keys, -keys)), torch.stack((maps, 2 * maps)))[0]
-    np.testing.assert_allclose(found.numpy(), wanted.reshape(3, 5, 2, 3), rtol=1e-10)
+        result = module(torch.stack((keys, -keys)), torch.stack((maps, 2 * maps)))[0]
+    np.testing.assert_allclose(result.numpy(), wanted.reshape(3, 5, 2, 3), rtol=1e-10)
     assert shares.max() > 2 / 6  # not the mean
 
 
@@ -209,15 +209,15 @@ def test_gating_is_the_equation_in_float64() -> None:
             weighted[frame, channel] = maps[frame, channel] * attention[frame, channel] * pooled
         mean = np.maximum(weighted[frame].sum(axis=0) / 4, 0)
         wanted[frame, 0] = (mean - mean.min()) / (mean.max() - mean.min() + 1e-6)
-    found = activation_map(torch.from_numpy(weighted))
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
+    activation = activation_map(torch.from_numpy(weighted))
+    np.testing.assert_allclose(activation.numpy(), wanted, rtol=1e-12)
     module = Propagation((4, 4, 4, 4), 8).double().eval()
-    given: list[Tensor] = []
-    module.conv.register_forward_hook(lambda m, args, out: given.append(args[0]))
+    inputs: list[Tensor] = []
+    module.conv.register_forward_hook(lambda m, args, out: inputs.append(args[0]))
     skips = [torch.zeros(3, 4, 5 * s, 6 * s, dtype=torch.float64) for s in (8, 4, 2)]
     with torch.no_grad():
         _, gates = module([*skips, torch.from_numpy(maps)], torch.from_numpy(attention))
-    np.testing.assert_allclose(given[0].numpy(), weighted, rtol=1e-12)
+    np.testing.assert_allclose(inputs[0].numpy(), weighted, rtol=1e-12)
     np.testing.assert_allclose(gates[0].numpy(), wanted, rtol=1e-9)
     assert [tuple(gate.shape[2:]) for gate in gates] == [(5, 6), (10, 12), (20, 24)]
 
@@ -259,10 +259,10 @@ def test_the_cascades_length_and_the_fusion_are_options(
     assert len(method.alignments) == alignments
     calls = []
     for layer in method.alignments:
-        layer.register_forward_hook(lambda m, given, out: calls.append(given[1].shape[0]))
+        layer.register_forward_hook(lambda m, inputs, out: calls.append(inputs[1].shape[0]))
     segmenter = Segmenter("imcnet", config=config, device="cpu")
     for layer in segmenter.method.alignments:
-        layer.register_forward_hook(lambda m, given, out: calls.append(given[1].shape[0]))
+        layer.register_forward_hook(lambda m, inputs, out: calls.append(inputs[1].shape[0]))
     results = to_the_end(segmenter, clip.frames[:2])
     assert calls == [2] * (2 * alignments)  # both neighbours in one call
     assert all(result.probabilities.isfinite().all() for result in results)
@@ -292,8 +292,8 @@ def test_a_stream_stops_and_resumes_within_the_latency(clip: Clip, tmp_path: Pat
         before = [r for r in map(first.step, clip.frames[:cut]) if r is not None]
         first.save_state(tmp_path / "stream.safetensors")
         second.load_state(tmp_path / "stream.safetensors")
-        found = [*before, *to_the_end(second, clip.frames[cut:])]
-        assert [r.frame_index for r in found] == list(range(10))
-        for a, b in zip(found, wanted, strict=True):
+        results = [*before, *to_the_end(second, clip.frames[cut:])]
+        assert [r.frame_index for r in results] == list(range(10))
+        for a, b in zip(results, wanted, strict=True):
             assert torch.equal(a.labels, b.labels)
             assert torch.equal(a.probabilities, b.probabilities)

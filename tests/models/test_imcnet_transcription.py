@@ -137,8 +137,8 @@ def test_nothing_on_the_way_is_dead_or_saturated(weights: Weights, frames: list[
         assert all(0.1 < x.std() < 0.45 for x in maps)
         assert 0.3 < feat.std() < 3
     for place in imcnet.CASCADE:
-        found = imcnet.offsets(weights, place, feats[1], feats[0])
-        assert found.shape == (1, 144, 16, 24) and 0.3 < found.std() < 3
+        offsets = imcnet.offsets(weights, place, feats[1], feats[0])
+        assert offsets.shape == (1, 144, 16, 24) and 0.3 < offsets.std() < 3
     assert 0.1 < imcnet.fuse(weights, feats).std() < 3
 
 
@@ -170,9 +170,11 @@ def test_gate_and_activation_follow_their_formulas() -> None:
     gated = imcnet.gate(r3, att)
     value = r3[0, 2, 1, 0] * att[0, 2, 1, 0] * att[0, 2].mean()
     torch.testing.assert_close(gated[0, 2, 1, 0], value)
-    shown = imcnet.activation(gated)
+    activation = imcnet.activation(gated)
     mean = gated[0].mean(dim=0).clamp(min=0)
-    torch.testing.assert_close(shown[0, 0], (mean - mean.min()) / (mean.max() - mean.min() + 1e-6))
+    torch.testing.assert_close(
+        activation[0, 0], (mean - mean.min()) / (mean.max() - mean.min() + 1e-6)
+    )
 
 
 def deform(x: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,8 +220,8 @@ def test_samples_between_pixels_are_bilinear_and_zero_beyond_the_frame() -> None
     torch.testing.assert_close(far, bias[:, None, None].expand_as(far[0])[None])
     image = torch.arange(12.0).double().view(1, 3, 4)
     y, z = torch.tensor([1.5, -0.5, 2.75]), torch.tensor([2.25, 0.0, 3.5])
-    found = imcnet.sample(image, y.double(), z.double())
-    assert found[0].tolist() == pytest.approx([8.25, 0.0, 0.25 * 0.5 * 11])
+    samples = imcnet.sample(image, y.double(), z.double())
+    assert samples[0].tolist() == pytest.approx([8.25, 0.0, 0.25 * 0.5 * 11])
 
 
 def test_alignment_without_offsets_is_four_convolutions(weights: Weights) -> None:

@@ -95,7 +95,9 @@ def test_the_four_verbs_and_their_shapes(model: str, objects: int) -> None:
     method = tiny(model)
     state, seen = started(method, objects)
     assert isinstance(seen[0], method.features)
-    assert all(t.shape[0] == 1 for each in seen for t in tensors_in(without_candidates(each)))
+    assert all(
+        t.shape[0] == 1 for features in seen for t in tensors_in(without_candidates(features))
+    )
     assert state.object_count == objects
     scores = method.segment(seen, state)
     assert scores.logits.shape == (objects, *GEOMETRY.cells(scores.stride))
@@ -267,8 +269,8 @@ def test_the_collapsed_attention_is_the_two_steps_of_the_paper(fusion: str) -> N
     weights = {f"motion.{name}": tensor for name, tensor in weights_of(module).items()}
     wanted = attend(weights, motion, semantic, fusion)
     with torch.no_grad():
-        found = module(motion, semantic)
-    assert (found - wanted).abs().max() < 1e-10
+        result = module(motion, semantic)
+    assert (result - wanted).abs().max() < 1e-10
     spread = (wanted - semantic if fusion == "add" else wanted / semantic).std(dim=(2, 3))
     assert spread.min() > 1e-3  # the motion is heard
 

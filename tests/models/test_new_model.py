@@ -142,14 +142,14 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert "toy" not in list_models()
 
 
-def call(*words: object) -> Any:
-    return CliRunner().invoke(cli.app, [str(word) for word in words])
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(word) for word in arguments])
 
 
 def test_it_is_listed_with_its_random_weights() -> None:
     assert list_models()[-1] == "toy"
-    told = call("models").output
-    assert "toy" in told and "cells like" in told
+    output = call("models").output
+    assert "toy" in output and "cells like" in output
 
 
 def test_it_is_trained_and_run(clip: Clip, tmp_path: Path) -> None:
@@ -176,12 +176,12 @@ def test_it_is_trained_and_run(clip: Clip, tmp_path: Path) -> None:
 
 
 def test_it_is_timed(tmp_path: Path) -> None:
-    found = call(
+    outcome = call(
         *("bench", "--model", "toy", "--sizes", "64x96", "--objects", 1, "--frames", 4),
         *("--warm-up", 0, "--steps", 2, "--device", "cpu", "--no-compiled"),
         *("--output-json", tmp_path / "times.json"),
     )
-    assert found.exit_code == 0, (found.output, found.exception)
+    assert outcome.exit_code == 0, (outcome.output, outcome.exception)
     (measured,) = json.loads((tmp_path / "times.json").read_text())["models"]
     (point,) = measured["points"]
     cells = {cell["variant"]: cell for cell in point["cells"]}
@@ -193,27 +193,29 @@ def test_it_is_timed(tmp_path: Path) -> None:
 
 
 def test_its_cost_is_told() -> None:
-    told = call("info", "toy", "--size", "64x96")
-    assert told.exit_code == 0, (told.output, told.exception)
+    outcome = call("info", "toy", "--size", "64x96")
+    assert outcome.exit_code == 0, (outcome.output, outcome.exception)
 
 
 def test_it_has_no_onnx_export_and_says_so_before_anything_is_written(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     for target in ("--out", "--server-repository"):
-        found = call("export", "toy", target, tmp_path / "out")
-        assert isinstance(found.exception, ConfigError)
-        assert str(found.exception).startswith("export: toy has no ONNX export; wanted one of stm")
+        outcome = call("export", "toy", target, tmp_path / "out")
+        assert isinstance(outcome.exception, ConfigError)
+        assert str(outcome.exception).startswith(
+            "export: toy has no ONNX export; wanted one of stm"
+        )
         assert not (tmp_path / "out").exists()
 
 
 def test_what_it_has_not_is_said(tmp_path: Path) -> None:
-    for words, said in (
+    for arguments, message in (
         (("--config", "lite"), "config: wanted small or paper, given 'lite'"),
         (("--parts", "dnet"), "parts: toy is trained as a whole; omit them"),
     ):
-        found = call("train", "--model", "toy", "--out", tmp_path / "out", *words)
-        assert isinstance(found.exception, ConfigError)
-        assert said in str(found.exception)
+        outcome = call("train", "--model", "toy", "--out", tmp_path / "out", *arguments)
+        assert isinstance(outcome.exception, ConfigError)
+        assert message in str(outcome.exception)
 
 
 ITERATED = {"any_model": "toy", "prompted_model": "toy", "small": None, "tmp_path": None}
@@ -226,7 +228,7 @@ TESTS = {
 
 @pytest.mark.parametrize("name", TESTS)
 def test_the_tests_of_every_model_hold(name: str, small: Clip, tmp_path: Path) -> None:
-    given = {**ITERATED, "small": small, "tmp_path": tmp_path}
+    arguments = {**ITERATED, "small": small, "tmp_path": tmp_path}
     wanted = inspect.signature(TESTS[name]).parameters
     assert wanted
-    TESTS[name](**{key: given[key] for key in wanted})
+    TESTS[name](**{key: arguments[key] for key in wanted})

@@ -95,9 +95,9 @@ def masks_of(objects: int, seed: int) -> Tensor:
     return (4 * planes).softmax(dim=0).double()
 
 
-def near(found: Tensor | Array, wanted: Array) -> None:
+def near(actual: Tensor | Array, wanted: Array) -> None:
     assert np.std(wanted) > 0
-    np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(np.asarray(actual), wanted, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("variant", ["full", "fast"])
@@ -131,8 +131,8 @@ def test_giel(variant: str) -> None:
         return x.T.reshape(-1, *GEOMETRY.cells(16))
 
     saliency = decoder(w, "global_decoder", maps(everything), r3, r2)  # equation 6
-    found = method.segment([now], state)
-    near(found.aux.saliency[0], saliency)
+    result = method.segment([now], state)
+    near(result.aux.saliency[0], saliency)
     for slot in range(objects):
         instance = []
         for labels, own in zip(labelled, values, strict=True):
@@ -148,7 +148,7 @@ def test_giel(variant: str) -> None:
         else:
             instance_map = decoder(w, "instance_decoder", own, r3, r2)  # equation 12
         final = sigmoid(instance_map) * sigmoid(saliency)  # equation 11
-        near(found.logits[slot].sigmoid(), final)
+        near(result.logits[slot].sigmoid(), final)
 
 
 @torch.no_grad()
@@ -174,13 +174,13 @@ def test_dmn_aoa(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(dmn_module, "read_memory", spy)
     templates = method.templates(now, state)
-    query, keys, values, options, found = calls[0]
+    query, keys, values, options, outputs = calls[0]
     for slot in range(2):  # equation 1; Ck = C / 4
         end = int(options["length"][slot])
         pages = options["pages"][slot].long()
         k, v = (x[pages].flatten(0, 1)[:end].numpy() for x in (keys, values))
         scores = query[slot].numpy() @ k.T / np.sqrt(k.shape[1])
-        near(found[slot], softmax(scores, axis=1) @ v)
+        near(outputs[slot], softmax(scores, axis=1) @ v)
     projected = now.candidates[0].projected
     for slot in range(2):
         for number in range(4):

@@ -93,18 +93,18 @@ def refine(w: Weights, maps: Pyramid, coarse: Tensor, size: tuple[int, int]) -> 
     return conv(w, "upsample2", resized(x, size))[:, 0]
 
 
-def close(given: Tensor, wanted: Tensor) -> None:
+def close(actual: Tensor, wanted: Tensor) -> None:
     assert wanted.std() > 1e-3
-    torch.testing.assert_close(given, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()
 def test_the_encoder_is_its_transcription() -> None:
     module, reduced, score = SegmentationEncoder(6), draw(1, 6, 7, 8), draw(3, 1, 7, 8, seed=1)
     weights = weights_of(module)
-    given = module(reduced, score)
+    encoded = module(reduced, score)
     for track in range(3):
-        close(given[track], encode(weights, "", reduced, score[track, None])[0])
+        close(encoded[track], encode(weights, "", reduced, score[track, None])[0])
 
 
 @torch.no_grad()
@@ -129,10 +129,10 @@ def test_the_whole_network_is_its_transcription_for_every_track() -> None:
     weights = weights_of(module)
     reduced = module.reduce(pyramid())
     assert [tuple(x.shape) for x in reduced] == [(1, 6, *side) for side in reversed(SIDES)]
-    given = module(coarse, reduced, SIZE)
-    assert given.shape == (3, *SIZE)
+    refined = module(coarse, reduced, SIZE)
+    assert refined.shape == (3, *SIZE)
     for track in range(3):
-        close(given[track], refine(weights, pyramid(), coarse[track, None], SIZE)[0])
+        close(refined[track], refine(weights, pyramid(), coarse[track, None], SIZE)[0])
 
 
 @torch.no_grad()

@@ -112,7 +112,7 @@ def hits(clip: Clip, source: FileSource, owners: list[list[int]], exact: bool) -
         segmenter.method.base = Signatures(clip.masks, channels, clip.seed)
     noted = stand_aside(segmenter)
     first = np.where(clip.masks[0] <= FOLLOWED, clip.masks[0], 0)
-    found = []
+    correct = []
     for index, frame in enumerate(clip.frames):
         result = segmenter.step(frame, None if index else first)
         assert result is not None
@@ -122,11 +122,11 @@ def hits(clip: Clip, source: FileSource, owners: list[list[int]], exact: bool) -
         for slot, object_id in enumerate(result.ids):
             if object_id in owners[index]:
                 picked = owners[index][int(rows[slot].argmax())]
-                found.append(picked == object_id)
+                correct.append(picked == object_id)
                 if exact and picked == object_id:  # and the coarse mask is that proposal's
                     mask, own = clip.masks[index] == object_id, result.numpy() == object_id
                     assert (mask & own).sum() > 0.6 * (mask | own).sum()
-    return found
+    return correct
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -162,20 +162,20 @@ def test_an_object_that_vanishes_keeps_its_memory_and_is_found_again() -> None:
     )
     segmenter.method.base = Signatures(masks, segmenter.method.config.base_channels, 3)
     noted = stand_aside(segmenter)
-    held: list[tuple[int, Tensor, Tensor]] = []
+    history: list[tuple[int, Tensor, Tensor]] = []
     for index, frame in enumerate(clip.frames):
         result = segmenter.step(frame, None if index else masks[0])
         state = stream_state(segmenter)
         length = int(state.memory.length[1])
         kept = positions(state.memory.read(2), 1)[0].clone()
-        held.append((length, kept, state.boxes[1].clone()))
-        shown = set(np.unique(result.numpy())) - {0}
-        assert shown == set(owners[index])
+        history.append((length, kept, state.boxes[1].clone()))
+        label_ids = set(np.unique(result.numpy())) - {0}
+        assert label_ids == set(owners[index])
         if index >= 7:
             picked = [owners[index][int(row.argmax())] for row in noted[-1].assignment]
             assert picked == [1, 2, 3]
     for index in range(3, 7):
-        assert held[index][0] == held[2][0]
-        assert torch.equal(held[index][1], held[2][1])
-        assert torch.equal(held[index][2], held[2][2])
-    assert not torch.equal(held[7][2], held[2][2])
+        assert history[index][0] == history[2][0]
+        assert torch.equal(history[index][1], history[2][1])
+        assert torch.equal(history[index][2], history[2][2])
+    assert not torch.equal(history[7][2], history[2][2])

@@ -114,9 +114,9 @@ def test_weights_are_those_of_the_literal_recursion(feeds: bool) -> None:
         last = literal[-1] if feeds else grown
         push(samples, 1, 0, bool(verified))
         wanted = np.array(literal) / sum(literal)
-        given = samples.weights([1])[0].double().numpy()
-        np.testing.assert_allclose(given[: len(wanted)], wanted, rtol=1e-5)
-        assert not given[len(wanted) :].any()
+        weights = samples.weights([1])[0].double().numpy()
+        np.testing.assert_allclose(weights[: len(wanted)], wanted, rtol=1e-5)
+        assert not weights[len(wanted) :].any()
 
 
 @pytest.mark.parametrize("feeds", [False, True])

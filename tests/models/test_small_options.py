@@ -39,16 +39,16 @@ def test_distances_decide_what_is_read() -> None:
     for frame in range(2):
         memory.write(keys[frame], values[frame], [True, True])
     key, value = torch.randn(1, 4, 2, 3, generator=generator), torch.zeros(1, 3, 2, 3)
-    found = read_objects(key, value, memory, 2, "l2")
+    result = read_objects(key, value, memory, 2, "l2")
     query = key[0].flatten(1).T.double().numpy()
-    for each in range(2):
-        stored = keys[:, each].reshape(12, 4).double().numpy()
+    for slot in range(2):
+        stored = keys[:, slot].reshape(12, 4).double().numpy()
         distance = ((query[:, None] - stored[None]) ** 2).sum(axis=2)
         weights = np.exp(-distance / 4**0.5)
         weights /= weights.sum(axis=1, keepdims=True)
-        wanted = weights @ values[:, each].reshape(12, 5).double().numpy()
-        np.testing.assert_allclose(found[each, :5].flatten(1).T, wanted, rtol=1e-4, atol=1e-5)
-    assert found.shape == (2, 8, 2, 3)
+        wanted = weights @ values[:, slot].reshape(12, 5).double().numpy()
+        np.testing.assert_allclose(result[slot, :5].flatten(1).T, wanted, rtol=1e-4, atol=1e-5)
+    assert result.shape == (2, 8, 2, 3)
 
 
 def test_the_memory_holds_the_share_of_every_cell() -> None:

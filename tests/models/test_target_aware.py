@@ -75,16 +75,16 @@ def test_a_verified_track_takes_the_proposals_mask_or_keeps_its_own(whose: str) 
     results = to_the_end(segmenter, frames)
     assert [result.ids for result in results] == [(1,)] * 4
     assert samples_of(segmenter) == [1 + 4 + 3]  # with augmentations; each later frame verified
-    taken = [np.array_equal(result.numpy(), wide[2]) for result in results[1:]]
-    assert taken == [whose == "proposal"] * 3
+    matches = [np.array_equal(result.numpy(), wide[2]) for result in results[1:]]
+    assert matches == [whose == "proposal"] * 3
 
 
 def test_what_is_seen_with_little_confidence_begins_no_track() -> None:
     frames, masks = squares(3, red=lambda t: (8, 8), blue=lambda t: (60, 60))
 
     def source(frame: Any, index: int) -> Proposals:
-        found = ExactDiscovery(masks)(frame, index)
-        return replace(found, scores=torch.tensor([0.9, 0.4]))
+        proposals = ExactDiscovery(masks)(frame, index)
+        return replace(proposals, scores=torch.tensor([0.9, 0.4]))
 
     def ids(least: float) -> tuple[int, ...]:
         changes = {**SEEING, "birth_score": least}
@@ -122,8 +122,8 @@ def test_while_it_is_away_a_track_learns_nothing() -> None:
         filled.append(samples_of(segmenter))
         kernels.append(stream_state(segmenter).tracks.kernel[:2].clone())
     green = int(np.argmin(filled[-1]))
-    assert [each[green] for each in filled] == [5, 6, 6, 6, 6, 6, 6]
-    assert [each[1 - green] for each in filled] == [5, 6, 7, 8, 9, 10, 10]
+    assert [counts[green] for counts in filled] == [5, 6, 6, 6, 6, 6, 6]
+    assert [counts[1 - green] for counts in filled] == [5, 6, 7, 8, 9, 10, 10]
     assert torch.equal(kernels[-1][green], kernels[1][green])
     assert not torch.equal(kernels[-1][1 - green], kernels[1][1 - green])
 
@@ -223,11 +223,11 @@ def test_fifty_objects_where_twenty_are_allowed() -> None:
         np.testing.assert_array_equal(result.numpy() == object_id, mask == object_id)
     # The caller may start more than discovery does; then nothing is discovered.
     prompt = np.where((mask > 30) & (mask <= 34), mask, 0).astype(np.uint8)
-    asked = few.step(frame, prompt)
+    prompted = few.step(frame, prompt)
     later = few.step(frame)
-    assert asked is not None
+    assert prompted is not None
     assert later is not None
-    assert asked.ids == later.ids == (1, 2, 3, 31, 32, 33, 34)
+    assert prompted.ids == later.ids == (1, 2, 3, 31, 32, 33, 34)
 
 
 def test_frames_without_any_foreground() -> None:
@@ -295,7 +295,7 @@ def test_a_verified_track_is_updated_at_once_and_others_every_eighth_frame() -> 
     for overlap, wanted in ((0.5, list(range(1, 18))), (0.999, [8, 16])):
         segmenter = following(masks, changes={"match_overlap": overlap, "samples": 40})
         if overlap > 0.9:  # the tracked mask is not that exact: never verified
-            segmenter.method._associate = lambda *given: ([None] * len(given[1]), [])
+            segmenter.method._associate = lambda *arguments: ([None] * len(arguments[1]), [])
             segmenter.step(frames[0], masks[0])
         else:
             segmenter.step(frames[0])
@@ -334,8 +334,10 @@ def test_embeddings_of_another_network_are_refused_and_change_nothing() -> None:
     good = disturbed.proposals
 
     def foreign(frame: torch.Tensor, index: int) -> Proposals:
-        given = good(frame, index)
-        return Proposals(given.boxes, given.masks, given.scores, torch.ones(len(given), 7))
+        proposals = good(frame, index)
+        return Proposals(
+            proposals.boxes, proposals.masks, proposals.scores, torch.ones(len(proposals), 7)
+        )
 
     for index, frame in enumerate(frames):
         disturbed.proposals = foreign

@@ -18,7 +18,7 @@ from vosengine.zoo.registry import build
 
 
 def scored(
-    first: list[list[float]], now: list[list[float]], theirs: list[list[float]], overlap: Tensor
+    first: list[list[float]], now: list[list[float]], embeddings: list[list[float]], overlap: Tensor
 ) -> tuple[list[int | None], list[int]]:
     """Associate with the given embeddings and overlaps."""
     method = build("target_aware", tiny_config("target_aware", reid_channels=2))
@@ -28,39 +28,39 @@ def scored(
     state.first_embedding[: len(first)] = torch.tensor(first)
     tracks, count = overlap.shape
     masks, others = (torch.ones(n, 8, 8, dtype=torch.bool) for n in (tracks, count))
-    given = Proposals(boxes_of(others), others, torch.ones(count), torch.tensor(theirs))
+    proposals = Proposals(boxes_of(others), others, torch.ones(count), torch.tensor(embeddings))
     method.reid.forward = lambda frame, boxes: torch.tensor(now)[(overlap > 0.5).any(dim=1)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target_aware, "overlaps", lambda a, b: overlap)
-        return method._associate(torch.zeros(1, 3, 8, 8), masks, given, state)
+        return method._associate(torch.zeros(1, 3, 8, 8), masks, proposals, state)
 
 
 def test_the_scores_are_equation_10_in_float64() -> None:
     random = np.random.default_rng(0)
-    now, first, theirs = (
+    now, first, embeddings = (
         x / np.linalg.norm(x, axis=1, keepdims=True)
         for x in (random.normal(size=(n, 5)) for n in (3, 3, 4))
     )
     tracks, proposals = np.array([0, 2]), np.array([0, 2])
     wanted = np.zeros((2, 2))
     for (i, track), (j, proposal) in product(enumerate(tracks), enumerate(proposals)):
-        with_now = sum(theirs[proposal, x] * now[track, x] for x in range(5))
-        with_first = sum(theirs[proposal, x] * first[track, x] for x in range(5))
+        with_now = sum(embeddings[proposal, x] * now[track, x] for x in range(5))
+        with_first = sum(embeddings[proposal, x] * first[track, x] for x in range(5))
         wanted[i, j] = with_now + with_first
     method = build("target_aware", tiny_config("target_aware", reid_channels=5))
     state = method.start(Geometry.fit((64, 64), size=None, multiple=16), 4)
     state.first_embedding[:3] = torch.from_numpy(first)
     tall = torch.arange(1, 8)[:, None, None] > torch.arange(8)[:, None]  # a height for each mask
     masks, others = (tall.expand(7, 8, 8)[part] for part in (slice(0, 3), slice(3, 7)))
-    rows = torch.from_numpy(np.concatenate((now, theirs))).float()
+    rows = torch.from_numpy(np.concatenate((now, embeddings))).float()
     method.reid.forward = lambda frame, boxes: rows[boxes[:, 3].long() - 1]
     frame = torch.zeros(1, 3, 8, 8)
-    given = Proposals(boxes_of(others), others, torch.ones(4))
-    found = method._compare(frame, masks, given, state, tracks, proposals)
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
-    told = Proposals(given.boxes, others, torch.ones(4), torch.from_numpy(theirs).float())
-    again = method._compare(frame, masks, told, state, tracks, proposals)
-    np.testing.assert_allclose(again, found, atol=1e-6)
+    plain = Proposals(boxes_of(others), others, torch.ones(4))
+    scores = method._compare(frame, masks, plain, state, tracks, proposals)
+    np.testing.assert_allclose(scores, wanted, atol=1e-6)
+    embedded = Proposals(plain.boxes, others, torch.ones(4), torch.from_numpy(embeddings).float())
+    again = method._compare(frame, masks, embedded, state, tracks, proposals)
+    np.testing.assert_allclose(again, scores, atol=1e-6)
 
 
 def unit(degrees: float) -> list[float]:

@@ -68,12 +68,12 @@ def test_prepare_is_the_op(frame: tuple[int, int], size: Any, opset: int) -> Non
         "resized": np.array(geometry.resized),
         "padding": np.array(geometry.padding),
     }
-    (found,) = session(prepare_graph(MEAN, STD, False, opset)).run(None, feeds)
+    (output,) = session(prepare_graph(MEAN, STD, False, opset)).run(None, feeds)
     truth = prepare_frame(
         torch.from_numpy(image), size=geometry.resized, padding=geometry.padding, mean=MEAN, std=STD
     )
-    assert found.shape == (1, 3, *geometry.network)
-    assert np.abs(found[0] - truth.numpy()).max() < 2e-4  # a hundredth of one of 255 steps
+    assert output.shape == (1, 3, *geometry.network)
+    assert np.abs(output[0] - truth.numpy()).max() < 2e-4  # a hundredth of one of 255 steps
 
 
 @pytest.mark.parametrize("objects", [1, 3])
@@ -148,25 +148,25 @@ def test_read_memory_stands_in(case: Case) -> None:
     if length is not None:  # only what was written is read, and that is finite
         arguments["memory_key"] = arguments["memory_key"].nan_to_num(0)
         arguments["memory_value"] = arguments["memory_value"].nan_to_num(0)
-    found, truth = ops.read_memory(**arguments), read_memory.reference(**arguments)
+    output, truth = ops.read_memory(**arguments), read_memory.reference(**arguments)
     if length is not None:
-        found, truth = found[length > 0], truth[length > 0]
-    torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
+        output, truth = output[length > 0], truth[length > 0]
+    torch.testing.assert_close(output, truth, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", _quick(CORRELATIONS))
 def test_correlate_frames_stands_in(case: Case) -> None:
     arguments = case.arguments()
-    found, truth = ops.correlate_frames(**arguments), correlate_frames.reference(**arguments)
-    torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-3)
+    output, truth = ops.correlate_frames(**arguments), correlate_frames.reference(**arguments)
+    torch.testing.assert_close(output, truth, rtol=1e-3, atol=1e-3)
 
 
 def test_every_graph_is_valid_and_plain(munet: Path) -> None:
     for path in munet.glob("*.onnx"):
         model = onnx.load(str(path))
         onnx.checker.check_model(model, full_check=True)
-        assert {each.domain for each in model.opset_import} == {""}
-        assert [each.version for each in model.opset_import] == [20]
+        assert {opset.domain for opset in model.opset_import} == {""}
+        assert [opset.version for opset in model.opset_import] == [20]
         assert {node.domain for node in model.graph.node} == {""}
         assert not model.functions
 
@@ -182,10 +182,10 @@ def test_dynamic_axes(
     a few numbers of `segment` may deviate by what that position says."""
     for verb in matching.verbs(method, Plan(16, cells, objects, frames)):
         with ops.exported_ops():
-            examples = [given.example for given in verb.inputs]
+            examples = [port.example for port in verb.inputs]
             pairs = beside_torch(munet / f"{verb.name}.onnx", verb, examples)
         scale = max(1.0, *(float(np.abs(wanted).max()) for _, wanted in pairs))
-        apart = np.concatenate([np.abs(found - wanted).ravel() for found, wanted in pairs])
+        apart = np.concatenate([np.abs(output - wanted).ravel() for output, wanted in pairs])
         assert apart.max() < 5e-4 * scale, verb.name
         share = 1e-3 if verb.name == "segment" else 0
         assert (apart > 1e-4 * scale).mean() <= share, verb.name
@@ -195,41 +195,41 @@ def test_dynamic_axes(
 @pytest.mark.parametrize("size", [(96, 130), (130, 96), (200, 333)])
 def test_the_stream_is_torchs(munet: Path, size: tuple[int, int], objects: int) -> None:
     clip = drawn(size, objects)
-    ours, theirs = both(munet)
-    given = answers(ours, clip.frames, {0: clip.masks[0]})
-    assert differing(given, answers(theirs, clip.frames, {0: clip.masks[0]})) < MOST
-    assert object_ids(given[-1])
+    segmenter, reference = both(munet)
+    labels = answers(segmenter, clip.frames, {0: clip.masks[0]})
+    assert differing(labels, answers(reference, clip.frames, {0: clip.masks[0]})) < MOST
+    assert object_ids(labels[-1])
 
 
 def test_objects_come_and_go(munet: Path) -> None:
     """A new object, a correction, a removal, and an id that is used again."""
     clip = drawn((96, 130), 3, frames=9)
-    shown = ((0, 1), (2, 3), (4, 1))
-    only = [np.where(clip.masks[i] == k, k, 0).astype(np.uint8) for i, k in shown]
+    prompted = ((0, 1), (2, 3), (4, 1))
+    only = [np.where(clip.masks[i] == k, k, 0).astype(np.uint8) for i, k in prompted]
     again = np.where(clip.masks[7] == 1, 9, 0).astype(np.uint8)
-    ours, theirs = both(munet)
+    segmenter, reference = both(munet)
     labels: list[list[np.ndarray]] = [[], []]
-    for engine, found in zip((ours, theirs), labels, strict=True):
+    for engine, outputs in zip((segmenter, reference), labels, strict=True):
         for index, frame in enumerate(clip.frames):
             prompt = {0: only[0], 2: only[1], 4: only[2], 7: again}.get(index)
             if index == 6:
                 engine.remove(1)  # type: ignore[attr-defined]
             result = engine.step(frame, prompt)  # type: ignore[attr-defined]
             assert result is not None
-            found.append(result.numpy())
+            outputs.append(result.numpy())
             assert engine.ids == result.ids  # type: ignore[attr-defined]
     assert differing(*labels) < MOST
-    assert ours.ids == (3, 9)
+    assert segmenter.ids == (3, 9)
     with pytest.raises(InputError, match="remove: no object 1; alive: 3, 9"):
-        ours.remove(1)
+        segmenter.remove(1)
 
 
 def test_a_mask_of_zeros_says_nothing(munet: Path) -> None:
     clip = drawn((96, 130), 2)
-    told, calm = both(munet)[0], both(munet)[0]
+    prompted, calm = both(munet)[0], both(munet)[0]
     first, zeros = {0: clip.masks[0]}, np.zeros((96, 130), np.uint8)
-    found = answers(told, clip.frames, {**first, 1: zeros, 3: zeros > 0, 4: zeros})
-    assert differing(found, answers(calm, clip.frames, first)) == 0
+    labels = answers(prompted, clip.frames, {**first, 1: zeros, 3: zeros > 0, 4: zeros})
+    assert differing(labels, answers(calm, clip.frames, first)) == 0
 
 
 def test_several_objects_go_at_once_or_not_at_all(munet: Path) -> None:
@@ -252,9 +252,9 @@ def test_several_objects_go_at_once_or_not_at_all(munet: Path) -> None:
 def test_probabilities_are_torchs(munet: Path) -> None:
     clip = drawn((96, 130), 2)
     mask = np.where(clip.masks[0] == 1, 40, np.where(clip.masks[0] == 2, 7, 0))
-    ours, theirs = both(munet)
+    segmenter, reference = both(munet)
     for index, frame in enumerate(clip.frames[:3]):
-        one, other = (e.step(frame, None if index else mask) for e in (ours, theirs))  # type: ignore[attr-defined]
+        one, other = (e.step(frame, None if index else mask) for e in (segmenter, reference))  # type: ignore[attr-defined]
     assert one.ids == other.ids == (7, 40)
     assert np.abs(one.probabilities - other.probabilities.numpy()).max() < 1e-3
     assert one.numpy() is one.labels and one.frame_index == 2
@@ -266,36 +266,36 @@ def test_probabilities_are_torchs(munet: Path) -> None:
 
 def test_a_stream_begins_anew_after_reset(munet: Path) -> None:
     clip, other = drawn((96, 130), 2), drawn((130, 96), 1)
-    ours, _ = both(munet)
-    first = answers(ours, clip.frames, {0: clip.masks[0]})
-    ours.reset()
-    answers(ours, other.frames, {0: other.masks[0]})
-    ours.reset()
-    assert differing(answers(ours, clip.frames, {0: clip.masks[0]}), first) == 0
+    segmenter, _ = both(munet)
+    first = answers(segmenter, clip.frames, {0: clip.masks[0]})
+    segmenter.reset()
+    answers(segmenter, other.frames, {0: other.masks[0]})
+    segmenter.reset()
+    assert differing(answers(segmenter, clip.frames, {0: clip.masks[0]}), first) == 0
 
 
 def test_nothing_is_left_of_the_objects(munet: Path) -> None:
     clip = drawn((96, 130), 1)
-    ours, theirs = both(munet)
-    for engine in (ours, theirs):
+    segmenter, reference = both(munet)
+    for engine in (segmenter, reference):
         engine.step(clip.frames[0], clip.masks[0])  # type: ignore[attr-defined]
         engine.remove(int(clip.masks[0].max()))  # type: ignore[attr-defined]
         result = engine.step(clip.frames[1])  # type: ignore[attr-defined]
         assert result is not None and result.ids == () and not result.numpy().any()
         assert np.asarray(result.probabilities).shape == (1, 96, 130)
-    again = [e.step(clip.frames[2], clip.masks[2]).numpy() for e in (ours, theirs)]  # type: ignore[attr-defined]
-    later = [e.step(clip.frames[3]).numpy() for e in (ours, theirs)]  # type: ignore[attr-defined]
+    again = [e.step(clip.frames[2], clip.masks[2]).numpy() for e in (segmenter, reference)]  # type: ignore[attr-defined]
+    later = [e.step(clip.frames[3]).numpy() for e in (segmenter, reference)]  # type: ignore[attr-defined]
     assert differing(*([x] for x in again)) == 0 and differing(*([x] for x in later)) < MOST
 
 
 def test_the_memory_holds_what_is_in_use(munet: Path) -> None:
     """Frames 0 and 5 are kept permanently, besides the previous one; rows are objects."""
     clip = drawn((64, 80), 2, frames=8)
-    ours, _ = both(munet)
-    answers(ours, clip.frames, {0: clip.masks[0]})
-    assert ours.policy.state["state.keys"].shape()[:2] == [2, 3]
-    ours.remove(1)
-    assert ours.policy.state["state.keys"].shape()[:2] == [1, 3]
+    segmenter, _ = both(munet)
+    answers(segmenter, clip.frames, {0: clip.masks[0]})
+    assert segmenter.policy.state["state.keys"].shape()[:2] == [2, 3]
+    segmenter.remove(1)
+    assert segmenter.policy.state["state.keys"].shape()[:2] == [1, 3]
 
 
 @pytest.fixture(scope="session")
@@ -316,24 +316,24 @@ def test_static_graphs_have_no_free_axis(fixed: Path) -> None:
 def test_static_graphs_stretch_any_frame(fixed: Path, objects: int) -> None:
     """Fewer objects than rows, and more frames than the memory holds."""
     clip = drawn((100, 120), objects, frames=20)
-    ours, theirs = both(fixed, size=(64, 96), memory=MemoryConfig("every-5", max_frames=3))
-    given = answers(ours, clip.frames, {0: clip.masks[0]})
-    assert differing(given, answers(theirs, clip.frames, {0: clip.masks[0]})) < MOST
+    segmenter, reference = both(fixed, size=(64, 96), memory=MemoryConfig("every-5", max_frames=3))
+    labels = answers(segmenter, clip.frames, {0: clip.masks[0]})
+    assert differing(labels, answers(reference, clip.frames, {0: clip.masks[0]})) < MOST
 
 
 def test_static_objects_come_and_go(fixed: Path) -> None:
     clip = drawn((64, 96), 3, frames=6)
-    ours, theirs = both(fixed, size=(64, 96))
+    segmenter, reference = both(fixed, size=(64, 96))
     labels: list[list[np.ndarray]] = [[], []]
     two = np.where(clip.masks[0] == 3, 0, clip.masks[0])
     three = np.where(clip.masks[2] == 3, 3, 0)
-    for engine, found in zip((ours, theirs), labels, strict=True):
+    for engine, outputs in zip((segmenter, reference), labels, strict=True):
         for index, frame in enumerate(clip.frames):
             if index == 4:
                 engine.remove(1)  # type: ignore[attr-defined]
             result = engine.step(frame, {0: two, 2: three}.get(index))  # type: ignore[attr-defined]
             assert result is not None
-            found.append(result.numpy())
+            outputs.append(result.numpy())
     assert differing(*labels) < MOST
     with pytest.raises(InputError, match=r"5 objects .* more than max_objects = 3"):
-        ours.step(clip.frames[0], np.arange(64 * 96, dtype=np.int64).reshape(64, 96) % 3 + 5)
+        segmenter.step(clip.frames[0], np.arange(64 * 96, dtype=np.int64).reshape(64, 96) % 3 + 5)

@@ -62,8 +62,8 @@ class Matched(nn.Module):
     def forward(
         self, similarity: torch.Tensor, alive: torch.Tensor, there: torch.Tensor
     ) -> torch.Tensor:
-        found: torch.Tensor = regions.match_proposals(similarity, alive, there, *self.options)
-        return found
+        output: torch.Tensor = regions.match_proposals(similarity, alive, there, *self.options)
+        return output
 
 
 def in_onnxruntime(
@@ -81,12 +81,12 @@ def in_onnxruntime(
     assert program is not None
     program.save(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=CPU)
-    names = [each.name for each in session.get_inputs()]
+    names = [node.name for node in session.get_inputs()]
 
     def run(*tensors: torch.Tensor) -> np.ndarray:
         feeds = {n: x.numpy() for n, x in zip(names, tensors, strict=True)}
-        found: np.ndarray = session.run(None, feeds)[0]
-        return found
+        output: np.ndarray = session.run(None, feeds)[0]
+        return output
 
     return run
 
@@ -130,8 +130,8 @@ def test_matching_is_the_ops(tmp_path: Path, steps: int, inner: int, answer: str
         truth[:alive, :there] = match_proposals.reference(
             similarity[:alive, :there], steps=steps, inner=inner, answer=answer
         )
-        found = run(similarity, torch.arange(objects) < alive, torch.arange(proposals) < there)
-        np.testing.assert_allclose(found, truth, atol=1e-5)
+        output = run(similarity, torch.arange(objects) < alive, torch.arange(proposals) < there)
+        np.testing.assert_allclose(output, truth, atol=1e-5)
 
 
 @pytest.mark.parametrize("score", ["mean", "flat"])
@@ -139,9 +139,9 @@ def test_alignment_is_the_ops(score: str) -> None:
     generator = torch.Generator().manual_seed(0)
     template, proposal = (torch.randn(n, 9, 4, generator=generator) for n in (3, 5))
     template[0, 0] = 0
-    found = regions.align_object(template, proposal, alpha=30, score=score)
+    output = regions.align_object(template, proposal, alpha=30, score=score)
     truth, _ = align_object.reference(template, proposal, alpha=30, score=score)
-    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output, truth, rtol=1e-5, atol=1e-5)
 
 
 def test_references_are_read_by_their_closest_cells() -> None:
@@ -173,26 +173,28 @@ def proposed(size: tuple[int, int], count: int, seed: int) -> Proposals:
         boxes[index] = np.array((left, top, right, bottom)) + random.uniform(-3, 3)
     boxes[::7] += 500
     scores = random.integers(0, 6, count).astype(np.float32) / 6
-    return Proposals(*(torch.from_numpy(each) for each in (boxes, masks, scores)))
+    return Proposals(*(torch.from_numpy(array) for array in (boxes, masks, scores)))
 
 
-def in_numpy(given: Proposals) -> FrameProposals:
-    return FrameProposals(given.boxes.numpy(), given.masks.numpy(), given.scores.numpy())
+def in_numpy(proposals: Proposals) -> FrameProposals:
+    return FrameProposals(
+        proposals.boxes.numpy(), proposals.masks.numpy(), proposals.scores.numpy()
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", [0, 1, 40])
 def test_the_best_are_torchs(count: int, seed: int) -> None:
     size = (61 + 7 * seed, 97)
-    given = proposed(size, count, seed)
+    proposals = proposed(size, count, seed)
     geometry = Geometry.fit(size, size=(48, 33, 120, 96)[seed], multiple=16)
-    truth = clean(to_network(given, geometry, torch.device("cpu")))
+    truth = clean(to_network(proposals, geometry, torch.device("cpu")))
     truth = best_of(truth, overlap=0.4, limit=9)
-    found = host.chosen(host.to_network(in_numpy(given), geometry), overlap=0.4, limit=9)
-    assert count < 40 or 0 < len(found) <= 9
-    np.testing.assert_array_equal(found.boxes, truth.boxes.numpy())
-    np.testing.assert_array_equal(found.masks, truth.masks.numpy())
-    np.testing.assert_array_equal(found.scores, truth.scores.numpy())
+    chosen = host.chosen(host.to_network(in_numpy(proposals), geometry), overlap=0.4, limit=9)
+    assert count < 40 or 0 < len(chosen) <= 9
+    np.testing.assert_array_equal(chosen.boxes, truth.boxes.numpy())
+    np.testing.assert_array_equal(chosen.masks, truth.masks.numpy())
+    np.testing.assert_array_equal(chosen.scores, truth.scores.numpy())
 
 
 # The stream
@@ -201,7 +203,7 @@ def test_the_best_are_torchs(count: int, seed: int) -> None:
 def given_to(masks: np.ndarray) -> list[Proposals]:
     """A detector's answers for a clip: its objects, somewhat off, and a few that are not there; in
     the third frame none at all."""
-    found = []
+    proposals = []
     for index, labels in enumerate(masks):
         extra = proposed(labels.shape, 3, seed=index)
         own = np.stack([np.roll(labels == k, (k, index), (0, 1)) for k in (1, 2, 3)])
@@ -209,25 +211,25 @@ def given_to(masks: np.ndarray) -> list[Proposals]:
         if index == 2:
             every = every[:0]
         boxes = torch.from_numpy(boxes_of(every.numpy()))
-        found.append(Proposals(boxes, every, torch.linspace(1, 0.5, len(every))))
-    return found
+        proposals.append(Proposals(boxes, every, torch.linspace(1, 0.5, len(every))))
+    return proposals
 
 
-def engines(folder: Path, given: list[Proposals], **options: Any) -> tuple[Any, Any]:
+def engines(folder: Path, proposals: list[Proposals], **options: Any) -> tuple[Any, Any]:
     """A stream of the export and an eager torch stream, with the same proposals."""
-    ours = OnnxSegmenter(
-        folder, providers=CPU, threads=1, proposals=lambda _, index: in_numpy(given[index])
+    segmenter = OnnxSegmenter(
+        folder, providers=CPU, threads=1, proposals=lambda _, index: in_numpy(proposals[index])
     )
-    theirs = Segmenter(
+    reference = Segmenter(
         "dmn_aoa",
         weights="demo",
         device="cpu",
         precision="fp32",
         engine="eager",
-        proposals=lambda _, index: given[index],
+        proposals=lambda _, index: proposals[index],
         **options,
     )
-    return ours, theirs
+    return segmenter, reference
 
 
 @pytest.mark.parametrize("objects", [1, 3])
@@ -238,8 +240,8 @@ def test_the_stream_is_torchs(
     """Including a frame without proposals."""
     folder = request.getfixturevalue("static" if size else "dynamic")
     clip = drawn(SIZE, objects)
-    ours, theirs = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)
-    labels = [answers(each, clip.frames, {0: clip.masks[0]}) for each in (ours, theirs)]
+    segmenter, reference = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)
+    labels = [answers(engine, clip.frames, {0: clip.masks[0]}) for engine in (segmenter, reference)]
     assert differing(*labels) < MOST
     assert np.unique(labels[0][-1]).tolist() == list(range(1 + objects))
 
@@ -249,7 +251,7 @@ def test_objects_come_and_go(request: pytest.FixtureRequest, size: tuple[int, in
     """First frames are shared, dropped and moved; a correction; an id that is used again."""
     folder = request.getfixturevalue("static" if size else "dynamic")
     clip = drawn(SIZE, 3, frames=8)
-    ours, theirs = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)
+    segmenter, reference = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)
 
     def only(index: int, *ids: int) -> np.ndarray:
         return np.where(np.isin(clip.masks[index], ids), clip.masks[index], 0).astype(np.uint8)
@@ -257,21 +259,21 @@ def test_objects_come_and_go(request: pytest.FixtureRequest, size: tuple[int, in
     prompts = {0: only(0, 1), 1: only(1, 2, 3), 3: only(3, 2), 6: only(6, 1)}
     removed = {2: 1, 5: 3}
     labels: list[list[np.ndarray]] = [[], []]
-    for engine, found in zip((ours, theirs), labels, strict=True):
+    for engine, outputs in zip((segmenter, reference), labels, strict=True):
         for index, frame in enumerate(clip.frames):
             if index in removed:
                 engine.remove(removed[index])
-            found.append(engine.step(frame, prompts.get(index)).numpy())
+            outputs.append(engine.step(frame, prompts.get(index)).numpy())
         assert engine.ids == (1, 2)
     assert differing(*labels) < MOST
-    assert ours.policy.first.rows == [0, 1]
+    assert segmenter.policy.first.rows == [0, 1]
 
 
 def test_bad_proposals_leave_the_stream_as_it_was(dynamic: Path) -> None:
     clip = drawn(SIZE, 3, frames=4)
     good = given_to(np.stack(clip.masks))
     answer: list[Any] = []
-    ours = OnnxSegmenter(
+    segmenter = OnnxSegmenter(
         dynamic,
         providers=CPU,
         threads=1,
@@ -303,16 +305,16 @@ def test_bad_proposals_leave_the_stream_as_it_was(dynamic: Path) -> None:
     for message, wrong in bad.items():
         answer.append(wrong)
         with pytest.raises(InputError, match=message):
-            ours.step(clip.frames[0], clip.masks[0])
-        assert ours.geometry is None and ours.frame_count == 0
-    ours.step(clip.frames[0], clip.masks[0])
+            segmenter.step(clip.frames[0], clip.masks[0])
+        assert segmenter.geometry is None and segmenter.frame_count == 0
+    segmenter.step(clip.frames[0], clip.masks[0])
     answer.append(None)
     with pytest.raises(InputError, match="proposals"):
-        ours.step(clip.frames[1])
-    later = [ours.step(frame) for frame in clip.frames[1:]]
+        segmenter.step(clip.frames[1])
+    later = [segmenter.step(frame) for frame in clip.frames[1:]]
     fresh, _ = engines(dynamic, good)
     truth = answers(fresh, clip.frames, {0: clip.masks[0]})
-    assert differing([each.numpy() for each in later if each is not None], truth[1:]) == 0
+    assert differing([result.numpy() for result in later if result is not None], truth[1:]) == 0
 
 
 def test_a_model_that_takes_no_proposals_says_so() -> None:
@@ -330,9 +332,9 @@ def test_proposals_come_from_dnet(
 ) -> None:
     folder = request.getfixturevalue("static" if size else "dynamic")
     clip = drawn((96, 144), 2)
-    ours = OnnxSegmenter(folder, providers=CPU, threads=1)
+    segmenter = OnnxSegmenter(folder, providers=CPU, threads=1)
     source = DNetSource(device="cpu", embed=False, engine="eager")
-    theirs = Segmenter(
+    reference = Segmenter(
         "dmn_aoa",
         weights="demo",
         device="cpu",
@@ -341,7 +343,7 @@ def test_proposals_come_from_dnet(
         proposals=source,
         size=size or SHORT_SIDE,
     )
-    labels = [answers(each, clip.frames, {0: clip.masks[0]}) for each in (ours, theirs)]
+    labels = [answers(engine, clip.frames, {0: clip.masks[0]}) for engine in (segmenter, reference)]
     assert differing(*labels) < MOST
-    ours.reset()
-    assert differing(answers(ours, clip.frames, {0: clip.masks[0]}), labels[0]) == 0
+    segmenter.reset()
+    assert differing(answers(segmenter, clip.frames, {0: clip.masks[0]}), labels[0]) == 0

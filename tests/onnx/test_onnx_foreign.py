@@ -33,8 +33,8 @@ class Service:
     def run(self, verb: str, values: dict[str, Any]) -> dict[str, Any]:
         """Run a graph on the values of its inputs' sources."""
         graph = self.model["graphs"][verb]
-        taken = {each.name for each in self.graphs[verb].get_inputs()}
-        feeds = {p["name"]: values[p["source"]] for p in graph["inputs"] if p["name"] in taken}
+        names = {node.name for node in self.graphs[verb].get_inputs()}
+        feeds = {p["name"]: values[p["source"]] for p in graph["inputs"] if p["name"] in names}
         outputs = self.graphs[verb].run(None, feeds)
         return dict(zip((p["name"] for p in graph["outputs"]), outputs, strict=True))
 
@@ -68,8 +68,8 @@ class Service:
         values["caller.padding"] = np.array(self.padding)
         values["caller.frame_index"] = np.array(self.frame_index)
         for verb in ("prepare", "encode"):
-            found = self.run(verb, values)
-            values.update({f"{verb}.{name}": value for name, value in found.items()})
+            outputs = self.run(verb, values)
+            values.update({f"{verb}.{name}": value for name, value in outputs.items()})
         before = self.features if self.frame_index else values
         values.update({f"{n}@-1": v for n, v in before.items() if n.startswith("encode.")})
         started = self.frame_index > 0
@@ -87,9 +87,9 @@ class Service:
         values["finish.masks"] = self.run("finish", values)["masks"]
         values["caller.size"] = np.array(self.size)
         labels: np.ndarray = self.run("finish", values)["labels"]
-        found = self.run("remember", values)
+        outputs = self.run("remember", values)
         for port in self.model["graphs"]["remember"]["outputs"]:
-            self.state[port["source"]] = found[port["name"]]
+            self.state[port["source"]] = outputs[port["name"]]
         self.features, self.frame_index = values, self.frame_index + 1
         return labels
 
@@ -100,12 +100,12 @@ def test_a_foreign_service(export: Export, objects: int) -> None:
     folder = export("munet")
     service = Service(folder)
     service.begin((200, 300), objects)
-    given = [
+    labels = [
         service.step(frame, None if i else clip.masks[0]) for i, frame in enumerate(clip.frames)
     ]
-    ours, theirs = both(folder)
-    assert differing(given, answers(ours, clip.frames, {0: clip.masks[0]})) == 0
-    assert differing(given, answers(theirs, clip.frames, {0: clip.masks[0]})) < 1e-3
+    segmenter, reference = both(folder)
+    assert differing(labels, answers(segmenter, clip.frames, {0: clip.masks[0]})) == 0
+    assert differing(labels, answers(reference, clip.frames, {0: clip.masks[0]})) < 1e-3
 
 
 ALONE = """
@@ -168,7 +168,7 @@ def test_without_torch(export: Export, tmp_path: Path, model: str, options: dict
     arguments = [str(folder), str(tmp_path / "clip.npz"), str(tmp_path / "found.npy")]
     ran = subprocess.run([*script, *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    ours, _ = both(folder)
-    prompts = {0: clip.masks[0]} if ours.manifest.needs_mask else {}
-    found = list(np.load(tmp_path / "found.npy"))
-    assert differing(found, answers(ours, clip.frames, prompts)) == 0
+    segmenter, _ = both(folder)
+    prompts = {0: clip.masks[0]} if segmenter.manifest.needs_mask else {}
+    labels = list(np.load(tmp_path / "found.npy"))
+    assert differing(labels, answers(segmenter, clip.frames, prompts)) == 0

@@ -50,8 +50,8 @@ def clip() -> Clip:
 
 
 def streams(folder: Path, weights: Path) -> tuple[OnnxSegmenter, Segmenter]:
-    ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
-    theirs = Segmenter(
+    segmenter = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
+    reference = Segmenter(
         "giel",
         weights=str(weights),
         device="cpu",
@@ -59,7 +59,7 @@ def streams(folder: Path, weights: Path) -> tuple[OnnxSegmenter, Segmenter]:
         engine="eager",
         max_objects=3,
     )
-    return ours, theirs
+    return segmenter, reference
 
 
 def only(mask: np.ndarray, *ids: int) -> np.ndarray:
@@ -70,42 +70,46 @@ def test_objects_come_and_go_as_in_torch(folder: Path, weights: Path, clip: Clip
     """Two objects, a third in frame 4, the second removed after frame 8, back in frame 11; the
     store is full from frame 6 on."""
     prompts = {0: only(clip.masks[0], 1, 2), 4: only(clip.masks[4], 3), 11: only(clip.masks[11], 2)}
-    found: list[list[np.ndarray]] = []
-    ours, theirs = streams(folder, weights)
-    for engine in (ours, theirs):
+    results: list[list[np.ndarray]] = []
+    segmenter, reference = streams(folder, weights)
+    for engine in (segmenter, reference):
         labels = answers(engine, clip.frames[:9], prompts)
         engine.remove(2)
         for index in range(9, len(clip.frames)):
             result = engine.step(clip.frames[index], prompts.get(index))
             assert result is not None
             labels.append(result.numpy())
-        found.append(labels)
-    assert {tuple(np.unique(labels)) for labels in found[1]} >= {(0, 1, 2), (0, 1, 2, 3), (0, 1, 3)}
-    assert differing(*found) <= MOST
-    assert isinstance(ours.policy, SupportPolicy)
-    assert ours.policy.plan.every > 1
-    assert set(ours.policy.store) == set(ours.policy.plan.rows)
-    assert len(ours.policy.store) <= 6
+        results.append(labels)
+    assert {tuple(np.unique(labels)) for labels in results[1]} >= {
+        (0, 1, 2),
+        (0, 1, 2, 3),
+        (0, 1, 3),
+    }
+    assert differing(*results) <= MOST
+    assert isinstance(segmenter.policy, SupportPolicy)
+    assert segmenter.policy.plan.every > 1
+    assert set(segmenter.policy.store) == set(segmenter.policy.plan.rows)
+    assert len(segmenter.policy.store) <= 6
 
 
 def test_free_axes(export: Export) -> None:
     """At the network's own size; more frames than places, objects that come and go."""
     clip = drawn((96, 130), 3, 9)
     prompts = {0: only(clip.masks[0], 1, 2), 3: only(clip.masks[3], 3)}
-    ours, theirs = both(export("giel"))
-    found = []
-    for engine in (ours, theirs):
+    segmenter, reference = both(export("giel"))
+    results = []
+    for engine in (segmenter, reference):
         labels = answers(engine, clip.frames[:7], prompts)
         engine.remove(1)  # type: ignore[attr-defined]
-        found.append(labels + answers(engine, clip.frames[7:], {}))
-    assert differing(*found) <= MOST
+        results.append(labels + answers(engine, clip.frames[7:], {}))
+    assert differing(*results) <= MOST
 
 
 def test_one_object_and_probabilities(folder: Path, weights: Path, clip: Clip) -> None:
-    ours, theirs = streams(folder, weights)
+    segmenter, reference = streams(folder, weights)
     for index, frame in enumerate(clip.frames[:6]):
         prompt = only(clip.masks[0], 1) if index == 0 else None
-        one, other = ours.step(frame, prompt), theirs.step(frame, prompt)
+        one, other = segmenter.step(frame, prompt), reference.step(frame, prompt)
         assert one is not None
         assert other is not None
         assert np.mean(one.numpy() != other.numpy()) <= MOST
@@ -124,22 +128,22 @@ def test_after_the_last_object_the_next_mask_begins_anew(folder: Path, clip: Cli
     assert nothing is not None
     assert nothing.ids == ()
     again = {0: only(clip.masks[4], 3)}
-    found = [answers(each, clip.frames[4:8], again) for each in (used, fresh)]
-    assert differing(*found) == 0
+    labels = [answers(engine, clip.frames[4:8], again) for engine in (used, fresh)]
+    assert differing(*labels) == 0
 
 
 def test_places_that_are_not_in_use_are_not_read(weights: Path) -> None:
     """The contents of an unused place have no effect; those of a used one have."""
     segment = verb_of(load("giel", str(weights))[0], "segment")
-    given = {each.name: each.example for each in segment.inputs}
-    assert given["valid"].tolist() == [True, True, False]
+    inputs = {port.name: port.example for port in segment.inputs}
+    assert inputs["valid"].tolist() == [True, True, False]
     spoilt = {
-        name: 100 * torch.randn_like(x) if name.endswith("_2") else x for name, x in given.items()
+        name: 100 * torch.randn_like(x) if name.endswith("_2") else x for name, x in inputs.items()
     }
-    heard = {
-        name: 100 * torch.randn_like(x) if name.endswith("_1") else x for name, x in given.items()
+    changed = {
+        name: 100 * torch.randn_like(x) if name.endswith("_1") else x for name, x in inputs.items()
     }
-    logits = [outputs(segment, each)[0] for each in (given, spoilt, heard)]
+    logits = [outputs(segment, values)[0] for values in (inputs, spoilt, changed)]
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-5)
     assert (logits[0] - logits[2]).abs().max() > 1e-2
 
@@ -157,16 +161,16 @@ def test_places_do_not_count_whatever_the_options(changes: dict[str, Any]) -> No
     method = build("giel", tiny_config("giel", support=3, **changes))
     assert isinstance(method, GIEL)
     segment = verb_of(method, "segment")
-    given = {each.name: each.example for each in segment.inputs}
-    given |= {name: 100 * torch.randn_like(given[name]) for name in given if name.endswith("_2")}
+    inputs = {port.name: port.example for port in segment.inputs}
+    inputs |= {name: 100 * torch.randn_like(inputs[name]) for name in inputs if name.endswith("_2")}
     method.config = replace(method.config, support=3)
-    fewer = {name: x for name, x in given.items() if not name.endswith("_2")}
+    fewer = {name: x for name, x in inputs.items() if not name.endswith("_2")}
     fewer["valid"] = torch.ones(2, dtype=torch.bool)
     segment_two = verb_of(method, "segment")
     module: Any = segment_two.module
     module.method.config = replace(method.config)
     object.__setattr__(module.method.config, "support", 2)  # what no configuration may say
-    for one, other in zip(outputs(segment, given), outputs(segment_two, fewer), strict=True):
+    for one, other in zip(outputs(segment, inputs), outputs(segment_two, fewer), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
@@ -176,6 +180,6 @@ def verb_of(method: Any, name: str) -> Verb:
 
 
 @torch.no_grad()
-def outputs(verb: Verb, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = verb.module(*given.values())
-    return found
+def outputs(verb: Verb, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    tensors: tuple[Tensor, ...] = verb.module(*inputs.values())
+    return tensors

@@ -41,15 +41,15 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stream_of_graphs_is_torchs(model: str, narrow: Path, export: Export) -> None:
     """`munet` with the weights that ship, whose export other tests have too."""
     if model == "munet":
-        ours, theirs = both(export(model))
-        assert theirs.method.config.memory_encoder == "shared"
+        segmenter, reference = both(export(model))
+        assert reference.method.config.memory_encoder == "shared"
     else:
         folder = export(model, narrow, size=(64, 96), max_objects=2)
-        ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
+        segmenter = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
         options: dict[str, Any] = {"device": "cpu", "precision": "fp32", "engine": "eager"}
-        theirs = Segmenter(model, weights=narrow, size=(64, 96), **options)
+        reference = Segmenter(model, weights=narrow, size=(64, 96), **options)
     clip = drawn((72, 100), 2, frames=7)
     prompts = {0: clip.masks[0], 4: clip.masks[4]}
-    found, wanted = (answers(engine, clip.frames, prompts) for engine in (ours, theirs))
-    assert differing(found, wanted) < 1e-3
+    outputs, wanted = (answers(engine, clip.frames, prompts) for engine in (segmenter, reference))
+    assert differing(outputs, wanted) < 1e-3
     assert any((labels > 0).any() for labels in wanted[1:4])

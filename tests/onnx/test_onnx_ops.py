@@ -58,8 +58,8 @@ def memory(**changes: Any) -> dict[str, Any]:
 
 @needs_library
 def test_threads_are_the_sessions() -> None:
-    given = memory()
-    one, more = (run_node("read_memory", given, threads=n, scale=0.3, top_k=0) for n in (1, 3))
+    inputs = memory()
+    one, more = (run_node("read_memory", inputs, threads=n, scale=0.3, top_k=0) for n in (1, 3))
     np.testing.assert_array_equal(one[0], more[0])
 
 

@@ -48,16 +48,16 @@ pytestmark = pytest.mark.skipif(
 
 def operators_of(folder: Path) -> set[str]:
     manifest = json.loads((folder / "model.json").read_text())
-    return {each for graph in manifest["graphs"].values() for each in graph["operators"]}
+    return {operator for graph in manifest["graphs"].values() for operator in graph["operators"]}
 
 
 def assert_labels_are_torchs(folder: Path, size: Size | None, **options: Any) -> None:
     clip = drawn(size or (96, 130), 2, frames=5)
-    ours, theirs = both(folder, size=size, **options)
-    prompts = {0: clip.masks[0]} if ours.manifest.needs_mask else {}
-    found = answers(ours, clip.frames, prompts)
-    assert differing(found, answers(theirs, clip.frames, prompts)) < MOST
-    assert any(labels.any() for labels in found)
+    segmenter, reference = both(folder, size=size, **options)
+    prompts = {0: clip.masks[0]} if segmenter.manifest.needs_mask else {}
+    outputs = answers(segmenter, clip.frames, prompts)
+    assert differing(outputs, answers(reference, clip.frames, prompts)) < MOST
+    assert any(labels.any() for labels in outputs)
 
 
 @pytest.mark.parametrize("model", list_models())
@@ -97,12 +97,12 @@ def test_attention_reads_a_memory_of_every_length(
     folder = export("stm", path, ops="contrib")
     assert operators_of(folder) == {"com.microsoft::MultiHeadAttention"}
     clip = drawn((64, 80), 2, frames=5)
-    ours = OnnxSegmenter(folder, providers=CPU, threads=1)
-    theirs = Segmenter("stm", weights=path, device="cpu", precision="fp32", engine="eager")
+    segmenter = OnnxSegmenter(folder, providers=CPU, threads=1)
+    reference = Segmenter("stm", weights=path, device="cpu", precision="fp32", engine="eager")
     first = np.where(clip.masks[0] == 1, 1, 0).astype(np.uint8)
     prompts = {0: first, 2: clip.masks[2]}
-    found = [answers(each, clip.frames, prompts) for each in (ours, theirs)]
-    assert differing(*found) < MOST
+    labels = [answers(engine, clip.frames, prompts) for engine in (segmenter, reference)]
+    assert differing(*labels) < MOST
 
 
 def attention(arguments: dict[str, Any]) -> torch.Tensor:
@@ -111,15 +111,15 @@ def attention(arguments: dict[str, Any]) -> torch.Tensor:
     numbers = {k: v for k, v in arguments.items() if k not in tensors}
 
     class Reads(torch.nn.Module):
-        def forward(self, *given: torch.Tensor) -> torch.Tensor:
-            named: dict[str, Any] = dict(zip(tensors, given, strict=True))
+        def forward(self, *values: torch.Tensor) -> torch.Tensor:
+            named: dict[str, Any] = dict(zip(tensors, values, strict=True))
             return Contrib([]).read_memory(**named, **numbers)
 
     program = torch.onnx.export(Reads(), tuple(tensors.values()), dynamo=True, opset_version=20)
     assert program is not None
     model = program.model_proto
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=CPU)
-    names = [each.name for each in session.get_inputs()]
+    names = [node.name for node in session.get_inputs()]
     feeds = dict(zip(names, (x.contiguous().numpy() for x in tensors.values()), strict=True))
     return torch.from_numpy(session.run(None, feeds)[0])
 
@@ -133,15 +133,15 @@ def attention(arguments: dict[str, Any]) -> torch.Tensor:
 )
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter
 def test_attention_is_the_op(name: str) -> None:
-    (case,) = [each for each in READINGS if each.name == name]
+    (case,) = [reading for reading in READINGS if reading.name == name]
     arguments = case.arguments()
-    for each in ("memory_key", "memory_value", "bias"):
-        if each in arguments:
-            arguments[each] = arguments[each].nan_to_num(0)
-    found, truth = attention(arguments), read_memory.reference(**arguments)
+    for key in ("memory_key", "memory_value", "bias"):
+        if key in arguments:
+            arguments[key] = arguments[key].nan_to_num(0)
+    output, truth = attention(arguments), read_memory.reference(**arguments)
     if "length" in arguments:  # of nothing the mean is not defined
-        found, truth = found[arguments["length"] > 0], truth[arguments["length"] > 0]
-    torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
+        output, truth = output[arguments["length"] > 0], truth[arguments["length"] > 0]
+    torch.testing.assert_close(output, truth, rtol=1e-4, atol=1e-4)
 
 
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -159,12 +159,12 @@ def test_prepare_is_the_standard_one(size: Any, half: bool) -> None:
         "resized": np.array(geometry.resized),
         "padding": np.array(geometry.padding),
     }
-    found, wanted = (
+    output, wanted = (
         session(prepare_graph((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), half, 20, ops)).run(None, feeds)[0]
         for ops in ("vosengine", "standard")
     )
-    assert found.dtype == wanted.dtype and found.shape == (1, 3, *geometry.network)
-    assert np.abs(found - wanted).max() < (5e-3 if half else 2e-4)
+    assert output.dtype == wanted.dtype and output.shape == (1, 3, *geometry.network)
+    assert np.abs(output - wanted).max() < (5e-3 if half else 2e-4)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -218,8 +218,10 @@ def test_half_precision_is_converted_around_the_operators(
     tensors = state_of(build("munet", config, seed=3))
     save(path, "munet", config, tensors, trained=False, description="-", licence="MIT")
     options: dict[str, Any] = {"size": (64, 96), "max_objects": 2, "precision": "fp16"}
-    clip, found = drawn((64, 96), 2, frames=3), []
+    clip, labels = drawn((64, 96), 2, frames=3), []
     for ops in ("vosengine", "standard"):
-        ours = OnnxSegmenter(export("munet", path, ops=ops, **options), providers=CPU, threads=1)
-        found.append(answers(ours, clip.frames, {0: clip.masks[0]}))
-    assert differing(*found) < 2e-2
+        segmenter = OnnxSegmenter(
+            export("munet", path, ops=ops, **options), providers=CPU, threads=1
+        )
+        labels.append(answers(segmenter, clip.frames, {0: clip.masks[0]}))
+    assert differing(*labels) < 2e-2

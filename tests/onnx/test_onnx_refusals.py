@@ -26,7 +26,7 @@ def munet(export: Export) -> Path:
 
 
 def test_bad_frames_and_masks(munet: Path) -> None:
-    ours, _ = both(munet)
+    segmenter, _ = both(munet)
     frame = np.zeros((64, 80, 3), np.uint8)
     mask = np.ones((64, 80), np.uint8)
     wrong: list[tuple[Any, Any, str]] = [
@@ -42,12 +42,12 @@ def test_bad_frames_and_masks(munet: Path) -> None:
     ]
     for image, prompt, message in wrong:
         with pytest.raises(InputError, match=message):
-            ours.step(image, prompt)
-    assert ours.frame_count == 0
-    ours.step(frame, mask)
+            segmenter.step(image, prompt)
+    assert segmenter.frame_count == 0
+    segmenter.step(frame, mask)
     with pytest.raises(InputError, match="the stream is 64 x 80, given 96 x 80"):
-        ours.step(np.zeros((96, 80, 3), np.uint8))
-    assert ours.frame_count == 1
+        segmenter.step(np.zeros((96, 80, 3), np.uint8))
+    assert segmenter.frame_count == 1
 
 
 def test_an_export_that_was_changed_is_refused(munet: Path, tmp_path: Path) -> None:

@@ -46,45 +46,45 @@ NUMPY = {"float": np.float32, "int64": np.int64, "uint8": np.uint8, "bool": np.b
 @cache
 def schema() -> Any:
     """The server's ModelConfig, from its published description."""
-    told = json.loads(Path(__file__).with_name("triton_model_config.json").read_text())
+    description = json.loads(Path(__file__).with_name("triton_model_config.json").read_text())
     file = descriptor_pb2.FileDescriptorProto(
         name="vosengine/model_config.proto", package="inference", syntax="proto3"
     )
     made: dict[str, Any] = {"": file}
-    for name in sorted(told["messages"], key=lambda each: each.count(".")):
+    for name in sorted(description["messages"], key=lambda full_name: full_name.count(".")):
         parent = made[name.rpartition(".")[0]]
         messages = parent.nested_type if "." in name else parent.message_type
         made[name] = messages.add(name=name.rpartition(".")[2])
-    for name, values in told["enums"].items():
+    for name, values in description["enums"].items():
         kind = made[name.rpartition(".")[0]].enum_type.add(name=name.rpartition(".")[2])
         for value, number in values.items():
             kind.value.add(name=value, number=number)
-    for name, fields in told["messages"].items():
+    for name, fields in description["messages"].items():
         for field, text in fields.items():
             if field == "map_entry":
                 made[name].options.map_entry = True
             else:
-                add_field(made[name], field, text.split(), told["enums"])
+                add_field(made[name], field, text.split(), description["enums"])
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
 
 
-def add_field(message: Any, name: str, words: list[str], enums: dict[str, Any]) -> None:
+def add_field(message: Any, name: str, tokens: list[str], enums: dict[str, Any]) -> None:
     """One line of the description: "repeated KIND oneof GROUP = 3"."""
-    field = message.field.add(name=name, number=int(words[-1]))
-    field.label = 3 if words[0] == "repeated" else 1
-    kind = words[1] if words[0] == "repeated" else words[0]
+    field = message.field.add(name=name, number=int(tokens[-1]))
+    field.label = 3 if tokens[0] == "repeated" else 1
+    kind = tokens[1] if tokens[0] == "repeated" else tokens[0]
     if kind[0].islower():
         field.type = descriptor_pb2.FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
     else:
         field.type = 14 if kind in enums else 11
         field.type_name = f".inference.{kind}"
-    if "oneof" in words:
-        group = words[words.index("oneof") + 1]
-        if group not in [each.name for each in message.oneof_decl]:
+    if "oneof" in tokens:
+        group = tokens[tokens.index("oneof") + 1]
+        if group not in [oneof.name for oneof in message.oneof_decl]:
             message.oneof_decl.add(name=group)
-        field.oneof_index = [each.name for each in message.oneof_decl].index(group)
+        field.oneof_index = [oneof.name for oneof in message.oneof_decl].index(group)
 
 
 def read_config(folder: Path) -> Any:
@@ -120,7 +120,7 @@ class Server:
         return KINDS[self.kinds[io.data_type].name]
 
     def get_model_metadata(self, name: str) -> Any:
-        inputs = [SimpleNamespace(name=each.name, shape=each.dims) for each in self.config.input]
+        inputs = [SimpleNamespace(name=io.name, shape=io.dims) for io in self.config.input]
         return SimpleNamespace(inputs=inputs)
 
     def get_model_config(self, name: str) -> Any:
@@ -141,19 +141,19 @@ class Server:
         states = self.config.sequence_batching.state
         if sequence_start:
             self.sequences[sequence_id] = {
-                each.input_name: np.zeros(each.initial_state[0].dims, NUMPY[self.kind(each)])
-                for each in states
+                state.input_name: np.zeros(state.initial_state[0].dims, NUMPY[self.kind(state)])
+                for state in states
             }
-        wanted = [(each.name, list(each.dims), "UINT8") for each in self.config.input]
-        assert wanted == [(each.name, each.shape, each.kind) for each in inputs]
-        feeds = {each.name: each.array for each in inputs} | self.sequences[sequence_id]
-        names = [each.name for each in self.session.get_outputs()]
-        found = dict(zip(names, self.session.run(None, feeds), strict=True))
-        kept = {each.input_name: found[each.output_name] for each in states}
+        wanted = [(io.name, list(io.dims), "UINT8") for io in self.config.input]
+        assert wanted == [(tensor.name, tensor.shape, tensor.kind) for tensor in inputs]
+        feeds = {tensor.name: tensor.array for tensor in inputs} | self.sequences[sequence_id]
+        names = [node.name for node in self.session.get_outputs()]
+        outputs = dict(zip(names, self.session.run(None, feeds), strict=True))
+        kept = {state.input_name: outputs[state.output_name] for state in states}
         self.sequences[sequence_id] = kept
         if sequence_end:
             del self.sequences[sequence_id]
-        return SimpleNamespace(as_numpy=found.__getitem__)
+        return SimpleNamespace(as_numpy=outputs.__getitem__)
 
 
 class Input:
@@ -210,9 +210,9 @@ def exported(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 def prompts(index: int) -> np.ndarray | None:
     """Object 1 in frame 0, object 2 in frame 3."""
-    shown = {0: 1, 3: 2}.get(index)
+    number = {0: 1, 3: 2}.get(index)
     both = drawn_scene(SIZE).prompt(2)
-    return None if shown is None else np.where(both == shown, shown, 0).astype(np.uint8)
+    return None if number is None else np.where(both == number, number, 0).astype(np.uint8)
 
 
 def frames(count: int = FRAMES) -> Iterator[np.ndarray]:
@@ -224,8 +224,8 @@ def truth(folder: Path, count: int = FRAMES) -> list[np.ndarray]:
     """The labels of OnnxSegmenter."""
     engine = OnnxSegmenter(folder, threads=1, providers=["CPUExecutionProvider"])
     takes = engine.manifest.takes_mask
-    given = [engine.step(f, prompts(i) if takes else None) for i, f in enumerate(frames(count))]
-    return [each.numpy() for each in (*given, *engine.flush()) if each is not None]
+    results = [engine.step(f, prompts(i) if takes else None) for i, f in enumerate(frames(count))]
+    return [result.numpy() for result in (*results, *engine.flush()) if result is not None]
 
 
 @pytest.mark.parametrize("model", ["munet", "imcnet"])
@@ -236,16 +236,16 @@ def test_configuration_and_graph_agree(exported: Make, model: str) -> None:
     assert config.max_batch_size == 0
     assert config.sequence_batching.oldest.max_candidate_sequences > 0
     states = config.sequence_batching.state
-    taken = [*(each.name for each in config.input), *(each.input_name for each in states)]
-    given = [*(each.name for each in config.output), *(each.output_name for each in states)]
-    inputs = {each.name: each for each in server.session.get_inputs()}
-    outputs = {each.name: each for each in server.session.get_outputs()}
-    assert sorted(taken) == sorted(inputs)
-    assert sorted(given) == sorted(outputs)
-    tensors = [(inputs[each.name], each) for each in config.input]
-    tensors += [(outputs[each.name], each) for each in config.output]
-    tensors += [(inputs[each.input_name], each) for each in states]
-    tensors += [(outputs[each.output_name], each) for each in states]
+    input_names = [*(io.name for io in config.input), *(state.input_name for state in states)]
+    output_names = [*(io.name for io in config.output), *(state.output_name for state in states)]
+    inputs = {node.name: node for node in server.session.get_inputs()}
+    outputs = {node.name: node for node in server.session.get_outputs()}
+    assert sorted(input_names) == sorted(inputs)
+    assert sorted(output_names) == sorted(outputs)
+    tensors = [(inputs[io.name], io) for io in config.input]
+    tensors += [(outputs[io.name], io) for io in config.output]
+    tensors += [(inputs[state.input_name], state) for state in states]
+    tensors += [(outputs[state.output_name], state) for state in states]
     for tensor, io in tensors:
         assert tensor.shape == list(io.dims), io
         assert tensor.type == f"tensor({server.kind(io)})", io
@@ -266,37 +266,37 @@ def test_schema_refuses_what_the_server_does_not_know() -> None:
 def test_a_sequence_is_a_stream(exported: Make, client: Any, model: str) -> None:
     folder, repository = exported(model)
     server = Server(repository, model)
-    told = client.describe(server, model)
-    assert told.size == SIZE
-    found = list(client.segment(server, GRPC, told, frames(), prompts))
+    description = client.describe(server, model)
+    assert description.size == SIZE
+    outputs = list(client.segment(server, GRPC, description, frames(), prompts))
     wanted = truth(folder)
-    assert len(found) == FRAMES
+    assert len(outputs) == FRAMES
     assert not server.sequences, "the last request ends the sequence"
-    assert set(np.unique(wanted[-1])) == ({0, 1, 2} if told.takes_masks else {0, 1})
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert set(np.unique(wanted[-1])) == ({0, 1, 2} if description.takes_masks else {0, 1})
+    for labels, expected in zip(outputs, wanted, strict=True):
+        np.testing.assert_array_equal(labels, expected)
 
 
 def test_sequences_know_nothing_of_each_other(exported: Make, client: Any) -> None:
     folder, repository = exported("munet")
     server = Server(repository, "munet")
-    told = client.describe(server, "munet")
-    late = client.segment(server, GRPC, told, frames(4), lambda i: prompts(0) if i == 2 else None)
-    both = zip(late, client.segment(server, GRPC, told, frames(4), prompts), strict=True)
+    model = client.describe(server, "munet")
+    late = client.segment(server, GRPC, model, frames(4), lambda i: prompts(0) if i == 2 else None)
+    both = zip(late, client.segment(server, GRPC, model, frames(4), prompts), strict=True)
     seen = list(both)
     assert not seen[1][0].any(), "nothing was shown yet"
     assert set(np.unique(seen[3][0])) == {0, 1}
-    for (_, ours), theirs in zip(seen, truth(folder, 4), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for (_, labels), expected in zip(seen, truth(folder, 4), strict=True):
+        np.testing.assert_array_equal(labels, expected)
 
 
 def test_a_stream_shorter_than_the_latency(exported: Make, client: Any) -> None:
     folder, repository = exported("imcnet")
     server = Server(repository, "imcnet")
-    told = client.describe(server, "imcnet")
-    assert told.latency == 4
-    found = list(client.segment(server, GRPC, told, frames(2), prompts))
-    np.testing.assert_array_equal(found, truth(folder, 2))
+    model = client.describe(server, "imcnet")
+    assert model.latency == 4
+    outputs = list(client.segment(server, GRPC, model, frames(2), prompts))
+    np.testing.assert_array_equal(outputs, truth(folder, 2))
 
 
 def test_other_policies_are_served_graph_by_graph(exported: Make, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_other_policies_are_served_graph_by_graph(exported: Make, tmp_path: Path
     manifest = replace(Manifest.read(source), policy="support")
     manifest.write(tmp_path)
     write_repository(tmp_path, tmp_path / "repository")
-    served = {each.name for each in (tmp_path / "repository").iterdir() if each.is_dir()}
+    served = {path.name for path in (tmp_path / "repository").iterdir() if path.is_dir()}
     assert served == {f"munet_{name}" for name in manifest.graphs}
     assert (tmp_path / "repository" / "munet.json").read_text() == (tmp_path / MANIFEST).read_text()
     for name in served:
@@ -318,15 +318,15 @@ def test_other_policies_are_served_graph_by_graph(exported: Make, tmp_path: Path
             (config.input, session.get_inputs()),
             (config.output, session.get_outputs()),
         ):
-            assert [each.name for each in ios] == [each.name for each in tensors]
+            assert [io.name for io in ios] == [tensor.name for tensor in tensors]
             for io, tensor in zip(ios, tensors, strict=True):
                 shape = [n if isinstance(n, int) else -1 for n in tensor.shape]
                 assert list(io.dims) == shape and shape, name
     session = run_of(tmp_path / "repository" / "munet_remember")
     kinds = {f"tensor({name})": kind for name, kind in NUMPY.items()}
-    feeds = {each.name: np.ones(each.shape, kinds[each.type]) for each in session.get_inputs()}
+    feeds = {node.name: np.ones(node.shape, kinds[node.type]) for node in session.get_inputs()}
     shapes = [port.shape for port in manifest.graphs["remember"].outputs]
-    assert [each.shape for each in session.run(None, feeds)] == shapes
+    assert [array.shape for array in session.run(None, feeds)] == shapes
 
 
 def test_what_the_server_cannot_keep(exported: Make, tmp_path: Path) -> None:
@@ -362,13 +362,13 @@ def test_the_client_as_a_command(
     GRPC.InferenceServerClient = lambda url: Server(repository, "munet")
     monkeypatch.setitem(sys.modules, "tritonclient", ModuleType("tritonclient"))
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", GRPC)
-    words = [str(tmp_path / "frames"), str(tmp_path / "out"), "--model", "munet"]
-    monkeypatch.setattr(sys, "argv", ["client", *words, "--mask", str(tmp_path / "masks")])
+    arguments = [str(tmp_path / "frames"), str(tmp_path / "out"), "--model", "munet"]
+    monkeypatch.setattr(sys, "argv", ["client", *arguments, "--mask", str(tmp_path / "masks")])
     client.main()
     for index, wanted in enumerate(truth(folder)):
         with Image.open(tmp_path / "out" / f"{index:05}.png") as image:
             np.testing.assert_array_equal(np.asarray(image), wanted)
-    monkeypatch.setattr(sys, "argv", ["client", *words])
+    monkeypatch.setattr(sys, "argv", ["client", *arguments])
     with pytest.raises(SystemExit, match="--mask: munet needs a mask"):
         client.main()
 
@@ -376,12 +376,12 @@ def test_the_client_as_a_command(
 def test_the_client_fits_frames_and_masks(client: Any, tmp_path: Path) -> None:
     model = client.Model("munet", (32, 48), True, 0, 2)
     frame, mask = np.zeros((64, 96, 3), np.uint8), np.full((64, 96), 2, np.uint8)
-    found = client.tensors(frame, mask, model)
-    assert {name: (each.shape, each.dtype) for name, each in found.items()} == {
+    tensors = client.tensors(frame, mask, model)
+    assert {name: (array.shape, array.dtype) for name, array in tensors.items()} == {
         "frame": ((32, 48, 3), np.uint8),
         "prompt": ((32, 48), np.uint8),
     }
-    assert (found["prompt"] == 2).all()
+    assert (tensors["prompt"] == 2).all()
     assert not client.tensors(frame, None, model)["prompt"].any()
     assert set(client.tensors(frame, None, replace(model, takes_masks=False))) == {"frame"}
     Image.fromarray(np.full((4, 4), 255, np.uint8)).save(tmp_path / "one.png")

@@ -65,7 +65,7 @@ def written(module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> 
     assert program is not None
     program.save(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
+    names = [node.name for node in session.get_inputs()]
 
     def run(*tensors: torch.Tensor) -> list[torch.Tensor]:
         feeds = {name: x.numpy() for name, x in zip(names, tensors, strict=True)}
@@ -79,8 +79,8 @@ def written(module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> 
 
 class Grouped(nn.Module):
     def forward(self, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found: tuple[torch.Tensor, ...] = discovery._group_centres(*maps, 0.1, 7, 5)
-        return found
+        outputs: tuple[torch.Tensor, ...] = discovery._group_centres(*maps, 0.1, 7, 5)
+        return outputs
 
 
 def test_grouping_is_the_op(tmp_path: Path) -> None:
@@ -115,42 +115,42 @@ def test_grouping_is_the_op(tmp_path: Path) -> None:
 
 def test_discoveries_are_dnets(folder: Path, clip: Clip) -> None:
     engine = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
-    ours = Discovery(engine.manifest, engine.sessions)
-    theirs = DNetSource(
+    detector = Discovery(engine.manifest, engine.sessions)
+    reference = DNetSource(
         weights=weights_of(folder, "target_aware"), device="cpu", embed=False, engine="eager"
     )
     for index, frame in enumerate([*clip.frames[:4], clip.frames[0]]):
         if index == 4:  # guided by nothing, as at first
-            ours.reset()
-        found, wanted = ours(frame), theirs(frame, index if index < 4 else 0)
-        assert len(found) == len(wanted) > 0
-        assert np.mean(found.masks != wanted.masks.numpy()) <= MOST
-        assert np.abs(found.boxes - wanted.boxes.numpy()).max() <= 1
-        assert np.abs(found.scores - wanted.scores.numpy()).max() < 1e-3
-    small = ours(clip.frames[0][:64, :80])  # of another size: guided by nothing
+            detector.reset()
+        proposals, wanted = detector(frame), reference(frame, index if index < 4 else 0)
+        assert len(proposals) == len(wanted) > 0
+        assert np.mean(proposals.masks != wanted.masks.numpy()) <= MOST
+        assert np.abs(proposals.boxes - wanted.boxes.numpy()).max() <= 1
+        assert np.abs(proposals.scores - wanted.scores.numpy()).max() < 1e-3
+    small = detector(clip.frames[0][:64, :80])  # of another size: guided by nothing
     assert small.masks.shape[1:] == (64, 80)
 
 
 def test_nearest_pixels_are_torchs() -> None:
     for there, wanted in ((480, 256), (854, 455), (130, 347), (7, 20), (33, 33)):
         line = torch.arange(there, dtype=torch.float32)[None, None]
-        theirs = nn.functional.interpolate(line, wanted, mode="nearest-exact")[0, 0]
-        assert np.array_equal(nearest(there, wanted), theirs.numpy())
+        expected = nn.functional.interpolate(line, wanted, mode="nearest-exact")[0, 0]
+        assert np.array_equal(nearest(there, wanted), expected.numpy())
 
 
 # Tracks
 
 
 class Fitted(nn.Module):
-    def forward(self, *given: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = fitting.fit_kernel(*given, (4, 3), (1e-4, 1e-2))
-        return found
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        kernel: torch.Tensor = fitting.fit_kernel(*tensors, (4, 3), (1e-4, 1e-2))
+        return kernel
 
 
 class FittedBoth(nn.Module):
-    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found: tuple[torch.Tensor, torch.Tensor] = fitting.fit_both(*given, (3, 2), (1e-4, 1e-2))
-        return found
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        fitted: tuple[torch.Tensor, torch.Tensor] = fitting.fit_both(*tensors, (3, 2), (1e-4, 1e-2))
+        return fitted
 
 
 def problem(samples: int) -> tuple[torch.Tensor, ...]:
@@ -165,18 +165,18 @@ def problem(samples: int) -> tuple[torch.Tensor, ...]:
 
 def test_fits_are_the_ops(tmp_path: Path) -> None:
     run = written(Fitted(), problem(3), tmp_path / "fit.onnx")
-    for given in (problem(3), problem(7), (*problem(2)[:3], torch.zeros(2), problem(2)[4])):
-        wide = (each[None].double() for each in given)
+    for arguments in (problem(3), problem(7), (*problem(2)[:3], torch.zeros(2), problem(2)[4])):
+        wide = (tensor[None].double() for tensor in arguments)
         wanted, _ = fit_target(*wide, iterations=(4, 3), ridge=(1e-4, 1e-2))
-        torch.testing.assert_close(run(*given)[0], wanted[0].float(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(run(*arguments)[0], wanted[0].float(), rtol=1e-5, atol=1e-6)
     projection = torch.randn(3, 4, generator=torch.Generator().manual_seed(5))
-    given = (*problem(3)[:4], problem(3)[4][:3], projection)
-    both_of = written(FittedBoth(), given, tmp_path / "both.onnx")
-    wide = (each[None].double() for each in given)
+    arguments = (*problem(3)[:4], problem(3)[4][:3], projection)
+    both_of = written(FittedBoth(), arguments, tmp_path / "both.onnx")
+    wide = (tensor[None].double() for tensor in arguments)
     wanted = fit_target(*wide, iterations=(3, 2), ridge=(1e-4, 1e-2))
-    for ours, theirs in zip(both_of(*given), wanted, strict=True):
-        assert theirs is not None
-        torch.testing.assert_close(ours, theirs[0].float(), rtol=1e-5, atol=1e-6)
+    for output, expected in zip(both_of(*arguments), wanted, strict=True):
+        assert expected is not None
+        torch.testing.assert_close(output, expected[0].float(), rtol=1e-5, atol=1e-6)
 
 
 def test_placements_are_drawn_as_torch_draws_them() -> None:
@@ -195,19 +195,19 @@ def test_placements_are_drawn_as_torch_draws_them() -> None:
 
 def test_a_track_begins_with_the_samples_of_torch(folder: Path, clip: Clip) -> None:
     """Including augmentation: the labels of the first samples are those of `augment`."""
-    ours, theirs = both(folder)
+    segmenter, reference = both(folder)
     mask = np.where(clip.masks[0] == 1, 7, 0).astype(np.uint8)
-    for engine in (ours, theirs):
+    for engine in (segmenter, reference):
         engine.step(clip.frames[0], mask)
-    bank: Any = stream_state(theirs).tracks.samples
-    policy: Any = ours.policy
+    bank: Any = stream_state(reference).tracks.samples
+    policy: Any = segmenter.policy
     for slot, track in enumerate(policy.tracks):
         assert track.filled == bank.filled[slot] == 3
-        for found, wanted in zip(
+        for values, wanted in zip(
             track.banks, (bank.features, bank.bands, bank.targets), strict=True
         ):
             wanted = wanted[slot].numpy()
-            assert np.abs(found - wanted).mean() < 2e-3 * np.abs(wanted).mean()
+            assert np.abs(values - wanted).mean() < 2e-3 * np.abs(wanted).mean()
 
 
 def test_overlaps_of_tracks_and_proposals() -> None:
@@ -215,8 +215,8 @@ def test_overlaps_of_tracks_and_proposals() -> None:
     owners[:2], owners[2] = 1, 2
     masks = np.zeros((2, 4, 4), bool)
     masks[0, :, :2] = True
-    found = overlaps(owners, masks, 3)
-    assert found == pytest.approx(np.array([[4 / 12, 0], [2 / 10, 0], [0, 0]]))
+    ious = overlaps(owners, masks, 3)
+    assert ious == pytest.approx(np.array([[4 / 12, 0], [2 / 10, 0], [0, 0]]))
 
 
 def test_moved_objects_are_augments() -> None:
@@ -235,31 +235,31 @@ def test_moved_objects_are_augments() -> None:
 
 
 def test_the_stream_is_torchs(folder: Path, frames: list[np.ndarray]) -> None:
-    ours, theirs = both(folder)
-    found, wanted = (answers(engine, frames, {}) for engine in (ours, theirs))
-    assert ours.ids == theirs.ids
-    assert len(ours.ids) > 1
-    assert differing(found, wanted) <= MOST
+    segmenter, reference = both(folder)
+    labels, wanted = (answers(engine, frames, {}) for engine in (segmenter, reference))
+    assert segmenter.ids == reference.ids
+    assert len(segmenter.ids) > 1
+    assert differing(labels, wanted) <= MOST
 
 
 def test_masks_begin_correct_and_end_tracks(
     folder: Path, clip: Clip, frames: list[np.ndarray]
 ) -> None:
     """Prompted at the start; later one object is added, one corrected, one removed."""
-    ours, theirs = both(folder)
+    segmenter, reference = both(folder)
     first = np.where(clip.masks[0] == 1, 40, 0).astype(np.uint8)
     later = np.select([clip.masks[4] == 1, clip.masks[4] == 2], [40, 9], 0).astype(np.uint8)
-    found = []
-    for engine in (ours, theirs):
+    outputs = []
+    for engine in (segmenter, reference):
         labels = answers(engine, frames[:6], {0: first, 4: later})
         assert np.array_equal(labels[4] == 9, later == 9)
         engine.remove(40)
-        found.append(labels + answers(engine, frames[6:], {}))
-    assert 9 in ours.ids
-    assert 40 not in ours.ids
-    assert ours.ids == theirs.ids
-    assert differing(*found) <= MOST
-    tracks, state = ours.policy.tracks, stream_state(theirs)  # type: ignore[attr-defined]
+        outputs.append(labels + answers(engine, frames[6:], {}))
+    assert 9 in segmenter.ids
+    assert 40 not in segmenter.ids
+    assert segmenter.ids == reference.ids
+    assert differing(*outputs) <= MOST
+    tracks, state = segmenter.policy.tracks, stream_state(reference)  # type: ignore[attr-defined]
     assert [track.born for track in tracks] == state.born
     assert [track.filled for track in tracks] == state.tracks.samples.filled[: len(tracks)]
     for track, embedding in zip(tracks, state.first_embedding, strict=False):
@@ -268,31 +268,31 @@ def test_masks_begin_correct_and_end_tracks(
 
 def test_frames_without_objects_and_a_new_stream(folder: Path, frames: list[np.ndarray]) -> None:
     """D-Net is also updated with a frame in which no object is large enough."""
-    ours, theirs = both(folder)
-    policy: Any = ours.policy
-    network: Any = theirs.method
+    segmenter, reference = both(folder)
+    policy: Any = segmenter.policy
+    network: Any = reference.method
     usual, config = policy.discovery.smallest, network.dnet.config
     none = 10**6
     policy.discovery.smallest = none
     network.dnet.config = replace(config, smallest_proposal=none)
-    found = [answers(engine, frames[:2], {}) for engine in (ours, theirs)]
-    assert not np.any(found)
+    labels = [answers(engine, frames[:2], {}) for engine in (segmenter, reference)]
+    assert not np.any(labels)
     policy.discovery.smallest, network.dnet.config = usual, config
-    found = [answers(engine, frames[2:5], {}) for engine in (ours, theirs)]
-    assert np.any(found[0])
-    assert differing(*found) <= MOST
-    ours.reset()
-    once = answers(ours, frames[:3], {})
-    ours.reset()
-    assert differing(answers(ours, frames[:3], {}), once) == 0
+    labels = [answers(engine, frames[2:5], {}) for engine in (segmenter, reference)]
+    assert np.any(labels[0])
+    assert differing(*labels) <= MOST
+    segmenter.reset()
+    once = answers(segmenter, frames[:3], {})
+    segmenter.reset()
+    assert differing(answers(segmenter, frames[:3], {}), once) == 0
 
 
 def test_what_lies_under_a_prompt_is_not_discovered(folder: Path, clip: Clip) -> None:
-    ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
-    ours.step(clip.frames[0], np.where(clip.masks[0] > 0, 5, 0).astype(np.uint8))
-    theirs = both(folder)[1]
-    theirs.step(clip.frames[0], np.where(clip.masks[0] > 0, 5, 0).astype(np.uint8))
-    assert ours.ids == theirs.ids
+    segmenter = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
+    segmenter.step(clip.frames[0], np.where(clip.masks[0] > 0, 5, 0).astype(np.uint8))
+    reference = both(folder)[1]
+    reference.step(clip.frames[0], np.where(clip.masks[0] > 0, 5, 0).astype(np.uint8))
+    assert segmenter.ids == reference.ids
 
 
 def test_reserved_ids_are_not_discovered(folder: Path, clip: Clip) -> None:

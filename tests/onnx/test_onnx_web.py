@@ -81,8 +81,8 @@ def test_a_stream_in_chromium(site: Path, url: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    raw = np.frombuffer(base64.b64decode(found["labels"]), np.uint8)
+    output = json.loads(done.stdout)
+    raw = np.frombuffer(base64.b64decode(output["labels"]), np.uint8)
     labels = raw.reshape(FRAMES, HEIGHT, WIDTH)
 
     segmenter = OnnxSegmenter(site / "model", providers=["CPUExecutionProvider"])
@@ -94,5 +94,10 @@ def test_a_stream_in_chromium(site: Path, url: str, tmp_path: Path) -> None:
             segmenter.remove(1)
     assert set(np.unique(labels[:-2])) == {0, 1, 2} and set(np.unique(labels[-2:])) <= {0, 2}
 
-    assert [each.split(":")[0] for each in found["refused"]] == ["stm", "prompt", "frame", "prompt"]
-    assert re.match(r"Frame [34], ", found["said"])
+    assert [message.split(":")[0] for message in output["refused"]] == [
+        "stm",
+        "prompt",
+        "frame",
+        "prompt",
+    ]
+    assert re.match(r"Frame [34], ", output["said"])

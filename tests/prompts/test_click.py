@@ -114,9 +114,9 @@ def test_marks_change_the_answer_and_the_same_marks_do_not() -> None:
         model.mask(frame, check_hints(frame, box, points, None, None))
         for points in ([], [(50, 40, True)], [(50, 40, False)], [])
     ]
-    for each in answers:
-        assert each.dtype == np.uint8 and each.shape == (90, 120)
-        assert {*np.unique(each)} <= {0, 1}
+    for mask in answers:
+        assert mask.dtype == np.uint8 and mask.shape == (90, 120)
+        assert {*np.unique(mask)} <= {0, 1}
     np.testing.assert_array_equal(answers[0], answers[3])
     assert (answers[1] != answers[2]).any()
 
@@ -142,11 +142,11 @@ def test_a_square_is_seen_once_and_another_frame_anew(monkeypatch: pytest.Monkey
 def test_a_file_brings_its_network_back(tmp_path: Path) -> None:
     network, path = build_click(TINY, seed=2), tmp_path / "click.safetensors"
     save_click(path, network, "a trial")
-    found, words = load_click(path)
-    assert found.config == TINY
-    assert (words["trained"], words["description"]) == ("true", "a trial")
-    assert words["licence"] == "MIT AND Apache-2.0 (efficientnet_lite0)"
-    for name, tensor in state_of(found).items():
+    restored, metadata = load_click(path)
+    assert restored.config == TINY
+    assert (metadata["trained"], metadata["description"]) == ("true", "a trial")
+    assert metadata["licence"] == "MIT AND Apache-2.0 (efficientnet_lite0)"
+    for name, tensor in state_of(restored).items():
         torch.testing.assert_close(tensor, state_of(network)[name], rtol=1e-3, atol=1e-3)
     assert load_click(path, size=96)[0].config == replace(TINY, size=96)
 
@@ -193,7 +193,7 @@ def test_a_click_lies_in_the_middle_of_what_is_wrong() -> None:
     rng = np.random.default_rng(0)
     drawn = {next_click(mask, truth, rng) for _ in range(40)}
     assert len(drawn) > 5
-    for x, y, positive in (each for each in drawn if each):
+    for x, y, positive in (click for click in drawn if click):
         assert not positive and abs(x - 57) <= 4 and abs(y - 47) <= 4
 
 
@@ -293,13 +293,13 @@ def test_a_run_starts_from_the_backbone_that_ships_or_from_weights(
 ) -> None:
     path = tmp_path / "start.safetensors"
     save_click(path, build_click(ClickConfig(), seed=5), "")
-    words = ["--photos", photos, "--batch", 1, "--size", 64, "--seed", 3, "--rate", 1e-4]
-    line = [str(word) for word in (*words, "--steps", 1, "--out", tmp_path / "a")]
+    options = ["--photos", photos, "--batch", 1, "--size", 64, "--seed", 3, "--rate", 1e-4]
+    line = [str(word) for word in (*options, "--steps", 1, "--out", tmp_path / "a")]
     assert main([*line, "--init", str(path)]) == 0
-    found = load_click(tmp_path / "a" / "weights.safetensors")[0]
+    trained = load_click(tmp_path / "a" / "weights.safetensors")[0]
     start = load_click(path)[0]
-    torch.testing.assert_close(found.predict.weight, start.predict.weight, rtol=0, atol=1e-3)
-    torch.testing.assert_close(found.backbone.conv1.weight, start.backbone.conv1.weight)
+    torch.testing.assert_close(trained.predict.weight, start.predict.weight, rtol=0, atol=1e-3)
+    torch.testing.assert_close(trained.backbone.conv1.weight, start.backbone.conv1.weight)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_boxes_without_colours_to_learn_are_their_own_answer(box: tuple[int, ...
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"box": None}, "prompt: nothing is marked"),
         ({"box": None, "previous": np.ones(SIZE, np.uint8)}, "prompt: nothing is marked"),
@@ -111,10 +111,10 @@ def test_boxes_without_colours_to_learn_are_their_own_answer(box: tuple[int, ...
         ({"method": "magic"}, "method: wanted one of auto, click, grabcut, given 'magic'"),
     ],
 )  # fmt: skip
-def test_wrong_marks_are_refused_by_name(changed: dict[str, Any], said: str) -> None:
+def test_wrong_marks_are_refused_by_name(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as refusal:
         mask_from(picture()[0], **{"box": BOX, **COLOURS, **changed})
-    assert str(refusal.value).startswith(said)
+    assert str(refusal.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_boxes_are_numbered_in_their_order_or_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("boxes", "points", "said"),
+    ("boxes", "points", "message"),
     [
         (["1,2,3"], [], "box: wanted [N:]X,Y,W,H in pixels, given '1,2,3'"),
         (["-1,2,3,4"], [], "box: wanted [N:]X,Y,W,H"),
@@ -167,37 +167,37 @@ def test_boxes_are_numbered_in_their_order_or_by_name() -> None:
     ],
 )
 def test_words_that_mark_nothing_are_refused(
-    boxes: list[str], points: list[str], said: str
+    boxes: list[str], points: list[str], message: str
 ) -> None:
     with pytest.raises(InputError) as refusal:
         parse_marks(boxes, points)
-    assert str(refusal.value).startswith(said)
+    assert str(refusal.value).startswith(message)
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(tmp_path_factory.mktemp("given"))
 
 
-def words(given: Path, model: str = "stm") -> list[object]:
-    weights = given / f"{model}.safetensors"
+def words(folder: Path, model: str = "stm") -> list[object]:
+    weights = folder / f"{model}.safetensors"
     return ["--model", model, "--weights", weights, "--device", "cpu", "--limit", 2, "--no-overlay"]
 
 
-def boxes(given: Path) -> list[tuple[int, int, int, int]]:
+def boxes(folder: Path) -> list[tuple[int, int, int, int]]:
     """Of objects 1 and 2 in the first frame."""
-    labels = read_labels(given / "first.png")
+    labels = read_labels(folder / "first.png")
     return [box_of((labels == number).astype(np.uint8)) for number in (1, 2)]
 
 
 @pytest.mark.parametrize("method", ["grabcut", "auto"])
-def test_run_follows_what_is_marked(method: str, given: Path, tmp_path: Path) -> None:
+def test_run_follows_what_is_marked(method: str, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    one, two = (",".join(map(str, box)) for box in boxes(given))
-    x, y, wide, high = boxes(given)[1]
+    one, two = (",".join(map(str, box)) for box in boxes(folder))
+    x, y, wide, high = boxes(folder)[1]
     inside = x + wide // 2, y + high // 2
     marks = ["--box", one, "--box", two, "--point", "2:{},{}".format(*inside)]
-    ran = call("run", given / "JPEGImages/480p/a", "--out", out, *words(given), *marks,
+    ran = call("run", folder / "JPEGImages/480p/a", "--out", out, *words(folder), *marks,
                "--point", "1:0,47,-", "--prompt-method", method)  # fmt: skip
     assert ran.exit_code == 0, (ran.output, ran.exception)
     summary = json.loads((out / "summary.json").read_text())
@@ -208,17 +208,17 @@ def test_run_follows_what_is_marked(method: str, given: Path, tmp_path: Path) ->
     first = read_labels(out / "00000.png")
     assert first[inside[1], inside[0]] == 2
     if method == "grabcut":
-        for number, (x, y, wide, high) in enumerate(boxes(given), 1):
+        for number, (x, y, wide, high) in enumerate(boxes(folder), 1):
             first[y : y + high, x : x + wide] *= first[y : y + high, x : x + wide] != number
         assert not first.any()
 
 
-def test_a_run_that_began_with_marks_is_resumed(given: Path, tmp_path: Path) -> None:
-    x, y, wide, high = boxes(given)[0]
+def test_a_run_that_began_with_marks_is_resumed(folder: Path, tmp_path: Path) -> None:
+    x, y, wide, high = boxes(folder)[0]
     options = RunOptions(
-        source=str(given / "JPEGImages/480p/a"), model="stm", out=tmp_path / "out",
+        source=str(folder / "JPEGImages/480p/a"), model="stm", out=tmp_path / "out",
         boxes=(f"{x},{y},{wide},{high}",), points=(f"{x + wide // 2},{y + high // 2}",),
-        prompt_method="grabcut", weights=str(given / "stm.safetensors"), device="cpu",
+        prompt_method="grabcut", weights=str(folder / "stm.safetensors"), device="cpu",
     )  # fmt: skip
     seen: list[int] = []
     stopped = run(options, report=lambda p: seen.append(p.done), should_stop=lambda: len(seen) > 1)
@@ -234,7 +234,7 @@ def test_a_run_that_began_with_marks_is_resumed(given: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("changed", "kind", "said"),
+    ("changed", "kind", "message"),
     [
         (["--box", "1,1,9,9", "--mask", "first.png"], ConfigError, "mask: cannot be used"),
         (["--point", "9,9", "--mask-void"], ConfigError, "mask_void: cannot be used"),
@@ -248,22 +248,22 @@ def test_a_run_that_began_with_marks_is_resumed(given: Path, tmp_path: Path) -> 
     ],
 )  # fmt: skip
 def test_marks_that_cannot_be_are_refused_and_nothing_is_written(
-    changed: list[Any], kind: type[Exception], said: str, given: Path, tmp_path: Path
+    changed: list[Any], kind: type[Exception], message: str, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    changed = [given / x if x == "first.png" else x for x in changed]
-    error = refused("run", given / "JPEGImages/480p/a", "--out", out, *words(given), *changed)
+    changed = [folder / x if x == "first.png" else x for x in changed]
+    error = refused("run", folder / "JPEGImages/480p/a", "--out", out, *words(folder), *changed)
     assert isinstance(error, kind)
-    assert str(error).startswith(said)
+    assert str(error).startswith(message)
     assert not list(tmp_path.rglob("*.png"))
 
 
 @pytest.mark.parametrize(("option", "value"), [("--box", "1,1,9,9"), ("--point", "9,9")])
 def test_models_that_take_no_mask_take_no_marks(
-    option: str, value: str, given: Path, tmp_path: Path
+    option: str, value: str, folder: Path, tmp_path: Path
 ) -> None:
-    error = refused("run", given / "JPEGImages/480p/a", "--out", tmp_path / "o",
-                    *words(given, "imcnet"), option, value)  # fmt: skip
+    error = refused("run", folder / "JPEGImages/480p/a", "--out", tmp_path / "o",
+                    *words(folder, "imcnet"), option, value)  # fmt: skip
     name = option.removeprefix("--")
     assert str(error) == (f"{name}: imcnet finds the foreground by itself and takes none; omit it")
 

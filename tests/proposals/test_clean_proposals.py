@@ -120,23 +120,25 @@ def spoilt(frame: torch.Tensor, index: int) -> Proposals:
 def test_junk_changes_no_answer_of_any_model(small: Clip) -> None:
     for model in ("dmn_aoa", "target_aware"):
         wanted = play(begin(model, proposals=quarters), small.frames[:4], {0: small.masks[0]})
-        found = play(begin(model, proposals=spoilt), small.frames[:4], {0: small.masks[0]})
-        assert_same(found, wanted)
+        results = play(begin(model, proposals=spoilt), small.frames[:4], {0: small.masks[0]})
+        assert_same(results, wanted)
 
 
 def test_junk_changes_no_answer_of_an_export(export: Export, small: Clip) -> None:
     engine = OnnxSegmenter(export("dmn_aoa"), providers=["CPUExecutionProvider"], threads=1)
-    found = []
+    results = []
     for source in (quarters, spoilt):
 
         def seen_as_arrays(frame: np.ndarray, index: int, source: Any = source) -> FrameProposals:
-            said = source(torch.from_numpy(frame), index)
-            return FrameProposals(*(x.numpy() for x in (said.boxes, said.masks, said.scores)))
+            proposals = source(torch.from_numpy(frame), index)
+            return FrameProposals(
+                *(x.numpy() for x in (proposals.boxes, proposals.masks, proposals.scores))
+            )
 
         engine.policy.ask(seen_as_arrays)
         engine.reset()
-        found.append(answers(engine, list(small.frames[:3]), {0: small.masks[0]}))
-    np.testing.assert_array_equal(*map(np.stack, found))
+        results.append(answers(engine, list(small.frames[:3]), {0: small.masks[0]}))
+    np.testing.assert_array_equal(*map(np.stack, results))
 
 
 def test_a_score_that_is_no_number_is_refused_by_name(small: Clip) -> None:
@@ -191,9 +193,9 @@ def crowds(draw: st.DrawFn) -> Proposals:
 @settings(max_examples=150, deadline=None)
 @given(proposals=crowds(), smallest=st.sampled_from((1, 2, 4)))
 def test_cleaning_is_that_of_a_plain_loop(proposals: Proposals, smallest: int) -> None:
-    found = clean(proposals, smallest)
+    cleaned = clean(proposals, smallest)
     kept = plain_clean(proposals, smallest)
-    assert found.embeddings is not None
-    assert found.embeddings[:, 0].tolist() == kept
+    assert cleaned.embeddings is not None
+    assert cleaned.embeddings[:, 0].tolist() == kept
     for field in fields(Proposals):
-        assert torch.equal(getattr(found, field.name), getattr(proposals, field.name)[kept])
+        assert torch.equal(getattr(cleaned, field.name), getattr(proposals, field.name)[kept])

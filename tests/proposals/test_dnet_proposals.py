@@ -83,7 +83,7 @@ def test_no_foreground_no_proposals() -> None:
     low = maps._replace(saliency=torch.zeros_like(maps.saliency))  # exactly at the threshold
     none = net_with().proposals(low)
     fields = (none.boxes, none.masks, none.scores)
-    assert [tuple(each.shape) for each in fields] == [(0, 4), (0, *SIZE), (0,)]
+    assert [tuple(field.shape) for field in fields] == [(0, 4), (0, *SIZE), (0,)]
     assert none.scores.dtype == none.boxes.dtype == torch.float32
     assert len(net_with(saliency_threshold=0.49).proposals(low)) == 1
 

@@ -29,8 +29,8 @@ def square(top: int, left: int, side: int = 8) -> np.ndarray:
 
 def encoded(mask: np.ndarray) -> dict[str, Any]:
     """As pycocotools writes it."""
-    found = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(found["size"]), "counts": found["counts"].decode()}
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
 
 def content() -> dict[str, Any]:
@@ -50,9 +50,9 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[[Any], FileSource]:
-    def write_and_open(given: Any) -> FileSource:
+    def write_and_open(document: Any) -> FileSource:
         path = tmp_path / "proposals.json"
-        path.write_text(given if isinstance(given, str) else json.dumps(given))
+        path.write_text(document if isinstance(document, str) else json.dumps(document))
         return FileSource(path)
 
     return write_and_open
@@ -63,39 +63,39 @@ Opened = Callable[[Any], FileSource]
 
 def test_masks_boxes_and_scores_come_back_best_first(opened: Opened) -> None:
     source = opened(content())
-    found = source(FRAME, 0)
-    np.testing.assert_array_equal(found.masks[0].numpy(), square(20, 30))
-    np.testing.assert_array_equal(found.masks[1].numpy(), square(2, 3))
-    assert found.boxes.tolist() == [[29.5, 19, 39.5, 30], [3, 2, 11, 10]]
-    assert found.scores.tolist() == [0.75, 0.25]
+    proposals = source(FRAME, 0)
+    np.testing.assert_array_equal(proposals.masks[0].numpy(), square(20, 30))
+    np.testing.assert_array_equal(proposals.masks[1].numpy(), square(2, 3))
+    assert proposals.boxes.tolist() == [[29.5, 19, 39.5, 30], [3, 2, 11, 10]]
+    assert proposals.scores.tolist() == [0.75, 0.25]
     assert len(source(torch.from_numpy(FRAME), 1)) == 0
     assert len(source) == 2
 
 
 def test_whole_numbers_are_boxes_and_scores_too(opened: Opened) -> None:
-    given = content()
-    for annotation in given["annotations"]:
+    document = content()
+    for annotation in document["annotations"]:
         annotation |= {"bbox": [1, 2, 3, 4], "score": 1}
-    found = opened(given)(FRAME, 0)
-    check_proposals(found, SIZE)
-    assert found.boxes.tolist() == [[1, 2, 4, 6]] * 2
+    proposals = opened(document)(FRAME, 0)
+    check_proposals(proposals, SIZE)
+    assert proposals.boxes.tolist() == [[1, 2, 4, 6]] * 2
 
 
 def test_every_form_of_a_mask_is_read(opened: Opened) -> None:
-    given = content()
+    document = content()
     numbers = {"size": [40, 60], "counts": [120, 40, 2240]}
     triangle = [[10, 5, 30, 5, 30, 25]]
     pieces = [[1, 1, 5, 1, 5, 5, 1, 5], [20, 20, 26, 20, 26, 26, 20, 26]]
     forms = (numbers, triangle, pieces)
-    given["annotations"] = [{"image_id": 7, "segmentation": form} for form in forms]
-    found = opened(given)(FRAME, 0)
-    assert found.scores.tolist() == [1, 1, 1]
-    column, drawn, joined = found.masks
+    document["annotations"] = [{"image_id": 7, "segmentation": form} for form in forms]
+    proposals = opened(document)(FRAME, 0)
+    assert proposals.scores.tolist() == [1, 1, 1]
+    column, drawn, joined = proposals.masks
     assert column[:, 3].all() and int(column.sum()) == 40
     assert drawn[8, 28] and not drawn[20, 12]
     assert abs(int(drawn.sum()) - 200) < 25
     assert joined[3, 3] and joined[23, 23] and not joined[12, 12]
-    assert torch.equal(found.boxes, boxes_of(found.masks))
+    assert torch.equal(proposals.boxes, boxes_of(proposals.masks))
 
 
 NO_MASK: tuple[dict[str, Any], ...] = ({}, {"segmentation": []}, {"segmentation": None})
@@ -105,51 +105,51 @@ NO_MASK: tuple[dict[str, Any], ...] = ({}, {"segmentation": []}, {"segmentation"
 def test_a_box_alone_is_an_error_unless_boxes_are_masks(
     missing: dict[str, Any], opened: Opened, tmp_path: Path
 ) -> None:
-    given = content()
-    given["annotations"][0] = {"image_id": 7, "bbox": [3.5, 2, 8, 8.6], "score": 0.9, **missing}
+    document = content()
+    document["annotations"][0] = {"image_id": 7, "bbox": [3.5, 2, 8, 8.6], "score": 0.9, **missing}
     wanted = r"annotations\[0\]: segmentation: wanted .*, given none; or .* --boxes-as-masks"
     with pytest.raises(InputError, match=wanted):
-        opened(given)
+        opened(document)
     source = FileSource(tmp_path / "proposals.json", boxes_as_masks=True)
     assert source.notes == {"boxes_as_masks": 1}
-    found = source(FRAME, 0)
-    assert boxes_of(found.masks)[0].tolist() == [3, 2, 11, 11]  # centres of pixels decide
-    assert int(found.masks[0].sum()) == 72
-    np.testing.assert_array_equal(found.masks[1].numpy(), square(20, 30))
+    proposals = source(FRAME, 0)
+    assert boxes_of(proposals.masks)[0].tolist() == [3, 2, 11, 11]  # centres of pixels decide
+    assert int(proposals.masks[0].sum()) == 72
+    np.testing.assert_array_equal(proposals.masks[1].numpy(), square(20, 30))
 
 
 @pytest.mark.parametrize("missing", NO_MASK)
 def test_neither_mask_nor_box_is_an_error_either_way(
     missing: dict[str, Any], opened: Opened, tmp_path: Path
 ) -> None:
-    given = content()
-    given["annotations"][0] = {"image_id": 7, **missing}
+    document = content()
+    document["annotations"][0] = {"image_id": 7, **missing}
     for boxes in (False, True):
         with pytest.raises(InputError, match=r"annotations\[0\]: segmentation: .*, given none$"):
-            opened(given)
+            opened(document)
         with pytest.raises(InputError, match=r"annotations\[0\]: segmentation: .*, given none$"):
             FileSource(tmp_path / "proposals.json", boxes_as_masks=boxes)
 
 
 def test_ids_in_any_order_categories_and_crowds_as_coco_has_them(opened: Opened) -> None:
-    given = content()
-    given["images"] = [{**given["images"][0], "id": 9000}, {**given["images"][1], "id": 3}]
-    first, second = given["annotations"]
-    given["annotations"] = [
+    document = content()
+    document["images"] = [{**document["images"][0], "id": 9000}, {**document["images"][1], "id": 3}]
+    first, second = document["annotations"]
+    document["annotations"] = [
         {**second, "image_id": 3, "id": 77, "category_id": 90, "iscrowd": 0},
         {**first, "image_id": 9000, "id": 5, "category_id": 1},
         {**second, "image_id": 9000, "id": 1, "category_id": 1, "iscrowd": 1},
     ]
-    given["categories"] = [{"id": 1, "name": "person"}]
-    source = opened(given)
+    document["categories"] = [{"id": 1, "name": "person"}]
+    source = opened(document)
     assert (len(source(FRAME, 0)), len(source(FRAME, 1))) == (1, 1)
     np.testing.assert_array_equal(source(FRAME, 0).masks[0].numpy(), square(2, 3))
     np.testing.assert_array_equal(source(FRAME, 1).masks[0].numpy(), square(20, 30))
     assert source.notes == {"crowds_left_out": 1}
-    for annotation in given["annotations"]:
+    for annotation in document["annotations"]:
         annotation["iscrowd"] = 1
     with pytest.raises(InputError, match="nothing but regions of many objects"):
-        opened(given)
+        opened(document)
 
 
 def test_runs_that_overflow_and_lists_without_end_are_refused(opened: Opened) -> None:
@@ -161,26 +161,26 @@ def test_runs_that_overflow_and_lists_without_end_are_refused(opened: Opened) ->
 
 
 def test_frame_index_says_otherwise_than_the_order(opened: Opened) -> None:
-    given = content()
-    given["images"][0]["frame_index"], given["images"][1]["frame_index"] = 5, 0
-    source = opened(given)
+    document = content()
+    document["images"][0]["frame_index"], document["images"][1]["frame_index"] = 5, 0
+    source = opened(document)
     assert (len(source(FRAME, 0)), len(source(FRAME, 5))) == (0, 2)
 
 
 def test_names_are_compared_by_stem(opened: Opened) -> None:
     """If only some entries have a file_name, they stay in order."""
-    given = content()
-    given["images"][0]["file_name"] = "JPEGImages/480p/00000.jpg"
-    opened(given).match(["00000", "whatever: no name there"], None)
+    document = content()
+    document["images"][0]["file_name"] = "JPEGImages/480p/00000.jpg"
+    opened(document).match(["00000", "whatever: no name there"], None)
     with pytest.raises(InputError, match=r"unknown frames: frame 0 is 'JPEG.*' there and 'a' in"):
-        opened(given).match(["a", "00001"], None)
+        opened(document).match(["a", "00001"], None)
 
 
 def named(*names: str) -> dict[str, Any]:
-    given = content()
-    for image, name in zip(given["images"], names, strict=True):
+    document = content()
+    for image, name in zip(document["images"], names, strict=True):
         image["file_name"] = name
-    return given
+    return document
 
 
 @pytest.mark.parametrize(
@@ -230,20 +230,20 @@ def test_a_stream_may_begin_late(opened: Opened) -> None:
 
 def test_what_any_source_said_is_written_and_said_again(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    said = []
+    written = []
     for count in (3, 0, 1):
         masks = torch.from_numpy(random.random((count, *SIZE)) < 0.3)
         corners = random.uniform(-3, 30, (count, 2))
         boxes = torch.from_numpy(np.hstack((corners, corners + random.uniform(0, 9, (count, 2)))))
         scores = torch.from_numpy(np.sort(random.random(count))[::-1].copy())
-        said.append(Proposals(boxes.float(), masks, scores.float(), torch.ones(count, 4)))
-    write_proposals(tmp_path / "said.json", iter(said))
+        written.append(Proposals(boxes.float(), masks, scores.float(), torch.ones(count, 4)))
+    write_proposals(tmp_path / "said.json", iter(written))
     again = open_proposals(f"file:{tmp_path / 'said.json'}")
-    for index, wanted in enumerate(said):
-        found = again(torch.from_numpy(FRAME), index)
+    for index, wanted in enumerate(written):
+        loaded = again(torch.from_numpy(FRAME), index)
         for name in ("boxes", "masks", "scores"):
-            assert torch.equal(getattr(found, name), getattr(wanted, name)), name
-        assert found.embeddings is None
+            assert torch.equal(getattr(loaded, name), getattr(wanted, name)), name
+        assert loaded.embeddings is None
 
 
 def test_only_proposals_are_written_and_a_failure_leaves_no_file(tmp_path: Path) -> None:
@@ -260,15 +260,15 @@ def change(*path: Any, to: Any) -> Callable[[], Any]:
     """The valid content with one value changed; ... removes the entry."""
 
     def changed() -> Any:
-        given = content()
-        place: Any = given
+        document = content()
+        place: Any = document
         for step in path[:-1]:
             place = place[step]
         if to is ...:
             del place[path[-1]]
         else:
             place[path[-1]] = to
-        return given
+        return document
 
     return changed
 
@@ -277,7 +277,7 @@ RLE = ("annotations", 0, "segmentation")
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("make_document", "message"),
     [
         (lambda: "{", "not valid JSON"),
         (lambda: "[]", r'holds a list; wanted {"images"'),
@@ -311,10 +311,10 @@ RLE = ("annotations", 0, "segmentation")
     ],
 )
 def test_a_file_that_is_not_one_is_refused_at_once(
-    given: Callable[[], Any], message: str, opened: Opened
+    make_document: Callable[[], Any], message: str, opened: Opened
 ) -> None:
     with pytest.raises(InputError, match=r"proposals\.json: .*" + message):
-        opened(given())
+        opened(make_document())
 
 
 def test_no_file_and_no_text(tmp_path: Path) -> None:

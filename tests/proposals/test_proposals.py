@@ -78,24 +78,24 @@ def crowds(draw: st.DrawFn) -> Proposals:
 def test_suppression_is_that_of_a_plain_loop(
     proposals: Proposals, overlap: float, limit: int
 ) -> None:
-    found = best_of(proposals, overlap=overlap, limit=limit)
-    assert numbers(found) == plain_suppression(proposals, overlap, limit)
+    kept = best_of(proposals, overlap=overlap, limit=limit)
+    assert numbers(kept) == plain_suppression(proposals, overlap, limit)
 
 
 def test_what_is_kept_is_kept_whole_and_best_first() -> None:
-    given = make_proposals([(0, 0, 9, 9), (10, 0, 19, 9), (1, 0, 10, 9)], [0.3, 0.5, 0.6])
-    given.masks[:] = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0)) < 0.5
-    found = best_of(given)
-    assert numbers(found) == [2, 1]
+    proposals = make_proposals([(0, 0, 9, 9), (10, 0, 19, 9), (1, 0, 10, 9)], [0.3, 0.5, 0.6])
+    proposals.masks[:] = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(0)) < 0.5
+    kept = best_of(proposals)
+    assert numbers(kept) == [2, 1]
     for name in ("boxes", "masks", "scores"):
-        assert torch.equal(getattr(found, name), getattr(given, name)[[2, 1]])
-    assert best_of(replace(given, embeddings=None)).embeddings is None
+        assert torch.equal(getattr(kept, name), getattr(proposals, name)[[2, 1]])
+    assert best_of(replace(proposals, embeddings=None)).embeddings is None
 
 
 def test_an_overlap_of_just_the_threshold_stays() -> None:
-    given = make_proposals([(0, 0, 10, 10), (0, 0, 5, 10)], [0.9, 0.8])
-    assert numbers(best_of(given, overlap=0.5)) == [0, 1]
-    assert numbers(best_of(given, overlap=0.499)) == [0]
+    proposals = make_proposals([(0, 0, 10, 10), (0, 0, 5, 10)], [0.9, 0.8])
+    assert numbers(best_of(proposals, overlap=0.5)) == [0, 1]
+    assert numbers(best_of(proposals, overlap=0.499)) == [0]
 
 
 def test_none_stay_none() -> None:
@@ -106,12 +106,12 @@ def test_none_stay_none() -> None:
 
 def test_what_nothing_can_match_suppresses_nothing() -> None:
     """A better box with an empty mask, and one that only touches the frame, do not count."""
-    given = make_proposals(
+    proposals = make_proposals(
         [(0, 0, 9, 9), (0, 0, 9, 9), (30, 0, 40, 9), (31, 0, 40, 9), (4, 4, 4, 9)],
         [1, 0.5, 1, 1, 1],
     )
-    given.masks[0] = False
-    assert numbers(best_of(given)) == [1]
+    proposals.masks[0] = False
+    assert numbers(best_of(proposals)) == [1]
 
 
 def test_five_hundred_are_fast() -> None:
@@ -121,13 +121,13 @@ def test_five_hundred_are_fast() -> None:
     masks = torch.zeros(500, 120, 214, dtype=torch.bool)
     masks[:, 3, 5] = True
     scores = torch.from_numpy(random.random(500)).float()
-    given = Proposals(boxes.float().clamp(max=119), masks, scores)
-    best_of(given)
+    proposals = Proposals(boxes.float().clamp(max=119), masks, scores)
+    best_of(proposals)
     start = time.perf_counter()
-    found = best_of(given, limit=500)
+    kept = best_of(proposals, limit=500)
     assert time.perf_counter() - start < 0.5  # 10 ms where nothing else runs
-    assert 30 < len(found) < 500
-    assert (found.scores.diff() <= 0).all()
+    assert 30 < len(kept) < 500
+    assert (kept.scores.diff() <= 0).all()
 
 
 @pytest.mark.parametrize(

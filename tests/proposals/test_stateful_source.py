@@ -87,9 +87,9 @@ def test_it_takes_over_only_what_is_its_own(frames: torch.Tensor) -> None:
     first(frames[0], 0)
     config = tiny_config("target_aware", saliency_threshold=0.3, **QUICK)
     other = DNetSource(config=config, device="cpu")  # type: ignore[arg-type]
-    for theirs in (other.tensors(), {}, {"index": torch.tensor(3)}):
+    for tensors in (other.tensors(), {}, {"index": torch.tensor(3)}):
         with pytest.raises(StateError, match="another source than this D-Net"):
-            first.restore(theirs)
+            first.restore(tensors)
     same_weights.restore(first.tensors())
     assert same(first(frames[1], 1), same_weights(frames[1], 1))
 
@@ -117,7 +117,7 @@ def test_a_step_that_failed_is_tried_again_here_or_elsewhere(
         undisturbed.step(frame)
         failing.step(frame)
 
-    def out_of_memory(*given: object) -> None:
+    def out_of_memory(*args: object) -> None:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
@@ -169,13 +169,13 @@ def test_a_model_that_needs_proposals_asks_the_d_net(
     segmenter(None)
     assert opened == []
     monkeypatch.setattr(TargetAware, "needs_proposals", True)
-    given = source()
-    assert segmenter(given).proposals is given and opened == []
+    dnet = source()
+    assert segmenter(dnet).proposals is dnet and opened == []
     alone = segmenter(None)
     assert opened == [{"weights": None, "device": "cpu", "embed": False}]
-    asked = segmenter(source())
+    with_source = segmenter(source())
     for frame in frames[:2]:
-        assert same_answer(alone.step(frame), asked.step(frame))
+        assert same_answer(alone.step(frame), with_source.step(frame))
 
 
 @pytest.mark.parametrize("name", list_models())

@@ -77,25 +77,25 @@ def state(classes: int = 3, width: int = 4) -> dict[str, torch.Tensor]:
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("name", ["m.pth", "checkpoint.pth", "m.safetensors"])
 def test_masks_are_cut_at_the_threshold_and_come_best_first(name: str, tmp_path: Path) -> None:
-    given = state()
+    weights = state()
     if name.endswith(".safetensors"):
-        save_file(given, tmp_path / name)
+        save_file(weights, tmp_path / name)
     else:
-        torch.save(given if name == "m.pth" else {"model": given}, tmp_path / name)
+        torch.save(weights if name == "m.pth" else {"model": weights}, tmp_path / name)
     source = open_proposals(f"torchvision:{tmp_path / name}", "cpu")
     assert isinstance(source, TorchvisionSource)
     frame = np.full((40, 50, 3), 51, np.uint8)
-    found = source(frame, 0)
-    check_proposals(found, (40, 50))
-    assert found.scores.tolist() == pytest.approx([0.8, 0.3])
-    assert found.boxes.tolist() == [[3, 0, 4, 9], [0, 0, 9, 9]]
-    rows = found.masks.sum(dim=2)
+    proposals = source(frame, 0)
+    check_proposals(proposals, (40, 50))
+    assert proposals.scores.tolist() == pytest.approx([0.8, 0.3])
+    assert proposals.boxes.tolist() == [[3, 0, 4, 9], [0, 0, 9, 9]]
+    rows = proposals.masks.sum(dim=2)
     assert rows[0].tolist() == [1] * 40
     assert rows[1].tolist() == [0] * 5 + [50] * 4 + [0] * 31  # 0.4 itself is not above 0.4
     assert source.detector.seen[0].shape == (3, 40, 50)
     torch.testing.assert_close(source.detector.seen[0], torch.full((3, 40, 50), 0.2))
     tensors = source.detector.state_dict()
-    assert all(torch.equal(tensors[key], value) for key, value in given.items())
+    assert all(torch.equal(tensors[key], value) for key, value in weights.items())
     lower = TorchvisionSource(tmp_path / name, device="cpu", threshold=0.39)
     assert int(lower(torch.from_numpy(frame) / 255, 0).masks[1].sum()) == 9 * 50
 

@@ -53,8 +53,8 @@ studio = example("label_studio_backend", EXAMPLES / "label_studio_backend.py")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(tiny_engine()) as found:
-        yield found
+    with running(tiny_engine()) as running_server:
+        yield running_server
 
 
 @pytest.fixture(scope="module")
@@ -227,12 +227,12 @@ class Backend:
         self._app, self.video = studio.make_app(backend), video
 
     def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        async def asked() -> httpx.Response:
+        async def send() -> httpx.Response:
             transport = httpx.ASGITransport(self._app)
             async with httpx.AsyncClient(transport=transport, base_url="http://backend") as client:
                 return await client.request(method, path, json=body)
 
-        return asyncio.run(asked())
+        return asyncio.run(send())
 
     def predict(self, body: Any, status: int = 200) -> Any:
         answer = self.ask("POST", "/predict", body)
@@ -317,10 +317,10 @@ def test_label_studio_gets_a_brush_for_marks(backend: Backend, clip: Clip) -> No
 
 def test_label_studio_gets_boxes_of_the_frames_after(backend: Backend) -> None:
     data = {"video": "/data/upload/3/a.mp4"}
-    asked = requests.video_box(STEPS, frame=2)
-    answer = backend.predict(requests.predict(requests.VIDEO_CONFIG, data, asked))
-    ((region,),) = [each["result"] for each in answer["results"]]
-    (drawn,) = asked["result"]
+    context = requests.video_box(STEPS, frame=2)
+    answer = backend.predict(requests.predict(requests.VIDEO_CONFIG, data, context))
+    ((region,),) = [result["result"] for result in answer["results"]]
+    (drawn,) = context["result"]
     sequence = region["value"].pop("sequence")
     assert sequence[0] == drawn["value"].pop("sequence")[0] and region == drawn
     frames = [f.image for f in open_source(str(backend.video))][1:4]
@@ -330,13 +330,13 @@ def test_label_studio_gets_boxes_of_the_frames_after(backend: Backend) -> None:
         rows, columns = np.nonzero(labels)
         if len(rows):
             wanted.append((index, columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-    found = []
+    boxes = []
     for box in sequence[1:]:
         left, top = box["x"] * WIDTH / 100, box["y"] * HEIGHT / 100
         right, bottom = left + box["width"] * WIDTH / 100, top + box["height"] * HEIGHT / 100
-        found.append((box["frame"], *(round(side) for side in (left, top, right, bottom))))
+        boxes.append((box["frame"], *(round(side) for side in (left, top, right, bottom))))
         assert box["enabled"] and box["time"] == pytest.approx((box["frame"] - 1) / 10)
-    assert found == wanted
+    assert boxes == wanted
 
 
 def test_label_studio_gets_nothing_before_an_interaction(backend: Backend) -> None:

@@ -77,8 +77,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser(server: Server, clips: dict[str, str]) -> Iterator[Browser]:
-    given = {"PAGE_URL": server.url, "PAGE_OUT": str(OUT)}
-    with closing(Browser({**given, **clips})) as browser:
+    environment = {"PAGE_URL": server.url, "PAGE_OUT": str(OUT)}
+    with closing(Browser({**environment, **clips})) as browser:
         yield browser
 
 
@@ -119,8 +119,8 @@ def test_a_file_plays_through_and_its_masks_are_saved(browser: Browser) -> None:
     browser.play("file")
     saved = json.loads((OUT / "masks.json").read_text())
     assert [image["frame_index"] for image in saved["images"]] == list(range(FRAMES))
-    assert [each["category_id"] for each in saved["annotations"]] == [1] * FRAMES
-    masks = [decode(each["segmentation"]) for each in saved["annotations"]]
+    assert [annotation["category_id"] for annotation in saved["annotations"]] == [1] * FRAMES
+    masks = [decode(annotation["segmentation"]) for annotation in saved["annotations"]]
     for index, mask in enumerate(masks):
         ball = draw_ball(index)[..., 2] < 70
         assert (mask & ball).sum() / (mask | ball).sum() > 0.7, index
@@ -149,11 +149,11 @@ def test_the_page_costs_little(
 ) -> None:
     camera = tmp_path / "ball.mjpeg"
     write_clip(camera, *CAMERA, LARGE)
-    given = {"PAGE_URL": server.url, "PAGE_OUT": str(OUT), "PAGE_CAMERA": str(camera)}
-    with closing(Browser(given)) as browser:
-        said = browser.play("cost")
+    environment = {"PAGE_URL": server.url, "PAGE_OUT": str(OUT), "PAGE_CAMERA": str(camera)}
+    with closing(Browser(environment)) as browser:
+        output = browser.play("cost")
     with capsys.disabled():
-        sys.stdout.write(f"\n{said}\n")
-    least = re.search(r"854x480 frame: least ([0-9.]+) ms", said)
-    assert least is not None, said
+        sys.stdout.write(f"\n{output}\n")
+    least = re.search(r"854x480 frame: least ([0-9.]+) ms", output)
+    assert least is not None, output
     assert float(least[1]) <= MOST_MS

@@ -92,13 +92,13 @@ def test_tritonclient_steps_a_stream(model: str) -> None:
         client = triton.InferenceServerClient(server.url[7:])
         assert client.is_server_live() and client.is_server_ready()
         assert client.is_model_ready(model)
-        told = client.get_model_metadata(model)
-        names = [each["name"] for each in told["inputs"]]
+        metadata = client.get_model_metadata(model)
+        names = [entry["name"] for entry in metadata["inputs"]]
         assert names == (["frame", "prompt"] if model == "stm" else ["frame"])
         parameters = client.get_model_config(model)["parameters"]
         latency = int(parameters["latency"]["string_value"])
         assert latency == (0 if model == "stm" else 4)
-        found = []
+        outputs = []
         for index in range(len(clip.frames) + latency):
             frame = clip.frames[min(index, len(clip.frames) - 1)]
             tensors = {"frame": frame}
@@ -112,11 +112,11 @@ def test_tritonclient_steps_a_stream(model: str) -> None:
                 sequence_end=index == len(clip.frames) + latency - 1,
                 headers=bearer(TOKEN),
             )
-            found.append(answer.as_numpy("labels"))
-        assert not any(labels.any() for labels in found[:latency])
+            outputs.append(answer.as_numpy("labels"))
+        assert not any(labels.any() for labels in outputs[:latency])
         wanted = alone(clip, model)
         exact = len(wanted) - latency  # the last ones see repeated frames, as the client sent
-        for labels, other in zip(found[latency:][:exact], wanted[:exact], strict=True):
+        for labels, other in zip(outputs[latency:][:exact], wanted[:exact], strict=True):
             np.testing.assert_array_equal(labels, other)
         assert server.http.get("/v1/sessions").json() == []  # the sequence has ended
         frame = [given("frame", clip.frames[0])]
@@ -182,9 +182,9 @@ def test_the_client_says_a_control_again_after_a_cut() -> None:
 
 
 def given(name: str, tensor: np.ndarray, *, binary: bool = True) -> triton.InferInput:
-    found = triton.InferInput(name, list(tensor.shape), "UINT8")
-    found.set_data_from_numpy(tensor, binary_data=binary)
-    return found
+    infer_input = triton.InferInput(name, list(tensor.shape), "UINT8")
+    infer_input.set_data_from_numpy(tensor, binary_data=binary)
+    return infer_input
 
 
 def test_the_client_streams_steps_removes_and_resets() -> None:
@@ -216,7 +216,7 @@ def test_the_client_sends_again_after_a_cut() -> None:
     clip = clip_of(6, frames=8)
     with running(tiny_engine()) as server:
         with Client(f"{server.url}/#token={TOKEN}", encoding="raw", policy="all") as client:
-            found = []
+            answers = []
             for index, frame in enumerate(clip.frames):
                 client.send(frame, None if index else clip.masks[0])
                 if index in (2, 5):  # cut without a word, frames under way
@@ -224,8 +224,8 @@ def test_the_client_sends_again_after_a_cut() -> None:
                     socket: Any = session.listener
                     socket._socket.scope["extensions"]["vosengine.cut"](1013)
                     time.sleep(0.1)
-            found = client.flush()
-        for answer, wanted in zip(found, alone(clip), strict=True):
+            answers = client.flush()
+        for answer, wanted in zip(answers, alone(clip), strict=True):
             np.testing.assert_array_equal(answer.labels, wanted)
 
 
@@ -235,8 +235,8 @@ def process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Running]]:
     weights, states = folder / "narrow.safetensors", folder / "states"
     if not weights.exists():
         config = tiny_config("stm")
-        words = {"trained": True, "description": "narrow", "licence": "MIT"}
-        save(weights, "stm", config, state_of(build("stm", config)), **words)
+        metadata = {"trained": True, "description": "narrow", "licence": "MIT"}
+        save(weights, "stm", config, state_of(build("stm", config)), **metadata)
     command = [sys.executable, "-m", "vosengine", "serve", "--model", "stm"]
     command += ["--weights", str(weights), "--device", "cpu", "--precision", "fp32", "--port", "0"]
     command += ["--token", TOKEN, "--state-dir", str(states), "--autosave", "2"]
@@ -273,7 +273,9 @@ def test_a_killed_server_is_gone_on_with_and_one_that_ends_delivers(tmp_path: Pa
                 for _ in range(9):
                     line.hear(5)
     with process(tmp_path) as (server, running_server):
-        listed = {each["id"]: each for each in running_server.http.get("/v1/sessions").json()}
+        listed = {
+            session["id"]: session for session in running_server.http.get("/v1/sessions").json()
+        }
         assert set(listed) == {session["id"] for session in sessions}
         lines = []
         for session, clip, labels in zip(sessions, clips, wanted, strict=True):
@@ -291,13 +293,13 @@ def test_a_killed_server_is_gone_on_with_and_one_that_ends_delivers(tmp_path: Pa
                 line.image(index, clip.frames[index])
         end = time.monotonic()
         server.send_signal(signal.SIGTERM)
-        heard = [rest_of(line) for line in lines]
+        messages = [rest_of(line) for line in lines]
         server.wait(10)
         assert time.monotonic() - end < 10
     with process(tmp_path) as (_, running_server):
-        for session, clip, labels, rest in zip(sessions, clips, wanted, heard, strict=True):
+        for session, clip, labels, rest in zip(sessions, clips, wanted, messages, strict=True):
             assert rest[-1] == {"type": "closing", "reason": "restart"}
-            answered = [each["frame"] for each in rest[:-1]]
+            answered = [message["frame"] for message in rest[:-1]]
             with running_server.connect(session) as line:
                 number = line.hello["next_frame"]
                 assert answered == list(range(9, number))  # what was counted was delivered
@@ -307,9 +309,9 @@ def test_a_killed_server_is_gone_on_with_and_one_that_ends_delivers(tmp_path: Pa
 
 def rest_of(line: Line) -> list[dict[str, Any]]:
     """All messages of a connection until the server closes it."""
-    heard = []
+    messages = []
     with pytest.raises(ConnectionClosed) as closed:
         while True:
-            heard.append(line.hear(10))
+            messages.append(line.hear(10))
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
-    return heard
+    return messages

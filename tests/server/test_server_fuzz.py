@@ -50,10 +50,13 @@ def message(rng: random.Random, next_frame: int) -> str | bytes:
         return whole[:place] + rng.randbytes(1) + whole[place + 1 :]
     if kind == 5:
         return whole[: rng.randrange(len(whole) + 1)]
-    words: list[Any] = ["remove", "reset", "flush", "reply", "frame", None, 5, [], {}, "x" * 50]
+    types: list[Any] = ["remove", "reset", "flush", "reply", "frame", None, 5, [], {}, "x" * 50]
     values: list[Any] = [1, -1, 1e300, "labels", "rle", True, None, [1], {"a": 1}, "\ud800"]
-    said = {"type": rng.choice(words), rng.choice(["object", "encoding", "z"]): rng.choice(values)}
-    text = json.dumps(said)
+    fields = {
+        "type": rng.choice(types),
+        rng.choice(["object", "encoding", "z"]): rng.choice(values),
+    }
+    text = json.dumps(fields)
     return text if kind == 6 else text[: rng.randrange(len(text) + 1)]
 
 
@@ -90,8 +93,8 @@ def test_wrong_messages_are_refused_one_by_one(
                     number = max(number, drain(line, number))
             cut += 1
         other = server.open()
-        for each in (session, other):
-            with server.connect(each) as line:
+        for current in (session, other):
+            with server.connect(current) as line:
                 line.say("reset")
                 assert line.hear()["type"] == "hello"
                 line.frame(0, 0, one_object())
@@ -106,17 +109,17 @@ def drain(line: Line, number: int) -> int:
     """Receive pending messages; returns the next frame number."""
     while True:
         try:
-            heard = line.socket.recv(0)
+            received = line.socket.recv(0)
         except TimeoutError:
             return number
-        if isinstance(heard, bytes):
-            number = max(number, struct.unpack_from("<Q", heard, 8)[0] + 1)
+        if isinstance(received, bytes):
+            number = max(number, struct.unpack_from("<Q", received, 8)[0] + 1)
         else:
-            said = json.loads(heard)
-            if said["type"] == "hello":
+            reply = json.loads(received)
+            if reply["type"] == "hello":
                 return -1
-            if isinstance(said.get("frame"), int) and said["code"] != "bad_frame_id":
-                number = max(number, said["frame"] + 1)
+            if isinstance(reply.get("frame"), int) and reply["code"] != "bad_frame_id":
+                number = max(number, reply["frame"] + 1)
 
 
 def test_requests_after_the_description_cause_no_error(shared: Running, tmp_path: Path) -> None:
@@ -135,5 +138,5 @@ def test_requests_after_the_description_cause_no_error(shared: Running, tmp_path
 
 @pytest.fixture
 def shared() -> Any:
-    with running(StubEngine()) as found:
-        yield found
+    with running(StubEngine()) as running_server:
+        yield running_server

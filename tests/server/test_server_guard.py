@@ -24,8 +24,8 @@ from vosengine.server import connection, images, protocol
 def server() -> Iterator[Running]:
     with running(
         StubEngine(), allow_hosts=("vos.example",), allow_origins=("https://vos.example",)
-    ) as found:
-        yield found
+    ) as running_server:
+        yield running_server
 
 
 def closed_with(line: Line) -> int | None:
@@ -190,7 +190,7 @@ def test_bad_images_leave_the_stream_as_it_was(server: Running) -> None:
     with server.connect(server.open()) as line:
         line.frame(0, 0, one_object())
         line.hear()
-        frames = [each for name, each in bad_frames().items() if name != "too small"]
+        frames = [image for name, image in bad_frames().items() if name != "too small"]
         for number, (encoding, data) in enumerate(frames, 1):
             line.socket.send(protocol.pack(protocol.FRAME, encoding, number, data))
             error = line.hear()
@@ -204,7 +204,7 @@ def test_a_flood_of_sessions_is_refused() -> None:
     with running(StubEngine(), tokens=(TOKEN, "b"), **limits) as server:
         mine = [server.open() for _ in range(2)]
         answers = [server.http.post("/v1/sessions", json={}) for _ in range(20)]
-        assert {each.status_code for each in answers} == {429}
+        assert {answer.status_code for answer in answers} == {429}
         assert answers[0].headers["retry-after"] == "5"
         assert "2" in answers[0].json()["error"]["message"]
         b = bearer("b")

@@ -25,8 +25,8 @@ from vosengine.server.openapi import document
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Running]:
-    with running(StubEngine(), tokens=(TOKEN, "other-token")) as found:
-        yield found
+    with running(StubEngine(), tokens=(TOKEN, "other-token")) as running_server:
+        yield running_server
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def test_a_session_is_made_shown_and_ended(server: Running) -> None:
         "takes_mask": True,
     }  # fmt: skip
     path = f"/v1/sessions/{made['id']}"
-    shown = server.http.get(path, headers=bearer(made["token"])).json()
-    assert (shown["state"], shown["frames"], shown["memory_bytes"]) == ("idle", 0, 0)
+    status = server.http.get(path, headers=bearer(made["token"])).json()
+    assert (status["state"], status["frames"], status["memory_bytes"]) == ("idle", 0, 0)
     with server.connect(made) as line:
         line.frame(0, 0, one_object(3))
         line.hear()
-        shown = server.http.get(path).json()
-        assert (shown["state"], shown["ids"], shown["next_frame"]) == ("live", [3], 1)
-        assert (shown["frames"], shown["memory_bytes"]) == (1, 1000)
-        assert [each["id"] for each in server.http.get("/v1/sessions").json()] == [made["id"]]
+        status = server.http.get(path).json()
+        assert (status["state"], status["ids"], status["next_frame"]) == ("live", [3], 1)
+        assert (status["frames"], status["memory_bytes"]) == (1, 1000)
+        assert [session["id"] for session in server.http.get("/v1/sessions").json()] == [made["id"]]
         assert server.http.delete(path + "/objects/9").status_code == 404
         assert server.http.delete(path + "/objects/x").status_code == 404
         assert server.http.delete(path + "/objects/3").status_code == 204
@@ -121,7 +121,7 @@ def test_tokens_open_what_is_theirs(server: Running) -> None:
         assert nobody.get(path).status_code == 404
         assert nobody.get(path, headers=bearer(mine["token"])).status_code == 200
         listed = nobody.get("/v1/sessions", headers=bearer(mine["token"])).json()
-        assert [each["id"] for each in listed] == [mine["id"]]
+        assert [session["id"] for session in listed] == [mine["id"]]
         assert nobody.get("/v1/sessions", headers=bearer("other-token")).json() == []
         # A session's own token makes no other.
         answer = nobody.post("/v1/sessions", json={}, headers=bearer(mine["token"]))
@@ -221,16 +221,16 @@ def test_the_description_has_every_route_and_its_answers(server: Running) -> Non
     described = server.http.get("/openapi.json").json()
     assert described == document(4 << 20)
     routes = [r for r in make_app(server.service).routes if isinstance(r, Route)]
-    found = {
+    served = {
         (r.path, m.lower())
         for r in routes
         for m in r.methods or ()
         if m != "HEAD" and r.path.startswith(("/v1", "/healthz", "/readyz", "/metrics", "/openapi"))
     }
-    said = {(path, verb) for path, verbs in described["paths"].items() for verb in verbs}
-    assert found == said
+    documented = {(path, verb) for path, verbs in described["paths"].items() for verb in verbs}
+    assert served == documented
     made = server.open()
-    shown = {
+    bodies = {
         "Made": made,
         "Session": server.http.get(f"/v1/sessions/{made['id']}").json(),
         "Models": server.http.get("/v1/models").json(),
@@ -238,7 +238,7 @@ def test_the_description_has_every_route_and_its_answers(server: Running) -> Non
         "Readiness": server.http.get("/readyz").json(),
         "Error": server.http.get("/v1/sessions/x").json(),
     }
-    for name, body in shown.items():
+    for name, body in bodies.items():
         jsonschema_rs.validate(described["components"]["schemas"][name], body)
 
 

@@ -54,9 +54,9 @@ def left(server: Running) -> dict[str, int]:
         until(lambda done=done: {s["state"] for s in server.http.get(SESSIONS).json()} <= done, 60)
     gc.collect()
     counts = dict.fromkeys((kind.__name__ for kind in KINDS), 0)
-    for each in gc.get_objects():
-        if type(each) in KINDS:
-            counts[type(each).__name__] += 1
+    for instance in gc.get_objects():
+        if type(instance) in KINDS:
+            counts[type(instance).__name__] += 1
     return counts
 
 
@@ -72,9 +72,9 @@ def test_sessions_that_come_and_go_leave_nothing(make_engine: Any) -> None:
             for number in range(MORE):
                 visit(server, number)
             after = left(server)
-            held, _ = tracemalloc.get_traced_memory()
+            allocated, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         assert max(after.values()) < MORE // 4, after  # the last ones may be in use somewhere
-        assert held < EACH * MORE, f"{held} bytes after {MORE} sessions"
+        assert allocated < EACH * MORE, f"{allocated} bytes after {MORE} sessions"
         assert engine.pools.used_bytes == 0

@@ -42,8 +42,8 @@ def test_a_session_without_frames_is_parked_and_comes_back() -> None:
             assert state_of(server, session) == "live"
             until(lambda: state_of(server, session) == "parked")
             until(lambda: engine.opened[0].closed)
-            shown = server.http.get(f"/v1/sessions/{session['id']}").json()
-            assert (shown["memory_bytes"], shown["ids"], shown["next_frame"]) == (0, [4], 1)
+            status = server.http.get(f"/v1/sessions/{session['id']}").json()
+            assert (status["memory_bytes"], status["ids"], status["next_frame"]) == (0, [4], 1)
             answer = step(line, 1)  # over the same connection
             assert answer["labels"][0, :2].tolist() == [1, 1] and answer["ids"] == (4,)
             assert len(engine.opened) == 2
@@ -156,13 +156,13 @@ def test_a_server_that_ends_delivers_saves_and_says_so(tmp_path: Path) -> None:
         engine.may_step.set()
         begun = []
         for line in lines:
-            heard = []
+            messages = []
             with pytest.raises(ConnectionClosed) as closed:
                 while True:
-                    heard.append(line.hear())
+                    messages.append(line.hear())
             assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
-            assert heard.pop() == {"type": "closing", "reason": "restart"}
-            begun.append([each["frame"] for each in heard])
+            assert messages.pop() == {"type": "closing", "reason": "restart"}
+            begun.append([message["frame"] for message in messages])
     assert time.monotonic() - ending < 10
     assert sorted(begun) == [[], [], [1]]  # one frame was begun; it was delivered
     for session, answered in zip(sessions, begun, strict=True):
@@ -170,7 +170,9 @@ def test_a_server_that_ends_delivers_saves_and_says_so(tmp_path: Path) -> None:
         assert saved.next_frame == 1 + len(answered)
 
     with running(StubEngine(), state_dir=tmp_path) as server:
-        assert {each["state"] for each in server.http.get("/v1/sessions").json()} == {"parked"}
+        assert {session["state"] for session in server.http.get("/v1/sessions").json()} == {
+            "parked"
+        }
         for session, answered in zip(sessions, begun, strict=True):
             with server.connect(session) as line:  # its token works again
                 number = line.hello["next_frame"]
@@ -205,8 +207,8 @@ def test_what_cannot_go_on_here_is_refused(tmp_path: Path) -> None:
             return stream
 
     with running(Picky(), state_dir=tmp_path) as server:
-        found = {each["id"] for each in server.http.get("/v1/sessions").json()}
-        assert found == {sessions[1]["id"], sessions[2]["id"]}
+        listed = {session["id"] for session in server.http.get("/v1/sessions").json()}
+        assert listed == {sessions[1]["id"], sessions[2]["id"]}
         answer = server.http.post("/v1/sessions", json={"resume_from": sessions[1]["id"]})
         assert answer.status_code == 400 and "corrupt" in answer.json()["error"]["message"]
         with server.connect(sessions[1]) as line:
@@ -293,9 +295,9 @@ def test_a_client_goes_on_through_a_restart_and_is_told_of_a_crash(tmp_path: Pat
         assert answer is not None and (answer.frame, answer.labels[0, 0]) == (4, 4)
     path.write_bytes(crashed)
     with running(StubEngine(), **options):
-        with pytest.raises(ServerError) as told:
+        with pytest.raises(ServerError) as raised:
             client.step(frame)
-        assert told.value.code == "went_back" and client.next_frame == 3
+        assert raised.value.code == "went_back" and client.next_frame == 3
         answer = client.step(frame)
         assert answer is not None and (answer.frame, answer.labels[0, 0]) == (3, 3)
         client.__exit__()

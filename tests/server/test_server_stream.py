@@ -21,8 +21,8 @@ def engine() -> StubEngine:
 
 @pytest.fixture
 def server(engine: StubEngine) -> Iterator[Running]:
-    with running(engine) as found:
-        yield found
+    with running(engine) as running_server:
+        yield running_server
 
 
 def begun(line: Line, frames: int = 1) -> None:
@@ -62,8 +62,8 @@ def test_masks_come_as_they_are_asked_for(server: Running, reply: str) -> None:
     with server.connect(server.open(reply=reply)) as line:
         assert line.hello["reply"] == reply
         line.frame(0, 1, one_object())
-        found = line.hear()["labels"]
-        np.testing.assert_array_equal(found[1:], one_object()[1:])
+        labels = line.hear()["labels"]
+        np.testing.assert_array_equal(labels[1:], one_object()[1:])
         other = "rle" if reply == "labels" else "labels"
         line.say("reply", encoding=other)
         line.frame(1)
@@ -161,8 +161,10 @@ def test_latest_drops_the_oldest_that_is_not_begun(server: Running, engine: Stub
         for number in (2, 3, 4):
             line.frame(number, number)
         dropped = [line.hear() for _ in range(2)]
-        assert [each["frames"] for each in dropped] == [[2], [3]]
-        assert all(each["type"] == "dropped" and each["reason"] == "newer" for each in dropped)
+        assert [message["frames"] for message in dropped] == [[2], [3]]
+        assert all(
+            message["type"] == "dropped" and message["reason"] == "newer" for message in dropped
+        )
         engine.may_step.set()
         assert [line.hear()["frame"] for _ in range(2)] == [1, 4]
         line.frame(2)
@@ -181,7 +183,7 @@ def test_latest_never_drops_a_mask(server: Running, engine: StubEngine) -> None:
         assert line.hear()["frames"] == [3]
         engine.may_step.set()
         answers = [line.hear() for _ in range(3)]
-        assert [each["frame"] for each in answers] == [1, 2, 4]
+        assert [answer["frame"] for answer in answers] == [1, 2, 4]
         assert answers[1]["ids"] == (2,)
 
 
@@ -220,7 +222,7 @@ def test_a_mask_whose_turn_has_not_come_is_not_exchanged(
         assert line.hear()["frames"] == [2]
         engine.may_step.set()
         answers = [line.hear() for _ in range(2)]
-        assert [(each["frame"], each["ids"]) for each in answers] == [(1, (2,)), (3, (2,))]
+        assert [(answer["frame"], answer["ids"]) for answer in answers] == [(1, (2,)), (3, (2,))]
 
 
 def test_all_answers_everything_and_reads_no_more_than_its_window(
@@ -233,8 +235,8 @@ def test_all_answers_everything_and_reads_no_more_than_its_window(
         for number in range(1, 21):
             line.frame(number, number)
         until(lambda: server.service.worker._begun)
-        shown = server.http.get(f"/v1/sessions/{session['id']}").json()
-        assert shown["next_frame"] <= 1 + 2
+        status = server.http.get(f"/v1/sessions/{session['id']}").json()
+        assert status["next_frame"] <= 1 + 2
         engine.may_step.set()
         assert [line.hear()["frame"] for _ in range(20)] == list(range(1, 21))
         assert server.http.get(f"/v1/sessions/{session['id']}").json()["dropped"] == 0
@@ -351,8 +353,8 @@ def test_frames_that_fail_together_are_tried_one_by_one() -> None:
         until(lambda: len(worker._turns) + worker._inbox.qsize() == 3)
         engine.joins = True
         engine.may_step.set()
-        heard = [line.hear()["type"] for line in lines]
-        assert heard == ["answer", "answer", "error", "answer"]
+        types = [line.hear()["type"] for line in lines]
+        assert types == ["answer", "answer", "error", "answer"]
         assert not engine.joins
         for line in lines:
             line.frame(2, 2)

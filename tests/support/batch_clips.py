@@ -32,8 +32,8 @@ def make_frames(folder: Path, count: int, seed: int) -> None:
 def square(left: int, *ids: int) -> np.ndarray:
     """A mask with one upright block per id, side by side."""
     labels = np.zeros(SIZE, np.uint8)
-    for number, each in enumerate(ids):
-        labels[8:22, left + 8 * number : left + 8 * number + 7] = each
+    for number, object_id in enumerate(ids):
+        labels[8:22, left + 8 * number : left + 8 * number + 7] = object_id
     return labels
 
 
@@ -65,8 +65,8 @@ def options(data: object, out: Path | str, **changes: Any) -> BatchOptions:
 
 def words(data: object, out: object) -> list[str]:
     """Command-line arguments for `options`."""
-    found = ["batch", str(data), "--out", str(out), "--model", "stm", "--device", "cpu"]
-    return [*found, "--size", "32", "--checkpoint", "2", "--retries", "1"]
+    arguments = ["batch", str(data), "--out", str(out), "--model", "stm", "--device", "cpu"]
+    return [*arguments, "--size", "32", "--checkpoint", "2", "--retries", "1"]
 
 
 def in_another_process(victim: str, notes: Path, arguments: list[str]) -> int:

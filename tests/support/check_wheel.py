@@ -21,12 +21,12 @@ from vosengine.onnx.library import find_library
 ISAS = "baseline", "avx2", "avx512", "amx"
 
 
-def run(*words: str) -> str:
+def run(*arguments: str) -> str:
     """Output of the installed command; its failure ends the check."""
-    command = [sys.executable, "-m", "vosengine", *words]
+    command = [sys.executable, "-m", "vosengine", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        sys.exit(f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
 
 

@@ -53,8 +53,8 @@ def small_demo(folder: Path, model: str) -> Path:
             config = replace(config, size=small)
         if isinstance(config, TargetAwareConfig):  # in small frames, too, there is much to find
             config = replace(config, smallest_proposal=20, centre_window=7, birth_score=0.0)
-        words = {"description": card.description, "licence": card.licence}
-        save(path, model, config, state_of(method), trained=card.trained, **words)
+        metadata = {"description": card.description, "licence": card.licence}
+        save(path, model, config, state_of(method), trained=card.trained, **metadata)
     return path
 
 
@@ -80,9 +80,9 @@ def exporter() -> Export:
                 shutil.rmtree(old, ignore_errors=True)
 
     def export(model: str, weights: str | Path = "demo", **options: Any) -> Path:
-        words = [f"{k}{v}" for k, v in sorted(options.items())]
-        shown = "demo" if weights == "demo" else _hash([Path(weights)])
-        name = "".join(c for c in "-".join([model, shown, *words]) if c.isalnum() or c in "-_")
+        settings = [f"{k}{v}" for k, v in sorted(options.items())]
+        source = "demo" if weights == "demo" else _hash([Path(weights)])
+        name = "".join(c for c in "-".join([model, source, *settings]) if c.isalnum() or c in "-_")
         folder, part = root / name, root / f"{name}.part"
         root.mkdir(parents=True, exist_ok=True)
         with (root / f"{name}.lock").open("w") as lock:
@@ -123,12 +123,12 @@ def drawn(size: tuple[int, int], objects: int, frames: int = 6) -> Clip:
 
 def both(folder: Path, **options: Any) -> tuple[OnnxSegmenter, Segmenter]:
     """Return an OnnxSegmenter of the export, and an eager Segmenter."""
-    ours = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
-    weights = weights_of(folder, ours.model)
-    theirs = Segmenter(
-        ours.model, weights=weights, device="cpu", precision="fp32", engine="eager", **options
+    segmenter = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
+    weights = weights_of(folder, segmenter.model)
+    reference = Segmenter(
+        segmenter.model, weights=weights, device="cpu", precision="fp32", engine="eager", **options
     )
-    return ours, theirs
+    return segmenter, reference
 
 
 def answers(
@@ -140,7 +140,7 @@ def answers(
     return [result.numpy() for result in results]
 
 
-def differing(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+def differing(labels: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
     """Return the share of labels that differ."""
-    assert len(ours) == len(theirs)
-    return float(np.mean(np.stack(ours) != np.stack(theirs)))
+    assert len(labels) == len(reference)
+    return float(np.mean(np.stack(labels) != np.stack(reference)))

@@ -177,9 +177,9 @@ class Kept:
         labels = np.zeros(1) if mask is None else np.asarray(mask)
         if labels.ndim == 3:
             labels = np.where(labels.max(0) > 0.5, 1 + labels.argmax(0), 0)
-        shown = {*np.unique(labels).tolist()} - {0}
+        ids = {*np.unique(labels).tolist()} - {0}
         assert result is not None
-        return {*result.ids} >= shown and tuple(result.labels.shape) == tuple(frame.shape[:2])
+        return {*result.ids} >= ids and tuple(result.labels.shape) == tuple(frame.shape[:2])
 
 
 def odd_array(draw: random.Random) -> Any:
@@ -232,8 +232,8 @@ def targets(root: Path) -> list[Target]:
     write_labels(masks[0], rectangle(8, 8, 20, 24, 3))
     Image.fromarray(rectangle(8, 8, 20, 24, 3)).save(masks[1])
     seen = torch.from_numpy(np.stack([rectangle(4, 4, 20, 24) > 0, rectangle(24, 30, 9, 9) > 0]))
-    said = Proposals(boxes_of(seen), seen, torch.tensor([0.9, 0.8]))
-    write_proposals(root / "seen.json", [said] * 3)
+    proposals = Proposals(boxes_of(seen), seen, torch.tensor([0.9, 0.8]))
+    write_proposals(root / "seen.json", [proposals] * 3)
     content = json.loads((root / "seen.json").read_text())
     content["annotations"][0] |= {"id": 1, "category_id": 1, "iscrowd": 0}
     content["annotations"][1]["segmentation"] = [[3, 3, 20, 3, 20, 20]]
@@ -257,8 +257,8 @@ def targets(root: Path) -> list[Target]:
     manifest = Manifest.read(export)
 
     def weights(path: Path) -> bool:
-        found = state_of(load_file(path.stem, path)[0])
-        return all(torch.equal(found[name], x) for name, x in wanted[path.stem].items())
+        loaded = state_of(load_file(path.stem, path)[0])
+        return all(torch.equal(loaded[name], x) for name, x in wanted[path.stem].items())
 
     states = tuple(sorted(root.glob("*.state")))
     return [
@@ -314,7 +314,7 @@ def try_one(seed: int, all_targets: list[Target], scratch: Path) -> tuple[Target
     if good.suffix == ".json" and draw.random() < 0.7:
         spoilt = odd_json(data.decode(), draw).encode()
     else:
-        others = [each.files[0].read_bytes() for each in all_targets if each is not target]
+        others = [other.files[0].read_bytes() for other in all_targets if other is not target]
         spoilt = damaged(data, draw, others)
     folder = scratch / "export" if target.name == "model.json" else scratch
     folder.mkdir(exist_ok=True)
@@ -342,7 +342,7 @@ def try_one(seed: int, all_targets: list[Target], scratch: Path) -> tuple[Target
 
 def try_many(first: int, count: int, report: Callable[[str], None]) -> Counter[tuple[str, str]]:
     """Count outcomes by kind of input; every fault is reported with its seed."""
-    found: Counter[tuple[str, str]] = Counter()
+    outcomes: Counter[tuple[str, str]] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
         root, scratch = Path(folder) / "good", Path(folder) / "spoilt"
@@ -351,12 +351,12 @@ def try_many(first: int, count: int, report: Callable[[str], None]) -> Counter[t
         all_targets = targets(root)
         for seed in range(first, first + count):
             target, outcome = try_one(seed, all_targets, scratch)
-            found[target.name, "fault" if outcome.is_fault else outcome.what] += 1
+            outcomes[target.name, "fault" if outcome.is_fault else outcome.what] += 1
             slowest = max(slowest, outcome.seconds)
             if outcome.is_fault:
                 report(f"seed {seed}: {target.name}: {outcome.what}")
     report(f"the slowest took {slowest:.2f} s")
-    return found
+    return outcomes
 
 
 def main() -> None:
@@ -370,12 +370,12 @@ def main() -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    found = try_many(options.first, options.count, say)
+    outcomes = try_many(options.first, options.count, say)
     say(f"{'kind':12} {'errors':>7} {'answers':>7} {'faults':>7}")
-    for name in sorted({name for name, _ in found}):
-        counts = (found[name, what] for what in ("error", "answer", "fault"))
+    for name in sorted({name for name, _ in outcomes}):
+        counts = (outcomes[name, what] for what in ("error", "answer", "fault"))
         say(f"{name:12} " + " ".join(f"{count:7}" for count in counts))
-    faults = sum(count for (_, what), count in found.items() if what == "fault")
+    faults = sum(count for (_, what), count in outcomes.items() if what == "fault")
     say(f"{options.count} files in {time.monotonic() - start:.0f} s, {faults} faults")
     sys.exit(faults > 0)
 

@@ -22,29 +22,29 @@ def run_node(
     name: str, inputs: Inputs, outputs: int = 1, threads: int = 1, **attributes: Any
 ) -> list[np.ndarray]:
     """The outputs of one node; inputs that are None are omitted."""
-    given = {key: value for key, value in inputs.items() if value is not None}
-    names = [key if key in given else "" for key in inputs]
+    feeds = {key: value for key, value in inputs.items() if value is not None}
+    names = [key if key in feeds else "" for key in inputs]
     results = [f"out{i}" for i in range(outputs)]
     node = helper.make_node(name, names, results, domain=DOMAIN, **attributes)
     values = [
         helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
-        for key, x in given.items()
+        for key, x in feeds.items()
     ]
     kinds = [onnx.TensorProto.UINT8 if name == "finish_masks" else onnx.TensorProto.FLOAT]
     kinds += [onnx.TensorProto.FLOAT]
-    found = [
-        helper.make_tensor_value_info(each, kind, None)
-        for each, kind in zip(results, kinds, strict=False)
+    output_infos = [
+        helper.make_tensor_value_info(result, kind, None)
+        for result, kind in zip(results, kinds, strict=False)
     ]
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
-    graph = helper.make_graph([node], name, values, found)
+    graph = helper.make_graph([node], name, values, output_infos)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(),
         session_options(threads, find_library([f"{DOMAIN}::{name}"])),
         providers=["CPUExecutionProvider"],
     )
-    answers: list[np.ndarray] = session.run(None, given)
+    answers: list[np.ndarray] = session.run(None, feeds)
     return answers
 
 
@@ -127,8 +127,8 @@ def _correlate_frames(
     sharpness = np.array(float(temperature), np.float32)
     inputs = {"query": array(query), "previous": array(previous), "temperature": sharpness}
     exclude = int(outside == "exclude")
-    found = run_node("correlate_frames", inputs, radius=radius, exclude_outside=exclude)
-    return torch.from_numpy(found[0])
+    outputs = run_node("correlate_frames", inputs, radius=radius, exclude_outside=exclude)
+    return torch.from_numpy(outputs[0])
 
 
 def _deform_conv(
@@ -165,7 +165,7 @@ def _pool_regions(
         "boxes": array(boxes, torch.float64),
         "frame": array(frame, torch.int32),
         "planes": array(planes),
-        **{f"level{i}": array(each) for i, each in enumerate(levels)},
+        **{f"level{i}": array(level) for i, level in enumerate(levels)},
     }
     attributes = {"strides": strides, "plane_stride": plane_stride, "size": size}
     attributes |= {"sampling": sampling, "aligned": int(aligned)}

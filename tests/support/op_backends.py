@@ -26,16 +26,16 @@ REFERENCE_ULPS = 1000  # maximum rounding error of a reference against float64
 
 def _instruction_sets() -> tuple[str, ...]:
     """Those of this processor, narrowest first."""
-    found: list[str] = []
+    supported: list[str] = []
     if extension.missing is None:
         for isa in ("baseline", "avx2", "avx512", "amx"):
             try:
                 extension.load().choose_isa(isa)
             except ValueError:
                 break
-            found.append(isa)
+            supported.append(isa)
         extension.load().choose_isa("auto")
-    return tuple(found)
+    return tuple(supported)
 
 
 ISAS = _instruction_sets()
@@ -107,18 +107,18 @@ def assert_near(got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor) -> 
     assert float((got.double() - truth).abs().max()) <= allowed
 
 
-def in_one_piece(given: dict[str, Any]) -> dict[str, Any]:
+def in_one_piece(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return NumPy arguments of `read_memory` without `pages` and `query_of`: positions are looked
     up one by one, and those past a group's length are NaN."""
-    apart = {name: value for name, value in given.items() if name not in ("pages", "query_of")}
-    if "query_of" in given:
-        apart["query_key"] = given["query_key"][given["query_of"]]
-    if "pages" in given:
-        pages, size = given["pages"], given["memory_key"].shape[1]
-        ends = given.get("length", [pages.shape[1] * size] * len(pages))
+    apart = {name: value for name, value in arguments.items() if name not in ("pages", "query_of")}
+    if "query_of" in arguments:
+        apart["query_key"] = arguments["query_key"][arguments["query_of"]]
+    if "pages" in arguments:
+        pages, size = arguments["pages"], arguments["memory_key"].shape[1]
+        ends = arguments.get("length", [pages.shape[1] * size] * len(pages))
         for name in ("memory_key", "memory_value", "bias"):
-            if given.get(name) is not None:
-                pool = given[name]
+            if arguments.get(name) is not None:
+                pool = arguments[name]
                 shape = (len(pages), pages.shape[1] * size, *pool.shape[2:])
                 apart[name] = np.full(shape, np.nan, pool.dtype)
                 for g, end in enumerate(ends):

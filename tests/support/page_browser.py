@@ -47,12 +47,12 @@ class Server:
             command, stdout=subprocess.PIPE, text=True, env=environment
         )
         assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        self.url = said.split("#")[0]
+        line = self._process.stdout.readline()
+        self.url = line.split("#")[0]
         self.port = urlsplit(self.url).port or 0
         if not self.port:
             self.close()
-            raise AssertionError(f"the server did not start: {said!r}")
+            raise AssertionError(f"the server did not start: {line!r}")
 
     def forget(self) -> None:
         """Delete the sessions of a closed server."""
@@ -70,11 +70,11 @@ class Server:
 class Browser:
     """Chromium and the program that drives it."""
 
-    def __init__(self, given: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str]) -> None:
         self._driver = subprocess.Popen(
             [str(NODE), "drive.mjs"],
             cwd=BROWSER,
-            env={**os.environ, "CHROMIUM": CHROMIUM, "PAGE_TOKEN": TOKEN, **given},
+            env={**os.environ, "CHROMIUM": CHROMIUM, "PAGE_TOKEN": TOKEN, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

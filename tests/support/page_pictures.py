@@ -31,8 +31,8 @@ def main() -> None:
                 if index == 0:
                     write_labels(mask, labels)
         with closing(Server(Path(folder, "states"))) as server:
-            given = {"PAGE_URL": server.url, "PAGE_CLIP": str(clip), "PAGE_MASK": str(mask)}
-            with closing(Browser({**given, "PAGE_OUT": str(out)})) as browser:
+            environment = {"PAGE_URL": server.url, "PAGE_CLIP": str(clip), "PAGE_MASK": str(mask)}
+            with closing(Browser({**environment, "PAGE_OUT": str(out)})) as browser:
                 browser.play("pictures")
         PICTURES.mkdir(exist_ok=True)
         for name in ("page-light", "page-dark"):

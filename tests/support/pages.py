@@ -28,8 +28,8 @@ class Page:
     @cached_property
     def fences(self) -> list[tuple[str, str]]:
         """(language, text) of every fenced block, indented ones too."""
-        found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", self.text, re.DOTALL | re.MULTILINE)
-        return [(language, textwrap.dedent(body)) for _, language, body in found]
+        blocks = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", self.text, re.DOTALL | re.MULTILINE)
+        return [(language, textwrap.dedent(body)) for _, language, body in blocks]
 
     def blocks(self, *languages: str) -> list[str]:
         """The texts of all fenced blocks in these languages."""
@@ -47,8 +47,8 @@ class Page:
     def anchors(self) -> set[str]:
         """Anchors of its headings."""
         plain = re.sub(r"```.*?```", "", self.text, flags=re.DOTALL)
-        found = re.findall(r"^#+ (.*)$", plain, re.MULTILINE)
-        cleaned = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in found)
+        headings = re.findall(r"^#+ (.*)$", plain, re.MULTILINE)
+        cleaned = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
         return {re.sub(r"\s", "-", heading) for heading in cleaned}
 
 

@@ -31,18 +31,18 @@ def pairwise(
     uncovered, rows, impossible = dict.fromkeys(missing), [], set()
     while uncovered:
         wanted = next(iter(uncovered))
-        found: list[Row] = []
+        candidates: list[Row] = []
         for _ in range(tries):
             row = {name: generator.choice(values) for name, values in table.items()} | dict(wanted)
             if fits(row):
-                found.append(row)
-            if len(found) == 30:
+                candidates.append(row)
+            if len(candidates) == 30:
                 break
-        if not found:
+        if not candidates:
             impossible.add(wanted)
             del uncovered[wanted]
             continue
-        best = max(found, key=lambda row: len(pairs_of(row) & uncovered.keys()))
+        best = max(candidates, key=lambda row: len(pairs_of(row) & uncovered.keys()))
         rows.append(best)
         for pair in pairs_of(best) & uncovered.keys():
             del uncovered[pair]

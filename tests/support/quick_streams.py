@@ -71,12 +71,12 @@ def stream_state(stream: Any) -> Any:
 def graphs_of(segmenter: Segmenter) -> list[Any]:
     """Caches of captured graphs, the engine's first."""
     caches = segmenter.runs_on._encoding, segmenter._graphs
-    return [each for each in caches if each is not None]
+    return [cache for cache in caches if cache is not None]
 
 
 def captured_by(segmenter: Segmenter) -> int:
     """Number of graphs captured by the stream and its engine."""
-    return sum(each.captured for each in graphs_of(segmenter))
+    return sum(cache.captured for cache in graphs_of(segmenter))
 
 
 def play(
@@ -84,8 +84,8 @@ def play(
 ) -> list[Result]:
     """Return all results of these frames, including those of `flush`; prompts, by frame index, are
     omitted for a model that takes none."""
-    given = (prompts or {}) if segmenter.method.takes_mask else {}
-    answers = [segmenter.step(frame, given.get(index)) for index, frame in enumerate(frames)]
+    masks = (prompts or {}) if segmenter.method.takes_mask else {}
+    answers = [segmenter.step(frame, masks.get(index)) for index, frame in enumerate(frames)]
     return [answer for answer in (*answers, *segmenter.flush()) if answer is not None]
 
 
@@ -105,9 +105,9 @@ def assert_sound(result: Result, size: tuple[int, int] = SIZE) -> None:
     assert object_ids(result.numpy()) <= {*result.ids}
 
 
-def assert_same(found: list[Result], wanted: list[Result]) -> None:
+def assert_same(results: list[Result], wanted: list[Result]) -> None:
     """Assert that the results are bitwise equal."""
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(results, wanted, strict=True):
         assert (a.frame_index, a.ids) == (b.frame_index, b.ids)
         assert torch.equal(a.labels, b.labels)
         assert torch.equal(a.probabilities, b.probabilities)
@@ -132,13 +132,13 @@ def everything_in(thing: object, seen: set[int] | None = None) -> list[torch.Ten
 def assert_counted(state: State) -> None:
     """Assert that `nbytes` of a state includes all its tensors except counters; a pool has at most
     twice the pages in use, or its initial few."""
-    held = sum(tensor.nbytes for tensor in everything_in(vars(state)))
+    total = sum(tensor.nbytes for tensor in everything_in(vars(state)))
     memory = getattr(state, "memory", None)
     if not isinstance(memory, MemoryBank):
-        assert state.nbytes <= held <= state.nbytes + 2048
+        assert state.nbytes <= total <= state.nbytes + 2048
         return
     pool = memory.pages
     rest = state.nbytes - memory.nbytes
-    assert rest <= held - pool.capacity * pool.page_bytes <= rest + 2048
+    assert rest <= total - pool.capacity * pool.page_bytes <= rest + 2048
     assert pool.used * pool.page_bytes == memory.held_bytes <= memory.nbytes
     assert pool.capacity <= max(2 * pool.used, FIRST_PAGES)

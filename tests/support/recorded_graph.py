@@ -25,14 +25,14 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, given: Any = (), named: Any = None
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name = function.overloadpacket.__name__
         assert name not in WAITS, f"{name} waits for the device"
         if name in FROM_HOST:  # a scalar becomes a kernel argument
-            assert given[0].ndim == 0, f"{name} brings numbers from the host"
-        outcome = function(*given, **(named or {}))
-        self.calls.append((function, given, named or {}, outcome))
+            assert args[0].ndim == 0, f"{name} brings numbers from the host"
+        outcome = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, outcome))
         return outcome
 
 
@@ -57,9 +57,9 @@ class RecordedGraph:
         if self._done:
             self._done = False
             return
-        for function, given, named, before in self._calls:
-            after = function(*given, **named)
-            inputs = {x.untyped_storage().data_ptr() for x in _tensors((given, named))}
+        for function, args, kwargs, before in self._calls:
+            after = function(*args, **kwargs)
+            inputs = {x.untyped_storage().data_ptr() for x in _tensors((args, kwargs))}
             for old, new in zip(_tensors(before), _tensors(after), strict=True):
                 if old.untyped_storage().data_ptr() not in inputs:  # neither a view nor in place
                     old.copy_(new)

@@ -41,14 +41,14 @@ def options(source: object, out: Path, **changes: object) -> RunOptions:
 
 def everything(folder: Path) -> dict[str, str]:
     """Hash of every file below the folder."""
-    found = {}
+    hashes = {}
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(place, name)
             content = path.read_bytes() if path.is_file() else b""
             what = os.readlink(path) if path.is_symlink() else ""
-            found[str(path.relative_to(folder))] = what + hashlib.sha256(content).hexdigest()
-    return found
+            hashes[str(path.relative_to(folder))] = what + hashlib.sha256(content).hexdigest()
+    return hashes
 
 
 def refused(wanted: RunOptions, *paths: Path, below: Path) -> None:

@@ -50,10 +50,10 @@ def missing_for(item: pytest.Item) -> str | None:
     """What the test needs and is missing here, or None."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         return GPU
-    given: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     interpreted = item.get_closest_marker("interpreter") is not None
     if gpu.INTERPRETED and not item.get_closest_marker("gpu"):
-        interpreted = interpreted or given.get("backend") == "triton"
+        interpreted = interpreted or parameters.get("backend") == "triton"
     if interpreted != gpu.INTERPRETED:
         return COMPILED if gpu.INTERPRETED else INTERPRETER
     return None
@@ -75,8 +75,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
     exports = "export" in getattr(item, "fixturenames", ())
-    given = getattr(getattr(item, "callspec", None), "params", {}).values()
-    other = any(isinstance(each, str) and each in OTHER_MODELS for each in given)
+    values = getattr(getattr(item, "callspec", None), "params", {}).values()
+    other = any(isinstance(value, str) and value in OTHER_MODELS for value in values)
     if exports or other or item.nodeid.startswith(SLOW):
         item.add_marker("slow")
 
@@ -98,5 +98,5 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     counted = config.stash.get(KEY, Counter[str]())
     if counted:
-        words = "; ".join(f"{count} need {what}" for what, count in counted.most_common())
-        terminalreporter.write_line(f"left out: {words}")
+        summary = "; ".join(f"{count} need {what}" for what, count in counted.most_common())
+        terminalreporter.write_line(f"left out: {summary}")

@@ -151,7 +151,7 @@ def running(engine: Any, **changes: Any) -> Iterator[Running]:
 def until(holds: Callable[[], Any], seconds: float = 10) -> Any:
     """Wait until `holds()` is true, and return its value."""
     end = time.monotonic() + seconds
-    while not (found := holds()):
+    while not (value := holds()):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
-    return found
+    return value

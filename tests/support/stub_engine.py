@@ -66,7 +66,7 @@ class StubStream:
         return Answer(frame_index=index, labels=labels, ids=self.ids)
 
     def flush(self) -> list[Answer]:
-        answers = [self._answer(*held) for held in self.held]
+        answers = [self._answer(*entry) for entry in self.held]
         self.held = []
         return answers
 
@@ -78,15 +78,15 @@ class StubStream:
         self.ids = tuple(i for i in self.ids if i != object_id)
 
     def snapshot(self) -> bytes:
-        held = [(index, labels.tolist()) for index, labels in self.held]
+        pending = [(index, labels.tolist()) for index, labels in self.held]
         mask = None if self.mask is None else self.mask.tolist()
-        return json.dumps([self.frame_count, self.ids, mask, held]).encode()
+        return json.dumps([self.frame_count, self.ids, mask, pending]).encode()
 
     def restore(self, data: bytes) -> None:
-        self.frame_count, ids, mask, held = json.loads(data)
+        self.frame_count, ids, mask, pending = json.loads(data)
         self.ids = tuple(ids)
         self.mask = None if mask is None else np.array(mask, np.uint8)
-        self.held = [(index, np.array(labels, np.uint8)) for index, labels in held]
+        self.held = [(index, np.array(labels, np.uint8)) for index, labels in pending]
 
 
 class StubEngine:

@@ -75,7 +75,7 @@ def stub_stream(options: Any, shared: Any = None, **changes: Any) -> Stream:
         "device": "cpu",
         "device_name": "none",
     }
-    given = {
+    defaults = {
         "segmenter": StubSegmenter(),
         "model": options.model,
         "needs_mask": False,
@@ -85,7 +85,7 @@ def stub_stream(options: Any, shared: Any = None, **changes: Any) -> Stream:
         "facts": facts,
         "note": None,
     }
-    return Stream(**{**given, **changes})
+    return Stream(**{**defaults, **changes})
 
 
 @pytest.fixture

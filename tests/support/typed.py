@@ -26,26 +26,26 @@ LENGTH = 4
 SIZE = 48, 64
 
 
-def call(*words: object) -> Any:
-    return CliRunner().invoke(app, [str(word) for word in words])
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def options_of(row: Row) -> list[str]:
     """Return a row as command-line words; None and False are omitted, True is a bare flag."""
-    words = []
+    arguments = []
     for name, value in row.items():
         if value is not None and value is not False:
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return words
+            arguments += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return arguments
 
 
 def said(row: Row) -> str:
     return " ".join(options_of(row))
 
 
-def refused(*words: object) -> VosError:
-    ran = call(*words)
-    assert isinstance(ran.exception, VosError), (words, ran.output, ran.exception)
+def refused(*arguments: object) -> VosError:
+    ran = call(*arguments)
+    assert isinstance(ran.exception, VosError), (arguments, ran.output, ran.exception)
     return ran.exception
 
 
@@ -61,14 +61,14 @@ def write_files(root: Path) -> Path:
     )
     for folder in ("JPEGImages/480p/a", "Annotations/480p/a", "masks"):
         (root / folder).mkdir(parents=True)
-    said = []
+    proposals = []
     for index, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
         Image.fromarray(frame).save(root / f"JPEGImages/480p/a/{index:05}.jpg", quality=95)
         write_labels(root / f"Annotations/480p/a/{index:05}.png", mask)
         planes = torch.from_numpy(np.stack([mask == i for i in (1, 2)]))
-        said.append(Proposals(boxes_of(planes), planes, torch.tensor([0.9, 0.8])))
+        proposals.append(Proposals(boxes_of(planes), planes, torch.tensor([0.9, 0.8])))
     for index in (0, 2):
         write_labels(root / f"masks/{index:05}.png", clip.masks[index])
     write_labels(root / "first.png", clip.masks[0])
-    write_proposals(root / "seen.json", said)
+    write_proposals(root / "seen.json", proposals)
     return root

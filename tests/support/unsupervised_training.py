@@ -41,8 +41,8 @@ def clips(count: int = 2, length: int = 3) -> Batch:
     for value in (1, 2):
         colour = random.integers(60, 255, (count, 1, 1, 1, 3))
         frames = np.where(masks[..., None] == value, colour, frames)
-    given = torch.from_numpy(frames.astype(np.uint8)), torch.from_numpy(masks)
-    return Batch(*given, (2, *[1] * (count - 1)), ("",) * count)
+    tensors = torch.from_numpy(frames.astype(np.uint8)), torch.from_numpy(masks)
+    return Batch(*tensors, (2, *[1] * (count - 1)), ("",) * count)
 
 
 def seeded() -> torch.Generator:

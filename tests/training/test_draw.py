@@ -24,23 +24,23 @@ def test_the_folder_holds_the_clips_of_its_seed(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     write_davis(tmp_path / "a", 5, 3, SIZE, 7, on_clip=lambda done, all_: seen.append((done, all_)))
     assert seen == [(n, 5) for n in range(1, 6)]
-    found = find_annotated(tmp_path / "a")
-    assert [each.name for each in found] == sorted(f"level{n % 4}-{n:04d}" for n in range(5))
-    for each in found:
-        number = int(each.name[-4:])
+    clips = find_annotated(tmp_path / "a")
+    assert [entry.name for entry in clips] == sorted(f"level{n % 4}-{n:04d}" for n in range(5))
+    for entry in clips:
+        number = int(entry.name[-4:])
         clip = make_level_clip(number % 4, clip_seed(7, number), 3, SIZE)
-        masks = [read_mask(path) for path in each.annotations]
+        masks = [read_mask(path) for path in entry.annotations]
         assert np.array_equal(masks, clip.masks)
-        frames = np.stack([np.asarray(Image.open(path)) for path in each.frames])
+        frames = np.stack([np.asarray(Image.open(path)) for path in entry.frames])
         assert np.abs(frames.astype(int) - clip.frames).mean() < 6  # JPEG
 
 
 def test_one_level_and_labelled_clips(tmp_path: Path) -> None:
     write_davis(tmp_path, 2, 3, SIZE, 7, level=3, labelled=True)
-    found = find_annotated(tmp_path)
-    assert [each.name for each in found] == ["level3-0000", "level3-0001"]
+    clips = find_annotated(tmp_path)
+    assert [entry.name for entry in clips] == ["level3-0000", "level3-0001"]
     clip = make_level_clip(3, clip_seed(7, 1), 3, SIZE, labelled=True)
-    assert np.array_equal([read_mask(p) for p in found[1].annotations], clip.masks)
+    assert np.array_equal([read_mask(p) for p in clips[1].annotations], clip.masks)
 
 
 def test_bad_requests_are_refused_before_anything_is_written(tmp_path: Path) -> None:

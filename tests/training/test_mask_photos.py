@@ -31,9 +31,9 @@ def released() -> Witness:
     norms = {"_bn0": backbone.bn1, "_bn1": network.norm}
     blocks = [block for stage in backbone.stages for block in stage]  # type: ignore[attr-defined]
     for number, block in enumerate(blocks):
-        for ours, theirs in LITE_NAMES.items():
-            part, name = getattr(block, ours, None), f"_blocks.{number}.{theirs}"
-            if ours.startswith("bn") and part is not None:
+        for attribute, release_name in LITE_NAMES.items():
+            part, name = getattr(block, attribute, None), f"_blocks.{number}.{release_name}"
+            if attribute.startswith("bn") and part is not None:
                 norms[name] = part
             elif part is not None:
                 state[f"{name}.weight"] = part.weight
@@ -123,16 +123,16 @@ def test_a_folder_gets_its_masks_once(
     for name in ("a.jpg", "b.png"):
         cv2.imwrite(str(tmp_path / "images" / name), photo[..., ::-1])
     cv2.imwrite(str(tmp_path / "images" / "plain.png"), np.full((120, 160, 3), 90, np.uint8))
-    given = [str(wheel), str(tmp_path)]
+    arguments = [str(wheel), str(tmp_path)]
     # What random weights look at means nothing.
     monkeypatch.setattr(script, "activation", lambda network, photo: blob(74, 57, 26))
-    assert script.main(given) == 0
+    assert script.main(arguments) == 0
     assert "masks for 2 of 3 photos" in capsys.readouterr().out
     masks = sorted((tmp_path / "masks").iterdir())
     assert [path.name for path in masks] == ["a.png", "b.png"]
     own = cv2.imread(str(masks[1]), cv2.IMREAD_GRAYSCALE) > 0
     assert (own & disc).sum() > 0.97 * (own | disc).sum()
-    assert script.main(given) == 1
+    assert script.main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
 
 

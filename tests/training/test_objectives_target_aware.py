@@ -46,7 +46,7 @@ def masks_of_three() -> torch.Tensor:
 
 def test_discovery_targets_pixel_by_pixel() -> None:
     masks, sigma = masks_of_three(), 5.0
-    found = discovery_targets(masks, 3, sigma)
+    targets = discovery_targets(masks, 3, sigma)
     for b, frame in enumerate(masks.numpy()):
         centres = {i: np.argwhere(frame == i).mean(axis=0) for i in (1, 2, 3) if (frame == i).any()}
         heat, offset = np.zeros(frame.shape), np.zeros((2, *frame.shape))
@@ -55,15 +55,15 @@ def test_discovery_targets_pixel_by_pixel() -> None:
             heat[pixel] = max(np.exp(-d / (2 * sigma**2)) for d in away)
             if frame[pixel]:
                 offset[(slice(None), *pixel)] = centres[frame[pixel]] - pixel
-        np.testing.assert_allclose(found.heatmap[b], heat, atol=1e-5)
-        np.testing.assert_allclose(found.offset[b], offset, atol=1e-4)
-        np.testing.assert_array_equal(found.foreground[b], frame > 0)
+        np.testing.assert_allclose(targets.heatmap[b], heat, atol=1e-5)
+        np.testing.assert_allclose(targets.offset[b], offset, atol=1e-4)
+        np.testing.assert_array_equal(targets.foreground[b], frame > 0)
 
 
 @pytest.mark.parametrize("objects", [0, 2])
 def test_a_frame_without_objects_has_no_centres(objects: int) -> None:
-    found = discovery_targets(torch.zeros(1, 32, 48, dtype=torch.uint8), objects, 5.0)
-    assert not any(each.any() for each in found)
+    targets = discovery_targets(torch.zeros(1, 32, 48, dtype=torch.uint8), objects, 5.0)
+    assert not any(target.any() for target in targets)
 
 
 def perfect(masks: torch.Tensor, objects: int) -> DNetMaps:
@@ -71,7 +71,7 @@ def perfect(masks: torch.Tensor, objects: int) -> DNetMaps:
     wanted = discovery_targets(masks, objects, 8.0)
     logits = 20 * wanted.foreground[:, None] - 10
     planes = (logits, wanted.heatmap[:, None], wanted.offset / 4)
-    return DNetMaps(*(functional.avg_pool2d(each, 4) for each in planes))
+    return DNetMaps(*(functional.avg_pool2d(plane, 4) for plane in planes))
 
 
 def test_maps_that_fit_the_targets_give_the_objects() -> None:
@@ -88,7 +88,7 @@ def test_maps_that_fit_the_targets_give_the_objects() -> None:
         ]
         assert max(overlap) > 0.9
     near = Discovery().compare(maps, masks, 2)
-    far = Discovery().compare(DNetMaps(*(torch.zeros_like(each) for each in maps)), masks, 2)
+    far = Discovery().compare(DNetMaps(*(torch.zeros_like(tensor) for tensor in maps)), masks, 2)
     for name, share in {"saliency": 0.3, "overlap": 0.3, "centre": 0.05, "offset": 0.2}.items():
         assert near[name] < share * far[name], name
 
@@ -157,9 +157,9 @@ def test_the_second_frame_is_guided_by_what_the_first_showed(guidance: str) -> N
     losses = Discovery().losses(dnet, frames, batch.masks, 2, seeded())
     with torch.no_grad():
         first = dnet(dnet.encode(frames[:, 0]), None)
-        shown = torch.sigmoid(first.saliency)
-        shown = (shown > 0.5).float() if guidance == "tracks" else shown
-        second = dnet(dnet.encode(frames[:, 1]), dnet.guide(frames[:, 0], shown))
+        saliency = torch.sigmoid(first.saliency)
+        saliency = (saliency > 0.5).float() if guidance == "tracks" else saliency
+        second = dnet(dnet.encode(frames[:, 1]), dnet.guide(frames[:, 0], saliency))
     wanted = [Discovery().compare(m, batch.masks[:, t], 2) for t, m in enumerate((first, second))]
     for name, value in losses.items():
         mean = (wanted[0][name] + wanted[1][name]) / 2

@@ -48,15 +48,15 @@ def test_structural_is_one_minus_ssim() -> None:
     c1, c2 = 0.01**2, 0.03**2
     values = np.empty((2, 5, 9))
     for n, i, j in np.ndindex(values.shape):
-        a, b = (each[n, i : i + 11, j : j + 11] for each in (first, second))
+        a, b = (batch[n, i : i + 11, j : j + 11] for batch in (first, second))
         m, k = (window * a).sum(), (window * b).sum()
         var_a, var_b = (window * (a - m) ** 2).sum(), (window * (b - k) ** 2).sum()
         both = (window * (a - m) * (b - k)).sum()
         values[n, i, j] = (2 * m * k + c1) * (2 * both + c2)
         values[n, i, j] /= (m * m + k * k + c1) * (var_a + var_b + c2)
-    given = torch.from_numpy(first).float(), torch.from_numpy(second).float()
-    assert structural(*given).item() == pytest.approx(1 - values.mean(), abs=1e-5)
-    assert structural(given[0][1:], given[1][1:]).item() == pytest.approx(0, abs=1e-5)
+    images = torch.from_numpy(first).float(), torch.from_numpy(second).float()
+    assert structural(*images).item() == pytest.approx(1 - values.mean(), abs=1e-5)
+    assert structural(images[0][1:], images[1][1:]).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_binary_of_probabilities_stays_finite() -> None:
@@ -82,10 +82,10 @@ def test_contrastive_against_its_formula() -> None:
         wanted.append(
             np.mean([-np.log(np.exp(vectors[i] @ vectors[j] / 0.2) / whole) for j in own])
         )
-    given = torch.from_numpy(vectors).float()
-    loss = contrastive(given, torch.tensor(identities), 0.2)
+    embeddings = torch.from_numpy(vectors).float()
+    loss = contrastive(embeddings, torch.tensor(identities), 0.2)
     assert loss.item() == pytest.approx(np.mean(wanted), rel=1e-5)
-    assert contrastive(given, torch.arange(6), 0.2).item() == 0
+    assert contrastive(embeddings, torch.arange(6), 0.2).item() == 0
 
 
 # --- IMCNet ---
@@ -100,7 +100,7 @@ def test_the_foreground_losses_are_those_of_what_a_stream_answers() -> None:
         for clip in frames:
             seen = [method.encode(frame[None]) for frame in clip]
             outputs.append(numpy(method.foreground(seen))[0, 0])
-            *maps, keys = (torch.cat(each) for each in zip(*seen, strict=True))
+            *maps, keys = (torch.cat(tensors) for tensors in zip(*seen, strict=True))
             attention = method.affinity(keys[None], maps[3][None])[0]
             _, gates = method.propagation(maps, attention)
             sides.append([numpy(gate)[:, 0] for gate in gates])
@@ -110,7 +110,7 @@ def test_the_foreground_losses_are_those_of_what_a_stream_answers() -> None:
     assert losses["iou"].item() == pytest.approx(iou(output, target), rel=1e-4)
     wanted = []
     for level, stride in enumerate((32, 16, 8, 4)):
-        p = np.concatenate([each[level] for each in sides])
+        p = np.concatenate([clip_gates[level] for clip_gates in sides])
         cells = union.reshape(-1, HEIGHT // stride, stride, WIDTH // stride, stride)
         share = cells.mean(axis=(2, 4))
         wanted.append(bce(p, share) + iou(p, share))
@@ -131,9 +131,9 @@ def test_the_foreground_score_is_the_iou_of_what_a_stream_answers() -> None:
         features = [[method.encode(frame[None]) for frame in clip] for clip in frames]
         # Moved to where half of the pixels are foreground.
         method.predict.bias -= torch.stack(answers()).logit().median()
-        found = answers()
+        probabilities = answers()
     wanted = []
-    for p, mask in zip(found, batch.masks[:, 1:3].flatten(0, 1).numpy(), strict=True):
+    for p, mask in zip(probabilities, batch.masks[:, 1:3].flatten(0, 1).numpy(), strict=True):
         own, target = p.numpy() > 0.5, mask > 0
         joined = (own | target).sum()
         wanted.append((own & target).sum() / joined if joined else 1.0)

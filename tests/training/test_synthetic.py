@@ -190,9 +190,9 @@ def test_image_shows_the_front_object() -> None:
         for i, actor in enumerate(scene.cast):
             hidden = np.any(full[i + 1 :], axis=0) if full[i + 1 :] else np.zeros_like(full[i])
             hidden |= np.any([a > 0 for a in alone(scene, 0)[i + 1 :]] or [hidden], axis=0)
-            shown = full[i] & ~hidden
+            visible = full[i] & ~hidden
             sheet = actor.parts[0].sheet[0, 0].astype(int)
-            assert np.abs(image[shown].astype(int) - sheet).max(initial=0) <= 2
+            assert np.abs(image[visible].astype(int) - sheet).max(initial=0) <= 2
             shared += int((full[i] & hidden).sum())
     assert shared > 200
 

@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_the_checkpoint(tmp_path: Path, monkeypatch: pytest.M
             with pytest.raises(OutputError, match=r"No space left.*before it is untouched"):
                 save_checkpoint(path, {"step": 2})
         assert load_checkpoint(path)["step"] == 1
-        assert [each.name for each in tmp_path.iterdir()] == [CHECKPOINT]
+        assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -286,12 +286,12 @@ def test_a_worn_mask_has_another_outline_and_the_rest_keeps_its_proportions() ->
     masks[0] = 1 - masks.sum(dim=0)
     changes = []
     for seed in range(40):
-        found = worn(masks, torch.Generator().manual_seed(seed))
-        torch.testing.assert_close(found.sum(dim=0), torch.ones(40, 60))
-        assert found.min() >= 0
+        result = worn(masks, torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(result.sum(dim=0), torch.ones(40, 60))
+        assert result.min() >= 0
         areas = [
-            (each > 0.5).sum() - (before > 0.5).sum()
-            for each, before in zip(found, masks, strict=True)
+            (after > 0.5).sum() - (before > 0.5).sum()
+            for after, before in zip(result, masks, strict=True)
         ]
         (slot,) = (1 + i for i, change in enumerate(areas[1:]) if change)
         changes.append(int(areas[slot]))

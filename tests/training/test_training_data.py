@@ -124,8 +124,8 @@ def test_labelled_clips_hide_no_mover(monkeypatch: pytest.MonkeyPatch, tmp_path:
     write_cache(tmp_path / "labelled", 4, 2, SIZE, seed=3, labelled=True)
     for index in range(4):
         wanted = make_level_clip(index, clip_seed(3, index), 2, SIZE, labelled=True)
-        found = np.load(tmp_path / "labelled" / "frames-0000.npy")[index]
-        np.testing.assert_array_equal(found, wanted.frames)
+        cached = np.load(tmp_path / "labelled" / "frames-0000.npy")[index]
+        np.testing.assert_array_equal(cached, wanted.frames)
     drawn = SyntheticSource(2, SIZE, 3, labelled=True).sample(0, 0.0)
     wanted = make_level_clip(0, clip_seed(3, 0), 2, SIZE, labelled=True)
     np.testing.assert_array_equal(drawn.frames, wanted.frames)

@@ -57,9 +57,9 @@ def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def numbers(clip: Sample) -> list[int]:
     """The frames a clip was drawn from, read from its pixels; its origin must say the same."""
-    told = [int(word) for word in clip.origin.split()[2:]]
-    assert [int(frame.mean().round()) for frame in clip.frames] == told
-    return told
+    indices = [int(word) for word in clip.origin.split()[2:]]
+    assert [int(frame.mean().round()) for frame in clip.frames] == indices
+    return indices
 
 
 def test_gaps_widen_with_progress(long_video: Path) -> None:

@@ -68,9 +68,9 @@ def test_clips_together_are_clips_one_by_one(model: str) -> None:
         method.zero_grad()
         total: dict[str, float] = {}
         for part in parts:
-            found = objective.losses(part, torch.Generator().manual_seed(0))
-            torch.autograd.backward(torch.stack(list(found.values())).sum() / len(parts))
-            for name, loss in found.items():
+            terms = objective.losses(part, torch.Generator().manual_seed(0))
+            torch.autograd.backward(torch.stack(list(terms.values())).sum() / len(parts))
+            for name, loss in terms.items():
                 total[name] = total.get(name, 0.0) + float(loss.detach()) / len(parts)
         grads = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
         return total, grads
@@ -80,10 +80,10 @@ def test_clips_together_are_clips_one_by_one(model: str) -> None:
         Batch(frames[i : i + 1], batch.masks[i : i + 1], batch.counts[i : i + 1], ("",))
         for i in range(3)
     ]
-    apart, found = gradients(single)
+    apart, actual = gradients(single)
     assert together == pytest.approx(apart, rel=1e-4)
-    assert found.keys() == wanted.keys()
-    for name, gradient in found.items():
+    assert actual.keys() == wanted.keys()
+    for name, gradient in actual.items():
         near = 1e-2 * float(wanted[name].abs().max()) + 1e-6  # convolutions round by batch size
         torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=near, msg=name)
 
@@ -172,12 +172,12 @@ def test_weights_of_stm_begin_its_kin(tmp_path: Path) -> None:
         torch.testing.assert_close(decoder.double()(turned, *skips), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("custom", [True, False])
 def test_lite_starts_from_the_backbone_that_ships_or_is_given(
-    given: bool, tmp_path: Path, backbone: Path
+    custom: bool, tmp_path: Path, backbone: Path
 ) -> None:
     changes = {"steps": 1, "batch": 1, "frames": 2, "size": SIZE}
-    init = backbone if given else None
+    init = backbone if custom else None
     options = TrainOptions(
         "stm", tmp_path, config="lite", init=init, changes=changes, score_every=0
     )
@@ -186,8 +186,8 @@ def test_lite_starts_from_the_backbone_that_ships_or_is_given(
     assert card.licence == "MIT AND Apache-2.0 (efficientnet_lite0)"
     source = init or backbone_file("efficientnet_lite0")
     assert json.loads((tmp_path / "run.json").read_text())["init"] == source.name
-    wanted, found = load_file(source), load_file(tmp_path / "weights.safetensors")
-    inside = {n.removeprefix("query_encoder."): x for n, x in found.items() if "query_enc" in n}
+    wanted, trained = load_file(source), load_file(tmp_path / "weights.safetensors")
+    inside = {n.removeprefix("query_encoder."): x for n, x in trained.items() if "query_enc" in n}
     assert inside  # frozen, so they are what they were, but for their dtype
     for name, tensor in inside.items():
         assert torch.equal(tensor, wanted[name].to(tensor.dtype)), name

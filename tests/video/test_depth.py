@@ -38,14 +38,14 @@ def read(path: Path, bits: int | None = None) -> tuple[list[SourceFrame], dict[s
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_data_of_fewer_bits_than_their_container(
-    tmp_path: Path, bits: int, given: bool, suffix: str
+    tmp_path: Path, bits: int, explicit: bool, suffix: str
 ) -> None:
     """12-bit data in 16-bit files look as the same data in 8 bits do."""
     deep = np.rint(scene().astype(float) * (2**bits - 1) / 255).astype(np.uint16)
-    frames, depth = read(save(tmp_path / "a", deep, suffix), bits if given else None)
+    frames, depth = read(save(tmp_path / "a", deep, suffix), bits if explicit else None)
     for frame, wanted in zip(frames, scene(), strict=True):
         assert frame.image.dtype == np.uint8 and frame.image.flags.c_contiguous
         np.testing.assert_array_equal(frame.image, np.dstack([wanted] * 3))
@@ -53,7 +53,7 @@ def test_data_of_fewer_bits_than_their_container(
         "bits": bits,
         "low": 0.0,
         "high": 2.0**bits - 1,
-        "chosen_by": "--bits" if given else "the first frames",
+        "chosen_by": "--bits" if explicit else "the first frames",
         "clipped_frames": 0,
     }
 

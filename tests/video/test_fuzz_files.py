@@ -6,8 +6,8 @@ from fuzz_files import try_many
 
 
 def test_every_damaged_file_is_a_typed_error_or_a_right_answer() -> None:
-    said: list[str] = []
-    found = try_many(first=0, count=96, report=said.append)
-    assert not [line for line in said if line.startswith("seed")]
-    assert len({name for name, _ in found}) == 8
-    assert sum(count for (_, what), count in found.items() if what == "error") > 48
+    lines: list[str] = []
+    outcomes = try_many(first=0, count=96, report=lines.append)
+    assert not [line for line in lines if line.startswith("seed")]
+    assert len({name for name, _ in outcomes}) == 8
+    assert sum(count for (_, what), count in outcomes.items() if what == "error") > 48

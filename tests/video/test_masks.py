@@ -109,8 +109,8 @@ def test_jpeg_keeps_no_ids(quality: int, tmp_path: Path) -> None:
     stored = grey(tmp_path / "m.png", np.asarray(Image.open(path)))
     with pytest.raises(InputError, match="soft or JPEG edges"):
         read_mask(stored)
-    for each in (path, stored):
-        assert np.mean(read_mask(each, MaskRule(threshold=128)) != disc()) < 0.01
+    for file in (path, stored):
+        assert np.mean(read_mask(file, MaskRule(threshold=128)) != disc()) < 0.01
 
 
 def many_objects() -> np.ndarray:
@@ -133,8 +133,8 @@ def many_objects() -> np.ndarray:
     ids=["many", "many in void", "small in void", "pixel", "line", "thin", "full"],
 )
 def test_ids_are_not_taken_for_soft_edges(values: np.ndarray, tmp_path: Path) -> None:
-    found = read_mask(grey(tmp_path / "m.png", values), MaskRule(void=False))
-    np.testing.assert_array_equal(found, values)
+    labels = read_mask(grey(tmp_path / "m.png", values), MaskRule(void=False))
+    np.testing.assert_array_equal(labels, values)
 
 
 def test_drawn_clips_are_not_taken_for_soft_edges(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_a_threshold_makes_one_object_of_a_soft_mask(mode: str, tmp_path: Path) 
         Image.fromarray(values).convert(mode).save(path)
     with Image.open(path) as image:
         assert image.mode == mode
-    found = read_mask(path, MaskRule(threshold=100))
-    np.testing.assert_array_equal(found, (values >= 100).astype(np.uint8))
+    labels = read_mask(path, MaskRule(threshold=100))
+    np.testing.assert_array_equal(labels, (values >= 100).astype(np.uint8))
 
 
 def test_what_a_threshold_cannot_read_is_refused(tmp_path: Path) -> None:

@@ -98,13 +98,13 @@ def test_tiff_of_more_than_opencv_takes(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(np.stack([f.image[..., 1] for f in read]), colour[..., 0])
 
 
-@pytest.mark.parametrize("said", ["finterval=0.04", "fps=25.0"])
-def test_tiff_by_imagej_has_times(tmp_path: Path, said: str) -> None:
-    text = f"ImageJ=1.54f\nimages=3\nframes=3\n{said}\nloop=false\n"
+@pytest.mark.parametrize("timing", ["finterval=0.04", "fps=25.0"])
+def test_tiff_by_imagej_has_times(tmp_path: Path, timing: str) -> None:
+    text = f"ImageJ=1.54f\nimages=3\nframes=3\n{timing}\nloop=false\n"
     path = save(tmp_path / "a.tif", noise(3), tiffinfo={270: text})
     np.testing.assert_allclose([f.time_s for f in read_all(path)], [0, 0.04, 0.08], atol=1e-6)
     for nothing in ("finterval=0", "fps=0.0", "fps=1.2.3", "finterval=NaN"):
-        path = save(tmp_path / "b.tif", noise(3), tiffinfo={270: text.replace(said, nothing)})
+        path = save(tmp_path / "b.tif", noise(3), tiffinfo={270: text.replace(timing, nothing)})
         assert [f.time_s for f in read_all(path)] == [None] * 3
 
 

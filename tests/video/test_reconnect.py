@@ -27,8 +27,8 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 def server() -> Iterator[list[Flaky]]:
     running: list[Flaky] = []
     yield running
-    for each in running:
-        each.close()
+    for flaky in running:
+        flaky.close()
 
 
 @pytest.fixture

@@ -101,10 +101,10 @@ def test_probabilities_are_those_of_the_transcription(
     )
     for backend in ("auto", "reference"):
         with use_backend(backend):
-            given = segment(segmenter, *clip)
-        assert given.shape == wanted.shape
+            probabilities = segment(segmenter, *clip)
+        assert probabilities.shape == wanted.shape
         for t in range(length):
-            deviation = np.abs(given[t] - wanted[t]).max()
+            deviation = np.abs(probabilities[t] - wanted[t]).max()
             assert deviation <= TOLERANCE, f"{backend}: frame {t} is {deviation:.2g} off"
 
 
@@ -129,9 +129,9 @@ def test_prefix_and_batch_counters_make_no_difference(
     torch.save(plain, source)
     target.write_bytes(b"an older file is replaced")
     converter.convert("stm", source, target)
-    ours, theirs = load_file(target), load_file(converted)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    tensors, expected = load_file(target), load_file(converted)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in tensors)
     target.unlink()
     source.unlink()
 

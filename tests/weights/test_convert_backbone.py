@@ -28,10 +28,10 @@ def test_every_tensor_but_the_classifier(depth: str, features: int, tmp_path: Pa
     source, target = tmp_path / "source.pth", tmp_path / "target.safetensors"
     torch.save(state, source)
     assert converter.main([depth, str(source), str(target)]) == 0
-    found = load_file(target)
+    tensors = load_file(target)
     wanted = {n for n in state if not n.startswith("fc.") and "num_batches" not in n}
-    assert found.keys() == wanted
-    assert all(torch.equal(found[name], state[name]) for name in wanted)
+    assert tensors.keys() == wanted
+    assert all(torch.equal(tensors[name], state[name]) for name in wanted)
 
 
 def test_the_paper_s_encoders_start_from_it(tmp_path: Path) -> None:

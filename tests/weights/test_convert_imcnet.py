@@ -65,9 +65,9 @@ def test_a_converted_checkpoint_gives_the_probabilities_of_the_transcription(
     for t in (0, 4, 7):
         frames = [prepared[min(max(t + offset, 0), 8)][None] for offset in (-4, 0, 4)]
         wanted = transcribe(released, frames)[0, 0]
-        found = results[t].probabilities[1]
-        assert (found - wanted).abs().max() < 1e-4
-        assert torch.equal(results[t].labels, (found > 0.5).to(torch.uint8))
+        probabilities = results[t].probabilities[1]
+        assert (probabilities - wanted).abs().max() < 1e-4
+        assert torch.equal(results[t].labels, (probabilities > 0.5).to(torch.uint8))
         seen.append(wanted)
     spread = torch.stack(seen)
     assert spread.std() > 0.05
@@ -78,12 +78,12 @@ def test_a_converted_checkpoint_gives_the_probabilities_of_the_transcription(
 def test_the_other_backbones_are_recognised(depth: str) -> None:
     shapes = official_shapes(depth)
     names = {n: s for n, s in shapes.items() if not n.endswith("num_batches_tracked")}
-    given = {name: torch.zeros(shape) for name, shape in names.items()}
-    config, tensors = convert_imcnet("x.pth", given)
+    checkpoint = {name: torch.zeros(shape) for name, shape in names.items()}
+    config, tensors = convert_imcnet("x.pth", checkpoint)
     assert config.backbone == depth
     with torch.device("meta"):
-        ours = build("imcnet", config).state_dict()
-    assert set(tensors) == {name for name in ours if not name.endswith("num_batches_tracked")}
+        state = build("imcnet", config).state_dict()
+    assert set(tensors) == {name for name in state if not name.endswith("num_batches_tracked")}
 
 
 def test_every_tensor_has_one_home(released: Tensors) -> None:
@@ -91,8 +91,8 @@ def test_every_tensor_has_one_home(released: Tensors) -> None:
     floats = {n: t for n, t in released.items() if not n.endswith("num_batches_tracked")}
     numbered = {n: torch.full_like(t, i) for i, (n, t) in enumerate(floats.items())}
     _, tensors = convert_imcnet("x.pth", numbered)
-    found = sorted(int(tensor.flatten()[0]) for tensor in tensors.values())
-    assert found == list(range(len(floats)))
+    numbers = sorted(int(tensor.flatten()[0]) for tensor in tensors.values())
+    assert numbers == list(range(len(floats)))
 
 
 def test_missing_extra_and_misshapen_tensors_stop_it(released: Tensors, tmp_path: Path) -> None:

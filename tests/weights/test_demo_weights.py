@@ -68,7 +68,7 @@ def test_what_ships_is_small_and_has_a_card() -> None:
     assert {card.model for card in DEMOS.values()} == {*list_models(), MODEL}
     assert sum(card.bytes for card in DEMOS.values()) <= TOGETHER
     folder = Path(__file__).resolve().parents[2] / "weights" / "demo"
-    assert {f"demo/{each.name}" for each in folder.iterdir()} == {
+    assert {f"demo/{file.name}" for file in folder.iterdir()} == {
         card.file for card in DEMOS.values()
     }
 

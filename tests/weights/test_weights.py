@@ -134,10 +134,10 @@ def test_the_backbone_that_ships_is_whole_and_has_its_licence() -> None:
         assert card.file in (folder / "NOTICE").read_text(encoding="utf-8")
         network = EfficientNetLite(name, layer4="strided")
         wanted = {n: tuple(t.shape) for n, t in weights.state_of(network).items()}
-        found = load_safetensors(path)
-        weights.check_tensors(str(path), found, wanted)
-        assert all(tensor.dtype == torch.float32 for tensor in found.values())
-        assert all(tensor.isfinite().all() for tensor in found.values())
+        tensors = load_safetensors(path)
+        weights.check_tensors(str(path), tensors, wanted)
+        assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_a_backbone_that_does_not_ship_is_refused() -> None:
@@ -145,19 +145,19 @@ def test_a_backbone_that_does_not_ship_is_refused() -> None:
         weights.backbone_file("resnet18")
 
 
-@pytest.mark.parametrize("asked", [None, "demo", "stm.demo"])
+@pytest.mark.parametrize("choice", [None, "demo", "stm.demo"])
 def test_trained_weights_that_ship_come_first(
-    monkeypatch: pytest.MonkeyPatch, file: Path, asked: str | None
+    monkeypatch: pytest.MonkeyPatch, file: Path, choice: str | None
 ) -> None:
     ship(monkeypatch, file.parent, shipped_card(file))
-    method, card = load("stm", asked)
+    method, card = load("stm", choice)
     assert card.caption == "stm.demo"
     assert method.config == STM
-    if asked is None:  # the caller wants a network of that shape
+    if choice is None:  # the caller wants a network of that shape
         assert load("stm", None, STM)[1].name == "stm.random"
         return
     with pytest.raises(WeightsError, match=r"config: stm\.demo brings its own"):
-        load("stm", asked, STM)
+        load("stm", choice, STM)
 
 
 def test_a_shipped_file_must_have_the_hash_of_its_card(
@@ -190,13 +190,13 @@ def test_seeds_make_the_weights_and_leave_torchs_generator_alone(model: str) -> 
     assert not {name for name in same if first[name].ndim == 4} - fixed
 
 
-@pytest.mark.parametrize("asked", ["random", "stm.random"])
-def test_random_weights_are_those_of_the_cards_seed(asked: str) -> None:
-    method, card = load("stm", asked, STM)
+@pytest.mark.parametrize("choice", ["random", "stm.random"])
+def test_random_weights_are_those_of_the_cards_seed(choice: str) -> None:
+    method, card = load("stm", choice, STM)
     assert card == weights.cards()["stm.random"]
     wanted = weights.state_of(build("stm", STM, card.seed))
-    given = weights.state_of(method)
-    assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+    state = weights.state_of(method)
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
     assert not method.training
     assert not any(parameter.requires_grad for parameter in method.parameters())
 
@@ -223,9 +223,9 @@ def test_a_file_comes_back_bit_for_bit(model: str, trained: bool, tmp_path: Path
     for given_path in (path, str(path)):
         method, card = load(model, given_path)
         assert method.config == config
-        given, wanted = weights.state_of(method), weights.state_of(build(model, config, seed=5))
-        assert given.keys() == wanted.keys()
-        assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+        state, wanted = weights.state_of(method), weights.state_of(build(model, config, seed=5))
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[name], wanted[name]) for name in wanted)
         assert not method.training
     assert (card.model, card.tag, card.trained) == (model, "tiny.v2", trained)
     assert (card.description, card.licence) == ("a test's", "MIT")

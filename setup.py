@@ -27,8 +27,9 @@ from setuptools.command.sdist import sdist
 EXTENSION, OPERATORS = "vosengine._C", "vosengine.vosengine_ops"
 # The kernels that are operators too, and what they share; as vosengine/onnx/library.py names it.
 OPERATOR_SOURCES = (
-    *("correlate_frames_cpu", "deform_conv_cpu", "finish_masks_cpu", "pool_regions_cpu"),
-    *("prepare_frame_cpu", "read_memory", "read_memory_cpu", "read_memory_top_k_cpu", "isa"),
+    *("correlate_frames_cpu", "deform_conv_cpu", "finish_masks_cpu", "group_centres_cpu"),
+    *("pool_regions_cpu", "prepare_frame_cpu", "read_memory", "read_memory_cpu"),
+    *("read_memory_top_k_cpu", "isa"),
 )
 DEFAULT_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 CPP_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=fast", "-Wno-psabi"]

@@ -1,5 +1,6 @@
-// What onnxruntime calls: the operators of ops.h, registered for a session.
+// What onnxruntime calls: the operators of ops.h and regions.h, registered for a session.
 #include "ops.h"
+#include "regions.h"
 
 #include <memory>
 #include <mutex>
@@ -11,7 +12,7 @@
 namespace vosengine::onnx {
 namespace {
 
-constexpr int OPS_VERSION = 1;  // raised when an operator changes; vosengine/onnx/library.py too
+constexpr int OPS_VERSION = 2;  // raised when an operator changes; vosengine/onnx/library.py too
 
 // The operators of sessions with so many threads, and the domain that they are registered in.
 struct Domain {
@@ -21,12 +22,13 @@ struct Domain {
             std::make_unique<CustomOp<FinishMasksOp>>(threads),
             std::make_unique<CustomOp<CorrelateFramesOp>>(threads),
             std::make_unique<CustomOp<DeformConvOp>>(threads),
-            std::make_unique<CustomOp<PoolRegionsOp>>(threads)} {
+            std::make_unique<CustomOp<PoolRegionsOp>>(threads),
+            std::make_unique<CustomOp<GroupCentresOp>>(threads)} {
     check(api->CreateCustomOpDomain("vosengine", &domain));
     for (const auto& op : ops) check(api->CustomOpDomain_Add(domain, op.get()));
   }
 
-  std::unique_ptr<OrtCustomOp> ops[6];
+  std::unique_ptr<OrtCustomOp> ops[7];
   OrtCustomOpDomain* domain = nullptr;
 };
 

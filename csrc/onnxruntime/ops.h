@@ -1,35 +1,17 @@
 // The kernels of this folder's parent as operators of onnxruntime, in the domain "vosengine". What
 // each computes is defined by kernels/<op>/reference.py; attributes have the names of its
-// arguments.
+// arguments. Those on regions and objects are in regions.h.
 #pragma once
 
 #include "checks.h"
 #include "correlate_frames.h"
-#include "custom_op.h"
 #include "deform_conv.h"
 #include "finish_masks.h"
-#include "pool_regions.h"
 #include "prepare_frame.h"
 #include "read_memory.h"
+#include "tensors.h"
 
 namespace vosengine::onnx {
-
-constexpr auto FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-constexpr auto DOUBLE = ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
-constexpr auto UINT8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-constexpr auto INT32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-constexpr auto INT64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-constexpr auto ANY = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-
-// Elements between neighbours along each axis of a tensor that is contiguous.
-template <size_t count>
-void set_strides(const std::vector<int64_t>& shape, int64_t (&strides)[count]) {
-  int64_t step = 1;
-  for (size_t i = count; i-- > 0;) {
-    strides[i] = step;
-    step *= shape[i];
-  }
-}
 
 struct ReadMemoryOp {
   static constexpr const char* NAME = "read_memory";
@@ -323,81 +305,6 @@ struct DeformConvOp {
 
   std::vector<int64_t> stride, padding, dilation;
   int64_t groups;
-};
-
-struct PoolRegionsOp {
-  static constexpr const char* NAME = "pool_regions";
-  // boxes, frame, planes, levels
-  static constexpr Port INPUTS[] = {
-      {DOUBLE}, {INT32, Kind::optional}, {FLOAT, Kind::optional}, {FLOAT, Kind::variadic}};
-  static constexpr Port OUTPUTS[] = {{FLOAT}};
-
-  explicit PoolRegionsOp(const Attributes& attributes)
-      : strides(attributes.integers("strides")),
-        plane_stride(attributes.integer("plane_stride")),
-        size(attributes.integer("size")),
-        sampling(attributes.integer("sampling")),
-        aligned(attributes.integer("aligned") != 0) {
-    for (int64_t each : strides) VOS_CHECK(each > 0, "strides", "at least 1", each);
-    VOS_CHECK(plane_stride > 0, "plane_stride", "at least 1", plane_stride);
-    VOS_CHECK(size > 0, "size", "at least 1", size);
-    VOS_CHECK(sampling >= 1 && sampling <= 8, "sampling", "1 to 8", sampling);
-  }
-
-  void run(const Call& call) const {
-    const Tensor boxes = call.input(0), frame = call.input(1), planes = call.input(2);
-    const size_t levels = call.input_count() - 3;
-    VOS_CHECK(levels == strides.size(), "levels", "as many as strides", levels);
-    Sizes sizes;
-    sizes.match("boxes", boxes, {"R", "4"});
-    sizes.match("frame", frame, {"R"});
-    sizes.match("planes", planes, {"R", "H", "W"});
-    std::vector<PooledMaps> sources;
-    int64_t channels = 0;
-    for (size_t i = 0; i < levels; ++i) {
-      const Tensor maps = call.input(3 + i);
-      Sizes own;
-      own.match("levels", maps, {"B", "C", "H", "W"});
-      for (int64_t side : {own["B"], own["H"], own["W"]})
-        VOS_CHECK(side > 0, "levels", "at least one cell", side);
-      sources.push_back(source(maps.as<float>(), maps.shape, strides[i], false));
-      VOS_CHECK(frame.given || own["B"] == 1 || sizes["R"] == 0, "frame",
-                "the image of every region, with several images", own["B"]);
-      channels += own["C"];
-    }
-    if (planes.given) {
-      std::vector<int64_t> shape = planes.shape;
-      shape.insert(shape.begin() + 1, 1);
-      sources.push_back(source(planes.as<float>(), shape, plane_stride, true));
-      ++channels;
-    }
-    PoolRegions pool{};
-    pool.sources = sources.data();
-    pool.source_count = static_cast<int64_t>(sources.size());
-    pool.boxes = boxes.as<double>();
-    pool.frame = frame.as<int32_t>();
-    pool.regions = sizes["R"];
-    pool.size = size;
-    pool.sampling = sampling;
-    pool.aligned = aligned;
-    pool.out = call.output<float>(0, {pool.regions, channels, size, size});
-    pool.threads = call.threads;
-    pool_regions_cpu(pool);
-  }
-
-  static PooledMaps source(const float* maps, const std::vector<int64_t>& shape, int64_t pixels,
-                           bool per_region) {
-    int64_t stride[4];
-    set_strides(shape, stride);
-    return {maps,     {stride[0], stride[1], stride[2]},
-            shape[0], shape[1],
-            shape[2], shape[3],
-            pixels,   per_region};
-  }
-
-  std::vector<int64_t> strides;
-  int64_t plane_stride, size, sampling;
-  bool aligned;
 };
 
 }  // namespace vosengine::onnx

@@ -127,6 +127,7 @@ def test_models_lists_every_model_and_says_random(vosengine: Command) -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_info_counts_what_the_layers_add_up_to(
     model: str, objects: int, wanted: dict[str, float]
 ) -> None:
@@ -149,6 +150,7 @@ def test_info_counts_what_the_layers_add_up_to(
         assert result.memory_bytes == 4 * (20 * track + 256 * 30 * 54)
 
 
+@pytest.mark.slow
 def test_info_prints_a_table_and_refuses_a_bad_size(vosengine: Command) -> None:
     done = vosengine("info", "munet", "--size", "64x96", "--objects", 2)
     assert done.returncode == 0
@@ -164,6 +166,7 @@ def reports() -> list[doctor.BackendReport]:
     return list(doctor.self_test())
 
 
+@pytest.mark.slow
 def test_doctor_passes_here_and_names_every_op_and_backend(
     vosengine: Command, reports: list[doctor.BackendReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +218,7 @@ def test_doctor_fails_when_a_backend_computes_wrong(monkeypatch: pytest.MonkeyPa
     assert "error 1" in str(faults[0])
 
 
+@pytest.mark.slow
 def test_errors_are_one_message_and_exit_code_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +261,7 @@ def test_a_truncated_video_keeps_its_frames_and_ends_with_an_error(
 
 
 @pytest.mark.parametrize("model", ["munet", "imcnet"])
+@pytest.mark.slow
 def test_demo_draws_and_segments_a_clip(vosengine: Command, model: str, tmp_path: Path) -> None:
     size = ("--frames", 2, "--size", "64x96", "--model", model)
     done = vosengine("demo", "--out", tmp_path / "d", *size)
@@ -274,6 +279,7 @@ def test_demo_draws_and_segments_a_clip(vosengine: Command, model: str, tmp_path
 
 
 @pytest.mark.parametrize("model", list_models())
+@pytest.mark.slow
 def test_a_real_clip(
     vosengine: Command, model: str, davis: Path, tmp_path: Path, tiny_weights: Weights
 ) -> None:

@@ -124,6 +124,7 @@ def test_only_objects_of_the_first_frame_are_followed_and_scored(
     assert set(result.evaluation.sequences["two"].objects) == {2}
 
 
+@pytest.mark.slow
 def test_workers_find_the_same_scores(
     data: Path,
     tmp_path: Path,

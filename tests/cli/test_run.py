@@ -107,6 +107,7 @@ def test_a_video_and_a_glob_are_sources_too(
     assert len(masks_in(tmp_path / "g")) == 5
 
 
+@pytest.mark.slow
 def test_random_weights_say_so_in_every_output(folder: Path, tmp_path: Path) -> None:
     plain = RunOptions(
         source=str(folder),
@@ -255,6 +256,7 @@ def test_bad_input_is_refused_before_anything_is_removed(
     assert len(masks_in(tmp_path / "o")) == 10
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_files(folder: Path, tmp_path: Path, tiny_weights: Weights) -> None:
     """A signal to a separate process: complete files, exit code 130, and the run can be resumed."""
     out = tmp_path / "o"

@@ -85,6 +85,7 @@ def noisy(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_no_room_for_the_overlay(tmp_path: Path) -> None:
     frames, out = noisy(tmp_path / "noise", 90), tmp_path / "o"
     with files_up_to(40_000), pytest.raises(OutputError, match=r"overlay\.mp4: cannot be written"):

@@ -53,6 +53,7 @@ def killed(wanted: RunOptions, at: int) -> None:
 
 @pytest.mark.parametrize("checkpoint", [0, 2])
 @pytest.mark.parametrize("at", [1, 2, 5, 6])
+@pytest.mark.slow
 def test_killed_and_resumed(frames: Path, tmp_path: Path, at: int, checkpoint: int) -> None:
     whole, out = tmp_path / "whole", tmp_path / "o"
     run(options(frames, whole))
@@ -69,6 +70,7 @@ def test_killed_and_resumed(frames: Path, tmp_path: Path, at: int, checkpoint: i
 
 
 @pytest.mark.parametrize("checkpoint", [0, 2])
+@pytest.mark.slow
 def test_killed_and_started_anew(frames: Path, tmp_path: Path, checkpoint: int) -> None:
     """Exactly the killed run's files are removed."""
     out = tmp_path / "o"
@@ -81,6 +83,7 @@ def test_killed_and_started_anew(frames: Path, tmp_path: Path, checkpoint: int) 
     assert sorted(os.listdir(out)) == wanted
 
 
+@pytest.mark.slow
 def test_killed_twice_and_in_the_middle_of_a_mask(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

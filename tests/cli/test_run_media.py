@@ -72,6 +72,7 @@ def masks_in(out: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "options"), [("a.mp4", {}), ("a.mkv", {}), ("live.mkv", {"live": "1"})]
 )
+@pytest.mark.slow
 def test_overlay_and_summary_have_the_times_of_the_source(
     tmp_path: Path, clip: Clip, work: Callable[..., dict[str, Any]], name: str, options: Any
 ) -> None:
@@ -137,6 +138,7 @@ def test_pixels_that_are_not_square(
         assert not list((tmp_path / "other").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_twelve_bits_in_sixteen(
     tmp_path: Path, clip: Clip, work: Callable[..., dict[str, Any]]
 ) -> None:

@@ -128,6 +128,7 @@ def test_dmn_aoa_picks_from_a_file(
 
 
 @pytest.mark.parametrize("kind", ["file:proposals.json", "dnet:quick.safetensors"])
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_same_as_never_stopped(
     kind: str, options: Options, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(
         np.testing.assert_array_equal(read_labels(parts / path.name), read_labels(path))
 
 
+@pytest.mark.slow
 def test_a_random_d_net_says_so_in_every_output(options: Options, tmp_path: Path) -> None:
     path = write_weights(tmp_path / "untrained.safetensors", trained=False)
     summary = run(options(proposals=f"dnet:{path}", limit=1))
@@ -177,6 +179,7 @@ def test_the_command_line_prints_where_they_are_from(
     assert "ConfigError: proposals: no source is named 'yolo'; wanted" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bad_proposals_are_refused_before_anything_is_removed(
     options: Options, tmp_path: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_every_frame_has_a_mask_under_its_own_name(
 
 
 @MODELS
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     model: str, folder: Path, tmp_path: Path, tiny_weights: Weights
 ) -> None:

@@ -108,6 +108,7 @@ def answers_in(
 
 
 @pytest.mark.parametrize("ambient", AMBIENT)
+@pytest.mark.slow
 def test_what_the_caller_has_set_changes_no_label(
     any_model: str, ambient: str, small: Clip, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ EVENTS = st.lists(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 @given(events=EVENTS)
+@pytest.mark.slow
 def test_streams_in_any_order_are_streams_by_themselves(
     model: str, events: list[tuple[Any, ...]]
 ) -> None:
@@ -112,6 +113,7 @@ def test_streams_in_any_order_are_streams_by_themselves(
 
 
 @pytest.mark.parametrize("model", list_models())
+@pytest.mark.slow
 def test_frames_that_are_encoded_together_have_the_labels_they_have_alone(model: str) -> None:
     engine = open_engine(model, max_batch=4)
     twins = [Twin(engine, 2 * number) for number in range(3)]
@@ -228,6 +230,7 @@ def test_a_stream_may_be_stepped_by_itself_and_saved_for_another_of_the_engine(
 
 
 @pytest.mark.parametrize("model", ["stm", "imcnet"])
+@pytest.mark.slow
 def test_threads_that_step_streams_of_one_engine_take_turns(model: str) -> None:
     engine = open_engine(model)
     videos = [

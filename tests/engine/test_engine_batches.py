@@ -75,6 +75,7 @@ def test_memories_of_features_are_not_read_together(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("model", BATCHED)
+@pytest.mark.slow
 def test_graphs_of_several_streams_give_what_there_is_without(
     model: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

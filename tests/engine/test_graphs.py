@@ -47,6 +47,7 @@ def same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("model", list_models())
+@pytest.mark.slow
 def test_a_stream_by_graphs_is_bit_by_bit_the_stream_without(
     model: str, small: Clip, graphs: None
 ) -> None:
@@ -95,6 +96,7 @@ def test_other_ids_are_no_other_piece(model: str, small: Clip, graphs: None) -> 
     assert captured[0] > 0 and captured == captured[:1] * 3
 
 
+@pytest.mark.slow
 def test_a_new_stream_of_another_size_is_captured_anew(small: Clip, graphs: None) -> None:
     one, other = pair("munet")
     for height, width in (SIZE, (40, 56)):

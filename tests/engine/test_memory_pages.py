@@ -115,6 +115,7 @@ def test_a_pool_that_holds_nothing_makes_room_for_another() -> None:
         small.take(1)
 
 
+@pytest.mark.slow
 def test_none_leaks_over_ten_thousand_opens_and_closes() -> None:
     pools = PagePools(budget=400 * PAGE)
     draw = random.Random(0)

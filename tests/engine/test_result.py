@@ -84,6 +84,7 @@ print(type(result.labels).__name__, "torch" in sys.modules)
 
 
 @pytest.mark.parametrize("arrays", [False, True])
+@pytest.mark.slow
 def test_a_pickle_is_read_by_another_process(
     answer: Result[torch.Tensor], of_arrays: Result[np.ndarray], arrays: bool, tmp_path: Path
 ) -> None:

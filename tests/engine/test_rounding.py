@@ -144,6 +144,7 @@ def test_heads_that_decide_between_objects_stay_in_float32() -> None:
 
 @pytest.mark.parametrize("model", list_models())
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.slow
 def test_a_stream_in_half_precision_is_sound_and_goes_on_from_a_file(
     model: str, precision: str, tmp_path: Path
 ) -> None:

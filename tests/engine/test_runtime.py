@@ -156,6 +156,7 @@ FAULTS = """
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 @pytest.mark.parametrize("setting", ["1", "0"])
+@pytest.mark.slow
 def test_freed_memory_is_kept_unless_that_is_refused(setting: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FAULTS)],

@@ -43,6 +43,7 @@ def with_our_paths() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tests, tests / "support")))}
 
 
+@pytest.mark.slow
 def test_a_stream_resumes_in_a_new_process_bit_by_bit(
     any_model: str, clip: Clip, tmp_path: Path
 ) -> None:
@@ -266,6 +267,7 @@ def test_a_prompt_in_the_ring_counts_against_the_capacity() -> None:
         segmenter.step(frame, mask)
 
 
+@pytest.mark.slow
 def test_memory_of_the_process_stays_flat() -> None:
     """Resident memory does not grow over 400 frames after warm-up."""
     code = """

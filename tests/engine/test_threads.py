@@ -48,6 +48,7 @@ def products() -> str:
 
 
 @pytest.mark.parametrize("model", ["stm", "giel"])
+@pytest.mark.slow
 def test_streams_of_two_precisions_step_at_once_as_they_do_alone(model: str, small: Clip) -> None:
     """Under settings of the caller that would reduce the precision of float32 products."""
     prompts = {0: small.masks[0]}

@@ -236,6 +236,7 @@ def test_what_serves_all_models_names_none() -> None:
         assert not families & ours(path), path
 
 
+@pytest.mark.slow
 def test_the_registry_loads_no_training_and_no_export() -> None:
     code = (
         "import sys, vosengine.engine.segmenter, vosengine.zoo.registry;"
@@ -284,6 +285,7 @@ def test_the_command_line_parses_without_torch() -> None:
     assert python(code) == "False"
 
 
+@pytest.mark.slow
 def test_imports_have_no_effects() -> None:
     code = (
         "import os, av, cv2, torch; e = dict(os.environ); s = torch.random.get_rng_state();"
@@ -321,6 +323,7 @@ def test_imports_do_not_read_the_environment() -> None:
     assert reads_of_the_environment([ast.parse(code)]) == ["os.getenv", "environ"]
 
 
+@pytest.mark.slow
 def test_every_file_says_what_it_is() -> None:
     for path in (*sources("vosengine"), *sources("kernels"), *sources("tests"), *sources("bench")):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

@@ -63,6 +63,7 @@ def test_shared_memory_starts_as_nan(emulated: ModuleType) -> None:
     assert out.isnan().all()
 
 
+@pytest.mark.slow
 def test_what_is_not_aligned_ends_the_process(emulated: ModuleType) -> None:
     values, out = torch.arange(8.0), torch.zeros(9)
     emulated.copy_pairs(values.data_ptr(), out.data_ptr())

@@ -163,6 +163,7 @@ def test_is_onnxs_deform_conv(backend: str, case: Any) -> None:
 @needs_onnxruntime
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.slow
 def test_options_are_onnxs(backend: str, kernel: tuple[int, int], modulated: bool) -> None:
     calls = [
         call(shape, outputs, kernel, offset_groups, modulated=modulated,
@@ -181,6 +182,7 @@ def test_options_are_onnxs(backend: str, kernel: tuple[int, int], modulated: boo
         assert_matches(arguments, by_onnxruntime(arguments))
 
 
+@pytest.mark.slow
 def test_follows_the_formula(backend: str) -> None:
     for arguments in (
         call((2, 4, 4, 5), 2, offset_groups=2, padding=1, modulated=True),

@@ -153,6 +153,7 @@ def test_reduced_labels_are_the_dense_operator(
 
 @joint_or_not
 @pytest.mark.parametrize("iterations", [(1,), (2,), (4,), (3, 2)], ids=str)
+@pytest.mark.slow
 def test_iterates_are_the_algorithm_s(
     backend: str, iterations: tuple[int, ...], joint: bool
 ) -> None:
@@ -219,6 +220,7 @@ def test_ten_iterations_come_near_the_optimum(backend: str, realistic: bool) -> 
     assert left < track.objective(flat(earlier)) - least
 
 
+@pytest.mark.slow
 def test_step_of_both_layers_solves_the_problem_at_label_size() -> None:
     """The Gauss-Newton step from autograd's Jacobian of the residuals at every pixel."""
     features, labels, pixel_weights = (x.double() for x in scene(1, 2, 5, (5, 4)))
@@ -244,6 +246,7 @@ def test_step_of_both_layers_solves_the_problem_at_label_size() -> None:
     np.testing.assert_allclose(flat(got), (start + step).numpy(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_both_layers_come_near_what_least_squares_finds(
     backend: str, two_layers: tuple[Arguments, float, float]
 ) -> None:
@@ -258,6 +261,7 @@ def test_both_layers_come_near_what_least_squares_finds(
     assert least < losses[-1] < least + 1e-2 * (start - least)
 
 
+@pytest.mark.slow
 def test_both_layers_converge_to_what_least_squares_finds(
     two_layers: tuple[Arguments, float, float],
 ) -> None:

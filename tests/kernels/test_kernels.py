@@ -118,6 +118,7 @@ def test_what_is_no_case_is_refused() -> None:
     ("op", "backend", "case", "dtype"), [named(call) for call in calls("cuda")]
 )
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.slow
 def test_cuda_agrees_on_the_cpu(op: Op, backend: str, case: Case, dtype: torch.dtype) -> None:
     """Threads run forwards and backwards, as a missing barrier may show in one order only."""
     orders = ("forwards", "backwards") if dtype == torch.float32 else ("shuffled",)
@@ -152,6 +153,7 @@ def test_triton_agrees_with_the_tables_of_other_chips(
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.slow
 def test_every_instruction_set_agrees(op: Op, isa: str) -> None:
     load().choose_isa(isa)
     try:
@@ -166,6 +168,7 @@ def test_every_instruction_set_agrees(op: Op, isa: str) -> None:
 
 @needs_extension
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.slow
 def test_thread_count_does_not_matter(op: Op) -> None:
     """One thread, and more threads than work items."""
     before = torch.get_num_threads()

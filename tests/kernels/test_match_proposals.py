@@ -114,6 +114,7 @@ def test_follows_the_text(backend: str, answer: str) -> None:
     assert_follows_the_text(cosines(4, 6), steps=1, inner=1, answer=answer)
 
 
+@pytest.mark.slow
 def test_finds_the_optimal_assignment(backend: str) -> None:
     """If similarities are well separated, row maxima agree with the Hungarian algorithm."""
     for seed, shape in enumerate(SHAPES * (25 if backend.startswith("cpu") else 1)):
@@ -126,6 +127,7 @@ def test_finds_the_optimal_assignment(backend: str) -> None:
         assert (out[unmatched] < 0.5).all()
 
 
+@pytest.mark.slow
 def test_the_answer_is_almost_an_assignment(backend: str) -> None:
     """Five rounds leave entries down to -0.05 and column sums up to 1.05; more leave less."""
     more = {"steps": 60, "inner": 60} if backend.startswith("cpu") else {"steps": 40, "inner": 25}
@@ -183,6 +185,7 @@ def test_a_row_whose_maximum_is_no_proposal_is_zero(backend: str) -> None:
     assert out[1, 0] == 0
 
 
+@pytest.mark.slow
 def test_equal_maxima_both_stay(backend: str) -> None:
     """Proposals 1 and 2 are equal, or nearly, and the second object starts at neither."""
     for difference, stay in ((0.0, [1, 2]), (1e-6, [1, 2]), (1e-3, [2])):

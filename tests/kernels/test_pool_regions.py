@@ -208,6 +208,7 @@ ODD_BOXES = st.tuples(*(st.floats(allow_subnormal=False, width=32) for _ in rang
     sampling=st.integers(1, 3),
     aligned=st.booleans(),
 )
+@pytest.mark.slow
 def test_any_box(
     backend: str,
     boxes: list[tuple[float, ...]],

@@ -131,6 +131,7 @@ def planted(name: str, kind: str, m: int, n: int, matrix: bool = True) -> Build:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_planted_spill_is_found() -> None:
     resources = measure(OPS[0], planted("spills", "fp16", 128, 512), 80)
     assert any("spills" in fault for fault in resources.faults(wants_matrix=True))

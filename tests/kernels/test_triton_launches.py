@@ -70,6 +70,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 @pytest.mark.parametrize(
     "op", [op for op in OPS if "triton" in op.backends], ids=lambda op: op.name
 )
+@pytest.mark.slow
 def test_every_launch_passes_the_front_end(op: Op, dtype: torch.dtype, launched: set[str]) -> None:
     for case in cases_of(op):
         if not case.bench:

@@ -104,6 +104,7 @@ def _touches_the_border(labels: Tensor) -> Tensor:
     return (labels & ~inner).flatten(1).any(dim=1)
 
 
+@pytest.mark.slow
 def test_about_one_in_three_is_mirrored_and_two_in_five_are_blurred() -> None:
     label = ell(240, 240)
     frames, labels = augment(painted(label), label, 80, generator(5))

@@ -17,6 +17,7 @@ from vosengine.proposals import boxes_of
 from vosengine.training.synthetic import Clip
 
 
+@pytest.mark.slow
 def test_dnet_as_a_source_gives_what_the_method_finds_itself(clip: Clip) -> None:
     config = tiny_config("target_aware", saliency_threshold=0.4)
     frames = clip.frames[:4, :64, :96]
@@ -52,6 +53,7 @@ def test_dnet_alone_proposes_in_the_frames_own_pixels(clip: Clip) -> None:
     )  # the frame before guides
 
 
+@pytest.mark.slow
 def test_guidance_by_tracks_is_an_option(clip: Clip) -> None:
     answers = []
     for guidance in ("saliency", "tracks"):
@@ -66,6 +68,7 @@ def test_guidance_by_tracks_is_an_option(clip: Clip) -> None:
 @pytest.mark.parametrize(
     "changes", [{"squeeze": "literal"}, {"heads": "dense"}, {"verified_feeds": True}]
 )
+@pytest.mark.slow
 def test_the_other_readings_of_the_paper_run(changes: dict[str, Any], clip: Clip) -> None:
     results = to_the_end(make("target_aware", changes=changes), clip.frames[:3])
     assert [result.frame_index for result in results] == [0, 1, 2]

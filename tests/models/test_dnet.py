@@ -287,6 +287,7 @@ def test_the_papers_network_has_94_million_parameters() -> None:
 
 
 @pytest.mark.parametrize(("heads", "expected"), [("separable", 372e9), ("dense", 989e9)])
+@pytest.mark.slow
 def test_the_papers_network_costs_what_the_design_says(heads: str, expected: float) -> None:
     """At 480 x 864; a multiply-add counts as 2."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -297,6 +298,7 @@ def test_the_papers_network_costs_what_the_design_says(heads: str, expected: flo
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.slow
 def test_random_weights_of_full_width_give_maps_that_vary() -> None:
     torch.manual_seed(0)
     net = DNet(TargetAwareConfig()).eval().requires_grad_(False)

@@ -95,6 +95,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda c: ", ".join(map(str, c.values())) or "-")
 @torch.no_grad()
+@pytest.mark.slow
 def test_giel_is_its_transcription(changes: dict[str, Any]) -> None:
     """After nine frames, when support is sampled: F_g, and the logits of every object."""
     method = tiny(**changes).double()

@@ -53,6 +53,7 @@ def offline(
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 10])
 @pytest.mark.parametrize("changes", NEIGHBOURS.values(), ids=NEIGHBOURS)
+@pytest.mark.slow
 def test_streamed_is_the_whole_clip_at_once(
     changes: dict[str, int], length: int, clip: Clip
 ) -> None:
@@ -72,6 +73,7 @@ def test_streamed_is_the_whole_clip_at_once(
     assert torch.stack(wanted).std() > 0.01
 
 
+@pytest.mark.slow
 def test_in_float64_streamed_and_whole_agree_to_rounding(clip: Clip) -> None:
     segmenter = make("imcnet")
     segmenter.method.double()
@@ -100,6 +102,7 @@ def test_answers_come_four_frames_late_and_flush_gives_the_rest(clip: Clip) -> N
 
 
 @pytest.mark.parametrize("changes", NEIGHBOURS.values(), ids=NEIGHBOURS)
+@pytest.mark.slow
 def test_online_answers_at_once_with_the_newest_frame_for_the_future(
     changes: dict[str, int], clip: Clip
 ) -> None:
@@ -285,6 +288,7 @@ def test_alignment_moves_the_neighbours_only() -> None:
     torch.testing.assert_close(method.align(features[None])[0], features)
 
 
+@pytest.mark.slow
 def test_a_stream_stops_and_resumes_within_the_latency(clip: Clip, tmp_path: Path) -> None:
     for cut in (2, 4, 7):
         whole, first, second = make("imcnet"), make("imcnet"), make("imcnet")

@@ -101,6 +101,7 @@ def test_bottlenecks_give_as_much(frames: list[Tensor]) -> None:
     assert torch.isfinite(probability).all() and probability.std() > 0.03
 
 
+@pytest.mark.slow
 def test_every_frame_is_heard_beside_the_affinity(state: Weights, frames: list[Tensor]) -> None:
     blind = state | {"K_r3.Key.weight": torch.zeros_like(state["K_r3.Key.weight"])}
     crops = [frame[:, :, :32, :64].clone().requires_grad_() for frame in frames]
@@ -109,6 +110,7 @@ def test_every_frame_is_heard_beside_the_affinity(state: Weights, frames: list[T
         assert crop.grad is not None and crop.grad.abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_every_weight_is_heard(state: Weights, frames: list[Tensor]) -> None:
     """All but the prediction of level 0, and the left bias, which adds the same to all of a
     softmax."""

@@ -130,6 +130,7 @@ def hits(clip: Clip, source: FileSource, owners: list[list[int]], exact: bool) -
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
 def test_the_right_proposal_for_every_object_in_every_frame(seed: int, tmp_path: Path) -> None:
     """Of a clip with five objects, two of them distractors, proposed in another order each frame;
     beside it, printed (pytest -s), what the random network picks by its own features."""

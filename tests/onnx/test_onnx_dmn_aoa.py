@@ -11,23 +11,20 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import tiny_config
 from exported import SHORT_SIDE, STATIC, Export, answers, differing, drawn
 from torch import nn
 from torch.export import Dim
 
 from vosengine import DNetSource, OnnxSegmenter, Segmenter
 from vosengine.errors import ConfigError, InputError
-from vosengine.kernels import align_object, match_proposals, pool_regions, read_memory
+from vosengine.kernels import align_object, match_proposals, pool_regions
 from vosengine.onnx import proposals as host
 from vosengine.onnx.discovery import boxes_of
 from vosengine.onnx.export import regions
-from vosengine.onnx.export.proposals import Segment
 from vosengine.onnx.policies import Policy
 from vosengine.onnx.proposals import FrameProposals
 from vosengine.proposals import Proposals, best_of, clean, to_network
 from vosengine.types import Geometry
-from vosengine.zoo.registry import build
 
 MOST = 1e-3  # of the labels may differ
 CPU = ["CPUExecutionProvider"]
@@ -142,20 +139,6 @@ def test_alignment_is_the_ops(score: str) -> None:
     output = regions.align_object(template, proposal, alpha=30, score=score)
     truth, _ = align_object.reference(template, proposal, alpha=30, score=score)
     torch.testing.assert_close(output, truth, rtol=1e-5, atol=1e-5)
-
-
-def test_references_are_read_by_their_closest_cells() -> None:
-    """The weights of the graph are those of `read_memory`, with and without a top_k."""
-    generator = torch.Generator().manual_seed(0)
-    query, *keys = torch.randn(3, 8, 4, 5, generator=generator)
-    every = torch.stack(keys).flatten(2).mT.contiguous()
-    for top_k in (None, 2):
-        config = tiny_config("dmn_aoa", top_k=top_k, sharpness=1.0)
-        segment = Segment(build("dmn_aoa", config), 4)
-        weights = segment._weights(query[None], torch.stack(keys))
-        values = torch.eye(20).expand(2, -1, -1).contiguous()
-        truth = read_memory(query.flatten(1).mT.contiguous(), every, values, scale=1.0, top_k=top_k)
-        torch.testing.assert_close(weights, truth)
 
 
 # Proposals without torch

@@ -65,6 +65,13 @@ def test_threads_are_the_sessions() -> None:
 
 LEVELS = {"boxes": np.zeros((1, 4)), "frame": None, "planes": None, "level": floats(1, 3, 8, 8)}
 POOL = {"strides": [4], "plane_stride": 1, "size": 7, "sampling": 2, "aligned": 1}
+HEAT: dict[str, Any] = {
+    "heatmap": floats(1, 8, 9),
+    "offset": floats(1, 2, 8, 9),
+    "foreground": np.ones((1, 8, 9), bool),
+    "threshold": np.array(0.1),
+}
+CENTRES: dict[str, Any] = {"outputs": 3, "window": 7, "limit": 20}
 WARP = {"x": floats(1, 4, 9, 9), "offset": floats(1, 18, 9, 9), "weight": floats(6, 4, 3, 3)}
 CONVOLUTION = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
 FRAME = {"frame": np.zeros((8, 9, 3), np.uint8), "size": np.array([8, 9]), "padding": np.zeros(4)}
@@ -110,6 +117,11 @@ LOGITS: dict[str, Any] = {
         ("pool_regions", LEVELS, {**POOL, "strides": [4, 8]}, "levels: wanted as many as strides"),
         ("pool_regions", {**LEVELS, "level": floats(2, 3, 8, 8)}, POOL,
          "frame: wanted the image of every region"),
+        ("group_centres", {**HEAT, "offset": floats(1, 2, 8, 8)}, CENTRES,
+         "offset: wanted [B=1, 2, H=8, W=9], given [1, 2, 8, 8]"),
+        ("group_centres", {**HEAT, "threshold": np.array(np.nan)}, CENTRES, "threshold: wanted"),
+        ("group_centres", HEAT, {**CENTRES, "window": 4}, "window: wanted an odd number of cells"),
+        ("group_centres", HEAT, {**CENTRES, "limit": 256}, "limit: wanted 1 to 255, given 256"),
         ("pool_regions", LEVELS, {**POOL, "sampling": 9}, "sampling: wanted 1 to 8, given 9"),
     ],
 )  # fmt: skip

@@ -36,9 +36,9 @@ FOUND = {
     "stm": {"read_memory"},
     "munet": {"read_memory", "correlate_frames"},
     "giel": {"read_memory"},
-    "dmn_aoa": {"read_memory", "pool_regions"},
+    "dmn_aoa": {"read_memory", "pool_regions", "group_centres"},
     "imcnet": {"read_memory", "deform_conv"},
-    "target_aware": set(),
+    "target_aware": {"group_centres"},
 }
 
 pytestmark = pytest.mark.skipif(

@@ -74,6 +74,7 @@ def scene() -> np.ndarray:
 
 
 @pytest.mark.parametrize("junk", [*([name] for name in JUNK), list(JUNK)], ids=str)
+@pytest.mark.slow
 def test_junk_begins_no_object_and_leaves_room_for_the_caller(
     junk: list[str], tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def crowds(draw: st.DrawFn) -> Proposals:
 
 @settings(max_examples=150, deadline=None)
 @given(proposals=crowds(), smallest=st.sampled_from((1, 2, 4)))
+@pytest.mark.slow
 def test_cleaning_is_that_of_a_plain_loop(proposals: Proposals, smallest: int) -> None:
     cleaned = clean(proposals, smallest)
     kept = plain_clean(proposals, smallest)

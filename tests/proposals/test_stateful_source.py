@@ -52,6 +52,7 @@ def same_answer(a: Result | None, b: Result | None) -> bool:
     return a.ids == b.ids and torch.equal(a.probabilities, b.probabilities)
 
 
+@pytest.mark.slow
 def test_asked_again_it_answers_as_the_first_time(frames: torch.Tensor) -> None:
     plain, repeated = source(), source()
     for index, frame in enumerate(frames):
@@ -95,6 +96,7 @@ def test_it_takes_over_only_what_is_its_own(frames: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("stopped_at", [0, 2])
+@pytest.mark.slow
 def test_a_stream_goes_on_bit_by_bit(stopped_at: int, frames: torch.Tensor, tmp_path: Path) -> None:
     whole = segmenter(source())
     for frame in frames[:stopped_at]:
@@ -109,6 +111,7 @@ def test_a_stream_goes_on_bit_by_bit(stopped_at: int, frames: torch.Tensor, tmp_
     assert torch.equal(resumed.proposals.tensors()["after"], whole.proposals.tensors()["after"])  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_step_that_failed_is_tried_again_here_or_elsewhere(
     frames: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +159,7 @@ def test_a_stream_wants_the_kind_of_source_that_it_was_saved_with(
     stateless.load_state(tmp_path / "without")
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_proposals_asks_the_d_net(
     frames: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

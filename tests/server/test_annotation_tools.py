@@ -123,6 +123,7 @@ def unpacked(points: list[int]) -> np.ndarray:
     return region
 
 
+@pytest.mark.slow
 def test_cvat_tracks_masks_and_polygons_together(nuclio: Nuclio, clip: Clip) -> None:
     mask = np.zeros(SIZE, np.uint8)
     mask[30:41, 40:56], mask[8:25, 16:33] = 2, 1
@@ -147,6 +148,7 @@ def test_cvat_tracks_masks_and_polygons_together(nuclio: Nuclio, clip: Clip) -> 
     assert len({state["session"] for state in answer["states"]}) == 1  # one step for both
 
 
+@pytest.mark.slow
 def test_an_older_cvat_tracks_bare_boxes(nuclio: Nuclio, clip: Clip) -> None:
     box = [16.3, 7.8, WIDTH + 3, 32.4]  # out of the frame at the right
     body = requests.cvat(clip.frames[0], [box], [])
@@ -160,6 +162,7 @@ def test_an_older_cvat_tracks_bare_boxes(nuclio: Nuclio, clip: Clip) -> None:
     assert answer["shapes"] == [seen]
 
 
+@pytest.mark.slow
 def test_objects_that_begin_later_are_a_stream_of_their_own(nuclio: Nuclio, clip: Clip) -> None:
     boxes = [polygon(16, 8, 32, 24), polygon(30, 30, 50, 40)]
     answer = nuclio.ask(requests.cvat(clip.frames[0], boxes[:1], [None]))

@@ -61,6 +61,7 @@ def left(server: Running) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("make_engine", [Forgetful, tiny_engine])
+@pytest.mark.slow
 def test_sessions_that_come_and_go_leave_nothing(make_engine: Any) -> None:
     engine = make_engine()
     with running(engine, park_after=PARKED, close_after=CLOSED) as server:

@@ -33,6 +33,7 @@ def step(line: Line, number: int, mask: np.ndarray | None = None) -> dict[str, A
     return dict(answer)
 
 
+@pytest.mark.slow
 def test_a_session_without_frames_is_parked_and_comes_back() -> None:
     engine = StubEngine()
     with running(engine, park_after=1.0) as server:

@@ -315,6 +315,7 @@ def test_a_deleted_session_says_so(server: Running) -> None:
     "message", ["no JSON", "[1]", "9" * 5000, b"", b"\x00" * 15, b"\x02" + b"\x00" * 15,
                 b"\x01\x01\x00\x00\xff\xff\xff\xff" + b"\x00" * 8],
 )  # fmt: skip
+@pytest.mark.slow
 def test_what_is_no_message_ends_the_connection(server: Running, message: str | bytes) -> None:
     session = server.open()
     with server.connect(session) as line:

@@ -15,6 +15,11 @@ from vosengine.kernels.deform_conv.reference import as_pair
 from vosengine.onnx.library import DOMAIN, find_library
 from vosengine.onnx.sessions import session_options
 
+# Element types of the outputs; of other operators one float32.
+KINDS = {
+    "finish_masks": [onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT],
+    "group_centres": [onnx.TensorProto.UINT8, onnx.TensorProto.INT32, onnx.TensorProto.FLOAT],
+}
 Inputs = Mapping[str, np.ndarray | None]
 
 
@@ -30,8 +35,7 @@ def run_node(
         helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
         for key, x in feeds.items()
     ]
-    kinds = [onnx.TensorProto.UINT8 if name == "finish_masks" else onnx.TensorProto.FLOAT]
-    kinds += [onnx.TensorProto.FLOAT]
+    kinds = KINDS.get(name, [onnx.TensorProto.FLOAT])
     output_infos = [
         helper.make_tensor_value_info(result, kind, None)
         for result, kind in zip(results, kinds, strict=False)
@@ -149,6 +153,26 @@ def _deform_conv(
     return torch.from_numpy(run_node("deform_conv", inputs, groups=groups, **pairs)[0])
 
 
+def _group_centres(
+    heatmap: Any,
+    offset: Any,
+    foreground: Any,
+    *,
+    threshold: float = 0.1,
+    window: int = 7,
+    limit: int = 20,
+) -> tuple[torch.Tensor, ...]:
+    inputs = {
+        "heatmap": array(heatmap),
+        "offset": array(offset),
+        "foreground": array(foreground, torch.bool),
+        "threshold": np.array(threshold, np.float64),
+    }
+    outputs = run_node("group_centres", inputs, 3, window=window, limit=limit)
+    labels, centres, scores = map(torch.from_numpy, outputs)
+    return labels, centres, scores.to(heatmap.dtype)
+
+
 def _pool_regions(
     levels: Any,
     boxes: Any,
@@ -176,6 +200,7 @@ BY_NODE: dict[str, Callable[..., Any]] = {
     "correlate_frames": _correlate_frames,
     "deform_conv": _deform_conv,
     "finish_masks": _finish_masks,
+    "group_centres": _group_centres,
     "pool_regions": _pool_regions,
     "prepare_frame": _prepare_frame,
     "read_memory": _read_memory,

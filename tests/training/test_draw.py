@@ -20,6 +20,7 @@ from vosengine.video import read_mask
 SIZE = (48, 64)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_the_clips_of_its_seed(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     write_davis(tmp_path / "a", 5, 3, SIZE, 7, on_clip=lambda done, all_: seen.append((done, all_)))

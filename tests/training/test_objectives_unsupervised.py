@@ -188,6 +188,7 @@ def test_each_part_trains_its_own_network() -> None:
 
 
 @pytest.mark.parametrize("model", ["imcnet", "target_aware"])
+@pytest.mark.slow
 def test_the_losses_fall_on_a_fixed_batch(model: str) -> None:
     objective, batch = objective_of(model), clips(count=1)
     optimiser = torch.optim.AdamW(objective.method.parameters(), lr=5e-4)

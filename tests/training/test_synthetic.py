@@ -96,6 +96,7 @@ def test_paths_stay_bounded_and_smooth_for_ever() -> None:
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.slow
 def test_every_object_is_visible_at_first(preset: str, height: int, width: int) -> None:
     config = replace(PRESETS[preset](1, height, width), objects=(1, 3))
     counts = set()
@@ -109,6 +110,7 @@ def test_every_object_is_visible_at_first(preset: str, height: int, width: int) 
 
 
 @pytest.mark.parametrize(("height", "width", "count"), [(32, 32, 3), (40, 128, 16), (72, 72, 16)])
+@pytest.mark.slow
 def test_grid_placement_cannot_fail(
     monkeypatch: pytest.MonkeyPatch, height: int, width: int, count: int
 ) -> None:
@@ -164,6 +166,7 @@ def alone(scene: Scene, time: int) -> list[np.ndarray]:
     return alphas
 
 
+@pytest.mark.slow
 def test_front_object_takes_shared_pixels() -> None:
     """In mask and image alike, unlabelled actors included, with blur and shadow on."""
     config = replace(ClipConfig.hard(1, 90, 130), objects=(4, 4), size=(0.1, 0.2))
@@ -197,6 +200,7 @@ def test_image_shows_the_front_object() -> None:
     assert shared > 200
 
 
+@pytest.mark.slow
 def test_objects_move_and_deform_continuously() -> None:
     config = replace(
         ClipConfig(24, 96, 144), objects=(1, 1), leaving=0.0, distractors=(0, 0), occluders=(0, 0)
@@ -274,6 +278,7 @@ def test_patchwork_gives_every_part_colours_of_its_own() -> None:
     assert counts[1] > 1.1 * counts[0]
 
 
+@pytest.mark.slow
 def test_many_objects_are_not_convex() -> None:
     solidity = []
     for seed in range(25):

@@ -201,6 +201,7 @@ def test_windows_keep_the_order_and_vary() -> None:
         Feed(Grey(), SIZE, 6, 0, 10, 1)[0]
 
 
+@pytest.mark.slow
 def test_batches_go_on_from_any_step_and_leave_the_global_state_alone(cache: Path) -> None:
     feed = Feed(CachedSource(cache, 2), (32, 40), 2, 5, 6, 3)
     state = torch.random.get_rng_state()

@@ -173,6 +173,7 @@ def test_weights_of_stm_begin_its_kin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("custom", [True, False])
+@pytest.mark.slow
 def test_lite_starts_from_the_backbone_that_ships_or_is_given(
     custom: bool, tmp_path: Path, backbone: Path
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from fuzz_files import try_many
 
 
+@pytest.mark.slow
 def test_every_damaged_file_is_a_typed_error_or_a_right_answer() -> None:
     lines: list[str] = []
     outcomes = try_many(first=0, count=96, report=lines.append)

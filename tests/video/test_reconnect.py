@@ -79,6 +79,7 @@ def test_a_live_stream_that_drops_goes_on(server: list[Flaky], live: bytes) -> N
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.slow
 def test_a_file_behind_an_address_goes_on_at_the_next_frame(
     tmp_path: Path, server: list[Flaky], name: str
 ) -> None:

@@ -132,6 +132,7 @@ def test_closing_from_another_thread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts", "a.webm"])
+@pytest.mark.slow
 def test_video_round_trip(tmp_path: Path, name: str) -> None:
     grey = np.linspace(20, 230, 30).astype(np.uint8)
     frames = np.broadcast_to(grey[:, None, None, None], (30, HEIGHT, WIDTH, 3)).copy()
@@ -187,6 +188,7 @@ def test_rotation_metadata(
 @pytest.mark.parametrize(
     ("b_frames", "share"), [(0, 0.6), (3, 0.5), (3, 0.55), (3, 0.6), (3, 0.65), (3, 0.7)]
 )
+@pytest.mark.slow
 def test_cut_with_the_index_at_the_front(tmp_path: Path, b_frames: int, share: float) -> None:
     path = make_video(
         tmp_path / "a.mp4",

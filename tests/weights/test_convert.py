@@ -83,6 +83,7 @@ def segment(
 
 
 @pytest.mark.parametrize(("objects", "length", "every"), [(2, 8, 5), (1, 5, 2), (3, 3, 5)])
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_transcription(
     state: State, converted: Path, objects: int, length: int, every: int
 ) -> None:
@@ -121,6 +122,7 @@ def test_the_file_says_where_it_comes_from(state: State, converted: Path) -> Non
     torch.testing.assert_close(joined[:, 1:], state["Encoder_M.conv1_o.weight"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_prefix_and_batch_counters_make_no_difference(
     state: State, converted: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_paths_are_checked(flat: State, tmp_path: Path) -> None:
         converter.convert("stm", source, tmp_path / "none" / "x.safetensors")
 
 
+@pytest.mark.slow
 def test_the_script_runs_and_fails_without_a_traceback(tmp_path: Path) -> None:
     script = [sys.executable, "-W", "error", str(converter.__file__)]
     command = [*script, "stm", str(tmp_path / "none.pth"), str(tmp_path / "x.safetensors")]

@@ -49,6 +49,7 @@ def converted(released: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "ours.safetensors"
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_gives_the_probabilities_of_the_transcription(
     released: Tensors, converted: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_converted_checkpoint_gives_the_probabilities_of_the_transcription(
 
 
 @pytest.mark.parametrize("depth", ["resnet50", "resnet101"])
+@pytest.mark.slow
 def test_the_other_backbones_are_recognised(depth: str) -> None:
     shapes = official_shapes(depth)
     names = {n: s for n, s in shapes.items() if not n.endswith("num_batches_tracked")}
@@ -95,6 +97,7 @@ def test_every_tensor_has_one_home(released: Tensors) -> None:
     assert numbers == list(range(len(floats)))
 
 
+@pytest.mark.slow
 def test_missing_extra_and_misshapen_tensors_stop_it(released: Tensors, tmp_path: Path) -> None:
     full = {name: torch.zeros(shape) for name, shape in official_shapes("resnet101").items()}
     del full["decoder.l3.conv1.bias"]

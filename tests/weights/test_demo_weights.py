@@ -36,6 +36,7 @@ FROM_A_BOX, FROM_CLICKS = 0.7, 0.65
 
 
 @pytest.mark.parametrize("name", sorted(DEMOS))
+@pytest.mark.slow
 def test_a_demo_loads_and_says_where_it_comes_from(name: str) -> None:
     card = DEMOS[name]
     network: nn.Module
@@ -74,6 +75,7 @@ def test_what_ships_is_small_and_has_a_card() -> None:
 
 
 @pytest.mark.parametrize(("model", "least"), sorted(LEAST.items()))
+@pytest.mark.slow
 def test_a_demo_follows_the_objects_of_a_clip(model: str, least: float, tmp_path: Path) -> None:
     demo = Demo(tmp_path, model, frames=8, height=160, width=288, seed=3)
     summary = run(make_demo_clip(demo))

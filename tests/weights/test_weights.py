@@ -276,6 +276,7 @@ def test_a_flipped_bit_among_the_numbers_fails_the_hash(file: Path) -> None:
         file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_header_is_found_too(file: Path) -> None:
     content = file.read_bytes()
     chance = random.Random(0)

@@ -8,7 +8,7 @@
 Or in two steps, for a prepared frame, in the network's pixels:
 
     proposals, saliency = discovery.look(prepared, geometry)
-    discovery.guide(prepared, saliency)             # or any other foreground [1, 1, h, w]
+    discovery.guide(saliency)                       # or any other foreground [1, 1, h, w]
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Discovery:
     def reset(self) -> None:
         """Discard the state; the next frame is the first of a stream."""
         self.guidance: OrtValue | None = None
+        self._frame: Values = {}  # what `guide` needs of the frame that was looked at last
 
     def __call__(self, frame: np.ndarray) -> FrameProposals:
         """Return proposals for the next frame, uint8 [H, W, 3] RGB, and update the guidance."""
@@ -62,7 +63,7 @@ class Discovery:
         }
         prepared = self.sessions("prepare", lookup(caller))["prepared"]
         proposals, saliency = self.look(prepared, geometry)
-        self.guide(prepared, saliency)
+        self.guide(saliency)
         left, _, top, _ = geometry.padding
         height, width = geometry.resized
         masks = proposals.masks[:, top : top + height, left : left + width]
@@ -102,14 +103,17 @@ class Discovery:
             },
         )
         areas = outputs["areas"].numpy()
+        shared = {"deep": outputs["deep"]} if "deep" in outputs else {}
+        self._frame = {"prepared": prepared, **shared}
         kept = 1 + np.flatnonzero(areas >= max(1, self.smallest))
         masks = outputs["labels"].numpy() == kept[:, None, None].astype(np.uint8)
         scores = outputs["scores"].numpy()[kept - 1]
         return FrameProposals(boxes_of(masks), masks, scores), outputs["saliency"]
 
-    def guide(self, prepared: OrtValue, saliency: OrtValue) -> None:
-        """Compute the next frame's guidance from this frame's foreground, [1, 1, h, w], 0 to 1."""
-        inputs = {"prepared": prepared, "saliency": saliency}
+    def guide(self, saliency: OrtValue) -> None:
+        """Compute the next frame's guidance from the foreground, [1, 1, h, w], 0 to 1, of the frame
+        that was looked at last."""
+        inputs = {**self._frame, "saliency": saliency}
         self.guidance = run(self.manifest, self.sessions, "guide", inputs)["guidance"]
 
 

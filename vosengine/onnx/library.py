@@ -15,7 +15,7 @@ from ..errors import DependencyError
 
 KINDS = ("standard", "contrib", "vosengine")
 DOMAIN = "vosengine"
-VERSION = 1  # of the operators; csrc/onnxruntime/library.cpp has it too
+VERSION = 2  # of the operators; csrc/onnxruntime/library.cpp has it too
 LIBRARY = Path(__file__).resolve().parents[1] / "libvosengine_ops.so"
 WITHOUT = "or export the model with --ops standard, which needs none"
 

@@ -130,7 +130,7 @@ class TrackPolicy(Policy):
                 self._begin(slot, now, learnt["targets"].numpy()[slot])
             corrected = [slot for slot in range(marked.before) if marked.prompted[slot]]
             self._set_embeddings(now, owners, [*corrected, *fresh])
-        self._guide(now, owners)
+        self._guide(owners)
         self.frame_index += 1
 
     def _learn(self, marked: FrameMasks, learnt: Values, areas: np.ndarray) -> None:
@@ -192,13 +192,13 @@ class TrackPolicy(Policy):
             for slot, vector in zip(slots, self._embed(now, boxes), strict=True):
                 self.tracks[slot].embedding = vector
 
-    def _guide(self, now: Values, owners: np.ndarray) -> None:
+    def _guide(self, owners: np.ndarray) -> None:
         """Update D-Net's guidance for the next frame."""
         assert self.aux is not None
         saliency = self.aux.saliency
         if self.settings["guidance"] == "tracks":
             saliency = self.sessions.value((owners > 0)[None, None].astype(np.float32))
-        self.discovery.guide(now["prepare.prepared"], saliency)
+        self.discovery.guide(saliency)
 
     def forget(self, slot: int, count: int) -> None:
         self.tracks[slot] = self.tracks[count - 1]

@@ -225,9 +225,13 @@ class DNet(nn.Module):
         if self.guide_backbone is not None:
             r5: torch.Tensor = self.guide_backbone(frame, mask).r5
             return r5
-        features = self.backbone(frame).r5 if deep is None else deep
-        pooled = functional.avg_pool2d(mask, frame.shape[2] // features.shape[2])
-        return features + self.guide_mask(pooled.to(features.dtype))
+        return self.marked(self.backbone(frame).r5 if deep is None else deep, mask)
+
+    def marked(self, deep: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`see` of a guide that shares the backbone: deep [B, C, H / 16, W / 16], mask
+        [B, 1, H, W]."""
+        pooled = functional.avg_pool2d(mask, mask.shape[2] // deep.shape[2])
+        return deep + self.guide_mask(pooled.to(deep.dtype))
 
     def forward(self, features: DNetFeatures, guidance: torch.Tensor | None) -> DNetMaps:
         """Output maps of a frame.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.onnx.ops import symbolic
+from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from ...kernels.deform_conv.reference import Pair, as_pair
 from ...kernels.read_memory.reference import positions_of
@@ -51,14 +51,14 @@ def read_memory(
     groups = memory_key.shape[0] if pages is None else pages.shape[0]
     sets = [memory_value.shape[1]] if memory_value.ndim == 4 else []
     floats = (query_key.float(), memory_key.float(), memory_value.float(), _float(bias))
-    found: torch.Tensor = _node(
+    output: torch.Tensor = _node(
         "read_memory",
         (*floats, _int32(length), _int32(pages), _int32(query_of)),
         [groups, *sets, query_key.shape[-2], memory_value.shape[-1]],
         scale=float(scale),
         top_k=top_k or 0,
     )
-    return found.to(query_key.dtype)
+    return output.to(query_key.dtype)
 
 
 def correlate_frames(
@@ -71,14 +71,14 @@ def correlate_frames(
 ) -> torch.Tensor:
     sharpness = torch.as_tensor(temperature, dtype=torch.float32).reshape(())
     batch, _, height, width = query.shape
-    found: torch.Tensor = _node(
+    output: torch.Tensor = _node(
         "correlate_frames",
         (query.float(), previous.float(), sharpness),
         [batch, 3, height, width],
         radius=radius,
         exclude_outside=int(outside == "exclude"),
     )
-    return found.to(query.dtype)
+    return output.to(query.dtype)
 
 
 def deform_conv(
@@ -93,7 +93,7 @@ def deform_conv(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    found: torch.Tensor = _node(
+    output: torch.Tensor = _node(
         "deform_conv",
         (x.float(), offset.float(), weight.float(), _float(bias), _float(mask)),
         [x.shape[0], weight.shape[0], *offset.shape[2:]],
@@ -102,7 +102,7 @@ def deform_conv(
         dilation=as_pair(dilation),
         groups=groups,
     )
-    return found.to(x.dtype)
+    return output.to(x.dtype)
 
 
 def pool_regions(
@@ -118,7 +118,7 @@ def pool_regions(
     aligned: bool = True,
 ) -> torch.Tensor:
     channels = sum(each.shape[1] for each in levels) + (planes is not None)
-    found: torch.Tensor = _node(
+    output: torch.Tensor = _node(
         "pool_regions",
         (boxes.double(), _int32(frame), _float(planes), *(each.float() for each in levels)),
         [boxes.shape[0], channels, size, size],
@@ -128,7 +128,29 @@ def pool_regions(
         sampling=sampling,
         aligned=int(aligned),
     )
-    return found.to(levels[0].dtype)
+    return output.to(levels[0].dtype)
+
+
+def group_centres(
+    heatmap: torch.Tensor,
+    offset: torch.Tensor,
+    foreground: torch.Tensor,
+    *,
+    threshold: float = 0.1,
+    window: int = 7,
+    limit: int = 20,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch = heatmap.shape[0]
+    exact = torch.tensor(threshold, dtype=torch.float64)
+    labels, centres, scores = symbolic_multi_out(
+        f"{DOMAIN}::group_centres",
+        (heatmap.float(), offset.float(), foreground, exact),
+        {"window": window, "limit": limit},
+        dtypes=(torch.uint8, torch.int32, torch.float32),
+        shapes=(heatmap.shape, [batch, limit, 2], [batch, limit]),
+        version=VERSION,
+    )
+    return labels, centres, scores.to(heatmap.dtype)
 
 
 class Contrib:
@@ -183,7 +205,7 @@ class Contrib:
         sets = value.shape[1] if value.ndim == 4 else 1
         if value.ndim == 4:  # side by side in the channels: one softmax serves all
             value = value.transpose(1, 2).flatten(2)
-        found: torch.Tensor = symbolic(
+        output: torch.Tensor = symbolic(
             "com.microsoft::MultiHeadAttention",
             (query.contiguous(), key, value),
             {"num_heads": 1, "scale": 1.0},
@@ -192,8 +214,8 @@ class Contrib:
             version=1,
         )
         if memory_value.ndim == 4:
-            found = found.unflatten(2, (sets, memory_value.shape[-1])).transpose(1, 2)
-        return found.to(query_key.dtype)
+            output = output.unflatten(2, (sets, memory_value.shape[-1])).transpose(1, 2)
+        return output.to(query_key.dtype)
 
 
 def stand_ins(kind: str, kept: list[str]) -> StandIns:
@@ -203,6 +225,7 @@ def stand_ins(kind: str, kept: list[str]) -> StandIns:
             "read_memory": read_memory,
             "correlate_frames": correlate_frames,
             "deform_conv": deform_conv,
+            "group_centres": group_centres,
             "pool_regions": pool_regions,
         }
     if kind == "contrib":

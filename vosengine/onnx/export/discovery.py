@@ -8,7 +8,9 @@
               labels   uint8 [H, W], 0 for the background, else 1 + index of the object
               areas    int64 [limit], pixels of every object
               scores   float32 [limit], mean foreground probability of every object
-    guide     prepared, saliency [1, 1, h, w], 0 to 1, h and w multiples of the cells -> guidance
+              deep     [1, D, H / 16, W / 16], if the guide shares the backbone
+    guide     deep, or else prepared; saliency [1, 1, h, w], 0 to 1, h and w multiples of the cells
+           -> guidance
 
 `discovery_verbs` returns both graphs and `discovery_settings` the "discovery" entry of the
 manifest's settings; vosengine.onnx.discovery runs them.
@@ -20,22 +22,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from onnxscript import opset20
 from torch import nn
 
-from ... import kernels as ops
 from ...config import TargetAwareConfig
+from ...kernels import group_centres
 from ...models.blocks import upsample
 from ...models.target_aware.dnet import MAP_STRIDE, DNet, DNetMaps
 from ...models.target_aware.network import TargetAware
 from ...runtime.folding import fold_batch_norms
 from ...types import Size
 from ...zoo.weights import WeightCard, load
-from .ops import TRANSLATIONS
 from .verb import Verb, VerbInput
 
 STRIDE = 16  # of D-Net's features, and what its input is padded to
-LOWEST = -3.4e38  # replaces heat that is not finite
 
 
 class Normalised(NamedTuple):
@@ -96,9 +95,14 @@ def discovery_verbs(
         VerbInput("guided", "caller.guided", torch.tensor(True), {}),
         VerbInput("region", "caller.network_region", region, {}),
     )
-    names = "saliency", "labels", "areas", "scores"
+    names = ["saliency", "labels", "areas", "scores"]
+    guide_frame = frame
+    if dnet.guide_backbone is None:
+        names.append("deep")
+        deep = torch.randn(1, dnet.backbone.channels[3], *cells, dtype=dtype)
+        guide_frame = VerbInput("deep", "discover.deep", deep, {2: "h", 3: "w"})
     guide = (
-        frame,
+        guide_frame,
         VerbInput("saliency", "discover.saliency", shown, {2: f"{density}*h", 3: f"{density}*w"}),
     )
     return [
@@ -133,7 +137,8 @@ class _Renormalise(nn.Module):
 
 
 class Discover(nn.Module):
-    """prepared, guidance, guided, region -> saliency, labels, areas, scores."""
+    """prepared, guidance, guided, region -> saliency, labels, areas, scores, and the features that
+    the guide shares, if it has no backbone of its own."""
 
     def __init__(self, dnet: DNet, given: Normalised | None = None) -> None:
         super().__init__()
@@ -153,31 +158,37 @@ class Discover(nn.Module):
         saliency = torch.where(guided, mixed[0], features.saliency)
         instance = torch.where(guided, mixed[1], features.instance)
         maps = self.dnet(features._replace(saliency=saliency, instance=instance), None)
-        return (torch.sigmoid(maps.saliency.float()), *self._grouped(maps, region))
+        outputs = torch.sigmoid(maps.saliency.float()), *self._grouped(maps, region)
+        return outputs if features.deep is None else (*outputs, features.deep)
 
     def _grouped(self, maps: DNetMaps, region: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`DNet.proposals` as a label map."""
-        config = self.dnet.config
-        logits, heatmap, offset = (upsample(each.float(), MAP_STRIDE) for each in maps)
+        """`DNet.proposals` as a label map: labels, areas and mean probabilities of the objects."""
+        config, limit = self.dnet.config, self.dnet.config.centre_limit
+        logits, heatmap, offset = (upsample(x.float(), MAP_STRIDE) for x in maps)
         probability = torch.sigmoid(logits[0, 0])
         top, left, height, width = region.unbind()
         y = torch.arange(probability.shape[0], device=region.device)[:, None]
         x = torch.arange(probability.shape[1], device=region.device)
         inside = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
-        grouped: tuple[torch.Tensor, ...] = _group_centres(
-            heatmap[0, 0],
-            MAP_STRIDE * offset[0],
-            inside & (probability > config.saliency_threshold),
-            probability,
-            config.centre_threshold,
-            config.centre_window,
-            config.centre_limit,
-        )
-        return grouped
+        labels = group_centres(
+            heatmap[:, 0],
+            MAP_STRIDE * offset,
+            (inside & (probability > config.saliency_threshold))[None],
+            threshold=config.centre_threshold,
+            window=config.centre_window,
+            limit=limit,
+        )[0][0]
+        groups = labels.flatten().long()
+        none = torch.zeros(1 + limit, dtype=torch.float64)
+        values = probability.flatten().double()
+        areas = none.scatter_add(0, groups, torch.ones_like(values))[1:]
+        total = none.scatter_add(0, groups, values)[1:]
+        return labels, areas.long(), (total / areas.clamp(min=1)).float()
 
 
 class Guide(nn.Module):
-    """prepared, saliency -> guidance."""
+    """frame, saliency -> guidance. `frame` is the prepared frame, or if the guide shares the
+    backbone, the features `deep` of `Discover`."""
 
     def __init__(self, dnet: DNet, coarser: int, given: Normalised | None = None) -> None:
         super().__init__()
@@ -185,113 +196,12 @@ class Guide(nn.Module):
         self.coarser = coarser
         self.renormalise = _Renormalise(dnet.config, given)
 
-    def forward(self, prepared: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
+    def forward(self, frame: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
         """`DNet.guide`, with a fixed ratio `coarser` of the frame's size to the saliency's."""
-        frame, dnet = self.renormalise(prepared), self.dnet
-        mask = saliency.to(frame.dtype)
+        dnet, mask = self.dnet, saliency.to(frame.dtype)
         if self.coarser > 1:
             mask = upsample(mask, self.coarser)
-        guidance: torch.Tensor = dnet.guide_aspp(dnet.see(frame, mask))
+        shared = dnet.guide_backbone is None
+        seen = dnet.marked(frame, mask) if shared else dnet.see(self.renormalise(frame), mask)
+        guidance: torch.Tensor = dnet.guide_aspp(seen)
         return guidance
-
-
-@torch.library.custom_op("vosengine_onnx::group_centres", mutates_args=())
-def _group_centres(
-    heat: torch.Tensor,
-    offset: torch.Tensor,
-    foreground: torch.Tensor,
-    probability: torch.Tensor,
-    threshold: float,
-    window: int,
-    limit: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """heat [H, W], offset [2, H, W], foreground [H, W] -> labels [H, W], areas [limit] int64, and
-    the mean probability [limit] of each object."""
-    labels, _, _ = ops.group_centres.reference(
-        heat[None], offset[None], foreground[None], threshold=threshold, window=window, limit=limit
-    )
-    groups = labels.flatten().long()
-    areas = torch.bincount(groups, minlength=1 + limit)[1:]
-    total = torch.bincount(groups, probability.flatten().double(), minlength=1 + limit)[1:]
-    return labels[0].clone(), areas, (total / areas.clamp(min=1)).float()
-
-
-@_group_centres.register_fake
-def _group_centres_shapes(
-    heat: torch.Tensor,
-    offset: torch.Tensor,
-    foreground: torch.Tensor,
-    probability: torch.Tensor,
-    threshold: float,
-    window: int,
-    limit: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    scores = heat.new_empty(limit)
-    return torch.empty_like(heat, dtype=torch.uint8), scores.to(torch.int64), scores
-
-
-def _group_centres_node(
-    heat: Any,
-    offset: Any,
-    foreground: Any,
-    probability: Any,
-    threshold: float,
-    window: int,
-    limit: int,
-) -> tuple[Any, Any, Any]:
-    """Distances are computed only between actual centres and foreground pixels."""
-    op = opset20
-    heat = op.Where(op.Or(op.IsInf(heat), op.IsNaN(heat)), LOWEST, heat)
-    hot = op.Greater(op.Cast(heat, to=11), op.Cast(threshold, to=11))
-    peak = op.And(hot, _leads_its_window(heat, window // 2))
-    count = op.ReduceSum(op.Cast(peak, to=7), keepdims=0)
-    # Without centres the first cell is used as one: the foreground is one group.
-    count = op.Reshape(op.Min(op.Max(count, 1), limit), [1])
-    _, cells = op.TopK(op.Reshape(op.Where(peak, heat, LOWEST), [-1]), count)
-    width = op.Shape(heat, start=1, end=2)
-    centre_y = op.Unsqueeze(op.Cast(op.Div(cells, width), to=1), [1])  # [K, 1]
-    centre_x = op.Unsqueeze(op.Cast(op.Mod(cells, width), to=1), [1])
-    pixels = op.Reshape(op.NonZero(op.Reshape(foreground, [-1])), [-1])  # [n]
-    y = op.Cast(op.Div(pixels, width), to=1)
-    x = op.Cast(op.Mod(pixels, width), to=1)
-    offset = op.Gather(op.Reshape(offset, [2, -1]), pixels, axis=1)
-    from_y = op.Add(op.Sub(y, centre_y), op.Slice(offset, [0], [1], [0]))  # [K, n]
-    from_x = op.Add(op.Sub(x, centre_x), op.Slice(offset, [1], [2], [0]))
-    distances = op.Add(op.Mul(from_y, from_y), op.Mul(from_x, from_x))
-    joined = op.ArgMin(distances, axis=0, keepdims=0)  # [n]
-    nothing = op.Expand(op.Cast(0, to=2), op.Shape(op.Reshape(heat, [-1])))
-    labels = op.ScatterElements(nothing, pixels, op.Cast(op.Add(joined, 1), to=2))
-    labels = op.Reshape(labels, op.Shape(heat))
-    ids = op.Unsqueeze(op.Range(0, op.Squeeze(count), 1), [1])
-    member = op.Cast(op.Equal(op.Unsqueeze(joined, [0]), ids), to=1)  # [K, n]
-    probability = op.Gather(op.Reshape(probability, [-1]), pixels)
-    total = op.ReduceSum(op.Mul(member, probability), [1], keepdims=0)
-    areas = op.ReduceSum(member, [1], keepdims=0)
-    missing = op.Concat(op.Constant(value_ints=[0]), op.Sub(limit, count), axis=0)
-    scores = op.Pad(op.Div(total, op.Max(areas, 1.0)), missing)
-    return labels, op.Cast(op.Pad(areas, missing), to=7), scores
-
-
-def _leads_its_window(heat: Any, radius: int) -> Any:
-    """[H, W] bool: maximum of the window of that radius; the first in scan order if tied."""
-    op = opset20
-    if radius == 0:
-        return op.Equal(heat, heat)
-    side = 2 * radius + 1
-    sides = [0, 0, radius, radius] * 2
-    padded = op.Pad(op.Unsqueeze(heat, [0, 1]), sides, LOWEST)
-    across = _pool(padded, 1, side)  # [1, 1, H + 2 radius, W]
-    around = _pool(across, side, 1)
-    above = _pool(op.Slice(across, [0], [-radius - 1], [2]), radius, 1)
-    left = _pool(op.Slice(padded, [radius, 0], [-radius, -radius - 1], [2, 3]), 1, radius)
-    around, above, left = (op.Squeeze(each, [0, 1]) for each in (around, above, left))
-    leads = op.And(op.GreaterOrEqual(heat, around), op.Greater(heat, above))
-    return op.And(leads, op.Greater(heat, left))
-
-
-def _pool(x: Any, height: int, width: int) -> Any:
-    greatest, _ = opset20.MaxPool(x, kernel_shape=[height, width])
-    return greatest
-
-
-TRANSLATIONS[torch.ops.vosengine_onnx.group_centres.default] = _group_centres_node

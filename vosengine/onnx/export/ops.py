@@ -18,7 +18,7 @@ from torch.nn import functional
 from ... import kernels as ops
 from ...kernels import stand_in, use_backend
 from ...kernels.read_memory.reference import positions_of
-from . import regions
+from . import centres, regions
 
 NEVER = -1e30  # a score with softmax weight 0
 TIES = 6  # the largest memory of a shipped network, in frames: those of a still clip all tie
@@ -177,6 +177,7 @@ def _log_add_exp_node(a: Any, b: Any) -> Any:
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.logaddexp.default: _log_add_exp_node,
     torch.ops.vosengine_onnx.deform_conv.default: _deform_conv_node,
+    **centres.TRANSLATIONS,
     **regions.TRANSLATIONS,
 }
 
@@ -184,6 +185,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "read_memory": read_memory,
     "correlate_frames": correlate_frames,
     "deform_conv": deform_conv,
+    "group_centres": centres.group_centres,
     "pool_regions": regions.pool_regions,
 }
 

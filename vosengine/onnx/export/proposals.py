@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from ...config import MemoryConfig
+from ...kernels import read_memory
 from ...memory import Stored
 from ...models.blocks import READ_LIMIT, to_positions
 from ...models.dmn_aoa.network import DMNAOA, Candidates, DMNAOAFeatures
@@ -30,7 +31,6 @@ from ...models.dmn_aoa.refinement import BLOCKS, Base, mask_levels, shrink
 from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
-from .ops import NEVER
 from .regions import align_object, gather_cells, match_proposals, spread_cells
 from .verb import Plan, Verb, VerbInput, memory_of, written
 
@@ -123,21 +123,13 @@ class Segment(nn.Module):
         references: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         """`References.move` and `RefineNet`: logits [O, h, w] at stride 4."""
-        rows, *frames = references
-        size, net = now.key.shape[2:], self.method.refine
-        before, began = (self._weights(now.key, keys) for keys in frames[::2])
-        features = [
-            self._levels((held.flatten(2) @ weights.mT).unflatten(2, size))
-            for weights, held in zip((before, began), frames[1::2], strict=True)
-        ]
-        columns = [self._columns(masks).flatten(2) for masks in (first, previous)]
-        moved = columns[0] @ began[rows].mT, columns[1] @ before.mT
-        of_first, of_previous = (self._planes(x.unflatten(2, size)) for x in moved)
+        rows, net = references[0], self.method.refine
+        features, of_first, of_previous = self._moved(now.key, previous, first, references)
         planes = list(zip(mask_levels(coarse), of_first, of_previous, strict=True))
         joined = None
         for level, block in ((2, net.block4), (1, net.block3), (0, net.block2)):
-            shared = block.now(now.base[level]) + block.previous(features[0][level])
-            own = block.first(features[1][level])[rows]
+            shared = block.now(now.base[level]) + block.previous(features[level][:1])
+            own = block.first(features[level][1:])[rows]
             masks = torch.cat(planes[level], dim=1).to(shared.dtype)
             joined = block.join(shared + own, masks, joined)
         assert joined is not None
@@ -147,20 +139,37 @@ class Segment(nn.Module):
             logits = logits + read.clamp(READ_LIMIT, 1 - READ_LIMIT).logit()
         return logits.float()
 
-    def _weights(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Attention weights [R, P, P] of a frame [1, Ca, h, w] over references [R, Ca, h, w]."""
-        config = self.method.config
-        scores = (config.sharpness * query.flatten(2).mT @ keys.flatten(2)).float()
-        if config.top_k is not None:
-            count = torch.sym_min(config.top_k, scores.shape[2])
-            least = scores.topk(count, dim=2).values[..., -1:]
-            scores = torch.where(scores < least, NEVER, scores)
-        return scores.softmax(dim=2).to(keys.dtype)
+    def _moved(
+        self,
+        key: torch.Tensor,
+        previous: torch.Tensor,
+        first: torch.Tensor,
+        references: Sequence[torch.Tensor],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Per level: features [1 + R, C, ., .] of the previous and the first frames, masks
+        [O, 1, ., .] of every object's first frame, and of the previous one."""
+        rows, keys, features, first_keys, first_features = references
+        count, size, config = rows.shape[0], key.shape[2:], self.method.config
+        columns = [self._columns(masks)[None] for masks in (previous, first)]
+        columns[1] = columns[1].expand(first_keys.shape[0], -1, -1)
+        features = to_positions(torch.cat((features, first_features)))
+        moved = read_memory(
+            to_positions(key)[0],
+            to_positions(torch.cat((keys, first_keys))),
+            torch.cat((features, torch.cat(columns)), dim=2),
+            scale=config.sharpness,
+            top_k=config.top_k,
+        )
+        maps = moved.mT.unflatten(2, size)  # [1 + R, ., h, w]
+        masks = maps[:, features.shape[2] :].unflatten(1, (count, -1))  # [1 + R, O, 21, h, w]
+        of_first = masks.flatten(0, 1)[(1 + rows) * count + torch.arange(count)]
+        levels = self._levels(maps[:, : features.shape[2]])
+        return levels, self._planes(of_first), self._planes(masks[0])
 
     def _columns(self, masks: torch.Tensor) -> torch.Tensor:
-        """[O, h, w] at stride 4 -> [O, 21, h, w] at stride 16."""
+        """[O, h, w] at stride 4 -> [P, 21 O], by cells of stride 16."""
         levels = mask_levels(masks.to(self.method.query_head.weight.dtype))
-        return gathered(levels)
+        return gathered(levels).flatten(2).flatten(0, 1).mT
 
     def _planes(self, columns: torch.Tensor) -> list[torch.Tensor]:
         """[O, 21, h, w] -> one map [O, 1, ., .] per level."""

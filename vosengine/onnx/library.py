@@ -34,16 +34,16 @@ def find_library(operators: Iterable[str], version: int = VERSION) -> Path:
             f"there is a C++ compiler (on Linux), {WITHOUT}"
         )
     try:
-        given = ctypes.CDLL(str(LIBRARY)).vosengine_ops_version()
+        actual = ctypes.CDLL(str(LIBRARY)).vosengine_ops_version()
     except (OSError, AttributeError) as error:
         raise DependencyError(
             f"{wanted}: the library that has it cannot be loaded here ({error}); build vosengine "
             f"anew on this platform, {WITHOUT}"
         ) from None
-    if given != version:
+    if actual != version:
         raise DependencyError(
             f"{wanted}: wanted version {version}, which the export was written for, and the "
-            f"library {LIBRARY} has version {given}; export the model anew with this vosengine, "
+            f"library {LIBRARY} has version {actual}; export the model anew with this vosengine, "
             f"{WITHOUT}"
         )
     return LIBRARY

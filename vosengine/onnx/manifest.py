@@ -149,10 +149,10 @@ def hash_of(path: Path) -> str:
 def _check_hash(path: Path, wanted: str) -> None:
     if not path.is_file():
         raise WeightsError(f"{path}: is missing; export the model anew")
-    given = hash_of(path)
-    if given != wanted:
+    actual = hash_of(path)
+    if actual != wanted:
         raise WeightsError(
-            f"{path}: is not the graph that {MANIFEST} was written with (sha256 {given[:12]}, "
+            f"{path}: is not the graph that {MANIFEST} was written with (sha256 {actual[:12]}, "
             f"wanted {wanted[:12]}); export the model anew"
         )
 

@@ -12,19 +12,19 @@ from .trainer import CHECKPOINT
 
 
 def check_run_folder(
-    folder: Path, files: Sequence[str], given: Iterable[Given], resume: bool
+    folder: Path, files: Sequence[str], inputs: Iterable[Given], resume: bool
 ) -> None:
     """Check that training would overwrite no input, no other run and no other file.
 
     files   names of the files that the run writes into the folder, CHECKPOINT included
-    given   input files
+    inputs  input files
     resume  the run in the folder is resumed
 
     Raises  InputError if the folder has another run; OutputError if a file is in the way.
     """
     check_output_folder(folder)
     written = [folder / name for name in files]
-    keep_apart(given, written)
+    keep_apart(inputs, written)
     if resume:
         return
     if (folder / CHECKPOINT).exists():

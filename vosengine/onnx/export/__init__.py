@@ -296,7 +296,7 @@ def _compared(
         verbs = _drawn_verbs(family, method, replace(plan, cells=(7, 6), objects=3, frames=2))
     for verb in verbs:
         with exported_ops():
-            examples = [given.example for given in verb.inputs]
+            examples = [port.example for port in verb.inputs]
             worst, scale = deviation(folder / f"{verb.name}.onnx", verb, examples, library)
         if worst > TOLERANCE[precision] * max(1.0, scale):
             raise OutputError(

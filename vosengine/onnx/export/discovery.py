@@ -71,16 +71,16 @@ def discovery_verbs(
     cells: Size,
     *,
     source: str = "prepare.prepared",
-    given: Normalised | None = None,
+    normalised: Normalised | None = None,
     density: int = STRIDE // MAP_STRIDE,
 ) -> list[Verb]:
     """The graphs `discover` and `guide`.
 
-    cells    size of D-Net's input at stride 16; an example if the export is dynamic
-    source   source of the prepared frame
-    given    normalisation of the prepared frame; None: D-Net's own
-    density  values per cell side of the saliency that `guide` takes: 4 for the output of
-             `discover`, 16 for a mask
+    cells       size of D-Net's input at stride 16; an example if the export is dynamic
+    source      source of the prepared frame
+    normalised  normalisation of the prepared frame; None: D-Net's own
+    density     values per cell side of the saliency that `guide` takes: 4 for the output of
+                `discover`, 16 for a mask
     """
     dtype = dnet.backbone.conv1.weight.dtype
     pixels = STRIDE * cells[0], STRIDE * cells[1]
@@ -106,8 +106,8 @@ def discovery_verbs(
         VerbInput("saliency", "discover.saliency", shown, {2: f"{density}*h", 3: f"{density}*w"}),
     )
     return [
-        Verb("discover", Discover(dnet, given), discover, tuple((name, "") for name in names)),
-        Verb("guide", Guide(dnet, STRIDE // density, given), guide, (("guidance", ""),)),
+        Verb("discover", Discover(dnet, normalised), discover, tuple((name, "") for name in names)),
+        Verb("guide", Guide(dnet, STRIDE // density, normalised), guide, (("guidance", ""),)),
     ]
 
 
@@ -120,13 +120,16 @@ def _picture(size: Size) -> torch.Tensor:
 class _Renormalise(nn.Module):
     """Convert a frame to D-Net's normalisation; padding stays black."""
 
-    def __init__(self, config: TargetAwareConfig, given: Normalised | None) -> None:
+    def __init__(self, config: TargetAwareConfig, normalised: Normalised | None) -> None:
         super().__init__()
         self.gain: torch.Tensor | None = None
-        if given is None or (tuple(given.mean), tuple(given.std)) == (config.mean, config.std):
+        if normalised is None or (tuple(normalised.mean), tuple(normalised.std)) == (
+            config.mean,
+            config.std,
+        ):
             return
         mean, std, own_mean, own_std = (
-            torch.tensor(each)[:, None, None] for each in (*given, config.mean, config.std)
+            torch.tensor(values)[:, None, None] for values in (*normalised, config.mean, config.std)
         )
         self.gain, self.shift = std / own_std, (mean - own_mean) / own_std
 
@@ -140,10 +143,10 @@ class Discover(nn.Module):
     """prepared, guidance, guided, region -> saliency, labels, areas, scores, and the features that
     the guide shares, if it has no backbone of its own."""
 
-    def __init__(self, dnet: DNet, given: Normalised | None = None) -> None:
+    def __init__(self, dnet: DNet, normalised: Normalised | None = None) -> None:
         super().__init__()
         self.dnet = dnet
-        self.renormalise = _Renormalise(dnet.config, given)
+        self.renormalise = _Renormalise(dnet.config, normalised)
 
     def forward(
         self,
@@ -190,11 +193,11 @@ class Guide(nn.Module):
     """frame, saliency -> guidance. `frame` is the prepared frame, or if the guide shares the
     backbone, the features `deep` of `Discover`."""
 
-    def __init__(self, dnet: DNet, coarser: int, given: Normalised | None = None) -> None:
+    def __init__(self, dnet: DNet, coarser: int, normalised: Normalised | None = None) -> None:
         super().__init__()
         self.dnet = dnet
         self.coarser = coarser
-        self.renormalise = _Renormalise(dnet.config, given)
+        self.renormalise = _Renormalise(dnet.config, normalised)
 
     def forward(self, frame: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
         """`DNet.guide`, with a fixed ratio `coarser` of the frame's size to the saliency's."""

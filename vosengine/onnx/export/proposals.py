@@ -372,5 +372,5 @@ def _discovery(method: DMNAOA, plan: Plan) -> list[Verb]:
     cells = plan.cells
     if plan.static:
         cells = Geometry.fit(plan.network, size=dnet.config.size, multiple=16).cells(16)
-    given = Normalised(method.config.mean, method.config.std)
-    return discovery_verbs(dnet, cells, given=given)
+    normalised = Normalised(method.config.mean, method.config.std)
+    return discovery_verbs(dnet, cells, normalised=normalised)

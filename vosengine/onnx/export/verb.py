@@ -105,7 +105,7 @@ def write_verb(
     """
     path = folder / f"{verb.name}.onnx"
     shapes = _dynamic_shapes(verb.inputs) if dynamic else None
-    names = [given.name for given in verb.inputs]
+    names = [port.name for port in verb.inputs]
     outputs = [name for name, _ in verb.outputs]
     # At every export it logs that torchvision is missing.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
@@ -113,7 +113,7 @@ def write_verb(
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Flat(verb.module).eval(),
-            tuple(given.example for given in verb.inputs),
+            tuple(port.example for port in verb.inputs),
             dynamo=True,
             opset_version=opset,
             input_names=names,
@@ -189,15 +189,15 @@ def describe(path: Path, verb: Verb, dynamic: bool | None) -> Graph:
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     kept = dict(verb.outputs)
-    sources = {given.name: given for given in verb.inputs}
+    sources = {port.name: port for port in verb.inputs}
     inputs = []
     for value in model.graph.input:
-        given, shape = sources[value.name], _shape(value)
+        port, shape = sources[value.name], _shape(value)
         if dynamic is not None:
-            sizes = enumerate(given.example.shape)
-            shape = tuple(given.axes.get(i, n) if dynamic else n for i, n in sizes)
-        axes = tuple(given.axes.get(i, "") for i in range(len(shape)))
-        inputs.append(Port(value.name, _dtype(value), shape, given.source, axes))
+            sizes = enumerate(port.example.shape)
+            shape = tuple(port.axes.get(i, n) if dynamic else n for i, n in sizes)
+        axes = tuple(port.axes.get(i, "") for i in range(len(shape)))
+        inputs.append(Port(value.name, _dtype(value), shape, port.source, axes))
     outputs = []
     for value, example in zip(model.graph.output, _examples(verb, dynamic), strict=True):
         # If torch has lost the size of a static axis, the example has it.
@@ -225,7 +225,7 @@ def _examples(verb: Verb, dynamic: bool | None) -> list[Sequence[int]]:
     if dynamic is None:
         return [[0] * 4] * len(verb.outputs)
     with exported_ops(), torch.no_grad():
-        outputs = verb.module(*(given.example for given in verb.inputs))
+        outputs = verb.module(*(port.example for port in verb.inputs))
     return [x.shape for x in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
@@ -253,7 +253,7 @@ def _dynamic_shapes(inputs: Sequence[VerbInput]) -> tuple[dict[int, Any], ...]:
             return int(factor) * dims[name]
         return dims[name] + int(more) if more else dims[name]
 
-    return tuple({axis: dim(text) for axis, text in given.axes.items()} for given in inputs)
+    return tuple({axis: dim(text) for axis, text in port.axes.items()} for port in inputs)
 
 
 def beside_torch(

@@ -55,6 +55,7 @@ def vosengine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return run
 
 
+@pytest.mark.slow
 def test_help_and_version_answer_at_once() -> None:
     done = in_a_process("--help")
     assert done.returncode == 0
@@ -241,6 +242,7 @@ def test_errors_are_one_message_and_exit_code_one(
     assert in_a_process("run", "x.mp4").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_truncated_video_keeps_its_frames_and_ends_with_an_error(
     vosengine: Command, clip: Clip, tmp_path: Path, tiny_weights: Weights
 ) -> None:

@@ -191,6 +191,7 @@ def test_a_single_foreground_is_held_against_all_objects_together(
     assert result.baselines[ELLIPSE].sequences["one"] == wanted
 
 
+@pytest.mark.slow
 def test_objects_found_by_themselves_are_matched(
     data: Path,
     clips: dict[str, Clip],

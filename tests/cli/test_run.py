@@ -96,6 +96,7 @@ def test_a_folder_gives_masks_overlay_and_summary(
     assert not (out / "state.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_video_and_a_glob_are_sources_too(
     video: Path, folder: Path, tmp_path: Path, tiny_weights: Weights
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_folder_of_masks_prompts_frames_by_name(
     assert summary["objects"] == [1, 40]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_same_as_never_stopped(
     folder: Path, tmp_path: Path, tiny_weights: Weights
 ) -> None:

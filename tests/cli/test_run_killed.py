@@ -106,6 +106,7 @@ def test_killed_twice_and_in_the_middle_of_a_mask(
     assert sorted(os.listdir(out)) == ["overlay.mp4", *masks, "summary.json"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_and_was_changed_since_stays(frames: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
     killed(options(frames, out), 4)

@@ -157,6 +157,7 @@ def test_a_random_d_net_says_so_in_every_output(options: Options, tmp_path: Path
         assert "Comment" not in image.info
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_where_they_are_from(
     options: Options,
     tmp_path: Path,
@@ -257,6 +258,7 @@ def test_frames_without_proposals_have_no_objects(options: Options, tmp_path: Pa
     assert not read_labels(tmp_path / "o" / "shot-2.png").any()
 
 
+@pytest.mark.slow
 def test_boxes_stand_for_masks_where_asked_and_the_summary_says_so(
     options: Options,
     tmp_path: Path,

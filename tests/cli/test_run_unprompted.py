@@ -35,6 +35,7 @@ def masks_in(out: Path) -> dict[str, np.ndarray]:
 
 
 @MODELS
+@pytest.mark.slow
 def test_every_frame_has_a_mask_under_its_own_name(
     model: str, folder: Path, clip: Clip, tmp_path: Path, tiny_weights: Weights
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_source_is_asked_under_the_callers_settings(small: Clip) -> None:
     assert seen == [True, False]
 
 
+@pytest.mark.slow
 def test_a_d_net_by_itself_minds_nothing_either(small: Clip) -> None:
     calm = tiny_source()
     wanted = [calm(frame, index) for index, frame in enumerate(small.frames[:2])]

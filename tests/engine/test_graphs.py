@@ -79,6 +79,7 @@ def test_another_number_of_objects_is_another_piece(model: str, small: Clip, gra
 
 
 @pytest.mark.parametrize("model", ["stm", "munet"])
+@pytest.mark.slow
 def test_other_ids_are_no_other_piece(model: str, small: Clip, graphs: None) -> None:
     """Nor is another order of slots. Results with earlier ids are unchanged."""
     one, other = pair(model)

@@ -215,6 +215,7 @@ STEPS = st.lists(
 
 @settings(deadline=None, max_examples=150)
 @given(frames=st.integers(2, 6), steps=STEPS)
+@pytest.mark.slow
 def test_a_ring_is_a_list_of_frames(frames: int, steps: list[tuple[str, Any]]) -> None:
     """Model: per group a list of tags, and whether the next write replaces the last one."""
     bank = ring(groups=GROUPS, frames=frames)

@@ -84,6 +84,7 @@ def test_past_the_budget_a_frame_is_refused_and_nothing_has_changed() -> None:
     assert (tags_of(other, 0), tags_of(other, 1)) == ([3, 4], [5])
 
 
+@pytest.mark.slow
 def test_pages_come_back_by_forgetting_releasing_and_as_garbage() -> None:
     pools = PagePools()
     bank, kept = (MemoryBank(3, 4, pool_of(pools)) for _ in range(2))

@@ -315,6 +315,7 @@ def reads_of_the_environment(nodes: list[ast.AST]) -> list[str]:
     return reads
 
 
+@pytest.mark.slow
 def test_imports_do_not_read_the_environment() -> None:
     for path in (*sources("vosengine"), *sources("kernels")):
         reads = reads_of_the_environment([ast.parse(path.read_text(encoding="utf-8"))])

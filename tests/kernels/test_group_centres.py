@@ -163,6 +163,7 @@ def test_reference_follows_the_definition_in_every_dtype(case: Any, dtype: torch
     threshold=st.sampled_from((-2.0, -1.0, 0.0, 1.5)),
     shift=st.tuples(st.integers(-4, 4), st.integers(-4, 4)),
 )
+@pytest.mark.slow
 def test_ties_everywhere(
     heat: list[list[int]], window: int, limit: int, threshold: float, shift: tuple[int, int]
 ) -> None:

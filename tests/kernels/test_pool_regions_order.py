@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import op_backends
+import pytest
 import torch
 from test_pool_regions import needs_emulation, needs_extension, whole
 
@@ -25,6 +26,7 @@ def test_threads_do_not_change_a_bit() -> None:
 
 
 @needs_emulation
+@pytest.mark.slow
 def test_the_order_of_threads_changes_no_bit() -> None:
     for name in ("channels last", "strided", "many regions"):
         arguments = next(case for case in CASES if case.name == name).arguments()

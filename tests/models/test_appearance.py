@@ -275,6 +275,7 @@ def test_the_first_frame_teaches_to_tell_the_target_on_the_next(network: ResNet,
     assert fitted > max(0.85, initial + 0.1), (fitted, initial)
 
 
+@pytest.mark.slow
 def test_later_frames_help_where_the_target_changes(network: ResNet) -> None:
     gains = []
     for seed in range(3):

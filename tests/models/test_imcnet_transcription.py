@@ -94,6 +94,7 @@ def test_probabilities_are_finite_and_say_something(probability: Tensor) -> None
     assert probability.std() > 0.03
 
 
+@pytest.mark.slow
 def test_bottlenecks_give_as_much(frames: list[Tensor]) -> None:
     crops = [frame[:, :, :32, :64] for frame in frames]
     probability = transcribe(random_state("resnet50", seed=0), crops)

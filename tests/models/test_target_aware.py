@@ -290,6 +290,7 @@ def test_a_correction_is_learnt_as_verified_and_becomes_the_first_mask() -> None
 # Learning
 
 
+@pytest.mark.slow
 def test_a_verified_track_is_updated_at_once_and_others_every_eighth_frame() -> None:
     frames, masks = squares(18, red=lambda t: (8, 8))
     for overlap, wanted in ((0.5, list(range(1, 18))), (0.999, [8, 16])):
@@ -351,6 +352,7 @@ def test_embeddings_of_another_network_are_refused_and_change_nothing() -> None:
         assert torch.equal(one.probabilities, other.probabilities)
 
 
+@pytest.mark.slow
 def test_a_saved_stream_goes_on_with_the_same_labels(tmp_path: Path) -> None:
     frames, masks = squares(
         10, red=lambda t: (8 + 2 * t, 8), green=lambda t: (56, 60 - 3 * t) if t != 5 else None

@@ -246,6 +246,7 @@ def test_squares_depend_on_seed_and_number_alone(photos: Path) -> None:
     assert (other.frames != squares[0].frames).any()
 
 
+@pytest.mark.slow
 def test_some_steps_lower_the_loss_and_leave_the_backbone(photos: Path) -> None:
     network = build_click(TINY, seed=0).train()
     network.start_gently()
@@ -276,6 +277,7 @@ def training(photos: Path, out: Path, **changes: Any) -> ClickTraining:
     return ClickTraining(photos, out, steps=4, batch=1, size=64, **changes)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_with_the_same_bits(photos: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train_clicks(training(photos, whole)).startswith("4 steps")

@@ -75,6 +75,7 @@ def crowds(draw: st.DrawFn) -> Proposals:
 
 @settings(max_examples=150, deadline=None)
 @given(proposals=crowds(), overlap=st.sampled_from((0.0, 0.25, 0.4, 0.7)), limit=st.integers(1, 8))
+@pytest.mark.slow
 def test_suppression_is_that_of_a_plain_loop(
     proposals: Proposals, overlap: float, limit: int
 ) -> None:

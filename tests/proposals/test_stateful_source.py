@@ -70,6 +70,7 @@ def test_embeddings_are_left_out_where_nobody_wants_them(frames: torch.Tensor) -
     assert torch.equal(bare.masks, whole.masks) and len(bare) > 1
 
 
+@pytest.mark.slow
 def test_what_it_remembers_goes_on_elsewhere(frames: torch.Tensor) -> None:
     first, second = source(), source()
     assert isinstance(first, StatefulSource)
@@ -83,6 +84,7 @@ def test_what_it_remembers_goes_on_elsewhere(frames: torch.Tensor) -> None:
     assert same(third(frames[3], 3), first(frames[3], 3))
 
 
+@pytest.mark.slow
 def test_it_takes_over_only_what_is_its_own(frames: torch.Tensor) -> None:
     first, same_weights = source(), source()
     first(frames[0], 0)
@@ -143,6 +145,7 @@ def source_of(stream: Segmenter) -> DNetSource:
     return stream.proposals
 
 
+@pytest.mark.slow
 def test_a_stream_wants_the_kind_of_source_that_it_was_saved_with(
     frames: torch.Tensor, tmp_path: Path
 ) -> None:

@@ -318,6 +318,7 @@ def test_label_studio_gets_a_brush_for_marks(backend: Backend, clip: Clip) -> No
     np.testing.assert_array_equal(values[..., 3] > 0, wanted > 0)
 
 
+@pytest.mark.slow
 def test_label_studio_gets_boxes_of_the_frames_after(backend: Backend) -> None:
     data = {"video": "/data/upload/3/a.mp4"}
     context = requests.video_box(STEPS, frame=2)
@@ -348,6 +349,7 @@ def test_label_studio_gets_nothing_before_an_interaction(backend: Backend) -> No
     assert results == [{"result": [], "model_version": "vosengine"}]
 
 
+@pytest.mark.slow
 def test_what_label_studio_cannot_have_is_refused(backend: Backend) -> None:
     marks, data = requests.marks(WIDTH, HEIGHT), {"image": "/data/upload/3/a.png"}
     other = requests.predict("<View><Text name='t' value='$t'/></View>", data, marks)

@@ -252,6 +252,7 @@ def test_the_page_is_its_files_and_no_others(tmp_path: Any) -> None:
     assert not any(isinstance(route, WebSocketRoute) for route in page.page_routes(tmp_path))
 
 
+@pytest.mark.slow
 def test_without_its_extra_the_command_says_how_to_get_it() -> None:
     code = (
         "import sys; sys.modules['uvicorn'] = None; sys.argv = ['vosengine', 'serve'];"

@@ -69,6 +69,7 @@ def test_a_parked_session_takes_controls_too() -> None:
             step(line, 0, one_object(5))
 
 
+@pytest.mark.slow
 def test_a_session_that_nobody_uses_is_closed(tmp_path: Path) -> None:
     with running(StubEngine(), park_after=0.1, close_after=0.5, state_dir=tmp_path) as server:
         session = server.open()
@@ -80,6 +81,7 @@ def test_a_session_that_nobody_uses_is_closed(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_who_rests_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "RESTS_AFTER", 0.2)
     engine = StubEngine()
@@ -222,6 +224,7 @@ def test_what_cannot_go_on_here_is_refused(tmp_path: Path) -> None:
             step(line, 0, one_object())
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_costs_no_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +243,7 @@ def test_a_disk_that_is_full_costs_no_frame(
         assert "vosengine_failed_snapshots_total 0.0" not in server.http.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_a_thousand_sessions_leave_nothing() -> None:
     engine = StubEngine()
     with running(engine, max_sessions=4) as server:
@@ -273,6 +277,7 @@ def test_an_engine_that_dies_ends_the_server(monkeypatch: pytest.MonkeyPatch) ->
             assert server.http.get("/readyz").status_code == 503
 
 
+@pytest.mark.slow
 def test_a_client_goes_on_through_a_restart_and_is_told_of_a_crash(tmp_path: Path) -> None:
     frame = np.zeros((48, 64, 3), np.uint8)
     options: dict[str, Any] = {"state_dir": tmp_path, "autosave": 1}

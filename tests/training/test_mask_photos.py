@@ -55,6 +55,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_maps_is_the_classifiers_answer(wheel: Path) -> None:
     network, state = script.read_classifier(wheel), released()
     frames = torch.randn(2, 3, 64, 96)
@@ -115,6 +116,7 @@ def test_a_mask_that_the_map_does_not_bear_out_is_not_believed(seen: np.ndarray,
     assert script.mask_of(scene()[0], seen) is None, why
 
 
+@pytest.mark.slow
 def test_a_folder_gets_its_masks_once(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ def test_grid_placement_cannot_fail(
         assert areas[1:].min() >= max(30, 0.005 * height * width), (seed, areas)
 
 
+@pytest.mark.slow
 def test_ids_stay_within_range() -> None:
     for seed in range(3):
         clip = make_clip(ClipConfig.hard(8, 60, 90), seed)
@@ -304,6 +305,7 @@ def test_leaving_objects_go_and_return() -> None:
         assert seen[gone:].any()
 
 
+@pytest.mark.slow
 def test_each_effect_changes_the_image_but_not_the_mask() -> None:
     base = replace(ClipConfig.plain(5, 64, 96), motion=2.0, effects=Effects.none())
     levels = {"shadow": 1.0, "blur": 1.0, "light": 1.0, "drift": 1.0, "noise": 20.0,

@@ -29,6 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_cache_holds_the_clips_of_its_seed(cache: Path) -> None:
     source = CachedSource(cache, 0)
     for index in range(4):
@@ -91,6 +92,7 @@ def test_an_interrupted_cache_goes_on_to_the_same_bytes(
     assert sum(drawn.values()) - before == 10 - 4 * whole  # nothing is left to draw
 
 
+@pytest.mark.slow
 def test_worker_processes_write_the_same_bytes(cache: Path, tmp_path: Path) -> None:
     write_cache(tmp_path, 10, 3, SIZE, workers=2, seed=7, shard=4)
     assert bytes_of(tmp_path) == bytes_of(cache)

@@ -74,6 +74,7 @@ def test_a_level_is_drawn_at_each_of_its_steps(monkeypatch: pytest.MonkeyPatch) 
 # Sources
 
 
+@pytest.mark.slow
 def test_a_sample_is_a_function_of_its_number_and_the_progress(cache: Path) -> None:
     for source in (SyntheticSource(2, SIZE, 3), CachedSource(cache, 3)):
         forwards = [source.sample(i, 0.5) for i in range(4)]

@@ -56,6 +56,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("model", BATCHED)
+@pytest.mark.slow
 def test_clips_together_are_clips_one_by_one(model: str) -> None:
     """Losses of a batch are the means over its clips, and so are gradients."""
     losses = FollowingLosses(share=0.5, mean=1.0, iou=1.0, readout=0.3)

@@ -137,6 +137,7 @@ def test_pasted_masks_are_what_is_pasted_and_it_moves(
     assert np.median(shifts) > 1
 
 
+@pytest.mark.slow
 def test_not_all_that_moves_is_an_object_unless_it_is_asked_for(
     bright: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

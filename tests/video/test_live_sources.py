@@ -106,6 +106,7 @@ def test_video_behind_an_address(tmp_path: Path, server: str) -> None:
         open_source(f"{server}/missing.mp4")
 
 
+@pytest.mark.slow
 def test_live_stream(tmp_path: Path, server: str) -> None:
     """A damaged packet ends a file, but a stream continues with the next intact packet."""
     path = make_video(

@@ -113,6 +113,7 @@ def test_the_end_without_a_length_is_the_end_where_every_frame_came(
         assert len(list(source)) == COUNT
 
 
+@pytest.mark.slow
 def test_it_gives_up(server: list[Flaky], live: bytes) -> None:
     """Tries are limited, for a server that drops every time and for one that is gone."""
     server.append(Flaky(*[live[: len(live) // 2]] * 9))
@@ -125,6 +126,7 @@ def test_it_gives_up(server: list[Flaky], live: bytes) -> None:
     assert len(frames) < COUNT and gaps == []
 
 
+@pytest.mark.slow
 def test_tries_come_back_to_a_stream_that_holds(
     server: list[Flaky], live: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

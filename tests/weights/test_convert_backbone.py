@@ -34,6 +34,7 @@ def test_every_tensor_but_the_classifier(depth: str, features: int, tmp_path: Pa
     assert all(torch.equal(tensors[name], state[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_the_paper_s_encoders_start_from_it(tmp_path: Path) -> None:
     state, source, target = (
         released("resnet18", 512), tmp_path / "source.pth", tmp_path / "target.safetensors"

@@ -202,8 +202,8 @@ def _draw_objects(axes: Any, points: Sequence[dict[str, Any]]) -> None:
             continue
         for cell in point["cells"]:
             if cell["fault"] is None:
-                point = cell["objects"], cell["p50_ms"], cell["p95_ms"]
-                lines.setdefault(cell["variant"], []).append(point)
+                timing = cell["objects"], cell["p50_ms"], cell["p95_ms"]
+                lines.setdefault(cell["variant"], []).append(timing)
     for variant, measured in lines.items():
         counts, middle, high = zip(*sorted(measured), strict=True)
         (line,) = axes.plot(counts, middle, marker="o", label=variant)

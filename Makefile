@@ -1,7 +1,7 @@
 # make demo   set everything up and segment a clip that the project generates itself
 # make serve  set everything up and serve live streams, with a page at the address it prints
-# make check  set everything up and run the quick tests
-# make test   set everything up and run every test: 24 minutes on two cores of a 2.8 GHz Xeon
+# make check  set everything up and run the quick tests: 3 minutes
+# make test   set everything up and run every test: 25 minutes on two cores of a 2.8 GHz Xeon
 # make fuzz   ten thousand damaged files, FUZZ=N random folders, 5/2 N messages to the server:
 #             typed errors or right answers
 # make lint   ruff, mypy and clang-format, as CI runs them

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from quick_streams import begin, play
 from vosengine import Engine, Segmenter
 from vosengine.engine import engine as engine_module
 from vosengine.errors import ConfigError, InputError, StateError
+from vosengine.kernels.spans import listen
 from vosengine.types import Result
 from vosengine.zoo.registry import list_models
 
@@ -134,6 +137,26 @@ def test_frames_that_are_encoded_together_have_the_labels_they_have_alone(model:
                 if result is not None and wanted is not None:
                     assert torch.equal(result.labels, wanted.labels)
     assert together >= 5
+
+
+def test_the_frames_of_two_streams_are_encoded_once() -> None:
+    """giel steps its streams one by one, but encodes their frames in one batch."""
+    engine, size = open_engine("giel", max_batch=2), SIZES[0]
+    streams = [open_stream(engine) for _ in range(2)]
+    for number, stream in enumerate(streams):  # prompted frames run alone
+        stream.step(frame_of(number, 0, size), mask_of(number, 0, size))
+    spans: list[str] = []
+
+    @contextmanager
+    def record(name: str) -> Iterator[None]:
+        spans.append(name)
+        yield
+
+    for number, stream in enumerate(streams):
+        engine.submit(stream, frame_of(number, 1, size))
+    with listen(record):
+        assert len(engine.step()) == 2
+    assert spans.count("encode") == 1
 
 
 @pytest.mark.parametrize("max_batch", [1, 4])

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vosengine.models.target_aware.augment import augment, fill
-from vosengine.policies.placement import FLIP_CHANCE, SCALE, SHIFT
+from vosengine.policies.placement import FLIP_CHANCE, SCALE, SHIFT, blur_width
 
 SIDE = 96
 OBJECT, GROUND = 3.0, -1.0
@@ -178,3 +178,9 @@ def test_nothing_waits_for_the_device() -> None:
     frame, label = painted(ell()).to("meta"), ell().to("meta")
     frames, labels = augment(frame, label, 5, generator())
     assert frames.shape == (5, 3, SIDE, SIDE) and labels.shape == (5, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.4, 1.0])
+def test_a_blur_reaches_three_deviations(amount: float) -> None:
+    sigma, radius = blur_width(amount, 480)
+    assert 3 * sigma <= radius < 3 * sigma + 1

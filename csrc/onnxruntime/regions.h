@@ -114,8 +114,10 @@ struct GroupCentresOp {
     group.batch = sizes["B"];
     group.height = sizes["H"];
     group.width = sizes["W"];
-    const int64_t row = group.width, plane = group.height * group.width;
-    const int64_t of_image[] = {plane, row}, of_offset[] = {2 * plane, plane, row};
+    // The kernel takes rows that are contiguous, and all strides but the last.
+    int64_t of_image[3], of_offset[4];
+    set_strides(heatmap.shape, of_image);
+    set_strides(offset.shape, of_offset);
     std::copy_n(of_image, 2, group.heatmap_stride);
     std::copy_n(of_image, 2, group.foreground_stride);
     std::copy_n(of_offset, 3, group.offset_stride);

@@ -50,7 +50,7 @@ class Discovery:
     def reset(self) -> None:
         """Discard the state; the next frame is the first of a stream."""
         self.guidance: OrtValue | None = None
-        self._frame: Values = {}  # what `guide` needs of the frame that was looked at last
+        self._frame: Values = {}  # the frame that was looked at last, and the outputs of `discover`
 
     def __call__(self, frame: np.ndarray) -> FrameProposals:
         """Return proposals for the next frame, uint8 [H, W, 3] RGB, and update the guidance."""
@@ -103,8 +103,7 @@ class Discovery:
             },
         )
         areas = outputs["areas"].numpy()
-        shared = {"deep": outputs["deep"]} if "deep" in outputs else {}
-        self._frame = {"prepared": prepared, **shared}
+        self._frame = {"prepared": prepared, **outputs}
         kept = 1 + np.flatnonzero(areas >= max(1, self.smallest))
         masks = outputs["labels"].numpy() == kept[:, None, None].astype(np.uint8)
         scores = outputs["scores"].numpy()[kept - 1]

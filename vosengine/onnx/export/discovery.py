@@ -123,10 +123,7 @@ class _Renormalise(nn.Module):
     def __init__(self, config: TargetAwareConfig, normalised: Normalised | None) -> None:
         super().__init__()
         self.gain: torch.Tensor | None = None
-        if normalised is None or (tuple(normalised.mean), tuple(normalised.std)) == (
-            config.mean,
-            config.std,
-        ):
+        if normalised is None or normalised == Normalised(config.mean, config.std):
             return
         mean, std, own_mean, own_std = (
             torch.tensor(values)[:, None, None] for values in (*normalised, config.mean, config.std)

@@ -148,11 +148,11 @@ class Segment(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """Per level: features [1 + R, C, ., .] of the previous and the first frames, masks
         [O, 1, ., .] of every object's first frame, and of the previous one."""
-        rows, keys, features, first_keys, first_features = references
+        rows, keys, maps, first_keys, first_maps = references
         count, size, config = rows.shape[0], key.shape[2:], self.method.config
         columns = [self._columns(masks)[None] for masks in (previous, first)]
         columns[1] = columns[1].expand(first_keys.shape[0], -1, -1)
-        features = to_positions(torch.cat((features, first_features)))
+        features = to_positions(torch.cat((maps, first_maps)))
         moved = read_memory(
             to_positions(key)[0],
             to_positions(torch.cat((keys, first_keys))),
@@ -160,10 +160,10 @@ class Segment(nn.Module):
             scale=config.sharpness,
             top_k=config.top_k,
         )
-        maps = moved.mT.unflatten(2, size)  # [1 + R, ., h, w]
-        masks = maps[:, features.shape[2] :].unflatten(1, (count, -1))  # [1 + R, O, 21, h, w]
+        aligned = moved.mT.unflatten(2, size)  # [1 + R, ., h, w]
+        masks = aligned[:, features.shape[2] :].unflatten(1, (count, -1))  # [1 + R, O, 21, h, w]
         of_first = masks.flatten(0, 1)[(1 + rows) * count + torch.arange(count)]
-        levels = self._levels(maps[:, : features.shape[2]])
+        levels = self._levels(aligned[:, : features.shape[2]])
         return levels, self._planes(of_first), self._planes(masks[0])
 
     def _columns(self, masks: torch.Tensor) -> torch.Tensor:

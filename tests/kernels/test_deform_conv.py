@@ -15,13 +15,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch.nn import functional
 
-from vosengine.kernels import (
-    ShapeError,
-    UnsupportedBackend,
-    deform_conv,
-    gpu,
-    use_backend,
-)
+from vosengine.kernels import ShapeError, UnsupportedBackend, deform_conv, gpu, use_backend
 from vosengine.kernels.cases import map_tensors
 from vosengine.kernels.deform_conv.cases import CASES
 from vosengine.kernels.deform_conv.reference import as_pair, output_size

@@ -277,6 +277,26 @@ def test_an_engine_that_dies_ends_the_server(monkeypatch: pytest.MonkeyPatch) ->
             assert server.http.get("/readyz").status_code == 503
 
 
+def test_frames_answered_while_the_disk_is_busy_are_saved_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame, busy, save = np.zeros((48, 64, 3), np.uint8), threading.Event(), Store.save
+
+    def save_late(self: Store, *arguments: Any) -> None:
+        assert busy.wait(10)
+        save(self, *arguments)
+
+    with running(StubEngine(), state_dir=tmp_path, autosave=1) as server:
+        options: dict[str, Any] = {"encoding": "raw", "policy": "all"}
+        with Client(f"{server.url}/#token=server-token", **options) as client:
+            monkeypatch.setattr(Store, "save", save_late)
+            for number in range(3):  # the first is being written all the while
+                client.step(frame, None if number else one_object())
+            busy.set()
+            until(lambda: list(tmp_path.glob("*.session")))
+            until(lambda: Store(tmp_path).load(client.session["id"])[0].next_frame == 3)
+
+
 @pytest.mark.slow
 def test_a_client_goes_on_through_a_restart_and_is_told_of_a_crash(tmp_path: Path) -> None:
     frame = np.zeros((48, 64, 3), np.uint8)

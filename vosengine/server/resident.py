@@ -55,7 +55,8 @@ class Resident:
         self._shared, self._id, self._options = shared, session_id, options
         self.stream = stream
         self.memory_bytes = 0
-        self._saving: asyncio.Future[None] | None = None
+        self._writing: asyncio.Future[None] | None = None
+        self._unwritten: tuple[Saved, bytes] | None = None  # newest snapshot that is to be written
 
     async def awake(self) -> Segmenter:
         """Return the stream, loaded from disk if parked. Raises StateError if it cannot be restored
@@ -93,14 +94,17 @@ class Resident:
         snapshot. Raises OutputError."""
         if self.stream is not None:
             data = await self.call(self.stream.snapshot)
+            self._unwritten = None
             await self._write(describe(), data)
 
     async def save_aside(self, describe: Callable[[], Saved]) -> None:
-        """`save` without waiting for the disk; skipped while an earlier write is in progress. A
-        failure is logged and retried the next time."""
-        if self.stream is not None and (self._saving is None or self._saving.done()):
+        """`save` without waiting for the disk. Of the snapshots taken while an earlier one is being
+        written, the newest is written next. A failure is logged."""
+        if self.stream is not None:
             data = await self.call(self.stream.snapshot)
-            self._saving = asyncio.ensure_future(self._try_to_write(describe(), data))
+            self._unwritten = describe(), data
+            if self._writing is None or self._writing.done():
+                self._writing = asyncio.ensure_future(self._write_aside())
 
     async def leave(self) -> None:
         """Close the stream and free its memory."""
@@ -111,6 +115,7 @@ class Resident:
 
     async def forget(self) -> None:
         """Remove the saved stream."""
+        self._unwritten = None
         await self.on_disk(self._shared.store.remove, self._id)
 
     async def call(self, work: Callable[[], Any]) -> Any:
@@ -122,11 +127,13 @@ class Resident:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._shared.disk, work, *args)
 
-    async def _try_to_write(self, saved: Saved, data: bytes) -> None:
-        try:
-            await self._write(saved, data)
-        except OutputError as error:
-            log.error("a stream could not be saved: %s", error)
+    async def _write_aside(self) -> None:
+        while self._unwritten is not None:
+            unwritten, self._unwritten = self._unwritten, None
+            try:
+                await self._write(*unwritten)
+            except OutputError as error:
+                log.error("a stream could not be saved: %s", error)
 
     async def _write(self, saved: Saved, data: bytes) -> None:
         start = time.perf_counter()

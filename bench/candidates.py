@@ -50,7 +50,7 @@ def is_target(op: Op, case: Case) -> bool:
     return case.name in TARGETS.get(op.name, ())
 
 
-def drawn(case: Case, dtype: torch.dtype, seed: int = 0) -> Case:
+def with_fixed_inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> Case:
     """Return the case with its arguments drawn once; an output `dtype` among them becomes the dtype
     of the benchmark."""
     made = case.make(torch.Generator().manual_seed(seed))

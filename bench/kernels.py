@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from candidates import WRONG, Candidates, bench_cases, candidates_of, drawn, is_target
+from candidates import WRONG, Candidates, bench_cases, candidates_of, is_target, with_fixed_inputs
 from ceilings import Ceilings, measure_ceilings
 from clocks import Clock, Stopwatch, clock_of, percentiles, release
 from costs import cost_of
@@ -104,7 +104,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one case of one op; returns its entry of the JSON file."""
     clock = clock or clock_of(device)
-    case = drawn(case, dtype)
+    case = with_fixed_inputs(case, dtype)
     candidates = candidates_of(op, case, device, dtype, limit)
     watches, lacking = stopwatches_of(candidates, clock)
     rounds = time_in_turns(watches, clock, repeat)

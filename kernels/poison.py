@@ -18,13 +18,13 @@ def poisoned(number: float = torch.nan, integer: int = 255) -> Iterator[None]:
     """
 
     def poison(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+        def poisoned_make(*args: Any, **kwargs: Any) -> torch.Tensor:
             tensor = make(*args, **kwargs)
             if tensor.dtype == torch.bool:
                 return tensor.fill_(True)
             return tensor.fill_(number if tensor.is_floating_point() else integer)
 
-        return made
+        return poisoned_make
 
     names = ("empty", "empty_like", "empty_strided")
     real = {name: getattr(torch, name) for name in names}

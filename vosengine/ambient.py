@@ -30,7 +30,7 @@ class ProcessSetting(Generic[V]):
         self._callers: V  # the value to restore
 
     @contextmanager
-    def held(self, value: V) -> Iterator[None]:
+    def hold(self, value: V) -> Iterator[None]:
         """Hold the setting at `value` within the block.
 
         Raises  RuntimeError if this thread already holds another value.
@@ -84,5 +84,5 @@ def own_settings() -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_default_dtype.held(torch.float32))
+        stack.enter_context(_default_dtype.hold(torch.float32))
         yield

@@ -93,12 +93,12 @@ def _boxes(*boxes: tuple[float, float, float, float], **options: Any) -> Make:
 
 
 def _channels_last(make: Make) -> Make:
-    def made(generator: torch.Generator) -> dict[str, Any]:
+    def make_channels_last(generator: torch.Generator) -> dict[str, Any]:
         arguments = make(generator)
         levels = (x.contiguous(memory_format=torch.channels_last) for x in arguments["levels"])
         return arguments | {"levels": tuple(levels)}
 
-    return made
+    return make_channels_last
 
 
 def _either_layout(generator: torch.Generator) -> dict[str, Any]:

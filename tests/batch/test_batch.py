@@ -16,6 +16,7 @@ from batch_clips import (
     CLIPS,
     RUN,
     SIZE,
+    batch_arguments,
     in_another_process,
     make_clips,
     make_frames,
@@ -23,7 +24,6 @@ from batch_clips import (
     results,
     run_alone,
     square,
-    words,
 )
 from batch_units import Broken, Scripted, Sleeper, deadly
 from full_disk import small_disk
@@ -216,9 +216,9 @@ def deadly_batch(
     """`vosengine batch` with somebody who dies in the middle of a clip; its exit code. Only where
     it is the parent it is another process."""
     if victim == "parent":
-        return in_another_process(victim, notes, words(data, out))
+        return in_another_process(victim, notes, batch_arguments(data, out))
     monkeypatch.setitem(batch.__kwdefaults__, "worker", deadly(victim, notes))
-    return CliRunner().invoke(app, words(data, out)).exit_code
+    return CliRunner().invoke(app, batch_arguments(data, out)).exit_code
 
 
 @pytest.mark.parametrize("victim", ["worker", "parent", "stop"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from batch_clips import (
     CLIPS,
+    batch_arguments,
     in_another_process,
     make_clips,
     make_frames,
@@ -18,7 +19,6 @@ from batch_clips import (
     results,
     run_alone,
     square,
-    words,
 )
 from batch_units import broken, deadly, scripted
 from typer.testing import CliRunner
@@ -93,7 +93,7 @@ def test_driver_and_raylet_are_killed(
     for victim, address in (("driver", cluster), ("raylet", "local")):
         notes = tmp_path / victim
         notes.mkdir()
-        code = in_another_process(victim, notes, [*words(data, out), "--ray", address])
+        code = in_another_process(victim, notes, [*batch_arguments(data, out), "--ray", address])
         assert code != 0 and (notes / "dead").exists()
         assert (out / "a").is_dir() and not (out / "b").exists()
     notes = tmp_path / "nobody"

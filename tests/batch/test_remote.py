@@ -16,12 +16,12 @@ import fsspec
 import pytest
 from batch_clips import (
     CLIPS,
+    batch_arguments,
     in_another_process,
     make_clips,
     options,
     results,
     run_alone,
-    words,
 )
 from batch_units import deadly
 from fsspec.implementations.memory import MemoryFileSystem
@@ -288,11 +288,11 @@ def test_by_processes_that_are_killed_through_addresses(
         notes = tmp_path / victim
         notes.mkdir()
         if victim == "parent":
-            assert in_another_process(victim, notes, words(clips, out)) != 0
+            assert in_another_process(victim, notes, batch_arguments(clips, out)) != 0
             assert not (tmp_path / "out" / "b").exists()
             continue
         monkeypatch.setitem(batch.__kwdefaults__, "worker", deadly("nobody", notes))
-        assert CliRunner().invoke(app, words(clips, out)).exit_code == 0
+        assert CliRunner().invoke(app, batch_arguments(clips, out)).exit_code == 0
     assert {name: results(tmp_path / "out" / name) for name in CLIPS} == alone
     answered = sum(len((tmp_path / v / "b").read_text()) for v in ("parent", "worker"))
     assert CLIPS["b"] <= answered <= CLIPS["b"] + 2

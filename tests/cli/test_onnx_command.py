@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported import Export, drawn, weights_of
+from exported import Export, draw_clip, weights_of
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -39,7 +39,7 @@ def run(*arguments: str) -> Any:
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
     """A video and the masks of its first frame: two objects, and both as one in 0 and 255."""
-    clip = drawn(SIZE, 2, frames=5)
+    clip = draw_clip(SIZE, 2, frames=5)
     with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
         for frame in clip.frames:
             writer.write(frame)
@@ -76,7 +76,7 @@ def test_a_mask_of_0_and_255_shows_object_1(export: Export, video: Path) -> None
 
 def test_an_export_asks_the_source_that_is_named(export: Export, video: Path) -> None:
     """For a model that takes proposals; others refuse them."""
-    clip = drawn(SIZE, 2, frames=2)
+    clip = draw_clip(SIZE, 2, frames=2)
     masks = [torch.from_numpy(np.stack([mask == i for i in (1, 2)])) for mask in clip.masks]
     detections = (Proposals(boxes_of(stack), stack, torch.tensor([0.9, 0.8])) for stack in masks)
     write_proposals(video.parent / "p.json", detections)

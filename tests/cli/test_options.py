@@ -13,7 +13,7 @@ import typer
 from conftest import FOLLOWERS, PROMPTED, PROPOSED, WITH_MEMORY, object_ids
 from pairs import Row, pairwise
 from test_options_train import TRAIN
-from typed import LENGTH, SIZE, call, options_of, refused, said, write_files
+from typed import LENGTH, SIZE, call, command_line_of, options_of, refused, write_files
 
 from vosengine.cli.app import app
 from vosengine.video import read_labels
@@ -68,7 +68,7 @@ def words_of(row: Row, inputs: Path) -> list[str]:
     return [*options_of(options), "--weights", str(weights), "--device", "cpu"]
 
 
-@pytest.mark.parametrize("row", RUNS, ids=said)
+@pytest.mark.parametrize("row", RUNS, ids=command_line_of)
 def test_run(row: Row, inputs: Path, tmp_path: Path) -> None:
     frames, out = inputs / "JPEGImages/480p/a", tmp_path / "out"
     ran = call("run", frames, "--out", out, *words_of(row, inputs))
@@ -139,7 +139,7 @@ EVAL: dict[str, tuple[Any, ...]] = {
 EVALS, _ = pairwise(EVAL, lambda row: row["memory"] is None or row["model"] in WITH_MEMORY)
 
 
-@pytest.mark.parametrize("row", EVALS, ids=said)
+@pytest.mark.parametrize("row", EVALS, ids=command_line_of)
 def test_eval(row: Row, inputs: Path, tmp_path: Path) -> None:
     files = {name: tmp_path / row[name] for name in ("out", "json") if row[name]}
     arguments = [*options_of({**row, **files}), "--data", inputs, "--device", "cpu"]
@@ -168,7 +168,7 @@ DRAWN, _ = pairwise(
 )
 
 
-@pytest.mark.parametrize("row", DRAWN, ids=said)
+@pytest.mark.parametrize("row", DRAWN, ids=command_line_of)
 def test_clips(row: Row, tmp_path: Path) -> None:
     out = tmp_path / "out"
     ran = call("clips", "--out", out, "--count", 4, "--size", "32x48", *options_of(row))

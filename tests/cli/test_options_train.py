@@ -14,7 +14,7 @@ import torch
 from conftest import tiny_config
 from pairs import Row, pairwise
 from quick_streams import QUICK
-from typed import call, options_of, refused, said, write_files
+from typed import call, command_line_of, options_of, refused, write_files
 
 from vosengine.commands import train as train_command
 from vosengine.training.initialise import start_gently
@@ -62,7 +62,7 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_command, "HELD_OUT", (1, 3))
 
 
-@pytest.mark.parametrize("row", TRAINS, ids=said)
+@pytest.mark.parametrize("row", TRAINS, ids=command_line_of)
 @pytest.mark.usefixtures("_narrow")
 def test_train(row: Row, inputs: Path, tmp_path: Path) -> None:
     out, options = tmp_path / "out", {**row, "data": row["data"].replace("DATA", str(inputs))}

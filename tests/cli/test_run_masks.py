@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from exported import Export, drawn
+from exported import Export, draw_clip
 from PIL import Image
 from test_run_proposals import proposals_of, write_weights
 from typer.testing import CliRunner
@@ -239,7 +239,7 @@ def test_a_late_stream_keeps_its_latency(start: int, frames: int) -> None:
 
 
 def test_a_late_first_mask_by_an_export(export: Export, tmp_path: Path, masks: Path) -> None:
-    clip = drawn((96, 144), 2, frames=5)
+    clip = draw_clip((96, 144), 2, frames=5)
     with VideoWriter(tmp_path / "clip.mp4", 10) as writer:
         for frame in clip.frames:
             writer.write(frame)

@@ -60,7 +60,7 @@ def make_uneven(path: Path, clip: Clip, *, sar: Fraction = Fraction(1), **option
     return path
 
 
-def shown(path: Path) -> list[float]:
+def frame_times(path: Path) -> list[float]:
     with av.open(str(path)) as container:
         return [float(frame.time or 0.0) for frame in container.decode(video=0)]
 
@@ -79,7 +79,7 @@ def test_overlay_and_summary_have_the_times_of_the_source(
     path = make_uneven(tmp_path / name, clip, **options)
     summary = work(path)
     np.testing.assert_allclose(summary["times_s"], SHOWN_S, atol=1e-3)
-    np.testing.assert_allclose(shown(tmp_path / "out/overlay.mp4"), SHOWN_S, atol=1e-3)
+    np.testing.assert_allclose(frame_times(tmp_path / "out/overlay.mp4"), SHOWN_S, atol=1e-3)
     assert summary["pixel_aspect"] is None and summary["depth"] is None
     assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
 
@@ -87,7 +87,9 @@ def test_overlay_and_summary_have_the_times_of_the_source(
 def test_fps_forces_a_rate(tmp_path: Path, clip: Clip, work: Callable[..., dict[str, Any]]) -> None:
     summary = work(make_uneven(tmp_path / "a.mp4", clip), fps=10)
     np.testing.assert_allclose(summary["times_s"], SHOWN_S, atol=1e-3)
-    np.testing.assert_allclose(shown(tmp_path / "out/overlay.mp4"), np.arange(10) / 10, atol=1e-4)
+    np.testing.assert_allclose(
+        frame_times(tmp_path / "out/overlay.mp4"), np.arange(10) / 10, atol=1e-4
+    )
 
 
 def test_a_stopped_run_goes_on_in_time(
@@ -114,7 +116,7 @@ def test_a_stopped_run_goes_on_in_time(
     np.testing.assert_allclose(stopped["times_s"], SHOWN_S[:4], atol=1e-3)
     summary = work(path, resume=True)
     np.testing.assert_allclose(summary["times_s"], SHOWN_S, atol=1e-3)
-    np.testing.assert_allclose(shown(tmp_path / "out/overlay.mp4"), SHOWN_S, atol=1e-3)
+    np.testing.assert_allclose(frame_times(tmp_path / "out/overlay.mp4"), SHOWN_S, atol=1e-3)
 
 
 def test_pixels_that_are_not_square(
@@ -180,7 +182,7 @@ def test_files_of_several_images(
     else:
         wanted = np.cumsum([0, *lasting[:-1]]) / 1e3
         np.testing.assert_allclose(summary["times_s"], wanted, atol=1e-4)
-    np.testing.assert_allclose(shown(tmp_path / "out/overlay.mp4"), wanted, atol=1e-4)
+    np.testing.assert_allclose(frame_times(tmp_path / "out/overlay.mp4"), wanted, atol=1e-4)
 
 
 def test_a_stream_that_drops(

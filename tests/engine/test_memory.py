@@ -40,7 +40,7 @@ def write(bank: Memory, tags: list[float], keep: list[bool] | bool) -> None:
     bank.write(key, value, keep)
 
 
-def held(bank: MemoryBank, group: int = 0) -> list[int]:
+def tags_in(bank: MemoryBank, group: int = 0) -> list[int]:
     """Return the tags of the frames within a group's length, in slot order."""
     used = int(bank.length[group])
     assert used % CELLS == 0
@@ -59,24 +59,24 @@ def test_a_frame_not_kept_is_replaced_by_the_next_and_a_kept_one_stays() -> None
     bank = ring()
     write(bank, [10], keep=True)
     write(bank, [11], keep=False)
-    assert held(bank) == [10, 11]
+    assert tags_in(bank) == [10, 11]
     write(bank, [12], keep=False)
-    assert held(bank) == [10, 12]
+    assert tags_in(bank) == [10, 12]
     write(bank, [13], keep=True)
-    assert held(bank) == [10, 13]
+    assert tags_in(bank) == [10, 13]
     write(bank, [14], keep=False)
-    assert held(bank) == [10, 13, 14]
+    assert tags_in(bank) == [10, 13, 14]
 
 
 def test_the_ring_drops_the_oldest_frame_but_never_the_first() -> None:
     bank = ring(frames=4)
     for tag in range(10, 15):
         write(bank, [tag], keep=True)
-    assert held(bank) == [10, 14, 12, 13]
+    assert tags_in(bank) == [10, 14, 12, 13]
     for tag in range(15, 40):
         write(bank, [tag], keep=True)
-    assert held(bank)[0] == 10
-    assert sorted(held(bank)) == [10, 37, 38, 39]
+    assert tags_in(bank)[0] == 10
+    assert sorted(tags_in(bank)) == [10, 37, 38, 39]
 
 
 def test_groups_of_different_age_have_their_own_length() -> None:
@@ -86,8 +86,8 @@ def test_groups_of_different_age_have_their_own_length() -> None:
     for frame in range(7, 10):
         write(bank, [100 + frame, 200 + frame], keep=True)
     assert bank.length.tolist() == [10 * CELLS, 3 * CELLS, 0]
-    assert held(bank, 0) == list(range(100, 110))
-    assert held(bank, 1) == [207, 208, 209]
+    assert tags_in(bank, 0) == list(range(100, 110))
+    assert tags_in(bank, 1) == [207, 208, 209]
 
 
 def test_groups_keep_independently() -> None:
@@ -95,7 +95,7 @@ def test_groups_keep_independently() -> None:
     write(bank, [10, 20], keep=True)
     write(bank, [11, 21], keep=[True, False])
     write(bank, [12, 22], keep=[False, True])
-    assert (held(bank, 0), held(bank, 1)) == ([10, 11, 12], [20, 22])
+    assert (tags_in(bank, 0), tags_in(bank, 1)) == ([10, 11, 12], [20, 22])
 
 
 def test_dead_positions_are_never_read() -> None:
@@ -138,18 +138,22 @@ def test_forget_moves_the_last_group_into_the_place() -> None:
     for frame in range(3):
         write(bank, [100 + frame, 200 + frame, 300 + frame][: frame + 1], keep=True)
     bank.forget(0, 3)
-    assert held(bank, 0) == [302]
-    assert held(bank, 1) == [201, 202]
+    assert tags_in(bank, 0) == [302]
+    assert tags_in(bank, 1) == [201, 202]
     assert bank.length.tolist() == [CELLS, 2 * CELLS, 0, 0]
     write(bank, [303, 203, 403], keep=True)  # the freed slot starts from nothing
-    assert [held(bank, group) for group in range(3)] == [[302, 303], [201, 202, 203], [403]]
+    assert [tags_in(bank, group) for group in range(3)] == [[302, 303], [201, 202, 203], [403]]
 
 
 def test_forget_of_the_last_group_leaves_the_others() -> None:
     bank = ring(groups=2)
     write(bank, [10, 20], keep=True)
     bank.forget(1, 2)
-    assert (held(bank, 0), bank.length.tolist(), bank.cursor.tolist()) == ([10], [CELLS, 0], [1, 0])
+    assert (tags_in(bank, 0), bank.length.tolist(), bank.cursor.tolist()) == (
+        [10],
+        [CELLS, 0],
+        [1, 0],
+    )
 
 
 @pytest.mark.parametrize("before", [1, 2, 4, 9])
@@ -164,7 +168,7 @@ def test_a_ring_goes_on_identically_after_a_round_trip(before: int) -> None:
     for frame in range(before, before + 9):
         assert other.length.tolist() == one.length.tolist()
         for group in range(2):
-            assert held(other, group) == held(one, group)
+            assert tags_in(other, group) == tags_in(one, group)
         for bank in (one, other):
             write(bank, [100 + frame, 200 + frame], keep=EVERY_THIRD_WRITE[frame % 3])
 
@@ -188,8 +192,8 @@ def test_a_group_that_is_not_shown_stays_as_it_is() -> None:
     before = bank.pages.keys[bank.table[1].long()].clone(), int(bank.cursor[1])
     key, value = torch.full((2, CELLS, KEY), 2.0), torch.full((2, CELLS, VALUE), 2.0)
     bank.write(key, value, [True, True], torch.tensor([True, False]))
-    assert held(bank, 0) == [1, 2]
-    assert held(bank, 1) == [1]
+    assert tags_in(bank, 0) == [1, 2]
+    assert tags_in(bank, 1) == [1]
     after = bank.pages.keys[bank.table[1, :1].long()]
     torch.testing.assert_close(after, before[0][:1], rtol=0, atol=0)
     assert int(bank.cursor[1]) == before[1]
@@ -246,8 +250,8 @@ def test_a_ring_is_a_list_of_frames(frames: int, steps: list[tuple[str, Any]]) -
             if tags:
                 write(bank, tags, list(argument[: len(model)]))
         for group, tags in enumerate(model):
-            assert sorted(held(bank, group)) == tags
-            assert held(bank, group)[0] == tags[0]
+            assert sorted(tags_in(bank, group)) == tags
+            assert tags_in(bank, group)[0] == tags[0]
         assert bank.length[len(model) :].sum() == 0
 
 
@@ -292,7 +296,7 @@ def test_every_fifth_frame_and_the_previous_one_are_kept() -> None:
     state = schedule("every-5")
     for frame in range(23):
         show(state, 1, prompted=(0,) if frame == 0 else ())
-        assert held(state.memory) == sorted({*range(0, frame + 1, 5), frame})
+        assert tags_in(state.memory) == sorted({*range(0, frame + 1, 5), frame})
 
 
 def test_an_object_that_starts_later_keeps_its_first_frame_and_the_common_schedule() -> None:
@@ -300,24 +304,24 @@ def test_an_object_that_starts_later_keeps_its_first_frame_and_the_common_schedu
     for frame in range(18):
         joined = frame >= 7
         show(state, 2 if joined else 1, prompted=(1,) if frame == 7 else ())
-        assert held(state.memory, 0) == sorted({*range(0, frame + 1, 5), frame})
+        assert tags_in(state.memory, 0) == sorted({*range(0, frame + 1, 5), frame})
         if joined:
-            assert held(state.memory, 1) == sorted({7, *range(10, frame + 1, 5), frame})
+            assert tags_in(state.memory, 1) == sorted({7, *range(10, frame + 1, 5), frame})
 
 
 def test_a_corrected_frame_is_kept_for_the_corrected_object_alone() -> None:
     state = schedule("every-5")
     for frame in range(9):
         show(state, 2, prompted={0: (0, 1), 3: (1,)}.get(frame, ()))
-    assert held(state.memory, 0) == [0, 5, 8]
-    assert held(state.memory, 1) == [0, 3, 5, 8]
+    assert tags_in(state.memory, 0) == [0, 5, 8]
+    assert tags_in(state.memory, 1) == [0, 3, 5, 8]
 
 
 def test_an_object_discovered_without_a_prompt_keeps_its_first_frame() -> None:
     state = schedule("every-5")
     for frame in range(5):
         show(state, 2 if frame >= 2 else 1)
-    assert held(state.memory, 1) == [2, 4]
+    assert tags_in(state.memory, 1) == [2, 4]
 
 
 def test_frames_without_objects_count_in_the_schedule() -> None:
@@ -326,14 +330,16 @@ def test_frames_without_objects_count_in_the_schedule() -> None:
         state.skip()
     for frame in range(3, 13):
         show(state, 1, prompted=(0,) if frame == 3 else ())
-    assert held(state.memory) == [3, 5, 10, 12]
+    assert tags_in(state.memory) == [3, 5, 10, 12]
 
 
 def test_policy_all_keeps_every_frame_up_to_the_bound() -> None:
     state = schedule("all", max_frames=6)
     for frame in range(20):
         show(state, 1)
-        assert sorted(held(state.memory)) == [0, *range(max(1, frame - 4), frame + 1)][: frame + 1]
+        assert (
+            sorted(tags_in(state.memory)) == [0, *range(max(1, frame - 4), frame + 1)][: frame + 1]
+        )
 
 
 def test_a_matching_state_goes_on_identically_after_a_round_trip() -> None:
@@ -344,7 +350,9 @@ def test_a_matching_state_goes_on_identically_after_a_round_trip() -> None:
     for _ in range(9):
         for state in (one, other):
             show(state, 2)
-        assert [held(one.memory, g) for g in (0, 1)] == [held(other.memory, g) for g in (0, 1)]
+        assert [tags_in(one.memory, g) for g in (0, 1)] == [
+            tags_in(other.memory, g) for g in (0, 1)
+        ]
 
 
 def test_a_forgotten_object_leaves_its_slot_to_the_last() -> None:
@@ -353,6 +361,6 @@ def test_a_forgotten_object_leaves_its_slot_to_the_last() -> None:
         show(state, min(frame + 1, 2))
     state.forget(0)
     assert state.object_count == 1
-    assert held(state.memory) == [1, 2]
+    assert tags_in(state.memory) == [1, 2]
     show(state, 2, prompted=(1,))  # a newcomer in the freed slot
-    assert (held(state.memory, 0), held(state.memory, 1)) == ([1, 3], [3])
+    assert (tags_in(state.memory, 0), tags_in(state.memory, 1)) == ([1, 3], [3])

@@ -29,25 +29,25 @@ def test_tracks_are_compared_once_with_the_proposals_that_overlap_them() -> None
     assert calls == [([0], [0])]
 
 
-def given(cosines: list[list[float]]) -> Any:
+def cosines_from(cosines: list[list[float]]) -> Any:
     return lambda tracks, proposals: np.array(cosines, np.float32)[np.ix_(tracks, proposals)]
 
 
 def test_the_greatest_scores_come_first_and_one_to_one() -> None:
     overlap = np.array([[0.6, 0.7, 0.0], [0.8, 0.6, 0.2]], np.float32)
     cosines = [[0.9, 0.8, 0.0], [1.2, 0.7, 0.0]]
-    assert associate(rules(), overlap, given(cosines)) == ([1, 0], [])
+    assert associate(rules(), overlap, cosines_from(cosines)) == ([1, 0], [])
     overlap[0, 1] = 0.4  # the first track has the proposal of the second, or none
-    assert associate(rules(), overlap, given(cosines)) == ([None, 0], [])
+    assert associate(rules(), overlap, cosines_from(cosines)) == ([None, 0], [])
 
 
 def test_only_what_exceeds_the_bounds_is_matched_and_only_what_is_below_is_new() -> None:
     chosen = rules(match_overlap=0.5, match_score=0.75, birth_overlap=0.125)
     overlap = np.array([[0.0, 0.0, 0.125], [0.0, 0.75, 0.0], [0.75, 0.0, 0.0]], np.float32)
     cosines = [[0.0] * 3, [0.0, 0.75, 0.0], [0.8, 0.0, 0.0]]
-    assert associate(chosen, overlap, given(cosines)) == ([None, None, 0], [])
+    assert associate(chosen, overlap, cosines_from(cosines)) == ([None, None, 0], [])
     overlap[0, 2] = 0.1
-    assert associate(chosen, overlap, given(cosines)) == ([None, None, 0], [2])
+    assert associate(chosen, overlap, cosines_from(cosines)) == ([None, None, 0], [2])
     wide = np.zeros((2, 4), np.float32)
     wide[1, 3] = 0.6
     calls = []

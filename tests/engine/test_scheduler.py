@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vosengine.engine.scheduler import Scheduler
 
 
-def taken(scheduler: Scheduler[Any]) -> list[Any]:
+def take_next(scheduler: Scheduler[Any]) -> list[Any]:
     """Take the streams whose frames are next."""
     streams = scheduler.next()
     assert scheduler.next() == streams
@@ -26,7 +26,7 @@ def test_the_oldest_goes_first_with_those_of_its_group() -> None:
     scheduler = Scheduler[str](2)
     for stream, group in ("a", 1), ("b", 2), ("c", 1), ("d", 1):
         scheduler.add(stream, group, alone=False)
-    assert [taken(scheduler) for _ in range(4)] == [["a", "c"], ["b"], ["d"], []]
+    assert [take_next(scheduler) for _ in range(4)] == [["a", "c"], ["b"], ["d"], []]
 
 
 def test_a_prompted_frame_goes_alone_and_nobody_overtakes_for_long() -> None:
@@ -34,7 +34,7 @@ def test_a_prompted_frame_goes_alone_and_nobody_overtakes_for_long() -> None:
     scheduler.add("a", 1, alone=False)
     scheduler.add("b", 1, alone=True)
     scheduler.add("c", 1, alone=False)
-    assert [taken(scheduler) for _ in range(3)] == [["a", "c"], ["b"], []]
+    assert [take_next(scheduler) for _ in range(3)] == [["a", "c"], ["b"], []]
 
 
 def test_a_stream_has_one_frame_in_flight() -> None:
@@ -73,7 +73,7 @@ def test_every_frame_goes_once_and_the_oldest_at_every_pick(
             scheduler.drop(rest[0])
             waiting = [entry for entry in waiting if entry[0] != rest[0]]
         elif kind == "pick":
-            chosen = taken(scheduler)
+            chosen = take_next(scheduler)
             picked = [entry for entry in waiting if entry[0] in chosen]
             assert [entry[0] for entry in picked] == chosen
             assert bool(chosen) == bool(waiting)

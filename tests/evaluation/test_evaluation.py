@@ -227,13 +227,13 @@ def test_the_flow_keeps_slow_motion() -> None:
     mask = np.zeros((96, 128), np.uint8)
     mask[30:60, 40:80] = 1
 
-    def seen(step: int) -> np.ndarray:
+    def window_at(step: int) -> np.ndarray:
         window = wide[:, 60 - step : 60 - step + 3 * 128]
         return cv2.resize(window, (128, 96), interpolation=cv2.INTER_AREA)
 
-    warped = WarpedMask(seen(0), mask)
+    warped = WarpedMask(window_at(0), mask)
     for step in range(1, 19):
-        labels = warped.step(seen(step))
+        labels = warped.step(window_at(step))
     columns = np.nonzero(labels.sum(0) > 15)[0]
     assert abs(columns.mean() - (59.5 + 6)) < 1.5
 

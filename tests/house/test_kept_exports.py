@@ -11,7 +11,7 @@ from vosengine.onnx import ExportOptions
 
 
 @pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def exported_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that were exported, one after another; `stm` cannot be."""
     models: list[str] = []
 
@@ -27,27 +27,27 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return models
 
 
-def test_an_export_is_written_once(written: list[str]) -> None:
+def test_an_export_is_written_once(exported_models: list[str]) -> None:
     first, second = exported.exporter(), exported.exporter()
     folder = first("munet", size=(64, 96))
     assert (folder / "a.onnx").exists()
     assert second("munet", size=(64, 96)) == folder
     assert first("munet", size=(96, 64)) != folder
-    assert written == ["munet", "munet"]
+    assert exported_models == ["munet", "munet"]
 
 
 def test_other_weights_of_the_same_name_are_another_export(
-    written: list[str], tmp_path: Path
+    exported_models: list[str], tmp_path: Path
 ) -> None:
     export, file = exported.exporter(), tmp_path / "small.safetensors"
     file.write_bytes(b"1")
     first = export("giel", file)
     file.write_bytes(b"2")
     assert export("giel", file) != first
-    assert written == ["giel", "giel"]
+    assert exported_models == ["giel", "giel"]
 
 
-def test_one_that_failed_or_was_killed_is_written_anew(written: list[str]) -> None:
+def test_one_that_failed_or_was_killed_is_written_anew(exported_models: list[str]) -> None:
     export = exported.exporter()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no room"):
@@ -56,13 +56,13 @@ def test_one_that_failed_or_was_killed_is_written_anew(written: list[str]) -> No
     part.rename(part.with_name(part.name.replace("stm", "munet")))
     (part.with_name(part.name.replace("stm", "munet")) / "rest").touch()
     assert sorted(path.name for path in export("munet").iterdir()) == ["a.onnx"]
-    assert written == ["stm", "stm", "munet"]
+    assert exported_models == ["stm", "stm", "munet"]
 
 
 def test_other_sources_are_other_exports(
-    written: list[str], monkeypatch: pytest.MonkeyPatch
+    exported_models: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = exported.exporter()("munet")
     monkeypatch.setattr(exported, "fingerprint", lambda: "of other sources")
     assert exported.exporter()("munet") != folder
-    assert written == ["munet", "munet"]
+    assert exported_models == ["munet", "munet"]

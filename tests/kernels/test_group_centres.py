@@ -57,7 +57,7 @@ def draw(height: int, width: int, seed: int = 0) -> Arguments:
     return maps(heat, offset, torch.rand(height, width, generator=generator) < 0.6)
 
 
-def found(centres: torch.Tensor) -> list[tuple[int, int]]:
+def positions_of(centres: torch.Tensor) -> list[tuple[int, int]]:
     """Return the centres of the first image, without empty entries."""
     return [(y, x) for y, x in centres[0].tolist() if y >= 0]
 
@@ -180,10 +180,10 @@ def test_a_plateau_has_one_centre(backend: str) -> None:
     heat[2:5, 3:7] = 1
     heat[8:10, 12:19] = 0.5  # as wide as the window: its first cell sees all of it
     _, centres, scores = assert_by_hand(maps(heat))
-    assert found(centres) == [(2, 3), (8, 12)]
+    assert positions_of(centres) == [(2, 3), (8, 12)]
     assert scores[0, :3].tolist() == [1, 0.5, 0]
     # One that is longer than the window: each later cell is behind another that its window shows.
-    assert found(group_centres(**maps(torch.ones(1, 50)), window=3)[1]) == [(0, 0)]
+    assert positions_of(group_centres(**maps(torch.ones(1, 50)), window=3)[1]) == [(0, 0)]
 
 
 def test_equal_peaks_come_in_reading_order(backend: str) -> None:
@@ -192,9 +192,9 @@ def test_equal_peaks_come_in_reading_order(backend: str) -> None:
         heat[y, x] = 0.5
     heat[4, 14] = 0.75
     labels, centres, _ = assert_by_hand(maps(heat, foreground=heat > 0))
-    assert found(centres) == [(4, 14), (1, 5), (1, 25), (7, 2), (7, 20)]
-    assert [int(labels[0, y, x]) for y, x in found(centres)] == [1, 2, 3, 4, 5]
-    assert found(group_centres(**maps(heat), limit=3)[1]) == [(4, 14), (1, 5), (1, 25)]
+    assert positions_of(centres) == [(4, 14), (1, 5), (1, 25), (7, 2), (7, 20)]
+    assert [int(labels[0, y, x]) for y, x in positions_of(centres)] == [1, 2, 3, 4, 5]
+    assert positions_of(group_centres(**maps(heat), limit=3)[1]) == [(4, 14), (1, 5), (1, 25)]
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 17), (10, 0), (10, 17), (0, 8), (5, 17)], ids=str)
@@ -202,7 +202,7 @@ def test_a_centre_may_lie_on_the_border(backend: str, corner: tuple[int, int]) -
     heat = torch.full((11, 18), -3.0)  # beyond the frame is lower still
     heat[corner] = -1
     labels, centres, _ = assert_by_hand(maps(heat) | {"threshold": -2.0})
-    assert found(centres) == [corner]
+    assert positions_of(centres) == [corner]
     assert (labels == 1).all()
 
 
@@ -213,7 +213,7 @@ def test_the_highest_twenty_of_fifty(backend: str) -> None:
     for rank, index in enumerate(order):
         heat[places[index]] = 1 - rank / 100
     labels, centres, scores = assert_by_hand(maps(heat, foreground=heat > 0))
-    assert found(centres) == [places[index] for index in order[:20]]
+    assert positions_of(centres) == [places[index] for index in order[:20]]
     torch.testing.assert_close(scores[0], 1 - torch.arange(20) / 100)
     assert (labels > 0).sum() == 50 and labels.max() == 20
 
@@ -233,18 +233,18 @@ def test_foreground_without_a_centre_is_one_group(backend: str) -> None:
 
 def test_without_foreground_there_are_centres_and_no_labels(backend: str) -> None:
     labels, centres, _ = group_centres(**draw(9, 21) | {"foreground": torch.zeros(1, 9, 21) > 0})
-    assert not labels.any() and found(centres)
+    assert not labels.any() and positions_of(centres)
 
 
 def test_the_threshold_is_compared_exactly(backend: str) -> None:
     """float32's 0.1 is greater than 0.1, and the float before it is not."""
     above = np.float32(0.1)
     below = np.nextafter(above, np.float32(0))
-    assert found(group_centres(**maps([[above]]))[1]) == [(0, 0)]
-    assert found(group_centres(**maps([[below]]))[1]) == []
-    assert found(group_centres(**maps([[0.5]]), threshold=0.5)[1]) == []
+    assert positions_of(group_centres(**maps([[above]]))[1]) == [(0, 0)]
+    assert positions_of(group_centres(**maps([[below]]))[1]) == []
+    assert positions_of(group_centres(**maps([[0.5]]), threshold=0.5)[1]) == []
     for threshold, count in ((1e300, 0), (np.inf, 0), (-1e300, 1), (-np.inf, 1)):
-        assert len(found(group_centres(**maps([[0.5]]), threshold=threshold)[1])) == count
+        assert len(positions_of(group_centres(**maps([[0.5]]), threshold=threshold)[1])) == count
 
 
 def test_heat_that_is_not_finite_neither_is_a_centre_nor_hides_one(backend: str) -> None:
@@ -252,9 +252,9 @@ def test_heat_that_is_not_finite_neither_is_a_centre_nor_hides_one(backend: str)
         for beside in ((4, 9), (4, 11), (3, 10), (5, 10), (1, 7), (7, 13)):
             heat = torch.zeros(9, 21)
             heat[4, 10], heat[beside] = 0.5, value
-            assert found(group_centres(**maps(heat))[1]) == [(4, 10)]
+            assert positions_of(group_centres(**maps(heat))[1]) == [(4, 10)]
     everything = maps(torch.full((9, 21), torch.nan)) | {"threshold": -1.0}
-    assert found(group_centres(**everything)[1]) == []
+    assert positions_of(group_centres(**everything)[1]) == []
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30, -1e30])
@@ -304,7 +304,7 @@ def test_exact_offsets_give_the_masks_back(backend: str) -> None:
             heat = torch.maximum(heat, torch.exp(-away.square().sum(dim=0) / 200))
             offset = torch.where(mask == i, away, offset)
         labels, centres, _ = group_centres(**maps(heat, offset, mask > 0))
-        assert len(found(centres)) == len(ids)
+        assert len(positions_of(centres)) == len(ids)
         names = {i: set(labels[0][mask == i].tolist()) for i in (0, *ids)}
         assert names[0] == {0}
         assert sorted(map(list, names.values())) == [[n] for n in range(len(ids) + 1)]

@@ -90,7 +90,7 @@ def push(samples: Samples, slot: int, tag: float, verified: bool = False) -> Non
     samples.push(slot, features[0], GridLabels(*(x[0] for x in labels)), verified=verified)
 
 
-def held(samples: Samples, slot: int) -> list[int]:
+def tags_of(samples: Samples, slot: int) -> list[int]:
     """The tags of a track's samples; all three banks must agree."""
     used = samples.filled[slot]
     features, bands, targets, _ = samples.read([slot], used)
@@ -130,7 +130,7 @@ def test_five_thousand_samples_neither_overflow_nor_vanish(feeds: bool) -> None:
     smallest = torch.finfo(torch.float32).tiny
     assert weights.min() > smallest and float(weights.sum()) == pytest.approx(1)
     recent = set(range(4985, 5000))
-    assert recent <= set(held(samples, 0))
+    assert recent <= set(tags_of(samples, 0))
 
 
 def test_the_lightest_sample_makes_room_and_nothing_grows() -> None:
@@ -140,17 +140,17 @@ def test_the_lightest_sample_makes_room_and_nothing_grows() -> None:
     samples.begin(0, *tagged(10, 11))
     push(samples, 0, 12, verified=True)
     push(samples, 0, 13)
-    assert held(samples, 0) == [10, 11, 12, 13]
+    assert tags_of(samples, 0) == [10, 11, 12, 13]
     push(samples, 0, 14)  # 10 and 11 are the lightest, and equal: the first goes
     push(samples, 0, 15)
-    assert held(samples, 0) == [14, 15, 12, 13]
+    assert tags_of(samples, 0) == [14, 15, 12, 13]
     push(samples, 0, 16)  # 12 is older than 13, but verified: it weighs more
-    assert held(samples, 0) == [14, 15, 12, 16]
+    assert tags_of(samples, 0) == [14, 15, 12, 16]
     for tag in range(17, 200):
         push(samples, 0, tag)
-    assert sorted(held(samples, 0)) == [196, 197, 198, 199] and samples.filled == [4, 0]
+    assert sorted(tags_of(samples, 0)) == [196, 197, 198, 199] and samples.filled == [4, 0]
     assert storage == [getattr(samples, name).data_ptr() for name in banks]
-    assert held(samples, 1) == []
+    assert tags_of(samples, 1) == []
 
 
 def test_a_new_track_starts_from_equal_shares_and_forgets_what_was_there() -> None:
@@ -158,6 +158,6 @@ def test_a_new_track_starts_from_equal_shares_and_forgets_what_was_there() -> No
     samples.begin(0, *tagged(1, 2, 3, 4, 5))
     push(samples, 0, 6)
     samples.begin(0, *tagged(7, 8))
-    assert held(samples, 0) == [7, 8]
+    assert tags_of(samples, 0) == [7, 8]
     wanted = torch.tensor([0.5, 0.5, 0, 0, 0, 0, 0, 0])
     torch.testing.assert_close(samples.weights([0])[0], wanted)

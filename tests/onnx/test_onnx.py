@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import object_ids
-from exported import Export, answers, both, differing, drawn
+from exported import Export, answers, both, differing, draw_clip
 
 from vosengine import MemoryConfig
 from vosengine.errors import InputError
@@ -194,7 +194,7 @@ def test_dynamic_axes(
 @pytest.mark.parametrize("objects", [1, 2, 3])
 @pytest.mark.parametrize("size", [(96, 130), (130, 96), (200, 333)])
 def test_the_stream_is_torchs(munet: Path, size: tuple[int, int], objects: int) -> None:
-    clip = drawn(size, objects)
+    clip = draw_clip(size, objects)
     segmenter, reference = both(munet)
     labels = answers(segmenter, clip.frames, {0: clip.masks[0]})
     assert differing(labels, answers(reference, clip.frames, {0: clip.masks[0]})) < MOST
@@ -203,7 +203,7 @@ def test_the_stream_is_torchs(munet: Path, size: tuple[int, int], objects: int) 
 
 def test_objects_come_and_go(munet: Path) -> None:
     """A new object, a correction, a removal, and an id that is used again."""
-    clip = drawn((96, 130), 3, frames=9)
+    clip = draw_clip((96, 130), 3, frames=9)
     prompted = ((0, 1), (2, 3), (4, 1))
     only = [np.where(clip.masks[i] == k, k, 0).astype(np.uint8) for i, k in prompted]
     again = np.where(clip.masks[7] == 1, 9, 0).astype(np.uint8)
@@ -225,7 +225,7 @@ def test_objects_come_and_go(munet: Path) -> None:
 
 
 def test_a_mask_of_zeros_says_nothing(munet: Path) -> None:
-    clip = drawn((96, 130), 2)
+    clip = draw_clip((96, 130), 2)
     prompted, calm = both(munet)[0], both(munet)[0]
     first, zeros = {0: clip.masks[0]}, np.zeros((96, 130), np.uint8)
     labels = answers(prompted, clip.frames, {**first, 1: zeros, 3: zeros > 0, 4: zeros})
@@ -233,7 +233,7 @@ def test_a_mask_of_zeros_says_nothing(munet: Path) -> None:
 
 
 def test_several_objects_go_at_once_or_not_at_all(munet: Path) -> None:
-    clip = drawn((96, 130), 3, frames=6)
+    clip = draw_clip((96, 130), 3, frames=6)
     together, singly = both(munet)[0], both(munet)[0]
     for engine in (together, singly):
         answers(engine, clip.frames[:3], {0: clip.masks[0]})
@@ -250,7 +250,7 @@ def test_several_objects_go_at_once_or_not_at_all(munet: Path) -> None:
 
 
 def test_probabilities_are_torchs(munet: Path) -> None:
-    clip = drawn((96, 130), 2)
+    clip = draw_clip((96, 130), 2)
     mask = np.where(clip.masks[0] == 1, 40, np.where(clip.masks[0] == 2, 7, 0))
     segmenter, reference = both(munet)
     for index, frame in enumerate(clip.frames[:3]):
@@ -265,7 +265,7 @@ def test_probabilities_are_torchs(munet: Path) -> None:
 
 
 def test_a_stream_begins_anew_after_reset(munet: Path) -> None:
-    clip, other = drawn((96, 130), 2), drawn((130, 96), 1)
+    clip, other = draw_clip((96, 130), 2), draw_clip((130, 96), 1)
     segmenter, _ = both(munet)
     first = answers(segmenter, clip.frames, {0: clip.masks[0]})
     segmenter.reset()
@@ -275,7 +275,7 @@ def test_a_stream_begins_anew_after_reset(munet: Path) -> None:
 
 
 def test_nothing_is_left_of_the_objects(munet: Path) -> None:
-    clip = drawn((96, 130), 1)
+    clip = draw_clip((96, 130), 1)
     segmenter, reference = both(munet)
     for engine in (segmenter, reference):
         engine.step(clip.frames[0], clip.masks[0])  # type: ignore[attr-defined]
@@ -290,7 +290,7 @@ def test_nothing_is_left_of_the_objects(munet: Path) -> None:
 
 def test_the_memory_holds_what_is_in_use(munet: Path) -> None:
     """Frames 0 and 5 are kept permanently, besides the previous one; rows are objects."""
-    clip = drawn((64, 80), 2, frames=8)
+    clip = draw_clip((64, 80), 2, frames=8)
     segmenter, _ = both(munet)
     answers(segmenter, clip.frames, {0: clip.masks[0]})
     assert segmenter.policy.state["state.keys"].shape()[:2] == [2, 3]
@@ -315,14 +315,14 @@ def test_static_graphs_have_no_free_axis(fixed: Path) -> None:
 @pytest.mark.parametrize("objects", [1, 3])
 def test_static_graphs_stretch_any_frame(fixed: Path, objects: int) -> None:
     """Fewer objects than rows, and more frames than the memory holds."""
-    clip = drawn((100, 120), objects, frames=20)
+    clip = draw_clip((100, 120), objects, frames=20)
     segmenter, reference = both(fixed, size=(64, 96), memory=MemoryConfig("every-5", max_frames=3))
     labels = answers(segmenter, clip.frames, {0: clip.masks[0]})
     assert differing(labels, answers(reference, clip.frames, {0: clip.masks[0]})) < MOST
 
 
 def test_static_objects_come_and_go(fixed: Path) -> None:
-    clip = drawn((64, 96), 3, frames=6)
+    clip = draw_clip((64, 96), 3, frames=6)
     segmenter, reference = both(fixed, size=(64, 96))
     labels: list[list[np.ndarray]] = [[], []]
     two = np.where(clip.masks[0] == 3, 0, clip.masks[0])

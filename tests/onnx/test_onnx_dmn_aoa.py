@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from exported import SHORT_SIDE, STATIC, Export, answers, differing, drawn
+from exported import SHORT_SIDE, STATIC, Export, answers, differing, draw_clip
 from torch import nn
 from torch.export import Dim
 
@@ -222,7 +222,7 @@ def test_the_stream_is_torchs(
 ) -> None:
     """Including a frame without proposals."""
     folder = request.getfixturevalue("static" if size else "dynamic")
-    clip = drawn(SIZE, objects)
+    clip = draw_clip(SIZE, objects)
     segmenter, reference = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)
     labels = [answers(engine, clip.frames, {0: clip.masks[0]}) for engine in (segmenter, reference)]
     assert differing(*labels) < MOST
@@ -233,7 +233,7 @@ def test_the_stream_is_torchs(
 def test_objects_come_and_go(request: pytest.FixtureRequest, size: tuple[int, int] | None) -> None:
     """First frames are shared, dropped and moved; a correction; an id that is used again."""
     folder = request.getfixturevalue("static" if size else "dynamic")
-    clip = drawn(SIZE, 3, frames=8)
+    clip = draw_clip(SIZE, 3, frames=8)
     segmenter, reference = engines(folder, given_to(np.stack(clip.masks)), size=size or SHORT_SIDE)
 
     def only(index: int, *ids: int) -> np.ndarray:
@@ -253,7 +253,7 @@ def test_objects_come_and_go(request: pytest.FixtureRequest, size: tuple[int, in
 
 
 def test_bad_proposals_leave_the_stream_as_it_was(dynamic: Path) -> None:
-    clip = drawn(SIZE, 3, frames=4)
+    clip = draw_clip(SIZE, 3, frames=4)
     good = given_to(np.stack(clip.masks))
     answer: list[Any] = []
     segmenter = OnnxSegmenter(
@@ -314,7 +314,7 @@ def test_proposals_come_from_dnet(
     request: pytest.FixtureRequest, size: tuple[int, int] | None
 ) -> None:
     folder = request.getfixturevalue("static" if size else "dynamic")
-    clip = drawn((96, 144), 2)
+    clip = draw_clip((96, 144), 2)
     segmenter = OnnxSegmenter(folder, providers=CPU, threads=1)
     source = DNetSource(device="cpu", embed=False, engine="eager")
     reference = Segmenter(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from exported import FOREGROUND, STATIC, Export, answers, both, differing, drawn
+from exported import FOREGROUND, STATIC, Export, answers, both, differing, draw_clip
 
 from vosengine.onnx.library import LIBRARY
 
@@ -96,7 +96,7 @@ class Service:
 
 @pytest.mark.parametrize("objects", [1, 2])
 def test_a_foreign_service(export: Export, objects: int) -> None:
-    clip = drawn((200, 300), objects, frames=6)
+    clip = draw_clip((200, 300), objects, frames=6)
     folder = export("munet")
     service = Service(folder)
     service.begin((200, 300), objects)
@@ -161,7 +161,7 @@ BY_OURS = [
 def test_without_torch(export: Export, tmp_path: Path, model: str, options: dict[str, Any]) -> None:
     """With numpy, onnxruntime and OpenCV alone, and the library of operators where the export has
     such, the same labels."""
-    clip = drawn((96, 130), 2, frames=3)
+    clip = draw_clip((96, 130), 2, frames=3)
     folder = export(model, **options)
     np.savez(tmp_path / "clip.npz", frames=np.stack(clip.frames), mask=clip.masks[0])
     script = [sys.executable, "-c", textwrap.dedent(ALONE)]

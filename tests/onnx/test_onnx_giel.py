@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
-from exported import Export, answers, both, differing, drawn
+from exported import Export, answers, both, differing, draw_clip
 from torch import Tensor
 
 from vosengine import OnnxSegmenter, Segmenter
@@ -46,7 +46,7 @@ def folder(export: Export, weights: Path) -> Path:
 @pytest.fixture(scope="module")
 def clip() -> Clip:
     """Fourteen frames with three objects."""
-    return drawn(SIZE, 3, 14)
+    return draw_clip(SIZE, 3, 14)
 
 
 def streams(folder: Path, weights: Path) -> tuple[OnnxSegmenter, Segmenter]:
@@ -94,7 +94,7 @@ def test_objects_come_and_go_as_in_torch(folder: Path, weights: Path, clip: Clip
 
 def test_free_axes(export: Export) -> None:
     """At the network's own size; more frames than places, objects that come and go."""
-    clip = drawn((96, 130), 3, 9)
+    clip = draw_clip((96, 130), 3, 9)
     prompts = {0: only(clip.masks[0], 1, 2), 3: only(clip.masks[3], 3)}
     segmenter, reference = both(export("giel"))
     results = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from exported import Export, answers, both, differing, drawn
+from exported import Export, answers, both, differing, draw_clip
 
 from vosengine import MemoryConfig, OnnxSegmenter, Segmenter
 from vosengine.config import LITE
@@ -48,7 +48,7 @@ def test_a_stream_of_graphs_is_torchs(model: str, narrow: Path, export: Export) 
         segmenter = OnnxSegmenter(folder, providers=["CPUExecutionProvider"], threads=1)
         options: dict[str, Any] = {"device": "cpu", "precision": "fp32", "engine": "eager"}
         reference = Segmenter(model, weights=narrow, size=(64, 96), **options)
-    clip = drawn((72, 100), 2, frames=7)
+    clip = draw_clip((72, 100), 2, frames=7)
     prompts = {0: clip.masks[0], 4: clip.masks[4]}
     outputs, wanted = (answers(engine, clip.frames, prompts) for engine in (segmenter, reference))
     assert differing(outputs, wanted) < 1e-3

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import tiny_config
-from exported import FOREGROUND, STATIC, Export, answers, both, differing, drawn
+from exported import FOREGROUND, STATIC, Export, answers, both, differing, draw_clip
 
 from vosengine import DNetSource, OnnxSegmenter, Segmenter, list_models
 from vosengine.errors import ConfigError, DependencyError
@@ -52,7 +52,7 @@ def operators_of(folder: Path) -> set[str]:
 
 
 def assert_labels_are_torchs(folder: Path, size: Size | None, **options: Any) -> None:
-    clip = drawn(size or (96, 130), 2, frames=5)
+    clip = draw_clip(size or (96, 130), 2, frames=5)
     segmenter, reference = both(folder, size=size, **options)
     prompts = {0: clip.masks[0]} if segmenter.manifest.needs_mask else {}
     outputs = answers(segmenter, clip.frames, prompts)
@@ -96,7 +96,7 @@ def test_attention_reads_a_memory_of_every_length(
     path = tiny_weights("stm")
     folder = export("stm", path, ops="contrib")
     assert operators_of(folder) == {"com.microsoft::MultiHeadAttention"}
-    clip = drawn((64, 80), 2, frames=5)
+    clip = draw_clip((64, 80), 2, frames=5)
     segmenter = OnnxSegmenter(folder, providers=CPU, threads=1)
     reference = Segmenter("stm", weights=path, device="cpu", precision="fp32", engine="eager")
     first = np.where(clip.masks[0] == 1, 1, 0).astype(np.uint8)
@@ -218,7 +218,7 @@ def test_half_precision_is_converted_around_the_operators(
     tensors = state_of(build("munet", config, seed=3))
     save(path, "munet", config, tensors, trained=False, description="-", licence="MIT")
     options: dict[str, Any] = {"size": (64, 96), "max_objects": 2, "precision": "fp16"}
-    clip, labels = drawn((64, 96), 2, frames=3), []
+    clip, labels = draw_clip((64, 96), 2, frames=3), []
     for ops in ("vosengine", "standard"):
         segmenter = OnnxSegmenter(
             export("munet", path, ops=ops, **options), providers=CPU, threads=1

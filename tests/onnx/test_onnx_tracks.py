@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from exported import Export, answers, both, differing, drawn, weights_of
+from exported import Export, answers, both, differing, draw_clip, weights_of
 from quick_streams import stream_state
 from torch import nn
 
@@ -38,7 +38,7 @@ def folder(export: Export) -> Path:
 
 @pytest.fixture(scope="module")
 def clip() -> Clip:
-    return drawn(SIZE, 2, 8)
+    return draw_clip(SIZE, 2, 8)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def frames(clip: Clip) -> list[np.ndarray]:
     return list(clip.frames)
 
 
-def written(module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> Any:
+def session_of(module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> Any:
     """A module as a graph in onnxruntime; the first axis of four inputs is free where there are
     more."""
     samples = torch.export.Dim("samples", min=1, max=64)
@@ -89,7 +89,7 @@ def test_grouping_is_the_op(tmp_path: Path) -> None:
     offset = 8 * torch.randn(2, 30, 40, generator=generator)
     foreground = heat > 0.3
     maps = heat[None], offset[None], foreground[None]
-    run = written(Grouped(), maps, tmp_path / "group.onnx")
+    run = session_of(Grouped(), maps, tmp_path / "group.onnx")
     plateau = torch.zeros(30, 40)
     plateau[5:9, 5:9] = plateau[0, 30:] = plateau[20:, 0] = 0.5
     odd = heat.clone()
@@ -160,14 +160,14 @@ def problem(samples: int) -> tuple[torch.Tensor, ...]:
 
 
 def test_fits_are_the_ops(tmp_path: Path) -> None:
-    run = written(Fitted(), problem(3), tmp_path / "fit.onnx")
+    run = session_of(Fitted(), problem(3), tmp_path / "fit.onnx")
     for arguments in (problem(3), problem(7), (*problem(2)[:3], torch.zeros(2), problem(2)[4])):
         wide = (tensor[None].double() for tensor in arguments)
         wanted, _ = fit_target(*wide, iterations=(4, 3), ridge=(1e-4, 1e-2))
         torch.testing.assert_close(run(*arguments)[0], wanted[0].float(), rtol=1e-5, atol=1e-6)
     projection = torch.randn(3, 4, generator=torch.Generator().manual_seed(5))
     arguments = (*problem(3)[:4], problem(3)[4][:3], projection)
-    both_of = written(FittedBoth(), arguments, tmp_path / "both.onnx")
+    both_of = session_of(FittedBoth(), arguments, tmp_path / "both.onnx")
     wide = (tensor[None].double() for tensor in arguments)
     wanted = fit_target(*wide, iterations=(3, 2), ridge=(1e-4, 1e-2))
     for output, expected in zip(both_of(*arguments), wanted, strict=True):

@@ -179,7 +179,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(tmp_path_factory.mktemp("given"))
 
 
-def words(folder: Path, model: str = "stm") -> list[object]:
+def arguments_for(folder: Path, model: str = "stm") -> list[object]:
     weights = folder / f"{model}.safetensors"
     return ["--model", model, "--weights", weights, "--device", "cpu", "--limit", 2, "--no-overlay"]
 
@@ -197,7 +197,7 @@ def test_run_follows_what_is_marked(method: str, folder: Path, tmp_path: Path) -
     x, y, wide, high = boxes(folder)[1]
     inside = x + wide // 2, y + high // 2
     marks = ["--box", one, "--box", two, "--point", "2:{},{}".format(*inside)]
-    ran = call("run", folder / "JPEGImages/480p/a", "--out", out, *words(folder), *marks,
+    ran = call("run", folder / "JPEGImages/480p/a", "--out", out, *arguments_for(folder), *marks,
                "--point", "1:0,47,-", "--prompt-method", method)  # fmt: skip
     assert ran.exit_code == 0, (ran.output, ran.exception)
     summary = json.loads((out / "summary.json").read_text())
@@ -252,7 +252,9 @@ def test_marks_that_cannot_be_are_refused_and_nothing_is_written(
 ) -> None:
     out = tmp_path / "out"
     changed = [folder / x if x == "first.png" else x for x in changed]
-    error = refused("run", folder / "JPEGImages/480p/a", "--out", out, *words(folder), *changed)
+    error = refused(
+        "run", folder / "JPEGImages/480p/a", "--out", out, *arguments_for(folder), *changed
+    )
     assert isinstance(error, kind)
     assert str(error).startswith(message)
     assert not list(tmp_path.rglob("*.png"))
@@ -263,7 +265,7 @@ def test_models_that_take_no_mask_take_no_marks(
     option: str, value: str, folder: Path, tmp_path: Path
 ) -> None:
     error = refused("run", folder / "JPEGImages/480p/a", "--out", tmp_path / "o",
-                    *words(folder, "imcnet"), option, value)  # fmt: skip
+                    *arguments_for(folder, "imcnet"), option, value)  # fmt: skip
     name = option.removeprefix("--")
     assert str(error) == (f"{name}: imcnet finds the foreground by itself and takes none; omit it")
 

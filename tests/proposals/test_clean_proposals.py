@@ -45,7 +45,7 @@ JUNK: dict[str, tuple[torch.Tensor, list[float] | None]] = {
 }
 
 
-def seen(*junk: str, lesser: float = 0.5) -> Proposals:
+def with_junk(*junk: str, lesser: float = 0.5) -> Proposals:
     """The good proposal, then junk."""
     masks = torch.stack([GOOD, *(JUNK[name][0] for name in junk)])
     boxes = boxes_of(masks)
@@ -80,8 +80,8 @@ def test_junk_begins_no_object_and_leaves_room_for_the_caller(
 ) -> None:
     """A callable source, and the same proposals from a file; finally with a prompt."""
     frames = 19 if len(junk) > 1 else 3
-    write_proposals(tmp_path / "p.json", [seen(*junk)] * (frames + 1))
-    for source in (lambda image, index: seen(*junk), FileSource(tmp_path / "p.json"))[
+    write_proposals(tmp_path / "p.json", [with_junk(*junk)] * (frames + 1))
+    for source in (lambda image, index: with_junk(*junk), FileSource(tmp_path / "p.json"))[
         : frames // 3
     ]:
         segmenter = tracker(source)
@@ -104,7 +104,7 @@ def test_an_object_seen_twice_in_a_frame_begins_one_track() -> None:
 
 def spoilt(frame: torch.Tensor, index: int) -> Proposals:
     """`quarters`, and every kind of junk before, between and after them."""
-    good, junk = quarters(frame, index), seen(*JUNK)
+    good, junk = quarters(frame, index), with_junk(*JUNK)
     order = torch.tensor([4, 0, 5, 1, 6, 2, 7, 3, 8])
 
     def both(name: str) -> torch.Tensor:
@@ -143,7 +143,7 @@ def test_junk_changes_no_answer_of_an_export(export: Export, small: Clip) -> Non
 
 
 def test_a_score_that_is_no_number_is_refused_by_name(small: Clip) -> None:
-    bad = replace(seen("empty mask"), scores=torch.tensor([0.9, torch.nan]))
+    bad = replace(with_junk("empty mask"), scores=torch.tensor([0.9, torch.nan]))
     message = r"^proposals: scores: wanted finite numbers, given nan \(number 1\)"
     for model in ("dmn_aoa", "target_aware"):
         segmenter = begin(model, proposals=lambda image, index: bad)

@@ -106,7 +106,10 @@ def test_tritonclient_steps_a_stream(model: str) -> None:
                 tensors["prompt"] = clip.masks[0] if index == 0 else np.zeros(SIZE, np.uint8)
             answer = client.infer(
                 model,
-                [given(name, tensor, binary=index % 2 == 0) for name, tensor in tensors.items()],
+                [
+                    infer_input_of(name, tensor, binary=index % 2 == 0)
+                    for name, tensor in tensors.items()
+                ],
                 sequence_id=7,
                 sequence_start=index == 0,
                 sequence_end=index == len(clip.frames) + latency - 1,
@@ -119,7 +122,7 @@ def test_tritonclient_steps_a_stream(model: str) -> None:
         for labels, other in zip(outputs[latency:][:exact], wanted[:exact], strict=True):
             np.testing.assert_array_equal(labels, other)
         assert server.http.get("/v1/sessions").json() == []  # the sequence has ended
-        frame = [given("frame", clip.frames[0])]
+        frame = [infer_input_of("frame", clip.frames[0])]
         for refused in (
             {"sequence_id": 7, "headers": bearer(TOKEN)},  # has ended
             {"headers": bearer(TOKEN)},  # of none
@@ -181,7 +184,7 @@ def test_the_client_says_a_control_again_after_a_cut() -> None:
         assert answer is not None and answer.frame == 0
 
 
-def given(name: str, tensor: np.ndarray, *, binary: bool = True) -> triton.InferInput:
+def infer_input_of(name: str, tensor: np.ndarray, *, binary: bool = True) -> triton.InferInput:
     infer_input = triton.InferInput(name, list(tensor.shape), "UINT8")
     infer_input.set_data_from_numpy(tensor, binary_data=binary)
     return infer_input

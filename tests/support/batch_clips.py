@@ -63,7 +63,7 @@ def options(data: object, out: Path | str, **changes: Any) -> BatchOptions:
     return BatchOptions((str(data),), out, run, **changes)
 
 
-def words(data: object, out: object) -> list[str]:
+def batch_arguments(data: object, out: object) -> list[str]:
     """Command-line arguments for `options`."""
     arguments = ["batch", str(data), "--out", str(out), "--model", "stm", "--device", "cpu"]
     return [*arguments, "--size", "32", "--checkpoint", "2", "--retries", "1"]

@@ -115,7 +115,7 @@ def fingerprint() -> str:
     return _hash(sorted(sources), sys.version, *versions)
 
 
-def drawn(size: tuple[int, int], objects: int, frames: int = 6) -> Clip:
+def draw_clip(size: tuple[int, int], objects: int, frames: int = 6) -> Clip:
     """Return a clip in which every object is visible from the first frame on."""
     config = ClipConfig(frames=frames, height=size[0], width=size[1], objects=(objects, objects))
     return make_clip(config, seed=3)

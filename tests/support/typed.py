@@ -39,7 +39,7 @@ def options_of(row: Row) -> list[str]:
     return arguments
 
 
-def said(row: Row) -> str:
+def command_line_of(row: Row) -> str:
     return " ".join(options_of(row))
 
 

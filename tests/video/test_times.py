@@ -52,7 +52,7 @@ def make_uneven(
     return path
 
 
-def shown(path: Path) -> list[float]:
+def frame_times(path: Path) -> list[float]:
     """Times in seconds, read with FFmpeg only."""
     with av.open(str(path)) as container:
         return [float(frame.time or 0.0) for frame in container.decode(video=0)]
@@ -86,7 +86,7 @@ def test_times_go_into_the_overlay(
     with open_source(path) as source:
         tick = source.tick
     np.testing.assert_allclose([f.time_s for f in frames], SHOWN_S, atol=float(tick))
-    out = shown(copy(path, tmp_path / "overlay.mp4"))
+    out = frame_times(copy(path, tmp_path / "overlay.mp4"))
     np.testing.assert_allclose(out, SHOWN_S, atol=float(tick))
 
 
@@ -94,7 +94,7 @@ def test_a_video_that_starts_later_than_its_sound(tmp_path: Path) -> None:
     path = make_uneven(tmp_path / "a.mp4", start_ms=500, sound=True)
     wanted = np.array(SHOWN_S) + 0.5
     np.testing.assert_allclose([f.time_s for f in read_all(path)], wanted, atol=1e-3)
-    np.testing.assert_allclose(shown(copy(path, tmp_path / "o.mp4")), wanted, atol=1e-3)
+    np.testing.assert_allclose(frame_times(copy(path, tmp_path / "o.mp4")), wanted, atol=1e-3)
 
 
 def test_a_recording_that_was_joined_in_the_middle_starts_at_0(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_sources_without_times(tmp_path: Path) -> None:
     bare = make_video(tmp_path / "a.h264", noise(3))
     for path, count in ((folder, 2), (bare, 3)):
         assert [f.time_s for f in read_all(path)] == [None] * count
-        copied = shown(copy(path, tmp_path / "o.mp4"))
+        copied = frame_times(copy(path, tmp_path / "o.mp4"))
         rate = 24 if path == folder else 25
         np.testing.assert_allclose(copied, np.arange(count) / rate, atol=1e-4)
 
@@ -152,7 +152,7 @@ def test_frames_that_last_long(tmp_path: Path, tick: Fraction, longest_s: int) -
             writer.write(image, time_s)
         with pytest.raises(InputError, match=rf"more than the {longest_s} s after .*--fps"):
             writer.write(image, 2.1 * longest_s)
-    np.testing.assert_allclose(shown(tmp_path / "a.mp4"), times, atol=float(tick) / 2 + 1e-9)
+    np.testing.assert_allclose(frame_times(tmp_path / "a.mp4"), times, atol=float(tick) / 2 + 1e-9)
 
 
 def test_times_that_do_not_grow_are_refused(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_times_that_do_not_grow_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="with and without a time"):
             writer.write(image)
         writer.write(image, 0.6)
-    np.testing.assert_allclose(shown(tmp_path / "a.mp4"), [0.5, 0.6], atol=1e-4)
+    np.testing.assert_allclose(frame_times(tmp_path / "a.mp4"), [0.5, 0.6], atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "rotation"), [("a.mp4", 0), ("a.mkv", 0), ("a.mp4", 90)])

@@ -77,7 +77,7 @@ class Precision:
         torch's default allows TF32 in convolutions on a GPU, and the caller's settings may allow
         reduced precision on a CPU. Threads with tf32 and with other precisions exclude each other.
         """
-        with _products.held(("tf32" if self.name == "tf32" else "ieee",) * 4):
+        with _products.hold(("tf32" if self.name == "tf32" else "ieee",) * 4):
             yield
 
 

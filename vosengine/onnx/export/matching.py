@@ -13,7 +13,7 @@ from ...memory import Stored
 from ...models.munet import MUNet
 from ...models.stm import STM
 from ...types import Masks
-from .verb import Plan, Verb, VerbInput, memory_of, times, written
+from .verb import Plan, Verb, VerbInput, memory_of, times, write_slot
 
 
 class Encode(nn.Module):
@@ -82,7 +82,7 @@ class Remember(nn.Module):
         key, value = (x.movedim(1, 3)[:, None] for x in observed)  # [O, 1, h, w, C]
         keep = prompted | (frame_index % self.memory.every == 0)
         held = keys, values, length, cursor
-        return written(self.memory, (key, value), held, keep, alive | prompted)
+        return write_slot(self.memory, (key, value), held, keep, alive | prompted)
 
 
 POLICY = "memory"

@@ -32,7 +32,7 @@ from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
 from .regions import align_object, gather_cells, match_proposals, spread_cells
-from .verb import Plan, Verb, VerbInput, memory_of, written
+from .verb import Plan, Verb, VerbInput, memory_of, write_slot
 
 POLICY = "proposals"
 
@@ -217,7 +217,7 @@ class Remember(nn.Module):
         shown = shown & (alive | prompted)
         keep = prompted | (frame_index % memory.every == 0)
         bank = keys, values, length, cursor
-        *stored, cursor = written(memory, (key, value), bank, keep, shown)
+        *stored, cursor = write_slot(memory, (key, value), bank, keep, shown)
         small = shrink(soft, 4)
         first = torch.where(fresh[:, None, None], small, first_masks)
         return *stored, boxes, born, first, small, cursor, now.key.clone(), gathered(now.base)

@@ -138,7 +138,7 @@ def memory_of(config: MatchingConfig, plan: Plan) -> MemoryConfig:
     return memory
 
 
-def written(
+def write_slot(
     memory: MemoryConfig,
     new: tuple[torch.Tensor, torch.Tensor],
     held: tuple[torch.Tensor, ...],

@@ -1,0 +1,150 @@
+"""Labels of exported models beside torch's over whole clips in DAVIS's layout.
+
+    python bench/onnx_labels.py --data DAVIS [munet giel ...] [--weights demo] [--frames 0]
+        [--ops standard,contrib,vosengine] [--threads N] [--folder bench/results]
+
+Every model is exported by `vosengine export` with each of --ops. A fast fp32 Segmenter and an
+OnnxSegmenter over each export step through every clip (--frames N: its first N frames) with the
+mask of its first frame, if the model takes one. Written per clip: the fraction of pixels whose
+label is not torch's (mean over frames; and of the worst frame), the IoU of everything that is
+labelled with torch's, and J of both against the annotation. An export with "contrib" that has only
+standard operators is not run a second time. Writes <date>-onnx-labels-cpu.json after each model.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# This folder goes last: it has a file with the name of the package `onnx`.
+sys.path.append(sys.path.pop(0))
+
+import argparse
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from environment import RESULTS, describe, write_json
+from rich.console import Console
+from rich.table import Table
+
+from vosengine import OnnxSegmenter, Segmenter, keep_freed_memory, list_models
+from vosengine.evaluation import Annotated, find_annotated, measure
+from vosengine.onnx.manifest import Manifest
+from vosengine.video import MaskSequence, open_source
+
+OPS = "standard", "contrib", "vosengine"
+MOST = 1e-3  # largest fraction of a clip's pixels that may differ
+
+
+def export(model: str, weights: str, folder: Path, ops: str) -> None:
+    command = [sys.executable, "-m", "vosengine", "export", model, "--ops", ops]
+    command += ["--weights", weights, "--out", str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def labels_of(segmenter: Any, clip: Annotated, frames: int, takes_mask: bool) -> np.ndarray:
+    """Labels uint8 [frames, H, W] of a clip's first frames."""
+    prompt = MaskSequence(clip.annotations).read(clip.annotations[0]).labels if takes_mask else None
+    segmenter.reset()
+    results = []
+    for index, path in enumerate(clip.frames[:frames]):
+        with open_source(path) as source:
+            image = next(iter(source)).image
+        results.append(segmenter.step(image, prompt if index == 0 else None))
+    results.extend(segmenter.flush())
+    return np.stack([result.numpy() for result in results if result is not None])
+
+
+def score(labels: np.ndarray, clip: Annotated) -> float:
+    masks = MaskSequence(clip.annotations)
+    truth = (masks.read(path).labels for path in clip.annotations)
+    return measure(list(zip(labels, truth, strict=False)), binary=True, name=clip.name).mean.j
+
+
+def compare(labels: np.ndarray, base: np.ndarray, clip: Annotated) -> dict[str, float]:
+    differs = (labels != base).mean(axis=(1, 2))
+    ours, theirs = labels > 0, base > 0
+    return {
+        "differs": float(differs.mean()),
+        "worst_frame": float(differs.max()),
+        "iou": float((ours & theirs).sum() / max((ours | theirs).sum(), 1)),
+        "j": score(labels, clip),
+    }
+
+
+def run(model: str, options: argparse.Namespace, clips: Sequence[Annotated]) -> dict[str, Any]:
+    """Compare all exports of a model with torch."""
+    torch_engine = Segmenter(model, weights=options.weights, device="cpu", precision="fp32")
+    takes_mask = torch_engine.method.takes_mask
+    found: dict[str, Any] = {"model": model, "frames": 0, "torch": {}, "exports": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        engines = {}
+        for ops in options.ops:
+            folder = Path(scratch, ops)
+            export(model, options.weights, folder, ops)
+            if ops != "contrib" or any(g.operators for g in Manifest.read(folder).graphs.values()):
+                engines[ops] = OnnxSegmenter(folder, threads=options.threads)
+                found["exports"][ops] = {}
+        for clip in clips:
+            frames = options.frames or len(clip.frames)
+            base = labels_of(torch_engine, clip, frames, takes_mask)
+            found["torch"][clip.name] = score(base, clip)
+            found["frames"] += len(base)
+            for ops, engine in engines.items():
+                labels = labels_of(engine, clip, frames, takes_mask)
+                found["exports"][ops][clip.name] = point = compare(labels, base, clip)
+                print(
+                    f"{model} {ops} {clip.name}: {point['differs']:.6f} of the pixels differ, IoU "
+                    f"{point['iou']:.4f}, J {point['j']:.4f} ({found['torch'][clip.name]:.4f})",
+                    flush=True,
+                )
+    return found
+
+
+def show(results: Sequence[dict[str, Any]]) -> None:
+    """Print a row per export."""
+    table = Table("model", "ops", "frames", "differs", "worst clip", "least IoU", "mean J", "torch")
+    for found in results:
+        for ops, clips in found["exports"].items():
+            differs = [point["differs"] for point in clips.values()]
+            table.add_row(
+                found["model"],
+                ops,
+                str(found["frames"]),
+                f"{np.mean(differs):.6f}",
+                f"{max(differs):.6f}" + ("" if max(differs) <= MOST else " (too many)"),
+                f"{min(point['iou'] for point in clips.values()):.4f}",
+                f"{np.mean([point['j'] for point in clips.values()]):.4f}",
+                f"{np.mean([*found['torch'].values()]):.4f}",
+            )
+    Console(width=110).print(table)
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("models", nargs="*", default=list(list_models()))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", default="demo")
+    parser.add_argument("--frames", type=int, default=0)
+    parser.add_argument("--ops", type=lambda names: names.split(","), default=list(OPS))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clips, facts = find_annotated(options.data), describe(torch.device("cpu"))
+    results: list[dict[str, Any]] = []
+    for model in options.models:
+        results.append(run(model, options, clips))
+        written = {**facts, "weights": options.weights, "ops": options.ops, "models": results}
+        write_json(written, options.folder / f"{facts['date']}-onnx-labels-cpu.json")
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ... import kernels as ops
 from ...kernels import stand_in, use_backend
 from ...kernels.read_memory.reference import positions_of
-from . import centres, regions
+from . import centres, layout, regions
 
 NEVER = -1e30  # a score with softmax weight 0
 TIES = 6  # the largest memory of a shipped network, in frames: those of a still clip all tie
@@ -178,6 +178,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.logaddexp.default: _log_add_exp_node,
     torch.ops.vosengine_onnx.deform_conv.default: _deform_conv_node,
     **centres.TRANSLATIONS,
+    **layout.TRANSLATIONS,
     **regions.TRANSLATIONS,
 }
 

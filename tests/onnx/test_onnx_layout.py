@@ -1,0 +1,105 @@
+"""Forms that onnxruntime runs faster: they compute the same, and are what it runs in that way."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vosengine.onnx.export.layout import ALIGNED, TRANSLATIONS, align_channels
+
+pytestmark = pytest.mark.slow
+
+
+def graph_of(module: nn.Module, x: torch.Tensor, path: Path) -> onnx.ModelProto:
+    """Export with free height and width, in multiples of 8."""
+    height, width = torch.export.Dim("h", max=512), torch.export.Dim("w", max=512)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            (x,),
+            dynamo=True,
+            opset_version=20,
+            dynamic_shapes=({2: 8 * height, 3: 8 * width},),
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path))
+    return onnx.load(str(path))
+
+
+def run(path: Path, x: torch.Tensor, optimised: Path | None = None) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    output: np.ndarray = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    return output
+
+
+class Blurred(nn.Module):
+    """Convolutions of 13 channels after one of 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 13, 3, padding=1), nn.Conv2d(13, 16, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(functional.relu(self.first(x)))
+
+
+def convolutions(path: Path) -> list[str]:
+    """Domains of the convolutions of a graph, in order."""
+    return [node.domain for node in onnx.load(str(path)).graph.node if node.op_type == "Conv"]
+
+
+def test_aligned_convolutions_are_the_same_in_the_blocked_layout(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, x = Blurred(), torch.randn(2, 3, 16, 24)
+    other = torch.randn(2, 3, 40, 8)
+    wanted = [network(y).detach() for y in (x, other)]
+    graph_of(network, x, tmp_path / "plain.onnx")
+    run(tmp_path / "plain.onnx", x, tmp_path / "plain-run.onnx")
+    align_channels(network)
+    assert network.first.in_channels == 3  # few channels have a form of their own
+    assert network.second.in_channels == 16 and network.second.weight.shape[1] % ALIGNED == 0
+    graph_of(network, x, tmp_path / "aligned.onnx")
+    for y, truth in zip((x, other), wanted, strict=True):
+        outputs = run(tmp_path / "aligned.onnx", y, tmp_path / "aligned-run.onnx")
+        np.testing.assert_allclose(outputs, truth.numpy(), rtol=1e-4, atol=1e-5)
+    blocked = "com.microsoft.nchwc"
+    if blocked in convolutions(tmp_path / "plain-run.onnx"):  # this processor has such a layout
+        assert convolutions(tmp_path / "plain-run.onnx")[1] != blocked
+    assert convolutions(tmp_path / "aligned-run.onnx")[1] == (
+        blocked if blocked in convolutions(tmp_path / "plain-run.onnx") else ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("pool", "operator"),
+    [
+        (nn.AvgPool2d(8), "ReduceMean"),
+        (nn.AvgPool2d((4, 8)), "ReduceMean"),
+        (nn.AvgPool2d((2, 4), stride=(2, 4)), "ReduceMean"),
+        (nn.AvgPool2d(4, stride=2), "AveragePool"),
+        (nn.AvgPool2d(3, stride=3, padding=1), "AveragePool"),
+        (nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), "AveragePool"),
+    ],
+)
+def test_averages_are_torchs(pool: nn.Module, operator: str, tmp_path: Path) -> None:
+    x, other = torch.randn(2, 3, 24, 32), torch.randn(2, 3, 8, 48)
+    graph = graph_of(pool, x, tmp_path / "pool.onnx")
+    types = {node.op_type for node in graph.graph.node}
+    assert operator in types and len(types & {"ReduceMean", "AveragePool"}) == 1
+    for y in (x, other):
+        np.testing.assert_allclose(run(tmp_path / "pool.onnx", y), pool(y).numpy(), atol=1e-6)

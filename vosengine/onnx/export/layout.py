@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -65,4 +66,6 @@ def _avg_pool_node(
     return opset20.ReduceMean(opset20.Reshape(x, shape), axis, keepdims=0)
 
 
-TRANSLATIONS = {torch.ops.aten.avg_pool2d.default: _avg_pool_node}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.avg_pool2d.default: _avg_pool_node,
+}

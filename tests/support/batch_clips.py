@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from vosengine.batch.plan import BatchOptions
+from vosengine.batch.supervisor import Event, Supervisor
 from vosengine.commands.run import RunOptions, run
 from vosengine.video import write_labels
 
@@ -73,3 +76,15 @@ def in_another_process(victim: str, notes: Path, arguments: list[str]) -> int:
     """Run `vosengine` with Deadly as its worker; returns the exit code."""
     program = [sys.executable, str(Path(__file__).with_name("batch_units.py")), victim, str(notes)]
     return subprocess.run([*program, *arguments], check=False, timeout=300).returncode
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process jobs in this process, for tests that are not about processes."""
+
+    def work(self: Supervisor, jobs: list[Any], should_stop: Callable[[], bool]) -> bool:
+        worker = self._start()
+        for job in jobs:
+            self._listen(Event("done", job, worker(job, lambda frames: None, should_stop)))
+        return False
+
+    monkeypatch.setattr(Supervisor, "work", work)

@@ -10,10 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from vosengine.onnx.export.layout import ALIGNED, TRANSLATIONS, align_channels
+from vosengine.onnx.export.layout import TRANSLATIONS, align_channels
 
 pytestmark = pytest.mark.slow
 
@@ -68,12 +69,16 @@ def test_aligned_convolutions_are_the_same_in_the_blocked_layout(tmp_path: Path)
     network, x = Blurred(), torch.randn(2, 3, 16, 24)
     other = torch.randn(2, 3, 40, 8)
     wanted = [network(y).detach() for y in (x, other)]
-    graph_of(network, x, tmp_path / "plain.onnx")
+    model = graph_of(network, x, tmp_path / "plain.onnx")
     run(tmp_path / "plain.onnx", x, tmp_path / "plain-run.onnx")
-    align_channels(network)
-    assert network.first.in_channels == 3  # few channels have a form of their own
-    assert network.second.in_channels == 16 and network.second.weight.shape[1] % ALIGNED == 0
-    graph_of(network, x, tmp_path / "aligned.onnx")
+    align_channels(model)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(tmp_path / "aligned.onnx"))
+    # Few channels have a form of their own.
+    assert [tensor.dims[1] for tensor in model.graph.initializer if len(tensor.dims) == 4] == [
+        3,
+        16,
+    ]
     for y, truth in zip((x, other), wanted, strict=True):
         outputs = run(tmp_path / "aligned.onnx", y, tmp_path / "aligned-run.onnx")
         np.testing.assert_allclose(outputs, truth.numpy(), rtol=1e-4, atol=1e-5)
@@ -83,6 +88,41 @@ def test_aligned_convolutions_are_the_same_in_the_blocked_layout(tmp_path: Path)
     assert convolutions(tmp_path / "aligned-run.onnx")[1] == (
         blocked if blocked in convolutions(tmp_path / "plain-run.onnx") else ""
     )
+
+
+def test_constants_of_a_subgraph_are_kept() -> None:
+    """A constant that only the body of an If takes, and the weights that are replaced."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["outer"], ["chosen"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("chosen", floats, [1])],
+    )
+    nodes = [
+        helper.make_node("If", ["condition"], ["z"], then_branch=body, else_branch=body),
+        helper.make_node("Conv", ["x", "weight"], ["y"]),
+    ]
+    shapes = {"outer": (1,), "weight": (2, 5, 1, 1)}
+    constants = [numpy_helper.from_array(np.ones(s, np.float32), n) for n, s in shapes.items()]
+    inputs = [
+        helper.make_tensor_value_info("condition", onnx.TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", floats, [1, 5, 4, 4]),
+    ]
+    sizes = {"z": [1], "y": [1, 2, 4, 4]}
+    outputs = [helper.make_tensor_value_info(n, floats, size) for n, size in sizes.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    align_channels(model)
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert "outer" in names and "weight" not in names
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    feeds = {"condition": np.array(True), "x": np.ones((1, 5, 4, 4), np.float32)}
+    z, y = session.run(None, feeds)
+    assert z.tolist() == [1.0] and (y == 5).all()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from ..manifest import Graph, Manifest, Port
 from .custom import stand_ins
 from .folder import replaced_export
 from .frames import finish_graph, prepare_graph
-from .layout import align_channels
 from .ops import exported_ops
 from .verb import Plan, Verb, VerbInput, describe, deviation, write_verb
 
@@ -134,7 +133,6 @@ def export_model(
             f"max_objects: {model} has at most {method.most_objects}, given {options.max_objects}"
         )
     fold_batch_norms(method)
-    align_channels(method)
     method.to(PRECISIONS[options.precision])
     plan = _plan(method, options)
     verbs = _drawn_verbs(family, method, plan)

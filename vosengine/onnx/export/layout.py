@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from onnxscript import opset20
-from torch import nn
-from torch.nn import functional
 
 ALIGNED = 4  # onnxruntime's blocked layout (NCHWc) takes multiples of it
 
 
-def align_channels(network: nn.Module) -> None:
+def align_channels(model: onnx.ModelProto) -> None:
     """Pad the inputs of convolutions with zero channels to a multiple of ALIGNED, in place.
 
     Of others onnxruntime runs those of many channels in another layout, in a fifth more time.
     """
-    for conv in network.modules():
-        if type(conv) is nn.Conv2d and conv.groups == 1 and conv.in_channels > ALIGNED:
-            missing = -conv.in_channels % ALIGNED
-            if missing:
-                weight = functional.pad(conv.weight, (0, 0, 0, 0, 0, missing))
-                conv.weight, conv.in_channels = nn.Parameter(weight), weight.shape[1]
-                conv.register_forward_pre_hook(partial(_append_zeros, missing))
+    graph, nodes = model.graph, list[onnx.NodeProto]()
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        weight = weights.get(node.input[1]) if node.op_type == "Conv" else None
+        if weight is not None and _unaligned(node, weight):
+            missing = -weight.dims[1] % ALIGNED
+            values = numpy_helper.to_array(weight)
+            wider = np.pad(values, ((0, 0), (0, missing), (0, 0), (0, 0)))
+            pads, x, w = (f"{node.output[0]}_{name}" for name in ("pads", "padded", "weight"))
+            ends = np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64)
+            graph.initializer.append(numpy_helper.from_array(ends, pads))
+            graph.initializer.append(numpy_helper.from_array(wider, w))
+            nodes.append(onnx.helper.make_node("Pad", [node.input[0], pads], [x]))
+            node.input[0], node.input[1] = x, w
+        nodes.append(node)
+    used = set(_inputs(nodes))
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
 
 
-def _append_zeros(
-    channels: int, conv: nn.Module, inputs: tuple[torch.Tensor]
-) -> tuple[torch.Tensor]:
-    (x,) = inputs
-    zeros = x.new_zeros(x.shape[0], channels, *x.shape[2:])
-    return (torch.cat((x, zeros), dim=1),)
+def _inputs(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Names that nodes take, those of their subgraphs included."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            yield from _inputs(attribute.g.node)
+
+
+def _unaligned(node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    channels = weight.dims[1]
+    return len(weight.dims) == 4 and groups == 1 and channels > ALIGNED and channels % ALIGNED > 0
 
 
 def _avg_pool_node(

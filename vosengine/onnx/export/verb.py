@@ -23,6 +23,7 @@ from ...errors import ConfigError, OutputError
 from ...types import Size
 from ..manifest import Axis, Graph, Port, hash_of
 from ..sessions import session_options
+from .layout import align_channels
 from .ops import TRANSLATIONS, exported_ops
 
 LARGEST = {"objects": 255, "frames": 4096}  # largest size of an axis; of others 2^14
@@ -178,7 +179,8 @@ class _Flat(nn.Module):
 
 
 def describe(path: Path, verb: Verb, dynamic: bool | None) -> Graph:
-    """Describe a written graph for the manifest; checks it and names its axes in the file.
+    """Describe a written graph for the manifest; checks it, names its axes and aligns its channels
+    in the file.
 
     dynamic  whether the verb was exported with dynamic axes; None: shapes are the graph's own
 
@@ -186,6 +188,7 @@ def describe(path: Path, verb: Verb, dynamic: bool | None) -> Graph:
     """
     model = onnx.load(str(path))
     _name_axes(model)
+    align_channels(model)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     kept = dict(verb.outputs)

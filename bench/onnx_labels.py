@@ -81,7 +81,7 @@ def run(model: str, options: argparse.Namespace, clips: Sequence[Annotated]) -> 
     """Compare all exports of a model with torch."""
     torch_engine = Segmenter(model, weights=options.weights, device="cpu", precision="fp32")
     takes_mask = torch_engine.method.takes_mask
-    found: dict[str, Any] = {"model": model, "frames": 0, "torch": {}, "exports": {}}
+    entry: dict[str, Any] = {"model": model, "frames": 0, "torch": {}, "exports": {}}
     with tempfile.TemporaryDirectory() as scratch:
         engines = {}
         for ops in options.ops:
@@ -89,38 +89,38 @@ def run(model: str, options: argparse.Namespace, clips: Sequence[Annotated]) -> 
             export(model, options.weights, folder, ops)
             if ops != "contrib" or any(g.operators for g in Manifest.read(folder).graphs.values()):
                 engines[ops] = OnnxSegmenter(folder, threads=options.threads)
-                found["exports"][ops] = {}
+                entry["exports"][ops] = {}
         for clip in clips:
             frames = options.frames or len(clip.frames)
             base = labels_of(torch_engine, clip, frames, takes_mask)
-            found["torch"][clip.name] = score(base, clip)
-            found["frames"] += len(base)
+            entry["torch"][clip.name] = score(base, clip)
+            entry["frames"] += len(base)
             for ops, engine in engines.items():
                 labels = labels_of(engine, clip, frames, takes_mask)
-                found["exports"][ops][clip.name] = point = compare(labels, base, clip)
+                entry["exports"][ops][clip.name] = point = compare(labels, base, clip)
                 print(
                     f"{model} {ops} {clip.name}: {point['differs']:.6f} of the pixels differ, IoU "
-                    f"{point['iou']:.4f}, J {point['j']:.4f} ({found['torch'][clip.name]:.4f})",
+                    f"{point['iou']:.4f}, J {point['j']:.4f} ({entry['torch'][clip.name]:.4f})",
                     flush=True,
                 )
-    return found
+    return entry
 
 
 def show(results: Sequence[dict[str, Any]]) -> None:
     """Print a row per export."""
     table = Table("model", "ops", "frames", "differs", "worst clip", "least IoU", "mean J", "torch")
-    for found in results:
-        for ops, clips in found["exports"].items():
+    for entry in results:
+        for ops, clips in entry["exports"].items():
             differs = [point["differs"] for point in clips.values()]
             table.add_row(
-                found["model"],
+                entry["model"],
                 ops,
-                str(found["frames"]),
+                str(entry["frames"]),
                 f"{np.mean(differs):.6f}",
                 f"{max(differs):.6f}" + ("" if max(differs) <= MOST else " (too many)"),
                 f"{min(point['iou'] for point in clips.values()):.4f}",
                 f"{np.mean([point['j'] for point in clips.values()]):.4f}",
-                f"{np.mean([*found['torch'].values()]):.4f}",
+                f"{np.mean([*entry['torch'].values()]):.4f}",
             )
     Console(width=110).print(table)
 

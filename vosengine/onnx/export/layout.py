@@ -34,7 +34,7 @@ def align_channels(model: onnx.ModelProto) -> None:
             nodes.append(onnx.helper.make_node("Pad", [node.input[0], pads], [x]))
             node.input[0], node.input[1] = x, w
         nodes.append(node)
-    used = set(_inputs(nodes))
+    used = {*_inputs(nodes), *(value.name for value in graph.output)}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)

@@ -17,7 +17,7 @@ ALIGNED = 4  # onnxruntime's blocked layout (NCHWc) takes multiples of it
 def align_channels(model: onnx.ModelProto) -> None:
     """Pad the inputs of convolutions with zero channels to a multiple of ALIGNED, in place.
 
-    Of others onnxruntime runs those of many channels in another layout, in a fifth more time.
+    Of others onnxruntime runs those of many channels in another layout, in a seventh more time.
     """
     graph, nodes = model.graph, list[onnx.NodeProto]()
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -65,7 +65,7 @@ def _avg_pool_node(
     divisor_override: int | None = None,
 ) -> Any:
     """Average pooling. Of blocks that do not overlap by two means: with few channels they take a
-    fifth of the time of AveragePool."""
+    sixth of the time of AveragePool."""
     assert divisor_override is None
     height, width = kernel_size
     if [*(stride or kernel_size)] != [height, width] or any(padding) or ceil_mode:

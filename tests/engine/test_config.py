@@ -62,6 +62,8 @@ NEIGHBOURS = [
     ("offset_groups", 0),
     ("offset_groups", 7),  # 64 channels
     ("fusion", "sum"),
+    ("threshold", 0.0),
+    ("threshold", 1.0),
 ]
 TARGETS = [
     ("tracker_backbone", "vgg16"),

@@ -73,6 +73,18 @@ def test_streamed_is_the_whole_clip_at_once(
     assert torch.stack(wanted).std() > 0.01
 
 
+def test_foreground_begins_at_the_configured_threshold(clip: Clip) -> None:
+    plain = to_the_end(make("imcnet"), clip.frames)[4].probabilities[1]
+    threshold = float(plain.median())
+    segmenter = make("imcnet", changes={"threshold": threshold})
+    result = to_the_end(segmenter, clip.frames)[4]
+    odds = plain / (1 - plain) * (1 - threshold) / threshold
+    torch.testing.assert_close(result.probabilities[1], odds / (1 + odds), rtol=0, atol=1e-5)
+    differ = result.labels != (plain > threshold)
+    assert not differ[(plain - threshold).abs() > 1e-5].any()
+    assert 0.4 < float(result.labels.float().mean()) < 0.6
+
+
 @pytest.mark.slow
 def test_in_float64_streamed_and_whole_agree_to_rounding(clip: Clip) -> None:
     segmenter = make("imcnet")

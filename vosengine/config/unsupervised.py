@@ -31,6 +31,7 @@ class IMCNetConfig:
     alignments     layers of the cascade, "l" [P table I: 4], 0..6
     offset_groups  groups of the deformable convolutions [C: 8]
     fusion         "tsc", or "conv3", the bridge of the ablation [P table I]
+    threshold      minimum foreground probability, above 0 and below 1 (ours: 0.5)
     size           working size: (height, width), the frame stretched to it [C: 480 x 480]; int:
                    the short side, aspect kept; None: the frame's own size
     norm           "batch", or "group" for training from scratch in small batches (ours)
@@ -48,6 +49,7 @@ class IMCNetConfig:
     alignments: int = 4
     offset_groups: int = 8
     fusion: str = "tsc"
+    threshold: float = 0.5
     size: tuple[int, int] | int | None = (480, 480)
     norm: str = "batch"
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -61,6 +63,7 @@ class IMCNetConfig:
         wanted = f"a divisor of channels = {self.channels}"
         check(divides, "offset_groups", wanted, self.offset_groups)
         check_choice(self, fusion=("tsc", "conv3"))
+        check(0 < self.threshold < 1, "threshold", "above 0 and below 1", self.threshold)
         fits = self.neck is None or (len(self.neck) == 4 and min(self.neck) >= 1)
         check(fits, "neck", "four numbers of 1 or more, or None", self.neck)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -247,6 +248,7 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         self.config: IMCNetConfig = config
         self.sees = config.sees
         self.size = config.size
+        self.threshold_logit = math.log(config.threshold / (1 - config.threshold))
         frames, channels = len(config.sees), config.channels
         self.backbone = make_encoder(
             config.backbone, config.width, layer4="strided", norm=config.norm
@@ -310,12 +312,13 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
         """Foreground logits, one row per stream, at the network's full size.
 
         The logit is halved because the soft aggregation of one object with the background squares
-        its odds; the final probability is then the network's. (ours) Logits are interpolated to
-        the frame's size; the released code takes the nearest pixel.
+        its odds; the final probability is then the network's, its odds divided by those of the
+        configuration's threshold. (ours) Logits are interpolated to the frame's size; the released
+        code takes the nearest pixel.
         """
         probability = self.foreground(seen)
         limited = probability.clamp(PROBABILITY_LIMIT, 1 - PROBABILITY_LIMIT)
-        return Scores(limited[:, 0].logit() / 2, stride=1)
+        return Scores((limited[:, 0].logit() - self.threshold_logit) / 2, stride=1)
 
     def foreground(self, seen: Sequence[IMCNetFeatures]) -> torch.Tensor:
         """Foreground probability [B, 1, H, W] float32 of the middle frame."""

@@ -45,7 +45,7 @@ class IMCNetObjective(Objective[IMCNet]):
         length = batch.masks.shape[1]
         seen = self._draw(batch, length, torch.Generator().manual_seed(0))
         output, _, foreground = self._predict(batch, seen)
-        mask, target = output > 0.5, foreground[:, seen.shape[1] // 2] > 0
+        mask, target = output > self.method.config.threshold, foreground[:, seen.shape[1] // 2] > 0
         union = (mask | target).sum(dim=(1, 2))
         intersection = (mask & target).sum(dim=(1, 2))
         return float(torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean())

@@ -5,20 +5,20 @@
 
 The server is `vosengine serve` in its own process, reached over loopback.
 
-Overhead: frames of 480x854 are sent as JPEG (quality 90), one at a time, and labels come back. The
-overhead is the time from the first byte sent to the last byte received, minus the step that the
-server reports (from the check of the frame to its labels on the CPU). Wanted: p50 <= 2.5 ms, p95 <=
-5 ms. Its parts are measured in between: `coding`, decoding a JPEG and compressing its labels as the
-server does; `transport`, the round trip of a repeated frame, whose result the server has kept;
-`hand_overs`, the rest. `client` is what `vosengine.client.Client` adds to the round trip: its own
-coding, and its thread.
+Overhead: frames of 480x854 are sent as JPEG (quality 90), then raw, one at a time, and labels come
+back. The overhead is the time from the first byte sent to the last byte received, minus the step
+that the server reports (from the check of the frame to its labels on the CPU). Wanted: p50 <= 2.5
+ms, p95 <= 5 ms. Its parts are measured in between: `coding`, decoding the frame and compressing its
+labels as the server does; `transport`, the round trip of a repeated frame, whose result the server
+has kept; `hand_overs`, the rest. `client` is what `vosengine.client.Client` adds to the round trip:
+its own coding, and its thread.
 
 Fairness: all sessions send frames as fast as their credit allows. Reported is the largest number of
 results of other sessions between two of one session, as received; with N sessions it is N - 1 if
 they take turns.
 
-Memory: sessions are opened, args two small frames, and closed; reported is the resident memory of
-the server after every tenth of them.
+Memory: sessions are opened, step two small frames, and are closed; reported is the resident memory
+of the server after every tenth of them.
 
 Writes <date>-serve-<device>.json. Time on a quiet machine.
 """
@@ -99,12 +99,13 @@ def timed(work: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     return result, 1e3 * (time.perf_counter() - start)
 
 
-def overhead(address: str, frames: int) -> dict[str, Any]:
-    """Statistics of a frame's round trip and its parts, in milliseconds."""
+def overhead(address: str, frames: int, encoding: str) -> dict[str, Any]:
+    """Statistics of a frame's round trip and its parts, in milliseconds; frames are sent in an
+    encoding of protocol.FRAMES."""
     clip = draw(SIZE)
     parts = "round_trip", "step", "overhead", "coding", "transport", "hand_overs", "client"
     taken: dict[str, list[float]] = {name: [] for name in parts}
-    with socket_of(address) as socket, Client(address, policy="all") as client:
+    with socket_of(address) as socket, Client(address, encoding=encoding, policy="all") as client:
 
         def ask(message: bytes) -> bytes:
             socket.send(message)
@@ -114,7 +115,7 @@ def overhead(address: str, frames: int) -> dict[str, Any]:
 
         for index in range(WARM_UP + frames):
             image, mask = clip.frames[index % 8], None if index else clip.masks[0]
-            message = protocol.frame_message(index, image, mask, "jpeg")
+            message = protocol.frame_message(index, image, mask, encoding)
             received, round_trip = timed(ask, message)
             answer = protocol.read_answer(received)
             _, again = timed(ask, message)
@@ -194,7 +195,9 @@ def main() -> None:
     with server(args) as (address, process):
         results: dict[str, Any] = {}
         if args.frames:
-            results["overhead"] = overhead(address, args.frames)
+            results["overhead"] = {
+                encoding: overhead(address, args.frames, encoding) for encoding in ("jpeg", "raw")
+            }
         if args.rounds:
             results["fairness"] = asyncio.run(fairness(address, args.sessions, args.rounds))
         if args.opened:

@@ -63,7 +63,7 @@ def test_a_stream_by_graphs_is_bit_by_bit_the_stream_without(
 
 
 @pytest.mark.parametrize("model", ["stm", "munet", "giel", "dmn_aoa"])
-def test_another_number_of_objects_is_another_piece(model: str, small: Clip, graphs: None) -> None:
+def test_another_number_of_objects_is_another_graph(model: str, small: Clip, graphs: None) -> None:
     one, other = pair(model)
     answers: list[list[Any]] = [[], []]
     new = rectangle(30, 40, 9, 16, 7)
@@ -80,7 +80,7 @@ def test_another_number_of_objects_is_another_piece(model: str, small: Clip, gra
 
 @pytest.mark.parametrize("model", ["stm", "munet"])
 @pytest.mark.slow
-def test_other_ids_are_no_other_piece(model: str, small: Clip, graphs: None) -> None:
+def test_other_ids_need_no_other_graph(model: str, small: Clip, graphs: None) -> None:
     """Nor is another order of slots. Results with earlier ids are unchanged."""
     one, other = pair(model)
     prompts = [small.masks[0], np.where(small.masks[0] == 1, 9, 0), np.zeros_like(small.masks[0])]

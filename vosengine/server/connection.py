@@ -20,6 +20,7 @@ from .protocol import (
     BAD_MESSAGE,
     FRAME,
     PROMPT,
+    RAW,
     REPLIES,
     TOO_SLOW,
     Message,
@@ -166,7 +167,10 @@ class Connection:
         decoded: tuple[np.ndarray, np.ndarray | None] | InputError
         loop = asyncio.get_running_loop()
         try:
-            decoded = await loop.run_in_executor(self._pool, self._decode, message)
+            if message.encoding == RAW and not message.flags & PROMPT:
+                decoded = self._decode(message)  # a view: not worth a thread switch
+            else:
+                decoded = await loop.run_in_executor(self._pool, self._decode, message)
         except InputError as error:
             decoded = error
         if frame_id != session.expected:  # a newer connection has sent it already

@@ -61,6 +61,15 @@ def test_an_identical_frame_merges_and_a_different_one_is_appended() -> None:
     assert bank.age[0, :3].tolist() == [2, 2, 0]
 
 
+def test_a_released_bank_is_empty() -> None:
+    bank = adaptive(groups=2)
+    feed(bank, axes(0, 1), axes(2, 3))
+    bank.release()
+    assert directions(bank, 0) == directions(bank, 1) == []
+    feed(bank, axes(4, 5), axes(6, 7))
+    assert (directions(bank, 0), directions(bank, 1)) == ([4, 5], [6, 7])
+
+
 def test_merges_by_cosine_whatever_the_length() -> None:
     bank = adaptive(merge_similarity=0.95)
     angles = [math.acos(0.94), math.acos(0.96)]

@@ -160,7 +160,8 @@ def test_the_frames_of_two_streams_are_encoded_once() -> None:
 
 
 @pytest.mark.parametrize("max_batch", [1, 4])
-def test_what_is_refused_leaves_the_other_streams_alone(max_batch: int) -> None:
+def test_what_is_refused_leaves_the_other_streams_alone(max_batch: int, tmp_path: Path) -> None:
+    saved = tmp_path / "stream"
     engine, other = open_engine("stm", max_batch), open_engine("stm")
     twins = [Twin(engine, 0), Twin(engine, 2)]
     victim, stranger = open_stream(engine), open_stream(other)
@@ -182,6 +183,9 @@ def test_what_is_refused_leaves_the_other_streams_alone(max_batch: int) -> None:
             (StateError, "waits", lambda: twins[0].stream.reset()),
             (StateError, "waits", lambda: twins[0].stream.snapshot()),
             (StateError, "waits", lambda: twins[0].stream.restore(b"")),
+            (StateError, "waits", lambda: twins[0].stream.save_state(saved)),
+            (StateError, "waits", lambda: twins[0].stream.load_state(saved)),
+            (StateError, "waits", lambda: twins[0].stream.flush()),
             (StateError, "another engine", lambda: engine.submit(stranger, frame)),
             (StateError, "another engine", lambda: engine.close(stranger)),
         ]
@@ -189,7 +193,7 @@ def test_what_is_refused_leaves_the_other_streams_alone(max_batch: int) -> None:
             closed = step == 3 and kind is InputError  # those of the victim
             with pytest.raises(StateError if closed else kind, match="closed" if closed else word):
                 call()
-        assert engine.waiting == waiting
+        assert engine.waiting == waiting and not saved.exists()
         if step == 2:  # in the middle of what waits
             engine.submit(victim, frame)
             engine.close(victim)

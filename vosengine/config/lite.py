@@ -79,6 +79,11 @@ LITE: dict[str, ModelConfig] = {
         size=320,
     ),
     "imcnet": replace(
-        SMALL["imcnet"], **BACKBONE, neck=(24, 40, 64, 128), channels=48, size=(384, 672)
+        SMALL["imcnet"],
+        **BACKBONE,
+        neck=(24, 40, 64, 128),
+        channels=48,
+        threshold=0.8,
+        size=(384, 672),
     ),
 }

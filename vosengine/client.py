@@ -26,6 +26,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Pairs = Iterable[tuple[np.ndarray, np.ndarray | None]]
 FINAL = (protocol.WRONG_TOKEN, protocol.NO_SESSION, protocol.TAKEN_OVER, protocol.BAD_MESSAGE)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRIES = 20  # reconnection attempts, one second apart
 
 
@@ -33,7 +34,8 @@ class AsyncClient:
     """Client of one stream, for one task: `async with AsyncClient(address) as client`.
 
     address   as the server prints it, with #token=TOKEN; or without, with `token`
-    encoding  encoding of the frames sent: jpeg (quality 90), png or raw
+    encoding  encoding of the frames sent: jpeg (quality 90), png, raw, or auto: raw to a server on
+              this machine if the message is within its limit, else jpeg
     keep      keep the session on the server at exit, for `resume_from`, until it expires
     options   of the session: policy, reply, max_objects, size, memory, resume_from
 
@@ -46,12 +48,12 @@ class AsyncClient:
         address: str,
         token: str = "",
         *,
-        encoding: str = "jpeg",
+        encoding: str = "auto",
         keep: bool = False,
         **options: Any,
     ) -> None:
         split = urlsplit(address)
-        self._base = f"{split.scheme}://{split.netloc}"
+        self._base, self._near = f"{split.scheme}://{split.netloc}", split.hostname in LOOPBACK
         self._token = token or split.fragment.removeprefix("token=")
         self._encoding, self._keep, self._options = encoding, keep, options
         self._unanswered: dict[int, bytes] = {}
@@ -77,13 +79,23 @@ class AsyncClient:
     async def send(self, frame: np.ndarray, mask: np.ndarray | None = None) -> int:
         """Send a frame, RGB uint8 [H, W, 3], optionally with a mask of object ids, uint8 [H, W];
         return its id. Waits while the session's window of unanswered frames is full."""
-        message = protocol.frame_message(self.next_frame, frame, mask, self._encoding)
+        message = self._message(frame, mask)
         while len(self._unanswered) >= self.session["window"]:
             await self._read_message()
         number = self.next_frame
         self._unanswered[number], self.next_frame = message, number + 1
         await self._with_socket(lambda socket: socket.send(message))
         return number
+
+    def _message(self, frame: np.ndarray, mask: np.ndarray | None) -> bytes:
+        if self._encoding != "auto":
+            return protocol.frame_message(self.next_frame, frame, mask, self._encoding)
+        most = self.session["max_message"] if self._near else 0
+        if frame.nbytes < most:
+            message = protocol.frame_message(self.next_frame, frame, mask, "raw")
+            if len(message) <= most:
+                return message
+        return protocol.frame_message(self.next_frame, frame, mask, "jpeg")
 
     async def receive(self) -> Answer | None:
         """Return the next answer; None if no sent frame is unanswered."""

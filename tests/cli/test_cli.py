@@ -80,6 +80,7 @@ def test_a_commit_that_was_noted_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert build.commit() == "0123456789ab+changes"
 
 
+@pytest.mark.slow
 def test_models_lists_every_model_and_says_random(vosengine: Command) -> None:
     done = vosengine("models")
     assert done.returncode == 0
@@ -181,6 +182,7 @@ def test_doctor_passes_here_and_names_every_op_and_backend(
     assert "FAILS" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_backend_that_fails_is_said_and_is_exit_code_one(
     vosengine: Command, reports: list[doctor.BackendReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def printed(
     return captured.out if ended.value.code in (0, None) else captured.err
 
 
+@pytest.mark.slow
 def test_a_model_is_scored_as_its_masks_are(
     data: Path, clips: dict[str, Clip], tmp_path: Path, tiny_weights: Weights
 ) -> None:
@@ -100,6 +101,7 @@ def test_its_baselines_are_the_first_mask_copied_and_warped(
     assert copied.jf < warped.jf < 1
 
 
+@pytest.mark.slow
 def test_one_baseline_is_the_mask_propagated_by_a_backbone(
     data: Path, clips: dict[str, Clip], tiny_weights: Weights
 ) -> None:
@@ -114,6 +116,7 @@ def test_one_baseline_is_the_mask_propagated_by_a_backbone(
     assert result.baselines[PROPAGATED].sequences["two"] == wanted
 
 
+@pytest.mark.slow
 def test_only_objects_of_the_first_frame_are_followed_and_scored(
     data: Path, clips: dict[str, Clip], tiny_weights: Weights
 ) -> None:
@@ -176,6 +179,7 @@ class Said:
         monkeypatch.setattr(Segmenter, "flush", lambda s: [with_labels(r) for r in flush(s)])
 
 
+@pytest.mark.slow
 def test_a_single_foreground_is_held_against_all_objects_together(
     data: Path, clips: dict[str, Clip], tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +227,7 @@ def test_objects_found_by_themselves_are_matched(
     assert together.evaluation.mean.j < 1 == result.evaluation.mean.j  # the other one counts here
 
 
+@pytest.mark.slow
 def test_dmn_aoa_asks_for_its_own_proposals(
     data: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +236,7 @@ def test_dmn_aoa_asks_for_its_own_proposals(
     assert set(evaluate(plain).evaluation.sequences["two"].objects) == {1, 2}
 
 
+@pytest.mark.slow
 def test_the_first_frames_alone(data: Path, tiny_weights: Weights) -> None:
     whole = evaluate(options("stm", data, tiny_weights, sequences=("two",)))
     short = evaluate(options("stm", data, tiny_weights, sequences=("two",), limit=3))
@@ -256,6 +262,7 @@ def test_bad_data_is_refused(data: Path, tiny_weights: Weights) -> None:
         evaluate(plain)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(
     data: Path,
     tmp_path: Path,
@@ -301,6 +308,7 @@ def test_the_command_leaves_the_slow_baseline_out(
     assert json.loads(path.read_text())["baselines"].keys() == {COPIED, WARPED}
 
 
+@pytest.mark.slow
 def test_the_command_scores_folders(
     data: Path,
     tmp_path: Path,
@@ -324,6 +332,7 @@ def test_the_command_scores_folders(
     assert json.loads(path.read_text())["mean"]["J"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_command_refuses_what_it_cannot_do(
     data: Path,
     tmp_path: Path,

@@ -132,6 +132,7 @@ def test_train(tmp_path: Path) -> None:
     refused(lambda: train(here), data, below=tmp_path)
 
 
+@pytest.mark.slow
 def test_plot_and_bench(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text('{"step": 1, "losses": {"a": 1.0}}\n')

@@ -72,6 +72,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+@pytest.mark.slow
 def test_a_folder_gives_masks_overlay_and_summary(
     folder: Path, clip: Clip, tmp_path: Path, tiny_weights: Weights
 ) -> None:
@@ -187,6 +188,7 @@ def test_resume_wants_a_stopped_run_under_the_same_settings(
         run(options(folder, tmp_path, weights, resume=True, size=48))
 
 
+@pytest.mark.slow
 def test_a_second_run_replaces_the_first(
     folder: Path, tmp_path: Path, tiny_weights: Weights
 ) -> None:
@@ -201,6 +203,7 @@ def test_a_second_run_replaces_the_first(
     ]
 
 
+@pytest.mark.slow
 def test_frames_before_a_fault_are_kept_and_the_run_can_go_on(
     folder: Path, tmp_path: Path, tiny_weights: Weights
 ) -> None:
@@ -227,6 +230,7 @@ def test_a_size_that_changes_in_mid_stream(
     assert len(masks_in(tmp_path / "o")) == 3
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_before_anything_is_removed(
     folder: Path, tmp_path: Path, tiny_weights: Weights
 ) -> None:

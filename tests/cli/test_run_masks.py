@@ -86,6 +86,7 @@ def typed(*arguments: object) -> Any:
     return CliRunner().invoke(cli.app, ["run", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_the_command_line_says_once_that_there_is_void(
     options: Options, clip: Clip, masks: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_the_command_line_says_once_that_there_is_void(
     assert summary["objects"] == [1, 2, 255]
 
 
+@pytest.mark.slow
 def test_a_soft_mask_wants_a_threshold(options: Options, clip: Clip, tmp_path: Path) -> None:
     soft = cv2.GaussianBlur((clip.masks[0] > 0) * np.uint8(255), (0, 0), 1.5)
     Image.fromarray(soft).save(tmp_path / "soft.png")
@@ -183,6 +185,7 @@ def test_before_a_late_first_mask_there_is_nothing(
 
 
 @pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.slow
 def test_a_late_run_is_resumed(
     stop: int, options: Options, clip: Clip, masks: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +258,7 @@ def test_a_late_first_mask_by_an_export(export: Export, tmp_path: Path, masks: P
 # Whose ids
 
 
+@pytest.mark.slow
 def test_no_discovered_object_has_an_id_that_is_on_disk(
     options: Options, clip: Clip, masks: Path, tmp_path: Path
 ) -> None:

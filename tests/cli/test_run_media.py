@@ -92,6 +92,7 @@ def test_fps_forces_a_rate(tmp_path: Path, clip: Clip, work: Callable[..., dict[
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_in_time(
     tmp_path: Path, clip: Clip, work: Callable[..., dict[str, Any]], tiny_weights: Weights
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_stopped_run_goes_on_in_time(
     np.testing.assert_allclose(frame_times(tmp_path / "out/overlay.mp4"), SHOWN_S, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_pixels_that_are_not_square(
     tmp_path: Path, clip: Clip, work: Callable[..., dict[str, Any]]
 ) -> None:
@@ -185,6 +187,7 @@ def test_files_of_several_images(
     np.testing.assert_allclose(frame_times(tmp_path / "out/overlay.mp4"), wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stream_that_drops(
     tmp_path: Path,
     clip: Clip,

@@ -84,6 +84,7 @@ def edit(path: Path, change: Callable[[Content], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_the_files_masks_are_followed(options: Options, clip: Clip, tmp_path: Path) -> None:
     summary = run(options())
     assert summary["proposals"] == {
@@ -101,6 +102,7 @@ def test_the_files_masks_are_followed(options: Options, clip: Clip, tmp_path: Pa
     assert not np.array_equal(other > 0, clip.masks[0] > 0)
 
 
+@pytest.mark.slow
 def test_dmn_aoa_picks_from_a_file(
     options: Options,
     clip: Clip,
@@ -206,6 +208,7 @@ def test_bad_proposals_are_refused_before_anything_is_removed(
         run(options(proposals="torchvision:m.pth"))
 
 
+@pytest.mark.slow
 def test_a_video_has_no_names_to_compare(options: Options, clip: Clip, tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "clip.mp4", 25) as writer:
         for frame in clip.frames[:2]:
@@ -223,6 +226,7 @@ def test_a_video_has_no_names_to_compare(options: Options, clip: Clip, tmp_path:
         (1, lambda c: of_frame(c, 1)["segmentation"].update(counts="0"), "cannot be decoded"),
     ],
 )
+@pytest.mark.slow
 def test_a_fault_in_mid_stream_keeps_what_came_before(
     frame: int, change: Callable[[Content], object], message: str, options: Options, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_mask_for_imcnet_is_refused_before_anything_is_written(
     assert not list((tmp_path / "o").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_mask_for_target_aware_starts_tracks_of_its_ids(
     folder: Path, clip: Clip, tmp_path: Path, tiny_weights: Weights
 ) -> None:

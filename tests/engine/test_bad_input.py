@@ -59,6 +59,7 @@ def refuse(segmenter: Segmenter, frame: Any, mask: Any, message: str) -> None:
     assert (segmenter.frame_count, segmenter.ids, segmenter.geometry) == before
 
 
+@pytest.mark.slow
 def test_what_is_refused_in_mid_stream_leaves_no_trace(any_model: str, small: Clip) -> None:
     disturbed, calm = (begin(any_model, max_objects=3, online=True) for _ in range(2))
     frame, mask, takes = small.frames[2], small.masks[2], calm.method.takes_mask

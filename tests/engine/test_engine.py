@@ -160,6 +160,7 @@ def test_the_frames_of_two_streams_are_encoded_once() -> None:
 
 
 @pytest.mark.parametrize("max_batch", [1, 4])
+@pytest.mark.slow
 def test_what_is_refused_leaves_the_other_streams_alone(max_batch: int, tmp_path: Path) -> None:
     saved = tmp_path / "stream"
     engine, other = open_engine("stm", max_batch), open_engine("stm")
@@ -275,6 +276,7 @@ def test_threads_that_step_streams_of_one_engine_take_turns(model: str) -> None:
 
 
 @pytest.mark.parametrize("broken", ["encode", "together", "run_job"])
+@pytest.mark.slow
 def test_an_error_in_a_step_costs_no_other_stream_its_frame(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_streams_of_two_sizes_have_two_pools() -> None:
 
 
 @pytest.mark.parametrize("model", BATCHED)
+@pytest.mark.slow
 def test_batches_in_float32_have_the_masks_of_streams_by_themselves(
     model: str, sizes: list[int]
 ) -> None:

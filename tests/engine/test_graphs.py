@@ -110,6 +110,7 @@ def test_a_new_stream_of_another_size_is_captured_anew(small: Clip, graphs: None
         assert graphs_of(one)[-1].captured == 0
 
 
+@pytest.mark.slow
 def test_memory_that_grows_and_wraps_needs_no_other_graph(small: Clip, graphs: None) -> None:
     from vosengine.config import MemoryConfig
 

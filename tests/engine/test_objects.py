@@ -78,6 +78,7 @@ def test_a_removed_objects_slot_goes_to_the_last_and_its_id_may_come_back() -> N
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 6)), max_size=30))
+@pytest.mark.slow
 def test_slots_follow_what_a_memory_does(steps: list[tuple[bool, int]]) -> None:
     """Rows move as `forget` specifies: the last one into the freed one."""
     made, rows = slots(capacity=6), []

@@ -117,6 +117,7 @@ def test_the_eager_engine_narrows_everything() -> None:
     assert network(torch.randn(1, 3, 32, 32)).r4.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_a_trained_encoder_moves_less_than_by_rounding_to_the_nearest() -> None:
     """Keys of a procedural frame, averaged over 8 x 8 cells, since masks depend on many cells."""
     frame = torch.from_numpy(make_clip(ClipConfig(frames=1), seed=3).frames[0])

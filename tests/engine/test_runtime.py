@@ -60,6 +60,7 @@ def test_a_folded_resnet_is_the_same_function(depth: str, masks: int, key_stride
 
 
 @pytest.mark.parametrize("model", list_models())
+@pytest.mark.slow
 def test_no_batch_norm_of_a_model_is_left(model: str) -> None:
     with torch.device("meta"):
         method = build(model, entry(model).config())
@@ -184,6 +185,7 @@ def test_a_segmenter_leaves_malloc_as_it_is(small: Clip) -> None:
     assert keep_freed_memory.cache_info() == before
 
 
+@pytest.mark.slow
 def test_both_engines_give_the_same_answers(any_model: str, small: Clip) -> None:
     """In float64, since random networks that store thresholded masks propagate every flip."""
     answers = []
@@ -199,6 +201,7 @@ def test_both_engines_give_the_same_answers(any_model: str, small: Clip) -> None
             assert float(((a.double() - b.double()).abs() > 1e-5).double().mean()) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_stream_saved_by_one_engine_goes_on_in_the_other(tmp_path: Path, small: Clip) -> None:
     config = STMConfig(backbone="resnet18", width=8, key_channels=8, value_channels=16)
     ends = []

@@ -89,6 +89,7 @@ def test_textured_squares_that_move_are_followed_under_their_ids(features: Featu
         assert both / np.sum((labels == object_id) | (mask == object_id)) > 0.7
 
 
+@pytest.mark.slow
 def test_it_remembers_the_first_frame_and_the_last_five(
     features: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_soft_predictions_are_scored_by_a_threshold(tmp_path: Path) -> None:
     assert isinstance(both.exception, ConfigError)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_model_is_prompted_with_the_ids_alone(tmp_path: Path) -> None:
     """Void is not prompted as an object, and written masks are not changed by it."""
     frames, masks = (tmp_path / name / "a" for name in ("JPEGImages", "Annotations"))

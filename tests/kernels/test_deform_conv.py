@@ -318,6 +318,7 @@ def test_threads_and_repetition_change_no_bit() -> None:
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
 
 
+@pytest.mark.slow
 def test_gradients_are_right() -> None:
     arguments = widened(call((1, 2, 2, 3), 1, (2, 1), 2, padding=1, modulated=True))
     names = ("x", "offset", "weight", "bias", "mask")

@@ -238,6 +238,7 @@ def test_strides_do_not_matter_and_inputs_stay(backend: str) -> None:
 
 
 @needs_emulation
+@pytest.mark.slow
 def test_the_order_of_threads_changes_no_bit() -> None:
     """In one warp, and in a block of several."""
     for shape, steps in (((3, 30), 9), ((14, 50), 3), ((19, 70), 2)):

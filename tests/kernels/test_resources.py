@@ -138,6 +138,7 @@ def test_a_planted_spill_is_found() -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_kernel_without_tensor_cores_is_found() -> None:
     build = planted("small", "fp16", 16, 16)
     resources = measure(OPS[0], build, 80)

@@ -320,6 +320,7 @@ def test_a_birth_at_full_size_unfolds_nothing() -> None:
     assert tracks.scores(tracks.project(features[:1])).shape == (1, 1, 30, 30)
 
 
+@pytest.mark.slow
 def test_nothing_waits_for_the_device() -> None:
     """Runs on meta tensors, which raise if a value is read."""
     config = dataclasses.replace(CONFIG, samples=3, augmentations=1)

@@ -50,6 +50,7 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @DEPTHS
+@pytest.mark.slow
 def test_resnet_has_torchvisions_names_and_shapes(depth: str) -> None:
     with torch.device("meta"):
         assert shapes_of(ResNet(depth)) == torchvision_shapes(depth)

@@ -75,6 +75,7 @@ def test_the_other_readings_of_the_paper_run(changes: dict[str, Any], clip: Clip
     assert all(result.probabilities.isfinite().all() for result in results)
 
 
+@pytest.mark.slow
 def test_the_guidance_is_part_of_a_saved_stream(clip: Clip, tmp_path: Path) -> None:
     first, second = make("target_aware"), make("target_aware")
     first.save_state(tmp_path / "empty.safetensors")

@@ -66,6 +66,7 @@ def in_float64(segmenter: Segmenter) -> Segmenter:
     return segmenter
 
 
+@pytest.mark.slow
 def test_streaming_is_what_a_batch_of_all_frames_gives(any_model: str, small: Clip) -> None:
     """In float64, so that rounding decides nothing: some models remember what a threshold says, and
     a pixel that flips there is carried on by a random network. Nothing differed; in float32 GIEL,

@@ -73,6 +73,7 @@ def test_streamed_is_the_whole_clip_at_once(
     assert torch.stack(wanted).std() > 0.01
 
 
+@pytest.mark.slow
 def test_foreground_begins_at_the_configured_threshold(clip: Clip) -> None:
     plain = to_the_end(make("imcnet"), clip.frames)[4].probabilities[1]
     threshold = float(plain.median())

@@ -87,6 +87,7 @@ def test_random_weights_repeat_and_are_single_precision(state: Weights) -> None:
     assert counted and all(name.endswith("num_batches_tracked") for name in counted)
 
 
+@pytest.mark.slow
 def test_probabilities_are_finite_and_say_something(probability: Tensor) -> None:
     assert probability.shape == (1, 1, 64, 96) and probability.dtype == torch.float64
     assert torch.isfinite(probability).all()

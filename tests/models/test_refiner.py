@@ -161,6 +161,7 @@ def gigaflops(function: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
+@pytest.mark.slow
 def test_the_published_size_costs_what_it_should() -> None:
     """At 473 x 473 over ResNet-101: 13.4 GFLOP for one track with the frame's part. Of that 2.4
     are the frame's alone: the reductions, and the first convolutions as far as they see them."""

@@ -172,6 +172,7 @@ def test_half_precision_gives_float32_of_length_one() -> None:
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
 
 
+@pytest.mark.slow
 def test_the_full_network() -> None:
     """ResNet-50 without its classifier, and 2048 -> 128; 2.7 GFLOP a crop beside the cropping."""
     with torch.device("meta"), torch.no_grad():

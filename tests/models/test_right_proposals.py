@@ -149,6 +149,7 @@ def test_the_right_proposal_for_every_object_in_every_frame(seed: int, tmp_path:
     assert all(exact)
 
 
+@pytest.mark.slow
 def test_an_object_that_vanishes_keeps_its_memory_and_is_found_again() -> None:
     """Object 2 is absent in frames 3 to 6 and reappears elsewhere."""
     apart = dataclasses.replace(CONFIG, height=192, width=320, size=(0.01, 0.02))

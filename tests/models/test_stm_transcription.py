@@ -73,6 +73,7 @@ def test_random_weights_repeat_and_are_single_precision(state: State) -> None:
     assert all(name.endswith("num_batches_tracked") for name in counted)
 
 
+@pytest.mark.slow
 def test_probabilities_are_finite_sum_to_one_and_say_something(
     output: NDArray[np.float64], clip: Clip
 ) -> None:
@@ -96,6 +97,7 @@ def test_permuting_the_objects_permutes_the_rows(
     assert np.abs(output[1:, 1] - output[1:, 2]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_memory_schedule_matters_from_the_fourth_frame_on(
     state: State, clip: Clip, output: NDArray[np.float64]
 ) -> None:

@@ -66,6 +66,7 @@ def test_objects_are_discovered_in_the_first_frame_and_keep_their_ids() -> None:
 
 
 @pytest.mark.parametrize("whose", ["proposal", "own"])
+@pytest.mark.slow
 def test_a_verified_track_takes_the_proposals_mask_or_keeps_its_own(whose: str) -> None:
     """Proposals that are wider than their square by a band, after the first frame."""
     frames, masks = squares(4, red=lambda t: (36, 36))
@@ -79,6 +80,7 @@ def test_a_verified_track_takes_the_proposals_mask_or_keeps_its_own(whose: str) 
     assert matches == [whose == "proposal"] * 3
 
 
+@pytest.mark.slow
 def test_what_is_seen_with_little_confidence_begins_no_track() -> None:
     frames, masks = squares(3, red=lambda t: (8, 8), blue=lambda t: (60, 60))
 
@@ -199,6 +201,7 @@ def grid_of(count: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
     return frame, mask
 
 
+@pytest.mark.slow
 def test_fifty_objects_where_twenty_are_allowed() -> None:
     frame, mask = grid_of(50)
     masks = mask[None].repeat(2, axis=0)
@@ -329,6 +332,7 @@ def test_a_memory_policy_is_refused() -> None:
         make("target_aware", memory="every-5")
 
 
+@pytest.mark.slow
 def test_embeddings_of_another_network_are_refused_and_change_nothing() -> None:
     frames, masks = squares(3, red=lambda t: (8, 8))
     disturbed, calm = following(masks), following(masks)

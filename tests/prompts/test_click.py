@@ -39,6 +39,7 @@ TINY = ClickConfig(channels=(16, 8, 8), blocks=(1, 1, 1), stem=(4, 8, 8, 8), siz
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_the_square_holds_the_box_and_stays_in_the_frame_where_it_fits(data: Any) -> None:
     height, width = (data.draw(st.integers(8, 300)) for _ in range(2))
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
@@ -290,6 +291,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(photos: Path, tmp_path: 
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_backbone_that_ships_or_from_weights(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -327,6 +329,7 @@ def test_what_cannot_be_trained_is_refused_before_a_step(
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_holds_one_run(photos: Path, tmp_path: Path) -> None:
     train_clicks(training(photos, tmp_path, minutes=1e-9))
     with pytest.raises(InputError, match="holds a training run"):

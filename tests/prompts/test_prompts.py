@@ -191,6 +191,7 @@ def boxes(folder: Path) -> list[tuple[int, int, int, int]]:
 
 
 @pytest.mark.parametrize("method", ["grabcut", "auto"])
+@pytest.mark.slow
 def test_run_follows_what_is_marked(method: str, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     one, two = (",".join(map(str, box)) for box in boxes(folder))

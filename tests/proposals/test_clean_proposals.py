@@ -118,6 +118,7 @@ def spoilt(frame: torch.Tensor, index: int) -> Proposals:
     return Proposals(both("boxes"), both("masks"), both("scores"))
 
 
+@pytest.mark.slow
 def test_junk_changes_no_answer_of_any_model(small: Clip) -> None:
     for model in ("dmn_aoa", "target_aware"):
         wanted = play(begin(model, proposals=quarters), small.frames[:4], {0: small.masks[0]})

@@ -174,6 +174,7 @@ def test_objects_that_begin_later_are_a_stream_of_their_own(nuclio: Nuclio, clip
     assert [state["frame"] for state in states] == [3, 2]
 
 
+@pytest.mark.slow
 def test_what_cvat_cannot_have_is_refused(nuclio: Nuclio, clip: Clip) -> None:
     frame, box = clip.frames[0], polygon(16, 8, 32, 24)
     first = nuclio.ask(requests.cvat(frame, [box], [None]))

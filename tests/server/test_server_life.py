@@ -55,6 +55,7 @@ def test_a_session_without_frames_is_parked_and_comes_back() -> None:
         assert "vosengine_snapshot_seconds_count 0.0" not in metrics
 
 
+@pytest.mark.slow
 def test_a_parked_session_takes_controls_too() -> None:
     with running(StubEngine(), park_after=0.2) as server:
         session = server.open()
@@ -138,6 +139,7 @@ def test_streams_are_saved_as_they_go(tmp_path: Path) -> None:
             assert session["token"].encode() not in text and b"server-token" not in text
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_delivers_saves_and_says_so(tmp_path: Path) -> None:
     engine = StubEngine()
     with running(engine, state_dir=tmp_path) as server:
@@ -187,6 +189,7 @@ def test_a_server_that_ends_delivers_saves_and_says_so(tmp_path: Path) -> None:
         assert made["id"] == sessions[0]["id"] and made["next_frame"] >= 2
 
 
+@pytest.mark.slow
 def test_what_cannot_go_on_here_is_refused(tmp_path: Path) -> None:
     with running(StubEngine(), state_dir=tmp_path) as server:
         sessions = [server.open() for _ in range(3)]

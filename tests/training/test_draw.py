@@ -58,6 +58,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_eval_reads(tmp_path: Path) -> None:
     out = tmp_path / "held"
     options = ["clips", "--count", "4", "--frames", "3", "--size", "48x64", "--out", str(out)]

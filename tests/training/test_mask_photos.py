@@ -72,6 +72,7 @@ def test_the_mean_of_the_maps_is_the_classifiers_answer(wheel: Path) -> None:
     torch.testing.assert_close(maps.mean(dim=(2, 3)), wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_activation_is_stretched_over_the_photo(wheel: Path) -> None:
     network = script.read_classifier(wheel)
     photo = np.random.default_rng(0).integers(0, 256, (70, 101, 3), np.uint8)

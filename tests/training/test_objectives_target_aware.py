@@ -194,6 +194,7 @@ def test_the_embedding_compares_every_object_in_every_frame() -> None:
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_embedding_score_counts_crops_that_are_most_like_their_own() -> None:
     method, batch = target_aware(), clips()
     frames = torch.rand(batch.frames.shape, generator=seeded()).movedim(-1, -3)  # nothing to see

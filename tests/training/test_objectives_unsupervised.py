@@ -178,6 +178,7 @@ def test_gradients_reach_every_parameter(model: str, norm: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
 
 
+@pytest.mark.slow
 def test_each_part_trains_its_own_network() -> None:
     prefixes = {"dnet": ("dnet.",), "reid": ("reid.",), "tnet": ("backbone.", "refiner.")}
     for part, prefix in prefixes.items():

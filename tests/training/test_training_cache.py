@@ -98,6 +98,7 @@ def test_worker_processes_write_the_same_bytes(cache: Path, tmp_path: Path) -> N
     assert bytes_of(tmp_path) == bytes_of(cache)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
     def kill(*_: int) -> None:
         for process in multiprocessing.active_children():

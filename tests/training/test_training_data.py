@@ -83,6 +83,7 @@ def test_a_sample_is_a_function_of_its_number_and_the_progress(cache: Path) -> N
         assert len({clip.origin for clip in forwards}) > 1
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_clips(cache: Path) -> None:
     a, b = SyntheticSource(2, SIZE, 3).sample(0, 0), SyntheticSource(2, SIZE, 4).sample(0, 0)
     assert not np.array_equal(a.frames, b.frames)

@@ -62,6 +62,7 @@ def numbers(clip: Sample) -> list[int]:
     return indices
 
 
+@pytest.mark.slow
 def test_gaps_widen_with_progress(long_video: Path) -> None:
     source = FolderSource(long_video, "davis", 4, 0, 6)
     widest = []
@@ -73,6 +74,7 @@ def test_gaps_widen_with_progress(long_video: Path) -> None:
     assert WIDEST_GAP - 3 <= widest[2] <= WIDEST_GAP and widest[3] <= WIDEST_GAP
 
 
+@pytest.mark.slow
 def test_every_part_of_a_video_is_drawn(long_video: Path) -> None:
     source = FolderSource(long_video, "davis", 2, 0, 6)
     starts = [numbers(source.sample(i, 0.0))[0] for i in range(300)]

@@ -119,6 +119,7 @@ def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
 
 
+@pytest.mark.slow
 def test_pasted_masks_are_what_is_pasted_and_it_moves(
     bright: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

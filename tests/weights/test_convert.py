@@ -109,6 +109,7 @@ def test_probabilities_are_those_of_the_transcription(
             assert deviation <= TOLERANCE, f"{backend}: frame {t} is {deviation:.2g} off"
 
 
+@pytest.mark.slow
 def test_the_file_says_where_it_comes_from(state: State, converted: Path) -> None:
     metadata, tensors = read_file(converted)
     assert metadata["model"] == "stm"
@@ -225,6 +226,7 @@ def test_what_is_no_state_dict_is_refused(flat: State, refused: Refused) -> None
 
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
+@pytest.mark.slow
 def test_damaged_files_are_refused(flat: State, tmp_path: Path, new_format: bool) -> None:
     written = io.BytesIO()
     torch.save(flat, written, _use_new_zipfile_serialization=new_format)

@@ -23,6 +23,7 @@ def released(depth: str, features: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("depth", "features"), [("resnet18", 512), ("resnet50", 2048)])
+@pytest.mark.slow
 def test_every_tensor_but_the_classifier(depth: str, features: int, tmp_path: Path) -> None:
     state = released(depth, features)
     source, target = tmp_path / "source.pth", tmp_path / "target.safetensors"

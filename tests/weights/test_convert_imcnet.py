@@ -114,6 +114,7 @@ def test_missing_extra_and_misshapen_tensors_stop_it(released: Tensors, tmp_path
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_file_says_what_it_is(converted: Path) -> None:
     method, card = load("imcnet", converted, None)
     assert method.config.backbone == "resnet18"

@@ -217,6 +217,7 @@ def test_unknown_names_are_refused() -> None:
 
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("model", list_models())
+@pytest.mark.slow
 def test_a_file_comes_back_bit_for_bit(model: str, trained: bool, tmp_path: Path) -> None:
     config = CONFIGS[model]
     path = write(tmp_path / "tiny.v2.safetensors", model, config, trained)

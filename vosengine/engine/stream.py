@@ -116,8 +116,7 @@ class Stream(ProcessBound, Generic[A]):
         }
 
     def take_over(self, book: Mapping[str, Any], ring: list[Pending[A]]) -> None:
-        """Restore the bookkeeping that `saved` returned, with the given ring."""
-        self.begin()
+        """Restore the bookkeeping that `saved` returned, with the given ring, in a new stream."""
         self.geometry, self.ring = geometry_of(book), ring
         self.slots.assign(book["ids"])
         self.slots.ever |= set(book["ever"])

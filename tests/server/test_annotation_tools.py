@@ -29,8 +29,6 @@ from PIL import Image
 from serving import SIZE, TOKEN, Running, running, tiny_engine
 
 from vosengine.prompts import mask_from
-from vosengine.server import protocol
-from vosengine.server.images import decode_frame
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 from vosengine.video import VideoWriter, open_source
 
@@ -66,16 +64,10 @@ def address(server: Running) -> str:
     return f"{server.url}/#token={TOKEN}"
 
 
-def as_sent(frame: np.ndarray) -> np.ndarray:
-    """A frame as the server decodes it, after JPEG."""
-    message = protocol.unpack(protocol.frame_message(0, frame, None, "jpeg"), protocol.FRAME)
-    return decode_frame(message.first, message.encoding, 1 << 20)
-
-
 def wanted_labels(frames: np.ndarray, mask: np.ndarray, objects: int) -> list[np.ndarray]:
-    """The labels of a separate Segmenter."""
+    """The labels of a separate Segmenter; the client sends frames raw."""
     segmenter = make("stm", max_objects=objects)
-    answers = [segmenter.step(as_sent(f), None if i else mask) for i, f in enumerate(frames)]
+    answers = [segmenter.step(f, None if i else mask) for i, f in enumerate(frames)]
     return [answer.numpy() for answer in answers if answer is not None]
 
 

@@ -26,7 +26,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Pairs = Iterable[tuple[np.ndarray, np.ndarray | None]]
 FINAL = (protocol.WRONG_TOKEN, protocol.NO_SESSION, protocol.TAKEN_OVER, protocol.BAD_MESSAGE)
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRIES = 20  # reconnection attempts, one second apart
 
 
@@ -53,7 +52,8 @@ class AsyncClient:
         **options: Any,
     ) -> None:
         split = urlsplit(address)
-        self._base, self._near = f"{split.scheme}://{split.netloc}", split.hostname in LOOPBACK
+        self._base = f"{split.scheme}://{split.netloc}"
+        self._near = split.hostname in protocol.LOOPBACK
         self._token = token or split.fragment.removeprefix("token=")
         self._encoding, self._keep, self._options = encoding, keep, options
         self._unanswered: dict[int, bytes] = {}

@@ -54,6 +54,13 @@ def test_its_own_names_are_taken(server: Running, host: str) -> None:
     assert server.http.get("/healthz", headers={"Host": host}).status_code == 200
 
 
+def test_a_server_for_all_addresses_takes_each_but_no_foreign_name() -> None:
+    with running(StubEngine(), host="0.0.0.0") as server:
+        hosts = ["10.0.0.1:8000", "[fe80::1]", "localhost", "evil.example", "10.0.0.1.evil.example"]
+        taken = [server.http.get("/healthz", headers={"Host": host}).status_code for host in hosts]
+    assert taken == [200, 200, 200, 403, 403]
+
+
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "http://127.0.0.1", "http://localhost:1", "file://",
                "http://vos.example", "https://vos.example.evil"],

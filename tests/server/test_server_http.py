@@ -18,7 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from stub_engine import StubEngine
 
 from vosengine.prompts import METHODS, mask_from
-from vosengine.server import page, protocol
+from vosengine.server import app, page, protocol
 from vosengine.server.app import make_app
 from vosengine.server.openapi import document
 
@@ -178,6 +178,18 @@ def test_prompts_become_masks(server: Running) -> None:
         assert (answer.status_code, code_of(answer)) == (400, "bad_prompt")
     answer = server.http.post("/v1/prompt?box=1,2,3,4", content=bytes(5 << 20))
     assert (answer.status_code, code_of(answer)) == (413, "too_large")
+
+
+def test_more_prompts_than_wait_are_refused(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = protocol.image_bytes(np.zeros((48, 64, 3), np.uint8), ".png")
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "MOST_PROMPTS", 0)
+        answer = server.http.post("/v1/prompt?box=1,2,3,4", content=body)
+    assert (answer.status_code, code_of(answer)) == (429, "busy")
+    assert answer.headers["retry-after"] == "1"
+    assert server.http.post("/v1/prompt?box=1,2,3,4", content=body).status_code == 200
 
 
 def test_health_metrics_and_models_need_no_token(server: Running) -> None:

@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..rle import decode as decode_rle
 from ..rle import encode as encode_rle
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SUBPROTOCOL, TOKEN_SUBPROTOCOL = "vosengine.v1", "vosengine.token."
 HEADER = struct.Struct("<BBHIQ")
 SIZE = struct.Struct("<II")  # (width, height) in front of raw frames and of labels

@@ -13,7 +13,6 @@ from .protocol import REPLIES
 
 MIB = 1 << 20
 POLICIES = ("latest", "all")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_OBJECTS = 32  # limit for a client: memory is allocated for all of them
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{1,128}")  # safe in headers, URLs and subprotocols
 _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")

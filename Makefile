@@ -1,6 +1,6 @@
 # make demo   set everything up and segment a clip that the project generates itself
 # make serve  set everything up and serve live streams, with a page at the address it prints
-# make check  set everything up and run the quick tests: 3 minutes
+# make check  set everything up and run the quick tests: 2 1/2 minutes
 # make test   set everything up and run every test: 25 minutes on two cores of a 2.8 GHz Xeon
 # make fuzz   ten thousand damaged files, FUZZ=N random folders, 5/2 N messages to the server:
 #             typed errors or right answers

@@ -67,7 +67,9 @@ export async function inflate(bytes) {
   return through(new DecompressionStream("deflate"), bytes);
 }
 
-async function through(transform, bytes) {
-  const stream = new Blob([bytes]).stream().pipeThrough(transform);
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+async function through({ readable, writable }, bytes) {
+  const writer = writable.getWriter(); // without a Blob, which another process of the browser holds
+  const written = [writer.write(bytes), writer.close()];
+  const [buffer] = await Promise.all([new Response(readable).arrayBuffer(), ...written]);
+  return new Uint8Array(buffer);
 }

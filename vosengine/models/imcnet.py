@@ -23,7 +23,7 @@ from .efficientnet import Neck, normalise_cells
 from .encoder import make_encoder
 from .method import FIRST_ANSWERS, Method, State
 
-FIRST_LIKENESS = 0.1  # initial scale of Fusion.centre, so that frames get nearly equal weights
+FIRST_LIKENESS = 0.1  # initial scale of Fusion.centre, so that frames get more equal weights
 PROBABILITY_LIMIT = 1e-7  # probabilities are clamped to [limit, 1 - limit] before the logit
 
 
@@ -280,8 +280,8 @@ class IMCNet(Method[IMCNetFeatures, ForegroundState]):
                 conv.weight *= scale
 
     def start_gently(self) -> None:
-        """With a neck: start residual blocks as the identity, gates at about 1/2 and frames at
-        nearly equal weights."""
+        """With a neck: start residual blocks as the identity, gates at about 1/2 and frames at more
+        equal weights."""
         if self.neck is None:
             return
         for module in self.modules():

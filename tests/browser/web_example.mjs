@@ -65,7 +65,7 @@ async function follow(page) {
 const browser = await launch();
 try {
   const page = await browser.newPage();
-  page.setDefaultTimeout(90_000);
+  page.setDefaultTimeout(200_000);
   await page.goto(url);
   const found = await page.evaluate(stream, { width: +width, height: +height, frames: +frames });
   const said = await follow(page);

@@ -58,14 +58,14 @@ async function follow(page) {
   for (let turn = 0; turn <= 6.3; turn += 0.3) await page.mouse.move(...at(turn));
   await page.mouse.up();
   await page.click("#follow");
-  await page.waitForFunction(() => /^Frame 3,|wanted|cannot/.test(document.querySelector("#status").textContent));
+  await page.waitForFunction(() => /^Frame [34],|wanted|cannot/.test(document.querySelector("#status").textContent));
   return page.locator("#status").textContent();
 }
 
 const browser = await launch();
 try {
   const page = await browser.newPage();
-  page.setDefaultTimeout(200_000);
+  page.setDefaultTimeout(90_000);
   await page.goto(url);
   const found = await page.evaluate(stream, { width: +width, height: +height, frames: +frames });
   const said = await follow(page);

@@ -77,7 +77,7 @@ def test_a_stream_in_chromium(site: Path, url: str, tmp_path: Path) -> None:
         cwd=BROWSER,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

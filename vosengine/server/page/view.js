@@ -69,9 +69,15 @@ export class View {
       this.#tint.width = width;
       this.#tint.height = height;
     }
+    let [first, last] = [0, data.length - 1];
+    while (first < data.length && !data[first]) first++;
+    if (first === data.length) return;
+    while (!data[last]) last--;
+    const top = Math.floor(first / width); // only the rows that have labels are painted
+    const rows = Math.floor(last / width) + 1 - top;
     const pixels = new Uint32Array(this.#pixels.data.buffer);
     const [colours, edges] = [this.#colours, this.#edges];
-    for (let i = 0; i < data.length; i++) {
+    for (let i = top * width; i < (top + rows) * width; i++) {
       const id = data[i];
       const edge =
         id &&
@@ -82,8 +88,8 @@ export class View {
       pixels[i] = edge ? edges[id] : colours[id];
     }
     const tint = this.#tint.getContext("2d");
-    tint.putImageData(this.#pixels, 0, 0);
-    this.#image.drawImage(this.#tint, 0, 0);
+    tint.putImageData(this.#pixels, 0, 0, 0, top, width, rows);
+    this.#image.drawImage(this.#tint, 0, top, width, rows, 0, top, width, rows);
   }
 
   /** As large as the stage allows, at the frame's shape. */

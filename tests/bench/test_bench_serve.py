@@ -6,8 +6,11 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from vosengine.server import protocol
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +20,13 @@ def test_overhead_turns_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     serve = import_module("serve")
     monkeypatch.setattr(serve, "SIZE", (120, 160))
     monkeypatch.setattr(serve, "WARM_UP", 1)
+    build, sent = protocol.frame_message, list[str]()
+
+    def recorded(number: int, frame: Any, mask: Any = None, encoding: str = "raw") -> bytes:
+        sent.append(encoding)
+        return build(number, frame, mask, encoding)
+
+    monkeypatch.setattr(protocol, "frame_message", recorded)
     options = ["--model", "stm", "--device", "cpu", "--frames", "3", "--sessions", "2"]
     options += ["--rounds", "4", "--opened", "10", "--folder", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["serve.py", *options])
@@ -28,8 +38,7 @@ def test_overhead_turns_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         p50 = {name: part["p50_ms"] for name, part in parts.items()}
         assert 0 < p50["overhead"] < p50["round_trip"] and 0 < p50["step"] < p50["round_trip"]
         assert p50["coding"] > 0 and p50["transport"] > 0
-    coding = [parts["coding"]["p50_ms"] for parts in written["overhead"].values()]
-    assert coding[0] > coding[1]  # raw frames are not decoded
+    assert sent[: 2 * 8] == ["jpeg"] * 8 + ["raw"] * 8  # four frames, each by hand and by Client
     fairness = written["fairness"]
     assert (fairness["sessions"], fairness["frames_each"]) == (2, 4)
     assert 1 <= fairness["longest_wait"] <= 4

@@ -389,8 +389,7 @@ def test_memory_does_not_grow(any_model: str) -> None:
     mask = np.zeros((32, 32), np.uint8)
     mask[4:20, 4:15], mask[10:28, 18:30] = 1, 2
     segmenter = begin(any_model, max_objects=3)
-    takes, sees = segmenter.method.takes_mask, segmenter.method.sees
-    allocated = set()
+    takes, sees, allocated = segmenter.method.takes_mask, segmenter.method.sees, set()
     for index, frame in enumerate(frames):
         segmenter.step(frame, mask if takes and index == 0 else None)
         state = stream_state(segmenter)

@@ -14,6 +14,10 @@ from vosengine.training.initialise import start_gently
 from vosengine.zoo.registry import build
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def started(model: str, gently: bool) -> Any:
     method = build(model, LITE[model], 0)
     if gently:
@@ -24,7 +28,7 @@ def started(model: str, gently: bool) -> Any:
 def gates_of(method: Any) -> torch.Tensor:
     """The gates that the decoder of `imcnet` predicts for three frames of noise."""
     with torch.no_grad():
-        features = method.encode(torch.randn(3, 3, 64, 96, generator=torch.manual_seed(0)))
+        features = method.encode(torch.randn(3, 3, 64, 96, generator=seeded(0)))
         attention = method.affinity(features.key[None], features.r5[None]).flatten(0, 1)
         _, gates = method.propagation(features[:4], attention)
     return torch.cat([gate.flatten() for gate in gates[1:]])
@@ -35,7 +39,7 @@ def test_imcnet_starts_with_residual_blocks_that_add_nothing() -> None:
     method = started("imcnet", True)
     blocks = [module for module in method.modules() if isinstance(module, ResBlock)]
     same = [block for block in blocks if block.conv1.in_channels == block.conv2.out_channels]
-    x = torch.randn(1, 48, 8, 8, generator=torch.manual_seed(1))
+    x = torch.randn(1, 48, 8, 8, generator=seeded(1))
     assert len(same) > 5
     assert all(torch.equal(block(x), x) for block in same)
 

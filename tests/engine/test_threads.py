@@ -1,13 +1,16 @@
-"""Streams in several threads: torch's settings are global, and no result depends on them."""
+"""Streams in several threads: torch's settings are global, and no result depends on them.
+Streams of one engine: its memory pages are used by one call at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from threading import Barrier, Event, Thread
 from typing import Any
 
 import pytest
 import torch
+from many_streams import SIZES, frame_of, mask_of, open_engine, open_stream
 from quick_streams import assert_same, begin, play
 from test_ambient import default_dtype, matmul_precision, settings
 
@@ -141,3 +144,52 @@ def test_a_thread_that_would_wait_for_itself_is_told() -> None:
         assert products() == "ieee"
     with Precision("tf32").applied():
         assert products() == "tf32"
+
+
+@pytest.mark.parametrize(
+    "verb", ["step", "remove", "reset", "snapshot", "restore", "save_state", "load_state", "flush"]
+)
+@pytest.mark.slow
+def test_calls_of_an_engines_streams_wait_for_each_other(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share memory pages: a pool that is moved while a step writes to it loses the write."""
+    engine = open_engine("stm")
+    stepping, other = open_stream(engine), open_stream(engine)
+    frame, mask = frame_of(0, 0, SIZES[0]), mask_of(0, 0, SIZES[0])
+    for stream in (stepping, other):
+        stream.step(frame, mask)
+    other.save_state(tmp_path / "saved")
+    arguments = {
+        "step": (frame,),
+        "remove": (other.ids,),
+        "restore": (other.snapshot(),),
+        "save_state": (tmp_path / "again",),
+        "load_state": (tmp_path / "saved",),
+    }
+    inside, go_on, done = Event(), Event(), Event()
+    encode = engine.encode
+
+    def slow(prepared: torch.Tensor) -> Any:
+        monkeypatch.setattr(engine, "encode", encode)
+        inside.set()
+        assert go_on.wait(WAIT)
+        return encode(prepared)
+
+    monkeypatch.setattr(engine, "encode", slow)
+
+    def call() -> None:
+        assert inside.wait(WAIT)
+        getattr(other, verb)(*arguments.get(verb, ()))
+        done.set()
+
+    def release() -> None:
+        assert inside.wait(WAIT)
+        assert not done.wait(PAUSE), f"{verb} did not wait for the step of another stream"
+        go_on.set()
+
+    try:
+        in_threads(lambda: stepping.step(frame), call, release)
+    finally:
+        go_on.set()
+    assert done.is_set()

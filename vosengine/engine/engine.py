@@ -72,7 +72,7 @@ class Engine(ProcessBound):
 
     Streams are Segmenters and may also be stepped directly; a Segmenter created without an engine
     creates its own. At most one frame per stream is pending; the Scheduler chooses which frames
-    run next and which are batched. Steps of streams of one engine are serialised across threads.
+    run next and which are batched. Calls of an engine's streams are serialised across threads.
 
     model, weights, device, precision, config  as in Segmenter
     mode           "fast" or "eager", as Segmenter's `engine`
@@ -166,8 +166,7 @@ class Engine(ProcessBound):
                 the stream is closed or belongs to another engine. State is unchanged on error.
         """
         self._check(stream)
-        with self.lock:
-            stream.check_free("submit")
+        with stream.exclusive("submit"):
             job = self._jobs[stream] = stream.make_job(frame, mask)
             group = job.geometry, stream.memory
             self._scheduler.add(stream, group, alone=job.prompt is not None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,13 +150,13 @@ class Segmenter(Stream[torch.Tensor]):
 
         Raises  StateError as `step`.
         """
-        self.check_free("reset")
-        if self.state is not None:
-            self.state.release()
-        self.begin()
-        self.state = None
-        self._rows: ObjectRows | None = None  # cache of `rows`
-        self._graphs = self.runs_on.graphs()
+        with self.exclusive("reset"):
+            if self.state is not None:
+                self.state.release()
+            self.begin()
+            self.state = None
+            self._rows: ObjectRows | None = None  # cache of `rows`
+            self._graphs = self.runs_on.graphs()
 
     @spanned("step")
     def step(self, frame: Array, mask: Array | None = None) -> Result[torch.Tensor] | None:
@@ -173,21 +174,22 @@ class Segmenter(Stream[torch.Tensor]):
                 in a forked child, for a closed stream, and while a frame of this stream is pending
                 in its engine; CapacityError if the memory budget is exhausted.
         """
-        self.check_process()  # in a forked child the lock may never be released
-        with self.runs_on.lock:
-            self.check_free("step")
+        with self.exclusive("step"):
             return self.run_job(self.make_job(frame, mask))
 
-    def check_free(self, verb: str) -> None:
-        """Raise StateError unless the stream is usable: in the process that created it, not closed,
-        and without a pending frame in its engine."""
-        self.check_process()
-        if self._ended:
-            raise StateError(f"{verb}: the stream is closed; open another")
-        if self.runs_on.waits_for(self):
-            raise StateError(
-                f"{verb}: a frame of this stream waits; call the engine's step() first"
-            )
+    @contextmanager
+    def exclusive(self, verb: str) -> Iterator[None]:
+        """Hold the engine's lock, since its streams share memory pages.
+
+        Raises  StateError in a forked child, for a closed stream, and while a frame of it waits.
+        """
+        self.check_process()  # in a forked child the lock may never be released
+        with self.runs_on.lock:
+            if self._ended:
+                raise StateError(f"{verb}: the stream is closed; open another")
+            if self.runs_on.waits_for(self):
+                raise StateError(f"{verb}: a frame of this stream waits; call engine.step() first")
+            yield
 
     def end(self) -> None:
         """Close the stream and free its memory; called by `Engine.close`."""
@@ -266,9 +268,7 @@ class Segmenter(Stream[torch.Tensor]):
 
         Further `step` calls raise InputError until `reset`. Raises StateError as `step`.
         """
-        self.check_process()
-        with self.runs_on.lock:
-            self.check_free("flush")
+        with self.exclusive("flush"):
             waiting, geometry = self.waiting, self.geometry
             if geometry is None or not waiting:
                 return []
@@ -284,23 +284,24 @@ class Segmenter(Stream[torch.Tensor]):
         Raises  InputError, before any change, if one of them is not alive, or the model has a
                 single object that always exists; StateError as `step`.
         """
-        self.check_free("remove")
-        for object_id in self.slots.living(object_ids):
-            self.state.forget(self.slots.slot(object_id))
-            self.slots.remove(object_id)
+        with self.exclusive("remove"):
+            for object_id in self.slots.living(object_ids):
+                self.state.forget(self.slots.slot(object_id))
+                self.slots.remove(object_id)
 
     def save_state(self, path: str | Path) -> None:
         """Write `snapshot`'s bytes to a file, atomically. Raises OutputError, StateError."""
-        self.check_free("save_state")
-        write_whole(Path(path), pack_stream(self))
+        with self.exclusive("save_state"):
+            data = pack_stream(self)
+        write_whole(Path(path), data)
 
     def load_state(self, path: str | Path) -> None:
         """Restore the stream from a file written by `save_state`.
 
         Raises  StateError as `restore`, and if the file does not exist or cannot be read.
         """
-        self.check_free("load_state")
-        restore_stream(self, read_file(Path(path)), str(path))
+        with self.exclusive("load_state"):
+            restore_stream(self, read_file(Path(path)), str(path))
 
     def snapshot(self) -> bytes:
         """Serialise the stream to bytes, in safetensors format; the stream is unchanged.
@@ -309,8 +310,8 @@ class Segmenter(Stream[torch.Tensor]):
 
         Raises  StateError as `step`.
         """
-        self.check_free("snapshot")
-        return pack_stream(self)
+        with self.exclusive("snapshot"):
+            return pack_stream(self)
 
     def restore(self, data: bytes) -> None:
         """Replace this stream with a saved one; data: the bytes that `snapshot` returned.
@@ -319,13 +320,13 @@ class Segmenter(Stream[torch.Tensor]):
                 another model, weights, precision, size, memory or kind of proposal source. State is
                 unchanged on error.
         """
-        self.check_free("restore")
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise InputError(
                 f"restore: wanted the bytes of snapshot(), given {type(data).__name__}; "
                 "a file goes to load_state(path)"
             )
-        restore_stream(self, bytes(data), "snapshot")
+        with self.exclusive("restore"):
+            restore_stream(self, bytes(data), "snapshot")
 
     def begin_state(self, geometry: Geometry) -> Any:
         """A new state of the method for this geometry, with memory pages of the engine."""

@@ -55,8 +55,7 @@ class Pages:
     @property
     def used(self) -> int:
         """Number of pages in use."""
-        self._settle()
-        return self.capacity - len(self._free)
+        return self.capacity - len(self._free) - len(self._returned)
 
     def take(self, count: int) -> list[int]:
         """Take `count` free pages; returns their numbers.
@@ -77,6 +76,7 @@ class Pages:
 
     def let_go(self) -> None:
         """Free the pool's memory if no page is in use."""
+        self._settle()
         if self.capacity and self.used == 0:
             self._move(0)
 

@@ -98,7 +98,7 @@ def bench(
             console.print(table)
     for file in (output_json, output_md, chart):
         if file is not None:
-            console.print(f"wrote {file}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"wrote {file}", soft_wrap=True)
 
 
 def _command(words: list[str]) -> str:

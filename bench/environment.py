@@ -1,12 +1,15 @@
-"""Environment of a measurement: date, command, device and versions; JSON output."""
+"""What the programs share: the environment of a measurement, ratios, memory, JSON output."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vosengine.benchmark import environment
@@ -29,6 +32,20 @@ def _arguments() -> list[str]:
         at = words.index("--folder")
         del words[at : at + 2]
     return words
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Return the median over rounds of the ratio within a round."""
+    return round(float(np.median(np.divide(above, below))), 3)
+
+
+def resident_mib(process: int) -> float:
+    """Return the resident MiB of a process; 0 if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def write_json(results: dict[str, Any], path: Path, *, say: bool = True) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, describe, write_json
+from environment import RESULTS, describe, median_ratio, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -83,11 +83,6 @@ def total(times: Times, count: int, names: tuple[str, ...]) -> list[float]:
     return [sum(parts) for parts in zip(*(times[count, name] for name in names), strict=True)]
 
 
-def ratio(above: list[float], below: list[float]) -> float:
-    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
-    return round(ratios[len(ratios) // 2], 3)
-
-
 def giel(variant: str, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     config = GIELConfig(variant=variant, support=SUPPORT)
     method = build("giel", config).to(device)
@@ -117,7 +112,9 @@ def giel(variant: str, device: torch.device, rounds: int) -> list[dict[str, Any]
         {
             "objects": count,
             "step": summarise(total(times, count, verbs)),
-            "step_over_one_object": ratio(total(times, count, verbs), total(times, 1, verbs)),
+            "step_over_one_object": median_ratio(
+                total(times, count, verbs), total(times, 1, verbs)
+            ),
             "gflop": round(gflop[count], 1),
             "gflop_over_one_object": round(gflop[count] / gflop[1], 3),
             **{verb: summarise(times[count, verb]) for verb in verbs},
@@ -166,11 +163,13 @@ def dmn_aoa(device: torch.device, rounds: int) -> list[dict[str, Any]]:
         {
             "objects": count,
             "before_refinenet": summarise(total(times, count, before)),
-            "before_refinenet_over_one_object": ratio(
+            "before_refinenet_over_one_object": median_ratio(
                 total(times, count, before), total(times, 1, before)
             ),
             "step": summarise(total(times, count, every)),
-            "step_over_one_object": ratio(total(times, count, every), total(times, 1, every)),
+            "step_over_one_object": median_ratio(
+                total(times, count, every), total(times, 1, every)
+            ),
             "gflop": round(_gflop("dmn_aoa", config, count), 1),
             **{name: summarise(times[count, name]) for name in every},
         }

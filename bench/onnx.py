@@ -20,7 +20,6 @@ sys.path.append(sys.path.pop(0))
 
 import argparse
 import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -29,36 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 from environment import RESULTS, describe, write_json
+from exports import OPS, export
 from rich.console import Console
 from rich.table import Table
 
 from vosengine import OnnxSegmenter, Segmenter, keep_freed_memory, list_models
 from vosengine.benchmark import drawn_scene
-from vosengine.onnx.manifest import Manifest
 from vosengine.timing import summarise
 
 WARM_UP = 11
-OPS = "standard", "contrib", "vosengine"
-
-
-def export(model: str, weights: str, folder: Path, ops: str) -> dict[str, Any]:
-    """Seconds and peak MiB of the export command, and the parts left in standard operators."""
-    command = [sys.executable, "-m", "vosengine", "export", model, "--ops", ops]
-    command += ["--weights", weights, "--out", str(folder)]
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: ended with {process.returncode}")
-    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 1024
-    manifest = Manifest.read(folder)
-    return {
-        "seconds": round(seconds, 1),
-        "peak_mib": round(peak),
-        "kept": manifest.ops_kept,
-        "operators": sorted({each for g in manifest.graphs.values() for each in g.operators}),
-    }
 
 
 def engines(

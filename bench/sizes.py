@@ -15,8 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from environment import RESULTS, describe, write_json
+from environment import RESULTS, describe, median_ratio, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -63,7 +62,7 @@ def measure(named: list[str], rounds: int, device: str) -> list[dict[str, Any]]:
             "size": size or "own",
             "precision": segmenter.precision.name,
             "step": summarise(samples),
-            "to_first": round(float(np.median(np.divide(samples, first[model]))), 3),
+            "to_first": median_ratio(samples, first[model]),
         }
         for (model, weights, size), segmenter, samples in zip(cases, streams, times, strict=True)
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, describe, write_json
+from environment import RESULTS, describe, median_ratio, write_json
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,7 +54,7 @@ def cache(device: torch.device, rounds: int) -> dict[str, Any]:
         times["encode"].append(timed(lambda: method.encode(frames[-1:]), device)[1])
     return {
         "size": list(config.size),
-        "streamed_over_clip": _median_ratio(times["streamed"], times["from nothing"]),
+        "streamed_over_clip": median_ratio(times["streamed"], times["from nothing"]),
         "flop_ratio": _flop(streamed) / _flop(from_nothing),
         **{name: summarise(values) for name, values in times.items()},
     }
@@ -65,12 +65,6 @@ def _check_same(one: torch.Tensor, other: torch.Tensor) -> None:
     difference = float((one - other).abs().max() / one.abs().max())
     if not difference < 1e-3:
         sys.exit(f"results with and without the cache differ by {difference:.2g}: not timed")
-
-
-def _median_ratio(above: list[float], below: list[float]) -> float:
-    """Return the median over rounds of the ratio within a round."""
-    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
-    return round(ratios[len(ratios) // 2], 3)
 
 
 def _flop(call: Callable[[], Any]) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import RESULTS, describe, median_ratio, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -71,7 +71,7 @@ def measure(settings: argparse.Namespace, count: int, clip: Clip) -> dict[str, A
         "frame": summarise(latencies),
         "frames_per_second": round(1e3 * count / float(np.median(together)), 2),
         "pages": engine.pools.used,
-        "apart_over_together": round(float(np.median(np.divide(apart, together))), 3),
+        "apart_over_together": median_ratio(apart, together),
     }
 
 

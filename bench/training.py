@@ -17,9 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import RESULTS, describe, median_ratio, write_json
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import profile
@@ -82,7 +81,7 @@ def measure(model: str, config: str, rounds: int, device: torch.device) -> dict[
         "model": model,
         "config": config,
         "steps": {name: summarise(values) for name, values in times.items()},
-        "fp32_to_bf16": round(float(np.median(np.divide(times["fp32"], times["bf16"]))), 3),
+        "fp32_to_bf16": median_ratio(times["fp32"], times["bf16"]),
         "profile": profiled,
     }
 

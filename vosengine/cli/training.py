@@ -294,9 +294,8 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
             lambda p: bar.update(task, completed=p.done, total=p.total, description=p.sequence),
         )
     content = result.as_json()
-    note = result.note or content["weights"]["name"]
-    style = "yellow" if result.note else None
-    console.print(f"weights: {note}", style=style)
+    name, note = content["weights"]["name"], content["weights"]["note"]
+    console.print(f"weights: {note or name}", style="yellow" if note else None)
     console.print(comparison({options.model: result.evaluation, **result.baselines}))
     _say_void(content)
     console.print(

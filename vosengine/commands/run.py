@@ -224,7 +224,8 @@ class _Run:
     def _answered(self) -> int:
         """Number of frames that the stream has returned results for."""
         segmenter = self.stream.segmenter
-        return max(0, segmenter.frame_count - segmenter.latency)
+        answered: int = segmenter.frame_count - segmenter.latency
+        return max(0, answered)
 
     def process_frames(
         self,
@@ -300,16 +301,18 @@ class _Run:
         # A stream ahead of the masks on disk would lose a mask: then the older saved stream stays.
         if not complete and self.stream.can_be_saved and not outputs.behind:
             self._attempt(lambda: outputs.save(self.stream.segmenter))
-        summary = self._attempt(lambda: outputs.sum_up(self._summary(complete)))
+        summary: dict[str, Any] = self._attempt(lambda: outputs.sum_up(self._summary(complete)))
         if self.faults:
             raise self.faults[0]
         return summary
 
     def _attempt(self, work: Callable[[], Any]) -> Any:
+        """The result of some work, or None and a fault."""
         try:
             return work()
         except VosError as error:
             self.faults.append(error)
+            return None
 
     def _summary(self, complete: bool) -> dict[str, Any]:
         segmenter, outputs = self.stream.segmenter, self.outputs

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, describe, resident_mib, write_json
+from environment import describe, parser_of, resident_mib, write_json
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -216,7 +216,7 @@ def show(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("--parts", default="sleep,clips,many")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", default="stm")
@@ -225,7 +225,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=15)
     parser.add_argument("--many", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
     path = args.folder / f"{date.today()}-batch-cpu.json"
     results = json.loads(path.read_text()) if path.exists() else {}

@@ -1,7 +1,8 @@
-"""What the programs share: the environment of a measurement, ratios, memory, JSON output."""
+"""What the programs share: options, the environment of a measurement, ratios, memory, JSON."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -32,6 +33,15 @@ def _arguments() -> list[str]:
         at = words.index("--folder")
         del words[at : at + 2]
     return words
+
+
+def parser_of(text: str | None, *, device: bool = True) -> argparse.ArgumentParser:
+    """Return a parser of the options that programs share; `text` is the program's docstring."""
+    parser = argparse.ArgumentParser(description=(text or "").partition("\n")[0])
+    if device:
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    return parser
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:

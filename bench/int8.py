@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from environment import RESULTS, describe, median_ratio, write_json
+from environment import describe, median_ratio, parser_of, write_json
 from exports import export, iou, labels_of, mean_j
 from onnxruntime import InferenceSession
 from onnxruntime.quantization import (
@@ -225,7 +225,7 @@ def compare(model: str, options: argparse.Namespace, exports: Path) -> dict[str,
 
 def main() -> None:
     keep_freed_memory()  # as the command line does
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("models", nargs="*", default=["stm"], help="with the policy 'memory'")
     parser.add_argument("--data", type=Path, required=True, help="clips in DAVIS's layout")
     parser.add_argument("--weights", default="demo")
@@ -233,7 +233,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=15, help="of a clip; 0: J is not measured")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--exports", type=Path)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)  # advice of onnxruntime's quantiser
     torch.set_num_threads(THREADS)

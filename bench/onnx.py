@@ -18,7 +18,6 @@ import sys
 # Search this folder last: this file has the name of the package `onnx`.
 sys.path.append(sys.path.pop(0))
 
-import argparse
 import os
 import tempfile
 import time
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, parser_of, write_json
 from exports import OPS, export
 from rich.console import Console
 from rich.table import Table
@@ -94,7 +93,7 @@ def cell(point: dict[str, Any], name: str) -> str:
 
 def main() -> None:
     keep_freed_memory()  # as the command line does
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("models", nargs="*", default=list(list_models()))
     parser.add_argument("--weights", default="demo")
     parser.add_argument("--objects", default="1,3")
@@ -102,7 +101,6 @@ def main() -> None:
     parser.add_argument("--ops", default=",".join(OPS))
     parser.add_argument("--size", default="480x854")
     parser.add_argument("--providers", default="CPUExecutionProvider")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     height, width = map(int, options.size.split("x"))

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, parser_of, write_json
 from exports import OPS, export, iou, labels_of, mean_j
 from rich.console import Console
 from rich.table import Table
@@ -98,14 +98,13 @@ def show(results: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     keep_freed_memory()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("models", nargs="*", default=list(list_models()))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", default="demo")
     parser.add_argument("--frames", type=int, default=0)
     parser.add_argument("--ops", type=lambda names: names.split(","), default=list(OPS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clips, facts = find_annotated(options.data), describe(torch.device("cpu"))

@@ -32,13 +32,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import torch
-from environment import RESULTS, describe, resident_mib, write_json
+from environment import describe, parser_of, resident_mib, write_json
 from rich.console import Console
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
@@ -169,15 +168,13 @@ def churn(address: str, process: int, opened: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The server over its engine.")
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="munet")
     parser.add_argument("--weights", default="demo", help="demo, random, or a file")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--sessions", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--opened", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
     with server(args) as (address, process):
         results: dict[str, Any] = {}

@@ -7,15 +7,13 @@ Writes <date>-cache-imcnet-<device>.json. Whole models are timed by `vosengine b
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, describe, median_ratio, write_json
+from environment import describe, median_ratio, parser_of, write_json
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,10 +73,8 @@ def _flop(call: Callable[[], Any]) -> float:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = choose_device(options.device)
     results = {**describe(device), "model": "imcnet", "cache": cache(device, options.rounds)}

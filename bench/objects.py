@@ -101,7 +101,7 @@ def giel(variant: str, device: torch.device, rounds: int) -> list[dict[str, Any]
         masks = Masks(planes, tuple(range(count)))
         for _ in range(SUPPORT + 3):  # until the support is full
             method.remember([features], masks, state)
-        aux = torch.randn(1, height // 4, width // 4, device=device)
+        aux = method.segment([features], state).aux
         return {
             "encode": lambda: method.encode(frame),
             "segment": lambda: method.segment([features], state),

@@ -86,9 +86,6 @@ BASELINES: dict[str, dict[str, Baseline]] = {
     "match_proposals": {"in_numpy": in_float32(in_numpy)},
 }
 
-# Our own op in another form, not a peer.
-OURS = ("cuda", "triton", "cpu", "separate", "contiguous")
-
 ON_GPU: dict[str, dict[str, Baseline]] = {
     "read_memory": {
         "sdpa_flash": by_copy(sdpa_by(SDPBackend.FLASH_ATTENTION)),

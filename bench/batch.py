@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, parser_of, resident_mib, write_json
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +42,6 @@ from vosengine.commands.batch import Tally, batch
 from vosengine.training.synthetic import ClipConfig, make_clip
 from vosengine.video import write_labels
 
-MIB = 1 << 20
 SLEEP_S, SLEEPS = 0.5, 24  # duration of a job, and number of jobs per process
 CLIP_FRAMES = 10
 
@@ -172,17 +171,8 @@ class Memory(threading.Thread):
         me = os.getpid()
         while not self.done.wait(1.0):
             children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
-            held = [resident(int(child)) for child in children]
-            self.samples.append((resident(me), max(held, default=0.0)))
-
-
-def resident(process: int) -> float:
-    """Resident MiB of a process; 0 if it has ended."""
-    try:
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+            held = [resident_mib(int(child)) for child in children]
+            self.samples.append((resident_mib(me), max(held, default=0.0)))
 
 
 def measure_many(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -226,7 +216,7 @@ def show(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("--parts", default="sleep,clips,many")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", default="stm")
@@ -235,7 +225,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=15)
     parser.add_argument("--many", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
     path = args.folder / f"{date.today()}-batch-cpu.json"
     results = json.loads(path.read_text()) if path.exists() else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from clocks import Call
@@ -40,9 +40,6 @@ class Ceilings:
             shares["matmul"] = cost.flop / seconds / 1e12 / self.matmul_tflops
         bound = max(shares, key=lambda name: shares[name])
         return {**rates, "bound": bound, "of_ceiling": round(shares[bound], 4)}
-
-    def facts(self) -> dict[str, float | str]:
-        return asdict(self)
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:

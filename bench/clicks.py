@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, parser_of, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -181,13 +181,12 @@ def show(results: dict[str, Any], made: dict[str, Maker]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Masks from a box and clicks.")
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("--data", type=Path, required=True, help="clips in DAVIS's layout")
     parser.add_argument("--methods", default="click,grabcut")
     parser.add_argument("--weights", type=Path, help="of a click network, in place of click.demo")
     parser.add_argument("--size", type=int, help="with --weights: side that the network sees")
     parser.add_argument("--no-tracking", action="store_true")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     made = makers(options)
     clips = find_annotated(options.data)

@@ -17,12 +17,11 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from candidates import call_on
-from environment import RESULTS, describe, write_json
+from environment import describe, parser_of, write_json
 from odd_shapes import odd_case
 from rich.console import Console
 from rich.table import Table
@@ -135,13 +134,11 @@ def show(console: Console, tallies: list[Tally]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", default=3, type=int, help="of every case of the parity suite")
     parser.add_argument("--shapes", default=20, type=int, help="random shapes of every op")
     parser.add_argument("--first", type=int, help="the first seed; a new one each time without it")
     parser.add_argument("--budget", type=float, help="stop after so many seconds")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     return parser.parse_args()
 
 

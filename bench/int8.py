@@ -23,10 +23,9 @@ import argparse
 import logging
 import os
 import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,8 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, median_ratio, parser_of, write_json
+from exports import export, iou, labels_of, mean_j
 from onnxruntime import InferenceSession
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -49,12 +49,11 @@ from rich.table import Table
 
 from vosengine import OnnxSegmenter, Segmenter, keep_freed_memory
 from vosengine.benchmark import drawn_scene
-from vosengine.evaluation import Annotated, find_annotated, measure
+from vosengine.evaluation import Annotated, find_annotated
 from vosengine.onnx.library import LIBRARY
 from vosengine.onnx.manifest import Manifest, hash_of
 from vosengine.onnx.sessions import session_options
 from vosengine.timing import summarise
-from vosengine.video import MaskSequence, open_source
 
 SIZE, OBJECTS, WARM_UP = (480, 854), 3, 11
 CALIBRATED = "blackswan", "horsejump-high", "scooter-black"
@@ -100,24 +99,6 @@ class Recorder:
         return self.session(source)
 
 
-def stepped(segmenter: Any, clip: Annotated, frames: slice) -> Iterator[tuple[Any, Any]]:
-    """(labels, annotation) of some frames of a clip; the first is given with its mask."""
-    masks = MaskSequence(clip.annotations)
-    segmenter.reset()
-    for index in range(len(clip.frames))[frames]:
-        with open_source(clip.frames[index]) as source:
-            image = next(iter(source)).image
-        annotation = masks.read(clip.annotations[index]).labels
-        result = segmenter.step(image, annotation if index == (frames.start or 0) else None)
-        yield result.numpy(), annotation
-
-
-def export(model: str, weights: str, folder: Path) -> None:
-    if not (folder / "model.json").is_file():
-        command = [sys.executable, "-m", "vosengine", "export", model, "--ops", "vosengine"]
-        subprocess.run([*command, "--weights", weights, "--out", str(folder)], check=True)
-
-
 def calibrate(folder: Path, clips: Sequence[Annotated]) -> None:
     """Write FOLDER/<verb>.ranges.json, the ranges of a graph's tensors, of every verb."""
     segmenter = OnnxSegmenter(folder, threads=THREADS)
@@ -125,7 +106,7 @@ def calibrate(folder: Path, clips: Sequence[Annotated]) -> None:
     recorders = {verb: Recorder(sessions[verb]) for verb in VERBS}
     sessions.update(recorders)  # type: ignore[arg-type]
     for clip in clips:
-        list(stepped(segmenter, clip, RECORDED))
+        labels_of(segmenter, clip, RECORDED)
     for verb, recorder in recorders.items():
         with tempfile.TemporaryDirectory() as scratch:
             augmented = str(Path(scratch, "augmented.onnx"))
@@ -182,18 +163,13 @@ def score(engines: dict[str, Any], clips: Sequence[Annotated], frames: int) -> d
     """Mean J of every engine by clip, and the mean IoU of its masks with those of "fp32"."""
     scores: dict[str, Any] = {}
     for name, engine in engines.items():
-        labels, j = {}, {}
-        for clip in clips:
-            pairs = list(stepped(engine, clip, slice(0, frames)))
-            labels[clip.name] = np.stack([mask > 0 for mask, _ in pairs[1:]])
-            j[clip.name] = measure(pairs, binary=True, name=clip.name).mean.j
+        labels = [labels_of(engine, clip, slice(frames)) for clip in clips]
         if name == "fp32":
             base = labels
-        iou = [
-            (labels[clip] & base[clip]).sum() / max((labels[clip] | base[clip]).sum(), 1)
-            for clip in labels
-        ]
-        scores[name] = {"j": j, "mean_j": float(np.mean([*j.values()])), "iou": float(np.mean(iou))}
+        shared = [iou(ours[1:], theirs[1:]) for ours, theirs in zip(labels, base, strict=True)]
+        j = {clip.name: mean_j(own, clip) for clip, own in zip(clips, labels, strict=True)}
+        means = {"mean_j": float(np.mean([*j.values()])), "iou": float(np.mean(shared))}
+        scores[name] = {"j": j, **means}
         print(f"{name}: mean J {scores[name]['mean_j']:.4f}, IoU {scores[name]['iou']:.4f}")
     return scores
 
@@ -216,8 +192,8 @@ def clock(engines: dict[str, Any], steps: int) -> dict[str, Any]:
             **summarise(values[:, 0].tolist()),
             "cpu_p50_ms": round(float(np.median(values[:, 1])), 1),
             **{
-                f"{kind}times_as_fast_as_{base}": round(
-                    float(np.median(milliseconds[base][:, column] / values[:, column])), 3
+                f"{kind}times_as_fast_as_{base}": median_ratio(
+                    milliseconds[base][:, column], values[:, column]
                 )
                 for base in ("fp32", "eager")
                 for column, kind in enumerate(("", "cpu_"))
@@ -229,7 +205,8 @@ def clock(engines: dict[str, Any], steps: int) -> dict[str, Any]:
 
 def compare(model: str, options: argparse.Namespace, exports: Path) -> dict[str, Any]:
     folder = exports / model
-    export(model, options.weights, folder)
+    if not (folder / "model.json").is_file():
+        export(model, options.weights, folder, "vosengine")
     clips = find_annotated(options.data)
     calibrated = [clip for clip in clips if clip.name in CALIBRATED]
     chosen = {name: VARIANTS[name] for name in options.variants}
@@ -248,7 +225,7 @@ def compare(model: str, options: argparse.Namespace, exports: Path) -> dict[str,
 
 def main() -> None:
     keep_freed_memory()  # as the command line does
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("models", nargs="*", default=["stm"], help="with the policy 'memory'")
     parser.add_argument("--data", type=Path, required=True, help="clips in DAVIS's layout")
     parser.add_argument("--weights", default="demo")
@@ -256,7 +233,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=15, help="of a clip; 0: J is not measured")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--exports", type=Path)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)  # advice of onnxruntime's quantiser
     torch.set_num_threads(THREADS)

@@ -20,7 +20,7 @@ import os
 import statistics
 import sys
 import time
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from candidates import WRONG, Candidates, bench_cases, candidates_of, is_target,
 from ceilings import Ceilings, measure_ceilings
 from clocks import Clock, Stopwatch, clock_of, percentiles, release
 from costs import cost_of
-from environment import RESULTS, describe, write_json
+from environment import describe, parser_of, write_json
 from rich.console import Console
 from rich.table import Table
 from summary import show_summary
@@ -174,10 +174,9 @@ def show(console: Console, measured: dict[str, Any]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     names = [op.name for op in OPS]
     parser.add_argument("op", nargs="*", help=f"of {', '.join(names)}; all if none is given")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--repeat", default=50, type=int, help="rounds (default 50)")
     parser.add_argument(
@@ -194,7 +193,6 @@ def parse() -> argparse.Namespace:
         "--targets", action="store_true", help="only the cases that have a target, on any device"
     )
     parser.add_argument("--budget", type=float, help="start no case after so many seconds")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     unknown = sorted(set(options.op) - set(names))
     if unknown:
@@ -234,7 +232,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
     console.print(" | ".join(f"{name} {value}" for name, value in report.items() if value))
     clock, ceilings = clock_of(device), measure_ceilings(device, dtype)
-    report |= {"modes": clock.modes, "ceilings": ceilings.facts(), "cases": [], "not_reached": []}
+    report |= {"modes": clock.modes, "ceilings": asdict(ceilings), "cases": [], "not_reached": []}
     path = options.folder / f"{report['date']}-kernels-{options.dtype}-{device.type}.json"
     for op, case in chosen_cases(options, device):
         if options.budget is not None and time.monotonic() - start > options.budget:

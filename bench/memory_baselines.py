@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,60 +17,51 @@ from vosengine.kernels.read_memory.reference import positions_of
 Baseline = Callable[..., Any]
 
 
-def _by_length(
-    attend: Baseline,
-    query_key: torch.Tensor,
-    memory_key: torch.Tensor,
-    memory_value: torch.Tensor,
-    length: torch.Tensor | None,
-) -> torch.Tensor:
-    """Attend all groups as one batch, or each sliced to its length: 2.7 times as fast as a mask
-    (CPU)."""
-    queries = query_key.expand(len(memory_key), -1, -1)
-    if length is None:
-        return attend(queries, memory_key, memory_value)
-    groups = zip(queries, memory_key, memory_value, length.tolist(), strict=True)
-    return torch.stack(
-        [attend(query, key[:end], value[..., :end, :]) for query, key, value, end in groups]
-    )
+def in_groups(attend: Baseline, *, joined: bool = True) -> Baseline:
+    """Return read_memory by attend(query, key, value, scale), of all groups at once or of one.
+
+    With `length` every group is sliced to its own: 2.7 times as fast as a mask (CPU).
+
+    joined  whether `attend` is given the sets of values as one wide value
+    """
+
+    def call(
+        query_key: torch.Tensor,
+        memory_key: torch.Tensor,
+        memory_value: torch.Tensor,
+        *,
+        scale: float,
+        length: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        def each(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return attend(query, key, _join_sets(value, key) if joined else value, scale)
+
+        queries = query_key.expand(len(memory_key), -1, -1)
+        if length is None:
+            out = each(queries, memory_key, memory_value)
+        else:
+            groups = zip(queries, memory_key, memory_value, length.tolist(), strict=True)
+            out = torch.stack([each(q, key[:n], value[..., :n, :]) for q, key, value, n in groups])
+        return _part_sets(out, memory_value) if joined else out
+
+    return call
 
 
-def sdpa(
-    query_key: torch.Tensor,
-    memory_key: torch.Tensor,
-    memory_value: torch.Tensor,
-    *,
-    scale: float,
-    length: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """read_memory by torch's scaled_dot_product_attention, sets concatenated to one wide value."""
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        if value.ndim > key.ndim:
-            wide = attend(query, key, value.transpose(-3, -2).flatten(-2))
-            return wide.unflatten(-1, (value.shape[-3], -1)).transpose(-3, -2).contiguous()
-        batched = (x if x.ndim == 3 else x[None] for x in (query, key, value))
-        out = functional.scaled_dot_product_attention(*batched, scale=scale)
-        return out.view(*query.shape[:-1], value.shape[-1])
-
-    return _by_length(attend, query_key, memory_key, memory_value, length)
+@in_groups
+def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """read_memory by torch's scaled_dot_product_attention."""
+    batched = (x if x.ndim == 3 else x[None] for x in (query, key, value))
+    out = functional.scaled_dot_product_attention(*batched, scale=scale)
+    return out.view(*query.shape[:-1], value.shape[-1])
 
 
+@partial(in_groups, joined=False)
 def matmul(
-    query_key: torch.Tensor,
-    memory_key: torch.Tensor,
-    memory_value: torch.Tensor,
-    *,
-    scale: float,
-    length: torch.Tensor | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """read_memory by two matrix products and a softmax, with all scores stored."""
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        weights = (query * scale @ key.mT).softmax(dim=-1)
-        return (weights.unsqueeze(-3) if value.ndim > key.ndim else weights) @ value
-
-    return _by_length(attend, query_key, memory_key, memory_value, length)
+    weights = (query * scale @ key.mT).softmax(dim=-1)
+    return (weights.unsqueeze(-3) if value.ndim > key.ndim else weights) @ value
 
 
 def separate(
@@ -127,48 +119,24 @@ def sdpa_by(backend: SDPBackend) -> Baseline:
 
     Raises  RuntimeError with torch's reasons if that backend does not support the call.
     """
-
-    def call(
-        query_key: torch.Tensor,
-        memory_key: torch.Tensor,
-        memory_value: torch.Tensor,
-        *,
-        scale: float,
-        length: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            return _attend_by(backend, query, key, _join_sets(value, key), scale)
-
-        out = _by_length(attend, query_key, memory_key, memory_value, length)
-        return _part_sets(out, memory_value)
-
-    return call
+    return in_groups(partial(_attend_by, backend))
 
 
+@in_groups
 def split_value(
-    query_key: torch.Tensor,
-    memory_key: torch.Tensor,
-    memory_value: torch.Tensor,
-    *,
-    scale: float,
-    length: torch.Tensor | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """read_memory by flash attention on slices of the value that have as many channels as the key,
     the way to use it if Cv is a multiple of Ck.
 
     Raises  RuntimeError if Cv is no multiple, or flash attention does not support the slices.
     """
-    width = query_key.shape[-1]
-    channels = memory_value.shape[-1]
+    width, channels = query.shape[-1], value.shape[-1]
     if channels % width:
         raise RuntimeError(f"values of {channels} channels are not a multiple of the key's {width}")
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        parts = _join_sets(value, key).split(width, dim=-1)
-        flash = SDPBackend.FLASH_ATTENTION
-        return torch.cat([_attend_by(flash, query, key, part, scale) for part in parts], dim=-1)
-
-    return _part_sets(_by_length(attend, query_key, memory_key, memory_value, length), memory_value)
+    flash = SDPBackend.FLASH_ATTENTION
+    parts = [_attend_by(flash, query, key, part, scale) for part in value.split(width, dim=-1)]
+    return torch.cat(parts, dim=-1)
 
 
 def _join_sets(value: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -9,33 +9,40 @@ import torch
 from torch.nn import functional
 
 
+def map_by_map(pool: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return pool_regions of one image by pool(maps, boxes, stride, size, sampling).
+
+    pool  given maps [1, C, H, W], or [R, 1, H, W] with one per region; returns [R, C, size, size]
+    """
+
+    def call(
+        levels: tuple[torch.Tensor, ...],
+        boxes: torch.Tensor,
+        *,
+        strides: tuple[int, ...],
+        planes: torch.Tensor | None = None,
+        plane_stride: int = 1,
+        size: int = 14,
+        sampling: int = 2,
+        **options: bool,
+    ) -> torch.Tensor:
+        maps = [*zip(levels, strides, strict=True)]
+        if planes is not None:
+            maps.append((planes[:, None], plane_stride))
+        pooled = [pool(each, boxes, stride, size, sampling, **options) for each, stride in maps]
+        return torch.cat(pooled, dim=1)
+
+    return call
+
+
+@map_by_map
 def grid_sample(
-    levels: tuple[torch.Tensor, ...],
-    boxes: torch.Tensor,
-    *,
-    strides: tuple[int, ...],
-    planes: torch.Tensor | None = None,
-    plane_stride: int = 1,
-    size: int = 14,
-    sampling: int = 2,
+    maps: torch.Tensor, boxes: torch.Tensor, stride: int, size: int, sampling: int
 ) -> torch.Tensor:
-    """pool_regions (aligned, one image) by torch's grid_sample, then avg_pool2d, map by map.
+    """pool_regions (aligned, one image) by torch's grid_sample, then avg_pool2d.
 
     The samples of all regions that share a map are one tall grid.
     """
-    pooled = [
-        _sample_bins(level, boxes, stride, size, sampling)
-        for level, stride in zip(levels, strides, strict=True)
-    ]
-    if planes is not None:
-        pooled.append(_sample_bins(planes[:, None], boxes, plane_stride, size, sampling))
-    return torch.cat(pooled, dim=1)
-
-
-def _sample_bins(
-    maps: torch.Tensor, boxes: torch.Tensor, stride: int, size: int, sampling: int
-) -> torch.Tensor:
-    """Return [R, C, size, size] from maps [1, C, H, W], or [R, C, H, W] with one per region."""
     count = size * sampling
     cells = torch.tensor([maps.shape[3], maps.shape[2]], device=boxes.device)
     steps = (torch.arange(count, device=boxes.device) + 0.5) / count

@@ -10,13 +10,11 @@ is the median over rounds of the ratio within a round. Writes <date>-objects-<mo
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, median_ratio, parser_of, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -79,13 +77,13 @@ def measure(
     return times
 
 
-def total(times: Times, count: int, names: tuple[str, ...]) -> list[float]:
-    return [sum(parts) for parts in zip(*(times[count, name] for name in names), strict=True)]
-
-
-def ratio(above: list[float], below: list[float]) -> float:
-    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
-    return round(ratios[len(ratios) // 2], 3)
+def together(what: str, times: Times, count: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return times of several parts in a row, and their ratio to those of one object."""
+    whole, one = (
+        [sum(parts) for parts in zip(*(times[n, name] for name in names), strict=True)]
+        for n in (count, 1)
+    )
+    return {what: summarise(whole), f"{what}_over_one_object": median_ratio(whole, one)}
 
 
 def giel(variant: str, device: torch.device, rounds: int) -> list[dict[str, Any]]:
@@ -103,7 +101,7 @@ def giel(variant: str, device: torch.device, rounds: int) -> list[dict[str, Any]
         masks = Masks(planes, tuple(range(count)))
         for _ in range(SUPPORT + 3):  # until the support is full
             method.remember([features], masks, state)
-        aux = torch.randn(1, height // 4, width // 4, device=device)
+        aux = method.segment([features], state).aux
         return {
             "encode": lambda: method.encode(frame),
             "segment": lambda: method.segment([features], state),
@@ -116,8 +114,7 @@ def giel(variant: str, device: torch.device, rounds: int) -> list[dict[str, Any]
     return [
         {
             "objects": count,
-            "step": summarise(total(times, count, verbs)),
-            "step_over_one_object": ratio(total(times, count, verbs), total(times, 1, verbs)),
+            **together("step", times, count, verbs),
             "gflop": round(gflop[count], 1),
             "gflop_over_one_object": round(gflop[count] / gflop[1], 3),
             **{verb: summarise(times[count, verb]) for verb in verbs},
@@ -165,12 +162,8 @@ def dmn_aoa(device: torch.device, rounds: int) -> list[dict[str, Any]]:
     return [
         {
             "objects": count,
-            "before_refinenet": summarise(total(times, count, before)),
-            "before_refinenet_over_one_object": ratio(
-                total(times, count, before), total(times, 1, before)
-            ),
-            "step": summarise(total(times, count, every)),
-            "step_over_one_object": ratio(total(times, count, every), total(times, 1, every)),
+            **together("before_refinenet", times, count, before),
+            **together("step", times, count, every),
             "gflop": round(_gflop("dmn_aoa", config, count), 1),
             **{name: summarise(times[count, name]) for name in every},
         }
@@ -191,11 +184,9 @@ def show(title: str, rows: list[dict[str, Any]], console: Console) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("model", nargs="*", help=f"of {', '.join(MODELS)}; all if none is given")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     if unknown := set(options.model) - set(MODELS):
         parser.error(f"model: wanted {', '.join(MODELS)}, given {', '.join(sorted(unknown))}")

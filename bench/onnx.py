@@ -18,9 +18,7 @@ import sys
 # Search this folder last: this file has the name of the package `onnx`.
 sys.path.append(sys.path.pop(0))
 
-import argparse
 import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -28,37 +26,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, parser_of, write_json
+from exports import OPS, export
 from rich.console import Console
 from rich.table import Table
 
 from vosengine import OnnxSegmenter, Segmenter, keep_freed_memory, list_models
 from vosengine.benchmark import drawn_scene
-from vosengine.onnx.manifest import Manifest
 from vosengine.timing import summarise
 
 WARM_UP = 11
-OPS = "standard", "contrib", "vosengine"
-
-
-def export(model: str, weights: str, folder: Path, ops: str) -> dict[str, Any]:
-    """Seconds and peak MiB of the export command, and the parts left in standard operators."""
-    command = [sys.executable, "-m", "vosengine", "export", model, "--ops", ops]
-    command += ["--weights", weights, "--out", str(folder)]
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: ended with {process.returncode}")
-    seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 1024
-    manifest = Manifest.read(folder)
-    return {
-        "seconds": round(seconds, 1),
-        "peak_mib": round(peak),
-        "kept": manifest.ops_kept,
-        "operators": sorted({each for g in manifest.graphs.values() for each in g.operators}),
-    }
 
 
 def engines(
@@ -116,7 +93,7 @@ def cell(point: dict[str, Any], name: str) -> str:
 
 def main() -> None:
     keep_freed_memory()  # as the command line does
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("models", nargs="*", default=list(list_models()))
     parser.add_argument("--weights", default="demo")
     parser.add_argument("--objects", default="1,3")
@@ -124,7 +101,6 @@ def main() -> None:
     parser.add_argument("--ops", default=",".join(OPS))
     parser.add_argument("--size", default="480x854")
     parser.add_argument("--providers", default="CPUExecutionProvider")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     height, width = map(int, options.size.split("x"))

@@ -20,7 +20,6 @@ sys.path.append(sys.path.pop(0))
 
 import argparse
 import os
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,52 +27,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, parser_of, write_json
+from exports import OPS, export, iou, labels_of, mean_j
 from rich.console import Console
 from rich.table import Table
 
 from vosengine import OnnxSegmenter, Segmenter, keep_freed_memory, list_models
-from vosengine.evaluation import Annotated, find_annotated, measure
-from vosengine.onnx.manifest import Manifest
-from vosengine.video import MaskSequence, open_source
+from vosengine.evaluation import Annotated, find_annotated
 
-OPS = "standard", "contrib", "vosengine"
 MOST = 1e-3  # largest fraction of a clip's pixels that may differ
-
-
-def export(model: str, weights: str, folder: Path, ops: str) -> None:
-    command = [sys.executable, "-m", "vosengine", "export", model, "--ops", ops]
-    command += ["--weights", weights, "--out", str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def labels_of(segmenter: Any, clip: Annotated, frames: int, takes_mask: bool) -> np.ndarray:
-    """Labels uint8 [frames, H, W] of a clip's first frames."""
-    prompt = MaskSequence(clip.annotations).read(clip.annotations[0]).labels if takes_mask else None
-    segmenter.reset()
-    results = []
-    for index, path in enumerate(clip.frames[:frames]):
-        with open_source(path) as source:
-            image = next(iter(source)).image
-        results.append(segmenter.step(image, prompt if index == 0 else None))
-    results.extend(segmenter.flush())
-    return np.stack([result.numpy() for result in results if result is not None])
-
-
-def score(labels: np.ndarray, clip: Annotated) -> float:
-    masks = MaskSequence(clip.annotations)
-    truth = (masks.read(path).labels for path in clip.annotations)
-    return measure(list(zip(labels, truth, strict=False)), binary=True, name=clip.name).mean.j
 
 
 def compare(labels: np.ndarray, base: np.ndarray, clip: Annotated) -> dict[str, float]:
     differs = (labels != base).mean(axis=(1, 2))
-    ours, theirs = labels > 0, base > 0
     return {
         "differs": float(differs.mean()),
         "worst_frame": float(differs.max()),
-        "iou": float((ours & theirs).sum() / max((ours | theirs).sum(), 1)),
-        "j": score(labels, clip),
+        "iou": iou(labels, base),
+        "j": mean_j(labels, clip),
     }
 
 
@@ -86,17 +57,17 @@ def run(model: str, options: argparse.Namespace, clips: Sequence[Annotated]) -> 
         engines = {}
         for ops in options.ops:
             folder = Path(scratch, ops)
-            export(model, options.weights, folder, ops)
-            if ops != "contrib" or any(g.operators for g in Manifest.read(folder).graphs.values()):
+            written = export(model, options.weights, folder, ops)
+            if ops != "contrib" or written["operators"]:
                 engines[ops] = OnnxSegmenter(folder, threads=options.threads)
                 entry["exports"][ops] = {}
         for clip in clips:
-            frames = options.frames or len(clip.frames)
-            base = labels_of(torch_engine, clip, frames, takes_mask)
-            entry["torch"][clip.name] = score(base, clip)
+            frames = slice(options.frames or None)
+            base = labels_of(torch_engine, clip, frames, takes_mask=takes_mask)
+            entry["torch"][clip.name] = mean_j(base, clip)
             entry["frames"] += len(base)
             for ops, engine in engines.items():
-                labels = labels_of(engine, clip, frames, takes_mask)
+                labels = labels_of(engine, clip, frames, takes_mask=takes_mask)
                 entry["exports"][ops][clip.name] = point = compare(labels, base, clip)
                 print(
                     f"{model} {ops} {clip.name}: {point['differs']:.6f} of the pixels differ, IoU "
@@ -127,14 +98,13 @@ def show(results: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     keep_freed_memory()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("models", nargs="*", default=list(list_models()))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", default="demo")
     parser.add_argument("--frames", type=int, default=0)
     parser.add_argument("--ops", type=lambda names: names.split(","), default=list(OPS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clips, facts = find_annotated(options.data), describe(torch.device("cpu"))

@@ -29,16 +29,15 @@ import argparse
 import asyncio
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import httpx
 import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, parser_of, resident_mib, write_json
 from rich.console import Console
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
@@ -46,13 +45,13 @@ from websockets.typing import Subprotocol
 from vosengine.client import AsyncClient, Client
 from vosengine.server import protocol
 from vosengine.server.images import decode_frame
-from vosengine.timing import summarise
+from vosengine.timing import summarise, timed
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 
 SIZE, SMALL = (480, 854), (96, 128)
 MOST_PIXELS = SIZE[0] * SIZE[1]
 WARM_UP = 5
-MIB = 1 << 20
+CPU = torch.device("cpu")
 
 
 def draw(size: tuple[int, int]) -> Clip:
@@ -92,13 +91,6 @@ def socket_of(address: str) -> Iterator[ClientConnection]:
         yield socket
 
 
-def timed(work: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """Return the result of a call and its duration in milliseconds."""
-    start = time.perf_counter()
-    result = work(*args)
-    return result, 1e3 * (time.perf_counter() - start)
-
-
 def overhead(address: str, frames: int, encoding: str) -> dict[str, Any]:
     """Statistics of a frame's round trip and its parts, in milliseconds; frames are sent in an
     encoding of protocol.FRAMES."""
@@ -116,11 +108,11 @@ def overhead(address: str, frames: int, encoding: str) -> dict[str, Any]:
         for index in range(WARM_UP + frames):
             image, mask = clip.frames[index % 8], None if index else clip.masks[0]
             message = protocol.frame_message(index, image, mask, encoding)
-            received, round_trip = timed(ask, message)
+            received, round_trip = timed(partial(ask, message), CPU)
             answer = protocol.read_answer(received)
-            _, again = timed(ask, message)
-            coding = timed(code, message, answer.labels)[1]
-            ours, whole = timed(client.step, image, mask)
+            _, again = timed(partial(ask, message), CPU)
+            coding = timed(partial(code, message, answer.labels), CPU)[1]
+            ours, whole = timed(partial(client.step, image, mask), CPU)
             if index < WARM_UP:
                 continue
             over = round_trip - answer.step_ms
@@ -171,26 +163,18 @@ def churn(address: str, process: int, opened: int) -> dict[str, Any]:
             for index in range(2):
                 client.step(clip.frames[index], None if index else clip.masks[0])
         if (number + 1) % max(1, opened // 10) == 0:
-            held.append(round(resident(process) / MIB, 1))
+            held.append(round(resident_mib(process), 1))
     return {"opened": opened, "frame": list(SMALL), "resident_mib": held}
 
 
-def resident(process: int) -> int:
-    text = Path(f"/proc/{process}/status").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("VmRSS:"))
-    return 1024 * int(line.split()[1])
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The server over its engine.")
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="munet")
     parser.add_argument("--weights", default="demo", help="demo, random, or a file")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--sessions", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--opened", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     args = parser.parse_args()
     with server(args) as (address, process):
         results: dict[str, Any] = {}

@@ -11,12 +11,10 @@ weights. A ratio is the median over rounds of the ratio to the model's first ent
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from environment import RESULTS, describe, write_json
+from environment import describe, median_ratio, parser_of, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -63,7 +61,7 @@ def measure(named: list[str], rounds: int, device: str) -> list[dict[str, Any]]:
             "size": size or "own",
             "precision": segmenter.precision.name,
             "step": summarise(samples),
-            "to_first": round(float(np.median(np.divide(samples, first[model]))), 3),
+            "to_first": median_ratio(samples, first[model]),
         }
         for (model, weights, size), segmenter, samples in zip(cases, streams, times, strict=True)
     ]
@@ -71,11 +69,9 @@ def measure(named: list[str], rounds: int, device: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     keep_freed_memory()  # as the command line does
-    parser = argparse.ArgumentParser(description="A step by weights and size.")
+    parser = parser_of(__doc__)
     parser.add_argument("weights", help="model=tag or model=file, @size behind it; with commas")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     rows = measure(options.weights.split(","), options.rounds, options.device)
     table = Table("model", "weights", "size", "p50 ms", "p95 ms", "to the first")

@@ -7,15 +7,13 @@ Writes <date>-cache-imcnet-<device>.json. Whole models are timed by `vosengine b
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, median_ratio, parser_of, write_json
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,7 +52,7 @@ def cache(device: torch.device, rounds: int) -> dict[str, Any]:
         times["encode"].append(timed(lambda: method.encode(frames[-1:]), device)[1])
     return {
         "size": list(config.size),
-        "streamed_over_clip": _median_ratio(times["streamed"], times["from nothing"]),
+        "streamed_over_clip": median_ratio(times["streamed"], times["from nothing"]),
         "flop_ratio": _flop(streamed) / _flop(from_nothing),
         **{name: summarise(values) for name, values in times.items()},
     }
@@ -67,12 +65,6 @@ def _check_same(one: torch.Tensor, other: torch.Tensor) -> None:
         sys.exit(f"results with and without the cache differ by {difference:.2g}: not timed")
 
 
-def _median_ratio(above: list[float], below: list[float]) -> float:
-    """Return the median over rounds of the ratio within a round."""
-    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
-    return round(ratios[len(ratios) // 2], 3)
-
-
 def _flop(call: Callable[[], Any]) -> float:
     with use_backend("reference"), FlopCounterMode(display=False) as counter:
         call()
@@ -81,10 +73,8 @@ def _flop(call: Callable[[], Any]) -> float:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = choose_device(options.device)
     results = {**describe(device), "model": "imcnet", "cache": cache(device, options.rounds)}

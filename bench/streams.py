@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, median_ratio, parser_of, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -71,7 +71,7 @@ def measure(settings: argparse.Namespace, count: int, clip: Clip) -> dict[str, A
         "frame": summarise(latencies),
         "frames_per_second": round(1e3 * count / float(np.median(together)), 2),
         "pages": engine.pools.used,
-        "apart_over_together": round(float(np.median(np.divide(apart, together))), 3),
+        "apart_over_together": median_ratio(apart, together),
     }
 
 
@@ -123,14 +123,12 @@ def memory(settings: argparse.Namespace, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Many streams on one engine.")
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="stm")
     parser.add_argument("--weights", default="demo")
     parser.add_argument("--streams", default="1,2,4,8,16")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--max-batch", type=int, default=None)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     settings = parser.parse_args()
     device, clip = choose_device(settings.device), draw()
     rows = []

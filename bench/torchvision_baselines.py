@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from object_baselines import map_by_map
 
 missing: str | None = None
 try:
@@ -22,29 +23,19 @@ def convolve(
     return deform_conv2d(x, offset, weight, **options)
 
 
+@map_by_map
 def align(
-    levels: tuple[torch.Tensor, ...],
+    maps: torch.Tensor,
     boxes: torch.Tensor,
-    *,
-    strides: tuple[int, ...],
-    planes: torch.Tensor | None = None,
-    plane_stride: int = 1,
-    size: int = 14,
-    sampling: int = 2,
+    stride: int,
+    size: int,
+    sampling: int,
     aligned: bool = True,
 ) -> torch.Tensor:
-    """pool_regions (one image) by roi_align, map by map, the planes as a batch."""
-
-    def pool(maps: torch.Tensor, image: torch.Tensor, stride: int) -> torch.Tensor:
-        places = torch.cat((image[:, None].to(boxes.dtype), boxes), dim=1)
-        return roi_align(maps, places, size, 1 / stride, sampling, aligned)
-
-    first = torch.zeros(len(boxes), device=boxes.device)
-    pooled = [pool(level, first, s) for level, s in zip(levels, strides, strict=True)]
-    if planes is not None:
-        indices = torch.arange(len(boxes), device=boxes.device)
-        pooled.append(pool(planes[:, None], indices, plane_stride))
-    return torch.cat(pooled, dim=1)
+    """pool_regions (one image) by roi_align."""
+    images = torch.arange(len(boxes), device=boxes.device) % len(maps)
+    places = torch.cat((images[:, None].to(boxes.dtype), boxes), dim=1)
+    return roi_align(maps, places, size, 1 / stride, sampling, aligned)
 
 
 TORCHVISION: dict[str, Callable[..., Any]] = {"deform_conv": convolve, "pool_regions": align}

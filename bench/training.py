@@ -11,15 +11,13 @@ profile is of one step in bf16: operators by their share of self time. Writes
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from environment import RESULTS, describe, write_json
+from environment import describe, median_ratio, parser_of, write_json
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import profile
@@ -82,17 +80,15 @@ def measure(model: str, config: str, rounds: int, device: torch.device) -> dict[
         "model": model,
         "config": config,
         "steps": {name: summarise(values) for name, values in times.items()},
-        "fp32_to_bf16": round(float(np.median(np.divide(times["fp32"], times["bf16"]))), 3),
+        "fp32_to_bf16": median_ratio(times["fp32"], times["bf16"]),
         "profile": profiled,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A step of training.")
+    parser = parser_of(__doc__)
     parser.add_argument("runs", help="model@config, with commas")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = choose_device(options.device)
     named = [spec.partition("@")[::2] for spec in options.runs.split(",")]

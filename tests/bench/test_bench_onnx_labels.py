@@ -37,9 +37,10 @@ def test_an_export_beside_torch(
     folder = export("munet")
     asked = []
 
-    def kept(model: str, weights: str, into: Path, ops: str) -> None:
+    def kept(model: str, weights: str, into: Path, ops: str) -> dict[str, list[str]]:
         asked.append((model, ops))
         into.symlink_to(folder)
+        return {"operators": []}
 
     monkeypatch.setattr(onnx_labels, "export", kept)
     options = ["--data", str(data), "munet", "--weights", str(weights_of(folder, "munet"))]

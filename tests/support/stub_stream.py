@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from vosengine.commands import run as command
 from vosengine.commands.engines import Stream
@@ -77,11 +76,9 @@ def stub_stream(options: Any, shared: Any = None, **changes: Any) -> Stream:
     }
     defaults = {
         "segmenter": StubSegmenter(),
-        "model": options.model,
         "needs_mask": False,
         "takes_mask": True,
         "can_be_saved": True,
-        "device": torch.device("cpu"),
         "facts": facts,
         "note": None,
     }

@@ -15,8 +15,8 @@ from typing import Any
 from .. import __version__
 from ..allocation import keep_freed_memory
 from ..errors import ConfigError, DeviceError, OutputError, VosError
-from .supervisor import TICK_S, describe
-from .worker import FatalWorkError, Work
+from .supervisor import TICK_S
+from .worker import FatalWorkError, Work, outcome_of
 
 
 @dataclass(frozen=True)
@@ -180,15 +180,8 @@ class Actor:
     def _process(self, index: int, job: Any) -> None:
         progress = _Progress(self._coordinator, index)
         assert self._work is not None
-        kind: str
-        value: Any
         try:
-            value = self._work(job, progress.report, progress.should_stop)
-            kind = "stopped" if value is None else "done"
-        except FatalWorkError as error:
-            kind, value = "fatal", error.error
-        except VosError as error:
-            kind, value = "failed", describe(error)
+            kind, value = outcome_of(self._work, job, progress.report, progress.should_stop)
         except BaseException as error:  # noqa: BLE001 - reported, then the process ends
             self._get(self._coordinator.crashed.remote(index, f"{type(error).__name__}: {error}"))
             # The state of this process is unknown, so it exits and Ray starts another one.

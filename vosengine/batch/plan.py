@@ -65,17 +65,14 @@ def plan(options: BatchOptions) -> list[Job]:
     jobs = [_job(options, clip) for clip in find_clips(options.clips, options.mask_suffix)]
     for model, weights in dict.fromkeys((j.options.model, j.options.weights) for j in jobs):
         _check_weights(model, weights)
-    bare = [job.name for job in jobs if not job.has_mask and _kind(job).needs_mask]
+    needy = [job for job in jobs if entry(job.options.model).build.needs_mask]
+    bare = [job.name for job in needy if not job.has_mask]
     if bare:
         raise InputError(
             f"clips: {len(bare)} without a mask: {listed(bare)}; wanted NAME.png beside the clip, "
             "--mask-suffix for another name, or a manifest with masks"
         )
     return jobs
-
-
-def _kind(job: Job) -> Any:
-    return entry(job.options.model).build
 
 
 def _job(options: BatchOptions, clip: Clip) -> Job:
@@ -139,8 +136,7 @@ def _stamp(run: RunOptions, mask: AnyPath | None, rle: bool) -> dict[str, Any]:
         stamp |= {"mask": str(run.mask), "mask_sha256": digest.hexdigest()}
     elif mask is not None:
         stamp |= {"mask": str(mask), "mask_version": _version(mask)}
-    stamp |= {"rle": rle}
-    as_json: dict[str, Any] = json.loads(json.dumps(stamp))
+    as_json: dict[str, Any] = json.loads(json.dumps(stamp | {"rle": rle}))
     return as_json
 
 

@@ -32,13 +32,12 @@ LOCK_WAIT_S = 60.0  # processes of a batch that was killed first finish their fr
 class ExistingResults:
     """Existing results of a clip.
 
-    finished, part  stamps of the finished and of the unfinished folder; None: there is none
-    leftover        whether `tidy` has something to remove
-    foreign         the one of the two folders that was not written by a batch, if any
+    finished  stamp of the finished folder; None: there is none
+    leftover  whether `tidy` has something to remove
+    foreign   the finished or the unfinished folder, if it was not written by a batch
     """
 
     finished: dict[str, Any] | None
-    part: dict[str, Any] | None
     leftover: bool
     foreign: str | None = None
 
@@ -115,8 +114,8 @@ class LocalResults:
         finished, part = (read_stamp(folder) for folder in (job.folder, job.part))
         for folder, stamp in ((job.folder, finished), (job.part, part)):
             if stamp is None and os.path.lexists(folder) and not _is_empty_part(folder, job):
-                return ExistingResults(finished, part, leftover=False, foreign=str(folder))
-        return ExistingResults(finished, part, leftover=job.old.exists())
+                return ExistingResults(finished, leftover=False, foreign=str(folder))
+        return ExistingResults(finished, leftover=job.old.exists())
 
     def check_replaceable(self, job: Job) -> None:
         earlier = read_earlier(job.folder)
@@ -191,8 +190,8 @@ class RemoteResults:
         # NAME without a stamp was written by a batch if NAME.part was: it was killed while sending.
         for name, known in ((job.part.name, part), (job.name, finished or part)):
             if name in folders and known is None and list_files(self._root / name):
-                return ExistingResults(finished, part, False, str(self._root / name))
-        return ExistingResults(finished, part, leftover=job.part.name in folders)
+                return ExistingResults(finished, leftover=False, foreign=str(self._root / name))
+        return ExistingResults(finished, leftover=job.part.name in folders)
 
     def check_replaceable(self, job: Job) -> None:
         """Compares names and sizes only; contents are not fetched."""

@@ -121,26 +121,22 @@ def list_files(folder: UPath, kind: str = "file") -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in names if entry["type"] == kind and name}
 
 
-def fetch(source: str, folder: Path) -> Path:
-    """Fetch a file, the files of a folder, or the matches of a pattern to a local folder; names are
-    kept.
-
-    returns  the local file, folder or pattern
+def fetch(source: str, folder: Path) -> None:
+    """Fetch a file, a folder with its files, or the matches of a pattern into a local folder; names
+    are kept.
 
     Raises  InputError if it does not exist; StorageError if it cannot be reached.
     """
     place: Any = open_place(source)
-    target: Path
     with reaching(source):
         try:
             if is_pattern(source):
-                paths, target = place.fs.glob(place.path), folder / str(place.name)
+                paths = place.fs.glob(place.path)
             elif place.is_dir():
                 paths = [file["name"] for file in list_files(place).values()]
-                target = folder / str(place.name)
-                folder = target
+                folder = folder / str(place.name)
             else:
-                paths, target = [place.path], folder / str(place.name)
+                paths = [place.path]
             if not paths:
                 raise FileNotFoundError("it is empty")
             fetch_files(place, paths, folder)
@@ -149,7 +145,6 @@ def fetch(source: str, folder: Path) -> Path:
                 f"{source}: cannot be fetched ({error or 'not found'}); wanted a file or folder "
                 "that exists"
             ) from error
-    return target
 
 
 def fetch_files(place: UPath, remote: Sequence[str], folder: Path) -> None:

@@ -148,7 +148,7 @@ class Supervisor:
             if kind == "done":
                 self._listen(Event("done", task.job, value, tries))
             elif kind == "failed" and self._fatal is None:
-                self._listen(Event("failed", task.job, describe(value), tries))
+                self._listen(Event("failed", task.job, value, tries))
             elif kind == "stopped" and not self._stopping:  # this process alone received SIGTERM
                 self._waiting.appendleft(task)
                 self._retire(worker)
@@ -215,11 +215,6 @@ def _send(worker: _Worker, message: Any) -> None:
         worker.connection.send(message)
     except (BrokenPipeError, ConnectionResetError):
         return  # the process is gone; the loop notices the closed pipe
-
-
-def describe(error: VosError) -> str:
-    """Format an error as one line, for a table."""
-    return f"{type(error).__name__}: {error}"
 
 
 def _exit_reason(code: int | None) -> str:

@@ -38,7 +38,7 @@ def serve(connection: Connection, start: Callable[[], Work], lock: Path | None) 
     lock   a file on which this process holds a shared lock while it lives
 
     Messages sent are (kind, value): "ready"; "frames" with a count; and for each job "done" with
-    its facts, "failed" with a VosError, "stopped", "fatal" with a VosError, or "crashed" with a
+    its facts, "failed" with a text, "stopped", "fatal" with a VosError, or "crashed" with a
     text, after which the process ends.
     """
     stop_requests: list[int] = []
@@ -66,7 +66,10 @@ def serve(connection: Connection, start: Callable[[], Work], lock: Path | None) 
             job = connection.recv()
             if job is None:
                 return
-            send(*_process(work, job, lambda frames: send("frames", frames), should_stop))
+            if should_stop():
+                send("stopped")
+            else:
+                send(*outcome_of(work, job, lambda frames: send("frames", frames), should_stop))
     except EOFError:
         return
     except BaseException as error:
@@ -74,15 +77,14 @@ def serve(connection: Connection, start: Callable[[], Work], lock: Path | None) 
         raise
 
 
-def _process(
+def outcome_of(
     work: Work, job: Any, report: Callable[[int], None], should_stop: Callable[[], bool]
 ) -> tuple[str, Any]:
-    if should_stop():
-        return "stopped", None
+    """Process a job; return kind and value of its outcome, see `serve`."""
     try:
         facts = work(job, report, should_stop)
     except FatalWorkError as error:
         return "fatal", error.error
     except VosError as error:
-        return "failed", error
+        return "failed", f"{type(error).__name__}: {error}"
     return ("stopped", None) if facts is None else ("done", facts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,9 @@ def measure_stream(
     device: torch.device,
     plan: Plan,
     frames: int,
-    report: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Time one stream of `frames` frames in the variant "ours", from the first frame on.
 
-    report   called after every frame
     returns  `milliseconds` per frame until its labels are on the host; at the frames `at`,
              `state_mib`, the state of the stream, and `held_mib`, allocated by torch (GPU) or
              resident in the process (CPU); percentiles of all but the first tenth of the frames
@@ -52,7 +49,6 @@ def measure_stream(
                 at.append(index)
                 held.append(round(held_bytes(device) / MIB, 1))
                 state.append(round(segmenter.memory_bytes / MIB, 2))
-            report()
     return {
         "objects": objects,
         "size": list(scene.size),

@@ -201,7 +201,6 @@ def measure_point(
     plan: Plan,
     rates: Rates,
     variants: Iterable[Variant] = VARIANTS,
-    report: Callable[[str], None] = lambda variant: None,
 ) -> Point:
     """Measure every variant on the same frames; timed steps are interleaved, so that noise affects
     all alike.
@@ -211,7 +210,6 @@ def measure_point(
     cells: list[Cell] = []
     runners: list[Runner] = []
     for variant in variants:
-        report(variant.name)
         cell = Cell(variant.name, objects, scene.size, fault=variant.unsupported(model, device))
         cells.append(cell)
         if cell.fault is None:

@@ -45,12 +45,13 @@ class StageClock:
         self.milliseconds: dict[str, float] = {}
         self._open: list[tuple[str, float, float]] = []  # stage, start, time of nested stages
 
-    def begin(self, name: str) -> None:
+    def begin(self, name: str, *_: object) -> None:
+        """Begin a stage within the one that is open; also a hook of a module."""
         synchronise(self.device)
         self._open.append((name, time.perf_counter(), 0.0))
 
-    def end(self) -> None:
-        """End the stage that began last."""
+    def end(self, *_: object) -> None:
+        """End the stage that began last; also a hook of a module."""
         synchronise(self.device)
         name, start, parts = self._open.pop()
         taken = 1e3 * (time.perf_counter() - start)
@@ -87,16 +88,9 @@ def clocked(segmenter: Segmenter) -> Iterator[StageClock]:
             for name in names:
                 module = getattr(segmenter.method, name, None)
                 if isinstance(module, nn.Module):
-                    begin, end = partial(_begin, clock, stage), partial(_end, clock)
-                    stack.callback(module.register_forward_pre_hook(begin).remove)
-                    stack.callback(module.register_forward_hook(end, always_call=True).remove)
+                    begin = module.register_forward_pre_hook(partial(clock.begin, stage))
+                    end = module.register_forward_hook(clock.end, always_call=True)
+                    stack.callback(begin.remove)
+                    stack.callback(end.remove)
         stack.enter_context(listen(clock.around))
         yield clock
-
-
-def _begin(clock: StageClock, stage: str, *_: object) -> None:
-    clock.begin(stage)
-
-
-def _end(clock: StageClock, *_: object) -> None:
-    clock.end()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +46,8 @@ class Variant:
             return f"is {OURS}"
         return None
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with use_backend(self.backend):
-            yield
+    def running(self) -> AbstractContextManager[None]:
+        return use_backend(self.backend)
 
     def prepare(self, segmenter: Segmenter) -> None:
         """Turn a new Segmenter into this variant, in place."""

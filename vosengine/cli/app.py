@@ -22,7 +22,9 @@ from .terminal import (
     INTERRUPTED,
     Device,
     Memory,
+    Online,
     Precision,
+    Threshold,
     Weights,
     WorkingSize,
     asked_to_stop,
@@ -60,7 +62,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from ..build import described
 
-        console.print(f"vosengine {described()}", highlight=False, soft_wrap=True)
+        console.print(f"vosengine {described()}", soft_wrap=True)
         raise typer.Exit
 
 
@@ -115,12 +117,7 @@ def run(
             help="Treat 255 in masks as void, or as an object id. Default: void if other ids occur."
         ),
     ] = None,
-    threshold: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=255, help="Masks are soft, 0..255: object 1 at this value and above."
-        ),
-    ] = None,
+    threshold: Threshold = None,
     proposals: Annotated[
         str | None,
         typer.Option(
@@ -139,9 +136,7 @@ def run(
     ] = None,
     size: WorkingSize = None,
     memory: Memory = None,
-    online: Annotated[
-        bool, typer.Option("--online", help="Answer every frame at once, without future frames.")
-    ] = False,
+    online: Online = False,
     bits: Annotated[
         int | None,
         typer.Option(help="Bit depth of the data, 8 to 16; default: from the first frames."),
@@ -240,7 +235,7 @@ def demo(
     made = Demo(out, model, frames or 24, height, width, 3 if seed is None else seed)
     _run(make_demo_clip(made))
     of = "the objects" if made.prompted else "the foreground"
-    console.print(f"mean J of {of}: {score_demo(made):.3f}", highlight=False)
+    console.print(f"mean J of {of}: {score_demo(made):.3f}")
 
 
 def _run(options: RunOptions) -> None:
@@ -266,9 +261,7 @@ def _run(options: RunOptions) -> None:
         console.print(
             ", ".join([f"proposals: {source}", *([caption] if caption else []), *parts]),
             style="yellow" if caption and "RANDOM" in caption else None,
-            highlight=False,
             soft_wrap=True,
-            markup=False,
         )
     speed = (
         f", p50 {summary['p50_ms']} ms, p95 {summary['p95_ms']} ms" if "p50_ms" in summary else ""

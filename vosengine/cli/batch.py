@@ -13,6 +13,7 @@ from .terminal import (
     INTERRUPTED,
     Device,
     Memory,
+    Online,
     Precision,
     Ray,
     Weights,
@@ -70,9 +71,7 @@ def batch(
     ] = None,
     size: WorkingSize = None,
     memory: Memory = None,
-    online: Annotated[
-        bool, typer.Option("--online", help="Answer every frame at once, without future frames.")
-    ] = False,
+    online: Online = False,
 ) -> None:
     """Segment many clips, each into a folder as `run` writes it. Restart to resume after a stop."""
     working_size = parse_working_size(size)

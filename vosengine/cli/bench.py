@@ -86,19 +86,16 @@ def bench(
         def show(where: str) -> None:
             bar.update(task, description=where)
 
-        if many is not None:
-            result = bench_streams(options, many, max_batch, show)
+        if many is None:
+            tables = tables_of(work(options, show), console.width)
         else:
-            result = work(options, show)
-    if many is not None:
-        for row in result["models"]:
-            console.print(table_of_streams(row["model"], row["streams"]))
-    else:
-        for table in tables_of(result, console.width):
-            console.print(table)
+            models = bench_streams(options, many, max_batch, show)["models"]
+            tables = (table_of_streams(row["model"], row["streams"]) for row in models)
+    for table in tables:
+        console.print(table)
     for file in (output_json, output_md, chart):
         if file is not None:
-            console.print(f"wrote {file}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"wrote {file}", soft_wrap=True)
 
 
 def _command(words: list[str]) -> str:

@@ -76,7 +76,7 @@ def export(
         f"({written.frames} generated frames)"
     )
     for line in written.kept:
-        console.print(f"standard operators in {line}", markup=False, soft_wrap=True)
+        console.print(f"standard operators in {line}", soft_wrap=True)
     caption = written.caption
-    console.print(f"weights: {caption}", style=None if written.trained else "yellow", markup=False)
+    console.print(f"weights: {caption}", style=None if written.trained else "yellow")
     console.print(f"wrote {written.folder}", soft_wrap=True)

@@ -30,6 +30,13 @@ WorkingSize = Annotated[
     str | None, typer.Option(help="Working size: short side, HEIGHTxWIDTH, or native.")
 ]
 Memory = Annotated[str | None, typer.Option(help="Memory policy: every-N, all or afb.")]
+Online = Annotated[
+    bool, typer.Option("--online", help="Answer every frame at once, without future frames.")
+]
+Threshold = Annotated[
+    int | None,
+    typer.Option(min=1, max=255, help="Masks are soft, 0..255: object 1 at this value and above."),
+]
 Ray = Annotated[
     str | None,
     typer.Option("--ray", help="Run on a Ray cluster: HOST:PORT, auto, or local."),

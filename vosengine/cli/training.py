@@ -16,6 +16,7 @@ from .terminal import (
     Model,
     Precision,
     Ray,
+    Threshold,
     Weights,
     WorkingSize,
     asked_to_stop,
@@ -120,8 +121,8 @@ def train(
             bar.update(task, completed=progress.step, total=progress.steps, state=state)
 
         result = work(options, show, lambda: bool(stop))
-    console.print(f"{result.steps} steps, {result.seconds / 60:.1f} minutes", highlight=False)
-    console.print(f"wrote {result.weights}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{result.steps} steps, {result.seconds / 60:.1f} minutes")
+    console.print(f"wrote {result.weights}", soft_wrap=True)
     if not result.finished:
         console.print("stopped before the end; --resume continues from here")
         raise typer.Exit(INTERRUPTED if stop else 0)
@@ -165,7 +166,7 @@ def clips(
             write_davis(out, count, frames, shape, seed, level, labelled=labelled, on_clip=show)
         else:
             write_cache(out, count, frames, shape, workers, seed, labelled=labelled, on_shard=show)
-    console.print(f"wrote {count} clips to {out}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"wrote {count} clips to {out}", soft_wrap=True)
 
 
 def plot(
@@ -178,7 +179,7 @@ def plot(
 
     picture = out or folder / "log.png"
     plot_log(folder / LOG, picture)
-    console.print(f"wrote {picture}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"wrote {picture}", soft_wrap=True)
 
 
 def evaluate(
@@ -211,12 +212,7 @@ def evaluate(
             help="Treat 255 as void, or as an object id. Default: void if other ids occur."
         ),
     ] = None,
-    threshold: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=255, help="Masks are soft, 0..255: object 1 at this value and above."
-        ),
-    ] = None,
+    threshold: Threshold = None,
     propagation: Annotated[
         bool,
         typer.Option(help="Also score the first mask propagated by a backbone's features."),
@@ -275,7 +271,7 @@ def evaluate(
         content = _evaluate(options)
     if json_file is not None:
         write_json(json_file, content)
-        console.print(f"wrote {json_file}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"wrote {json_file}", soft_wrap=True)
 
 
 def _say_void(content: dict[str, Any]) -> None:
@@ -283,9 +279,7 @@ def _say_void(content: dict[str, Any]) -> None:
         console.print(
             f"255 is void in the annotation of {', '.join(content['with_void'])} and is not "
             "scored; --no-void treats it as an object id",
-            highlight=False,
             soft_wrap=True,
-            markup=False,
         )
 
 
@@ -300,16 +294,13 @@ def _evaluate(options: EvaluateOptions) -> dict[str, Any]:
             lambda p: bar.update(task, completed=p.done, total=p.total, description=p.sequence),
         )
     content = result.as_json()
-    note = result.note or content["weights"]["name"]
-    style = "yellow" if result.note else None
-    console.print(f"weights: {note}", style=style, highlight=False, markup=False)
+    name, note = content["weights"]["name"], content["weights"]["note"]
+    console.print(f"weights: {note or name}", style="yellow" if note else None)
     console.print(comparison({options.model: result.evaluation, **result.baselines}))
     _say_void(content)
     console.print(
         f"{content['p50_ms']:.1f} ms a frame (median), {content['network_size']}, "
         f"{content['precision']}, {content['device_name']}",
-        highlight=False,
         soft_wrap=True,
-        markup=False,
     )
     return content

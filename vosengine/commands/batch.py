@@ -101,18 +101,16 @@ def _rows(jobs: Sequence[Job], todo: Sequence[Job], results: Results) -> dict[st
     new = {job.name for job in todo}
     skipped = [job for job in jobs if job.name not in new]
     counts = dict(zip((job.name for job in skipped), results.frames(skipped), strict=True))
-    return {job.name: _row(job, counts.get(job.name)) for job in jobs}
-
-
-def _row(job: Job, frames: int | None) -> dict[str, Any]:
-    """The row of a clip; `frames` if it was finished before, None if it is to be processed."""
     return {
-        "name": job.name,
-        "source": job.options.source,
-        "model": job.options.model,
-        "state": "waiting" if frames is None else "skipped",
-        "frames": frames or 0,
-        "seconds": 0.0,
+        job.name: {
+            "name": job.name,
+            "source": job.options.source,
+            "model": job.options.model,
+            "state": "waiting" if job.name in new else "skipped",
+            "frames": counts.get(job.name, 0),
+            "seconds": 0.0,
+        }
+        for job in jobs
     }
 
 

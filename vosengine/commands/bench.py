@@ -86,10 +86,7 @@ def bench(
     device = choose_device(options.device)
     names = {model: _weights_of(model, options.plan.weights) for model in options.models}
     variants = [variant for variant in VARIANTS if options.compiled or not variant.compiled]
-    files = [f for f in (options.json, options.markdown, options.chart) if f is not None]
-    _check_files(options, files)
-    for file in files:
-        prepare_output_folder(file.absolute().parent)
+    _prepare_files(options)
     scenes = [_scene(options, size) for size in options.sizes]
     dtypes = {torch.float32, Precision.choose("auto", device).dtype}
     rates = measure_rates(device, tuple(dtypes))
@@ -145,9 +142,7 @@ def bench_streams(
         if getattr(options, name) is not None:
             raise ConfigError(f"{name}: --streams writes JSON only; omit it")
     device, plan = choose_device(options.device), options.plan
-    if options.json is not None:
-        _check_files(options, [options.json])
-        prepare_output_folder(options.json.absolute().parent)
+    _prepare_files(options)
     scene, objects = _scene(options, options.sizes[0]), options.objects[0]
     result: dict[str, Any] = {
         "environment": describe(device, options.command),
@@ -171,11 +166,14 @@ def bench_streams(
     return result
 
 
-def _check_files(options: BenchOptions, files: list[Path]) -> None:
-    """Check that no file to write is an input. Raises OutputError."""
+def _prepare_files(options: BenchOptions) -> None:
+    """Check that no file to write is an input; create their folders. Raises OutputError."""
+    files = [f for f in (options.json, options.markdown, options.chart) if f is not None]
     inputs = [*Given.named("the data", options.data)]
     inputs += Given.named("the weights", options.plan.weights)
     keep_apart(inputs, files)
+    for file in files:
+        prepare_output_folder(file.absolute().parent)
 
 
 def _scene(options: BenchOptions, size: Size) -> Scene:

@@ -29,17 +29,14 @@ FIXED_BY_EXPORT = ("weights", "size", "memory")
 class Stream:
     """A segmenter of either engine, and what `run` needs to know of it.
 
-    device   device that timings synchronise with
     facts    entries of the summary: model, weights, proposals, device, versions, precision
     note     remark in every output if weights are random; None if they are trained
     """
 
     segmenter: Any
-    model: str
     needs_mask: bool
     takes_mask: bool
     can_be_saved: bool
-    device: torch.device
     facts: dict[str, Any]
     note: str | None
     proposals: ProposalSource | None = None
@@ -60,17 +57,6 @@ def make_engine(options: RunOptions) -> Engine:
         device=options.device,
         precision=options.precision,
         mode=options.engine,
-    )
-
-
-def make_segmenter(options: RunOptions, shared: Engine | None = None) -> Segmenter:
-    """Open the torch stream of the options, on a shared engine or on its own."""
-    return (shared or make_engine(options)).open(
-        max_objects=options.max_objects,
-        size=options.size,
-        memory=options.memory,
-        online=options.online,
-        proposals=_source(options),
     )
 
 
@@ -102,7 +88,13 @@ def note_of(segmenter: Segmenter) -> str | None:
 
 
 def _torch_stream(options: RunOptions, shared: Engine | None) -> Stream:
-    segmenter = make_segmenter(options, shared)
+    segmenter = (shared or make_engine(options)).open(
+        max_objects=options.max_objects,
+        size=options.size,
+        memory=options.memory,
+        online=options.online,
+        proposals=_source(options),
+    )
     card, source = segmenter.card, segmenter.proposals
     facts = {
         "model": options.model,
@@ -116,14 +108,12 @@ def _torch_stream(options: RunOptions, shared: Engine | None) -> Stream:
     }
     return Stream(
         segmenter,
-        options.model,
-        segmenter.method.needs_mask,
-        segmenter.method.takes_mask,
-        True,
-        segmenter.device,
-        facts,
-        note_of(segmenter),
-        source,
+        needs_mask=segmenter.method.needs_mask,
+        takes_mask=segmenter.method.takes_mask,
+        can_be_saved=True,
+        facts=facts,
+        note=note_of(segmenter),
+        proposals=source,
     )
 
 
@@ -168,14 +158,12 @@ def _onnx_stream(options: RunOptions) -> Stream:
     }
     return Stream(
         segmenter,
-        manifest.model,
-        manifest.needs_mask,
-        manifest.takes_mask,
-        False,
-        torch.device("cpu"),  # results are arrays: there is nothing to synchronise with
-        facts,
-        None if weights["trained"] else weights["caption"],
-        source,
+        needs_mask=manifest.needs_mask,
+        takes_mask=manifest.takes_mask,
+        can_be_saved=False,
+        facts=facts,
+        note=None if weights["trained"] else weights["caption"],
+        proposals=source,
     )
 
 

@@ -82,14 +82,12 @@ class ModelEvaluation:
     """Scores of a model and of baselines on the same frames.
 
     baselines     scores by name of the baseline
-    note          remark on random weights; None if they are trained
     settings      options and environment, for the report
     milliseconds  time of every frame but the first of each sequence
     """
 
     evaluation: Evaluation
     baselines: dict[str, Evaluation]
-    note: str | None
     settings: dict[str, Any]
     milliseconds: list[float] = field(repr=False)
 
@@ -136,14 +134,12 @@ def evaluate(
         for name, score in scored[sequence.name].scores.items():
             scores.setdefault(name, {})[sequence.name] = score
     with_void = tuple(s.name for s in sequences if scored[s.name].with_void)
-    last = scored[sequences[-1].name]
     return ModelEvaluation(
         evaluation=Evaluation(scores.pop(MODEL), with_void),
         baselines={
             name: Evaluation(by_sequence, with_void) for name, by_sequence in scores.items()
         },
-        note=last.note,
-        settings=last.settings,
+        settings=scored[sequences[-1].name].settings,
         milliseconds=[ms for s in sequences for ms in scored[s.name].milliseconds],
     )
 
@@ -222,11 +218,11 @@ def _check_outputs(options: EvaluateOptions, sequences: list[Annotated]) -> None
 
     Raises  OutputError.
     """
+    masks = [f"{s.name}/{p.stem}.png" for s in sequences for p in s.frames]
     written = [] if options.json is None else [options.json]
     if options.out is not None:
         check_output_folder(options.out)
-        written += [options.out / s.name / f"{p.stem}.png" for s in sequences for p in s.frames]
-        written.append(options.out / MASKS)
+        written += [options.out / name for name in (*masks, MASKS)]
     keep_apart(
         [
             *Given.named("the data", options.data / "JPEGImages", tree=True),
@@ -236,6 +232,4 @@ def _check_outputs(options: EvaluateOptions, sequences: list[Annotated]) -> None
         written,
     )
     if options.out is not None:
-        Ledger(options.out / MASKS).check(
-            f"{s.name}/{p.stem}.png" for s in sequences for p in s.frames
-        )
+        Ledger(options.out / MASKS).check(masks)

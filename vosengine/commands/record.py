@@ -11,6 +11,8 @@ import fcntl
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,20 +78,7 @@ def read_earlier(folder: Path) -> Earlier:
     Raises  OutputError if there is a summary or a journal that no run wrote.
     """
     earlier = Earlier(folder)
-    identity = _read_summary(earlier)
-    header, lines = _read_journal(folder / JOURNAL)
-    if header is None:
-        return earlier
-    earlier.interrupted = True
-    if identity == header["run"]:  # killed right after the summary, which is up to date
-        return earlier
-    earlier.complete, earlier.frames, earlier.mask = False, {}, header.get("mask")
-    for line in lines:
-        if "file" in line:
-            earlier.add(line["file"], Fingerprint(line["bytes"], line["sha256"]))
-        if "frame" in line:
-            earlier.frames.pop(line["frame"], None)
-            earlier.frames[line["frame"]] = line["ms"]
+    _read_journal(earlier, _read_summary(earlier))
     return earlier
 
 
@@ -98,7 +87,7 @@ def _read_summary(earlier: Earlier) -> str | None:
     path = earlier.folder / SUMMARY
     if not path.is_file():
         return None
-    try:
+    with _reading(path, "summary"):
         summary = json.loads(path.read_text(encoding="utf-8"))
         frames, times, files = summary["frames"], summary["per_frame_ms"], summary.get("files", {})
         earlier.frames = {_plain_name(n): float(t) for n, t in zip(frames, times, strict=True)}
@@ -107,38 +96,50 @@ def _read_summary(earlier: Earlier) -> str | None:
         earlier.complete = bool(summary["complete"])
         earlier.mask = summary.get("mask")
         identity = summary.get("run")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _foreign(path, "summary", error) from error
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read ({error.strerror}); move it away") from error
     earlier.has_summary = True
     return identity if isinstance(identity, str) else None
 
 
-def _read_journal(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """The header and the lines of a journal; None if there is no journal.
+def _read_journal(earlier: Earlier, finished: str | None) -> None:
+    """Read the journal into `earlier`; its frames replace those of a summary of another run.
 
     An incomplete last line is ignored: its file was not written yet.
+
+    finished  the run's id in the summary; None if there is no summary
     """
+    path = earlier.folder / JOURNAL
     if not path.is_file():
-        return None, []
-    try:
+        return
+    with _reading(path, "journal"):
         text = path.read_text(encoding="utf-8")
         header, *lines = [json.loads(line) for line in text.split("\n")[:-1]]
         if not isinstance(header["run"], str):
             raise TypeError("a run has no name")
+        earlier.interrupted = True
+        if header["run"] == finished:  # killed right after the summary, which is up to date
+            return
+        earlier.complete, earlier.frames, earlier.mask = False, {}, header.get("mask")
         for line in lines:
             if "file" in line:
-                _plain_name(line["file"])
-                _fingerprint(line)
+                earlier.add(_plain_name(line["file"]), _fingerprint(line))
             if "frame" in line:
-                line["ms"] = float(line["ms"])
-                _plain_name(line["frame"])
+                name = _plain_name(line["frame"])
+                earlier.frames.pop(name, None)
+                earlier.frames[name] = float(line["ms"])
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Raise OutputError for a file that no run wrote, or that cannot be read within the block."""
+    try:
+        yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _foreign(path, "journal", error) from error
+        raise OutputError(
+            f"{path}: is no {kind} that a run wrote ({type(error).__name__}: {error}); move it "
+            "away or choose another folder"
+        ) from error
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({error.strerror}); move it away") from error
-    return header, lines
 
 
 def _plain_name(name: Any) -> str:
@@ -152,13 +153,6 @@ def _fingerprint(known: Any) -> Fingerprint:
     if not isinstance(known["bytes"], int) or not isinstance(known["sha256"], str):
         raise TypeError("a file has no size and hash")
     return Fingerprint(known["bytes"], known["sha256"])
-
-
-def _foreign(path: Path, kind: str, error: Exception) -> OutputError:
-    return OutputError(
-        f"{path}: is no {kind} that a run wrote ({type(error).__name__}: {error}); move it away or "
-        "choose another folder"
-    )
 
 
 class Journal:

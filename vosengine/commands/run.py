@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -129,22 +129,17 @@ def run(
             stream.proposals.match(source.names, source.length, options.limit)
         if stream.needs_mask and prompts.first_frame:
             stream = begin_late(stream, prompts.first_frame)
-        answered = 0
-        if options.resume:
-            answered = _resume(options, outputs, stream, source, prompts)
+        running = _Run(options, outputs, prompts, stream, source)
+        answered = running.resume() if options.resume else 0
         stream.segmenter.reserve(prompts.ids)
         outputs.check(options, source, answered)
-        stopped = False
-        faults: list[VosError] = []
         try:
-            stopped = _process_frames(
-                options, stream, source, prompts, outputs, report, should_stop, saved
-            )
+            running.process_frames(report, should_stop, saved)
         except VosError as error:
             if not outputs.begun:
                 raise
-            faults.append(error)
-        return _finish(options, stream, source, prompts, outputs, stopped, faults)
+            running.faults.append(error)
+        return running.finish()
 
 
 def _check_options(options: RunOptions) -> None:
@@ -172,185 +167,172 @@ def _prompts(options: RunOptions) -> Prompts:
     return MarkedPrompts(objects, options.prompt_method or "auto")
 
 
-def _resume(
-    options: RunOptions,
-    outputs: Outputs,
-    stream: Stream,
-    source: FrameSource,
-    prompts: Prompts,
-) -> int:
-    """Load the saved stream of the run to resume; return the number of frames it has written.
-
-    If the run was killed before it saved anything, all frames are processed again and their masks
-    replaced.
-    """
-    folder, earlier = outputs.folder, outputs.earlier
-    if earlier.complete:
-        raise OutputError(f"{folder}: the run there is complete; there is nothing to resume")
-    if not (earlier.has_summary or earlier.interrupted):
-        raise OutputError(f"{folder}: holds no run to resume; start one without --resume")
-    if source.live:
-        raise InputError(f"{source.description}: a live source cannot be resumed; start a new run")
-    if stream.can_be_saved and (folder / STATE).is_file():
-        prompts.check_resumed(earlier.mask)
-        stream.segmenter.load_state(folder / STATE)
-    answered: int = stream.segmenter.frame_count - stream.segmenter.latency
-    return max(0, answered)
-
-
-def _finish(
-    options: RunOptions,
-    stream: Stream,
-    source: FrameSource,
-    prompts: Prompts,
-    outputs: Outputs,
-    stopped: bool,
-    faults: list[VosError],
-) -> dict[str, Any]:
-    """Close all files, also after an error; raise the first error."""
-
-    def attempt(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except VosError as error:
-            faults.append(error)
-
-    if not outputs.begun:  # stopped before the first frame
-        return _summary(options, stream, source, prompts, outputs, False, faults)
-    attempt(outputs.close)
-    complete = not (faults or stopped)
-    # A stream ahead of the masks on disk would lose a mask: then the older saved stream stays.
-    if not complete and stream.can_be_saved and not outputs.behind:
-        attempt(lambda: outputs.save(stream.segmenter))
-    summary = _summary(options, stream, source, prompts, outputs, complete, faults)
-    try:
-        summary = outputs.sum_up(summary)
-    except VosError as error:
-        faults.append(error)
-    if faults:
-        raise faults[0]
-    return summary
-
-
 def _check_prompted(options: RunOptions, stream: Stream) -> None:
-    marked = bool(options.boxes or options.points)
+    marked, model = bool(options.boxes or options.points), stream.facts["model"]
     if options.mask is None and not marked and stream.needs_mask:
         raise InputError(
-            f"mask: {stream.model} needs a prompt; wanted --mask with an indexed PNG of the object "
+            f"mask: {model} needs a prompt; wanted --mask with an indexed PNG of the object "
             "ids of the first frame, or --box or --point"
         )
     if marked and not stream.takes_mask:
         name = "box" if options.boxes else "point"
-        raise InputError(
-            f"{name}: {stream.model} finds the foreground by itself and takes none; omit it"
-        )
+        raise InputError(f"{name}: {model} finds the foreground by itself and takes none; omit it")
     if options.mask is not None and not stream.takes_mask:
         raise InputError(
-            f"mask: {stream.model} finds the foreground by itself and takes none; omit --mask"
+            f"mask: {model} finds the foreground by itself and takes none; omit --mask"
         )
     if options.checkpoint and not stream.can_be_saved:
         raise ConfigError("checkpoint: a stream of exported graphs cannot be saved; omit it")
 
 
-def _process_frames(
-    options: RunOptions,
-    stream: Stream,
-    source: FrameSource,
-    prompts: Prompts,
-    outputs: Outputs,
-    report: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-    saved: Callable[[], None],
-) -> bool:
-    """Process all frames; return True if stopped before the end of the source."""
-    segmenter = stream.segmenter
-    total = source.length if options.limit is None else min(options.limit, source.length or 1 << 62)
-    done_before = segmenter.frame_count
-    answered = max(0, done_before - segmenter.latency)
-    begin = partial(outputs.begin, options, stream.note, source, answered, prompts.facts())
-    frames = _checked(source, options.limit, prompts, max(1, done_before))
-    stopped = False
+@dataclass
+class _Run:
+    """A run that all its inputs allow.
 
-    def check_stop() -> bool:
-        nonlocal stopped
-        stopped = should_stop()
-        return stopped
-
-    if answered:
-        begin()
-    for frame in islice(frames, answered):
-        outputs.replay(frame)
-    waiting = list(
-        islice(frames, done_before - answered)
-    )  # read by the earlier run, without results yet
-    answers = segment_video(segmenter, frames, prompts.of, waiting=waiting, should_stop=check_stop)
-    try:
-        for frame, result, milliseconds, pending in answers:
-            begin()  # the first result exists: from here on files may be replaced
-            outputs.behind = True  # the stream does not return a result again
-            outputs.write(frame, result.numpy(), round(milliseconds, 3))
-            outputs.behind = pending > 0
-            report(Progress(len(outputs.names), total, milliseconds))
-            newest = frame.index + segmenter.latency + 1 == segmenter.frame_count
-            if options.checkpoint and newest and segmenter.frame_count % options.checkpoint == 0:
-                outputs.save(segmenter)
-                saved()
-    finally:  # also if a model with latency has not returned a result yet
-        if segmenter.frame_count:
-            begin()
-    if not stopped:
-        prompts.check_reached(segmenter.frame_count)
-        if options.limit is None and isinstance(stream.proposals, FileSource):
-            stream.proposals.check_reached(segmenter.frame_count)
-    return stopped
-
-
-def _checked(
-    source: FrameSource, limit: int | None, prompts: Prompts, wanted: int
-) -> Iterator[SourceFrame]:
-    """The source's frames up to the limit.
-
-    Raises  InputError if the prompts do not fit the first frame; SourceError if there are fewer
-            frames than wanted.
+    stopped  whether it was stopped before the end of the source
+    faults   errors of it, the first one first
     """
-    count = 0
-    for frame in source:
-        if limit is not None and frame.index >= limit:
-            break
-        if not count:
-            prompts.check(frame.image.shape[:2], frame.sar)
-        count += 1
-        yield frame
-    if count < wanted:
-        raise SourceError(f"{source.description}: holds {count} frames, wanted at least {wanted}")
 
+    options: RunOptions
+    outputs: Outputs
+    prompts: Prompts
+    stream: Stream
+    source: FrameSource
+    stopped: bool = False
+    faults: list[VosError] = field(default_factory=list)
 
-def _summary(
-    options: RunOptions,
-    stream: Stream,
-    source: FrameSource,
-    prompts: Prompts,
-    outputs: Outputs,
-    complete: bool,
-    faults: list[VosError],
-) -> dict[str, Any]:
-    geometry, times, aspect = stream.segmenter.geometry, outputs.times, outputs.pixel_aspect
-    return {
-        "vosengine": __version__,
-        "source": without_password(options.source),
-        **stream.facts,
-        "mask": prompts.facts(),
-        "frame_size": list(geometry.frame) if geometry else None,
-        "network_size": list(geometry.network) if geometry else None,
-        "pixel_aspect": None if aspect == 1 else f"{aspect.numerator}:{aspect.denominator}",
-        **source.facts(),
-        "objects": list(stream.segmenter.ids),
-        "complete": complete,
-        "fault": "; ".join(map(str, faults)) or None,
-        "frame_count": len(outputs.names),
-        "first_frame_ms": times[0] if times else None,
-        **summarise(times[1:]),  # without the first frame, which includes warm-up
-        "frames": outputs.names,
-        "times_s": None if None in outputs.shown_s else outputs.shown_s,
-        "per_frame_ms": times,
-    }
+    def resume(self) -> int:
+        """Load the saved stream of the run to resume; return the number of frames it has written.
+
+        If the run was killed before it saved anything, all frames are processed again and their
+        masks replaced.
+        """
+        folder, earlier = self.outputs.folder, self.outputs.earlier
+        if earlier.complete:
+            raise OutputError(f"{folder}: the run there is complete; there is nothing to resume")
+        if not (earlier.has_summary or earlier.interrupted):
+            raise OutputError(f"{folder}: holds no run to resume; start one without --resume")
+        if self.source.live:
+            raise InputError(
+                f"{self.source.description}: a live source cannot be resumed; start a new run"
+            )
+        if self.stream.can_be_saved and (folder / STATE).is_file():
+            self.prompts.check_resumed(earlier.mask)
+            self.stream.segmenter.load_state(folder / STATE)
+        return self._answered()
+
+    def _answered(self) -> int:
+        """Number of frames that the stream has returned results for."""
+        segmenter = self.stream.segmenter
+        answered: int = segmenter.frame_count - segmenter.latency
+        return max(0, answered)
+
+    def process_frames(
+        self,
+        report: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        saved: Callable[[], None],
+    ) -> None:
+        """Process the frames up to the end of the source, or until stopped."""
+        options, outputs, prompts, source = self.options, self.outputs, self.prompts, self.source
+        segmenter, note = self.stream.segmenter, self.stream.note
+        known = (count for count in (options.limit, source.length) if count is not None)
+        total = min(known, default=None)
+        done_before, answered = segmenter.frame_count, self._answered()
+        begin = partial(outputs.begin, options, note, source, answered, prompts.facts())
+        frames = self._checked_frames(max(1, done_before))
+
+        def check_stop() -> bool:
+            self.stopped = should_stop()
+            return self.stopped
+
+        if answered:
+            begin()
+        for frame in islice(frames, answered):
+            outputs.replay(frame)
+        # Read by the earlier run, without results yet.
+        waiting = list(islice(frames, done_before - answered))
+        answers = segment_video(
+            segmenter, frames, prompts.of, waiting=waiting, should_stop=check_stop
+        )
+        try:
+            for frame, result, milliseconds, pending in answers:
+                begin()  # the first result exists: from here on files may be replaced
+                outputs.behind = True  # the stream does not return a result again
+                outputs.write(frame, result.numpy(), round(milliseconds, 3))
+                outputs.behind = pending > 0
+                report(Progress(len(outputs.names), total, milliseconds))
+                taken = segmenter.frame_count
+                newest = frame.index + segmenter.latency + 1 == taken
+                if options.checkpoint and newest and taken % options.checkpoint == 0:
+                    outputs.save(segmenter)
+                    saved()
+        finally:  # also if a model with latency has not returned a result yet
+            if segmenter.frame_count:
+                begin()
+        if not self.stopped:
+            prompts.check_reached(segmenter.frame_count)
+            if options.limit is None and isinstance(self.stream.proposals, FileSource):
+                self.stream.proposals.check_reached(segmenter.frame_count)
+
+    def _checked_frames(self, wanted: int) -> Iterator[SourceFrame]:
+        """The source's frames up to the limit.
+
+        Raises  InputError if the prompts do not fit the first frame; SourceError if there are fewer
+                frames than wanted.
+        """
+        count = 0
+        for frame in islice(self.source, self.options.limit):
+            if not count:
+                self.prompts.check(frame.image.shape[:2], frame.sar)
+            count += 1
+            yield frame
+        if count < wanted:
+            where = self.source.description
+            raise SourceError(f"{where}: holds {count} frames, wanted at least {wanted}")
+
+    def finish(self) -> dict[str, Any]:
+        """Close all files, also after an error; return the summary, or raise the first error."""
+        outputs = self.outputs
+        if not outputs.begun:  # stopped before the first frame
+            return self._summary(complete=False)
+        self._attempt(outputs.close)
+        complete = not (self.faults or self.stopped)
+        # A stream ahead of the masks on disk would lose a mask: then the older saved stream stays.
+        if not complete and self.stream.can_be_saved and not outputs.behind:
+            self._attempt(lambda: outputs.save(self.stream.segmenter))
+        summary: dict[str, Any] = self._attempt(lambda: outputs.sum_up(self._summary(complete)))
+        if self.faults:
+            raise self.faults[0]
+        return summary
+
+    def _attempt(self, work: Callable[[], Any]) -> Any:
+        """The result of some work, or None and a fault."""
+        try:
+            return work()
+        except VosError as error:
+            self.faults.append(error)
+            return None
+
+    def _summary(self, complete: bool) -> dict[str, Any]:
+        segmenter, outputs = self.stream.segmenter, self.outputs
+        geometry, times, aspect = segmenter.geometry, outputs.times, outputs.pixel_aspect
+        return {
+            "vosengine": __version__,
+            "source": without_password(self.options.source),
+            **self.stream.facts,
+            "mask": self.prompts.facts(),
+            "frame_size": list(geometry.frame) if geometry else None,
+            "network_size": list(geometry.network) if geometry else None,
+            "pixel_aspect": None if aspect == 1 else f"{aspect.numerator}:{aspect.denominator}",
+            **self.source.facts(),
+            "objects": list(segmenter.ids),
+            "complete": complete,
+            "fault": "; ".join(map(str, self.faults)) or None,
+            "frame_count": len(outputs.names),
+            "first_frame_ms": times[0] if times else None,
+            **summarise(times[1:]),  # without the first frame, which includes warm-up
+            "frames": outputs.names,
+            "times_s": None if None in outputs.shown_s else outputs.shown_s,
+            "per_frame_ms": times,
+        }

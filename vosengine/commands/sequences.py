@@ -65,14 +65,12 @@ class Scored:
     scores        by name: MODEL and the baselines
     with_void     whether any annotation has void pixels
     milliseconds  time of every frame but the first
-    note          remark on random weights; None if they are trained
     settings      options and environment of the model
     """
 
     scores: dict[str, SequenceScore]
     with_void: bool
     milliseconds: list[float]
-    note: str | None
     settings: dict[str, Any]
 
 
@@ -133,29 +131,23 @@ class SequenceWorker:
         report: Callable[[int], None],
         should_stop: Callable[[], bool],
     ) -> Scored | None:
-        options, stopped = self._options, False
+        options = self._options
         run = SequenceRun(sequence, segmenter, features, options.rule)
-
-        def check_stop() -> bool:
-            nonlocal stopped
-            stopped = should_stop()
-            return stopped
-
         frames = run.checked(open_frames(sequence))
-        for answer in segment_video(segmenter, frames, run.prompts, should_stop=check_stop):
+        for answer in segment_video(segmenter, frames, run.prompts, should_stop=should_stop):
             run.take(answer)
             report(1)
-        if stopped:
+        if len(run.milliseconds) < len(run):  # stopped
             return None
         run.finish(options.binary)
+        settings = _settings(options, segmenter)
         if options.out is not None:
-            _write_masks(run, options.out, note_of(segmenter))
+            _write_masks(run, options.out, settings["weights"]["note"])
         return Scored(
             scores=run.scores,
             with_void=run.has_void,
             milliseconds=run.milliseconds[1:],  # without the first frame, which includes warm-up
-            note=note_of(segmenter),
-            settings=_settings(options, segmenter),
+            settings=settings,
         )
 
 

@@ -50,10 +50,6 @@ def check_hints(
     checked_points = tuple(_check_point(point, size) for point in points)
     marks = _check_plane("scribbles", scribbles, size, BACKGROUND)
     mask = _check_plane("previous", previous, size, 1)
-    if marks is not None and not marks.any():
-        marks = None
-    if mask is not None and not mask.any():
-        mask = None
     if checked_box is None and not checked_points and marks is None:
         raise InputError(
             "prompt: nothing is marked; wanted a box, a point or a scribble (a previous mask alone "
@@ -123,7 +119,7 @@ def _check_point(point: object, size: tuple[int, int]) -> Point:
 
 
 def _check_plane(name: str, plane: object, size: tuple[int, int], most: int) -> Pixels | None:
-    """Check a plane uint8 or bool [H, W] with values 0..most."""
+    """Check a plane uint8 or bool [H, W] with values 0..most; None if all are 0."""
     if plane is None:
         return None
     if not isinstance(plane, np.ndarray) or plane.dtype not in (np.uint8, np.bool_):
@@ -137,4 +133,4 @@ def _check_plane(name: str, plane: object, size: tuple[int, int], most: int) -> 
     values = plane.astype(np.uint8)
     if values.max() > most:
         raise InputError(f"{name}: wanted values 0 to {most}, given up to {values.max()}")
-    return values
+    return values if values.any() else None

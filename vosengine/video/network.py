@@ -39,24 +39,6 @@ def open_address(address: str, bits: int | None = None, reconnect: int = 0) -> F
     return Reconnecting(connect, reconnect) if reconnect else connect()
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """An interruption of a source.
-
-    after: index of the last frame before it, or None.
-    seconds: its duration.
-    tries: number of reconnection attempts.
-    frames_lost: 0 if reading continued at the next frame; None if an unknown number was missed.
-    reason: what ended the connection.
-    """
-
-    after: int | None
-    seconds: float
-    tries: int
-    frames_lost: int | None
-    reason: str
-
-
 class Reconnecting(FrameSource):
     """A network source that reconnects up to `tries` times.
 
@@ -68,23 +50,13 @@ class Reconnecting(FrameSource):
         self._connect, self._tries = connect, tries
         self._left = tries
         self._stop = threading.Event()
-        self._gaps: list[Gap] = []
+        self._gaps: list[dict[str, Any]] = []
         self._video = first = connect()
         self.description, self.live, self.length = first.description, first.live, first.length
         self.fps, self.tick = first.fps, first.tick
 
     def facts(self) -> dict[str, Any]:
-        gaps = [
-            {
-                "after_frame": gap.after,
-                "seconds": round(gap.seconds, 3),
-                "tries": gap.tries,
-                "frames_lost": gap.frames_lost,
-                "reason": gap.reason,
-            }
-            for gap in self._gaps
-        ]
-        return {**self._video.facts(), "gaps": gaps}
+        return {**self._video.facts(), "gaps": [*self._gaps]}
 
     def close(self) -> None:
         self._closed = True
@@ -138,9 +110,14 @@ class Reconnecting(FrameSource):
             return False
         raise SourceError(f"{why} (reconnected {self._tries - self._left} times, as allowed)")
 
-    def _gap(self, last: SourceFrame | None, away: _Away, gap_s: float) -> Gap:
-        lost = 0 if self._video.finite else None
-        return Gap(None if last is None else last.index, gap_s, away.tries, lost, away.reason)
+    def _gap(self, last: SourceFrame | None, away: _Away, gap_s: float) -> dict[str, Any]:
+        return {
+            "after_frame": None if last is None else last.index,
+            "seconds": round(gap_s, 3),
+            "tries": away.tries,
+            "frames_lost": 0 if self._video.finite else None,  # None: an unknown number
+            "reason": away.reason,
+        }
 
     def _shift(self, last: SourceFrame | None, frame: SourceFrame, gap_s: float) -> float:
         """Offset in seconds that makes a live stream's times continue after the gap: the sender's

@@ -6,7 +6,6 @@ import math
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import av.error
@@ -169,14 +168,10 @@ class VideoWriter:
                 with whole(self.path) as scratch:
                     _reindex(self._part, scratch)
                 self._part.unlink()
-                return
         except (OSError, av.error.FFmpegError) as error:
-            self._keep()
             raise cannot_write(self.path, error) from error
-        except OutputError:
+        finally:
             self._keep()
-            raise
-        self._keep()
 
     def _end(self) -> None:
         """Flush the encoder and close the container. Raises av.error.FFmpegError."""
@@ -189,7 +184,8 @@ class VideoWriter:
             self._container.close()
 
     def _keep(self) -> None:
-        """Give an unfinished video its final name, cut to whole fragments; remove it if empty."""
+        """Give what is left of an unfinished video its final name, cut to whole fragments; remove
+        it if empty."""
         with suppress(OSError):
             length = _whole_fragments(self._part)
             if not length:
@@ -202,12 +198,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

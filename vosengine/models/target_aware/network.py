@@ -21,7 +21,7 @@ from ...types import Geometry, Masks, Scores, Size
 from ..backbone import Pyramid, initialise
 from ..efficientnet import normalise_cells
 from ..encoder import make_encoder
-from ..method import Method, State
+from ..method import Method, State, tensors_under
 from .appearance import Tracks
 from .augment import augment
 from .dnet import DNet, DNetFeatures, Padding
@@ -112,9 +112,7 @@ class TrackState(State):
         self.guided = bool(tensors["guided"])
         self.guidance.copy_(tensors["guidance"])
         self.first_embedding[:object_count] = tensors["first_embedding"]
-        prefix = "tracks."
-        models = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
-        self.tracks.restore(models, object_count)
+        self.tracks.restore(tensors_under("tracks.", tensors), object_count)
         self.object_count = object_count
 
 

@@ -322,7 +322,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         count, side = state.object_count, self.config.region_size
         regions = self.pool(now.pooled, state.boxes[:count])
         query = to_positions(self.query_head(self.embed(regions, state.ages(count))))
-        stored = state.memory.read(count)
+        stored = state.read()
         template = read_memory(
             query,
             stored.keys,

@@ -31,6 +31,13 @@ def upsample(x: torch.Tensor, scale: int) -> torch.Tensor:
     return functional.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
+def resize(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Bilinear resize of [B, C, h, w] to `size`, align_corners=False; x itself if it has it."""
+    if x.shape[2:] == size:
+        return x
+    return functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
 def conv3(channels_in: int, channels_out: int, bias: bool = True) -> nn.Conv2d:
     """3x3 convolution with padding 1."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)

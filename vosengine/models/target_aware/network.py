@@ -19,6 +19,7 @@ from ...policies.tracks import associate, births, lessons
 from ...proposals import Proposals, boxes_of, overlaps
 from ...types import Geometry, Masks, Scores, Size
 from ..backbone import Pyramid, initialise
+from ..blocks import resize
 from ..efficientnet import normalise_cells
 from ..encoder import make_encoder
 from ..method import Method, State, tensors_under
@@ -219,7 +220,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         coarse = state.tracks.scores(maps).to(now.appearance.dtype)
         square = (self.config.tracker_size,) * 2
         refined = self.refiner(coarse, list(now.reduced), square).float()
-        return _resized(refined, (height, width))
+        return resize(refined[:, None], (height, width))[:, 0]
 
     def _associate(
         self, frame: torch.Tensor, masks: torch.Tensor, proposals: Proposals, state: TrackState
@@ -272,7 +273,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
             labels == torch.arange(1, 1 + masks.object_count, device=labels.device)[:, None, None]
         )
         square = (self.config.tracker_size,) * 2
-        targets = _resized(owned.float(), square)
+        targets = resize(owned[:, None].float(), square)[:, 0]
         self._learn(masks, targets, _areas(owned), state)
         new = range(state.object_count, masks.object_count)
         for slot in new:
@@ -338,11 +339,6 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         """T-Net's input: the whole frame, stretched to a square of side tracker_size."""
         square = (self.config.tracker_size,) * 2
         return functional.interpolate(frames, square, mode="bilinear", align_corners=False)
-
-
-def _resized(planes: torch.Tensor, size: Size) -> torch.Tensor:
-    """Resize planes [K, H, W] to `size`, bilinear."""
-    return functional.interpolate(planes[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _areas(masks: torch.Tensor) -> list[int]:

@@ -292,7 +292,7 @@ class GIEL(Method[GIELFeatures, Support]):
         time; with `read_masks` value and result have one more channel
         """
         several = torch.arange(slots.start, slots.stop, device=labels.device)
-        groups = several.split(self.config.group)
+        groups = torch.split(several, self.config.group)
         return torch.cat([self.embedded(value, label_planes(labels, group)) for group in groups])
 
     def embedded(self, value: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:

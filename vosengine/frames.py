@@ -31,20 +31,18 @@ def check_frame(frame: Array) -> torch.Tensor:
     Raises  InputError for any other type, dtype, rank or channel count, a size below 32 x 32, or a
             float frame with a NaN or a value outside 0..1.
     """
+    if not isinstance(frame, Array):
+        raise InputError(
+            f"frame: wanted a numpy array or a torch tensor, given {type(frame).__name__}"
+        )
+    if str(frame.dtype).removeprefix("torch.") not in ("uint8", "float32"):
+        raise InputError(f"frame: wanted dtype uint8 or float32, given {frame.dtype}")
     if isinstance(frame, np.ndarray):
-        if frame.dtype not in (np.uint8, np.float32):
-            raise InputError(f"frame: wanted dtype uint8 or float32, given {frame.dtype}")
         if min(frame.strides, default=0) < 0:
             frame = np.ascontiguousarray(frame)  # torch: no negative strides (frame[..., ::-1])
         if not frame.flags.writeable:
             frame = frame.copy()  # torch.from_numpy warns about read-only arrays
         frame = torch.from_numpy(frame)
-    if not isinstance(frame, torch.Tensor):
-        raise InputError(
-            f"frame: wanted a numpy array or a torch tensor, given {type(frame).__name__}"
-        )
-    if frame.dtype not in (torch.uint8, torch.float32):
-        raise InputError(f"frame: wanted dtype uint8 or float32, given {frame.dtype}")
     check_frame_shape(frame.shape)
     if frame.dtype == torch.float32:
         low, high = (float(x) for x in frame.aminmax())
@@ -69,27 +67,24 @@ def check_mask(mask: Array, size: Size) -> torch.Tensor:
     Raises  InputError for another type, dtype or size, an id outside 0..255, a soft mask with a
             NaN or a value outside 0..1, and binary planes that overlap.
     """
-    if isinstance(mask, np.ndarray):
-        if mask.ndim == 3:
-            check_planes(mask.shape, size, mask.dtype.name)
-            mask = torch.from_numpy(np.array(mask, mask.dtype.type))
-        else:
-            check_labels(mask.shape, size, mask.dtype.name)
-            mask = torch.from_numpy(mask.astype(np.int64))
-    if not isinstance(mask, torch.Tensor):
+    if not isinstance(mask, Array):
         raise InputError(
             f"mask: wanted a numpy array or a torch tensor, given {type(mask).__name__}"
         )
+    dtype = str(mask.dtype).removeprefix("torch.")
+    if isinstance(mask, np.ndarray):
+        dtype = mask.dtype.name  # in any byte order
+    check = check_planes if mask.ndim == 3 else check_labels
+    check(tuple(mask.shape), size, dtype)
+    if isinstance(mask, np.ndarray):
+        mask = torch.from_numpy(mask.astype(dtype if mask.ndim == 3 else np.int64))
     if mask.ndim == 3:
-        return _labels_of_planes(mask, size)
-    check_labels(mask.shape, size, str(mask.dtype).removeprefix("torch."))
+        return _labels_of_planes(mask, dtype)
     check_ids(*(int(x) for x in mask.long().aminmax()))
     return mask.to(torch.uint8, copy=True)  # the caller may modify its own
 
 
-def _labels_of_planes(planes: torch.Tensor, size: Size) -> torch.Tensor:
-    dtype = str(planes.dtype).removeprefix("torch.")
-    check_planes(tuple(planes.shape), size, dtype)
+def _labels_of_planes(planes: torch.Tensor, dtype: str) -> torch.Tensor:
     planes = planes.byte() if dtype == "bool" else planes
     low, high = (float(x) for x in planes.aminmax())
     check_values(dtype, low, high)

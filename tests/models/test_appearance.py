@@ -13,8 +13,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vosengine.config import IMAGENET_MEAN, IMAGENET_STD, TargetAwareConfig
-from vosengine.errors import InputError
-from vosengine.kernels import ShapeError, fit_target
+from vosengine.kernels import fit_target
 from vosengine.kernels.fit_target import objective
 from vosengine.models.backbone import ResNet, initialise
 from vosengine.models.target_aware import appearance
@@ -77,25 +76,6 @@ def test_no_tracks_have_no_scores_and_no_updates() -> None:
     assert maps.shape == (0, 32, *CELLS)
     assert tracks.scores(maps).shape == (0, 1, *CELLS)
     tracks.update([])
-
-
-def test_a_track_that_is_not_there_is_refused() -> None:
-    tracks = begun(2)
-    before = {name: t.clone() for name, t in tracks.tensors(2).items()}
-    label = square(10, 10, 20, 20)
-    features = draw(1, CHANNELS, *CELLS)
-    with pytest.raises(InputError, match=r"slot: wanted 0\.\.2, given 3"):
-        tracks.begin(3, features, label[None])
-    with pytest.raises(InputError, match=r"features: wanted 1\.\.8 samples, given 9"):
-        tracks.begin(2, features.expand(9, -1, -1, -1), label.expand(9, -1, -1))
-    with pytest.raises(ShapeError, match="projection"):
-        tracks.begin(2, features[:, 1:], label[None])
-    with pytest.raises(InputError, match="slot: wanted one of the 2 tracks, given 2"):
-        tracks.push(2, draw(32, *CELLS), label, verified=False)
-    with pytest.raises(InputError, match="slot: wanted one of the 2 tracks, given 2"):
-        tracks.update([0, 2])
-    assert tracks.count == 2
-    assert all(torch.equal(t, before[name]) for name, t in tracks.tensors(2).items())
 
 
 def test_the_same_first_frame_gives_the_same_model() -> None:

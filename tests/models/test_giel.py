@@ -133,7 +133,7 @@ def test_an_object_added_later_is_nowhere_in_the_frames_before() -> None:
     logits = method.segment([method.encode(frames[6])], story.state).logits
     labels = masks.probabilities.argmax(dim=0).numpy()
     assert labels.max() == 3
-    chosen = sorted(frame for frame, _ in story.state.places)
+    chosen = sorted(frame for frame, _ in story.state.plan.places)
     wanted, _ = transcribe(
         method.state_dict(),
         frames,
@@ -205,7 +205,7 @@ def test_what_all_objects_share_is_computed_once(
 
 def test_the_three_planes_of_a_label_image() -> None:
     labels = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8)
-    planes = label_planes(labels, range(1, 3))
+    planes = label_planes(labels, torch.tensor((1, 2)))
     assert planes.int().tolist() == [
         [[[0, 0], [1, 0]], [[0, 1], [0, 1]], [[1, 0], [0, 0]]],
         [[[0, 0], [0, 1]], [[0, 1], [1, 0]], [[1, 0], [0, 0]]],
@@ -280,21 +280,21 @@ def test_the_store_is_bounded_however_long_the_stream_is() -> None:
     for number in range(500):
         state.write(encoded(number), 1, prompted=number in (0, 7, 201, 333))
         reading = state.read()
-        assert len(state.rows) <= 12
+        assert len(state.plan.rows) <= 12
         assert reading.keys.shape[0] == min(5, number + 1)
         numbers = sorted(reading.keys[:, 0, 0].int().tolist())
         assert numbers[0] == 0
         assert numbers[-1] == number
         assert len(set(numbers)) == len(numbers)
-        assert reading.keys[reading.first, 0, 0] == 0
+        assert reading.keys[0, 0, 0] == 0
         assert torch.equal(reading.values[0, :, 0, 0], reading.keys[:, 0, 0])
         assert torch.equal(reading.values[1], 0.5 * reading.values[0])
         assert torch.equal(reading.summaries[:, 0], reading.keys[:, 0, 0])
         for corrected in [n for n in (7, 201, 333) if n <= number][-2:]:
-            assert corrected in state.rows
+            assert corrected in state.plan.rows
             assert corrected in numbers
     assert state.nbytes == nbytes
-    stored = sorted(set(state.rows) - {0, 201, 333, 499})
+    stored = sorted(set(state.plan.rows) - {0, 201, 333, 499})
     gaps = np.diff(stored)
     assert gaps.min() == gaps.max()  # what is left is spread evenly
     assert len(values.asked) < 1.5 * 500  # the frame before, and now and then a centre
@@ -306,7 +306,7 @@ def test_what_stays_in_its_place_is_not_computed_anew() -> None:
         state.write(encoded(number), 2, prompted=number == 0)
     before = len(values.asked)
     state.write(encoded(6), 2, prompted=False)  # frames 0, 1, 3, 4, 5 -> 0, 1, 3, 5, 6
-    assert sorted(frame for frame, _ in state.places) == [0, 1, 3, 5, 6]
+    assert sorted(frame for frame, _ in state.plan.places) == [0, 1, 3, 5, 6]
     assert values.asked[before:] == [(0, 1)]
     state.write(encoded(7), 3, prompted=True)  # one object more, and 0, 2, 4, 6, 7
     assert values.asked[before + 1 :].count((2,)) == 2
@@ -349,10 +349,9 @@ def test_an_object_that_was_long_gone_is_still_known_from_its_first_frame() -> N
     for number in range(1, 41):
         state.write(encoded(number, labels=1), 2, prompted=False)
     reading = state.read()
-    assert reading.values[2, reading.first].eq(0).all()  # frame 0 has the value 0: see below
-    state.store.value[state.rows[0]] = 7.0
+    assert reading.values[2, 0].eq(0).all()  # frame 0 has the value 0: see below
+    state.store.value[state.plan.rows[0]] = 7.0
     state.forget(0)  # everything is encoded anew; object 2 takes slot 0
     reading = state.read()
-    assert torch.equal(reading.values[1, reading.first], torch.full((CELLS, 16), 3.5))
-    others = [place for place in range(5) if place != reading.first]
-    assert reading.values[1, others].eq(0).all()
+    assert torch.equal(reading.values[1, 0], torch.full((CELLS, 16), 3.5))
+    assert reading.values[1, 1:].eq(0).all()

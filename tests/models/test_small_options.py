@@ -39,7 +39,7 @@ def test_distances_decide_what_is_read() -> None:
     for frame in range(2):
         memory.write(keys[frame], values[frame], [True, True])
     key, value = torch.randn(1, 4, 2, 3, generator=generator), torch.zeros(1, 3, 2, 3)
-    result = read_objects(key, value, memory, 2, "l2")
+    result = read_objects(key, value, memory.read(2), 2, "l2")
     query = key[0].flatten(1).T.double().numpy()
     for slot in range(2):
         stored = keys[:, slot].reshape(12, 4).double().numpy()

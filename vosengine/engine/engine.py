@@ -31,7 +31,7 @@ from ..types import Geometry, Prompt, Result
 from ..zoo.registry import entry
 from ..zoo.weights import load
 from .rules import ProcessBound
-from .scheduler import Scheduler
+from .scheduler import next_batch
 from .together import answer_together
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class Engine(ProcessBound):
             for camera, result in answered: ...
 
     Streams are Segmenters and may also be stepped directly; a Segmenter created without an engine
-    creates its own. At most one frame per stream is pending; the Scheduler chooses which frames
-    run next and which are batched. Calls of an engine's streams are serialised across threads.
+    creates its own. At most one frame per stream is pending; the oldest runs next, in a batch
+    with others that can share it. Calls of an engine's streams are serialised across threads.
 
     model, weights, device, precision, config  as in Segmenter
     mode           "fast" or "eager", as Segmenter's `engine`
@@ -116,8 +116,7 @@ class Engine(ProcessBound):
         self.max_batch = max_batch or MAX_BATCH.get(self.device.type, 8)
         self.pools = PagePools(memory_budget)
         self.lock = RLock()
-        self._scheduler: Scheduler[Segmenter] = Scheduler(self.max_batch)
-        self._jobs: dict[Segmenter, Job] = {}  # pending frames of the scheduler's streams
+        self._jobs: dict[Segmenter, Job] = {}  # pending frames, in order of arrival
         self._answered: list[tuple[Segmenter, Result[torch.Tensor] | None]] = []
         self._make_graph = None if mode == "eager" else graph_maker(self.device)
         self._encoding = self.graphs()
@@ -143,7 +142,6 @@ class Engine(ProcessBound):
         """
         self._check(stream)
         with self.lock:
-            self._scheduler.drop(stream)
             self._jobs.pop(stream, None)
             stream.end()
 
@@ -167,9 +165,7 @@ class Engine(ProcessBound):
         """
         self._check(stream)
         with stream.exclusive("submit"):
-            job = self._jobs[stream] = stream.make_job(frame, mask)
-            group = job.geometry, stream.memory
-            self._scheduler.add(stream, group, alone=job.prompt is not None)
+            self._jobs[stream] = stream.make_job(frame, mask)
 
     def step(self) -> list[tuple[Segmenter, Result[torch.Tensor] | None]]:
         """Compute the next batch of pending frames.
@@ -182,7 +178,11 @@ class Engine(ProcessBound):
         an error are returned by the next call.
         """
         with self.lock:
-            streams = self._scheduler.next()
+            keys = {
+                stream: None if job.prompt is not None else (job.geometry, stream.memory)
+                for stream, job in self._jobs.items()
+            }
+            streams = next_batch(keys, self.max_batch)
             batch = [stream for stream in streams if not self._jobs[stream].attempted]
             for stream in batch:
                 self._jobs[stream].attempted = True  # after an error each frame runs alone
@@ -192,14 +192,9 @@ class Engine(ProcessBound):
                 self._answer_together(joining)
             for stream in streams:
                 if stream in self._jobs:
-                    self._answered.append((stream, stream.run_job(self._pop_job(stream))))
+                    self._answered.append((stream, stream.run_job(self._jobs.pop(stream))))
             answered, self._answered = self._answered, []
             return answered
-
-    def _pop_job(self, stream: Segmenter) -> Job:
-        """Remove a stream's pending job and return it."""
-        self._scheduler.drop(stream)
-        return self._jobs.pop(stream)
 
     @own_settings()
     def _answer_together(self, streams: Sequence[Segmenter]) -> None:
@@ -207,7 +202,7 @@ class Engine(ProcessBound):
             steps = [(stream, stream.prepare_step(self._jobs[stream])) for stream in streams]
             results = answer_together(self, steps)
         for (stream, step), result in zip(steps, results, strict=True):
-            self._pop_job(stream)
+            del self._jobs[stream]
             stream.commit_step(step)
             self._answered.append((stream, result))
 

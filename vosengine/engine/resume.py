@@ -6,11 +6,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..ambient import own_settings
+from ..models.method import tensors_under
 from ..proposals import StatefulSource
 from ..runtime import in_layout
 from .postprocess import make_prompt
 from .ring import Pending
-from .snapshot import SavedStream, check_source, pack, unpack
+from .snapshot import check_identity, check_source, pack, unpack
 from .stream import geometry_of
 
 if TYPE_CHECKING:
@@ -21,22 +22,22 @@ if TYPE_CHECKING:
 def pack_stream(segmenter: Segmenter) -> bytes:
     """Serialise the segmenter's stream."""
     state, source = segmenter.state, _source(segmenter)
-    return pack(
-        SavedStream(
-            identity=_identity(segmenter),
-            book=segmenter.saved(),
-            state={} if state is None else state.tensors(),
-            ring=[
-                (
-                    held.index,
-                    held.features._asdict(),
-                    None if held.prompt is None else held.prompt.labels,
-                )
-                for held in segmenter.ring
-            ],
-            source=None if source is None else source.tensors(),
-        )
-    )
+    parts = {
+        "state": {} if state is None else state.tensors(),
+        "source": {} if source is None else source.tensors(),
+        **{f"ring/{held.index}": held.features._asdict() for held in segmenter.ring},
+    }
+    tensors = {f"{part}/{name}": x for part, own in parts.items() for name, x in own.items()}
+    for held in segmenter.ring:
+        if held.prompt is not None:
+            tensors[f"prompt/{held.index}"] = held.prompt.labels
+    described = {
+        "identity": _identity(segmenter),
+        **segmenter.saved(),
+        "ring": [held.index for held in segmenter.ring],
+        "source": source is not None,
+    }
+    return pack(described, tensors)
 
 
 @own_settings()
@@ -47,26 +48,26 @@ def restore_stream(segmenter: Segmenter, data: bytes, where: str) -> None:
 
     Raises  StateError, before any change.
     """
-    stream = unpack(data, where, _identity(segmenter), segmenter.device)
+    book, tensors = unpack(data, where)
+    check_identity(where, book["identity"], _identity(segmenter))
     source, method = _source(segmenter), segmenter.method
-    check_source(where, stream, source)
-    state, geometry = None, geometry_of(stream.book)
+    check_source(where, book["source"], source)
+    tensors = {name: tensor.to(segmenter.device) for name, tensor in tensors.items()}
+    state, geometry = None, geometry_of(book)
     if geometry is not None:
         state = segmenter.begin_state(geometry)
-        state.restore(stream.state, len(stream.book["ids"]))
-    ring = [
-        Pending(
-            index,
-            method.features(**in_layout(features, segmenter.engine)),
-            None if labels is None else make_prompt(labels, segmenter.device),
-        )
-        for index, features, labels in stream.ring
-    ]
-    if source is not None and stream.source is not None:
-        source.restore(stream.source)
+        state.restore(tensors_under("state/", tensors), len(book["ids"]))
+    ring = []
+    for index in book["ring"]:
+        features = in_layout(tensors_under(f"ring/{index}/", tensors), segmenter.engine)
+        labels = tensors.get(f"prompt/{index}")
+        prompt = None if labels is None else make_prompt(labels, segmenter.device)
+        ring.append(Pending(index, method.features(**features), prompt))
+    if source is not None:
+        source.restore(tensors_under("source/", tensors))
     segmenter.reset()
     segmenter.state = state
-    segmenter.take_over(stream.book, ring)
+    segmenter.take_over(book, ring)
 
 
 def _source(segmenter: Segmenter) -> StatefulSource | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +17,12 @@ from ..errors import StateError
 FORMAT = "vosengine-stream-4"
 
 
-@dataclass(frozen=True)
-class SavedStream:
-    """The contents of a saved stream.
-
-    identity  model, weights, configuration...: must be equal where the stream is restored
-    book      what Stream.saved returned
-    state     tensors of the method's state, by name
-    ring      (frame index, features by name, prompt or None) of every frame in the ring
-    source    state of the proposal source; None if it is not a StatefulSource
-    """
-
-    identity: dict[str, Any]
-    book: dict[str, Any]
-    state: dict[str, torch.Tensor]
-    ring: list[tuple[int, dict[str, torch.Tensor], torch.Tensor | None]]
-    source: dict[str, torch.Tensor] | None = None
-
-
-def pack(stream: SavedStream) -> bytes:
-    """Serialise a stream to bytes for `unpack`."""
-    tensors = {f"state/{name}": tensor for name, tensor in stream.state.items()}
-    tensors |= {f"source/{name}": tensor for name, tensor in (stream.source or {}).items()}
-    for index, features, prompt in stream.ring:
-        tensors |= {f"ring/{index}/{name}": tensor for name, tensor in features.items()}
-        if prompt is not None:
-            tensors[f"prompt/{index}"] = prompt
-    described = {
-        "format": FORMAT,
-        "identity": stream.identity,
-        **stream.book,
-        "ring": [index for index, _, _ in stream.ring],
-        "source": stream.source is not None,
-    }
+def pack(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bytes:
+    """Serialise a stream, JSON-serialisable values and tensors, to bytes for `unpack`."""
     # Cloned: safetensors refuses tensors that share storage, as views of one bank do.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    text = json.dumps(described)
-    metadata = {"stream": text, "sha256": _digest_of(text, tensors)}
-    return save(tensors, metadata)
+    text = json.dumps({"format": FORMAT, **described})
+    return save(tensors, {"stream": text, "sha256": _digest_of(text, tensors)})
 
 
 def read_file(path: Path) -> bytes:
@@ -68,13 +35,12 @@ def read_file(path: Path) -> bytes:
         raise StateError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def unpack(data: bytes, where: str, identity: dict[str, Any], device: torch.device) -> SavedStream:
-    """Deserialise `pack`'s bytes; the tensors are new, on `device`.
+def unpack(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What `pack` was given, and the format; the tensors are new, on the CPU.
 
-    where     the name of the data in messages: a path, or "snapshot"
-    identity  the settings that the stream must have been saved with
+    where  the name of the data in messages: a path, or "snapshot"
 
-    Raises  StateError if the data is corrupt, truncated, not a stream, or of another identity.
+    Raises  StateError if the data is corrupt, truncated or not a stream.
     """
     try:
         tensors = load(data)
@@ -87,30 +53,27 @@ def unpack(data: bytes, where: str, identity: dict[str, Any], device: torch.devi
     # Data with a valid hash was written by `pack`, so its contents need no further checks.
     if _digest_of(text, tensors) != metadata.get("sha256"):
         raise StateError(f"{where}: fails its hash; it is corrupt: save the stream again")
-    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    described = json.loads(text)
-    _check_identity(where, described["identity"], json.loads(json.dumps(identity)))
-    return SavedStream(
-        identity=identity,
-        book=described,
-        state=_under("state/", tensors),
-        ring=[
-            (index, _under(f"ring/{index}/", tensors), tensors.get(f"prompt/{index}"))
-            for index in described["ring"]
-        ],
-        source=_under("source/", tensors) if described["source"] else None,
-    )
+    return json.loads(text), tensors
 
 
-def check_source(where: str, stream: SavedStream, source: object | None) -> None:
-    """Raise StateError unless stream and `source` (a StatefulSource or None) both have source
-    state, or neither has."""
-    if stream.source is not None and source is None:
+def check_identity(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise StateError unless the settings that a stream was saved under are the wanted ones."""
+    here = json.loads(json.dumps(wanted))
+    different = [name for name in here if saved.get(name) != here[name]]
+    if different:
+        details = "; ".join(f"{n}: saved {saved.get(n)}, here {here[n]}" for n in different)
+        raise StateError(f"{where}: the stream was saved under other settings: {details}")
+
+
+def check_source(where: str, saved: bool, source: object | None) -> None:
+    """Raise StateError unless `source`, a StatefulSource or None, is one if the stream was saved
+    with one (`saved`), and None if it was not."""
+    if saved and source is None:
         raise StateError(
             f"{where}: the stream was saved with a source of proposals that remembers what it saw; "
             "give this Segmenter such a source too (proposals=...)"
         )
-    if stream.source is None and source is not None:
+    if not saved and source is not None:
         raise StateError(
             f"{where}: the stream was saved without a source of proposals that remembers what it "
             f"saw, and this Segmenter has one ({type(source).__name__}); leave it out"
@@ -126,21 +89,10 @@ def _metadata_of(data: bytes) -> dict[str, str]:
 
 
 def _digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over the JSON text, then over names, dtypes, shapes and bytes of all tensors."""
+    """sha256 over the JSON text, then over names, dtypes, shapes and bytes of all tensors, which
+    are contiguous and on the CPU."""
     digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-
-
-def _check_identity(where: str, saved: dict[str, Any], here: dict[str, Any]) -> None:
-    different = [name for name in here if saved.get(name) != here[name]]
-    if different:
-        details = "; ".join(f"{n}: saved {saved.get(n)}, here {here[n]}" for n in different)
-        raise StateError(f"{where}: the stream was saved under other settings: {details}")

@@ -104,7 +104,7 @@ class Stream(ProcessBound, Generic[A]):
         self.frame_count += 1
 
     def saved(self) -> dict[str, Any]:
-        """The bookkeeping as JSON-serialisable values, without the ring; see SavedStream."""
+        """The bookkeeping as JSON-serialisable values, without the ring."""
         geometry, slots = self.geometry, self.slots
         return {
             "geometry": geometry and [geometry.frame, geometry.resized, geometry.padding],

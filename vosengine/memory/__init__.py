@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 
@@ -25,32 +23,7 @@ __all__ = [
     "memory_of",
 ]
 
-
-class Memory(Protocol):
-    """Interface of a memory, whatever its policy; see MemoryBank and AdaptiveBank."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def make_room(self, count: int) -> None: ...
-
-    def write(
-        self,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        keep: Sequence[bool],
-        shown: torch.Tensor | None = None,
-    ) -> None: ...
-
-    def read(self, count: int) -> Stored: ...
-
-    def forget(self, group: int, count: int) -> None: ...
-
-    def release(self) -> None: ...
-
-    def tensors(self, count: int) -> dict[str, torch.Tensor]: ...
-
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None: ...
+Memory = MemoryBank | AdaptiveBank
 
 
 def memory_of(

@@ -31,6 +31,13 @@ def upsample(x: torch.Tensor, scale: int) -> torch.Tensor:
     return functional.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
+def resize(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Bilinear resize of [B, C, h, w] to `size`, align_corners=False; x itself if it has it."""
+    if x.shape[2:] == size:
+        return x
+    return functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
 def conv3(channels_in: int, channels_out: int, bias: bool = True) -> nn.Conv2d:
     """3x3 convolution with padding 1."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
@@ -172,7 +179,7 @@ def of_objects(x: torch.Tensor, streams: torch.Tensor | None) -> torch.Tensor:
 def read_objects(
     key: torch.Tensor,
     value: torch.Tensor,
-    memory: Memory,
+    stored: Stored,
     object_count: int,
     similarity: str = "dot",
     top_k: int | None = None,
@@ -184,6 +191,7 @@ def read_objects(
     key [B, Ck, h, w], value [B, Cv, h, w] -> [O, Cs + Cv, h, w]; Cs is the memory's value channels:
     Cv, or Cv + 1 if it stores masks
 
+    stored      memory of the O objects
     similarity  "dot": q k / sqrt(Ck) (STM section 3.3; the released code's scale). "l2": negative
                 squared distance (STCN, NeurIPS 2021, section 3.3) without the term q q, which is
                 the same for all positions: (2 q k - k k) / sqrt(Ck). "cosine": q k of keys that
@@ -193,7 +201,6 @@ def read_objects(
     streams     [O] int64, stream index of each object; None: one stream
     """
     height, width = key.shape[2:]
-    stored = memory.read(object_count)
     query_key = to_positions(key).contiguous()
     if streams is None:
         query_key = query_key[0]
@@ -219,37 +226,26 @@ def read_objects(
     return torch.cat((readout, own), dim=1)
 
 
-class JoinedMemory(NamedTuple):
-    """Memories of several streams in one page pool, read as one memory with groups in stream
-    order."""
+class JoinedState(NamedTuple):
+    """Read-only state of several streams, as passed to `segment` and `observe`.
+
+    stored        their memories, in one page pool, as one with groups in stream order
+    object_count  number of groups
+    streams       [O] int64, stream index of each object; set by `at`
+    """
 
     stored: Stored
-
-    @classmethod
-    def of(cls, memories: Sequence[MemoryBank], counts: Sequence[int]) -> JoinedMemory:
-        """Join the first `counts[i]` groups of memory i. All share one pool and a ring length."""
-        parts = [memory.read(count) for memory, count in zip(memories, counts, strict=True)]
-        tables = [(part.length, part.pages) for part in parts]
-        length, pages = (torch.cat(table) for table in zip(*tables, strict=True))
-        return cls(parts[0]._replace(length=length, pages=pages))
-
-    def read(self, count: int) -> Stored:
-        """All groups; `count` must be their number."""
-        return self.stored
-
-
-class JoinedState(NamedTuple):
-    """Read-only state of several streams, as passed to `segment` and `observe`."""
-
-    memory: JoinedMemory
     object_count: int
-    streams: torch.Tensor | None = None  # [O] int64, stream index of each object; set by `at`
+    streams: torch.Tensor | None = None
+
+    def read(self) -> Stored:
+        """The objects' memory, as `read_memory` takes it."""
+        return self.stored
 
     @property
     def tables(self) -> tuple[torch.Tensor, ...]:
         """The memory's lengths and page tables, the tensors that change from step to step."""
-        stored = self.memory.stored
-        return cast(torch.Tensor, stored.length), cast(torch.Tensor, stored.pages)
+        return cast(torch.Tensor, self.stored.length), cast(torch.Tensor, self.stored.pages)
 
     def padded(self, count: int) -> JoinedState:
         """Pad to `count` objects; the added ones have an empty memory."""
@@ -257,13 +253,12 @@ class JoinedState(NamedTuple):
         length, pages = (
             functional.pad(table, [0] * (2 * table.ndim - 1) + [more]) for table in self.tables
         )
-        stored = self.memory.stored._replace(length=length, pages=pages)
-        return JoinedState(JoinedMemory(stored), count)
+        return JoinedState(self.stored._replace(length=length, pages=pages), count)
 
     def at(self, tables: tuple[torch.Tensor, ...], streams: torch.Tensor) -> JoinedState:
         """Replace `tables`, and set the stream index [O] int64 of each object."""
-        stored = self.memory.stored._replace(length=tables[0], pages=tables[1])
-        return self._replace(memory=JoinedMemory(stored), streams=streams)
+        stored = self.stored._replace(length=tables[0], pages=tables[1])
+        return self._replace(stored=stored, streams=streams)
 
 
 class MatchingState(State):
@@ -326,9 +321,15 @@ class MatchingState(State):
 
     @classmethod
     def join(cls, states: Sequence[MatchingState]) -> JoinedState:
-        counts = [state.object_count for state in states]
-        memories = [cast(MemoryBank, state.memory) for state in states]
-        return JoinedState(JoinedMemory.of(memories, counts), sum(counts))
+        parts = [state.read() for state in states]
+        tables = [(part.length, part.pages) for part in parts]
+        length, pages = (torch.cat(table) for table in zip(*tables, strict=True))
+        stored = parts[0]._replace(length=length, pages=pages)  # all of one pool and ring length
+        return JoinedState(stored, sum(state.object_count for state in states))
+
+    def read(self) -> Stored:
+        """The objects' memory, as `read_memory` takes it."""
+        return self.memory.read(self.object_count)
 
     def write(
         self,

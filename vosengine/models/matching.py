@@ -61,7 +61,7 @@ class MatchingMethod(Method[F, MatchingState]):
         """Read the memory with key [B, Ck, h, w], join the query's value [B, Cv, h, w], decode."""
         config = self.config
         reading = config.similarity, config.top_k, config.sharpness
-        joined = read_objects(key, value, state.memory, state.object_count, *reading, state.streams)
+        joined = read_objects(key, value, state.read(), state.object_count, *reading, state.streams)
         logits = self.decoder(joined, *(of_objects(x, state.streams) for x in skips))
         if not config.read_masks:
             return Scores(logits, stride=4)

@@ -63,6 +63,11 @@ class State(ABC):
         """Load what `tensors` returned, with `object_count` objects."""
 
 
+def tensors_under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+
+
 FIRST_ANSWERS = 0.02  # initial scale of the last layer's weights, so that first logits are near 0
 F = TypeVar("F")  # a method's features of one frame: a NamedTuple of tensors [B, ...]
 

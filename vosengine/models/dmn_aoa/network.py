@@ -18,7 +18,7 @@ from ..backbone import initialise
 from ..blocks import KeyValue, MatchingState, carried, conv3, to_positions
 from ..efficientnet import EfficientNetLite
 from ..encoder import make_encoder
-from ..method import Method
+from ..method import Method, tensors_under
 from .refinement import Base, NormedResBlock, References, RefineNet, shrink
 
 STRIDES = (4, 8, 16)
@@ -186,8 +186,7 @@ class ObjectState(MatchingState):
         self.masks[:object_count] = tensors["masks"]
         self.born[:object_count] = tensors["born"]
         self.now.fill_(self.frame_count)
-        prefix = "references."
-        references = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        references = tensors_under("references.", tensors)
         if references:
             self.references.restore(references)
 
@@ -323,7 +322,7 @@ class DMNAOA(Method[DMNAOAFeatures, ObjectState]):
         count, side = state.object_count, self.config.region_size
         regions = self.pool(now.pooled, state.boxes[:count])
         query = to_positions(self.query_head(self.embed(regions, state.ages(count))))
-        stored = state.memory.read(count)
+        stored = state.read()
         template = read_memory(
             query,
             stored.keys,

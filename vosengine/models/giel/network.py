@@ -98,17 +98,16 @@ class TemporalAttention(nn.Module):
     def forward(
         self,
         summaries: torch.Tensor,
-        first: int,
         query: torch.Tensor,
         valid: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Log weights [T], float32 or wider, from summaries [T, Ck] and the query's [1, Ck].
+        """Log weights [T], float32 or wider, from summaries [T, Ck], the first annotated
+        frame's first, and the query's [1, Ck].
 
-        first  index of the first annotated frame
         valid  [T] bool; False: weight 0; None: all valid
         """
         count = len(summaries)
-        parts = summaries[first].expand(count, -1), summaries, query.expand(count, -1)
+        parts = summaries[:1].expand(count, -1), summaries, query.expand(count, -1)
         x = functional.relu(self.mix1(torch.cat(parts, dim=1)))
         x = wide(self.weigh(functional.relu(self.mix2(x)))[:, 0])
         if valid is not None:
@@ -212,7 +211,7 @@ class GIEL(Method[GIELFeatures, Support]):
             scale *= keys.shape[2] ** -0.5
         if self.config.temporal != "none":
             query = self.attention.summary(now.key)
-            weight = self.attention(reading.summaries, reading.first, query, reading.valid)
+            weight = self.attention(reading.summaries, query, reading.valid)
             if self.config.temporal == "bias":
                 bias = to_all(weight, positions)
             elif self.config.temporal == "premul":
@@ -292,8 +291,8 @@ class GIEL(Method[GIELFeatures, Support]):
         value [P, Cv], labels [H, W] uint8 -> [O, P, Cv], computed for at most `group` objects at a
         time; with `read_masks` value and result have one more channel
         """
-        size = self.config.group
-        groups = [slots[i : i + size] for i in range(0, len(slots), size)]
+        several = torch.arange(slots.start, slots.stop, device=labels.device)
+        groups = torch.split(several, self.config.group)
         return torch.cat([self.embedded(value, label_planes(labels, group)) for group in groups])
 
     def embedded(self, value: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
@@ -310,16 +309,11 @@ class GIEL(Method[GIELFeatures, Support]):
         return torch.cat((values, to_positions(covered)), dim=2)
 
 
-def label_planes(labels: torch.Tensor, slots: range) -> torch.Tensor:
+def label_planes(labels: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """Three planes per object: itself, other objects, background (section 3.2).
 
-    labels [H, W] uint8, 0 is the background and 1 + slot an object -> [O, 3, H, W] bool
+    labels [H, W] uint8, 0 is the background and 1 + slot an object, slots [O] -> [O, 3, H, W] bool
     """
-    return planes_of(labels, torch.arange(slots.start, slots.stop, device=labels.device))
-
-
-def planes_of(labels: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """`label_planes` with the slots as an integer tensor [O]."""
     own = labels == 1 + slots[:, None, None]
     background = (labels == 0).expand(own.shape[0], -1, -1)
     return torch.stack((own, ~(own | background), background), dim=1)

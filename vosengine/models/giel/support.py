@@ -14,19 +14,17 @@ from ..method import State
 
 
 class Reading(NamedTuple):
-    """Support of one read: T frames of P cells each, O objects.
+    """Support of one read: T frames of P cells each, the first annotated one first; O objects.
 
     keys       [T, P, Ck]
     values     [1 + O, T, P, Cv]   of the union, then of each object (equation 8)
     summaries  [T, Ck]             inputs of the temporal attention
-    first      index in T of the first annotated frame
     valid      [T] bool; False: not read; None: all valid
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     summaries: torch.Tensor
-    first: int
     valid: torch.Tensor | None = None
 
 
@@ -77,22 +75,12 @@ class Support(State):
         self.plan = SupportPlan(frames, places, literal=config.sampling == "literal")
 
     @property
-    def rows(self) -> dict[int, int]:
-        """Stored frame -> row of the store."""
-        return self.plan.rows
-
-    @property
-    def places(self) -> list[tuple[int, int]]:
-        """(frame, number of instances encoded) per place."""
-        return self.plan.places
-
-    @property
     def nbytes(self) -> int:
         banks = (*self.store, self.keys, self.values, self.summaries)
         return sum(bank.nbytes for bank in banks)
 
     def signature(self) -> Hashable:
-        return self.object_count, [frame for frame, _ in self.places].index(0), len(self.places)
+        return self.object_count, len(self.plan.places)
 
     def write(self, encoded: Encoded, object_count: int, prompted: bool) -> None:
         """Store the next frame and encode the places that the following frame reads."""
@@ -103,32 +91,25 @@ class Support(State):
         self._encode_places()
 
     def _encode_places(self) -> None:
-        for place in range(len(self.places)):
-            self._encode_place(place)
-
-    def _encode_place(self, place: int) -> None:
-        """Copy a frame into its place and add the values of objects not yet encoded there."""
-        frame, encoded = self.places[place]
-        row = self.rows[frame]
-        if encoded == 0:
-            self.keys[place] = self.store.key[row]
-            self.values[0, place] = self.store.value[row]
-            self.summaries[place] = self.store.summary[row]
-        slots = range(encoded, self.object_count)
-        if slots:
-            values = self.instance_values(self.store.value[row], self.store.labels[row], slots)
-            self.values[1 + slots.start : 1 + slots.stop, place] = values
-        self.places[place] = (frame, self.object_count)
+        """Copy frames to their places and add the values of objects not yet encoded there."""
+        places = self.plan.places
+        for place, (frame, encoded) in enumerate(places):
+            row = self.plan.rows[frame]
+            if encoded == 0:
+                self.keys[place] = self.store.key[row]
+                self.values[0, place] = self.store.value[row]
+                self.summaries[place] = self.store.summary[row]
+            slots = range(encoded, self.object_count)
+            if slots:
+                values = self.instance_values(self.store.value[row], self.store.labels[row], slots)
+                self.values[1 + slots.start : 1 + slots.stop, place] = values
+            places[place] = (frame, self.object_count)
 
     def read(self) -> Reading:
         """Views of the support that the next frame reads."""
-        count = len(self.places)
-        return Reading(
-            self.keys[:count],
-            self.values[: 1 + self.object_count, :count],
-            self.summaries[:count],
-            [frame for frame, _ in self.places].index(0),  # the first frame is always kept
-        )
+        count = len(self.plan.places)
+        values = self.values[: 1 + self.object_count, :count]
+        return Reading(self.keys[:count], values, self.summaries[:count])
 
     def forget(self, slot: int) -> None:
         """Drop the object in `slot`: its stored labels become background. Dropping the last object
@@ -137,20 +118,20 @@ class Support(State):
         moved = self.plan.forget(slot, self.object_count)
         if moved is not None:
             table = torch.from_numpy(moved).to(self.store.labels.device)
-            for row in self.rows.values():
+            for row in self.plan.rows.values():
                 self.store.labels[row] = table[self.store.labels[row].long()]
             self._encode_places()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        frames = sorted(self.rows)
-        rows = [self.rows[frame] for frame in frames]
+        frames = sorted(self.plan.rows)
+        rows = [self.plan.rows[frame] for frame in frames]
         reading = self.read()
         stored = {name: bank[rows] for name, bank in self.store._asdict().items()}
         return {
             **{f"store.{name}": tensor for name, tensor in stored.items()},
             "frames": torch.tensor(frames, dtype=torch.int64),
             "prompted": torch.tensor(self.plan.prompted, dtype=torch.int64),
-            "places": torch.tensor(self.places, dtype=torch.int64).reshape(-1, 2),
+            "places": torch.tensor(self.plan.places, dtype=torch.int64).reshape(-1, 2),
             "count_every": torch.tensor([self.plan.frame_count, self.plan.every]),
             "values": reading.values,
         }

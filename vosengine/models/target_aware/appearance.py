@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional
 
 from ...config import TargetAwareConfig
-from ...errors import InputError
 from ...kernels import fit_target
 from ...kernels.fit_target import reduce_labels
 from ...policies.tracks import begin_samples, push_sample
@@ -184,18 +183,10 @@ class Tracks:
         """Start a track: fit both layers to its first frame and augmentations of it.
 
         slot      the next free slot, or that of a track to replace
-        features  [n, C, h, w]  X of the frame and its augmentations
+        features  [n, C, h, w]  X of the frame and its augmentations, at most config.samples
         labels    [n, H, W]     bool or 0..1, any H and W
-
-        Raises  InputError if the slot is beyond the next free one, or n is not in
-                1..config.samples; ShapeError from `fit_target`
         """
-        limit = min(self.count + 1, len(self.kernel))
-        if not 0 <= slot < limit:
-            raise InputError(f"slot: wanted 0..{limit - 1}, given {slot}; free a slot first")
         count = len(features)
-        if not 1 <= count <= self.config.samples:
-            raise InputError(f"features: wanted 1..{self.config.samples} samples, given {count}")
         grid = to_grid(labels, self.config.target_influence, self.cells)
         maps = features.to(torch.float32)
         share = maps.new_full((1, count), 1 / count)
@@ -234,19 +225,12 @@ class Tracks:
         verified  the label was verified by a proposal; the sample has a larger weight
 
         The model changes at the next `update`.
-
-        Raises  InputError if there is no track in `slot`.
         """
-        self._check(slot)
         grid = to_grid(label, self.config.target_influence, self.cells)
         self.samples.push(slot, maps, grid, verified=verified)
 
     def update(self, slots: Sequence[int]) -> None:
-        """Refit the second layer of the tracks in `slots` to their samples, as one batch.
-
-        Raises  InputError if a slot has no track.
-        """
-        self._check(*slots)
+        """Refit the second layer of the tracks in `slots` to their samples, as one batch."""
         if not slots:
             return
         rows = _rows(slots, self.kernel.device)
@@ -258,12 +242,6 @@ class Tracks:
             iterations=self.config.later_iterations,
             ridge=self.config.ridge,
         )
-
-    def _check(self, *slots: int) -> None:
-        for slot in slots:
-            if not 0 <= slot < self.count:
-                wanted = f"one of the {self.count} tracks"
-                raise InputError(f"slot: wanted {wanted}, given {slot}; begin it first")
 
     def forget(self, slot: int, last: int) -> None:
         """Drop the track in `slot`; track `last` moves there."""

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from ...policies.placement import BLUR_CHANCE, DRAWS, blur_width, placement
+from ..blocks import resize
 
 HOLE_MARGIN = 0.01  # dilation of the filled hole, as a fraction of the frame's longer side
 LEAST_KEPT = 0.1  # minimum fraction of the object's pixels inside the frame; else not placed
@@ -78,14 +79,12 @@ def fill(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 
     image [B, C, H, W], known [B, 1, H, W] 1 or 0 -> [B, C, H, W]
     """
-    height, width = image.shape[2:]
-    if (height, width) == (1, 1):
+    if image.shape[2:] == (1, 1):
         return image * known
     share = functional.avg_pool2d(known, 2, ceil_mode=True)
     mean = functional.avg_pool2d(image * known, 2, ceil_mode=True) / share.clamp(min=1e-6)
     smaller = fill(mean, (share > 0).to(image.dtype))
-    guess = functional.interpolate(smaller, (height, width), mode="bilinear", align_corners=False)
-    return torch.where(known > 0, image, guess)
+    return torch.where(known > 0, image, resize(smaller, image.shape[2:]))
 
 
 def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from ...errors import InputError
 from ...kernels import group_centres
 from ...proposals import Proposals, boxes_of
 from ..backbone import make_norm
-from ..blocks import conv3, upsample
+from ..blocks import conv3, resize, upsample
 from ..encoder import Encoder, make_encoder
 
 Padding = tuple[int, int, int, int]
@@ -212,9 +212,7 @@ class DNet(nn.Module):
         saliency  [B, 1, h, w] foreground probability of the frame, at any size
         deep      the frame's DNetFeatures.deep; None: recomputed if the guide shares the backbone
         """
-        mask = functional.interpolate(
-            saliency.to(frame.dtype), frame.shape[2:], mode="bilinear", align_corners=False
-        )
+        mask = resize(saliency.to(frame.dtype), frame.shape[2:])
         return self.guide_aspp(self.see(frame, mask, deep))
 
     def see(

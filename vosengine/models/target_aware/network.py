@@ -19,9 +19,10 @@ from ...policies.tracks import associate, births, lessons
 from ...proposals import Proposals, boxes_of, overlaps
 from ...types import Geometry, Masks, Scores, Size
 from ..backbone import Pyramid, initialise
+from ..blocks import resize
 from ..efficientnet import normalise_cells
 from ..encoder import make_encoder
-from ..method import Method, State
+from ..method import Method, State, tensors_under
 from .appearance import Tracks
 from .augment import augment
 from .dnet import DNet, DNetFeatures, Padding
@@ -112,9 +113,7 @@ class TrackState(State):
         self.guided = bool(tensors["guided"])
         self.guidance.copy_(tensors["guidance"])
         self.first_embedding[:object_count] = tensors["first_embedding"]
-        prefix = "tracks."
-        models = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
-        self.tracks.restore(models, object_count)
+        self.tracks.restore(tensors_under("tracks.", tensors), object_count)
         self.object_count = object_count
 
 
@@ -221,7 +220,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         coarse = state.tracks.scores(maps).to(now.appearance.dtype)
         square = (self.config.tracker_size,) * 2
         refined = self.refiner(coarse, list(now.reduced), square).float()
-        return _resized(refined, (height, width))
+        return resize(refined[:, None], (height, width))[:, 0]
 
     def _associate(
         self, frame: torch.Tensor, masks: torch.Tensor, proposals: Proposals, state: TrackState
@@ -274,7 +273,7 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
             labels == torch.arange(1, 1 + masks.object_count, device=labels.device)[:, None, None]
         )
         square = (self.config.tracker_size,) * 2
-        targets = _resized(owned.float(), square)
+        targets = resize(owned[:, None].float(), square)[:, 0]
         self._learn(masks, targets, _areas(owned), state)
         new = range(state.object_count, masks.object_count)
         for slot in new:
@@ -340,11 +339,6 @@ class TargetAware(Method[TargetAwareFeatures, TrackState]):
         """T-Net's input: the whole frame, stretched to a square of side tracker_size."""
         square = (self.config.tracker_size,) * 2
         return functional.interpolate(frames, square, mode="bilinear", align_corners=False)
-
-
-def _resized(planes: torch.Tensor, size: Size) -> torch.Tensor:
-    """Resize planes [K, H, W] to `size`, bilinear."""
-    return functional.interpolate(planes[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _areas(masks: torch.Tensor) -> list[int]:

@@ -9,14 +9,7 @@ from torch.nn import functional
 from ...config import TargetAwareConfig
 from ...types import Size
 from ..backbone import Pyramid
-from ..blocks import conv3
-
-
-def resize(x: torch.Tensor, size: Size) -> torch.Tensor:
-    """Bilinear resize of [B, C, h, w] to `size`, align_corners=False."""
-    if x.shape[2:] == size:
-        return x
-    return functional.interpolate(x, size, mode="bilinear", align_corners=False)
+from ..blocks import conv3, resize
 
 
 class Reduction(nn.Module):
@@ -79,8 +72,7 @@ class ChannelAttention(nn.Module):
         """deeper [K, channels, h', w'], shallow [K, channels, h, w] -> [K, channels, h, w]"""
         pooled = torch.cat([_pool(shallow), _pool(deeper)], dim=1)
         gate = torch.sigmoid(self.conv2(functional.relu(self.conv1(pooled))))
-        height, width = shallow.shape[2:]
-        return shallow * gate + resize(deeper, (height, width))
+        return shallow * gate + resize(deeper, shallow.shape[2:])
 
 
 def _pool(x: torch.Tensor) -> torch.Tensor:
@@ -102,8 +94,7 @@ class Level(nn.Module):
     ) -> torch.Tensor:
         """deeper [K, channels, h', w'], reduced [1, channels, h, w], coarse [K, 1, ., .] ->
         [K, channels, h, w]"""
-        height, width = reduced.shape[2:]
-        x = self.block1(self.encoder(reduced, resize(coarse, (height, width))))
+        x = self.block1(self.encoder(reduced, resize(coarse, reduced.shape[2:])))
         return self.block2(self.attention(deeper, x))
 
 

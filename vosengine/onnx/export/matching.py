@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from ...config import MemoryConfig
 from ...memory import Stored
+from ...models.blocks import JoinedState
 from ...models.munet import MUNet
 from ...models.stm import STM
 from ...types import Masks
@@ -38,8 +38,7 @@ class Segment(nn.Module):
         *features, keys, values, length = tensors
         cells = keys.shape[2] * keys.shape[3]
         stored = Stored(keys.flatten(1, 3), values.flatten(1, 3), length * cells)
-        memory = SimpleNamespace(read=lambda _: stored)
-        state: Any = SimpleNamespace(memory=memory, object_count=keys.shape[0], streams=None)
+        state: Any = JoinedState(stored, keys.shape[0])
         logits = self.method.segment(self._seen(features), state).logits
         return logits.float()
 

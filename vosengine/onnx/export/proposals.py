@@ -75,7 +75,7 @@ class Segment(nn.Module):
         keys, values, length, last, born, first_masks, masks, *references = memory
         stored = Stored(keys.flatten(1, 2), values.flatten(1, 2), length * keys.shape[2])
         state: Any = SimpleNamespace(
-            memory=SimpleNamespace(read=lambda _: stored),
+            read=lambda: stored,
             object_count=keys.shape[0],
             boxes=last,
             ages=lambda _: frame_index - born,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...models.giel.network import GIEL, MOST_OBJECTS, GIELFeatures, above_half, planes_of
+from ...models.giel.network import GIEL, MOST_OBJECTS, GIELFeatures, above_half, label_planes
 from ...models.giel.support import Reading
 from .verb import Plan, Verb, VerbInput, times
 
@@ -73,7 +73,6 @@ class Segment(nn.Module):
             torch.stack(keys).flatten(1, 2),
             torch.stack(values, dim=1).flatten(2, 3),
             torch.stack(summaries),
-            torch.zeros(1, dtype=torch.int64),  # type: ignore[arg-type]
             valid,
         )
         state: Any = SimpleNamespace(read=lambda: reading)
@@ -121,7 +120,7 @@ class Place(nn.Module):
     def forward(
         self, value: torch.Tensor, labels: torch.Tensor, alive: torch.Tensor
     ) -> torch.Tensor:
-        planes = planes_of(labels, torch.arange(alive.shape[0]))
+        planes = label_planes(labels, torch.arange(alive.shape[0]))
         instances = self.method.embedded(value.flatten(0, 1), planes)
         return torch.cat((value[None], instances.unflatten(1, value.shape[:2])))
 

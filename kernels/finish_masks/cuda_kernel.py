@@ -57,7 +57,6 @@ def run(
         return labels, None if stacked is None else stacked.zero_()
     load().finish_masks_cuda(
         logits.data_ptr(),
-        ELEMENTS[logits.dtype],
         logits.stride(),
         tuple(logits.shape),
         ids.data_ptr(),
@@ -67,6 +66,7 @@ def run(
         region,
         labels.data_ptr(),
         0 if stacked is None else stacked.data_ptr(),
+        ELEMENTS[logits.dtype],
         stream_of(logits),
     )
     return labels, stacked

@@ -43,11 +43,11 @@ def run(
     scores = torch.empty(len(heatmap), limit, dtype=torch.float32)
     load().group_centres_cpu(
         heatmap.data_ptr(),
-        heatmap.stride()[:2],
+        heatmap.stride(),
         offset.data_ptr(),
-        offset.stride()[:3],
+        offset.stride(),
         foreground.data_ptr(),
-        foreground.stride()[:2],
+        foreground.stride(),
         tuple(heatmap.shape),
         threshold,
         window,

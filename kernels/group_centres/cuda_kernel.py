@@ -61,7 +61,7 @@ def run(
         offset.stride(),
         foreground.data_ptr(),
         foreground.stride(),
-        (batch, height, width),
+        tuple(heatmap.shape),
         threshold,
         window,
         limit,

@@ -52,7 +52,7 @@ def run(
     load().prepare_frame_cpu(
         frame.data_ptr(),
         frame.dtype == torch.uint8,
-        frame.stride(0),
+        frame.stride(),
         (height, width),
         size,
         padding,

@@ -64,8 +64,8 @@ def run(
         mean,
         std,
         out.data_ptr(),
-        ELEMENTS[dtype],
         channels_last,
+        ELEMENTS[dtype],
         stream_of(frame),
     )
     return out.permute(2, 0, 1) if channels_last else out

@@ -64,12 +64,10 @@ def run(
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         tuple(out.shape[1:]),
-        tuple(weight.shape[2:]),
-        as_pair(stride),
-        as_pair(padding),
-        as_pair(dilation),
-        groups,
-        offset.shape[1] // (2 * taps),
+        (
+            *(tuple(weight.shape[2:]), as_pair(stride), as_pair(padding), as_pair(dilation)),
+            *(groups, offset.shape[1] // (2 * taps)),
+        ),
         torch.get_num_threads(),
     )
     return out.to(dtype)

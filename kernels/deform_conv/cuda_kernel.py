@@ -69,25 +69,22 @@ def run(
     bias = None if bias is None else bias.contiguous()
     strength = (0, (0, 0, 0, 0)) if mask is None else (mask.data_ptr(), mask.stride())
     load().deform_conv_cuda(
-        stream_of(x),
-        ELEMENTS[x.dtype],
-        (x.data_ptr(), x.stride(), tuple(x.shape)),
+        (x.data_ptr(), x.stride()),
+        tuple(x.shape),
         (offset.data_ptr(), offset.stride()),
         strength,
         (weight.data_ptr(), weight.stride()),
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         tuple(out.shape[1:]),
-        tuple(weight.shape[2:]),
-        as_pair(stride),
-        as_pair(padding),
-        as_pair(dilation),
-        groups,
-        x.shape[1] // packing.side,
+        (
+            *(tuple(weight.shape[2:]), as_pair(stride), as_pair(padding), as_pair(dilation)),
+            *(groups, x.shape[1] // packing.side),
+        ),
         packed.data_ptr(),
         weights.data_ptr(),
-        packing.section,
-        packing.chunks,
-        packing.units,
+        (packing.section, packing.chunks, packing.units),
+        ELEMENTS[x.dtype],
+        stream_of(x),
     )
     return out

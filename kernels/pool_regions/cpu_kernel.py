@@ -55,13 +55,7 @@ def run(
     out = torch.empty(len(boxes), channels, size, size, dtype=torch.float32)
     load().pool_regions_cpu(
         [
-            (
-                source.data_ptr(),
-                source.stride()[:3],
-                tuple(source.shape),
-                cell,
-                index == len(levels),
-            )
+            (source.data_ptr(), source.stride(), tuple(source.shape), cell, index == len(levels))
             for index, (source, cell) in enumerate(zip(maps, pixels, strict=True))
         ],
         boxes.data_ptr(),

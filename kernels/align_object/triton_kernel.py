@@ -208,14 +208,7 @@ def _sum_positions(
     tl.store(out + pair, score.to(out.dtype.element_ty))
 
 
-def unsupported(
-    template: torch.Tensor,
-    proposal: torch.Tensor,
-    *,
-    alpha: float = 100.0,
-    score: str = "mean",
-    translate: bool = False,
-) -> str | None:
+def unsupported(template: torch.Tensor, proposal: torch.Tensor, **_: Any) -> str | None:
     if template.dtype not in DTYPES:
         return f"wants float16, bfloat16 or float32, given {template.dtype}"
     if template.shape[2] > CHANNELS:

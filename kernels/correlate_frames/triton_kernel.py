@@ -195,9 +195,8 @@ def unsupported(
     query: torch.Tensor,
     previous: torch.Tensor,
     *,
-    radius: int = 12,
     temperature: float | torch.Tensor = 20.0,
-    outside: str = "zero",
+    **_: Any,
 ) -> str | None:
     if query.dtype not in DTYPES:
         return f"wants float16, bfloat16 or float32, given {query.dtype}"

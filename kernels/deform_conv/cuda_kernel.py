@@ -32,15 +32,12 @@ def unsupported(
     *,
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    stride: Pair = 1,
     padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
+    **_: Any,
 ) -> str | None:
     if x.dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16, given {x.dtype}"
-    reason = side_unsupported(x, padding)
-    return cuda_unsupported(x, offset, weight, bias, mask) if reason is None else reason
+    return side_unsupported(x, padding) or cuda_unsupported(x, offset, weight, bias, mask)
 
 
 def run(

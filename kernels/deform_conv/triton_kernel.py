@@ -246,10 +246,9 @@ def unsupported(
     *,
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    stride: Pair = 1,
     padding: Pair = 0,
-    dilation: Pair = 1,
     groups: int = 1,
+    **_: Any,
 ) -> str | None:
     if x.dtype not in DTYPES:
         return f"wants float32, float16 or bfloat16, given {x.dtype}"

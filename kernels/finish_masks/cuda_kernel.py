@@ -15,6 +15,8 @@ by interpolation and comparison, about 10 instructions per object and pixel. Not
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import load
@@ -22,13 +24,7 @@ from ..gpu import ELEMENTS, cuda_unsupported, stream_of
 
 
 def unsupported(
-    logits: torch.Tensor,
-    ids: torch.Tensor,
-    *,
-    size: tuple[int, int],
-    region: tuple[float, float, float, float],
-    probabilities: bool = False,
-    first: torch.Tensor | None = None,
+    logits: torch.Tensor, ids: torch.Tensor, *, first: torch.Tensor | None = None, **_: Any
 ) -> str | None:
     if logits.dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16 logits, given {logits.dtype}"

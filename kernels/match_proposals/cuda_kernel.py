@@ -19,10 +19,8 @@ import torch
 
 from ..extension import load
 from ..gpu import ELEMENTS, cuda_unsupported, for_chip, stream_of
+from ..resources import SHARED_LIMIT
 from .reference import EQUAL
-
-# Maximum KiB of shared memory per block, by compute capability.
-SHARED_KIB = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
 def unsupported(similarity: torch.Tensor, *, answer: str = "final", **_: Any) -> str | None:
@@ -34,7 +32,7 @@ def unsupported(similarity: torch.Tensor, *, answer: str = "final", **_: Any) ->
     objects, proposals = similarity.shape
     columns = max(proposals, objects + 1)
     needed = 4 * columns * (3 + objects * (4 if answer == "dmm" else 3))
-    most = for_chip(SHARED_KIB, similarity.device)
+    most = for_chip(SHARED_LIMIT, similarity.device)
     if needed > most << 10:
         return (
             f"wants at most {most} KiB of shared memory, given {objects} objects and {proposals} "

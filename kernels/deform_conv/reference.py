@@ -37,8 +37,8 @@ def contract(
     check_dtype("x", x, torch.float16, torch.bfloat16, torch.float32, torch.float64)
     for name, (tensor, _) in arguments.items():
         check_dtype(name, tensor, x.dtype)
-    for name, option, least in (("stride", stride, 1), ("padding", padding, 0)):
-        _check_pair(name, option, least)
+    _check_pair("stride", stride, 1)
+    _check_pair("padding", padding, 0)
     _check_pair("dilation", dilation, 1)
     for name, letters in (("x", ("C", "H", "W")), ("weight", ("O", "kh", "kw"))):
         for letter in letters:
@@ -52,7 +52,7 @@ def contract(
 
 
 def _check_pair(name: str, option: Pair, least: int) -> None:
-    numbers = option if isinstance(option, tuple) else (option, option)
+    numbers = as_pair(option)
     if len(numbers) != 2 or not all(isinstance(n, int) and n >= least for n in numbers):
         raise ValueError(
             f"{name}: wanted an int of at least {least}, or two as (y, x), given {option!r}"

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch.nn import functional
 
-from ..shapes import ShapeError, check, check_dtype
+from ..shapes import FLOATS, ShapeError, check, check_dtype
 
 Pair: TypeAlias = "int | tuple[int, int]"
 
@@ -34,7 +34,7 @@ def contract(
     if mask is not None:
         arguments["mask"] = (mask, "B G*kh*kw Ho Wo")
     sizes = check(arguments)
-    check_dtype("x", x, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_dtype("x", x, *FLOATS)
     for name, (tensor, _) in arguments.items():
         check_dtype(name, tensor, x.dtype)
     _check_pair("stride", stride, 1)

@@ -193,7 +193,7 @@ def unsupported(
 ) -> str | None:
     if query.dtype not in DTYPES:
         return f"wants float16, bfloat16 or float32, given {query.dtype}"
-    _, channels, height, width = query.shape
+    channels, height, width = query.shape[1:]
     if height * width * padded_channels(channels) >= 2**31:
         return f"wants frames of fewer than 2**31 numbers, given {channels} x {height} x {width}"
     if isinstance(temperature, torch.Tensor):

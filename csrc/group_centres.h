@@ -12,10 +12,10 @@
 namespace vosengine {
 
 struct GroupCentres {
-  const float* heatmap;       // element (b, y, x) at heatmap + b*sb + y*sy + x
+  const float* heatmap;       // element (b, y, x) at heatmap + b*sb + y*sy + x: sx is 1
   const float* offset;        // element (b, c, y, x) at offset + b*sb + c*sc + y*sy + x
   const uint8_t* foreground;  // element (b, y, x) like the heat map, 0 or not
-  int64_t heatmap_stride[2], offset_stride[3], foreground_stride[2];
+  int64_t heatmap_stride[3], offset_stride[4], foreground_stride[3];
   int64_t batch, height, width;
   double threshold;
   int64_t window, limit;

@@ -12,7 +12,7 @@ namespace vosengine {
 
 struct PooledMaps {
   const float* maps;  // element (b, c, y, x) at maps + b*stride[0] + c*stride[1] + y*stride[2] + x
-  int64_t stride[3];
+  int64_t stride[4];  // the last is 1
   int64_t batch, channels, height, width;
   int64_t pixels;   // per cell
   bool per_region;  // region r reads map r, not map frame[r]
@@ -33,7 +33,7 @@ void pool_regions_cpu(const PoolRegions& call);
 
 struct PooledMapsCuda {
   const void* maps;   // as above, of the call's `element`
-  int64_t stride[4];  // with that of x
+  int64_t stride[4];  // the last is any
   int64_t batch, height, width;
   int channels;
   int64_t pixels;

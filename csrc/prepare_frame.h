@@ -9,9 +9,9 @@
 namespace vosengine {
 
 struct PrepareFrame {
-  const void* frame;   // element (y, x, c) at frame + y*row_stride + 3*x + c, counted in elements
-  bool bytes;          // uint8 elements, else float
-  int64_t row_stride;  // of any sign and size; pixels of a row are contiguous
+  const void* frame;  // element (y, x, c) at frame + y*row + x*pixel + c*channel, in elements
+  bool bytes;         // uint8 elements, else float
+  int64_t row_stride, pixel_stride, channel_stride;  // of any sign and size; on a CPU any, 3 and 1
   int64_t height, width;
   int64_t resized_height, resized_width;
   int64_t left, right, top, bottom;
@@ -21,11 +21,20 @@ struct PrepareFrame {
 };
 
 struct PrepareFrameCuda : PrepareFrame {
-  int64_t pixel_stride, channel_stride;  // of any sign and size too
-  Element element;                       // of `out`
-  bool channels_last;                    // whether `out` lies in memory as [height, width, 3]
+  Element element;     // of `out`
+  bool channels_last;  // whether `out` lies in memory as [height, width, 3]
   CudaTarget target;
 };
+
+// Folds the division of bytes by 255 into the normalisation.
+template <typename Numbers>
+void set_normalisation(PrepareFrame& call, const Numbers& mean, const Numbers& std) {
+  for (int c = 0; c < 3; ++c) {
+    const double spread = std[c];
+    call.scale[c] = static_cast<float>(1 / (spread * (call.bytes ? 255 : 1)));
+    call.shift[c] = static_cast<float>(-mean[c] / spread);
+  }
+}
 
 void prepare_frame_cpu(const PrepareFrame& call);
 

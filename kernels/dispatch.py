@@ -30,7 +30,7 @@ class UnsupportedBackend(RuntimeError):
 
 
 class Backend(Protocol):
-    """Backend module: two functions with the signature of the reference."""
+    """Backend module: two functions that are called as the reference is."""
 
     def unsupported(self, *args: Any, **kwargs: Any) -> str | None:
         """Return the reason why this backend cannot run the call, or None if it can."""

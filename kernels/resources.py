@@ -11,20 +11,22 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import gpu
 from .dispatch import Op
 
+T = TypeVar("T")
+
 CHIPS = (80, 86, 89, 90, 100, 120)
 KIB = 1024
-# Maximum KiB of shared memory per block (CUDA C++ programming guide).
-SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+# Maximum KiB of shared memory per block, by compute capability (CUDA C++ programming guide).
+SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 MOST_REGISTERS = 255
 # The one kernel that spills (two to four values, on sm_90 and sm_100); a narrower tile moves that
 # to another kernel of the same plan. Prefix of its name, bytes.
@@ -93,6 +95,14 @@ class Resources:
         if wants_matrix and not self.matrix:
             faults.append("no tensor-core instruction")
         return [f"{self.op} {self.kernel} on sm_{self.chip}: {fault}" for fault in faults]
+
+
+def chips_by(choices: Mapping[int, T]) -> dict[T, tuple[int, ...]]:
+    """Turn what is chosen for every chip into the chips of every choice."""
+    return {
+        choice: tuple(chip for chip, other in choices.items() if other == choice)
+        for choice in choices.values()
+    }
 
 
 def builds_of(op: Op) -> tuple[Build, ...]:

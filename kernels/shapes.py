@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class ShapeError(ValueError):
     """An argument does not have the shape, dtype or device that the contract requires."""

@@ -133,11 +133,7 @@ struct PrepareFrameOp {
     prepare.right = sides[1];
     prepare.top = sides[2];
     prepare.bottom = sides[3];
-    for (int c = 0; c < 3; ++c) {
-      const double spread = std[c];
-      prepare.scale[c] = static_cast<float>(1 / (spread * (prepare.bytes ? 255 : 1)));
-      prepare.shift[c] = static_cast<float>(-mean[c] / spread);
-    }
+    set_normalisation(prepare, mean, std);
     prepare.out = call.output(0, {3, sides[2] + prepare.resized_height + sides[3],
                                   sides[0] + prepare.resized_width + sides[1]});
     prepare.threads = call.threads;

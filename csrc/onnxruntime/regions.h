@@ -1,7 +1,6 @@
 // The kernels on regions and objects as operators of onnxruntime, as those of ops.h.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 
 #include "checks.h"
@@ -73,12 +72,9 @@ struct PoolRegionsOp {
 
   static PooledMaps source(const float* maps, const std::vector<int64_t>& shape, int64_t pixels,
                            bool per_region) {
-    int64_t stride[4];
-    set_strides(shape, stride);
-    return {maps,     {stride[0], stride[1], stride[2]},
-            shape[0], shape[1],
-            shape[2], shape[3],
-            pixels,   per_region};
+    PooledMaps found{maps, {}, shape[0], shape[1], shape[2], shape[3], pixels, per_region};
+    set_strides(shape, found.stride);
+    return found;
   }
 
   std::vector<int64_t> strides;
@@ -114,13 +110,9 @@ struct GroupCentresOp {
     group.batch = sizes["B"];
     group.height = sizes["H"];
     group.width = sizes["W"];
-    // The kernel takes rows that are contiguous, and all strides but the last.
-    int64_t of_image[3], of_offset[4];
-    set_strides(heatmap.shape, of_image);
-    set_strides(offset.shape, of_offset);
-    std::copy_n(of_image, 2, group.heatmap_stride);
-    std::copy_n(of_image, 2, group.foreground_stride);
-    std::copy_n(of_offset, 3, group.offset_stride);
+    set_strides(heatmap.shape, group.heatmap_stride);
+    set_strides(offset.shape, group.offset_stride);
+    set_strides(foreground.shape, group.foreground_stride);
     group.threshold = *threshold.as<double>();
     VOS_CHECK(!std::isnan(group.threshold), "threshold", "a number", group.threshold);
     group.window = window;

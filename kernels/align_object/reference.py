@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from ..shapes import ShapeError, check, check_dtype
+from ..shapes import FLOATS, ShapeError, check, check_dtype
 
 SCORES = ("mean", "flat")
 
@@ -21,8 +21,7 @@ def contract(
     translate: bool = False,
 ) -> None:
     check({"template": (template, "O P C"), "proposal": (proposal, "M Q C")})
-    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    check_dtype("template", template, *floats)
+    check_dtype("template", template, *FLOATS)
     check_dtype("proposal", proposal, template.dtype)
     for name, tensor in (("template", template), ("proposal", proposal)):
         if min(tensor.shape[1:]) < 1:

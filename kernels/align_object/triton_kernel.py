@@ -24,7 +24,7 @@ import torch
 
 from ..gpu import for_chip, on_its_device, tl, triton, triton_unsupported
 from ..pack_vectors.triton_kernel import pack_vectors, padded_channels
-from ..resources import Build
+from ..resources import Build, chips_by
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CHANNELS = 512  # maximum per accumulator
@@ -208,14 +208,7 @@ def _sum_positions(
     tl.store(out + pair, score.to(out.dtype.element_ty))
 
 
-def unsupported(
-    template: torch.Tensor,
-    proposal: torch.Tensor,
-    *,
-    alpha: float = 100.0,
-    score: str = "mean",
-    translate: bool = False,
-) -> str | None:
+def unsupported(template: torch.Tensor, proposal: torch.Tensor, **_: Any) -> str | None:
     if template.dtype not in DTYPES:
         return f"wants float16, bfloat16 or float32, given {template.dtype}"
     if template.shape[2] > CHANNELS:
@@ -296,12 +289,6 @@ def _constants(config: Config, padded: int, translate: bool) -> dict[str, Any]:
 def builds() -> tuple[Build, ...]:
     """256 channels (DMN-AOA) and the maximum, in every tuning; packing is in correlate_frames."""
     integers = ("rows", "positions", "proposals", "others", "channels")
-    made: dict[tuple[str, int, Config], list[int]] = {}
-    for element, dtype in (("*bf16", torch.bfloat16), ("*fp32", torch.float32)):
-        for padded in (256, 512):
-            for chip, tuning in CONFIGS.items():
-                key = element, padded, _config(tuning, dtype, padded)
-                made.setdefault(key, []).append(chip)
     aligns = (
         Build(
             name=f"align {_TYPES[element]} {padded} {config.rows}x{config.keys}"
@@ -316,11 +303,15 @@ def builds() -> tuple[Build, ...]:
             constants=_constants(config, padded, translate=True),
             warps=config.warps,
             stages=config.stages,
-            chips=tuple(chips),
+            chips=chips,
             matrix=element != "*fp32",
             divisible=("channels",),
         )
-        for (element, padded, config), chips in made.items()
+        for element, dtype in (("*bf16", torch.bfloat16), ("*fp32", torch.float32))
+        for padded in (256, 512)
+        for config, chips in chips_by(
+            {chip: _config(tuning, dtype, padded) for chip, tuning in CONFIGS.items()}
+        ).items()
     )
     sums = Build(
         name="sum positions bfloat16",

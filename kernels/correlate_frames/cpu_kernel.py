@@ -6,6 +6,8 @@ Supports float32 on the CPU; half precision is converted to float32. The kernel 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import COMPUTED_IN_FLOAT32, cpu_unsupported, load
@@ -15,9 +17,8 @@ def unsupported(
     query: torch.Tensor,
     previous: torch.Tensor,
     *,
-    radius: int = 12,
     temperature: float | torch.Tensor = 20.0,
-    outside: str = "zero",
+    **_: Any,
 ) -> str | None:
     number = temperature if isinstance(temperature, torch.Tensor) else None
     if query.dtype not in COMPUTED_IN_FLOAT32:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from ..shapes import ShapeError, check, check_dtype
+from ..shapes import FLOATS, ShapeError, check, check_dtype
 
 OUTSIDE = ("zero", "exclude")
 
@@ -19,7 +19,7 @@ def contract(
     outside: str = "zero",
 ) -> None:
     check({"query": (query, "B C h w"), "previous": (previous, "B C h w")})
-    check_dtype("query", query, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_dtype("query", query, *FLOATS)
     check_dtype("previous", previous, query.dtype)
     if isinstance(temperature, torch.Tensor) and temperature.numel() != 1:
         raise ShapeError(f"temperature: wanted one number, given {list(temperature.shape)}")

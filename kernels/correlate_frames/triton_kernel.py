@@ -26,7 +26,7 @@ import torch
 from ..extension import gradient_unsupported
 from ..gpu import for_chip, on_its_device, tl, triton, triton_unsupported
 from ..pack_vectors.triton_kernel import pack_builds, pack_vectors, padded_channels
-from ..resources import Build
+from ..resources import CHIPS, Build, chips_by
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -53,14 +53,7 @@ class Tuning:
 # Chosen from the resource report, not yet timed.
 _HALF = Config(rows=2, columns=8, key_rows=2, key_columns=32, chunk=256, warps=4, stages=3)
 _FULL = Config(rows=2, columns=8, key_rows=2, key_columns=32, chunk=32, warps=4, stages=3)
-CONFIGS: dict[int, Tuning] = {
-    80: Tuning(_HALF, _FULL),
-    86: Tuning(_HALF, _FULL),
-    89: Tuning(_HALF, _FULL),
-    90: Tuning(_HALF, _FULL),
-    100: Tuning(_HALF, _FULL),
-    120: Tuning(_HALF, _FULL),
-}
+CONFIGS = dict.fromkeys(CHIPS, Tuning(_HALF, _FULL))
 
 
 @triton.jit
@@ -195,13 +188,12 @@ def unsupported(
     query: torch.Tensor,
     previous: torch.Tensor,
     *,
-    radius: int = 12,
     temperature: float | torch.Tensor = 20.0,
-    outside: str = "zero",
+    **_: Any,
 ) -> str | None:
     if query.dtype not in DTYPES:
         return f"wants float16, bfloat16 or float32, given {query.dtype}"
-    _, channels, height, width = query.shape
+    channels, height, width = query.shape[1:]
     if height * width * padded_channels(channels) >= 2**31:
         return f"wants frames of fewer than 2**31 numbers, given {channels} x {height} x {width}"
     if isinstance(temperature, torch.Tensor):
@@ -267,10 +259,6 @@ def _constants(config: Config, padded: int, on_device: bool, exclude: bool) -> d
 def builds() -> tuple[Build, ...]:
     """MUNet's call, 256 channels and a temperature on the device, in every tuning."""
     types = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-    made: dict[tuple[torch.dtype, str, Config], list[int]] = {}
-    for dtype, element in types.items():
-        for chip, tuning in CONFIGS.items():
-            made.setdefault((dtype, element, _config(tuning, dtype)), []).append(chip)
     return (
         *pack_builds(256),
         *(
@@ -288,9 +276,12 @@ def builds() -> tuple[Build, ...]:
                 constants=_constants(config, 256, on_device=True, exclude=False),
                 warps=config.warps,
                 stages=config.stages,
-                chips=tuple(chips),
+                chips=chips,
                 matrix=dtype != torch.float32,
             )
-            for (dtype, element, config), chips in made.items()
+            for dtype, element in types.items()
+            for config, chips in chips_by(
+                {chip: _config(tuning, dtype) for chip, tuning in CONFIGS.items()}
+            ).items()
         ),
     )

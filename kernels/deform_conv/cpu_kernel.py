@@ -7,12 +7,13 @@ for the block that a thread works on. The product is register-blocked.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import COMPUTED_IN_FLOAT32, cpu_unsupported, load
+from .packing import side_unsupported
 from .reference import Pair, as_pair
-
-LARGEST_SIDE = 1 << 15  # pixel indices fit in int32, positions are exact in float32
 
 
 def unsupported(
@@ -22,17 +23,12 @@ def unsupported(
     *,
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    stride: Pair = 1,
     padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
+    **_: Any,
 ) -> str | None:
     if x.dtype not in COMPUTED_IN_FLOAT32:
         return f"wants float32, bfloat16 or float16, given {x.dtype}"
-    sides = [size + 2 * margin for size, margin in zip(x.shape[2:], as_pair(padding), strict=True)]
-    if max(sides) >= LARGEST_SIDE:
-        return f"wants sides below {LARGEST_SIDE}, padding included, given {sides[0]} x {sides[1]}"
-    return cpu_unsupported(x, offset, weight, bias, mask)
+    return side_unsupported(x, padding) or cpu_unsupported(x, offset, weight, bias, mask)
 
 
 def run(
@@ -64,12 +60,10 @@ def run(
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         tuple(out.shape[1:]),
-        tuple(weight.shape[2:]),
-        as_pair(stride),
-        as_pair(padding),
-        as_pair(dilation),
-        groups,
-        offset.shape[1] // (2 * taps),
+        (
+            *(tuple(weight.shape[2:]), as_pair(stride), as_pair(padding), as_pair(dilation)),
+            *(groups, offset.shape[1] // (2 * taps)),
+        ),
         torch.get_num_threads(),
     )
     return out.to(dtype)

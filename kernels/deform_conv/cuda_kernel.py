@@ -32,15 +32,12 @@ def unsupported(
     *,
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    stride: Pair = 1,
     padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
+    **_: Any,
 ) -> str | None:
     if x.dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16, given {x.dtype}"
-    reason = side_unsupported(x, padding)
-    return cuda_unsupported(x, offset, weight, bias, mask) if reason is None else reason
+    return side_unsupported(x, padding) or cuda_unsupported(x, offset, weight, bias, mask)
 
 
 def run(
@@ -69,25 +66,22 @@ def run(
     bias = None if bias is None else bias.contiguous()
     strength = (0, (0, 0, 0, 0)) if mask is None else (mask.data_ptr(), mask.stride())
     load().deform_conv_cuda(
-        stream_of(x),
-        ELEMENTS[x.dtype],
-        (x.data_ptr(), x.stride(), tuple(x.shape)),
+        (x.data_ptr(), x.stride()),
+        tuple(x.shape),
         (offset.data_ptr(), offset.stride()),
         strength,
         (weight.data_ptr(), weight.stride()),
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         tuple(out.shape[1:]),
-        tuple(weight.shape[2:]),
-        as_pair(stride),
-        as_pair(padding),
-        as_pair(dilation),
-        groups,
-        x.shape[1] // packing.side,
+        (
+            *(tuple(weight.shape[2:]), as_pair(stride), as_pair(padding), as_pair(dilation)),
+            *(groups, x.shape[1] // packing.side),
+        ),
         packed.data_ptr(),
         weights.data_ptr(),
-        packing.section,
-        packing.chunks,
-        packing.units,
+        (packing.section, packing.chunks, packing.units),
+        ELEMENTS[x.dtype],
+        stream_of(x),
     )
     return out

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch.nn import functional
 
-from ..shapes import ShapeError, check, check_dtype
+from ..shapes import FLOATS, ShapeError, check, check_dtype
 
 Pair: TypeAlias = "int | tuple[int, int]"
 
@@ -34,11 +34,11 @@ def contract(
     if mask is not None:
         arguments["mask"] = (mask, "B G*kh*kw Ho Wo")
     sizes = check(arguments)
-    check_dtype("x", x, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_dtype("x", x, *FLOATS)
     for name, (tensor, _) in arguments.items():
         check_dtype(name, tensor, x.dtype)
-    for name, option, least in (("stride", stride, 1), ("padding", padding, 0)):
-        _check_pair(name, option, least)
+    _check_pair("stride", stride, 1)
+    _check_pair("padding", padding, 0)
     _check_pair("dilation", dilation, 1)
     for name, letters in (("x", ("C", "H", "W")), ("weight", ("O", "kh", "kw"))):
         for letter in letters:
@@ -52,7 +52,7 @@ def contract(
 
 
 def _check_pair(name: str, option: Pair, least: int) -> None:
-    numbers = option if isinstance(option, tuple) else (option, option)
+    numbers = as_pair(option)
     if len(numbers) != 2 or not all(isinstance(n, int) and n >= least for n in numbers):
         raise ValueError(
             f"{name}: wanted an int of at least {least}, or two as (y, x), given {option!r}"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..gpu import for_chip, on_its_device, tl, triton, triton_unsupported
-from ..resources import Build
+from ..resources import CHIPS, Build, chips_by
 from .packing import MARGIN, Packing, packing_of, side_unsupported
 from .reference import Pair, as_pair
 
@@ -43,14 +43,7 @@ class Config:
 # Chosen from the resource report, not yet timed: 8 warps keep a tile's corners in flight without
 # spills, and two such blocks fit into the registers of every chip. One loop stage, since
 # asynchronous copies bypass the L1 cache, which holds most corners.
-CONFIGS = {
-    80: Config(64, 64, 64, warps=8, stages=1),
-    86: Config(64, 64, 64, warps=8, stages=1),
-    89: Config(64, 64, 64, warps=8, stages=1),
-    90: Config(64, 64, 64, warps=8, stages=1),
-    100: Config(64, 64, 64, warps=8, stages=1),
-    120: Config(64, 64, 64, warps=8, stages=1),
-}
+CONFIGS = dict.fromkeys(CHIPS, Config(64, 64, 64, warps=8, stages=1))
 
 
 @triton.jit
@@ -246,10 +239,9 @@ def unsupported(
     *,
     bias: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
-    stride: Pair = 1,
     padding: Pair = 0,
-    dilation: Pair = 1,
     groups: int = 1,
+    **_: Any,
 ) -> str | None:
     if x.dtype not in DTYPES:
         return f"wants float32, float16 or bfloat16, given {x.dtype}"
@@ -344,15 +336,13 @@ def _run_pack(
 
 def builds() -> tuple[Build, ...]:
     """Both kernels for offset groups of 8 channels (IMCNet), and for one of 64 with a mask."""
-    chips: dict[Config, tuple[int, ...]] = {}
-    for chip, config in CONFIGS.items():
-        chips[config] = (*chips.get(config, ()), chip)
     forms = (torch.float16, 8, False), (torch.bfloat16, 64, True), (torch.float32, 8, False)
-    all_builds: list[Build] = []
-    for config in chips:
-        for dtype, unit, masked in forms:
-            all_builds += _builds_of(dtype, unit, masked, config, chips[config])
-    return tuple(all_builds)
+    return tuple(
+        build
+        for config, chips in chips_by(CONFIGS).items()
+        for dtype, unit, masked in forms
+        for build in _builds_of(dtype, unit, masked, config, chips)
+    )
 
 
 def _builds_of(

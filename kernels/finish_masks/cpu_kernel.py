@@ -8,19 +8,15 @@ converted on the coarse grid.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import cpu_unsupported, load
 
 
 def unsupported(
-    logits: torch.Tensor,
-    ids: torch.Tensor,
-    *,
-    size: tuple[int, int],
-    region: tuple[float, float, float, float],
-    probabilities: bool = False,
-    first: torch.Tensor | None = None,
+    logits: torch.Tensor, ids: torch.Tensor, *, first: torch.Tensor | None = None, **_: Any
 ) -> str | None:
     if logits.dtype == torch.float64:
         return f"wants float32, bfloat16 or float16 logits, given {logits.dtype}"

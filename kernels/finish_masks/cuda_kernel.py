@@ -15,6 +15,8 @@ by interpolation and comparison, about 10 instructions per object and pixel. Not
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import load
@@ -22,13 +24,7 @@ from ..gpu import ELEMENTS, cuda_unsupported, stream_of
 
 
 def unsupported(
-    logits: torch.Tensor,
-    ids: torch.Tensor,
-    *,
-    size: tuple[int, int],
-    region: tuple[float, float, float, float],
-    probabilities: bool = False,
-    first: torch.Tensor | None = None,
+    logits: torch.Tensor, ids: torch.Tensor, *, first: torch.Tensor | None = None, **_: Any
 ) -> str | None:
     if logits.dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16 logits, given {logits.dtype}"
@@ -57,7 +53,6 @@ def run(
         return labels, None if stacked is None else stacked.zero_()
     load().finish_masks_cuda(
         logits.data_ptr(),
-        ELEMENTS[logits.dtype],
         logits.stride(),
         tuple(logits.shape),
         ids.data_ptr(),
@@ -67,6 +62,7 @@ def run(
         region,
         labels.data_ptr(),
         0 if stacked is None else stacked.data_ptr(),
+        ELEMENTS[logits.dtype],
         stream_of(logits),
     )
     return labels, stacked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from ..shapes import ShapeError, check, check_dtype
+from ..shapes import FLOATS, ShapeError, check, check_dtype
 
 PROBABILITY_FLOOR = 1e-7  # STM's released soft aggregation clamps to [1e-7, 1 - 1e-7]
 LOWEST_ODDS = PROBABILITY_FLOOR / (1 - PROBABILITY_FLOOR)
@@ -27,7 +27,7 @@ def contract(
         check_dtype("first", first, torch.int32)
         arguments["first"] = (first, "offsets")
     sizes = check(arguments)
-    check_dtype("logits", logits, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_dtype("logits", logits, *FLOATS)
     check_dtype("ids", ids, torch.uint8)
     if min(sizes["h"], sizes["w"]) < 1:
         raise ValueError(f"logits: wanted at least one cell, given {list(logits.shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -16,9 +17,7 @@ def unsupported(
     sample_weight: torch.Tensor,
     kernel: torch.Tensor,
     projection: torch.Tensor | None = None,
-    *,
-    iterations: Sequence[int] = (10,),
-    ridge: tuple[float, float] = (1e-4, 1e-2),
+    **_: Any,
 ) -> str | None:
     if features.dtype != torch.float32:
         return f"wants float32, given {features.dtype}"

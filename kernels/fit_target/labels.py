@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from ..shapes import ShapeError, check_dtype
+from ..shapes import FLOATS, ShapeError, check_dtype
 
 
 def reduce_labels(
@@ -31,7 +31,7 @@ def reduce_labels(
     Dtype   float16, bfloat16 or float32, computed and returned in float32; float64 in float64.
     Raises  ShapeError, naming argument, wanted shape and given shape.
     """
-    check_dtype("labels", labels, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_dtype("labels", labels, *FLOATS)
     check_dtype("pixel_weights", pixel_weights, labels.dtype)
     if labels.ndim < 2 or 0 in labels.shape[-2:]:
         raise ShapeError(f"labels: wanted [..., H, W], not empty, given {list(labels.shape)}")

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 import torch
 from torch.nn import functional
 
-from ..shapes import ShapeError, check, check_dtype
+from ..shapes import FLOATS, ShapeError, check, check_dtype
 
 CONVERGED = 1e-28  # ratio of the squared residual to the first one
 
@@ -38,7 +38,7 @@ def contract(
         arguments["kernel"] = (kernel, "K D 3 3")
         arguments["projection"] = (projection, "K D C")
     check(arguments)
-    check_dtype("features", features, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_dtype("features", features, *FLOATS)
     for name, (tensor, _) in arguments.items():
         check_dtype(name, tensor, features.dtype)
     if 0 in (*features.shape[2:], kernel.shape[1]):

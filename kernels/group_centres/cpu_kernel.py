@@ -6,6 +6,8 @@ contiguous. For a vector of pixels without foreground only the mask is read.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import cpu_unsupported, load
@@ -13,13 +15,7 @@ from .reference import Groups
 
 
 def unsupported(
-    heatmap: torch.Tensor,
-    offset: torch.Tensor,
-    foreground: torch.Tensor,
-    *,
-    threshold: float = 0.1,
-    window: int = 7,
-    limit: int = 20,
+    heatmap: torch.Tensor, offset: torch.Tensor, foreground: torch.Tensor, **_: Any
 ) -> str | None:
     if heatmap.dtype != torch.float32:
         return f"wants float32, given {heatmap.dtype}"
@@ -43,11 +39,11 @@ def run(
     scores = torch.empty(len(heatmap), limit, dtype=torch.float32)
     load().group_centres_cpu(
         heatmap.data_ptr(),
-        heatmap.stride()[:2],
+        heatmap.stride(),
         offset.data_ptr(),
-        offset.stride()[:3],
+        offset.stride(),
         foreground.data_ptr(),
-        foreground.stride()[:2],
+        foreground.stride(),
         tuple(heatmap.shape),
         threshold,
         window,

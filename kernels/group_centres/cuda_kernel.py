@@ -11,6 +11,8 @@ Supports float32, float16 and bfloat16 with any strides, images of fewer than 2^
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import load
@@ -22,13 +24,7 @@ MOST_PARTS = 512
 
 
 def unsupported(
-    heatmap: torch.Tensor,
-    offset: torch.Tensor,
-    foreground: torch.Tensor,
-    *,
-    threshold: float = 0.1,
-    window: int = 7,
-    limit: int = 20,
+    heatmap: torch.Tensor, offset: torch.Tensor, foreground: torch.Tensor, **_: Any
 ) -> str | None:
     if heatmap.dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16, given {heatmap.dtype}"
@@ -61,7 +57,7 @@ def run(
         offset.stride(),
         foreground.data_ptr(),
         foreground.stride(),
-        (batch, height, width),
+        tuple(heatmap.shape),
         threshold,
         window,
         limit,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from ..shapes import ShapeError, check, check_dtype
+from ..shapes import FLOATS, ShapeError, check, check_dtype
 
 Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -30,7 +30,7 @@ def contract(
     )
     if min(sizes["H"], sizes["W"]) < 1:
         raise ShapeError(f"heatmap: wanted at least one pixel, given {list(heatmap.shape)}")
-    check_dtype("heatmap", heatmap, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_dtype("heatmap", heatmap, *FLOATS)
     check_dtype("offset", offset, heatmap.dtype)
     check_dtype("foreground", foreground, torch.bool)
     if math.isnan(threshold):

@@ -13,24 +13,17 @@ memory of a block: on the smallest chips 12 bytes for each of 5 400 pairs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import load
 from ..gpu import ELEMENTS, cuda_unsupported, for_chip, stream_of
+from ..resources import SHARED_LIMIT
 from .reference import EQUAL
 
-# Maximum KiB of shared memory per block, by compute capability.
-SHARED_KIB = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 
-
-def unsupported(
-    similarity: torch.Tensor,
-    *,
-    steps: int = 40,
-    inner: int = 5,
-    rate: float = 0.1,
-    answer: str = "final",
-) -> str | None:
+def unsupported(similarity: torch.Tensor, *, answer: str = "final", **_: Any) -> str | None:
     if similarity.dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16, given {similarity.dtype}"
     reason = cuda_unsupported(similarity)
@@ -39,7 +32,7 @@ def unsupported(
     objects, proposals = similarity.shape
     columns = max(proposals, objects + 1)
     needed = 4 * columns * (3 + objects * (4 if answer == "dmm" else 3))
-    most = for_chip(SHARED_KIB, similarity.device)
+    most = for_chip(SHARED_LIMIT, similarity.device)
     if needed > most << 10:
         return (
             f"wants at most {most} KiB of shared memory, given {objects} objects and {proposals} "

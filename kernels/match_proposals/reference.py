@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from ..shapes import check, check_dtype
+from ..shapes import FLOATS, check, check_dtype
 
 ANSWERS = ("final", "dmm")
 EQUAL = 1e-5  # answer "dmm": values this close to a row's maximum are kept as well
@@ -22,8 +22,7 @@ def contract(
     answer: str = "final",
 ) -> None:
     check({"similarity": (similarity, "O M")})
-    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    check_dtype("similarity", similarity, *floats)
+    check_dtype("similarity", similarity, *FLOATS)
     for name, count in (("steps", steps), ("inner", inner)):
         if count < 1:
             raise ValueError(f"{name}: wanted 1 or more, given {count}")

@@ -10,6 +10,8 @@ blends rows by whole vectors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import COMPUTED_IN_FLOAT32, cpu_unsupported, load
@@ -19,13 +21,9 @@ def unsupported(
     levels: tuple[torch.Tensor, ...],
     boxes: torch.Tensor,
     *,
-    strides: tuple[int, ...],
     frame: torch.Tensor | None = None,
     planes: torch.Tensor | None = None,
-    plane_stride: int = 1,
-    size: int = 14,
-    sampling: int = 2,
-    aligned: bool = True,
+    **_: Any,
 ) -> str | None:
     if levels[0].dtype not in COMPUTED_IN_FLOAT32:
         return f"wants float32, bfloat16 or float16, given {levels[0].dtype}"
@@ -55,13 +53,7 @@ def run(
     out = torch.empty(len(boxes), channels, size, size, dtype=torch.float32)
     load().pool_regions_cpu(
         [
-            (
-                source.data_ptr(),
-                source.stride()[:3],
-                tuple(source.shape),
-                cell,
-                index == len(levels),
-            )
+            (source.data_ptr(), source.stride(), tuple(source.shape), cell, index == len(levels))
             for index, (source, cell) in enumerate(zip(maps, pixels, strict=True))
         ],
         boxes.data_ptr(),

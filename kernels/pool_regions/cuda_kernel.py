@@ -11,6 +11,8 @@ boxes in float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import load
@@ -24,13 +26,11 @@ def unsupported(
     levels: tuple[torch.Tensor, ...],
     boxes: torch.Tensor,
     *,
-    strides: tuple[int, ...],
     frame: torch.Tensor | None = None,
     planes: torch.Tensor | None = None,
-    plane_stride: int = 1,
     size: int = 14,
     sampling: int = 2,
-    aligned: bool = True,
+    **_: Any,
 ) -> str | None:
     if levels[0].dtype not in ELEMENTS:
         return f"wants float32, float16 or bfloat16, given {levels[0].dtype}"

@@ -6,9 +6,8 @@ from itertools import product
 
 import torch
 
-from ..shapes import ShapeError, check, check_dtype
+from ..shapes import FLOATS, ShapeError, check, check_dtype
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MOST_SAMPLES = 8
 
 

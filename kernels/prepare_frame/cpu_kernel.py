@@ -10,22 +10,14 @@ neither uint8 nor float32, is copied first; row strides need no copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ..extension import cpu_unsupported, load
 
 
-def unsupported(
-    frame: torch.Tensor,
-    *,
-    size: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-) -> str | None:
+def unsupported(frame: torch.Tensor, *, dtype: torch.dtype = torch.float32, **_: Any) -> str | None:
     if dtype == torch.float64:
         return f"wants a float32, bfloat16 or float16 result, given {dtype}"
     return cpu_unsupported(frame)
@@ -52,7 +44,7 @@ def run(
     load().prepare_frame_cpu(
         frame.data_ptr(),
         frame.dtype == torch.uint8,
-        frame.stride(0),
+        frame.stride(),
         (height, width),
         size,
         padding,

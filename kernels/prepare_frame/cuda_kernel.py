@@ -15,6 +15,7 @@ Bound by memory: 9 bytes per pixel from uint8 to half precision. Not yet timed o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -22,16 +23,7 @@ from ..extension import load
 from ..gpu import ELEMENTS, cuda_unsupported, stream_of
 
 
-def unsupported(
-    frame: torch.Tensor,
-    *,
-    size: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-) -> str | None:
+def unsupported(frame: torch.Tensor, *, dtype: torch.dtype = torch.float32, **_: Any) -> str | None:
     if dtype not in ELEMENTS:
         return f"wants a float32, float16 or bfloat16 result, given {dtype}"
     return cuda_unsupported(frame)
@@ -64,8 +56,8 @@ def run(
         mean,
         std,
         out.data_ptr(),
-        ELEMENTS[dtype],
         channels_last,
+        ELEMENTS[dtype],
         stream_of(frame),
     )
     return out.permute(2, 0, 1) if channels_last else out

@@ -13,6 +13,8 @@ greatest is selected in one pass over them, and only the values of those positio
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..extension import COMPUTED_IN_FLOAT32, cpu_unsupported, load
@@ -24,12 +26,11 @@ def unsupported(
     memory_key: torch.Tensor,
     memory_value: torch.Tensor,
     *,
-    scale: float,
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
-    top_k: int | None = None,
     pages: torch.Tensor | None = None,
     query_of: torch.Tensor | None = None,
+    **_: Any,
 ) -> str | None:
     if query_key.dtype not in COMPUTED_IN_FLOAT32:
         return f"wants float32, bfloat16 or float16, given {query_key.dtype}"

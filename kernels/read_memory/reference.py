@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..shapes import ShapeError, check, check_dtype
+from ..shapes import FLOATS, ShapeError, check, check_dtype
 
 
 def contract(
@@ -37,7 +37,7 @@ def contract(
         arguments["query_of"] = (query_of, "G")
         check_dtype("query_of", query_of, torch.int32)
     sizes = check(arguments)
-    check_dtype("query_key", query_key, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    check_dtype("query_key", query_key, *FLOATS)
     check_dtype("memory_key", memory_key, query_key.dtype)
     check_dtype("memory_value", memory_value, query_key.dtype)
     if top_k is not None and top_k < 1:

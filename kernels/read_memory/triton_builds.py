@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..resources import Build
+from ..resources import Build, chips_by
 from . import triton_programs as programs
 from . import triton_top_k as top_k_programs
 from .triton_plan import (
@@ -28,12 +28,9 @@ from .triton_plan import (
 def builds() -> tuple[Build, ...]:
     """Every program as the tuning tables launch it at 480p: 128 key and 512 value channels (STM),
     several sets of values, and DMN-AOA's references (256 key channels and wide values)."""
-    configs: dict[Config, list[int]] = {}
-    for chip, config in CONFIGS.items():
-        configs.setdefault(config, []).append(chip)
-    every = tuple(CONFIGS)
-    narrow = [b for config, chips in configs.items() for b in _builds(config, "bf16", tuple(chips))]
-    return (*narrow, *_builds(FLOAT32, "fp32", every))
+    chosen = chips_by(CONFIGS)
+    narrow = [b for config, chips in chosen.items() for b in _builds(config, "bf16", chips)]
+    return (*narrow, *_builds(FLOAT32, "fp32", tuple(CONFIGS)))
 
 
 def _builds(config: Config, kind: str, chips: tuple[int, ...]) -> list[Build]:

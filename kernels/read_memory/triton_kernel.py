@@ -59,12 +59,12 @@ def unsupported(
     memory_key: torch.Tensor,
     memory_value: torch.Tensor,
     *,
-    scale: float,
     bias: torch.Tensor | None = None,
     length: torch.Tensor | None = None,
     top_k: int | None = None,
     pages: torch.Tensor | None = None,
     query_of: torch.Tensor | None = None,
+    **_: Any,
 ) -> str | None:
     if query_key.dtype not in DTYPES:
         return f"wants float16, bfloat16 or float32, given {query_key.dtype}"

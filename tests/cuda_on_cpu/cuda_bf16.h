@@ -22,5 +22,3 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   bits += 0x7fffu + (bits >> 16 & 1);
   return {static_cast<uint16_t>(bits >> 16)};
 }
-
-inline __nv_bfloat16 __float2bfloat16(float x) { return __float2bfloat16_rn(x); }

@@ -6,7 +6,6 @@
 // blocks of a grid run one after the other. Shared memory is filled with NaN before each block.
 #pragma once
 
-#include <array>
 #include <climits>
 #include <cmath>
 #include <cstdint>
@@ -20,7 +19,6 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __constant__ static const
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define VOS_SHARED_BYTES(name) unsigned char* const name = emulated::shared_memory()
@@ -30,36 +28,14 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-struct alignas(8) uint2 {
-  uint32_t x, y;
-};
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
-};
-struct alignas(16) int4 {
-  int32_t x, y, z, w;
-};
-struct alignas(8) int2 {
-  int32_t x, y;
-};
-struct alignas(8) float2 {
-  float x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-struct alignas(4) uchar4 {
-  uint8_t x, y, z, w;
-};
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
-inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-inline int2 make_int2(int32_t x, int32_t y) { return {x, y}; }
-inline uchar4 make_uchar4(uint8_t x, uint8_t y, uint8_t z, uint8_t w) { return {x, y, z, w}; }
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
-constexpr int warpSize = 32;
 
 namespace emulated {
 
@@ -106,36 +82,10 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
 }
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
-  const int first = static_cast<int>(emulated::lane()) / width * width;
-  return emulated::shuffle(mask, value, first + source % width);
-}
-template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int flip, int width = 32) {
   const int mine = static_cast<int>(emulated::lane()), other = mine ^ flip;
   return emulated::shuffle(mask, value, other / width == mine / width ? other : mine);
 }
-template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
-  const int mine = static_cast<int>(emulated::lane()), other = mine + static_cast<int>(by);
-  return emulated::shuffle(mask, value, other / width == mine / width ? other : mine);
-}
-template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
-  const int mine = static_cast<int>(emulated::lane()), other = mine - static_cast<int>(by);
-  const bool inside = other >= 0 && other / width == mine / width;
-  return emulated::shuffle(mask, value, inside ? other : mine);
-}
-inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  uint64_t all[32];
-  emulated::exchange(mask, predicate != 0, all);
-  unsigned votes = 0;
-  for (int i = 0; i < 32; ++i)
-    if ((mask >> i & 1) && all[i]) votes |= 1u << i;
-  return votes;
-}
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return !__any_sync(mask, !predicate); }
 
 // Blocks and fibers run one at a time, so an ordinary read and write cannot be torn.
 template <typename T>
@@ -144,75 +94,20 @@ T atomicAdd(T* at, T value) {
   *at = before + value;
   return before;
 }
-template <typename T>
-T atomicMax(T* at, T value) {
-  const T before = *at;
-  if (value > before) *at = value;
-  return before;
-}
-template <typename T>
-T atomicMin(T* at, T value) {
-  const T before = *at;
-  if (value < before) *at = value;
-  return before;
-}
-template <typename T>
-T atomicExch(T* at, T value) {
-  const T before = *at;
-  *at = value;
-  return before;
-}
-template <typename T>
-T atomicCAS(T* at, T wanted, T value) {
-  const T before = *at;
-  if (before == wanted) *at = value;
-  return before;
-}
-template <typename T>
-T atomicOr(T* at, T value) {
-  const T before = *at;
-  *at = before | value;
-  return before;
-}
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 
-template <typename T>
-T __ldg(const T* at) {
-  return *at;
-}
 inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __frcp_rn(float x) { return 1 / x; }
-inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __saturatef(float x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
-inline int32_t __float_as_int(float x) {
-  return emulated::from_bits<int32_t>(emulated::bits_of(x));
+inline uint32_t __float_as_uint(float x) {
+  return emulated::from_bits<uint32_t>(emulated::bits_of(x));
 }
-inline uint32_t __float_as_uint(float x) { return static_cast<uint32_t>(__float_as_int(x)); }
-inline float __int_as_float(int32_t x) { return emulated::from_bits<float>(emulated::bits_of(x)); }
-inline float __uint_as_float(uint32_t x) { return __int_as_float(static_cast<int32_t>(x)); }
+inline float __uint_as_float(uint32_t x) {
+  return emulated::from_bits<float>(emulated::bits_of(x));
+}
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t by) {
   const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
   return static_cast<uint32_t>(both >> (by & 31));
 }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
-inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
-inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
-inline long min(long a, long b) { return a < b ? a : b; }
-inline long max(long a, long b) { return a > b ? a : b; }
-inline long long min(long long a, long long b) { return a < b ? a : b; }
-inline long long max(long long a, long long b) { return a > b ? a : b; }
-inline float min(float a, float b) { return std::fmin(a, b); }
-inline float max(float a, float b) { return std::fmax(a, b); }
 
 using cudaStream_t = void*;
 using cudaError_t = int;
@@ -222,9 +117,6 @@ inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
-  return std::memset(at, value, bytes), cudaSuccess;
-}
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;
@@ -234,8 +126,6 @@ struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
-  void* attrs;
-  unsigned numAttrs;
 };
 
 template <typename... Wanted, typename... Given>

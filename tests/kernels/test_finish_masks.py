@@ -198,9 +198,9 @@ def test_cuda_writes_every_element_and_none_beyond(
             q = torch.full((guard + before + 3 * height * width + guard,), torch.nan)
             start = guard + before
             extension.load().finish_masks_cuda(
-                *(logits.data_ptr(), ELEMENTS[dtype], logits.stride(), (2, *cells)),
+                *(logits.data_ptr(), logits.stride(), (2, *cells)),
                 *(ids.data_ptr(), 0, 1, (height, width), region, labels[start:].data_ptr()),
-                *(q[start:].data_ptr() if probabilities else 0, (0, 0)),
+                *(q[start:].data_ptr() if probabilities else 0, ELEMENTS[dtype], (0, 0)),
             )
             plain, exact = finish_masks.reference(
                 logits, ids, size=(height, width), region=region, probabilities=True
@@ -226,8 +226,8 @@ def test_cuda_says_what_it_cannot_take() -> None:
         assert finish_masks.explain(torch.zeros(1, 2, 2), ids, **where)["cuda"] is None
         with pytest.raises(ValueError, match="height: wanted at most 524280"):
             extension.load().finish_masks_cuda(
-                *(0, 0, (0, 0, 0), (0, 1, 1), 0, 0, 1, (524281, 1)),
-                *((0.0, 0.0, 1.0, 1.0), 0, 0, (0, 0)),
+                *(0, (0, 0, 0), (0, 1, 1), 0, 0, 1, (524281, 1)),
+                *((0.0, 0.0, 1.0, 1.0), 0, 0, 0, (0, 0)),
             )
 
 

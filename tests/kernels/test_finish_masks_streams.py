@@ -90,9 +90,9 @@ def test_cuda_writes_every_element_and_none_beyond(dtype: torch.dtype) -> None:
             labels = torch.full((guard + 3 * height * width + guard,), 99, dtype=torch.uint8)
             q = torch.full((guard + 7 * height * width + guard,), torch.nan)
             extension.load().finish_masks_cuda(
-                *(logits.data_ptr(), ELEMENTS[dtype], logits.stride(), (4, 3, 5), ids.data_ptr()),
+                *(logits.data_ptr(), logits.stride(), (4, 3, 5), ids.data_ptr()),
                 *(first.data_ptr(), 3, (height, width), (0.0, 0.5, 3.0, 4.0)),
-                *(labels[guard:].data_ptr(), q[guard:].data_ptr(), (0, 0)),
+                *(labels[guard:].data_ptr(), q[guard:].data_ptr(), ELEMENTS[dtype], (0, 0)),
             )
             assert (labels[:guard] == 99).all() and (labels[-guard:] == 99).all()
             assert (labels[guard:-guard] <= 2).all()

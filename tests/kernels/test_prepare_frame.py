@@ -164,7 +164,7 @@ def test_writes_every_float_and_none_beyond(name: str) -> None:
             frame = torch.randint(0, 256, (5, 20, 3), dtype=torch.uint8)
             count, guard = 3 * 6 * (width + 3), 64
             buffer = torch.full((guard + count + guard,), torch.nan)
-            args = (frame.stride(0), (5, 20), (4, width), (1, 2, 2, 0), MEAN, STD)
+            args = (frame.stride(), (5, 20), (4, width), (1, 2, 2, 0), MEAN, STD)
             address = buffer[guard:].data_ptr()
             extension.load().prepare_frame_cpu(frame.data_ptr(), True, *args, address, 2)
             written = torch.zeros(len(buffer), dtype=torch.bool)
@@ -194,8 +194,8 @@ def test_cuda_writes_every_element_and_none_beyond(
             buffer = torch.full((start + prod(shape) + guard,), torch.nan, dtype=dtype)
             extension.load().prepare_frame_cuda(
                 *(frame.data_ptr(), bytes_in, frame.stride(), (height, columns), size),
-                *((1, 2, 2, 0), MEAN, STD, buffer[start:].data_ptr(), element),
-                *(channels_last, (0, 0)),
+                *((1, 2, 2, 0), MEAN, STD, buffer[start:].data_ptr(), channels_last),
+                *(element, (0, 0)),
             )
             written = torch.zeros(len(buffer), dtype=torch.bool)
             written[start:-guard] = True
@@ -220,7 +220,7 @@ def test_cuda_says_what_it_cannot_take() -> None:
         with pytest.raises(ValueError, match="at most 262140 rows"):
             extension.load().prepare_frame_cuda(
                 *(frame.data_ptr(), False, frame.stride(), (4, 4), (4, 4), (0, 0, 0, 262140)),
-                *(MEAN, STD, 0, 0, False, (0, 0)),
+                *(MEAN, STD, 0, False, 0, (0, 0)),
             )
 
 

@@ -9,11 +9,9 @@ is a sequence; the tensors are those of an exported model's repository:
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,20 +35,12 @@ FREE: Mapping[str, list[int]] = {FRAME: [-1, -1, 3], PROMPT: [-1, -1], LABELS: [
 STATUS = {"bad_frame": 400, "unavailable": 503, "step_failed": 500}
 
 
-@dataclass
-class Sequence:
-    """Session stepped by requests, one at a time."""
-
-    session: Session
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
 class KServe:
     """Routes under /v2; sequences are kept per owner."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._sequences: dict[tuple[str, str], Sequence] = {}
+        self._sequences: dict[tuple[str, str], Session] = {}
 
     def routes(self) -> list[Route]:
         routes = [
@@ -162,10 +152,8 @@ class KServe:
         binary = wants_binary(inference)
         frame, prompt = self._check(tensors)
         parameters = inference.get("parameters", {})
-        sequence = await self._sequence(owner, parameters)
-        async with sequence.lock:
-            session = sequence.session
-            outcomes = await session.ask(Frame(session.expected, frame, prompt, arrived))
+        session = await self._session(owner, parameters)
+        outcomes = await session.ask(Frame(session.expected, frame, prompt, arrived))
         if parameters.get("sequence_end", False):
             await self._service.end(session)
         for outcome in outcomes:
@@ -193,30 +181,25 @@ class KServe:
             )
         return frame, None if prompt is None or not prompt.any() else prompt
 
-    async def _sequence(self, owner: str, parameters: Mapping[str, Any]) -> Sequence:
-        """Return the sequence of a request; `sequence_start` begins a new one."""
+    async def _session(self, owner: str, parameters: Mapping[str, Any]) -> Session:
+        """Return the session of a request's sequence; `sequence_start` begins a new one."""
         number = parameters.get("sequence_id")
         if type(number) not in (int, str) or number in (0, "") or len(str(number)) > 128:
             raise InputError("sequence_id: wanted a nonzero number or a nonempty string")
         key = owner, str(number)
-        sequence = self._sequences.get(key)
-        if sequence is not None and not self._service.holds(sequence.session):
-            sequence = None
+        holds, session = self._service.holds, self._sequences.get(key)
         if not parameters.get("sequence_start", False):
-            if sequence is None:
+            if session is None or not holds(session):
                 raise InputError("sequence_id: unknown; begin the sequence with sequence_start")
-            return sequence
-        if sequence is not None:
-            await self._service.end(sequence.session)
+            return session
+        if session is not None:
+            await self._service.end(session)
         options = {k: v for k, v in parameters.items() if k in ("max_objects", "size", "memory")}
         wanted = Wanted.parse({**options, "policy": "all"}, self._service.settings.model)
         session, _ = await self._service.open(owner, wanted)
         session.reply = PIXELS
-        self._sequences = {
-            k: s for k, s in self._sequences.items() if self._service.holds(s.session)
-        }
-        sequence = self._sequences[key] = Sequence(session)
-        return sequence
+        self._sequences = {k: s for k, s in self._sequences.items() if holds(s)} | {key: session}
+        return session
 
     def _response(
         self, request_id: Any, labels: bytes, shape: tuple[int, ...], binary: bool

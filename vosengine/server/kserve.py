@@ -31,7 +31,7 @@ from .worker import Frame
 FRAME, PROMPT, LABELS = "frame", "prompt", "labels"
 HEADER_LENGTH = "inference-header-content-length"
 PIXELS = "pixels"  # reply encoding: raw labels
-FREE: Mapping[str, list[int]] = {FRAME: [-1, -1, 3], PROMPT: [-1, -1], LABELS: [-1, -1]}
+SHAPES: Mapping[str, list[int]] = {FRAME: [-1, -1, 3], PROMPT: [-1, -1], LABELS: [-1, -1]}
 STATUS = {"bad_frame": 400, "unavailable": 503, "step_failed": 500}
 
 
@@ -45,8 +45,8 @@ class KServe:
     def routes(self) -> list[Route]:
         routes = [
             Route("/v2", self._answer(self._server), methods=["GET"]),
-            Route("/v2/health/live", self._health(lambda s: s.worker.alive), methods=["GET"]),
-            Route("/v2/health/ready", self._health(lambda s: s.ready), methods=["GET"]),
+            Route("/v2/health/live", self._answer(self._live), methods=["GET"]),
+            Route("/v2/health/ready", self._answer(self._ready), methods=["GET"]),
         ]
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
@@ -80,12 +80,6 @@ class KServe:
 
         return handler
 
-    def _health(self, holds: Callable[[Service], bool]) -> Callable[[Request], Any]:
-        async def handler(_request: Request) -> Response:
-            return Response(status_code=200 if holds(self._service) else 503)
-
-        return handler
-
     def _check_model(self, request: Request) -> None:
         name = self._service.settings.model
         model, version = request.path_params["model"], request.path_params.get("version", "1")
@@ -99,30 +93,25 @@ class KServe:
         metadata = {"name": "vosengine", "version": __version__, "extensions": extensions}
         return JSONResponse(metadata)
 
+    async def _live(self, _request: Request) -> Response:
+        return Response(status_code=200 if self._service.worker.alive else 503)
+
     async def _ready(self, _request: Request) -> Response:
         return Response(status_code=200 if self._service.ready else 503)
 
     async def _metadata(self, _request: Request) -> Response:
-        tensors = {
-            name: {"name": name, "datatype": "UINT8", "shape": shape}
-            for name, shape in FREE.items()
-        }
         return JSONResponse(
             {
                 "name": self._service.settings.model,
                 "versions": ["1"],
                 "platform": "vosengine",
-                "inputs": [tensors[name] for name in self._inputs()],
-                "outputs": [tensors[LABELS]],
+                "inputs": described(self._inputs(), "datatype", "UINT8", "shape"),
+                "outputs": described([LABELS], "datatype", "UINT8", "shape"),
             }
         )
 
     async def _config(self, _request: Request) -> Response:
         method, settings = self._service.engine.method, self._service.settings
-        tensors = {
-            name: {"name": name, "data_type": "TYPE_UINT8", "dims": shape}
-            for name, shape in FREE.items()
-        }
         facts = {"latency": max(0, *method.sees), "max_objects": method.max_objects}
         idle = round(1e6 * settings.close_after)
         return JSONResponse(
@@ -130,8 +119,8 @@ class KServe:
                 "name": settings.model,
                 "platform": "vosengine",
                 "max_batch_size": 0,
-                "input": [tensors[name] for name in self._inputs()],
-                "output": [tensors[LABELS]],
+                "input": described(self._inputs(), "data_type", "TYPE_UINT8", "dims"),
+                "output": described([LABELS], "data_type", "TYPE_UINT8", "dims"),
                 "sequence_batching": {"max_sequence_idle_microseconds": idle},
                 "parameters": {name: {"string_value": str(n)} for name, n in facts.items()},
             }
@@ -220,6 +209,11 @@ class KServe:
             media_type="application/octet-stream",
             headers={HEADER_LENGTH: str(len(head))},
         )
+
+
+def described(names: list[str], key: str, kind: str, dims: str) -> list[dict[str, Any]]:
+    """Describe tensors; `key` and `dims` are what their type and shape are called."""
+    return [{"name": name, key: kind, dims: SHAPES[name]} for name in names]
 
 
 def parse(body: bytes, head_length: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

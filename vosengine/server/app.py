@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -205,20 +205,20 @@ class Routes:
             box, points = parse_box(query.getlist("box")), parse_points(query.getlist("point"))
             method = query.get("method", "auto")
             body = await read_body(request, settings.max_message)
-            png = await self._run_prompt(mask_png, body, box, points, method, settings.max_pixels)
+            png = await self._run_prompt(body, box, points, method, settings.max_pixels)
         except (InputError, ConfigError) as error:
             raise Refused(400, "bad_prompt", str(error)) from error
         return Response(png, media_type="image/png")
 
-    async def _run_prompt(self, work: Callable[..., bytes], *args: Any) -> bytes:
-        """Run `work` in the single prompt thread: one prompt takes as long as many frames."""
+    async def _run_prompt(self, *args: Any) -> bytes:
+        """Run `mask_png` in the single prompt thread: it takes as long as many frames."""
         if self._prompting >= MOST_PROMPTS:
             headers = {"retry-after": "1"}
             raise Refused(429, "busy", "prompt: too many at a time; try again", **headers)
         self._prompting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._service.prompts, work, *args)
+            return await loop.run_in_executor(self._service.prompts, mask_png, *args)
         finally:
             self._prompting -= 1
 

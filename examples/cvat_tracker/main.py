@@ -18,7 +18,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from vosengine.client import Client
+from vosengine.client import Answer, Client
 from vosengine.errors import InputError, ServerError, VosError
 
 Shape = Any  # {"type": str, "points": [numbers]}, or [left, top, right, bottom]
@@ -60,32 +60,26 @@ def track(server: str, body: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Answer a request: shapes and states in its order."""
     data = base64.b64decode(body["image"], validate=True)
     image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    shapes, states = body.get("shapes") or [], body.get("states") or []
-    shapes = [*shapes, *[None] * (len(states) - len(shapes))]
-    streams: dict[tuple[str, int], list[int]] = defaultdict(list)  # indices into shapes
+    answers = list(zip_longest(body.get("shapes") or [], body.get("states") or []))
     new = []
-    for place in range(len(shapes)):
-        state = states[place] if place < len(states) else None
+    streams: dict[tuple[str, int], list[int]] = defaultdict(list)  # indices into answers
+    for place, (_, state) in enumerate(answers):
         if state is None:
             new.append(place)
         else:
             streams[state["session"], state["frame"]].append(place)
-    results: dict[int, tuple[Shape, dict[str, Any]]] = {}
     if new:
-        started = begin(server, data, image, [shapes[place] for place in new])
-        results |= {
-            place: (shapes[place], state) for place, state in zip(new, started, strict=True)
-        }
+        shapes = [answers[place][0] for place in new]
+        started = begin(server, data, image, shapes)
+        for place, shape, state in zip(new, shapes, started, strict=True):
+            answers[place] = shape, state
     for (session, frame), places in streams.items():
         labels = next_labels(server, image, session, frame)
         for place in places:
-            state = {**states[place], "frame": frame + 1}
+            shape, state = answers[place]
             seen = shape_of(labels == state["object"], state["type"])
-            results[place] = (shapes[place] if seen is None else seen), state
-    return {
-        "shapes": [results[place][0] for place in range(len(shapes))],
-        "states": [results[place][1] for place in range(len(shapes))],
-    }
+            answers[place] = shape if seen is None else seen, {**state, "frame": frame + 1}
+    return {"shapes": [shape for shape, _ in answers], "states": [state for _, state in answers]}
 
 
 def begin(server: str, data: bytes, image: np.ndarray, shapes: list[Shape]) -> list[dict[str, Any]]:
@@ -97,8 +91,7 @@ def begin(server: str, data: bytes, image: np.ndarray, shapes: list[Shape]) -> l
         if not (mask == number).any():
             raise InputError(f"shapes: nothing is left of the {number}th new one in the frame")
     with Client(server, policy="all", keep=True, max_objects=len(shapes)) as client:
-        if client.step(image, mask) is None:
-            raise InputError("server: its model has a latency; wanted one without, such as munet")
+        labels_of(client.step(image, mask))
         session = client.session["id"]
     kinds = [shape["type"] if isinstance(shape, Mapping) else None for shape in shapes]
     return [
@@ -112,10 +105,13 @@ def next_labels(server: str, image: np.ndarray, session: str, frame: int) -> np.
     with Client(server, resume_from=session, keep=True) as client:
         if client.next_frame != frame:
             raise ServerError("went_on", "states: are of an earlier frame; begin the tracks again")
-        answer = client.step(image)
-        if answer is None:
-            raise InputError("server: its model has a latency; wanted one without, such as munet")
-        return answer.labels
+        return labels_of(client.step(image))
+
+
+def labels_of(answer: Answer | None) -> np.ndarray:
+    if answer is None:
+        raise InputError("server: its model has a latency; wanted one without, such as munet")
+    return answer.labels
 
 
 def region_of(server: str, data: bytes, shape: Shape, size: tuple[int, int]) -> np.ndarray:

@@ -84,7 +84,8 @@ export class WebSegmenter {
   async step(frame, prompt = null) {
     const { fresh, shown } = this.#check(frame, prompt);
     if (this.state === null) this.#begin(frame);
-    this.#makeRows(fresh);
+    this.ids.push(...fresh);
+    if (fresh.length > 0) this.#resize("objects", this.ids.length);
     const values = await this.#encode(frame);
     if (this.ids.length === 0) {
       this.frameIndex += 1;
@@ -192,11 +193,6 @@ export class WebSegmenter {
       const key = `state.${name}`;
       this.state[key] = resized(this.ort, this.state[key], place, size);
     }
-  }
-
-  #makeRows(fresh) {
-    this.ids.push(...fresh);
-    if (fresh.length > 0) this.#resize("objects", this.ids.length);
   }
 
   /** Values of the graphs' sources: features of the frame and of the previous one. */

@@ -135,6 +135,31 @@ def test_tritonclient_steps_a_stream(model: str) -> None:
         client.close()
 
 
+def test_a_request_behind_the_one_that_ends_its_sequence_is_answered() -> None:
+    engine, mask = StubEngine(), clip_of(0).masks[0]
+    tensors = {"frame": np.zeros((*SIZE, 3), np.uint8), "prompt": mask}
+    inputs = [
+        {"name": name, "shape": list(tensor.shape), "datatype": "UINT8", "data": tensor.tolist()}
+        for name, tensor in tensors.items()
+    ]
+    with running(engine) as server, ThreadPoolExecutor(2) as pool:
+
+        def infer(**parameters: bool) -> httpx.Response:
+            body = {"inputs": inputs, "parameters": {"sequence_id": 7, **parameters}}
+            return server.http.post("/v2/models/stub/infer", json=body)
+
+        assert infer(sequence_start=True).status_code == 200
+        (session,) = server.service._sessions.values()
+        engine.may_step.clear()
+        last = pool.submit(infer, sequence_end=True)
+        until(lambda: session.busy)
+        late = pool.submit(infer)
+        until(lambda: session.expected == 3)
+        engine.may_step.set()
+        assert last.result(10).status_code == 200
+        assert late.result(10).status_code == 503
+
+
 class OneByOne(StubEngine):
     """An engine whose every step waits for a permit."""
 

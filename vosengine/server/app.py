@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -29,6 +29,7 @@ from .session import Session
 from .settings import Wanted
 
 MOST_PROMPTS = 8  # in progress at a time
+WRONG = "token: not one of this server's; see its --token"
 
 
 def make_app(service: Service) -> Starlette:
@@ -42,10 +43,11 @@ def make_app(service: Service) -> Starlette:
         finally:
             await service.stop()
 
+    routes = Routes(service)
     app = Starlette(
-        routes=[*Routes(service).all(), *KServe(service).routes(), *page_routes()],
+        routes=[*routes.all(), *KServe(service).routes(), *page_routes()],
         middleware=[Middleware(Guard, settings=service.settings, metrics=service.metrics)],
-        exception_handlers={Refused: _refused, 404: _no_route, 405: _no_route},
+        exception_handlers={Refused: routes.refused, 404: _no_route, 405: _no_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -88,55 +90,52 @@ class Routes:
                 # A session's own token may resume that session too.
                 session, token = await service.resume(token_of(request), wanted.resume_from)
             elif owner is None:
-                raise self._reject(401, "token", "token: not one of this server's; see its --token")
+                raise Refused(401, "token", WRONG)
             else:
                 session, token = await service.open(owner, wanted)
         except Full as error:
-            raise self._reject(
+            raise Refused(
                 429, error.reason, str(error), **{"retry-after": str(RETRY_SECONDS)}
             ) from error
         except Unknown as error:
-            if not service.known(token_of(request)):
-                raise self._reject(401, "token", "token: not one of this server's") from error
-            raise self._reject(404, "no_session", str(error)) from error
+            self._known_token(request)
+            raise Refused(404, "no_session", str(error)) from error
         except (ConfigError, InputError, StateError) as error:
-            raise self._reject(400, "bad_option", str(error)) from error
-        return JSONResponse({**self._created(session), "token": token}, 201)
+            raise Refused(400, "bad_option", str(error)) from error
+        settings, method = service.settings, service.engine.method
+        made = self._describe(
+            session,
+            token=token,
+            window=settings.window,
+            max_message=settings.max_message,
+            needs_mask=bool(method.needs_mask),
+            takes_mask=bool(method.takes_mask),
+        )
+        return JSONResponse(made, 201)
 
-    def _created(self, session: Session) -> dict[str, Any]:
-        settings, method = self._service.settings, self._service.engine.method
+    def _describe(self, session: Session, **more: Any) -> dict[str, Any]:
         return {
             "id": session.id,
-            "model": settings.model,
-            "policy": session.policy,
-            "reply": session.reply,
-            "window": settings.window,
-            "max_message": settings.max_message,
-            "next_frame": session.expected,
-            "ids": session.ids,
-            "needs_mask": bool(method.needs_mask),
-            "takes_mask": bool(method.takes_mask),
-        }
-
-    def _state(self, session: Session) -> dict[str, Any]:
-        return {
-            "id": session.id,
-            "state": session.state,
             "model": self._service.settings.model,
             "policy": session.policy,
             "reply": session.reply,
             "next_frame": session.expected,
             "ids": session.ids,
-            "frames": session.frames,
-            "dropped": session.dropped,
-            "memory_bytes": session.home.memory_bytes,
+            **more,
         }
 
+    def _state(self, session: Session) -> dict[str, Any]:
+        return self._describe(
+            session,
+            state=session.state,
+            frames=session.frames,
+            dropped=session.dropped,
+            memory_bytes=session.home.memory_bytes,
+        )
+
     async def list_sessions(self, request: Request) -> Response:
-        token = token_of(request)
-        if not self._service.known(token):
-            raise self._reject(401, "token", "token: not one of this server's; see its --token")
-        return JSONResponse([self._state(session) for session in self._service.owned(token)])
+        owned = self._service.owned(self._known_token(request))
+        return JSONResponse([self._state(session) for session in owned])
 
     async def show_session(self, request: Request) -> Response:
         return JSONResponse(self._state(self._session(request)))
@@ -148,22 +147,29 @@ class Routes:
     async def remove_object(self, request: Request) -> Response:
         session, number = self._session(request), request.path_params["number"]
         if not (number.isascii() and number.isdigit() and len(number) <= 3):
-            raise self._reject(404, "no_object", "object: wanted an id, 1..255")
+            raise Refused(404, "no_object", "object: wanted an id, 1..255")
         try:
             ids = await session.remove(int(number))
         except InputError as error:
-            raise self._reject(404, "no_object", str(error)) from error
+            raise Refused(404, "no_object", str(error)) from error
         except VosError as error:
-            raise self._reject(503, "unavailable", str(error)) from error
+            raise Refused(503, "unavailable", str(error)) from error
         if session.listener is not None:
             session.listener.send(text("removed", object=int(number), ids=ids))
         return Response(status_code=204)
 
-    def _session(self, connection: HTTPConnection) -> Session:
+    def _known_token(self, request: Request) -> str | None:
+        """Return a request's token. Raises Refused if it is not one of this server's."""
+        token = token_of(request)
+        if not self._service.known(token):
+            raise Refused(401, "token", WRONG)
+        return token
+
+    def _session(self, request: Request) -> Session:
         try:
-            return self._service.find(connection.path_params["id"], token_of(connection))
+            return self._service.find(request.path_params["id"], token_of(request))
         except Unknown as error:
-            raise self._reject(404, "no_session", str(error)) from error
+            raise Refused(404, "no_session", str(error)) from error
 
     async def stream(self, socket: WebSocket) -> None:
         """Accept the WebSocket of a session."""
@@ -193,27 +199,26 @@ class Routes:
 
     async def prompt(self, request: Request) -> Response:
         """Return the mask of an object marked by a box and points."""
-        if not self._service.known(token_of(request)):
-            raise self._reject(401, "token", "token: not one of this server's; see its --token")
+        self._known_token(request)
         query, settings = request.query_params, self._service.settings
         try:
             box, points = parse_box(query.getlist("box")), parse_points(query.getlist("point"))
             method = query.get("method", "auto")
-            body = await self._read(request, settings.max_message)
-            png = await self._run_prompt(mask_png, body, box, points, method, settings.max_pixels)
+            body = await read_body(request, settings.max_message)
+            png = await self._run_prompt(body, box, points, method, settings.max_pixels)
         except (InputError, ConfigError) as error:
-            raise self._reject(400, "bad_prompt", str(error)) from error
+            raise Refused(400, "bad_prompt", str(error)) from error
         return Response(png, media_type="image/png")
 
-    async def _run_prompt(self, work: Callable[..., bytes], *args: Any) -> bytes:
-        """Run `work` in the single prompt thread: one prompt takes as long as many frames."""
+    async def _run_prompt(self, *args: Any) -> bytes:
+        """Run `mask_png` in the single prompt thread: it takes as long as many frames."""
         if self._prompting >= MOST_PROMPTS:
             headers = {"retry-after": "1"}
-            raise self._reject(429, "busy", "prompt: too many at a time; try again", **headers)
+            raise Refused(429, "busy", "prompt: too many at a time; try again", **headers)
         self._prompting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._service.prompts, work, *args)
+            return await loop.run_in_executor(self._service.prompts, mask_png, *args)
         finally:
             self._prompting -= 1
 
@@ -248,26 +253,16 @@ class Routes:
         return JSONResponse(document(self._service.settings.max_message))
 
     async def _json(self, request: Request) -> Any:
-        body = await self._read(request, 1 << 16)
+        body = await read_body(request, 1 << 16)
         try:
             return json.loads(body) if body else {}
         except (ValueError, RecursionError) as error:
-            raise self._reject(400, "bad_json", "body: not valid JSON") from error
+            raise Refused(400, "bad_json", "body: not valid JSON") from error
 
-    async def _read(self, request: Request, most: int) -> bytes:
-        try:
-            return await read_body(request, most)
-        except Refused as error:
-            raise self._reject(error.status, error.code, str(error)) from error
-
-    def _reject(self, status: int, code: str, message: str, **headers: str) -> Refused:
-        self._service.metrics.rejections.labels(code).inc()
-        return Refused(status, code, message, **headers)
-
-
-async def _refused(_request: Any, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return error_response(error.status, error.code, str(error), error.headers)
+    async def refused(self, _request: Any, error: Any) -> Response:
+        """Convert a Refused to its response."""
+        self._service.metrics.rejections.labels(error.code).inc()
+        return error_response(error.status, error.code, str(error), error.headers)
 
 
 async def _no_route(request: Any, error: Any) -> Response:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any
@@ -105,10 +104,7 @@ class Connection:
         self._cut_off = True
         self._outbox.clear()
         self._there.set()
-        cut: Callable[[int], None] | None
-        cut = self._socket.scope.get("extensions", {}).get(CUT)
-        if cut is not None:
-            cut(TOO_SLOW)
+        self._socket.scope["extensions"][CUT](TOO_SLOW)
 
     # Sending.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .http import error_response
 from .metrics import Metrics
 from .protocol import LOOPBACK
 from .settings import Settings
@@ -49,7 +49,7 @@ class Guard:
             await self._app(scope, receive, _with_headers(send, headers.get("host", "")))
             return
         self._metrics.rejections.labels(refused[0]).inc()
-        await _refuse(scope, send, *refused)
+        await error_response(403, *refused, HEADERS)(scope, receive, send)
 
     def _refusal(self, headers: Headers, scope: Scope) -> tuple[str, str] | None:
         """Return (reason, message) for a request to reject, otherwise None."""
@@ -93,17 +93,3 @@ def _with_headers(send: Send, host: str) -> Send:
         await send(message)
 
     return wrapped
-
-
-async def _refuse(scope: Scope, send: Send, code: str, message: str) -> None:
-    """Respond with 403; to a WebSocket, reject its handshake."""
-    body = json.dumps({"error": {"code": code, "message": message}}).encode()
-    kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
-    if scope["type"] == "websocket" and kind not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 4403})
-        return
-    headers = [(b"content-type", b"application/json")]
-    headers += [(b"content-length", str(len(body)).encode())]
-    headers += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-    await send({"type": f"{kind}.start", "status": 403, "headers": headers})
-    await send({"type": f"{kind}.body", "body": body})

@@ -31,7 +31,7 @@ def decode_frame(data: Bytes, encoding: int, max_pixels: int) -> np.ndarray:
     if encoding not in (JPEG, PNG):
         raise InputError(f"frame: wanted encoding 0 (raw), 1 (JPEG) or 2 (PNG), given {encoding}")
     with _opened("frame", data, "JPEG" if encoding == JPEG else "PNG") as header:
-        _check_pixels("frame", (header.height, header.width), max_pixels)
+        _check_pixels((header.height, header.width), max_pixels)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -80,7 +80,7 @@ def _raw(data: Bytes, max_pixels: int) -> np.ndarray:
     if len(data) < SIZE.size:
         raise InputError("frame: wanted width and height, 4 bytes each, before the pixels")
     width, height = SIZE.unpack_from(data)
-    _check_pixels("frame", (height, width), max_pixels)
+    _check_pixels((height, width), max_pixels)
     if len(data) != SIZE.size + 3 * height * width:
         raise InputError(
             f"frame: wanted {3 * height * width} bytes for {width} x {height} pixels, "
@@ -90,9 +90,9 @@ def _raw(data: Bytes, max_pixels: int) -> np.ndarray:
     return pixels.reshape(height, width, 3)
 
 
-def _check_pixels(what: str, size: Size, most: int) -> None:
+def _check_pixels(size: Size, most: int) -> None:
     height, width = size
     if height == 0 or width == 0 or height * width > most:
         raise InputError(
-            f"{what}: is {width} x {height} pixels, wanted 1 to {most} of them; make it smaller"
+            f"frame: is {width} x {height} pixels, wanted 1 to {most} of them; make it smaller"
         )

@@ -9,11 +9,9 @@ is a sequence; the tensors are those of an exported model's repository:
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,16 +31,8 @@ from .worker import Frame
 FRAME, PROMPT, LABELS = "frame", "prompt", "labels"
 HEADER_LENGTH = "inference-header-content-length"
 PIXELS = "pixels"  # reply encoding: raw labels
-FREE: Mapping[str, list[int]] = {FRAME: [-1, -1, 3], PROMPT: [-1, -1], LABELS: [-1, -1]}
+SHAPES: Mapping[str, list[int]] = {FRAME: [-1, -1, 3], PROMPT: [-1, -1], LABELS: [-1, -1]}
 STATUS = {"bad_frame": 400, "unavailable": 503, "step_failed": 500}
-
-
-@dataclass
-class Sequence:
-    """Session stepped by requests, one at a time."""
-
-    session: Session
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class KServe:
@@ -50,13 +40,13 @@ class KServe:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._sequences: dict[tuple[str, str], Sequence] = {}
+        self._sequences: dict[tuple[str, str], Session] = {}
 
     def routes(self) -> list[Route]:
         routes = [
             Route("/v2", self._answer(self._server), methods=["GET"]),
-            Route("/v2/health/live", self._health(lambda s: s.worker.alive), methods=["GET"]),
-            Route("/v2/health/ready", self._health(lambda s: s.ready), methods=["GET"]),
+            Route("/v2/health/live", self._answer(self._live), methods=["GET"]),
+            Route("/v2/health/ready", self._answer(self._ready), methods=["GET"]),
         ]
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
@@ -90,12 +80,6 @@ class KServe:
 
         return handler
 
-    def _health(self, holds: Callable[[Service], bool]) -> Callable[[Request], Any]:
-        async def handler(_request: Request) -> Response:
-            return Response(status_code=200 if holds(self._service) else 503)
-
-        return handler
-
     def _check_model(self, request: Request) -> None:
         name = self._service.settings.model
         model, version = request.path_params["model"], request.path_params.get("version", "1")
@@ -109,30 +93,25 @@ class KServe:
         metadata = {"name": "vosengine", "version": __version__, "extensions": extensions}
         return JSONResponse(metadata)
 
+    async def _live(self, _request: Request) -> Response:
+        return Response(status_code=200 if self._service.worker.alive else 503)
+
     async def _ready(self, _request: Request) -> Response:
         return Response(status_code=200 if self._service.ready else 503)
 
     async def _metadata(self, _request: Request) -> Response:
-        tensors = {
-            name: {"name": name, "datatype": "UINT8", "shape": shape}
-            for name, shape in FREE.items()
-        }
         return JSONResponse(
             {
                 "name": self._service.settings.model,
                 "versions": ["1"],
                 "platform": "vosengine",
-                "inputs": [tensors[name] for name in self._inputs()],
-                "outputs": [tensors[LABELS]],
+                "inputs": described(self._inputs(), "datatype", "UINT8", "shape"),
+                "outputs": described([LABELS], "datatype", "UINT8", "shape"),
             }
         )
 
     async def _config(self, _request: Request) -> Response:
         method, settings = self._service.engine.method, self._service.settings
-        tensors = {
-            name: {"name": name, "data_type": "TYPE_UINT8", "dims": shape}
-            for name, shape in FREE.items()
-        }
         facts = {"latency": max(0, *method.sees), "max_objects": method.max_objects}
         idle = round(1e6 * settings.close_after)
         return JSONResponse(
@@ -140,8 +119,8 @@ class KServe:
                 "name": settings.model,
                 "platform": "vosengine",
                 "max_batch_size": 0,
-                "input": [tensors[name] for name in self._inputs()],
-                "output": [tensors[LABELS]],
+                "input": described(self._inputs(), "data_type", "TYPE_UINT8", "dims"),
+                "output": described([LABELS], "data_type", "TYPE_UINT8", "dims"),
                 "sequence_batching": {"max_sequence_idle_microseconds": idle},
                 "parameters": {name: {"string_value": str(n)} for name, n in facts.items()},
             }
@@ -162,10 +141,8 @@ class KServe:
         binary = wants_binary(inference)
         frame, prompt = self._check(tensors)
         parameters = inference.get("parameters", {})
-        sequence = await self._sequence(owner, parameters)
-        async with sequence.lock:
-            session = sequence.session
-            outcomes = await session.ask(Frame(session.expected, frame, prompt, arrived))
+        session = await self._session(owner, parameters)
+        outcomes = await session.ask(Frame(session.expected, frame, prompt, arrived))
         if parameters.get("sequence_end", False):
             await self._service.end(session)
         for outcome in outcomes:
@@ -193,30 +170,25 @@ class KServe:
             )
         return frame, None if prompt is None or not prompt.any() else prompt
 
-    async def _sequence(self, owner: str, parameters: Mapping[str, Any]) -> Sequence:
-        """Return the sequence of a request; `sequence_start` begins a new one."""
+    async def _session(self, owner: str, parameters: Mapping[str, Any]) -> Session:
+        """Return the session of a request's sequence; `sequence_start` begins a new one."""
         number = parameters.get("sequence_id")
         if type(number) not in (int, str) or number in (0, "") or len(str(number)) > 128:
             raise InputError("sequence_id: wanted a nonzero number or a nonempty string")
         key = owner, str(number)
-        sequence = self._sequences.get(key)
-        if sequence is not None and not self._service.holds(sequence.session):
-            sequence = None
+        holds, session = self._service.holds, self._sequences.get(key)
         if not parameters.get("sequence_start", False):
-            if sequence is None:
+            if session is None or not holds(session):
                 raise InputError("sequence_id: unknown; begin the sequence with sequence_start")
-            return sequence
-        if sequence is not None:
-            await self._service.end(sequence.session)
+            return session
+        if session is not None:
+            await self._service.end(session)
         options = {k: v for k, v in parameters.items() if k in ("max_objects", "size", "memory")}
         wanted = Wanted.parse({**options, "policy": "all"}, self._service.settings.model)
         session, _ = await self._service.open(owner, wanted)
         session.reply = PIXELS
-        self._sequences = {
-            k: s for k, s in self._sequences.items() if self._service.holds(s.session)
-        }
-        sequence = self._sequences[key] = Sequence(session)
-        return sequence
+        self._sequences = {k: s for k, s in self._sequences.items() if holds(s)} | {key: session}
+        return session
 
     def _response(
         self, request_id: Any, labels: bytes, shape: tuple[int, ...], binary: bool
@@ -237,6 +209,11 @@ class KServe:
             media_type="application/octet-stream",
             headers={HEADER_LENGTH: str(len(head))},
         )
+
+
+def described(names: list[str], key: str, kind: str, dims: str) -> list[dict[str, Any]]:
+    """Describe tensors; `key` and `dims` are what their type and shape are called."""
+    return [{"name": name, key: kind, dims: SHAPES[name]} for name in names]
 
 
 def parse(body: bytes, head_length: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-
-class PagePools(Protocol):
-    """The part of an engine's page pools that is read."""
-
-    @property
-    def used(self) -> int: ...
-
-    @property
-    def capacity(self) -> int: ...
 
 
 class Metrics:
@@ -31,34 +21,20 @@ class Metrics:
     def __init__(
         self, sessions: Callable[[], Mapping[str, int]], memory: Callable[[], int]
     ) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         self._sessions, self._memory = sessions, memory
         self._used = self._free = 0
-        self._registry.register(self)
-        registry = self._registry
-        self.frames = Counter(
-            "vosengine_frames", "Frames by outcome", ["outcome"], registry=registry
+        registry.register(self)
+        counter = partial(Counter, registry=registry)
+        seconds = partial(Histogram, buckets=SECONDS, registry=registry)
+        self.frames = counter("vosengine_frames", "Frames by outcome", ["outcome"])
+        self.dropped = counter("vosengine_dropped_frames", "Frames replaced by a newer one")
+        self.rejections = counter(
+            "vosengine_rejections", "Rejected requests and connections", ["reason"]
         )
-        self.dropped = Counter(
-            "vosengine_dropped_frames", "Frames replaced by a newer one", registry=registry
-        )
-        self.rejections = Counter(
-            "vosengine_rejections",
-            "Rejected requests and connections",
-            ["reason"],
-            registry=registry,
-        )
-        self.step_seconds = Histogram(
-            "vosengine_step_seconds",
-            "Duration of an engine step",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.queue_seconds = Histogram(
-            "vosengine_queue_seconds",
-            "Time from a frame's arrival to its step",
-            buckets=SECONDS,
-            registry=registry,
+        self.step_seconds = seconds("vosengine_step_seconds", "Duration of an engine step")
+        self.queue_seconds = seconds(
+            "vosengine_queue_seconds", "Time from a frame's arrival to its step"
         )
         self.batch_size = Histogram(
             "vosengine_batch_size",
@@ -66,19 +42,14 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32),
             registry=registry,
         )
-        self.snapshot_seconds = Histogram(
-            "vosengine_snapshot_seconds",
-            "Duration of saving a stream",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.failed_snapshots = Counter(
-            "vosengine_failed_snapshots", "Streams that could not be saved", registry=registry
+        self.snapshot_seconds = seconds("vosengine_snapshot_seconds", "Duration of saving a stream")
+        self.failed_snapshots = counter(
+            "vosengine_failed_snapshots", "Streams that could not be saved"
         )
 
-    def hold(self, pools: PagePools) -> None:
-        """Record how many of the engine's pages are in use; call it on the engine's thread."""
-        self._used, self._free = pools.used, pools.capacity - pools.used
+    def hold(self, used: int, capacity: int) -> None:
+        """Record how many of the engine's pages are in use."""
+        self._used, self._free = used, capacity - used
 
     def stepped(self, frames: int, seconds: float) -> None:
         """Record one engine step that answered `frames` frames."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
@@ -10,7 +11,7 @@ from .settings import MOST_OBJECTS, POLICIES
 
 Schema = dict[str, Any]
 
-ID = "^[0-9a-f]{32}$"
+_DONE: Schema = {"description": "Done"}
 
 
 def document(max_message: int) -> Schema:
@@ -34,61 +35,41 @@ def document(max_message: int) -> Schema:
 
 def paths() -> Schema:
     """Describe every route."""
-    session = [_in_path("id", {"type": "string", "pattern": ID})]
-    number = [_in_path("number", {"type": "integer", "minimum": 1, "maximum": 255})]
+    session = [_in_path("id", _SESSION_ID)]
+    number = [_in_path("number", _OBJECT)]
     return {
         "/v1/sessions": {
             "post": _route(
                 "Create a session, or resume one.",
-                {"201": _json("Created", "Made"), **_errors(400, 401, 404, 413, 429)},
+                {"201": _json("Created", "Made")},
+                [400, 401, 404, 413, 429],
                 body=_json("Options", "Wanted"),
             ),
             "get": _route(
-                "The caller's sessions.",
-                {"200": _json("Sessions", "Session", many=True), **_errors(401)},
+                "The caller's sessions.", {"200": _json("Sessions", "Session", many=True)}, [401]
             ),
         },
         "/v1/sessions/{id}": {
-            "get": _route(
-                "A session.", {"200": _json("The session", "Session"), **_errors(404)}, session
-            ),
-            "delete": _route("End a session.", {"204": _empty(), **_errors(404)}, session),
+            "get": _route("A session.", {"200": _json("The session", "Session")}, [404], session),
+            "delete": _route("End a session.", {"204": _DONE}, [404], session),
         },
         "/v1/sessions/{id}/objects/{number}": {
-            "delete": _route(
-                "Remove an object.", {"204": _empty(), **_errors(404, 503)}, [*session, *number]
-            )
+            "delete": _route("Remove an object.", {"204": _DONE}, [404, 503], [*session, *number])
         },
         "/v1/prompt": {
             "post": _route(
                 "A mask from a box and points, for one image.",
-                {
-                    "200": {"description": "The mask, 0 and 255", **_content("image/png")},
-                    **_errors(400, 401, 413, 429),
-                },
+                {"200": _content("The mask, 0 and 255", "image/png")},
+                [400, 401, 413, 429],
                 PROMPT,
-                body={**_content("image/jpeg", "image/png"), "required": True},
+                body={**_content("An image", "image/jpeg", "image/png"), "required": True},
             )
         },
-        "/v1/models": {
-            "get": _route("The model served.", {"200": _json("Models", "Models")}, free=True)
-        },
+        "/v1/models": {"get": _free("The model served.", _json("Models", "Models"))},
         "/healthz": {"get": _state("Liveness: whether the engine thread runs.", "Health")},
         "/readyz": {"get": _state("Readiness: whether sessions are accepted.", "Readiness")},
-        "/metrics": {
-            "get": _route(
-                "Prometheus metrics.",
-                {"200": {"description": "Text", **_content("text/plain")}},
-                free=True,
-            )
-        },
-        "/openapi.json": {
-            "get": _route(
-                "This document.",
-                {"200": {"description": "OpenAPI", **_content("application/json")}},
-                free=True,
-            )
-        },
+        "/metrics": {"get": _free("Prometheus metrics.", _content("Text", "text/plain"))},
+        "/openapi.json": {"get": _free("This document.", _content("OpenAPI", "application/json"))},
     }
 
 
@@ -109,11 +90,19 @@ def _all_of(**properties: Schema) -> Schema:
 _TEXT: Schema = {"type": "string"}
 _YES_NO: Schema = {"type": "boolean"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
-_IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 255}}
-_SESSION_ID: Schema = {"type": "string", "pattern": ID}
+_OBJECT: Schema = {"type": "integer", "minimum": 1, "maximum": 255}
+_SESSION_ID: Schema = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 _POLICY: Schema = {"type": "string", "enum": list(POLICIES)}
 _REPLY: Schema = {"type": "string", "enum": list(REPLIES)}
 _SIDE: Schema = {"type": "integer", "minimum": 32, "maximum": 4096}
+_SESSION: Schema = {
+    "id": _SESSION_ID,
+    "model": _TEXT,
+    "policy": _POLICY,
+    "reply": _REPLY,
+    "next_frame": _COUNT,
+    "ids": {"type": "array", "items": _OBJECT},
+}
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -140,26 +129,16 @@ SCHEMAS: Schema = {
         resume_from=_or_null(_TEXT),
     ),
     "Made": _all_of(
-        id=_SESSION_ID,
+        **_SESSION,
         token=_TEXT,
-        model=_TEXT,
-        policy=_POLICY,
-        reply=_REPLY,
         window=_COUNT,
         max_message=_COUNT,
-        next_frame=_COUNT,
-        ids=_IDS,
         needs_mask=_YES_NO,
         takes_mask=_YES_NO,
     ),
     "Session": _all_of(
-        id=_SESSION_ID,
+        **_SESSION,
         state={"type": "string", "enum": ["live", "idle", "parked"]},
-        model=_TEXT,
-        policy=_POLICY,
-        reply=_REPLY,
-        next_frame=_COUNT,
-        ids=_IDS,
         frames=_COUNT,
         dropped=_COUNT,
         memory_bytes=_COUNT,
@@ -212,6 +191,7 @@ PROMPT: list[Schema] = [
 ERRORS = {
     400: "Invalid request",
     401: "Missing or unknown token",
+    403: "A page of another site, or an unknown host name",
     404: "Not found, or not accessible with this token",
     413: "The body is too long",
     429: "Over a limit; see Retry-After",
@@ -219,27 +199,28 @@ ERRORS = {
 }
 
 
-def _errors(*statuses: int) -> Schema:
-    return {str(status): _json(ERRORS[status], "Error") for status in statuses}
-
-
 def _route(
     summary: str,
     responses: Schema,
+    errors: Sequence[int] = (),
     parameters: list[Schema] | None = None,
     *,
     body: Schema | None = None,
     free: bool = False,
 ) -> Schema:
-    """Describe an operation; free: no token required."""
-    # The middleware rejects unknown hosts and origins before any route.
-    operation: Schema = {"summary": summary, "responses": {**responses, "403": _FORBIDDEN}}
+    """Describe an operation; errors: statuses besides the guard's, 403; free: no token required."""
+    refused = {str(status): _json(ERRORS[status], "Error") for status in [*errors, 403]}
+    operation: Schema = {"summary": summary, "responses": {**responses, **refused}}
     operation["security"] = [] if free else [{"token": []}]
     if parameters:
         operation["parameters"] = parameters
     if body is not None:
-        operation["requestBody"] = {key: body[key] for key in body if key != "description"}
+        operation["requestBody"] = body
     return operation
+
+
+def _free(summary: str, answer: Schema) -> Schema:
+    return _route(summary, {"200": answer}, free=True)
 
 
 def _state(summary: str, schema: str) -> Schema:
@@ -253,16 +234,9 @@ def _json(description: str, schema: str, *, many: bool = False) -> Schema:
     return {"description": description, "content": {"application/json": {"schema": shown}}}
 
 
-def _content(*kinds: str) -> Schema:
-    return {"content": {kind: {} for kind in kinds}}
-
-
-def _empty() -> Schema:
-    return {"description": "Done"}
+def _content(description: str, *kinds: str) -> Schema:
+    return {"description": description, "content": {kind: {} for kind in kinds}}
 
 
 def _in_path(name: str, schema: Schema) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": schema}
-
-
-_FORBIDDEN = _json("A page of another site, or an unknown host name", "Error")

@@ -87,12 +87,8 @@ class Failed:
             code = "bad_frame" if isinstance(error, InputError) else code
             return cls(frame_id, code, str(error))
         log.error("a step failed", exc_info=error)
-        kind = type(error).__name__
-        return cls(
-            frame_id,
-            "step_failed",
-            f"step: failed ({kind}); the frame is discarded, send a new one",
-        )
+        why = f"step: failed ({type(error).__name__}); the frame is discarded, send a new one"
+        return cls(frame_id, "step_failed", why)
 
     def message(self, *, repeated: bool = False) -> bytes | str:
         return error_text(self.code, self.why, self.frame_id)

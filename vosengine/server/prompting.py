@@ -12,10 +12,10 @@ from .protocol import image_bytes
 MOST_POINTS = 256
 
 
-def _numbers(text: str, count: int) -> list[int]:
+def _numbers(text: str, count: int, name: str, form: str) -> list[int]:
     parts = text.split(",")
     if len(parts) != count or not all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
-        raise InputError(f"wanted {count} integers separated by commas")
+        raise InputError(f"{name}: wanted {count} integers separated by commas, {form}")
     return [int(part) for part in parts]
 
 
@@ -25,10 +25,7 @@ def parse_box(values: list[str]) -> Box | None:
         return None
     if len(values) > 1:
         raise InputError("box: wanted at most one")
-    try:
-        left, top, width, height = _numbers(values[0], 4)
-    except InputError as error:
-        raise InputError(f"box: {error}, X,Y,W,H") from error
+    left, top, width, height = _numbers(values[0], 4, "box", "X,Y,W,H")
     return left, top, width, height
 
 
@@ -39,20 +36,14 @@ def parse_points(values: list[str]) -> list[Point]:
     points = []
     for value in values:
         on = not value.endswith(",-")
-        try:
-            x, y = _numbers(value.removesuffix(",-").removesuffix(",+"), 2)
-        except InputError as error:
-            raise InputError(f"point: {error}, X,Y or X,Y,-") from error
+        place = value.removesuffix(",-").removesuffix(",+")
+        x, y = _numbers(place, 2, "point", "X,Y or X,Y,-")
         points.append((x, y, on))
     return points
 
 
 def mask_png(
-    body: bytes,
-    box: Box | None,
-    points: list[Point],
-    method: str,
-    max_pixels: int,
+    body: bytes, box: Box | None, points: list[Point], method: str, max_pixels: int
 ) -> bytes:
     """Compute a mask and return it as PNG; runs in a thread. Raises InputError."""
     frame = decode_image(body, max_pixels)

@@ -44,7 +44,6 @@ CLOSED, INTERNAL_ERROR = 1000, 1011
 class Message:
     """Unpacked binary message; `first` and `second` are its two parts."""
 
-    kind: int
     encoding: int
     flags: int
     frame_id: int
@@ -70,7 +69,7 @@ def unpack(data: bytes, kind: int) -> Message:
     body = memoryview(data)[HEADER.size :]
     if length > len(body):
         raise InputError(f"message: wanted {length} bytes as its header says, given {len(body)}")
-    return Message(kind, encoding, flags, frame_id, body[:length], body[length:])
+    return Message(encoding, flags, frame_id, body[:length], body[length:])
 
 
 @dataclass(frozen=True)

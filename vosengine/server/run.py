@@ -59,28 +59,24 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def configure(service: Service, **changes: Any) -> uvicorn.Config:
+def configure(service: Service) -> uvicorn.Config:
     """Build uvicorn's configuration for a service."""
     settings = service.settings
     return uvicorn.Config(
         make_app(service),
-        **{
-            "host": settings.host,
-            "port": settings.port,
-            "http": "h11",  # limits the length of headers
-            "ws": Socket,
-            "ws_max_size": settings.max_message,
-            "ws_per_message_deflate": False,
-            "ws_ping_interval": 20.0,
-            "ws_ping_timeout": settings.ping_timeout,
-            "timeout_graceful_shutdown": max(1, round(0.2 * settings.stop_within)),
-            "log_level": "warning",
-            "access_log": False,
-            "server_header": False,
-            "proxy_headers": False,
-            "limit_concurrency": None,
-            **changes,
-        },
+        host=settings.host,
+        port=settings.port,
+        http="h11",  # limits the length of headers
+        ws=Socket,
+        ws_max_size=settings.max_message,
+        ws_per_message_deflate=False,
+        ws_ping_interval=20.0,
+        ws_ping_timeout=settings.ping_timeout,
+        timeout_graceful_shutdown=max(1, round(0.2 * settings.stop_within)),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
     )
 
 

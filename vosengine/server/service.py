@@ -7,12 +7,14 @@ import hashlib
 import hmac
 import logging
 import secrets
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from ..engine.engine import Engine
 from ..errors import StateError, VosError
@@ -54,6 +56,15 @@ def holds_token(session: Session, digest: str) -> bool:
     return sum(hmac.compare_digest(token, digest) for token in session.tokens) > 0
 
 
+async def _wait(work: list[Coroutine[Any, Any, None]], seconds: float) -> None:
+    """Do all of `work` at a time; what takes longer than `seconds` is cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    if tasks:
+        _, late = await asyncio.wait(tasks, timeout=seconds)
+        for task in late:
+            task.cancel()
+
+
 class Service:
     """The sessions of one engine.
 
@@ -83,26 +94,25 @@ class Service:
         self.metrics = Metrics(self._by_state, self._memory)
         self._sessions: dict[str, Session] = {}
         self._opening = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        if settings.state_dir is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="vosengine-")
-        self.store = Store(settings.state_dir or Path(self._folder.name if self._folder else "."))
-        self.pool = ThreadPoolExecutor(2, "images")
+        self._stack = ExitStack()
+        here = self._stack.enter_context
+        self.store = Store(
+            settings.state_dir or Path(here(TemporaryDirectory(prefix="vosengine-")))
+        )
+        self.pool = here(ThreadPoolExecutor(2, "images"))
         self.worker = Worker(self.engine, self.metrics, self.pool, on_death)
-        self.prompts = ThreadPoolExecutor(1, "prompts")
-        self._disk = ThreadPoolExecutor(1, "disk")
+        self.prompts = here(ThreadPoolExecutor(1, "prompts"))
         self._shared = Shared(
             settings,
             self.worker,
             self.metrics,
             self.store,
             self.pool,
-            self._disk,
+            here(ThreadPoolExecutor(1, "disk")),
             self._make_room,
             self._relieve,
         )
         self.ready = self.closing = False
-        self._closed = False
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -122,36 +132,25 @@ class Service:
     async def close(self) -> None:
         """Stop accepting frames, finish and deliver those in progress, save all streams and close
         all connections, within `stop_within` seconds. Idempotent."""
-        if self._closed:
+        if self.closing:
             return
-        self._closed, self.closing, self.ready = True, True, False
+        self.closing, self.ready = True, False
         if self._keeper is not None:
             self._keeper.cancel()
         sessions = sorted(self._sessions.values(), key=lambda session: -session.used)
-        retiring = [asyncio.ensure_future(self._retire(session)) for session in sessions]
-        if retiring:
-            _, late = await asyncio.wait(retiring, timeout=0.7 * self.settings.stop_within)
-            for task in late:
-                task.cancel()
+        within = self.settings.stop_within
+        await _wait([self._retire(session) for session in sessions], 0.7 * within)
         listeners = [session.listener for session in sessions if session.listener is not None]
         for session in sessions:
             session.stop("restart", RESTARTS)
-        closing = [asyncio.ensure_future(listener.finished()) for listener in listeners]
-        if closing:
-            _, late = await asyncio.wait(closing, timeout=0.1 * self.settings.stop_within)
-            for waiting in late:
-                waiting.cancel()
+        await _wait([listener.finished() for listener in listeners], 0.1 * within)
         self._sessions.clear()
 
     async def stop(self) -> None:
         """Close, then stop the threads and remove the temporary folder."""
         await self.close()
         await asyncio.get_running_loop().run_in_executor(None, self.worker.stop)
-        self._disk.shutdown()
-        self.pool.shutdown()
-        self.prompts.shutdown()
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._stack.close()
 
     # Access.
 
@@ -220,11 +219,6 @@ class Service:
             policy=wanted.policy,
             reply=wanted.reply,
             options=options,
-            next_frame=0,
-            ids=[],
-            frames=0,
-            dropped=0,
-            size=None,
         )
         session = self._sessions[saved.id] = Session(self._shared, saved, stream)
         return session, token

@@ -7,11 +7,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import CapacityError, InputError, StateError
-from .controls import ENDED, Control, Listener
 from .outcomes import Answered, Dropped, Failed, Held, Outcome, Outcomes, encoded
 from .protocol import INTERNAL_ERROR, TAKEN_OVER, text
 from .resident import Resident, Shared
@@ -20,9 +20,20 @@ from .worker import STEP_ERRORS, Frame, StepFailed, Stepped, Turn
 
 if TYPE_CHECKING:
     from ..engine.segmenter import Segmenter
+    from .connection import Connection
 
+T = TypeVar("T")
 log = logging.getLogger("vosengine.server")
 KEPT_BEYOND_WINDOW = 4  # outcomes
+ENDED = "session: has ended; create a new one"
+
+
+@dataclass(frozen=True)
+class Control:
+    """Operation on the stream, run after the frames queued before it."""
+
+    work: Callable[[], Awaitable[Any]]
+    done: asyncio.Future[Any]
 
 
 class Session:
@@ -51,7 +62,7 @@ class Session:
         self._turn: Turn | None = None
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self.retiring = False  # no more frames are accepted
-        self.listener: Listener | None = None
+        self.listener: Connection | None = None
         self._requests: dict[int, asyncio.Future[list[Outcome]]] = {}
         self._settled: list[Outcome] = []  # outcomes of the step in progress
         self.used = time.monotonic()  # time of the last frame
@@ -83,7 +94,7 @@ class Session:
             reply=self.reply,
         )
 
-    def attach(self, listener: Listener) -> None:
+    def attach(self, listener: Connection) -> None:
         """Send messages to this connection from now on; close an earlier one."""
         if self.listener is not None:
             self.listener.finish("taken over", TAKEN_OVER)
@@ -91,7 +102,7 @@ class Session:
         self.used = time.monotonic()
         listener.send(self.hello())
 
-    def detach(self, listener: Listener) -> None:
+    def detach(self, listener: Connection) -> None:
         if self.listener is listener:
             self.listener = None
 
@@ -154,9 +165,8 @@ class Session:
     def _drop_older(self, newest: Frame) -> None:
         """Drop the oldest waiting frame that has no mask and is not the newest."""
         turn, waiting = self._turn, self._waiting()
-        first = None if turn is None else turn.waits
         # The turn may begin between reading `waits` and `exchange`.
-        if turn and first and first.mask is None and turn.exchange(waiting[0]):
+        if turn and (first := turn.waits) and first.mask is None and turn.exchange(waiting[0]):
             self._inbox.remove(waiting[0])
             self._record(Dropped(first.id))
             return
@@ -167,12 +177,10 @@ class Session:
                 return
 
     def _record(self, outcome: Outcome) -> None:
-        frame_id = outcome.frame_id
         self.outcomes.add(outcome)
-        self._outstanding.discard(frame_id)
+        self._outstanding.discard(outcome.frame_id)
         self._room.set()
-        kind = type(outcome).__name__.lower()
-        self._shared.metrics.frames.labels(kind).inc()
+        self._shared.metrics.frames.labels(type(outcome).__name__.lower()).inc()
         if isinstance(outcome, Dropped):
             self.dropped += 1
             self._shared.metrics.dropped.inc()
@@ -183,9 +191,9 @@ class Session:
 
     # Controls.
 
-    async def control(self, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def control(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run `work` on the stream after the frames queued before it. Raises what `work` raises."""
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._inbox.append(Control(work, done))
         self._wake.set()
         return await done
@@ -199,8 +207,7 @@ class Session:
             self.ids = list(stream.ids)
             return self.ids
 
-        remaining: list[int] = await self.control(work)
-        return remaining
+        return await self.control(work)
 
     async def reset(self) -> None:
         """Start a new stream; its frame ids start at 0."""
@@ -248,8 +255,8 @@ class Session:
         gone = self._waiting()
         for frame in gone:
             self._inbox.remove(frame)
-        waits = None if self._turn is None else self._turn.waits
-        if self._turn is not None and waits is not None and self._turn.exchange(None):
+        turn = self._turn
+        if turn is not None and (waits := turn.waits) is not None and turn.exchange(None):
             gone.append(waits)
         self._outstanding -= {frame.id for frame in gone}
         self.expected = min((frame.id for frame in gone), default=self.expected)
@@ -269,13 +276,10 @@ class Session:
     def stop(self, reason: str, code: int) -> None:
         """Stop the task and close the connection; the saved stream stays."""
         self._task.cancel()
-        for item in self._inbox:
-            if isinstance(item, Control):
-                item.give_up()
+        controls = [item.done for item in self._inbox if isinstance(item, Control)]
+        for waiting in (*controls, *self._requests.values()):
+            _fail(waiting, StateError(ENDED))
         self._inbox.clear()
-        for request in self._requests.values():
-            if not request.done():
-                request.set_exception(StateError(ENDED))
         if self.listener is not None:
             self.listener.finish(reason, code)
 
@@ -306,11 +310,10 @@ class Session:
         try:
             result = await control.work()
         except asyncio.CancelledError:
-            control.give_up()
+            _fail(control.done, StateError(ENDED))
             raise
         except STEP_ERRORS as error:
-            if not control.done.done():
-                control.done.set_exception(error)
+            _fail(control.done, error)
         else:
             if not control.done.done():
                 control.done.set_result(result)
@@ -389,3 +392,8 @@ class Session:
             indices=list(self._indices.items()),
             answers=self.outcomes.answers(),
         )
+
+
+def _fail(waiting: asyncio.Future[Any], error: Exception) -> None:
+    if not waiting.done():
+        waiting.set_exception(error)

@@ -14,6 +14,10 @@ from .protocol import REPLIES
 MIB = 1 << 20
 POLICIES = ("latest", "all")
 MOST_OBJECTS = 32  # limit for a client: memory is allocated for all of them
+LEAST: dict[str, float] = {
+    "max_sessions": 1, "parked_sessions": 0, "window": 1, "max_pixels": 32 * 32,
+    "max_message": 1024, "autosave": 0, "park_after": 0.0, "close_after": 0.0,
+}  # fmt: skip
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{1,128}")  # safe in headers, URLs and subprotocols
 _HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,260}")
@@ -80,17 +84,9 @@ class Settings:
                 raise ConfigError(
                     f"allow-origin: wanted an origin such as https://example.org, given {origin!r}"
                 )
-        least: dict[str, float] = {
-            "max_sessions": 1,
-            "parked_sessions": 0,
-            "window": 1,
-            "max_pixels": 32 * 32,
-        }
-        least |= {"max_message": 1024, "autosave": 0, "park_after": 0.0, "close_after": 0.0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                given = getattr(self, name)
-                raise ConfigError(f"{name}: wanted {value} or more, given {given}")
+        for name, least in LEAST.items():
+            if (given := getattr(self, name)) < least:
+                raise ConfigError(f"{name}: wanted {least} or more, given {given}")
         if self.autosave and self.state_dir is None:
             raise ConfigError("autosave: needs --state-dir DIR, the folder for saved streams")
 
@@ -104,9 +100,9 @@ class Wanted:
     """
 
     options: dict[str, Any]
-    policy: str = "latest"
-    reply: str = "labels"
-    resume_from: str | None = None
+    policy: str
+    reply: str
+    resume_from: str | None
 
     @classmethod
     def parse(cls, body: Any, model: str) -> Wanted:
@@ -120,21 +116,19 @@ class Wanted:
             raise ConfigError(f"body: unknown: {shown}; wanted some of {', '.join(sorted(known))}")
         if body.get("model") not in (None, model):
             raise ConfigError(f"model: this server runs {model}; leave model out or set it to that")
-        chosen = {
-            "policy": _one_of("policy", body.get("policy"), POLICIES),
-            "reply": _one_of("reply", body.get("reply"), tuple(REPLIES)),
-        }
+        policy, reply = _one_of(body, "policy", POLICIES), _one_of(body, "reply", tuple(REPLIES))
         resume = body.get("resume_from")
         if resume is not None and not isinstance(resume, str):
             raise ConfigError("resume_from: wanted a session id")
-        return cls(_options(body), **chosen, resume_from=resume)
+        return cls(_options(body), policy, reply, resume)
 
 
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
-    """Check that a value is in `known`; None means the first. Raises ConfigError."""
+def _one_of(body: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str:
+    """Return an option among `known`, by default the first. Raises ConfigError."""
+    value: str | None = body.get(name)
     if value is None:
         return known[0]
-    if not isinstance(value, str) or value not in known:
+    if value not in known:
         raise ConfigError(f"{name}: wanted {' or '.join(known)}")
     return value
 

@@ -34,11 +34,11 @@ class Saved:
     policy: str
     reply: str
     options: dict[str, Any]
-    next_frame: int
-    ids: list[int]
-    frames: int
-    dropped: int
-    size: list[int] | None
+    next_frame: int = 0
+    ids: list[int] = field(default_factory=list)
+    frames: int = 0
+    dropped: int = 0
+    size: list[int] | None = None
     indices: list[tuple[int, int]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
 

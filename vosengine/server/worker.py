@@ -237,8 +237,9 @@ class Worker:
         self._note_memory()
 
     def _note_memory(self) -> None:
-        self.used_bytes = self.engine.pools.used_bytes
-        self._metrics.hold(self.engine.pools)
+        pools = self.engine.pools
+        self.used_bytes = pools.used_bytes
+        self._metrics.hold(pools.used, pools.capacity)
 
     def _settle(self, results: list[Answered]) -> None:
         now = time.perf_counter()

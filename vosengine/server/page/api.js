@@ -33,7 +33,7 @@ export class Api {
     return this.#json("GET", "v1/models");
   }
 
-  /** @param {object} options model, policy, resume_from */
+  /** @param {object} options policy, reply, size */
   create(options) {
     return this.#json("POST", "v1/sessions", options);
   }

@@ -48,7 +48,7 @@ async function choose(open, isLive) {
     const source = await open();
     editor.clear();
     await live.begin(source, Number(element("detail").value) || undefined);
-    await showSource(source);
+    showSource(source);
   } catch (error) {
     fail(error);
     return;
@@ -57,7 +57,7 @@ async function choose(open, isLive) {
   if (isLive || !stream.needsMask) stream.play();
 }
 
-async function showSource(source) {
+function showSource(source) {
   element("empty").hidden = true;
   element("frame").hidden = false;
   element("source").textContent = source.live ? "Camera" : source.name;
@@ -73,8 +73,6 @@ const useCamera = () => choose(openCamera, true);
 const useFile = (file) => file && choose(() => openFile(file), false);
 const pickFile = () => element("file").click();
 
-for (const id of ["camera", "empty-camera"]) element(id).addEventListener("click", useCamera);
-for (const id of ["open", "empty-open"]) element(id).addEventListener("click", pickFile);
 element("file").addEventListener("change", ({ target }) => {
   useFile(target.files[0]);
   target.value = "";
@@ -155,19 +153,29 @@ function setOpacity(percent) {
   stream.repaint(editor.draft?.map);
 }
 
-element("play").addEventListener("click", toggle);
-element("step").addEventListener("click", step);
-element("undo").addEventListener("click", () => editor.undo());
-element("redo").addEventListener("click", () => editor.redo());
-element("commit").addEventListener("click", commit);
-element("drop").addEventListener("click", drop);
+const undo = () => editor.undo();
+const redo = () => editor.redo();
+const help = () => element("help").showModal();
+const clicks = {
+  camera: useCamera,
+  "empty-camera": useCamera,
+  open: pickFile,
+  "empty-open": pickFile,
+  play: toggle,
+  step,
+  undo,
+  redo,
+  commit,
+  drop,
+  "help-open": help,
+};
+for (const [id, act] of Object.entries(clicks)) element(id).addEventListener("click", act);
 element("size").addEventListener("input", ({ target }) => resize(Number(target.value)));
 element("opacity").addEventListener("input", ({ target }) => setOpacity(Number(target.value)));
 element("eager").addEventListener("change", ({ target }) => (editor.eager = target.checked));
 for (const input of document.querySelectorAll("[name=tool]")) {
   input.addEventListener("change", () => useTool(input.value));
 }
-element("help-open").addEventListener("click", () => element("help").showModal());
 element("more").addEventListener("click", () =>
   showPanel(!element("panel").classList.contains("open")),
 );
@@ -185,9 +193,9 @@ listen(
     tool: useTool,
     resize: (factor) =>
       resize(Math.max(drawing.diameter * factor, drawing.diameter + Math.sign(factor - 1))),
-    undo: () => editor.undo(),
-    redo: () => editor.redo(),
-    help: () => element("help").showModal(),
+    undo,
+    redo,
+    help,
   },
   () => element("letters").checked,
 );
@@ -298,13 +306,7 @@ editor.addEventListener("changed", update);
 editor.addEventListener("sent", () => announce("Sent. The mask follows."));
 editor.addEventListener("preview", ({ detail: pixels }) => {
   const share = Math.round((100 * pixels) / (view.canvas.width * view.canvas.height));
-  const text = "Nothing was found there. Try a larger box, or click on the object.";
-  if (!pixels) fail(new Error(text));
-  announce(
-    pixels
-      ? `Outline of ${share} percent of the picture. Enter follows it, Escape drops it.`
-      : text,
-  );
+  announce(`Outline of ${share} percent of the picture. Enter follows it, Escape drops it.`);
 });
 
 // --- start -------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ const TAKEN_OVER = 4409;
 const NO_SESSION = [4401, 4404];
 
 /**
- * Events: `state` (detail: "connecting", "open", "lost", "taken", "closed"), `session` (detail: the
- * session, resumed under another id), `gone` (it cannot be resumed; detail: why), `hello`, `answer`, and
- * every other message of the server under the name of its type.
+ * Events: `state` (detail: "connecting", "open", "lost", "taken", "closed"), `gone` (the server
+ * knows the session no longer), `hello`, `answer`, and every other message of the server under the
+ * name of its type.
  */
 export class Connection extends EventTarget {
   #socket = null;
@@ -103,9 +103,10 @@ export class Connection extends EventTarget {
       return;
     }
     this.#setState("lost");
-    const wait = NO_SESSION.includes(code)
-      ? 0
-      : WAITS_MS[Math.min(this.#attempt, WAITS_MS.length - 1)];
+    this.#retry(NO_SESSION.includes(code) ? 0 : undefined);
+  }
+
+  #retry(wait = WAITS_MS[Math.min(this.#attempt, WAITS_MS.length - 1)]) {
     this.#attempt++;
     this.#timer = setTimeout(() => this.#again(), wait);
   }
@@ -113,34 +114,19 @@ export class Connection extends EventTarget {
   /** Checks over HTTP first: a failed WebSocket gives no reason. */
   async #again() {
     try {
-      await this.#find();
+      await this.api.session(this.session.id);
     } catch (error) {
       if (!this.#wanted) return;
       if (error instanceof Unreachable || error.status === 503 || error.status === 429) {
-        const wait = WAITS_MS[Math.min(this.#attempt++, WAITS_MS.length - 1)];
-        this.#timer = setTimeout(() => this.#again(), wait);
+        this.#retry();
         return;
       }
       if (!(error instanceof Refused)) throw error;
       this.close();
-      this.#emit("gone", error);
+      this.#emit("gone");
       return;
     }
     if (this.#wanted) this.open();
-  }
-
-  async #find() {
-    try {
-      await this.api.session(this.session.id);
-    } catch (error) {
-      if (error.status !== 404) throw error;
-      const session = await this.api.create({
-        ...this.session.options,
-        resume_from: this.session.id,
-      });
-      this.session = { ...session, options: this.session.options };
-      this.#emit("session", this.session);
-    }
   }
 
   #setState(state) {

@@ -11,6 +11,8 @@ import { encodePng } from "./png.js";
  *   a box and clicks from which the server makes the outline
  */
 
+const NOTHING = "Nothing was found there. Try a larger box, or click on the object.";
+
 /** Events: `changed` (draft, assist or busy), `failed` (detail: an Error for the person),
  * `preview` (detail: pixels of the outline), `sent`. */
 export class Editor extends EventTarget {
@@ -34,7 +36,7 @@ export class Editor extends EventTarget {
   }
 
   get canUndo() {
-    return this.draft ? this.draft.canUndo : Boolean(this.#last?.canUndo);
+    return Boolean((this.draft ?? this.#last)?.canUndo);
   }
 
   get canRedo() {
@@ -91,8 +93,7 @@ export class Editor extends EventTarget {
   }
 
   #drawn() {
-    this.#repaint();
-    this.#emit("changed");
+    this.#changed();
     if (!this.draft.canUndo) this.letGo();
     else if (this.eager) this.commit();
   }
@@ -129,10 +130,9 @@ export class Editor extends EventTarget {
       replaceObject(draft.map, mask, object);
       assist.previewed = draft.endStroke();
       this.#repaint();
-      this.#emit(
-        "preview",
-        mask.reduce((sum, value) => sum + (value ? 1 : 0), 0),
-      );
+      const pixels = mask.reduce((sum, value) => sum + value, 0);
+      if (pixels) this.#emit("preview", pixels);
+      else this.#emit("failed", new Error(NOTHING));
     } catch (error) {
       if (error.name !== "AbortError") this.#emit("failed", error);
     } finally {
@@ -161,14 +161,12 @@ export class Editor extends EventTarget {
       this.draft = draft;
     }
     this.draft?.undo();
-    this.#repaint();
-    this.#emit("changed");
+    this.#changed();
   }
 
   redo() {
     this.draft?.redo();
-    this.#repaint();
-    this.#emit("changed");
+    this.#changed();
   }
 
   /** Drops the outline that is previewed; without one, all that was drawn on the frame. */
@@ -177,12 +175,8 @@ export class Editor extends EventTarget {
     const previewed = Boolean(this.assist?.previewed);
     if (previewed) this.draft.undo();
     this.#stopAsking();
-    if (previewed && this.draft.canUndo) {
-      this.#repaint();
-      this.#emit("changed");
-    } else {
-      this.#release();
-    }
+    if (previewed && this.draft.canUndo) this.#changed();
+    else this.#release();
   }
 
   /** Nothing came of the gesture: a frame on which nothing is drawn is held no longer. */
@@ -203,12 +197,11 @@ export class Editor extends EventTarget {
     const { changed, gone, mask } = draft.changes();
     const known = [...gone].filter((id) => this.stream.ids.includes(id));
     this.#stopAsking();
-    this.draft = null;
     if (!changed.size && !known.length) {
-      this.stream.release();
-      this.#emit("changed");
+      this.#release();
       return;
     }
+    this.draft = null;
     this.#sending = true;
     this.#emit("changed");
     const { map } = draft;
@@ -218,6 +211,11 @@ export class Editor extends EventTarget {
     this.#last = draft;
     this.#sending = false;
     this.#emit("sent");
+    this.#emit("changed");
+  }
+
+  #changed() {
+    this.#repaint();
     this.#emit("changed");
   }
 

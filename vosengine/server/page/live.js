@@ -24,35 +24,21 @@ export class Live {
     return this.connection?.session.takes_mask ?? true;
   }
 
-  get model() {
-    return this.connection?.session.model ?? "";
-  }
-
   /** @returns {Promise<object | null>} the session that this tab had, which goes on, if it can */
   async resume() {
     const session = remembered();
     if (!session) return null;
     try {
-      const now = await this.#find(session);
-      this.#resumed = { ...session, ...now };
+      await this.api.session(session.id);
     } catch (error) {
-      if (![400, 404].includes(error.status)) throw error;
+      if (error.status !== 404) throw error;
       remember(null);
       return null;
     }
-    this.#connect(this.#resumed);
+    this.#resumed = session;
+    this.#connect(session);
     this.report("resumed");
-    return this.#resumed;
-  }
-
-  async #find(session) {
-    try {
-      await this.api.session(session.id);
-      return {};
-    } catch (error) {
-      if (error.status !== 404) throw error;
-      return this.api.create({ ...session.options, resume_from: session.id });
-    }
+    return session;
   }
 
   /**
@@ -91,7 +77,6 @@ export class Live {
     this.connection = connection;
     this.stream.attach(connection, session.needs_mask);
     connection.addEventListener("state", ({ detail }) => this.report(detail));
-    connection.addEventListener("session", () => this.#remember());
     connection.addEventListener("gone", async () => {
       this.connection = null;
       await this.#new(session.options);

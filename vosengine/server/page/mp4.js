@@ -66,6 +66,10 @@ function box(view, name) {
   return boxes(view, name).next().value;
 }
 
+function from(view, at) {
+  return new DataView(view.buffer, view.byteOffset + at, view.byteLength - at);
+}
+
 function text(view, at) {
   return view ? String.fromCharCode(...[0, 1, 2, 3].map((i) => view.getUint8(at + i))) : "";
 }
@@ -80,15 +84,9 @@ function isTurned(header) {
 
 function readConfig(description) {
   if (!description) return null;
-  const entries = new DataView(
-    description.buffer,
-    description.byteOffset + 8,
-    description.byteLength - 8,
-  );
-  const entry = box(entries, "avc1");
+  const entry = box(from(description, 8), "avc1");
   if (!entry) return null;
-  const inner = new DataView(entry.buffer, entry.byteOffset + 78, entry.byteLength - 78);
-  const avc = box(inner, "avcC");
+  const avc = box(from(entry, 78), "avcC");
   if (!avc) return null;
   const hex = [1, 2, 3].map((i) => avc.getUint8(i).toString(16).padStart(2, "0")).join("");
   return {

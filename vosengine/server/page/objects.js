@@ -22,7 +22,7 @@ export class Objects {
 
   /** @param {number} id */
   select(id) {
-    const input = this.box.querySelector(`[value="${id}"]`);
+    const input = this.#inputOf(id);
     if (!input) return;
     input.checked = true;
     this.selected = id;

@@ -5,7 +5,7 @@ const FRAME = 1;
 const ANSWER = 2;
 const WITH_PROMPT = 1;
 const JPEG = 1;
-export const LABELS = 0;
+const LABELS = 0;
 
 /**
  * A frame for the server, with a mask where the person drew one.

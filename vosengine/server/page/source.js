@@ -5,6 +5,11 @@ import { openMp4 } from "./mp4.js";
 const LONGEST = 1280; // pixels; larger frames are made smaller before they are sent
 const SLOWEST = 0.0625; // rate at which browsers play
 const WAIT_MS = 60; // a video that is not asked for its next frame this long is paused
+const NO_CAMERA = {
+  NotFoundError: "No camera was found. Open a video instead.",
+  NotAllowedError:
+    "The camera is blocked for this page. Allow it beside the address, and try again.",
+};
 
 /**
  * @typedef {{bitmap: ImageBitmap, index: number, time: number, grabMs: number}} Grabbed
@@ -41,14 +46,7 @@ export async function openCamera() {
       },
     });
   } catch (error) {
-    if (error.name === "NotFoundError")
-      throw new Error("No camera was found. Open a video instead.");
-    if (error.name === "NotAllowedError") {
-      throw new Error(
-        "The camera is blocked for this page. Allow it beside the address, and try again.",
-      );
-    }
-    throw new Error(`The camera cannot be used: ${error.message}`);
+    throw new Error(NO_CAMERA[error.name] ?? `The camera cannot be used: ${error.message}`);
   }
   await video.play();
   return new CameraSource(video);
@@ -62,7 +60,10 @@ export async function openCamera() {
 export async function openFile(file) {
   if (file.type.startsWith("image/")) {
     try {
-      return new ImageSource(file.name, await bitmapOf(file));
+      const whole = await createImageBitmap(file);
+      const bitmap = await bitmapOf(whole);
+      whole.close();
+      return new ImageSource(file.name, bitmap);
     } catch {
       throw new Error(`${file.name} is no image that this browser can read.`);
     }
@@ -87,19 +88,12 @@ function quietVideo() {
   return video;
 }
 
-async function bitmapOf(
-  image,
-  width = image.videoWidth ?? image.displayWidth,
-  height = image.videoHeight ?? image.displayHeight,
-) {
-  if (!(Math.max(width, height) > LONGEST)) {
-    const bitmap = await createImageBitmap(image);
-    if (Math.max(bitmap.width, bitmap.height) <= LONGEST) return bitmap;
-    const smaller = await bitmapOf(bitmap, bitmap.width, bitmap.height);
-    bitmap.close();
-    return smaller;
-  }
+/** A bitmap of a picture, of at most LONGEST pixels a side. */
+function bitmapOf(image) {
+  const width = image.videoWidth ?? image.displayWidth ?? image.width;
+  const height = image.videoHeight ?? image.displayHeight ?? image.height;
   const scale = LONGEST / Math.max(width, height);
+  if (scale >= 1) return createImageBitmap(image);
   return createImageBitmap(image, {
     resizeWidth: Math.round(width * scale),
     resizeHeight: Math.round(height * scale),
@@ -290,7 +284,7 @@ class DecodedSource {
 
   /** From the key frame before; what lies between is decoded and dropped. */
   async rewind({ index } = { index: 0 }) {
-    this.#stop();
+    this.close();
     const times = this.samples.list.map(({ time }) => time).sort((a, b) => a - b);
     const wanted = times[Math.min(index, times.length - 1)];
     let key = 0;
@@ -308,16 +302,12 @@ class DecodedSource {
     }
   }
 
-  #stop() {
+  close() {
     for (const frame of this.#ready) frame.close();
     this.#ready = [];
     if (this.#decoder.state !== "closed") this.#decoder.close();
     this.#decoder = null;
     this.#wake(); // pending reads return null
-  }
-
-  close() {
-    this.#stop();
   }
 }
 

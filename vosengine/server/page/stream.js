@@ -63,7 +63,10 @@ export class Stream extends EventTarget {
     on("answer", (answer) => {
       this.#answers = this.#answers.then(() => this.#answered(answer));
     });
-    on("dropped", ({ frames }) => frames.forEach((id) => this.#dropped(id)));
+    on("dropped", ({ frames }) => {
+      this.stats.dropped += frames.length;
+      frames.forEach((id) => this.#forget(id));
+    });
     on("held", ({ frame }) => this.#settle(frame));
     on("removed", ({ object, ids }) => this.#removed(object, ids));
     on("error", ({ code, message, frame }) => {
@@ -134,12 +137,12 @@ export class Stream extends EventTarget {
   }
 
   /** From the first frame on. */
-  async rewind(to) {
+  async rewind() {
     this.pause();
     await this.#pumping;
     for (const frame of this.#again) frame.bitmap.close();
     this.#again = [];
-    await this.source.rewind(to);
+    await this.source.rewind();
     this.step();
   }
 
@@ -318,11 +321,6 @@ export class Stream extends EventTarget {
     this.view.paint(frame.bitmap, labels);
     old?.frame.bitmap.close();
     this.#emit("shown");
-  }
-
-  #dropped(id) {
-    this.stats.dropped++;
-    this.#forget(id);
   }
 
   #settle(id) {

@@ -91,6 +91,7 @@ class Tree:
 def compare(other_python: str, model: str, words: list[str], steps: int) -> dict[str, Any]:
     """Step both trees in turn and return percentiles, the ratio, and the frames that are equal."""
     import numpy as np
+    from environment import median_ratio
 
     from vosengine.timing import summarise
 
@@ -113,27 +114,27 @@ def compare(other_python: str, model: str, words: list[str], steps: int) -> dict
         "model": model,
         "other": summarise(timed[:, 0].tolist()),
         "this": summarise(timed[:, 1].tolist()),
-        "other_over_this": round(float(np.median(timed[:, 0] / timed[:, 1])), 3),
+        "other_over_this": median_ratio(timed[:, 0].tolist(), timed[:, 1].tolist()),
         "frames": WARM_UP + steps,
         "frames_with_equal_labels": int(same),
     }
 
 
 def options() -> argparse.Namespace:
-    assert __doc__
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    from environment import parser_of
+
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("python", metavar="OTHER_PYTHON")
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--weights", default="random")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--folder", type=Path)
     return parser.parse_args()
 
 
 def main() -> None:
     import torch
-    from environment import RESULTS, describe, write_json
+    from environment import describe, write_json
 
     settings = options()
     about = describe(torch.device("cpu"))
@@ -158,7 +159,7 @@ def main() -> None:
         rows.append(row)
     trained = {"weights": "random" if settings.weights == "random" else "trained"}
     name = f"{about['date']}-trees-{trained['weights']}-cpu.json"
-    write_json({**about, **trained, "rows": rows}, (settings.folder or RESULTS) / name)
+    write_json({**about, **trained, "rows": rows}, settings.folder / name)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torch.nn import functional
 from ...models.imcnet import IMCNet
 from ..losses import binary_of, soft_iou, structural
 from ..samples import Batch
-from .objective import Objective, check_sides, normalised
+from .objective import Objective, check_sides, normalised, pairwise_iou
 
 
 class IMCNetObjective(Objective[IMCNet]):
@@ -46,9 +46,7 @@ class IMCNetObjective(Objective[IMCNet]):
         seen = self._draw(batch, length, torch.Generator().manual_seed(0))
         output, _, foreground = self._predict(batch, seen)
         mask, target = output > self.method.config.threshold, foreground[:, seen.shape[1] // 2] > 0
-        union = (mask | target).sum(dim=(1, 2))
-        intersection = (mask & target).sum(dim=(1, 2))
-        return float(torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean())
+        return float(pairwise_iou(mask, target).mean())
 
     def _predict(
         self, batch: Batch, seen: torch.Tensor

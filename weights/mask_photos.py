@@ -30,6 +30,7 @@ from vosengine.files import write_whole
 from vosengine.models.efficientnet import EfficientNetLite
 from vosengine.shipped.convert import CLASSES, LITE_FEATURES, convert_lite, read_wheel
 from vosengine.training.photos.library import IMAGES, MASKS, PHOTO_EXTENSIONS
+from vosengine.training.pictures import files_in
 
 DEPTH = "efficientnet_lite0"
 SIDES = 288, 416  # short sides in pixels of the classifier's input, averaged
@@ -142,8 +143,7 @@ def mask_photos(wheel: Path, folder: Path) -> str:
     Raises  InputError, OutputError, WeightsError.
     """
     images, masks = folder / IMAGES, folder / MASKS
-    files = images.iterdir() if images.is_dir() else ()
-    photos = sorted(path for path in files if path.suffix.lower() in PHOTO_EXTENSIONS)
+    photos = files_in(images, PHOTO_EXTENSIONS)
     if not photos:
         raise InputError(f"{images}: no photos; wanted some with one of {PHOTO_EXTENSIONS}")
     if masks.exists():

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import ConfigError, InputError
+from ..config.checks import check
+from ..errors import InputError
 from ..types import Size
 from .augment import augment
 from .object_ids import renumber
@@ -49,8 +50,7 @@ class Feed(Dataset[Sample]):
             "most_objects": most_objects,
         }  # fmt: skip
         for name, value in values.items():
-            if value < 1:
-                raise ConfigError(f"{name}: wanted at least 1, given {value}")
+            check(value >= 1, name, "at least 1", value)
         self._source, self._size, self._frames = source, size, frames
         self._seed, self._most = check_seed(seed), most_objects
         self.steps, self.batch = steps, batch
@@ -96,8 +96,7 @@ def loader(feed: Feed, first_step: int = 0, workers: int = 0) -> DataLoader[Samp
 
     Raises  ConfigError if `first_step` is not in 0..feed.steps.
     """
-    if not 0 <= first_step <= feed.steps:
-        raise ConfigError(f"first_step: wanted 0 to {feed.steps}, given {first_step}")
+    check(0 <= first_step <= feed.steps, "first_step", f"0 to {feed.steps}", first_step)
     return DataLoader(
         feed,
         batch_size=feed.batch,

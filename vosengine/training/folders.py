@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError
+from ..config.checks import check
+from ..errors import InputError
 from ..types import Size
 from .object_ids import renumber
 from .pictures import files_in, opened, read_ids
@@ -65,11 +66,9 @@ class FolderSource:
                 fewer than two annotated frames, a mask without a frame or of another size, or a
                 file that cannot be read.
         """
-        if layout not in LAYOUTS:
-            raise ConfigError(f"layout: wanted one of {', '.join(LAYOUTS)}, given {layout!r}")
+        check(layout in LAYOUTS, "layout", f"one of {', '.join(LAYOUTS)}", layout)
         for name, value in (("length", length), ("most_objects", most_objects)):
-            if not 1 <= value <= 255:
-                raise ConfigError(f"{name}: wanted 1 to 255, given {value}")
+            check(1 <= value <= 255, name, "1 to 255", value)
         self._layout, self._length = LAYOUTS[layout], length
         self._seed, self._most = check_seed(seed), most_objects
         self._videos = _find(folder, self._layout)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..config.checks import check
 from ..errors import ConfigError
 from ..types import Size
 from .cached_source import CachedSource
@@ -33,11 +34,9 @@ class Mixture:
 
         Raises  ConfigError without parts, or if a weight is not above 0.
         """
-        if not parts:
-            raise ConfigError("data: wanted at least one source, given none")
+        check(bool(parts), "data", "at least one source", parts)
         for _, weight in parts:
-            if not (math.isfinite(weight) and weight > 0):
-                raise ConfigError(f"data: wanted weights above 0, given {weight}")
+            check(math.isfinite(weight) and weight > 0, "data", "weights above 0", weight)
         self._sources = [source for source, _ in parts]
         total = sum(weight for _, weight in parts)
         self._shares = [weight / total for _, weight in parts]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...prompts.crop import GREY, box_of, square_around
-from ..photos.library import Cutouts, PhotoLibrary, Pixels, open_photos
+from ..photos.library import Cutouts, PhotoLibrary, Pixels, draw_kind, open_photos
 from ..photos.paste_source import PasteSource
 from ..samples import Sample
 from ..streams import Stream, check_request, check_seed, generator
@@ -47,10 +47,9 @@ class SquareSource:
         check_request(index, progress)
         rng = generator(Stream.CLICKS, self._seed, index)
         kinds = {"objects": self._library.objects, "regions": self._library.regions}
-        names = [name for name in KINDS if name not in kinds or len(kinds[name])]
-        chances = np.array([KINDS[name] for name in names])
+        chances = {n: share for n, share in KINDS.items() if n not in kinds or len(kinds[n])}
         for attempt in range(_TRIES):
-            name = names[int(rng.choice(len(names), p=chances / chances.sum()))]
+            name = draw_kind(rng, chances)
             if name == "paste":
                 frame, mask = self._paste(rng, index * _TRIES + attempt, progress)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,6 +203,12 @@ def _rarity(thumbs: NDArray[np.uint8]) -> NDArray[np.float64]:
         distances = squares[rows, None] + squares - 2 * points[rows] @ points.T
         counts[rows] = (distances <= limit).sum(axis=1)
     return 1 / np.maximum(counts, 1)
+
+
+def draw_kind(rng: np.random.Generator, chances: Mapping[str, float]) -> str:
+    """Draw a name with a probability in proportion to its weight."""
+    weights = np.array(list(chances.values()))
+    return list(chances)[int(rng.choice(len(weights), p=weights / weights.sum()))]
 
 
 def _draw_index(rng: np.random.Generator, chances: NDArray[np.float64]) -> int:

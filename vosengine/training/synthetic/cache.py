@@ -20,6 +20,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
+from ...config.checks import check
 from ...errors import ConfigError, InputError, OutputError
 from ..streams import check_seed, clip_seed
 from .levels import GENERATOR, LEVELS, check_levels, make_level_clip
@@ -46,20 +47,15 @@ class CacheConfig:
     labelled: bool = False  # every object is annotated; see make_level_clip
 
     def __post_init__(self) -> None:
-        if not isinstance(self.labelled, bool):
-            raise ConfigError(f"labelled: wanted true or false, given {self.labelled!r}")
         for name, value in asdict(self).items():
             if name == "labelled":
+                check(isinstance(value, bool), name, "true or false", value)
                 continue
             least = 0 if name == "seed" else 1
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(
-                    f"{name}: wanted a whole number of at least {least}, given {value!r}"
-                )
-        if self.clips < self.levels:
-            raise ConfigError(
-                f"clips: wanted at least one for each of {self.levels} levels, given {self.clips}"
-            )
+            fits = type(value) is int and value >= least
+            check(fits, name, f"a whole number of at least {least}", value)
+        wanted = f"at least one for each of {self.levels} levels"
+        check(self.clips >= self.levels, "clips", wanted, self.clips)
 
     @property
     def shards(self) -> int:
@@ -99,8 +95,7 @@ def write_cache(
     """
     config = CacheConfig(clips, frames, *size, check_seed(seed), shard, labelled=labelled)
     check_levels(frames, size)
-    if workers < 1:
-        raise ConfigError(f"workers: wanted at least 1, given {workers}")
+    check(workers >= 1, "workers", "at least 1", workers)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _describe(folder, config)

@@ -129,10 +129,6 @@ class ClipConfig:
             effects=Effects(0.7, 0.9, 0.6, 0.3, 10.0, (25, 95)),
         )  # fmt: skip
 
-    def with_frames(self, frames: int) -> ClipConfig:
-        """The same clip with another number of frames."""
-        return replace(self, frames=frames)
-
     def resized(self, frames: int, height: int, width: int) -> ClipConfig:
         """The same settings for another length and size."""
         return replace(self, frames=frames, height=height, width=width)

@@ -220,9 +220,10 @@ def _draw_index(rng: np.random.Generator, chances: NDArray[np.float64]) -> int:
 def _read_image(path: Path, side: int) -> Pixels:
     """Read a photo as [h, w, 3] RGB, reduced to a short side of at most `side`."""
     with opened(path) as image:
-        short = min(image.size)
+        width, height = image.size
+        short = min(width, height)
         if short > side:  # JPEG can be decoded at 1/2, 1/4 or 1/8
-            image.draft("RGB", tuple(-(-s * side // short) for s in image.size))
+            image.draft("RGB", (-(-width * side // short), -(-height * side // short)))
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         pixels = np.asarray(image.convert("RGB"), np.uint8)

@@ -78,7 +78,7 @@ def write_cache(
     *,
     labelled: bool = False,
     shard: int = SHARD,
-    on_shard: Callable[[int, int], None] | None = None,
+    on_shard: Callable[[int, int], None] = lambda done, shards: None,
 ) -> None:
     """Write a cache, or the shards that an interrupted call has not written.
 
@@ -102,8 +102,7 @@ def write_cache(
         missing = [n for n in range(config.shards) if not _finished(folder, n)]
         done = config.shards - len(missing)
         for count, _ in enumerate(_write_shards(folder, config, missing, workers), done + 1):
-            if on_shard is not None:
-                on_shard(count, config.shards)
+            on_shard(count, config.shards)
     except OSError as error:
         raise OutputError(
             f"{folder}: the cache cannot be written ({error}); make room or name another folder,"
@@ -129,14 +128,9 @@ def read_description(folder: Path) -> CacheConfig:
         ) from error
 
 
-def frames_file(folder: Path, shard: int) -> Path:
-    """Path of a shard's frames."""
-    return folder / f"frames-{shard:04d}.npy"
-
-
-def masks_file(folder: Path, shard: int) -> Path:
-    """Path of a shard's masks."""
-    return folder / f"masks-{shard:04d}.npy"
+def shard_files(folder: Path, shard: int) -> tuple[Path, Path]:
+    """Paths of a shard's frames and masks."""
+    return folder / f"frames-{shard:04d}.npy", folder / f"masks-{shard:04d}.npy"
 
 
 def _describe(folder: Path, config: CacheConfig) -> None:
@@ -195,8 +189,9 @@ def _write_shard(job: tuple[Path, CacheConfig, int]) -> None:
         clip = make_level_clip(level, seed, shape[1], shape[2:], config.labelled)
         frames[row], masks[row] = clip.frames, clip.masks
     # Frames are written last: if they exist, the shard is complete.
-    _write_atomic(masks_file(folder, shard), lambda file: np.save(file, masks))
-    _write_atomic(frames_file(folder, shard), lambda file: np.save(file, frames))
+    frames_file, masks_file = shard_files(folder, shard)
+    _write_atomic(masks_file, lambda file: np.save(file, masks))
+    _write_atomic(frames_file, lambda file: np.save(file, frames))
 
 
 def _write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -210,4 +205,4 @@ def _write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _finished(folder: Path, shard: int) -> bool:
-    return frames_file(folder, shard).exists() and masks_file(folder, shard).exists()
+    return all(file.exists() for file in shard_files(folder, shard))

@@ -15,7 +15,7 @@ from ...prompts.crop import box_of
 from ...prompts.network import ClickNet, Seen, as_seen
 from ...runtime.network import prepare_network
 from ..losses import binary, hardest, soft_iou
-from ..objectives.objective import Objective, normalised, pairwise_iou
+from ..objectives.objective import Objective, iou_of_each, normalised
 from ..samples import Batch
 from .simulation import Marks, drawn_box, spoilt
 
@@ -62,7 +62,7 @@ class ClickObjective(Objective[Any]):
         for mark, mask in zip(marks, truth, strict=True):
             mark.box(box_of(mask.numpy().astype(np.uint8)))
         masks = masks_of(self.network(seen, _planes(marks)), truth.shape[1])
-        return float(pairwise_iou(masks, truth).mean())
+        return float(iou_of_each(masks, truth).mean())
 
     @torch.no_grad()
     def _seen(self, batch: Batch) -> Seen:

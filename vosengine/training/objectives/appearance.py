@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from ...models.method import rows_of
 from ...models.target_aware.appearance import Tracks
 from ...models.target_aware.network import TargetAware, TargetAwareFeatures
 from ..losses import binary, soft_iou
 from .following import drifted
-from .objective import Clips, nothing_for, one_hot, pairwise_iou
+from .objective import Clips, iou_of_each, nothing_for, one_hot
 
 
 class Followed(NamedTuple):
@@ -70,7 +71,7 @@ class Appearance:
         ious: list[float] = []
         for clip in everything._followed(method, clips, torch.Generator().manual_seed(0)):
             for logits, target in _follow(method, clip):
-                ious += pairwise_iou(logits > 0, target > 0.5).tolist()
+                ious += iou_of_each(logits > 0, target > 0.5).tolist()
         return sum(ious) / len(ious) if ious else 1.0
 
     def _followed(
@@ -95,7 +96,8 @@ class Appearance:
             chosen = torch.randperm(len(visible), generator=generator)[: self.tracks].tolist()
             start = clip * count
             if visible and count > 1:
-                first, *later = (_row(encoded, start + i) for i in range(count))
+                rows = (slice(start + i, start + i + 1) for i in range(count))
+                first, *later = (rows_of(encoded, row) for row in rows)
                 slots = [visible[i] for i in chosen]
                 yield Followed(first, later, labels[start : start + count, slots])
 
@@ -120,12 +122,3 @@ def _follow(method: TargetAware, clip: Followed) -> Iterator[tuple[torch.Tensor,
         with torch.autocast(target.device.type, enabled=False):
             coarse = tracks.scores(tracks.project(features.appearance))
         yield method.refiner(coarse, list(features.reduced), square).float(), target
-
-
-def _row(features: TargetAwareFeatures, row: int) -> TargetAwareFeatures:
-    rows = slice(row, row + 1)
-    return features._replace(
-        frame=features.frame[rows],
-        appearance=features.appearance[rows],
-        reduced=tuple(x[rows] for x in features.reduced),
-    )

@@ -17,7 +17,7 @@ from ..clip_memory import ClipMemory
 from ..forking import blank, fork
 from ..losses import LEAST, binary, cross_entropy, hardest, soft_aggregation, soft_iou
 from ..samples import Batch
-from .objective import Objective, normalised, one_hot, pairwise_iou
+from .objective import Objective, iou_of_each, normalised, one_hot
 from .proposals import draw_proposals
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class FollowingObjective(Objective[Method[Any, Any]]):
         for step in self._steps(batch.frames, masks, generator):
             labels, count = step.answer.argmax(dim=0), len(step.answer) - 1
             owned = (one_hot(x, count)[1:] > 0 for x in (labels, step.labels))
-            ious += pairwise_iou(*owned).tolist()
+            ious += iou_of_each(*owned).tolist()
         return sum(ious) / max(1, len(ious))
 
     def _steps(

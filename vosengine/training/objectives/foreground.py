@@ -8,7 +8,7 @@ from torch.nn import functional
 from ...models.imcnet import IMCNet
 from ..losses import binary_of, soft_iou, structural
 from ..samples import Batch
-from .objective import Objective, check_sides, normalised, pairwise_iou
+from .objective import Objective, check_sides, iou_of_each, normalised
 
 
 class IMCNetObjective(Objective[IMCNet]):
@@ -39,7 +39,7 @@ class IMCNetObjective(Objective[IMCNet]):
         seen = self._draw(batch, length, torch.Generator().manual_seed(0))
         output, _, foreground = self._predict(batch, seen)
         mask, target = output > self.method.config.threshold, foreground[:, seen.shape[1] // 2] > 0
-        return float(pairwise_iou(mask, target).mean())
+        return float(iou_of_each(mask, target).mean())
 
     def _predict(
         self, batch: Batch, seen: torch.Tensor

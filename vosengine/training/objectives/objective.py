@@ -68,8 +68,8 @@ def one_hot(masks: torch.Tensor, count: int) -> torch.Tensor:
     return (masks[..., None, :, :] == ids).float()
 
 
-def pairwise_iou(masks: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """IoU [O] of masks and targets [O, H, W] bool, one by one; 1 where both are empty."""
+def iou_of_each(masks: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """IoU [O] of every mask with its target, [O, H, W] bool; 1 where both are empty."""
     union = (masks | targets).sum(dim=(1, 2))
     intersection = (masks & targets).sum(dim=(1, 2))
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)

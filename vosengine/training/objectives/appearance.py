@@ -96,10 +96,10 @@ class Appearance:
             chosen = torch.randperm(len(visible), generator=generator)[: self.tracks].tolist()
             start = clip * count
             if visible and count > 1:
-                rows = (slice(start + i, start + i + 1) for i in range(count))
-                first, *later = (rows_of(encoded, row) for row in rows)
+                stop = start + count
+                first, *later = (rows_of(encoded, slice(i, i + 1)) for i in range(start, stop))
                 slots = [visible[i] for i in chosen]
-                yield Followed(first, later, labels[start : start + count, slots])
+                yield Followed(first, later, labels[start:stop, slots])
 
 
 def fit(method: TargetAware, features: TargetAwareFeatures, labels: torch.Tensor) -> Tracks:

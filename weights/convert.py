@@ -19,7 +19,7 @@ import hashlib
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,14 +33,14 @@ from vosengine.models.efficientnet import EfficientNetLite
 from vosengine.models.imcnet import IMCNet
 from vosengine.models.stm import STM
 from vosengine.zoo.checkpoints import read_state_dict
-from vosengine.zoo.weights import check_tensors, save, state_of
+from vosengine.zoo.weights import check_tensors, save, shapes_of
 
 Tensors = dict[str, torch.Tensor]
+Shapes = dict[str, tuple[int, ...]]
 
 CLASSES = 1000  # of ImageNet, outputs of the classifiers' last layers
 CHANGES = "converted from {}: tensors renamed, the classifier left out"
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
-BASIC_FEATURES, BOTTLENECK_FEATURES = 512, 2048  # inputs of a ResNet's last layer
 
 # Our prefix -> prefix in STM's release; the first match is used.
 STM_NAMES = {
@@ -68,12 +68,27 @@ STM_NAMES = {
 }
 
 
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """The name with its prefix replaced, by the first in the table that it has."""
+    prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+    return prefixes[prefix] + name.removeprefix(prefix)
+
+
+def _taken(
+    source: str, released: Tensors, names: Mapping[str, str], ours: Shapes, rest: Shapes
+) -> Tensors:
+    """Our tensors, by their names in a release that must hold exactly these and the rest."""
+    check_tensors(source, released, {names[n]: shape for n, shape in ours.items()} | rest)
+    return {
+        n: released[names[n]].float().clone(memory_format=torch.contiguous_format) for n in ours
+    }
+
+
 def stm_sources(name: str) -> tuple[str, ...]:
     """Names of the tensors in STM's release to concatenate along dimension 1 for ours."""
     if name == "memory_encoder.mask_conv.weight":
         return "Encoder_M.conv1_m.weight", "Encoder_M.conv1_o.weight"
-    prefix = next(prefix for prefix in STM_NAMES if name.startswith(prefix))
-    return (STM_NAMES[prefix] + name.removeprefix(prefix),)
+    return (_renamed(name, STM_NAMES),)
 
 
 def convert_stm(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
@@ -85,31 +100,27 @@ def convert_stm(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
     Raises  WeightsError for missing, extra or misshapen tensors.
     """
     with torch.device("meta"):
-        ours = state_of(STM(STMConfig()))
-    wanted: dict[str, tuple[int, ...]] = {}
-    for name, tensor in ours.items():
+        ours = shapes_of(STM(STMConfig()))
+    wanted: Shapes = {}
+    for name, shape in ours.items():
         parts = stm_sources(name)
-        shape = tuple(tensor.shape)
         if len(parts) > 1:
             shape = (shape[0], shape[1] // len(parts), *shape[2:])
         wanted |= dict.fromkeys(parts, shape)
     for part in ("mean", "std"):
         wanted |= {f"{encoder}.{part}": (1, 3, 1, 1) for encoder in ("Encoder_M", "Encoder_Q")}
     check_tensors(source, released, wanted)
-    mean, std = (
-        _input_stat(source, released, "mean"),
-        _input_stat(source, released, "std"),
-    )
+    mean, std = (_input_stat(source, released, part) for part in ("mean", "std"))
     try:
         config = STMConfig(mean=mean, std=std)
     except ConfigError as error:
         raise WeightsError(f"{source}: {error}") from error
     # cat copies even a single tensor: safetensors refuses tensors that share storage.
     tensors = {
-        name: torch.cat([released[part] for part in stm_sources(name)], min(1, tensor.ndim - 1))
-        for name, tensor in ours.items()
+        name: torch.cat([released[x] for x in stm_sources(name)], min(1, len(shape) - 1)).float()
+        for name, shape in ours.items()
     }
-    return config, {name: tensor.float() for name, tensor in tensors.items()}
+    return config, tensors
 
 
 def _input_stat(source: str, released: Tensors, part: str) -> tuple[float, float, float]:
@@ -163,12 +174,6 @@ IMCNET_NAMES = {
 }
 
 
-def imcnet_source(name: str) -> str:
-    """Name in IMCNet's release of our tensor `name`."""
-    prefix = next(prefix for prefix in IMCNET_NAMES if name.startswith(prefix))
-    return IMCNET_NAMES[prefix] + name.removeprefix(prefix)
-
-
 def convert_imcnet(source: str, released: Tensors) -> tuple[ModelConfig, Tensors]:
     """Convert IMCNet's release to our configuration and tensors; `source` is for messages.
 
@@ -180,17 +185,17 @@ def convert_imcnet(source: str, released: Tensors) -> tuple[ModelConfig, Tensors
     layout = {name: tuple(tensor.shape) for name, tensor in released.items()}
     matches = (backbone for backbone in RESNETS if imcnet_layout(backbone) == layout)
     config = IMCNetConfig(backbone=next(matches, "resnet101"))
-    check_tensors(source, released, imcnet_layout(config.backbone))
     with torch.device("meta"):
-        ours = state_of(IMCNet(config))
-    return config, {name: released[imcnet_source(name)].float().clone() for name in ours}
+        ours = shapes_of(IMCNet(config))
+    names = {name: _renamed(name, IMCNET_NAMES) for name in ours}
+    return config, _taken(source, released, names, ours, {})
 
 
-def imcnet_layout(backbone: str) -> dict[str, tuple[int, ...]]:
+def imcnet_layout(backbone: str) -> Shapes:
     """Names and shapes of the tensors in IMCNet's release with this ResNet."""
     with torch.device("meta"):
-        ours = state_of(IMCNet(IMCNetConfig(backbone=backbone)))
-    return {imcnet_source(name): tuple(tensor.shape) for name, tensor in ours.items()}
+        ours = shapes_of(IMCNet(IMCNetConfig(backbone=backbone)))
+    return {_renamed(name, IMCNET_NAMES): shape for name, shape in ours.items()}
 
 
 CONVERTERS: dict[str, Callable[[str, Tensors], tuple[ModelConfig, Tensors]]] = {
@@ -205,12 +210,10 @@ def convert_backbone(depth: str, source: str, released: Tensors) -> Tensors:
     Raises  WeightsError for missing, extra or misshapen tensors.
     """
     with torch.device("meta"):
-        ours = state_of(ResNet(depth, layer4="strided"))
-    wanted = {name: tuple(tensor.shape) for name, tensor in ours.items()}
-    features = BOTTLENECK_FEATURES if depth in ("resnet50", "resnet101") else BASIC_FEATURES
-    last = {"fc.weight": (CLASSES, features), "fc.bias": (CLASSES,)}
-    check_tensors(source, released, wanted | last)
-    return {name: released[name].float().clone() for name in wanted}
+        network = ResNet(depth, layer4="strided")
+    ours = shapes_of(network)
+    last: Shapes = {"fc.weight": (CLASSES, network.channels[3]), "fc.bias": (CLASSES,)}
+    return _taken(source, released, {name: name for name in ours}, ours, last)
 
 
 LITE_NAMES = {
@@ -231,7 +234,7 @@ def convert_lite(depth: str, source: str, released: Tensors) -> Tensors:
     """
     with torch.device("meta"):
         network = EfficientNetLite(depth, layer4="strided")
-        ours = state_of(network)
+    ours = shapes_of(network)
     theirs = {"conv1.": "_conv_stem.", "bn1.": "_bn0."}
     blocks = [
         f"stages.{stage}.{block}"
@@ -241,20 +244,13 @@ def convert_lite(depth: str, source: str, released: Tensors) -> Tensors:
     for number, block in enumerate(blocks):
         for own, name in LITE_NAMES.items():
             theirs[f"{block}.{own}."] = f"_blocks.{number}.{name}."
-    names = {}
-    for name in ours:
-        prefix = next(prefix for prefix in theirs if name.startswith(prefix))
-        names[name] = theirs[prefix] + name.removeprefix(prefix)
-    wanted = {names[name]: tuple(tensor.shape) for name, tensor in ours.items()}
-    last = network.channels[3]
-    wanted |= {f"_bn1.{part}": (LITE_FEATURES,) for part in NORM_PARTS}
-    wanted["_conv_head.weight"] = (LITE_FEATURES, last, 1, 1)
-    wanted |= {"_fc.weight": (CLASSES, LITE_FEATURES), "_fc.bias": (CLASSES,)}
-    check_tensors(source, released, wanted)
-    return {
-        name: released[source_name].float().clone(memory_format=torch.contiguous_format)
-        for name, source_name in names.items()
+    last: Shapes = {
+        **{f"_bn1.{part}": (LITE_FEATURES,) for part in NORM_PARTS},
+        "_conv_head.weight": (LITE_FEATURES, network.channels[3], 1, 1),
+        "_fc.weight": (CLASSES, LITE_FEATURES),
+        "_fc.bias": (CLASSES,),
     }
+    return _taken(source, released, {name: _renamed(name, theirs) for name in ours}, ours, last)
 
 
 def read_wheel(source: Path) -> Tensors:

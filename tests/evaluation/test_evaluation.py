@@ -16,9 +16,9 @@ from vosengine.evaluation import (
     Score,
     SequenceScore,
     WarpedMask,
+    best_ids,
     centred_ellipse,
     comparison,
-    match_objects,
     measure,
     report,
 )
@@ -181,7 +181,7 @@ def test_the_assignment_is_the_best_of_all(predicted: int, annotated: int) -> No
     for choice in set(itertools.permutations(padded, count)):
         table = np.array([0, *choice], np.uint8)
         best = max(best, scored(table[predictions]))
-    matched = np.stack(match_objects(list(predictions), list(annotations)))
+    matched = best_ids(list(predictions), list(annotations))[predictions]
     assert scored(matched) == pytest.approx(best, abs=1e-12)
     assert set(np.unique(matched)) <= set(range(annotated + 1))
 
@@ -189,14 +189,14 @@ def test_the_assignment_is_the_best_of_all(predicted: int, annotated: int) -> No
 def test_objects_found_under_other_ids_are_found() -> None:
     annotations = random_masks(40, 8, 3)
     table = np.array([0, 200, 17, 3], np.uint8)
-    matched = match_objects(list(table[annotations]), list(annotations))
-    np.testing.assert_array_equal(np.stack(matched), annotations)
+    found = table[annotations]
+    matched = best_ids(list(found), list(annotations))[found]
+    np.testing.assert_array_equal(matched, annotations)
 
 
 def test_nothing_found_is_no_error() -> None:
     annotations = random_masks(41, 4, 2)
-    matched = match_objects([np.zeros_like(annotations[0])] * 4, list(annotations))
-    assert not np.any(matched)
+    assert not best_ids([np.zeros_like(annotations[0])] * 4, list(annotations)).any()
 
 
 def textured(height: int, width: int) -> np.ndarray:

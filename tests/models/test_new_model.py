@@ -21,8 +21,8 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from vosengine.cli import app as cli
-from vosengine.config import IMAGENET_MEAN, IMAGENET_STD, MemoryConfig
-from vosengine.config.checks import check_input, check_positive
+from vosengine.config import MemoryConfig
+from vosengine.config.checks import InputConfig, check_positive
 from vosengine.errors import ConfigError
 from vosengine.memory import PagePools
 from vosengine.models.backbone import initialise
@@ -38,20 +38,17 @@ from vosengine.zoo.registry import MODELS, Entry, list_models
 
 
 @dataclass(frozen=True)
-class ToyConfig:
+class ToyConfig(InputConfig):
     """backbone, width, norm, size  as in STMConfig; channels  of what an object is known by."""
 
     backbone: str = "resnet18"
     width: int = 8
     channels: int = 16
     norm: str = "group"
-    size: tuple[int, int] | int | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        check_input(self)
-        check_positive(self, "width", "channels")
+        super().__post_init__()
+        check_positive(self, "channels")
 
 
 class ToyFeatures(NamedTuple):

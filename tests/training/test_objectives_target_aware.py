@@ -28,9 +28,9 @@ from vosengine.models.target_aware.refiner import Refiner
 from vosengine.proposals import boxes_of
 from vosengine.training.losses import contrastive
 from vosengine.training.objectives.appearance import Appearance
-from vosengine.training.objectives.discovery import Discovery, discovery_score, discovery_targets
+from vosengine.training.objectives.discovery import Discovery, discovery_targets
 from vosengine.training.objectives.embedding import Embedding
-from vosengine.training.objectives.objective import normalised
+from vosengine.training.objectives.objective import Clips, normalised
 
 
 def masks_of_three() -> torch.Tensor:
@@ -147,14 +147,14 @@ def test_the_discovery_score_is_the_best_proposals_iou(
     batch.masks[0, 1][batch.masks[0, 1] == 2] = 0
     frames = torch.zeros(2, 2, 3, HEIGHT, WIDTH)
     knowing = cast(DNet, Knowing(batch.masks, known))
-    assert least <= discovery_score(knowing, frames, batch.masks, 2) <= most
+    assert least <= Discovery().score(knowing, Clips(frames, batch.masks, 2)) <= most
 
 
 @pytest.mark.parametrize("guidance", ["saliency", "tracks"])
 def test_the_second_frame_is_guided_by_what_the_first_showed(guidance: str) -> None:
     method, batch = target_aware(guidance=guidance), clips(length=2)
     dnet, frames = method.dnet, normalised(batch.frames, method.config)
-    losses = Discovery().losses(dnet, frames, batch.masks, 2, seeded())
+    losses = Discovery().losses(dnet, Clips(frames, batch.masks, 2), seeded())
     with torch.no_grad():
         first = dnet(dnet.encode(frames[:, 0]), None)
         saliency = torch.sigmoid(first.saliency)
@@ -176,7 +176,7 @@ def test_the_embedding_compares_every_object_in_every_frame() -> None:
     batch.masks[0, 2][batch.masks[0, 2] == 2] = 0
     batch.masks[0, 2, 3, 3] = 2  # too few pixels
     part = Embedding(views=9, jitter=0)
-    loss = part.losses(method.reid, frames, batch.masks, 2, seeded())["embedding"]
+    loss = part.losses(method.reid, Clips(frames, batch.masks, 2), seeded())["embedding"]
     vectors, identities = [], []
     for clip, t, value in (
         (0, 0, 1),
@@ -208,7 +208,7 @@ def test_the_embedding_score_counts_crops_that_are_most_like_their_own() -> None
     likeness = np.stack(vectors) @ np.stack(vectors).T
     np.fill_diagonal(likeness, -2)
     right = [identities[i] == identities[row.argmax()] for i, row in enumerate(likeness)]
-    assert part.score(method.reid, frames, batch.masks, 2) == pytest.approx(np.mean(right))
+    assert part.score(method.reid, Clips(frames, batch.masks, 2)) == pytest.approx(np.mean(right))
     assert 0 < np.mean(right) < 1
 
 
@@ -234,7 +234,7 @@ def test_appearance_fits_the_first_frame_and_judges_a_later_one() -> None:
     config = cast(TargetAwareConfig, method.config)
     batch.frames[:, 1] = 255 - batch.frames[:, 1]  # looks like nothing that was fitted
     frames = normalised(batch.frames, config)
-    losses = Appearance().losses(method, frames, batch.masks, 2, seeded())
+    losses = Appearance().losses(method, Clips(frames, batch.masks, 2), seeded())
 
     square = (config.tracker_size,) * 2
     stretched = functional.interpolate(frames[0], square, mode="bilinear", align_corners=False)
@@ -269,9 +269,9 @@ def test_appearance_follows_only_what_the_first_frame_shows() -> None:
     part = Appearance(later=2)
     without = batch.masks.clone()
     without[without == 2] = 0
-    alone = part.losses(method, frames, without, 2, seeded())
+    alone = part.losses(method, Clips(frames, without, 2), seeded())
     batch.masks[0, 0][batch.masks[0, 0] == 2] = 0  # it comes late
-    late = part.losses(method, frames, batch.masks, 2, seeded())
+    late = part.losses(method, Clips(frames, batch.masks, 2), seeded())
     assert {n: x.item() for n, x in late.items()} == {n: x.item() for n, x in alone.items()}
 
 
@@ -285,7 +285,7 @@ def test_the_appearance_score_is_the_iou_of_the_tracks() -> None:
         method.refiner.upsample2.bias.fill_(1)
         batch.masks[0, 1][batch.masks[0, 1] == 2] = 0  # gone: an IoU of 0
         frames = normalised(batch.frames, method.config)
-        score = Appearance().score(method, frames, batch.masks, 2)
+        score = Appearance().score(method, Clips(frames, batch.masks, 2))
     tracked = [(0, 1, 1), (0, 1, 2), (0, 2, 1), (0, 2, 2), (1, 1, 1), (1, 2, 1)]
     shares = [(batch.masks[clip, t] == value).float().mean() for clip, t, value in tracked]
     assert score == pytest.approx(np.mean(shares), rel=0.03)

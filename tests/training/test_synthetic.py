@@ -76,7 +76,7 @@ def test_stream_equals_clip() -> None:
     frames, masks = zip(*iterate_clip(config, 8), strict=True)
     assert np.array_equal(clip.frames, np.stack(frames))
     assert np.array_equal(clip.masks, np.stack(masks))
-    endless = iterate_clip(config.with_frames(1_000_000), 8)
+    endless = iterate_clip(replace(config, frames=1_000_000), 8)
     head = [mask for _, mask in islice(endless, 5)]
     assert np.array_equal(clip.masks, np.stack(head))
 

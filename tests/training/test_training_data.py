@@ -47,7 +47,7 @@ class Counting:
 
 def test_a_step_leaves_out_the_frames_between() -> None:
     config = ClipConfig.hard(3, *SIZE)
-    wide, whole = make_clip(config, 4, step=3), make_clip(config.with_frames(7), 4)
+    wide, whole = make_clip(config, 4, step=3), make_clip(replace(config, frames=7), 4)
     assert np.array_equal(wide.frames, whole.frames[::3])
     assert np.array_equal(wide.masks, whole.masks[::3])
     with pytest.raises(ConfigError, match="step"):
@@ -167,16 +167,6 @@ def test_progress_is_the_steps_share_and_one_for_a_batch() -> None:
     ]  # fmt: skip
 
 
-def test_a_feed_chooses_among_too_many_objects() -> None:
-    counts = {
-        most: {int(feed[n].masks.max()) for n in range(20)}
-        for most in (1, 2, 3)
-        for feed in [Feed(Counting(), SIZE, 3, 1, 20, 1, most_objects=most)]
-    }
-    assert [max(counts[most]) for most in (1, 2, 3)] == [1, 2, 3]
-    assert counts[1] == {1}
-
-
 def test_windows_keep_the_order_and_vary() -> None:
     """Frames of one grey each: the drawn ones are read from the clip."""
     frames = np.broadcast_to(
@@ -225,9 +215,7 @@ def test_batches_go_on_from_any_step_and_leave_the_global_state_alone(cache: Pat
             loader(feed, step)
 
 
-@pytest.mark.parametrize(
-    "bad", [{"frames": 0}, {"steps": 0}, {"batch": 0}, {"size": (0, 9)}, {"most_objects": 0}]
-)
+@pytest.mark.parametrize("bad", [{"frames": 0}, {"steps": 0}, {"batch": 0}, {"size": (0, 9)}])
 def test_bad_feeds_are_refused(bad: dict[str, object]) -> None:
     wanted = {"size": SIZE, "frames": 2, "seed": 0, "steps": 3, "batch": 1}
     with pytest.raises(ConfigError, match="wanted at least 1"):

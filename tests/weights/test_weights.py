@@ -133,7 +133,7 @@ def test_the_backbone_that_ships_is_whole_and_has_its_licence() -> None:
         assert (folder / f"LICENSE-{card.licence.upper()}").is_file()
         assert card.file in (folder / "NOTICE").read_text(encoding="utf-8")
         network = EfficientNetLite(name, layer4="strided")
-        wanted = {n: tuple(t.shape) for n, t in weights.state_of(network).items()}
+        wanted = weights.shapes_of(network)
         tensors = load_safetensors(path)
         weights.check_tensors(str(path), tensors, wanted)
         assert all(tensor.dtype == torch.float32 for tensor in tensors.values())

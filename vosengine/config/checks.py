@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 from ..errors import ConfigError
 
@@ -15,25 +15,6 @@ LITE_STD = (128 / 255,) * 3
 WorkingSize = tuple[int, int] | int | str | None  # str: NATIVE; None: the model's default
 NATIVE = "native"  # working size: that of the frame
 SMALLEST_SIDE = 32  # minimum side of a frame and of the working size, in pixels
-
-
-class InputConfig(Protocol):
-    """The backbone and input fields that every configuration has."""
-
-    @property
-    def backbone(self) -> str: ...
-
-    @property
-    def norm(self) -> str: ...
-
-    @property
-    def size(self) -> tuple[int, int] | int | None: ...
-
-    @property
-    def mean(self) -> tuple[float, float, float]: ...
-
-    @property
-    def std(self) -> tuple[float, float, float]: ...
 
 
 def check(condition: bool, name: str, wanted: str, value: object) -> None:
@@ -72,16 +53,6 @@ def check_working_size(size: WorkingSize) -> None:
         check(size == NATIVE, "size", f'pixels, (height, width) or "{NATIVE}"', size)
 
 
-def check_input(config: InputConfig) -> None:
-    """Raise ConfigError unless the fields of InputConfig are valid."""
-    names = ", ".join(BACKBONES)
-    check(config.backbone in BACKBONES, "backbone", f"one of {names}", config.backbone)
-    check(config.norm in ("batch", "group"), "norm", "batch or group", config.norm)
-    check_size(config.size)
-    check(len(config.mean) == 3, "mean", "three numbers", config.mean)
-    check(len(config.std) == 3 and min(config.std) > 0, "std", "three numbers > 0", config.std)
-
-
 def check_positive(config: object, *names: str) -> None:
     """Raise ConfigError unless these fields are 1 or more."""
     for name in names:
@@ -92,3 +63,24 @@ def check_choice(config: object, **choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless each field is one of its choices."""
     for name, allowed in choices.items():
         check(getattr(config, name) in allowed, name, " or ".join(allowed), getattr(config, name))
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """The backbone and input fields that every configuration has; STMConfig describes them."""
+
+    backbone: str = "resnet50"
+    width: int = 64
+    norm: str = "batch"
+    size: tuple[int, int] | int | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        names = ", ".join(BACKBONES)
+        check(self.backbone in BACKBONES, "backbone", f"one of {names}", self.backbone)
+        check_positive(self, "width")
+        check_choice(self, norm=("batch", "group"))
+        check_size(self.size)
+        check(len(self.mean) == 3, "mean", "three numbers", self.mean)
+        check(len(self.std) == 3 and min(self.std) > 0, "std", "three numbers > 0", self.std)

@@ -6,14 +6,7 @@ import re
 from dataclasses import dataclass, field
 from math import inf, isfinite
 
-from .checks import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    check,
-    check_choice,
-    check_input,
-    check_positive,
-)
+from .checks import InputConfig, check, check_choice, check_positive
 
 
 @dataclass(frozen=True)
@@ -53,18 +46,34 @@ class MemoryConfig:
         return int(self.policy.removeprefix("every-")) if self.policy.startswith("every-") else 1
 
 
-def check_matching(config: STMConfig | MUNetConfig) -> None:
-    """Raise ConfigError unless the matching fields common to STM and MUNet are valid."""
-    check(config.key_stride in (8, 16), "key_stride", "8 or 16", config.key_stride)
-    check_choice(config, similarity=("dot", "l2", "cosine"), memory_encoder=("full", "shared"))
-    fine = config.fine_channels
-    check(fine is None or fine >= 1, "fine_channels", "1 or more, or None", fine)
-    check(0 < config.sharpness < inf, "sharpness", "a number above 0", config.sharpness)
-    check(config.top_k is None or config.top_k >= 1, "top_k", "1 or more, or None", config.top_k)
+@dataclass(frozen=True)
+class MatchingFields(InputConfig):
+    """Fields that STM, MUNet and GIEL share; STMConfig describes them."""
+
+    key_channels: int = 128
+    value_channels: int = 512
+    decoder_channels: int = 256
+    fine_channels: int | None = None
+    memory_encoder: str = "full"
+    key_stride: int = 16
+    similarity: str = "dot"
+    top_k: int | None = None
+    sharpness: float = 1.0
+    read_masks: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "key_channels", "value_channels", "decoder_channels")
+        check(self.key_stride in (8, 16), "key_stride", "8 or 16", self.key_stride)
+        check_choice(self, similarity=("dot", "l2", "cosine"), memory_encoder=("full", "shared"))
+        fine = self.fine_channels
+        check(fine is None or fine >= 1, "fine_channels", "1 or more, or None", fine)
+        check(0 < self.sharpness < inf, "sharpness", "a number above 0", self.sharpness)
+        check(self.top_k is None or self.top_k >= 1, "top_k", "1 or more, or None", self.top_k)
 
 
 @dataclass(frozen=True)
-class STMConfig:
+class STMConfig(MatchingFields):
     """Configuration of STM, the baseline [C].
 
     backbone          ResNet up to layer3, stride 16 [C], or EfficientNet-Lite (ours)
@@ -90,32 +99,11 @@ class STMConfig:
     Raises  ConfigError for a value out of range.
     """
 
-    backbone: str = "resnet50"
-    width: int = 64
-    key_channels: int = 128
-    value_channels: int = 512
-    decoder_channels: int = 256
-    fine_channels: int | None = None
-    memory_encoder: str = "full"
-    key_stride: int = 16
-    similarity: str = "dot"
-    top_k: int | None = None
-    sharpness: float = 1.0
-    read_masks: bool = False
-    norm: str = "batch"
-    size: tuple[int, int] | int | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
     memory: MemoryConfig = field(default_factory=MemoryConfig)
-
-    def __post_init__(self) -> None:
-        check_input(self)
-        check_positive(self, "width", "key_channels", "value_channels", "decoder_channels")
-        check_matching(self)
 
 
 @dataclass(frozen=True)
-class MUNetConfig:
+class MUNetConfig(MatchingFields):
     """Configuration of MUNet: STM's memory matching with a motion-uncertainty layer on the query.
 
     radius       window radius in cells: 12 is the 25 x 25 window at stride 16 [P section 3.2]
@@ -131,22 +119,6 @@ class MUNetConfig:
     Raises  ConfigError for a value out of range.
     """
 
-    backbone: str = "resnet50"
-    width: int = 64
-    key_channels: int = 128
-    value_channels: int = 512
-    decoder_channels: int = 256
-    fine_channels: int | None = None
-    memory_encoder: str = "full"
-    key_stride: int = 16
-    similarity: str = "dot"
-    top_k: int | None = None
-    sharpness: float = 1.0
-    read_masks: bool = False
-    norm: str = "batch"
-    size: tuple[int, int] | int | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     radius: int = 12
     temperature: float = 20.0
@@ -154,9 +126,7 @@ class MUNetConfig:
     fusion: str = "attention"
 
     def __post_init__(self) -> None:
-        check_input(self)
-        check_positive(self, "width", "key_channels", "value_channels", "decoder_channels")
-        check_matching(self)
+        super().__post_init__()
         check(isfinite(self.temperature), "temperature", "a finite number", self.temperature)
-        check(self.radius >= 1, "radius", "1 or more", self.radius)
+        check_positive(self, "radius")
         check_choice(self, outside=("zero", "exclude"), fusion=("attention", "add"))

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .checks import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    check,
-    check_choice,
-    check_input,
-    check_positive,
-)
-from .matching import MemoryConfig
+from .checks import InputConfig, check, check_choice, check_positive
+from .matching import MatchingFields, MemoryConfig
 
 
 @dataclass(frozen=True)
-class GIELConfig:
+class GIELConfig(MatchingFields):
     """Configuration of GIEL: one affinity for all objects, a global and an instance branch.
 
     backbone          ResNet up to layer3, stride 16 [P section 3.3: ResNet-50]
-    width             channels of its stem; 64 is the published network
     key_channels      Ck, an eighth of layer3's [P equation 3]; value_channels: Cv, a half
     heads             "shared": one f_k and f_v for query and support [P equation 3], or
                       "separate" (ours)
@@ -31,18 +23,8 @@ class GIELConfig:
     label_output      "linear" or "sigmoid", after its last norm (ours)
     variant           "full": a decoder per instance [P equation 12]; "fast": coarse maps times the
                       global one [P equation 11]
-    key_stride        stride of keys and values: 16, or 8 by fusing layer3 with layer2 (ours)
     similarity        "dot" [P equation 4], "l2" or "cosine", as in STMConfig (ours)
-    top_k             number of closest support positions that every cell reads; None: all (ours,
-                      from XMem)
-    sharpness         factor of the scores in addition to 1 / sqrt(Ck) (ours)
-    read_masks        also read the support's masks, as one more value channel; the decoders predict
-                      a residual to their logits (ours)
-    norm              "batch", or "group" for training from scratch in small batches (ours)
-    size              working size: short side, (height, width), or None for the frame's own
-    mean, std         input normalisation, RGB in 0..1
-    decoder_channels  width of STM's decoder [C: STM]; fine_channels, memory_encoder (here of the
-                      support): as in STMConfig (ours)
+    decoder_channels  width of STM's decoder [C: STM]
     decoders          "separate" weights for the global and the instance branch, or "shared" (ours)
     coarse_channels   hidden channels of f_coarse (ours)
     product           multiply the instance decoder's map by the global one, as in the text and the
@@ -61,21 +43,16 @@ class GIELConfig:
     group             number of objects decoded at a time [P section 3.2: D = 6]; affects memory
                       use, not the result
 
+    All other fields as in STMConfig, with the support for the memory.
+
     Raises  ConfigError for a value out of range.
     """
 
-    backbone: str = "resnet50"
-    width: int = 64
-    key_channels: int = 128
-    value_channels: int = 512
     heads: str = "shared"
     scaled: bool = True
     label_channels: int = 64
     label_output: str = "linear"
     variant: str = "full"
-    decoder_channels: int = 256
-    fine_channels: int | None = None
-    memory_encoder: str = "full"
     decoders: str = "separate"
     coarse_channels: int = 256
     product: bool = True
@@ -85,27 +62,12 @@ class GIELConfig:
     support_mask: str = "global"
     stored_frames: int = 64
     group: int = 6
-    key_stride: int = 16
-    similarity: str = "dot"
-    top_k: int | None = None
-    sharpness: float = 1.0
-    read_masks: bool = False
-    norm: str = "batch"
-    size: tuple[int, int] | int | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        check_input(self)
-        check_positive(self, "width", "key_channels", "value_channels", "label_channels")
-        check_positive(self, "decoder_channels", "coarse_channels", "group")
-        check(0 < self.sharpness < float("inf"), "sharpness", "a number above 0", self.sharpness)
-        check(self.top_k is None or self.top_k >= 1, "top_k", "1 or more, or None", self.top_k)
-        check(self.key_stride in (8, 16), "key_stride", "8 or 16", self.key_stride)
+        super().__post_init__()
+        check_positive(self, "label_channels", "coarse_channels", "group")
         check_choice(
             self,
-            similarity=("dot", "l2", "cosine"),
-            memory_encoder=("full", "shared"),
             heads=("shared", "separate"),
             label_output=("linear", "sigmoid"),
             variant=("full", "fast"),
@@ -121,11 +83,10 @@ class GIELConfig:
 
 
 @dataclass(frozen=True)
-class DMNAOAConfig:
+class DMNAOAConfig(InputConfig):
     """Configuration of DMN-AOA: templates from a dynamic memory, matched with aligned proposals.
 
     backbone           ResNet up to layer3 [P section 4: ResNet-50 or ResNet-101]
-    width              channels of its stem; 64 is the published network
     base_channels      channels of res2, res3 and res4 after their 1x1 bottlenecks [C: DMM]
     norm_groups        groups of every group norm outside the backbone [P section 4.1: 32]
 
@@ -156,16 +117,13 @@ class DMNAOAConfig:
                        from XMem)
     read_masks         RefineNet predicts a residual to the logits of the references' masks warped
                        onto the frame, at stride 4, the mean of first and previous (ours)
-    norm               norm of the backbone: "batch", or "group" for training from scratch (ours)
-    size               working size: short side, (height, width), or None for the frame's own
-    mean, std          input normalisation, RGB in 0..1
-    memory             memory policy and capacity
+    norm               norm of the backbone, as in STMConfig (ours)
+
+    width, size, mean, std and memory as in STMConfig.
 
     Raises  ConfigError for a value out of range.
     """
 
-    backbone: str = "resnet50"
-    width: int = 64
     base_channels: tuple[int, int, int] = (128, 128, 256)
     norm_groups: int = 32
     region_levels: str = "all"
@@ -185,18 +143,14 @@ class DMNAOAConfig:
     refine_channels: int = 256
     top_k: int | None = None
     read_masks: bool = False
-    norm: str = "batch"
-    size: tuple[int, int] | int | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def __post_init__(self) -> None:
-        check_input(self)
+        super().__post_init__()
         channels = self.base_channels
         fits = len(channels) == 3 and min(channels) >= 1
         check(fits, "base_channels", "three numbers of 1 or more", channels)
-        check_positive(self, "width", "norm_groups", "region_size", "sampling", "key_channels")
+        check_positive(self, "norm_groups", "region_size", "sampling", "key_channels")
         check_positive(self, "max_proposals", "projected_channels", "refine_channels")
         check_positive(self, "matching_steps", "matching_rounds")
         for name in ("projected_channels", "refine_channels", "base_channels"):

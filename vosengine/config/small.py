@@ -2,54 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .matching import MUNetConfig, STMConfig
 from .multi_object import DMNAOAConfig, GIELConfig
 from .unsupervised import IMCNetConfig, TargetAwareConfig
 
 ModelConfig = STMConfig | MUNetConfig | DMNAOAConfig | GIELConfig | IMCNetConfig | TargetAwareConfig
 
+MATCHING: dict[str, Any] = {
+    "backbone": "resnet18",
+    "width": 32,
+    "key_channels": 48,
+    "value_channels": 96,
+    "decoder_channels": 32,
+    "key_stride": 8,
+    "similarity": "l2",
+    "sharpness": 5.0,
+    "read_masks": True,
+    "norm": "group",
+    "size": 256,
+}
+
 SMALL: dict[str, ModelConfig] = {
-    "stm": STMConfig(
-        backbone="resnet18",
-        width=32,
-        key_channels=48,
-        value_channels=96,
-        decoder_channels=32,
-        key_stride=8,
-        similarity="l2",
-        sharpness=5.0,
-        read_masks=True,
-        norm="group",
-        size=256,
-    ),
-    "munet": MUNetConfig(
-        backbone="resnet18",
-        width=32,
-        key_channels=48,
-        value_channels=96,
-        decoder_channels=32,
-        key_stride=8,
-        similarity="l2",
-        sharpness=5.0,
-        read_masks=True,
-        norm="group",
-        size=256,
-        radius=6,
-    ),
-    "giel": GIELConfig(
-        backbone="resnet18",
-        width=32,
-        key_channels=48,
-        value_channels=96,
-        label_channels=32,
-        decoder_channels=32,
-        key_stride=8,
-        similarity="l2",
-        sharpness=5.0,
-        read_masks=True,
-        norm="group",
-        size=256,
-    ),
+    "stm": STMConfig(**MATCHING),
+    "munet": MUNetConfig(**MATCHING, radius=6),
+    "giel": GIELConfig(**MATCHING, label_channels=32),
     "dmn_aoa": DMNAOAConfig(
         backbone="resnet18",
         width=32,

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from .checks import (
-    BACKBONES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    SMALLEST_SIDE,
-    check,
-    check_choice,
-    check_input,
-    check_positive,
-)
+from .checks import BACKBONES, SMALLEST_SIDE, InputConfig, check, check_choice, check_positive
 
 
 @dataclass(frozen=True)
-class IMCNetConfig:
+class IMCNetConfig(InputConfig):
     """Configuration of IMCNet: foreground from a frame and its neighbours.
 
     backbone       ResNet with layer4, stride 32 [P section III-A: ResNet-101]
@@ -41,7 +32,6 @@ class IMCNetConfig:
     """
 
     backbone: str = "resnet101"
-    width: int = 64
     neck: tuple[int, int, int, int] | None = None
     channels: int = 64
     neighbours: int = 1
@@ -51,13 +41,10 @@ class IMCNetConfig:
     fusion: str = "tsc"
     threshold: float = 0.5
     size: tuple[int, int] | int | None = (480, 480)
-    norm: str = "batch"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        check_input(self)
-        check_positive(self, "width", "channels", "neighbours", "step", "offset_groups")
+        super().__post_init__()
+        check_positive(self, "channels", "neighbours", "step", "offset_groups")
         check(0 <= self.alignments <= 6, "alignments", "0..6", self.alignments)
         divides = self.channels % self.offset_groups == 0
         wanted = f"a divisor of channels = {self.channels}"
@@ -74,7 +61,7 @@ class IMCNetConfig:
 
 
 @dataclass(frozen=True)
-class TargetAwareConfig:
+class TargetAwareConfig(InputConfig):
     """Configuration of target-aware U-VOS: D-Net discovers objects, T-Net tracks each of them.
 
     size                 working size, as in IMCNetConfig [P section 4.1: 480 x 854, a short side of
@@ -143,8 +130,8 @@ class TargetAwareConfig:
     Raises  ConfigError for a value out of range.
     """
 
-    backbone: str = "resnet50"
-    width: int = 64
+    size: tuple[int, int] | int | None = 480
+
     aspp_channels: int = 256
     aspp_rates: tuple[int, int, int] = (6, 12, 18)
     squeeze: str = "pair"
@@ -196,13 +183,8 @@ class TargetAwareConfig:
     birth_score: float = 0.0
     max_tracks: int = 20
 
-    size: tuple[int, int] | int | None = 480
-    norm: str = "batch"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
     def __post_init__(self) -> None:
-        check_input(self)
+        super().__post_init__()
         check_choice(
             self,
             tracker_backbone=BACKBONES,

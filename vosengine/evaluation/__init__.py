@@ -1,6 +1,6 @@
 """J and F of label images, baselines without a network, and data sets in DAVIS layout."""
 
-from .assignment import best_ids, match_objects
+from .assignment import best_ids
 from .baselines import FirstMask, Frame, WarpedMask, centred_ellipse
 from .layout import Annotated, find_annotated
 from .measure import (
@@ -29,7 +29,6 @@ __all__ = [
     "centred_ellipse",
     "comparison",
     "find_annotated",
-    "match_objects",
     "measure",
     "measure_folders",
     "outside_void",

@@ -11,84 +11,65 @@ from scipy.optimize import linear_sum_assignment
 from .measure import Labels, measure
 
 
-def match_objects(
-    predictions: Sequence[Labels], annotations: Sequence[Labels], *, name: str = "sequence"
-) -> list[Labels]:
-    """Relabel predictions with the annotation's ids, by the assignment with the best mean J&F.
-
-    The assignment is one-to-one and holds for the whole sequence; unmatched predicted objects
-    become background. Scored frames and exceptions are those of `measure`.
-    """
-    table = best_ids(predictions, annotations, name=name)
-    return [table[prediction] for prediction in predictions]
-
-
 def best_ids(
     predictions: Sequence[Labels], annotations: Sequence[Labels], *, name: str = "sequence"
 ) -> Labels:
-    """The relabelling of `match_objects` as a lookup table, uint8 [256], by predicted id."""
-    table: Labels = np.zeros(256, np.uint8)
-    for predicted, annotated in _best_pairs(predictions, annotations, name).items():
-        table[predicted] = annotated
-    return table
+    """Relabelling of predictions with the annotation's ids, by the best mean J&F.
 
-
-def _best_pairs(
-    predictions: Sequence[Labels], annotations: Sequence[Labels], name: str
-) -> dict[int, int]:
-    """Map predicted ids to annotated ids.
+    The assignment is one-to-one and holds for the whole sequence; unmatched predicted objects
+    become background. Scored frames and exceptions are those of `measure`.
 
     F is slow, so every pair starts with an upper bound of its J&F. A pair is measured only when
     it is in the best assignment; the search ends when all pairs of that assignment are measured.
+
+    Returns  lookup table, uint8 [256], by predicted id
     """
-    bounds = _Bounds(predictions, annotations)
-    known = np.broadcast_to(bounds.predicted[:, None] == 0, bounds.values.shape).copy()
+    mine, theirs, values = _bounds(predictions, annotations)
+    known = np.broadcast_to(mine[:, None] == 0, values.shape).copy()
     while True:
-        rows, columns = linear_sum_assignment(bounds.values, maximize=True)
+        rows, columns = linear_sum_assignment(values, maximize=True)
         unknown = [pair for pair in zip(rows, columns, strict=True) if not known[pair]]
         if not unknown:
             break
         for row, column in unknown:
-            predicted, annotated = bounds.predicted[row], bounds.annotated[column]
             masks = (
-                ((p == predicted).astype(np.uint8), (a == annotated).astype(np.uint8))
+                ((p == mine[row]).astype(np.uint8), (a == theirs[column]).astype(np.uint8))
                 for p, a in zip(predictions, annotations, strict=True)
             )
-            bounds.values[row, column] = measure(masks, name=name).objects[1].jf
+            values[row, column] = measure(masks, name=name).objects[1].jf
             known[row, column] = True
-    return {
-        int(bounds.predicted[row]): int(bounds.annotated[column])
-        for row, column in zip(rows, columns, strict=True)
-        if bounds.predicted[row]
-    }
+    table: Labels = np.zeros(256, np.uint8)
+    table[mine[rows]] = theirs[columns]
+    table[0] = 0
+    return table
 
 
-class _Bounds:
+def _bounds(
+    predictions: Sequence[Labels], annotations: Sequence[Labels]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Upper bounds of J&F for every pair of ids: J exactly; F is 1, or 0 in frames where only one
     mask is empty and the other has a boundary.
 
-    predicted, annotated  the ids; `predicted` ends with one 0 per annotated id, an empty mask,
-                          which can score higher than every predicted object
-    values                [predicted, annotated]; exact for empty masks
+    Returns  predicted and annotated ids, the predicted ones with one 0 per annotated id at the end,
+             an empty mask, which can score higher than every predicted object; and the bounds
+             [predicted, annotated], exact for empty masks
     """
-
-    def __init__(self, predictions: Sequence[Labels], annotations: Sequence[Labels]) -> None:
-        present = _present(predictions[1:-1])
-        self.annotated = _present(annotations[:-1])
-        self.predicted = np.append(present, np.zeros_like(self.annotated))
-        self.values = np.zeros((len(self.predicted), len(self.annotated)))
-        scored = list(zip(predictions, annotations, strict=True))[1:-1]
-        for prediction, annotation in scored:
-            joint = _joint_counts(prediction, annotation)
-            unlabelled, joint[0] = joint[0].copy(), 0
-            mine = joint.sum(1)[self.predicted][:, None]
-            theirs = (joint.sum(0) + unlabelled)[self.annotated][None]
-            both = joint[np.ix_(self.predicted, self.annotated)]
-            union = mine + theirs - both
-            j = np.where(union == 0, 1.0, both / np.maximum(union, 1))
-            lone = (mine == 0) != (theirs == 0)
-            f = np.where(lone & (union < prediction.size), 0.0, 1.0)
-            self.values += (j + f) / 2 / len(scored)
+    annotated = _present(annotations[:-1])
+    predicted = np.append(_present(predictions[1:-1]), np.zeros_like(annotated))
+    values = np.zeros((len(predicted), len(annotated)))
+    scored = list(zip(predictions, annotations, strict=True))[1:-1]
+    for prediction, annotation in scored:
+        joint = _joint_counts(prediction, annotation)
+        unlabelled, joint[0] = joint[0].copy(), 0
+        mine = joint.sum(1)[predicted][:, None]
+        theirs = (joint.sum(0) + unlabelled)[annotated][None]
+        both = joint[np.ix_(predicted, annotated)]
+        union = mine + theirs - both
+        j = np.where(union == 0, 1.0, both / np.maximum(union, 1))
+        lone = (mine == 0) != (theirs == 0)
+        f = np.where(lone & (union < prediction.size), 0.0, 1.0)
+        values += (j + f) / 2 / len(scored)
+    return predicted, annotated, values
 
 
 def _joint_counts(prediction: Labels, annotation: Labels) -> NDArray[np.int64]:

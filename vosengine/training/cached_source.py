@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, InputError
 from .samples import Sample
 from .streams import Stream, check_request, check_seed, generator
-from .synthetic.cache import DESCRIPTION, frames_file, masks_file, read_description
+from .synthetic.cache import DESCRIPTION, read_description, shard_files
 from .synthetic.levels import LEVELS, open_levels
 
 
@@ -53,10 +53,8 @@ class CachedSource:
     def _open(self, shard: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Memory-map the frames and masks of a shard."""
         shape = self.config.shape(shard)
-        return (
-            _mapped(frames_file(self._folder, shard), (*shape, 3)),
-            _mapped(masks_file(self._folder, shard), shape),
-        )
+        frames, masks = shard_files(self._folder, shard)
+        return _mapped(frames, (*shape, 3)), _mapped(masks, shape)
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import ConfigError, InputError
+from ..config.checks import check
+from ..errors import InputError
 from ..types import Size
 from .augment import augment
-from .object_ids import renumber
 from .samples import Sample, Source, collate
 from .streams import Stream, check_seed, generator
 
@@ -26,33 +26,21 @@ class Feed(Dataset[Sample]):
     """
 
     def __init__(
-        self,
-        source: Source,
-        size: Size,
-        frames: int,
-        seed: int,
-        steps: int,
-        batch: int,
-        most_objects: int = 255,
+        self, source: Source, size: Size, frames: int, seed: int, steps: int, batch: int
     ) -> None:
         """Make the feed.
 
         size          (height, width) of the training clips
         frames        frames per clip
         steps, batch  number of steps, clips per step
-        most_objects  maximum per clip; of more, a random subset is kept, the rest is background
 
         Raises  ConfigError for values below 1.
         """
-        values = {
-            "height": size[0], "width": size[1], "frames": frames, "steps": steps, "batch": batch,
-            "most_objects": most_objects,
-        }  # fmt: skip
-        for name, value in values.items():
-            if value < 1:
-                raise ConfigError(f"{name}: wanted at least 1, given {value}")
+        sides = {"height": size[0], "width": size[1]}
+        for name, value in {**sides, "frames": frames, "steps": steps, "batch": batch}.items():
+            check(value >= 1, name, "at least 1", value)
         self._source, self._size, self._frames = source, size, frames
-        self._seed, self._most = check_seed(seed), most_objects
+        self._seed = check_seed(seed)
         self.steps, self.batch = steps, batch
 
     def __len__(self) -> int:
@@ -63,9 +51,7 @@ class Feed(Dataset[Sample]):
             raise IndexError(f"clip {number} of {len(self)}")
         rng = generator(Stream.FEED, self._seed, number)
         sample = self._source.sample(number, number // self.batch / self.steps)
-        clip = _window(sample, self._frames, rng)
-        clip = replace(clip, masks=renumber(clip.masks, self._most, rng))
-        return augment(clip, self._size, rng)
+        return augment(_window(sample, self._frames, rng), self._size, rng)
 
 
 def _window(sample: Sample, frames: int, rng: np.random.Generator) -> Sample:
@@ -96,8 +82,7 @@ def loader(feed: Feed, first_step: int = 0, workers: int = 0) -> DataLoader[Samp
 
     Raises  ConfigError if `first_step` is not in 0..feed.steps.
     """
-    if not 0 <= first_step <= feed.steps:
-        raise ConfigError(f"first_step: wanted 0 to {feed.steps}, given {first_step}")
+    check(0 <= first_step <= feed.steps, "first_step", f"0 to {feed.steps}", first_step)
     return DataLoader(
         feed,
         batch_size=feed.batch,

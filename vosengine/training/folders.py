@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..errors import ConfigError, InputError
+from ..config.checks import check
+from ..errors import InputError
 from ..types import Size
 from .object_ids import renumber
+from .pictures import files_in, opened, read_ids
 from .samples import Sample
 from .streams import Stream, check_request, check_seed, generator
 
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png")
 WIDEST_GAP = 25  # maximum number of video frames skipped between clip frames (STM, section 3.4)
 WIDEST_FROM = 0.5  # training progress from which this maximum applies
-MASK_MODES = ("P", "L", "1")  # Pillow modes: indexed, grey, black and white
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,9 @@ class FolderSource:
                 fewer than two annotated frames, a mask without a frame or of another size, or a
                 file that cannot be read.
         """
-        if layout not in LAYOUTS:
-            raise ConfigError(f"layout: wanted one of {', '.join(LAYOUTS)}, given {layout!r}")
+        check(layout in LAYOUTS, "layout", f"one of {', '.join(LAYOUTS)}", layout)
         for name, value in (("length", length), ("most_objects", most_objects)):
-            if not 1 <= value <= 255:
-                raise ConfigError(f"{name}: wanted 1 to 255, given {value}")
+            check(1 <= value <= 255, name, "1 to 255", value)
         self._layout, self._length = LAYOUTS[layout], length
         self._seed, self._most = check_seed(seed), most_objects
         self._videos = _find(folder, self._layout)
@@ -89,8 +86,8 @@ class FolderSource:
         video = self._videos[int(rng.integers(len(self._videos)))]
         gap = round(WIDEST_GAP * min(1.0, progress / WIDEST_FROM)) // self._layout.spacing
         chosen = _draw_frames(len(video.frames), self._length, gap, rng)
-        frames = np.stack([_read(video.frames[i], ("RGB",)) for i in chosen])
-        masks = _without_void(np.stack([_read(video.masks[i], MASK_MODES) for i in chosen]))
+        frames = np.stack([_read_frame(video.frames[i]) for i in chosen])
+        masks = _without_void(np.stack([read_ids(video.masks[i]) for i in chosen]))
         origin = f"{video.name}, frames {' '.join(video.frames[i].stem for i in chosen)}"
         return Sample(frames, renumber(masks, self._most, rng), origin)
 
@@ -157,8 +154,8 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _pair(frames: Path, masks: Path) -> Video:
-    by_stem = {path.stem: path for path in _images(frames, FRAME_EXTENSIONS)}
-    annotated = _images(masks, (".png",))
+    by_stem = {path.stem: path for path in files_in(frames, FRAME_EXTENSIONS)}
+    annotated = files_in(masks, (".png",))
     for mask in annotated:
         if mask.stem not in by_stem:
             raise InputError(f"{mask}: there is no frame {mask.stem} in {frames}; remove the mask")
@@ -170,21 +167,11 @@ def _pair(frames: Path, masks: Path) -> Video:
     return Video(frames.name, tuple(by_stem[p.stem] for p in annotated), tuple(annotated))
 
 
-def _images(folder: Path, extensions: Sequence[str]) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in extensions and not path.name.startswith(".")
-    )
-
-
 def _check_sizes(video: Video) -> None:
     wanted = _size(video.frames[0])
     for frame, mask in zip(video.frames, video.masks, strict=True):
-        for path, modes in ((frame, None), (mask, MASK_MODES)):
-            size = _size(path, modes)
+        for path in (frame, mask):
+            size = _size(path, ids=path is mask)
             if size != wanted:
                 raise InputError(
                     f"{path}: is {size[0]}x{size[1]}, wanted {wanted[0]}x{wanted[1]} as"
@@ -192,36 +179,12 @@ def _check_sizes(video: Video) -> None:
                 )
 
 
-def _size(path: Path, modes: tuple[str, ...] | None = None) -> Size:
-    """(height, width) from an image file's header; checks the mode against `modes` (Pillow)."""
-    try:
-        with Image.open(path) as image:
-            if modes is not None and image.mode not in modes:
-                raise _wrong_mode(path, image.mode)
-            return image.height, image.width
-    except (OSError, SyntaxError) as error:
-        raise _unreadable(path, error) from error
+def _size(path: Path, *, ids: bool = False) -> Size:
+    """(height, width) from an image file's header."""
+    with opened(path, ids=ids) as image:
+        return image.height, image.width
 
 
-def _read(path: Path, modes: tuple[str, ...]) -> NDArray[np.uint8]:
-    """Read a frame [H, W, 3] RGB (modes ("RGB",)) or a mask [H, W] of ids (indices or grey
-    levels)."""
-    try:
-        with Image.open(path) as image:
-            if modes == ("RGB",):
-                return np.asarray(image.convert("RGB"), np.uint8)
-            if image.mode not in modes:
-                raise _wrong_mode(path, image.mode)
-            return np.asarray(image.convert("L") if image.mode == "1" else image, np.uint8)
-    except (OSError, SyntaxError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _wrong_mode(path: Path, mode: str) -> InputError:
-    return InputError(
-        f"{path}: is a picture of mode {mode}, wanted object ids: an indexed or 8-bit grey PNG"
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: cannot be read ({error}); repair it or remove the video")
+def _read_frame(path: Path) -> NDArray[np.uint8]:
+    with opened(path) as image:
+        return np.asarray(image.convert("RGB"), np.uint8)

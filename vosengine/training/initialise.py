@@ -82,12 +82,11 @@ def initialise_from(method: Method[Any, Any], path: Path) -> list[str]:
     own = dict(method.state_dict())
     loaded = {}
     for name, tensor in own.items():
-        source = next((candidate for candidate in _names(name) if candidate in file), None)
+        alike = [theirs + name[len(ours) :] for ours, theirs in ALIKE if name.startswith(ours)]
+        source = next((candidate for candidate in (name, *alike) if candidate in file), None)
         if source is not None:
-            theirs = file[source]
-            fitted = _fitted(
-                name, tensor, theirs if source == name else method.adopted(source, theirs)
-            )
+            theirs = file[source] if source == name else method.adopted(source, file[source])
+            fitted = _fitted(name, tensor, theirs)
             if fitted is not None:
                 loaded[name] = fitted
     for prefix, module in method.named_modules():
@@ -109,18 +108,10 @@ def _fitted(name: str, own: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor 
     if name.endswith("mask_conv.weight"):
         return _mask_channels(own, theirs)
     if name.endswith("mask_encoder.join.weight") and theirs.shape[0] == own.shape[0]:
-        # Mask planes are the last input channels, the object's first.
-        planes = min(own.shape[1], theirs.shape[1])
-        return torch.cat((theirs[:, :planes], torch.zeros_like(own)[:, planes:]), dim=1)
+        return _mask_channels(own, theirs)  # mask planes are the last inputs, the object's first
     if name.endswith(("predict.weight", "predict.bias")) and len(theirs) == 2 and len(own) == 1:
         return theirs[1:] - theirs[:1]  # two classes to one logit
     return theirs if theirs.shape == own.shape else None
-
-
-def _names(name: str) -> list[str]:
-    """Names under which a tensor may be in a file, best match first."""
-    alike = [theirs + name[len(ours) :] for ours, theirs in ALIKE if name.startswith(ours)]
-    return [name, *alike]
 
 
 def _backbone(
@@ -133,16 +124,13 @@ def _backbone(
     names = [n for n in names if not n.endswith("num_batches_tracked")]
     needed = [n for n in names if not n.startswith(("mask_conv.", "fuse.", "layer4."))]
     for root in sorted(n.removesuffix("conv1.weight") for n in file if n.endswith("conv1.weight")):
-        fits = all(
-            root + n in file and file[root + n].shape == own[inside + n].shape for n in needed
-        )
-        if not fits:
-            continue
         loaded = {
             inside + n: file[root + n]
             for n in names
             if root + n in file and file[root + n].shape == own[inside + n].shape
         }
+        if any(inside + n not in loaded for n in needed):
+            continue
         mask = f"{inside}mask_conv.weight"
         if mask in own and mask not in loaded:
             loaded[mask] = _mask_channels(own[mask], file.get(f"{root}mask_conv.weight"))

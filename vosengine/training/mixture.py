@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..config.checks import check
 from ..errors import ConfigError
 from ..types import Size
 from .cached_source import CachedSource
@@ -19,6 +20,7 @@ from .samples import Sample, Source
 from .streams import Stream, check_request, check_seed, generator
 from .synthetic_source import SyntheticSource
 
+MOST_OBJECTS = 6  # maximum per clip of a real video
 WANTED = (
     "synthetic, cache:FOLDER, paste:FOLDER, stills:FOLDER, davis:FOLDER or youtube:FOLDER, each"
     " with =WEIGHT if you like"
@@ -33,11 +35,9 @@ class Mixture:
 
         Raises  ConfigError without parts, or if a weight is not above 0.
         """
-        if not parts:
-            raise ConfigError("data: wanted at least one source, given none")
+        check(bool(parts), "data", "at least one source", parts)
         for _, weight in parts:
-            if not (math.isfinite(weight) and weight > 0):
-                raise ConfigError(f"data: wanted weights above 0, given {weight}")
+            check(math.isfinite(weight) and weight > 0, "data", "weights above 0", weight)
         self._sources = [source for source, _ in parts]
         total = sum(weight for _, weight in parts)
         self._shares = [weight / total for _, weight in parts]
@@ -56,7 +56,6 @@ class DataOptions:
 
     size          (height, width) of clips
     frames        frames per clip
-    most_objects  maximum number of objects per clip
     labelled      every object of procedural clips is annotated (no distractors)
     view, length  size and frames of clips that are not cropped or cut to a window; None: as `size`
                   and `frames`
@@ -65,7 +64,6 @@ class DataOptions:
     size: Size
     frames: int
     seed: int
-    most_objects: int = 6
     labelled: bool = False
     view: Size | None = None
     length: int | None = None
@@ -117,5 +115,5 @@ def _open(name: str, options: DataOptions, photos: Callable[[str], PhotoLibrary]
         size, frames = options.view or options.size, options.length or options.frames
         return source(library, frames, size, options.seed, options.labelled)
     if folder and kind in LAYOUTS:
-        return FolderSource(Path(folder), kind, options.frames, options.seed, options.most_objects)
+        return FolderSource(Path(folder), kind, options.frames, options.seed, MOST_OBJECTS)
     raise ConfigError(f"data: {name!r} is no source; wanted {WANTED}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ..config.checks import check
-from ..errors import ConfigError
+from ..config.checks import check, check_choice, check_positive
 from ..zoo.registry import entry
 from .objectives import PARTS, Appearance, Discovery, FollowingLosses
 
@@ -48,16 +47,13 @@ class Recipe:
     appearance: Appearance = field(default_factory=Appearance)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            check(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
-        check(self.frames >= 1, "frames", "1 or more", self.frames)
+        check_positive(self, "steps", "batch", "frames")
+        check_choice(self, precision=("fp32", "bf16"))
         fits = len(self.size) == 2 and all(side > 0 and side % 16 == 0 for side in self.size)
         check(fits, "size", "two multiples of 16", self.size)
         check(0 < self.rate < 1, "rate", "0..1", self.rate)
         check(0 <= self.ema < 1, "ema", "0..1", self.ema)
         check(0 <= self.backbone_rate <= 1, "backbone_rate", "0..1", self.backbone_rate)
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision: wanted fp32 or bf16, given {self.precision!r}")
 
 
 # For training from scratch: bootstrapped and IoU losses, and supervision of the memory read.

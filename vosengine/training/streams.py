@@ -9,7 +9,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from ..errors import ConfigError, InputError
+from ..config.checks import check
+from ..errors import InputError
 
 
 class Stream(IntEnum):
@@ -36,8 +37,7 @@ def clip_seed(seed: int, number: int) -> int:
 
 def check_seed(seed: int) -> int:
     """Return `seed`. Raises ConfigError if it is negative."""
-    if seed < 0:
-        raise ConfigError(f"seed: wanted a whole number of at least 0, given {seed}")
+    check(seed >= 0, "seed", "a whole number of at least 0", seed)
     return seed
 
 

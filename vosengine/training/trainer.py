@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +158,8 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = group["share"] * rate_at(self.step, recipe)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
-        with self._autocast():
+        narrow = recipe.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
             losses = self.objective.losses(self._moved(batch), generator)
         self.optimiser.zero_grad(set_to_none=True)
         total = torch.zeros(())
@@ -176,11 +176,6 @@ class Trainer:
         self.seconds += seconds
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         return Progress(self.step, recipe.steps, values, float(norm), seconds)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.recipe.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _check(self, total: float, norm: float, batch: Batch) -> None:
         if math.isfinite(total) and math.isfinite(norm):

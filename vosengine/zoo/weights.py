@@ -235,6 +235,11 @@ def state_of(method: nn.Module) -> dict[str, torch.Tensor]:
     return {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
 
 
+def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of `state_of`, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in state_of(network).items()}
+
+
 def save(
     path: Path,
     model: str,
@@ -279,7 +284,7 @@ def load_file(model: str, path: Path) -> tuple[Method[Any, Any], WeightCard]:
         raise WeightsError(f"{path}: holds weights of {metadata['model']}, wanted {model}")
     config = config_from_json(model, metadata["config"])
     method = build(model, config)
-    check_tensors(str(path), tensors, {k: tuple(t.shape) for k, t in state_of(method).items()})
+    check_tensors(str(path), tensors, shapes_of(method))
     method.load_state_dict(tensors, strict=False)
     card = WeightCard(
         model=model,

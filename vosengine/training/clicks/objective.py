@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from ...models.backbone import Pyramid
 from ...prompts.crop import box_of
-from ...prompts.network import PLANES, ClickNet, Seen, as_seen
+from ...prompts.network import ClickNet, Seen, as_seen
 from ...runtime.network import prepare_network
 from ..losses import binary, hardest, soft_iou
-from ..objectives.objective import Objective, normalised
+from ..objectives.objective import Objective, iou_of_each, normalised
 from ..samples import Batch
 from .simulation import Marks, drawn_box, spoilt
 
@@ -58,12 +58,11 @@ class ClickObjective(Objective[Any]):
     def score(self, batch: Batch) -> float:
         """Mean IoU of the predictions for the exact box."""
         seen, truth = self._seen(batch), batch.masks[:, 0] > 0
-        marks = [Marks(_no_planes(mask.shape), self.network.config.radius) for mask in truth]
+        marks = [Marks(mask.shape, self.network.config.radius) for mask in truth]
         for mark, mask in zip(marks, truth, strict=True):
             mark.box(box_of(mask.numpy().astype(np.uint8)))
         masks = masks_of(self.network(seen, _planes(marks)), truth.shape[1])
-        union = (masks | truth).sum(dim=(1, 2)).clamp(min=1)
-        return float(((masks & truth).sum(dim=(1, 2)) / union).mean())
+        return float(iou_of_each(masks, truth).mean())
 
     @torch.no_grad()
     def _seen(self, batch: Batch) -> Seen:
@@ -75,7 +74,7 @@ class ClickObjective(Objective[Any]):
         return as_seen(frames, Pyramid(joined[0], joined[1], joined[2], None))
 
     def _first_mark(self, truth: NDArray[np.bool_], rng: np.random.Generator) -> Marks:
-        marks = Marks(_no_planes(truth.shape), self.network.config.radius)
+        marks = Marks(truth.shape, self.network.config.radius)
         kind = rng.random()
         if kind < BOXES:
             marks.box(drawn_box(box_of(truth.astype(np.uint8)), truth.shape[0], rng))
@@ -100,10 +99,6 @@ def masks_of(logits: torch.Tensor, size: int) -> torch.Tensor:
     """Masks [B, size, size] bool from logits [B, h, w]."""
     fine = functional.interpolate(logits[:, None], (size, size), mode="bilinear")
     return fine[:, 0] > 0
-
-
-def _no_planes(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    return np.zeros((PLANES, *shape), np.float32)
 
 
 def _planes(marks: list[Marks]) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...prompts.crop import box_of
 from ...prompts.hints import Box
+from ...prompts.network import PLANES
 
 JITTER = 0.06  # standard deviation of an inexact box's edges, relative to its sides
 OFF = 0.05  # maximum shift and dilation in `spoilt`, relative to the object's longer side
@@ -57,14 +57,17 @@ def _distances(part: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1], np.float32)
 
 
-@dataclass
 class Marks:
-    """Marks in one square so far, as input planes of the network [4, H, W]: previous mask, positive
-    clicks, negative clicks, box."""
+    """Marks in one square [H, W] so far.
 
-    planes: NDArray[np.float32]
-    radius: int
-    clicks: list[tuple[int, int, bool]] = field(default_factory=list)
+    planes  attribute: input planes of the network [4, H, W]: previous mask, positive clicks,
+            negative clicks, box
+    """
+
+    def __init__(self, shape: Sequence[int], radius: int) -> None:
+        self.planes = np.zeros((PLANES, *shape), np.float32)
+        self.radius = radius
+        self.clicks: list[tuple[int, int, bool]] = []
 
     def click(
         self, mask: NDArray[np.bool_], truth: NDArray[np.bool_], rng: np.random.Generator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 import cv2
@@ -11,7 +10,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...prompts.crop import GREY, box_of, square_around
-from ..photos.library import PhotoLibrary, Pixels, open_photos
+from ..photos.library import Cutouts, PhotoLibrary, Pixels, draw_kind, open_photos
 from ..photos.paste_source import PasteSource
 from ..samples import Sample
 from ..streams import Stream, check_request, check_seed, generator
@@ -43,23 +42,18 @@ class SquareSource:
         self._library = open_photos(photos, PASTED)
         self._size, self._seed = size, check_seed(seed)
         self._pasted = PasteSource(self._library, 1, PASTED, seed)
-        self._parts: dict[bool, dict[int, list[int]]] = {False: {}, True: {}}
-        for partition, cutouts in ((False, self._library.objects), (True, self._library.regions)):
-            for cutout in cutouts.cutouts:
-                self._parts[partition].setdefault(cutout.number, []).append(cutout.label)
 
     def sample(self, index: int, progress: float) -> Sample:
         check_request(index, progress)
         rng = generator(Stream.CLICKS, self._seed, index)
-        sizes = {"objects": len(self._library.objects), "regions": len(self._library.regions)}
-        names = [name for name in KINDS if sizes.get(name, 1)]
-        chances = np.array([KINDS[name] for name in names])
+        kinds = {"objects": self._library.objects, "regions": self._library.regions}
+        chances = {n: share for n, share in KINDS.items() if n not in kinds or len(kinds[n])}
         for attempt in range(_TRIES):
-            name = names[int(rng.choice(len(names), p=chances / chances.sum()))]
+            name = draw_kind(rng, chances)
             if name == "paste":
                 frame, mask = self._paste(rng, index * _TRIES + attempt, progress)
             else:
-                frame, mask = self._still(rng, name == "regions")
+                frame, mask = self._still(rng, kinds[name])
             if rng.random() < ROPED:
                 frame, mask = _with_rope(rng, frame, mask)
             frame, mask = self._square(rng, frame, mask)
@@ -76,12 +70,10 @@ class SquareSource:
         ids = [int(value) for value in np.unique(clip.masks)[1:]]
         return clip.frames[0], _chosen(rng, clip.masks[0], ids[int(rng.integers(len(ids)))], ids)
 
-    def _still(self, rng: np.random.Generator, partition: bool) -> tuple[Pixels, Pixels]:
-        cutouts = self._library.regions if partition else self._library.objects
-        number, label = astuple(cutouts.draw(rng))
-        labels = self._library.labels(number)
-        mask = _chosen(rng, labels, label, self._parts[partition][number])
-        return self._library.image(number), mask
+    def _still(self, rng: np.random.Generator, cutouts: Cutouts) -> tuple[Pixels, Pixels]:
+        drawn = cutouts.draw(rng)
+        labels, others = self._library.labels(drawn.number), cutouts.by_photo[drawn.number]
+        return self._library.image(drawn.number), _chosen(rng, labels, drawn.label, others)
 
     def _square(
         self, rng: np.random.Generator, frame: Pixels, mask: Pixels

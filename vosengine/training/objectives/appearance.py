@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from ...models.method import rows_of
 from ...models.target_aware.appearance import Tracks
 from ...models.target_aware.network import TargetAware, TargetAwareFeatures
 from ..losses import binary, soft_iou
 from .following import drifted
-from .objective import nothing_for, one_hot
+from .objective import Clips, iou_of_each, nothing_for, one_hot
 
 
 class Followed(NamedTuple):
@@ -43,16 +44,11 @@ class Appearance:
     rough: int = 0
 
     def losses(
-        self,
-        method: TargetAware,
-        frames: torch.Tensor,
-        masks: torch.Tensor,
-        objects: int,
-        generator: torch.Generator,
+        self, method: TargetAware, clips: Clips, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """frames [B, T, 3, H, W] normalised; masks [B, T, H, W] ids up to `objects`."""
+        """Mean losses of the later frames, by name; 0 without tracks."""
         pixels, overlaps = [], []
-        for clip in self._clips(method, frames, masks, objects, generator):
+        for clip in self._followed(method, clips, generator):
             if self.rough:
                 clip = clip._replace(labels=self._roughened(clip.labels, generator))
             for logits, target in _follow(method, clip):
@@ -68,39 +64,28 @@ class Appearance:
         first = [drifted(label, self.rough, generator) for label in labels[0]]
         return torch.cat((torch.stack(first)[None], labels[1:]))
 
-    def score(
-        self, method: TargetAware, frames: torch.Tensor, masks: torch.Tensor, objects: int
-    ) -> float:
+    def score(self, method: TargetAware, clips: Clips) -> float:
         """Mean IoU over tracks and all frames after the first, at T-Net's size, each track
-        separately; 1 without tracks. Arguments as in `losses`."""
-        generator = torch.Generator().manual_seed(0)
-        everything = Appearance(later=masks.shape[1], tracks=objects)
+        separately; 1 without tracks."""
+        everything = Appearance(later=clips.masks.shape[1], tracks=clips.objects)
         ious: list[float] = []
-        for clip in everything._clips(method, frames, masks, objects, generator):
+        for clip in everything._followed(method, clips, torch.Generator().manual_seed(0)):
             for logits, target in _follow(method, clip):
-                mask, truth = logits > 0, target > 0.5
-                union = (mask | truth).sum(dim=(1, 2))
-                intersection = (mask & truth).sum(dim=(1, 2))
-                ious += torch.where(union > 0, intersection / union.clamp(min=1), 1.0).tolist()
+                ious += iou_of_each(logits > 0, target > 0.5).tolist()
         return sum(ious) / len(ious) if ious else 1.0
 
-    def _clips(
-        self,
-        method: TargetAware,
-        frames: torch.Tensor,
-        masks: torch.Tensor,
-        objects: int,
-        generator: torch.Generator,
+    def _followed(
+        self, method: TargetAware, clips: Clips, generator: torch.Generator
     ) -> Iterator[Followed]:
         """Iterate over clips with an object in the first frame; all are encoded as one batch."""
-        clips, length = masks.shape[:2]
+        frames, masks, objects = clips
+        number, length = masks.shape[:2]
         count = 1 + min(self.later, length - 1)
-        order = 1 + torch.rand(clips, length - 1, generator=generator).argsort(dim=1)
-        indices = torch.cat((torch.zeros(clips, 1, dtype=torch.int64), order), dim=1)[:, :count]
-        rows = torch.arange(clips)[:, None]
-        chosen_frames = frames[rows, indices].flatten(0, 1)
+        order = 1 + torch.rand(number, length - 1, generator=generator).argsort(dim=1)
+        indices = torch.cat((torch.zeros(number, 1, dtype=torch.int64), order), dim=1)[:, :count]
+        rows = torch.arange(number)[:, None]
         # With proposals given (none), D-Net does not run.
-        encoded = method.encode(chosen_frames, ())
+        encoded = method.encode(frames[rows, indices].flatten(0, 1), ())
         labels = one_hot(masks[rows, indices], objects)[:, :, 1:].flatten(0, 1)
         square = (method.config.tracker_size,) * 2
         if objects:
@@ -111,9 +96,10 @@ class Appearance:
             chosen = torch.randperm(len(visible), generator=generator)[: self.tracks].tolist()
             start = clip * count
             if visible and count > 1:
-                first, *later = (_row(encoded, start + i) for i in range(count))
+                stop = start + count
+                first, *later = (rows_of(encoded, slice(i, i + 1)) for i in range(start, stop))
                 slots = [visible[i] for i in chosen]
-                yield Followed(first, later, labels[start : start + count, slots])
+                yield Followed(first, later, labels[start:stop, slots])
 
 
 def fit(method: TargetAware, features: TargetAwareFeatures, labels: torch.Tensor) -> Tracks:
@@ -136,12 +122,3 @@ def _follow(method: TargetAware, clip: Followed) -> Iterator[tuple[torch.Tensor,
         with torch.autocast(target.device.type, enabled=False):
             coarse = tracks.scores(tracks.project(features.appearance))
         yield method.refiner(coarse, list(features.reduced), square).float(), target
-
-
-def _row(features: TargetAwareFeatures, row: int) -> TargetAwareFeatures:
-    rows = slice(row, row + 1)
-    return features._replace(
-        frame=features.frame[rows],
-        appearance=features.appearance[rows],
-        reduced=tuple(x[rows] for x in features.reduced),
-    )

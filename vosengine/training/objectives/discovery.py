@@ -15,7 +15,7 @@ from ...models.method import rows_of
 from ...models.target_aware.dnet import MAP_STRIDE, DNet, DNetMaps
 from ...proposals import overlaps
 from ..losses import binary, soft_iou
-from .objective import one_hot
+from .objective import Clips, one_hot
 
 PAPER_SIZE = 480, 854  # (height, width) in pixels for which sigma and the weights are defined
 
@@ -57,25 +57,32 @@ class Discovery:
     overlap: float = 1.0
 
     def losses(
-        self,
-        dnet: DNet,
-        frames: torch.Tensor,
-        masks: torch.Tensor,
-        objects: int,
-        generator: torch.Generator,
+        self, dnet: DNet, clips: Clips, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """frames [B, T, 3, H, W] normalised; masks [B, T, H, W] ids up to `objects`."""
-        length = masks.shape[1]
+        """Mean losses of the frames, by name."""
+        length = clips.masks.shape[1]
         count = min(self.frames, length)
         start = int(torch.randint(length - count + 1, (), generator=generator))
         chosen = slice(start, start + count)
-        sums: dict[str, torch.Tensor] = {}
-        for maps, labels in zip(
-            watch(dnet, frames[:, chosen]), masks[:, chosen].unbind(dim=1), strict=True
-        ):
-            for name, value in self.compare(maps, labels, objects).items():
-                sums[name] = sums[name] + value / count if name in sums else value / count
-        return sums
+        watched = watch(dnet, clips.frames[:, chosen])
+        labels = clips.masks[:, chosen].unbind(dim=1)
+        losses = [
+            self.compare(*frame, clips.objects) for frame in zip(watched, labels, strict=True)
+        ]
+        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+
+    def score(self, dnet: DNet, clips: Clips) -> float:
+        """Mean IoU of each object's best proposal over all frames with the object; 1 without
+        any."""
+        ious: list[float] = []
+        for index, maps in enumerate(watch(dnet, clips.frames)):
+            owned = one_hot(clips.masks[:, index], clips.objects)[:, 1:] > 0
+            for clip, object_masks in enumerate(owned):
+                visible = object_masks[object_masks.any(dim=2).any(dim=1)]
+                proposals = dnet.proposals(DNetMaps(*(x[clip, None] for x in maps)))
+                best = functional.pad(overlaps(visible, proposals.masks), (1, 0)).amax(dim=1)
+                ious += best.tolist()
+        return sum(ious) / len(ious) if ious else 1.0
 
     def compare(self, maps: DNetMaps, masks: torch.Tensor, objects: int) -> dict[str, torch.Tensor]:
         """Losses of one frame's maps; masks [B, H, W] at full size, ids up to `objects`."""
@@ -109,19 +116,6 @@ def watch(dnet: DNet, frames: torch.Tensor) -> Iterator[DNetMaps]:
         yield maps
         if index + 1 < length:
             guidance = dnet.guide(frames[:, index], _guide_saliency(maps, dnet), features.deep)
-
-
-def discovery_score(dnet: DNet, frames: torch.Tensor, masks: torch.Tensor, objects: int) -> float:
-    """Mean IoU of each object's best proposal over all frames with the object; 1 without any."""
-    ious: list[float] = []
-    for index, maps in enumerate(watch(dnet, frames)):
-        owned = one_hot(masks[:, index], objects)[:, 1:] > 0
-        for clip, object_masks in enumerate(owned):
-            visible = object_masks[object_masks.any(dim=2).any(dim=1)]
-            proposals = dnet.proposals(DNetMaps(*(x[clip, None] for x in maps)))
-            best = functional.pad(overlaps(visible, proposals.masks), (1, 0)).amax(dim=1)
-            ious += best.tolist()
-    return sum(ious) / len(ious) if ious else 1.0
 
 
 def discovery_targets(masks: torch.Tensor, objects: int, sigma: float) -> DiscoveryTargets:

@@ -9,7 +9,7 @@ import torch
 from ...models.target_aware.reid import ReID
 from ...proposals import boxes_of
 from ..losses import contrastive
-from .objective import nothing_for, one_hot
+from .objective import Clips, nothing_for, one_hot
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,18 @@ class Embedding:
     temperature: float = 0.1
 
     def losses(
-        self,
-        reid: ReID,
-        frames: torch.Tensor,
-        masks: torch.Tensor,
-        objects: int,
-        generator: torch.Generator,
+        self, reid: ReID, clips: Clips, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """frames [B, T, 3, H, W] normalised; masks [B, T, H, W] ids up to `objects`."""
-        vectors, identities = self._embed(reid, frames, masks, objects, generator)
+        """The loss, by name; 0 without crops."""
+        vectors, identities = self._embed(reid, clips, generator)
         if vectors is None:
             return {"embedding": nothing_for(reid)}
         return {"embedding": contrastive(vectors, identities, self.temperature)}
 
-    def score(self, reid: ReID, frames: torch.Tensor, masks: torch.Tensor, objects: int) -> float:
+    def score(self, reid: ReID, clips: Clips) -> float:
         """Top-1 retrieval accuracy: share of crops whose nearest crop is of the same object, among
-        crops with a positive; 1 without any. Arguments as in `losses`."""
-        generator = torch.Generator().manual_seed(0)
-        vectors, identities = self._embed(reid, frames, masks, objects, generator)
+        crops with a positive; 1 without any."""
+        vectors, identities = self._embed(reid, clips, torch.Generator().manual_seed(0))
         if vectors is None:
             return 1.0
         similarity = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
@@ -58,23 +52,18 @@ class Embedding:
         return float(right.float().mean()) if len(right) else 1.0
 
     def _embed(
-        self,
-        reid: ReID,
-        frames: torch.Tensor,
-        masks: torch.Tensor,
-        objects: int,
-        generator: torch.Generator,
+        self, reid: ReID, clips: Clips, generator: torch.Generator
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Embeddings [N, C] of the crops (None without crops), and their objects' identities
         [N]."""
         crops: list[torch.Tensor] = []
         identities: list[int] = []
-        owned = one_hot(masks, objects)[:, :, 1:] > 0  # [B, T, O, H, W]
+        owned = one_hot(clips.masks, clips.objects)[:, :, 1:] > 0  # [B, T, O, H, W]
         for (clip, index), rows in self._draw(owned, generator).items():
             boxes = self._jittered(boxes_of(owned[clip, index, rows]), generator)
-            crops.append(reid.crop(frames[clip, index, None], boxes))
-            identities += [clip * objects + row for row in rows]
-        known = torch.tensor(identities, device=frames.device)
+            crops.append(reid.crop(clips.frames[clip, index, None], boxes))
+            identities += [clip * clips.objects + row for row in rows]
+        known = torch.tensor(identities, device=clips.frames.device)
         return (reid.embed(torch.cat(crops)) if crops else None), known
 
     def _draw(

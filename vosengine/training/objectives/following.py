@@ -15,16 +15,9 @@ from ...models.method import Method, join_masks, rows_of, split_scores
 from ...types import Geometry, Scores
 from ..clip_memory import ClipMemory
 from ..forking import blank, fork
-from ..losses import (
-    LEAST,
-    binary,
-    cross_entropy,
-    hardest,
-    soft_aggregation,
-    soft_iou,
-)
+from ..losses import LEAST, binary, cross_entropy, hardest, soft_aggregation, soft_iou
 from ..samples import Batch
-from .objective import Objective, normalised, one_hot
+from .objective import Objective, iou_of_each, normalised, one_hot
 from .proposals import draw_proposals
 
 if TYPE_CHECKING:
@@ -102,14 +95,12 @@ class FollowingObjective(Objective[Method[Any, Any]]):
     def score(self, batch: Batch) -> float:
         """Mean J over clips, objects and all frames after the first."""
         generator = torch.Generator().manual_seed(0)
-        ious = []
+        ious: list[float] = []
         masks = [from_first(clip) for clip in batch.masks]
         for step in self._steps(batch.frames, masks, generator):
-            labels = step.answer.argmax(dim=0)
-            for object_id in range(1, len(step.answer)):
-                mask, target = labels == object_id, step.labels == object_id
-                union = (mask | target).sum()
-                ious.append(float((mask & target).sum() / union) if union else 1.0)
+            labels, count = step.answer.argmax(dim=0), len(step.answer) - 1
+            owned = (one_hot(x, count)[1:] > 0 for x in (labels, step.labels))
+            ious += iou_of_each(*owned).tolist()
         return sum(ious) / max(1, len(ious))
 
     def _steps(

@@ -8,7 +8,7 @@ from torch.nn import functional
 from ...models.imcnet import IMCNet
 from ..losses import binary_of, soft_iou, structural
 from ..samples import Batch
-from .objective import Objective, check_sides, normalised
+from .objective import Objective, check_sides, iou_of_each, normalised
 
 
 class IMCNetObjective(Objective[IMCNet]):
@@ -18,17 +18,10 @@ class IMCNetObjective(Objective[IMCNet]):
     clips are already sampled with time steps. (ours) No SSIM on side maps, which at stride 32 are
     smaller than its window, and no BCE weights: the released code has both, but the paper does not
     give the weights.
-
-    centres  frames to segment per clip, drawn from those with all neighbours; without such frames,
-             the end frames are repeated, as in a stream
     """
 
-    def __init__(self, method: IMCNet, centres: int = 1) -> None:
-        super().__init__(method)
-        self.centres = centres
-
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        seen = self._draw(batch, self.centres, generator)
+        seen = self._draw(batch, 1, generator)
         output, sides, foreground = self._predict(batch, seen)
         target = foreground[:, seen.shape[1] // 2]
         side_losses = [_side(side[:, 0], foreground.flatten(0, 1)) for side in sides]
@@ -46,9 +39,7 @@ class IMCNetObjective(Objective[IMCNet]):
         seen = self._draw(batch, length, torch.Generator().manual_seed(0))
         output, _, foreground = self._predict(batch, seen)
         mask, target = output > self.method.config.threshold, foreground[:, seen.shape[1] // 2] > 0
-        union = (mask | target).sum(dim=(1, 2))
-        intersection = (mask & target).sum(dim=(1, 2))
-        return float(torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean())
+        return float(iou_of_each(mask, target).mean())
 
     def _predict(
         self, batch: Batch, seen: torch.Tensor
@@ -71,8 +62,9 @@ class IMCNetObjective(Objective[IMCNet]):
         return output, sides, (batch.masks.flatten(0, 1)[seen] > 0).float()
 
     def _draw(self, batch: Batch, centres: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw `centres` frames per clip: indices clip * T + frame [N, S] of each and its
-        neighbours."""
+        """Draw `centres` frames per clip from those with all neighbours: indices clip * T + frame
+        [N, S] of each and its neighbours. Without such frames, the end frames are repeated, as in a
+        stream."""
         clips, length = batch.masks.shape[:2]
         reach = self.method.config.neighbours
         first, last = reach, length - 1 - reach

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -48,6 +48,14 @@ class Objective(ABC, Generic[M]):
         gradient."""
 
 
+class Clips(NamedTuple):
+    """A batch as the networks of target-aware U-VOS see it."""
+
+    frames: torch.Tensor  # [B, T, 3, H, W] normalised
+    masks: torch.Tensor  # [B, T, H, W] object ids, 0 is background
+    objects: int  # the highest id
+
+
 def normalised(frames: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """Normalise RGB frames: uint8 [..., H, W, 3] -> float32 [..., 3, H, W]."""
     mean, std = (frames.new_tensor(v, dtype=torch.float32) for v in (config.mean, config.std))
@@ -58,6 +66,13 @@ def one_hot(masks: torch.Tensor, count: int) -> torch.Tensor:
     """One-hot masks: object ids [..., H, W] -> float32 [..., 1 + count, H, W], background first."""
     ids = torch.arange(1 + count, device=masks.device)[:, None, None]
     return (masks[..., None, :, :] == ids).float()
+
+
+def iou_of_each(masks: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """IoU [O] of every mask with its target, [O, H, W] bool; 1 where both are empty."""
+    union = (masks | targets).sum(dim=(1, 2))
+    intersection = (masks & targets).sum(dim=(1, 2))
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
 
 
 def check_sides(frames: torch.Tensor, multiple: int) -> None:

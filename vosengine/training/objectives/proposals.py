@@ -36,12 +36,8 @@ def _corrupted(own: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     part, unless less than a quarter would be left."""
     reach = int(torch.randint(0, 4, (), generator=generator))
     grows, cuts = (torch.rand(2, generator=generator) < 0.5).tolist()
-    plane = own.float()[None, None]
-    if grows:
-        plane = functional.max_pool2d(plane, 2 * reach + 1, 1, reach)
-    else:
-        plane = -functional.max_pool2d(-plane, 2 * reach + 1, 1, reach)
-    worn = plane[0, 0] > 0
+    sign = 1 if grows else -1
+    worn = sign * functional.max_pool2d(sign * own.float()[None], 2 * reach + 1, 1, reach)[0] > 0
     if cuts and worn.any():
         rows = worn.any(dim=1).nonzero().flatten()
         at = int(rows[int(torch.randint(len(rows), (), generator=generator))])

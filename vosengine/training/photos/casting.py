@@ -27,7 +27,7 @@ from ..synthetic.geometry import (
 from ..synthetic.motion import draw_bending, draw_trajectory, draw_wander
 from ..synthetic.scene import Scene
 from .cutouts import ENLARGED, Figure, cut_out, draw_outline
-from .library import PhotoLibrary, Pixels
+from .library import PhotoLibrary, Pixels, draw_kind
 
 SIZE = (0.025, 0.35)  # area of an object relative to the frame, log-uniform
 KINDS = {"objects": 0.6, "regions": 0.05, "outlines": 0.35}  # probabilities of figure sources
@@ -194,9 +194,7 @@ def _raw_figure(
     kinds: dict[str, Sized] = {
         "objects": library.objects, "regions": library.regions, "outlines": library.photos,
     }  # fmt: skip
-    names = [name for name in KINDS if len(kinds[name])]
-    chances = np.array([KINDS[name] for name in names])
-    name = names[int(rng.choice(len(names), p=chances / chances.sum()))]
+    name = draw_kind(rng, {name: share for name, share in KINDS.items() if len(kinds[name])})
     if name == "outlines":
         same = rng.random() < CAMOUFLAGE
         return draw_outline(rng, place.photo if same else library.image(library.draw(rng)), area)

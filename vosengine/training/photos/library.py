@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from ...errors import InputError
 from ...types import Size
+from ..pictures import files_in, opened, read_ids
 
 IMAGES, MASKS, REGIONS = "images", "masks", "regions"
 PHOTO_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -29,7 +30,6 @@ _LEAST_SIDE = 32  # pixels
 _THUMB = 8  # pixels; sums of 8x8x3 products of bytes are exact in float32, in any order
 _SAME = 18.0  # maximum RMS difference, in grey levels, of thumbnails of near duplicates
 _ORIENTATION = 0x0112  # EXIF tag
-_MASK_MODES = ("P", "L", "1")  # Pillow modes: indexed, grey, black and white
 
 Pixels = NDArray[np.uint8]
 
@@ -56,6 +56,9 @@ class Cutouts:
 
     def __init__(self, cutouts: Sequence[Cutout], rarity: NDArray[np.float64]) -> None:
         self.cutouts = tuple(cutouts)
+        self.by_photo: dict[int, list[int]] = {}  # labels of the objects, by photo
+        for cutout in cutouts:
+            self.by_photo.setdefault(cutout.number, []).append(cutout.label)
         self._chances = np.cumsum([rarity[cutout.number] for cutout in cutouts])
 
     def __len__(self) -> int:
@@ -100,7 +103,7 @@ class PhotoLibrary:
             thumbs.append(thumb)
             if photo.labels is None:
                 continue
-            labels = _read_labels(photo.labels)
+            labels = read_ids(photo.labels)
             if labels.shape != size:
                 raise InputError(
                     f"{photo.labels}: is {labels.shape[0]}x{labels.shape[1]}, wanted"
@@ -111,15 +114,14 @@ class PhotoLibrary:
             else:
                 chosen = _good_objects(labels, photo.labels)
                 objects += [Cutout(number, label) for label in chosen]
-            labels = _reduce_labels(labels, side)
+            labels = _reduced(labels, side, cv2.INTER_NEAREST)
             self._labels[number] = (labels.shape, zlib.compress(labels.tobytes(), 1))
         self.rarity = _rarity(np.stack(thumbs))  # [n] weight of each photo, 0..1
         self._chances = np.cumsum(self.rarity)
-        shows = {cutout.number for cutout in objects}
-        bare = [self.rarity[n] * (n not in shows) for n in range(len(self.photos))]
-        self._bare = np.cumsum(bare)
         self.objects = Cutouts(objects, self.rarity)
         self.regions = Cutouts(regions, self.rarity)
+        bare = [self.rarity[n] * (n not in self.objects.by_photo) for n in range(len(self.photos))]
+        self._bare = np.cumsum(bare)
 
     def __getstate__(self) -> dict[str, object]:
         """State for worker processes, without the cache."""
@@ -166,9 +168,9 @@ def _find(folder: Path) -> Iterator[Photo]:
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder; wanted {LAYOUT}")
     for images in sorted(p for p in folder.rglob(IMAGES) if p.is_dir()):
-        photos = {path.stem: path for path in _files(images, PHOTO_EXTENSIONS)}
-        masks = {path.stem: path for path in _files(images.parent / MASKS, (".png",))}
-        regions = {path.stem: path for path in _files(images.parent / REGIONS, (".png",))}
+        photos = {path.stem: path for path in files_in(images, PHOTO_EXTENSIONS)}
+        masks = {path.stem: path for path in files_in(images.parent / MASKS, (".png",))}
+        regions = {path.stem: path for path in files_in(images.parent / REGIONS, (".png",))}
         for stem, path in (*masks.items(), *regions.items()):
             if stem not in photos:
                 raise InputError(f"{path}: there is no photo {stem} in {images}; remove the mask")
@@ -179,26 +181,13 @@ def _find(folder: Path) -> Iterator[Photo]:
                 yield Photo(path, regions.get(stem), stem in regions)
 
 
-def _files(folder: Path, extensions: Sequence[str]) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in extensions and not path.name.startswith(".")
-    )
-
-
 def _size_and_thumb(path: Path) -> tuple[Size, Pixels]:
     """(height, width) after EXIF rotation, and a thumbnail [8, 8, 3]. Reads the whole file."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # rotated by 90 degrees
-            size = (image.width, image.height) if turned else (image.height, image.width)
-            image.draft("RGB", (_THUMB, _THUMB))
-            pixels = np.asarray(image.convert("RGB"), np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _unreadable(path, error) from error
+    with opened(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5  # rotated by 90 degrees
+        size = (image.width, image.height) if turned else (image.height, image.width)
+        image.draft("RGB", (_THUMB, _THUMB))
+        pixels = np.asarray(image.convert("RGB"), np.uint8)
     thumb = cv2.resize(pixels, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA)
     return size, np.asarray(thumb, np.uint8)
 
@@ -216,6 +205,12 @@ def _rarity(thumbs: NDArray[np.uint8]) -> NDArray[np.float64]:
     return 1 / np.maximum(counts, 1)
 
 
+def draw_kind(rng: np.random.Generator, chances: Mapping[str, float]) -> str:
+    """Draw a name with a probability in proportion to its weight."""
+    weights = np.array(list(chances.values()))
+    return list(chances)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+
+
 def _draw_index(rng: np.random.Generator, chances: NDArray[np.float64]) -> int:
     """Draw an index by cumulative weights [n]."""
     index = np.searchsorted(chances, rng.random() * chances[-1], side="right")
@@ -224,53 +219,25 @@ def _draw_index(rng: np.random.Generator, chances: NDArray[np.float64]) -> int:
 
 def _read_image(path: Path, side: int) -> Pixels:
     """Read a photo as [h, w, 3] RGB, reduced to a short side of at most `side`."""
-    try:
-        with Image.open(path) as image:
-            short = min(image.size)
-            if short > side:  # JPEG can be decoded at 1/2, 1/4 or 1/8
-                image.draft("RGB", tuple(-(-s * side // short) for s in image.size))
-            if image.getexif().get(_ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            pixels = np.asarray(image.convert("RGB"), np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    size = _reduced(pixels, side)
-    if size != pixels.shape[:2]:
-        pixels = np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
-    return pixels
+    with opened(path) as image:
+        width, height = image.size
+        short = min(width, height)
+        if short > side:  # JPEG can be decoded at 1/2, 1/4 or 1/8
+            image.draft("RGB", (-(-width * side // short), -(-height * side // short)))
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        pixels = np.asarray(image.convert("RGB"), np.uint8)
+    return _reduced(pixels, side, cv2.INTER_AREA)
 
 
-def _read_labels(path: Path) -> Pixels:
-    """Read labels [h, w]: indices or grey levels."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in _MASK_MODES:
-                raise InputError(
-                    f"{path}: is a picture of mode {image.mode}, wanted object ids: an indexed or"
-                    " 8-bit grey PNG"
-                )
-            return np.asarray(image.convert("L") if image.mode == "1" else image, np.uint8)
-    except (OSError, SyntaxError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _reduce_labels(labels: Pixels, side: int) -> Pixels:
-    size = _reduced(labels, side)
-    if size == labels.shape:
-        return labels
-    resized = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-    return np.asarray(resized, np.uint8)
-
-
-def _reduced(pixels: Pixels, side: int) -> tuple[int, int]:
-    """(height, width) after reducing the short side to at most `side`."""
+def _reduced(pixels: Pixels, side: int, interpolation: int) -> Pixels:
+    """Reduce the short side to at most `side`."""
     height, width = pixels.shape[:2]
-    scale = min(1.0, side / min(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: cannot be read ({error}); repair or remove it")
+    scale = side / min(height, width)
+    if scale >= 1:
+        return pixels
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=interpolation), np.uint8)
 
 
 def _good_objects(labels: Pixels, path: Path) -> list[int]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import ConfigError, InputError
+from ...config.checks import check
+from ...errors import InputError
 from ...types import Size
 from ..object_ids import renumber
 from ..samples import Sample
@@ -64,7 +65,5 @@ class PasteSource:
 
 def check_clip(frames: int, size: Size) -> None:
     """Check a clip's length and size. Raises ConfigError."""
-    if frames < 1:
-        raise ConfigError(f"frames: wanted at least 1, given {frames}")
-    if min(size) < MIN_SIDE:
-        raise ConfigError(f"size: wanted sides of at least {MIN_SIDE}, given {size}")
+    check(frames >= 1, "frames", "at least 1", frames)
+    check(min(size) >= MIN_SIDE, "size", f"sides of at least {MIN_SIDE}", size)

@@ -45,12 +45,8 @@ class StillsSource:
         check_clip(frames, size)
         self._frames, self._size, self._seed = frames, size, check_seed(seed)
         self._library, self._labelled = open_photos(photos, size), labelled
-        cutouts = self._library.objects.cutouts
-        if not labelled:
-            cutouts += self._library.regions.cutouts
-        self._objects: dict[int, list[int]] = {}
-        for cutout in cutouts:
-            self._objects.setdefault(cutout.number, []).append(cutout.label)
+        regions = {} if labelled else self._library.regions.by_photo
+        self._objects = {**self._library.objects.by_photo, **regions}
         if not self._objects:
             raise InputError(
                 f"{self._library.folder}: no photo has a mask {'' if labelled else 'or a region '}"

@@ -22,7 +22,7 @@ from .geometry import (
     translate,
     window_around,
 )
-from .motion import Bending, Trajectory, Wander, draw_swing
+from .motion import GRID_SIDE, Trajectory, Wander, draw_swing
 from .shapes import Limb, rasterise
 from .textures import paint
 
@@ -67,7 +67,7 @@ class Actor:
     label: int
     parts: tuple[Part, ...]
     trajectory: Trajectory
-    bending: Bending | None
+    bending: Wander | None
     nearness: float
 
     def render(self, view: Matrix, time: float, screen: Window, margin: int = 0) -> Layer | None:
@@ -195,11 +195,12 @@ def _shade(
     return np.asarray(128 * np.clip(1 + strength * slope, 0.3, 1.9), np.uint8)
 
 
-def _fine_grid(bending: Bending | None, time: float) -> NDArray[np.float32] | None:
+def _fine_grid(bending: Wander | None, time: float) -> NDArray[np.float32] | None:
     if bending is None:
         return None
+    grid = bending.at(time).reshape(GRID_SIDE, GRID_SIDE, 2).astype(np.float32)
     size = (_BEND_CELLS, _BEND_CELLS)
-    return np.asarray(cv2.resize(bending.at(time), size, interpolation=cv2.INTER_CUBIC), np.float32)
+    return np.asarray(cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def _lookup(

@@ -20,6 +20,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
+from ...config.checks import check
 from ...errors import ConfigError, InputError, OutputError
 from ..streams import check_seed, clip_seed
 from .levels import GENERATOR, LEVELS, check_levels, make_level_clip
@@ -46,20 +47,15 @@ class CacheConfig:
     labelled: bool = False  # every object is annotated; see make_level_clip
 
     def __post_init__(self) -> None:
-        if not isinstance(self.labelled, bool):
-            raise ConfigError(f"labelled: wanted true or false, given {self.labelled!r}")
         for name, value in asdict(self).items():
             if name == "labelled":
+                check(isinstance(value, bool), name, "true or false", value)
                 continue
             least = 0 if name == "seed" else 1
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(
-                    f"{name}: wanted a whole number of at least {least}, given {value!r}"
-                )
-        if self.clips < self.levels:
-            raise ConfigError(
-                f"clips: wanted at least one for each of {self.levels} levels, given {self.clips}"
-            )
+            fits = type(value) is int and value >= least
+            check(fits, name, f"a whole number of at least {least}", value)
+        wanted = f"at least one for each of {self.levels} levels"
+        check(self.clips >= self.levels, "clips", wanted, self.clips)
 
     @property
     def shards(self) -> int:
@@ -82,7 +78,7 @@ def write_cache(
     *,
     labelled: bool = False,
     shard: int = SHARD,
-    on_shard: Callable[[int, int], None] | None = None,
+    on_shard: Callable[[int, int], None] = lambda done, shards: None,
 ) -> None:
     """Write a cache, or the shards that an interrupted call has not written.
 
@@ -99,16 +95,14 @@ def write_cache(
     """
     config = CacheConfig(clips, frames, *size, check_seed(seed), shard, labelled=labelled)
     check_levels(frames, size)
-    if workers < 1:
-        raise ConfigError(f"workers: wanted at least 1, given {workers}")
+    check(workers >= 1, "workers", "at least 1", workers)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _describe(folder, config)
         missing = [n for n in range(config.shards) if not _finished(folder, n)]
         done = config.shards - len(missing)
         for count, _ in enumerate(_write_shards(folder, config, missing, workers), done + 1):
-            if on_shard is not None:
-                on_shard(count, config.shards)
+            on_shard(count, config.shards)
     except OSError as error:
         raise OutputError(
             f"{folder}: the cache cannot be written ({error}); make room or name another folder,"
@@ -134,14 +128,9 @@ def read_description(folder: Path) -> CacheConfig:
         ) from error
 
 
-def frames_file(folder: Path, shard: int) -> Path:
-    """Path of a shard's frames."""
-    return folder / f"frames-{shard:04d}.npy"
-
-
-def masks_file(folder: Path, shard: int) -> Path:
-    """Path of a shard's masks."""
-    return folder / f"masks-{shard:04d}.npy"
+def shard_files(folder: Path, shard: int) -> tuple[Path, Path]:
+    """Paths of a shard's frames and masks."""
+    return folder / f"frames-{shard:04d}.npy", folder / f"masks-{shard:04d}.npy"
 
 
 def _describe(folder: Path, config: CacheConfig) -> None:
@@ -200,8 +189,9 @@ def _write_shard(job: tuple[Path, CacheConfig, int]) -> None:
         clip = make_level_clip(level, seed, shape[1], shape[2:], config.labelled)
         frames[row], masks[row] = clip.frames, clip.masks
     # Frames are written last: if they exist, the shard is complete.
-    _write_atomic(masks_file(folder, shard), lambda file: np.save(file, masks))
-    _write_atomic(frames_file(folder, shard), lambda file: np.save(file, frames))
+    frames_file, masks_file = shard_files(folder, shard)
+    _write_atomic(masks_file, lambda file: np.save(file, masks))
+    _write_atomic(frames_file, lambda file: np.save(file, frames))
 
 
 def _write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -215,4 +205,4 @@ def _write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _finished(folder: Path, shard: int) -> bool:
-    return frames_file(folder, shard).exists() and masks_file(folder, shard).exists()
+    return all(file.exists() for file in shard_files(folder, shard))

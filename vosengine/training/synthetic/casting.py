@@ -34,7 +34,7 @@ def paint_background(
     height, width = int(config.height * _OVERSIZE), int(config.width * _OVERSIZE)
     palettes = [draw_palette(rng, vivid=0.03) for _ in range(3)]
     sheet = paint(rng, height, width, config.textures, palettes, mixing=0.7)
-    for _ in range(_draw_count(rng, config.clutter)):
+    for _ in range(rng.integers(*config.clutter, endpoint=True)):
         size = np.sqrt(height * width) * np.exp(rng.uniform(np.log(0.04), np.log(0.2)))
         contour = CONTOURS[config.shapes[int(rng.integers(len(config.shapes)))]](rng) * size
         contour = contour - contour.min(axis=0) + 1
@@ -53,17 +53,18 @@ def draw_cast(
     rng: np.random.Generator, config: ClipConfig, backdrop: list[Palette]
 ) -> tuple[Actor, ...]:
     """Draw objects (labels 1..N), distractors and occluders (label 0), all placed at the centre."""
-    count = _draw_count(rng, config.objects)
+    count = int(rng.integers(*config.objects, endpoint=True))
     objects = [_draw_actor(rng, config, backdrop, label) for label in range(1, count + 1)]
     others = []
-    for _ in range(_draw_count(rng, config.distractors)):
+    for _ in range(rng.integers(*config.distractors, endpoint=True)):
         if rng.random() < config.look_alikes:
             model = objects[rng.integers(count)]
             gains = np.exp(rng.normal(0, rng.choice([0.0, 0.05, 0.3]), 3))
             others.append(_look_alike(rng, config, model.recoloured(gains)))
         else:
             others.append(_draw_actor(rng, config, backdrop, 0))
-    others += [_draw_occluder(rng, config) for _ in range(_draw_count(rng, config.occluders))]
+    for _ in range(rng.integers(*config.occluders, endpoint=True)):
+        others.append(_draw_occluder(rng, config))
     return tuple(objects + others)
 
 
@@ -115,7 +116,3 @@ def _look_alike(rng: np.random.Generator, config: ClipConfig, model: Actor) -> A
     return replace(
         model, label=0, trajectory=trajectory, bending=draw_bending(rng, config.deformation)
     )
-
-
-def _draw_count(rng: np.random.Generator, limits: tuple[int, int]) -> int:
-    return int(rng.integers(limits[0], limits[1] + 1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ConfigError
+from ...config.checks import check
 from .config import ClipConfig
 from .scene import draw_scene
 
@@ -49,8 +49,8 @@ def iterate_clip(config: ClipConfig, seed: int, step: int = 1) -> Iterator[tuple
     Raises  ConfigError for an invalid seed or step.
     """
     for name, value, least in (("seed", seed, 0), ("step", step, 1)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name}: wanted a whole number of at least {least}, got {value!r}")
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        check(whole and value >= least, name, f"a whole number of at least {least}", value)
     return _frames(config, int(seed), int(step))
 
 

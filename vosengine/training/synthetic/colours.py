@@ -28,13 +28,15 @@ def draw_palette(rng: np.random.Generator, vivid: float = 0.18) -> Palette:
     count = int(rng.integers(2, 6))
     bases = _ANCHOR_ARRAY[rng.integers(0, len(_ANCHOR_ARRAY), 2)]
     weight = (rng.random((count, 1)) < 0.3).astype(np.float32)
-    colours = _to_hsv(bases[0] * (1 - weight) + bases[1] * weight)
+    blend = bases[0] * (1 - weight) + bases[1] * weight
+    colours = np.asarray(cv2.cvtColor(blend[None], cv2.COLOR_RGB2HSV)[0], np.float32)
     colours[:, 0] = (colours[:, 0] + rng.normal(0, 10, count)) % 360
     colours[:, 1] *= rng.uniform(0.5, 1.35, count)
     colours[:, 2] *= np.exp(rng.normal(0, 0.38, count))
     if rng.random() < vivid:
         colours[rng.integers(count)] = rng.uniform((0, 0.55, 0.45), (360, 0.95, 1.0))
-    return _to_rgb(colours)
+    colours[:, 1:] = np.clip(colours[:, 1:], 0, 1)
+    return np.asarray(cv2.cvtColor(colours[None], cv2.COLOR_HSV2RGB)[0], np.float32).clip(0, 1)
 
 
 def vary_palette(rng: np.random.Generator, palette: Palette, amount: float = 0.1) -> Palette:
@@ -55,12 +57,3 @@ def colour_ramp(rng: np.random.Generator, palette: Palette) -> NDArray[np.uint8]
     else:
         ramp = np.stack([np.interp(values, stops, palette[:, c]) for c in range(3)], axis=1)
     return np.asarray(ramp * 255 + 0.5, np.uint8)
-
-
-def _to_hsv(colours: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(cv2.cvtColor(colours[None], cv2.COLOR_RGB2HSV)[0], np.float32)
-
-
-def _to_rgb(colours: NDArray[np.float32]) -> Palette:
-    colours[:, 1:] = np.clip(colours[:, 1:], 0, 1)
-    return np.asarray(cv2.cvtColor(colours[None], cv2.COLOR_HSV2RGB)[0], np.float32).clip(0, 1)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from ...config.checks import check
 from ...errors import ConfigError
 from .shapes import CONTOURS
 from .textures import PATTERNS
@@ -92,8 +93,7 @@ class ClipConfig:
             _check_number(name, getattr(self, name), 0.0, 1.0)
         _check_names("textures", self.textures, PATTERNS)
         _check_names("shapes", self.shapes, CONTOURS)
-        if not isinstance(self.effects, Effects):
-            raise ConfigError(f"effects: wanted an Effects, got {self.effects!r}")
+        check(isinstance(self.effects, Effects), "effects", "an Effects", self.effects)
         if self.height * self.width < MIN_PIXELS_PER_OBJECT * self.objects[1]:
             raise ConfigError(
                 f"objects: {self.objects[1]} need {MIN_PIXELS_PER_OBJECT} pixels each, but the"
@@ -129,10 +129,6 @@ class ClipConfig:
             effects=Effects(0.7, 0.9, 0.6, 0.3, 10.0, (25, 95)),
         )  # fmt: skip
 
-    def with_frames(self, frames: int) -> ClipConfig:
-        """The same clip with another number of frames."""
-        return replace(self, frames=frames)
-
     def resized(self, frames: int, height: int, width: int) -> ClipConfig:
         """The same settings for another length and size."""
         return replace(self, frames=frames, height=height, width=width)
@@ -143,8 +139,8 @@ def _is_number(value: object) -> bool:
 
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:
-    if not _is_number(value) or not low <= value <= high:
-        raise ConfigError(f"{name}: wanted a number from {low:g} to {high:g}, got {value!r}")
+    fits = _is_number(value) and low <= value <= high
+    check(fits, name, f"a number from {low:g} to {high:g}", value)
 
 
 def _check_range(
@@ -152,13 +148,13 @@ def _check_range(
 ) -> None:
     kind = "whole number" if whole else "number"
     numbers = isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_number, pair))
-    if not numbers or (whole and not all(isinstance(value, int) for value in pair)):
-        raise ConfigError(f"{name}: wanted one {kind} for each end, got {pair!r}")
-    if not low <= pair[0] <= pair[1] <= high:
-        given = pair[0] if pair[0] == pair[1] else pair
-        raise ConfigError(f"{name}: wanted {kind}s in order from {low:g} to {high:g}, got {given}")
+    fits = numbers and (not whole or all(isinstance(value, int) for value in pair))
+    check(fits, name, f"one {kind} for each end", pair)
+    given = pair[0] if pair[0] == pair[1] else pair
+    fits = low <= pair[0] <= pair[1] <= high
+    check(fits, name, f"{kind}s in order from {low:g} to {high:g}", given)
 
 
 def _check_names(name: str, chosen: tuple[str, ...], known: Collection[str]) -> None:
-    if not isinstance(chosen, tuple) or not chosen or not set(chosen) <= set(known):
-        raise ConfigError(f"{name}: wanted a tuple of some of {', '.join(known)}, got {chosen!r}")
+    fits = isinstance(chosen, tuple) and chosen and set(chosen) <= set(known)
+    check(bool(fits), name, f"a tuple of some of {', '.join(known)}", chosen)

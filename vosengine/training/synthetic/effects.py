@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -107,23 +107,23 @@ def draw_look(rng: np.random.Generator, frame: tuple[int, int], limits: Effects)
     if contrast > 0:
         field = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
         light = three(np.exp(contrast * field))
-    quality = int(rng.integers(limits.jpeg[0], limits.jpeg[1] + 1)) if limits.jpeg else None
-    look = Look(
+    quality = int(rng.integers(*limits.jpeg, endpoint=True)) if limits.jpeg else None
+    return Look(  # drawn in this order
         shadow=limits.shadow * rng.uniform(0.2, 1) * (rng.random() < 0.7),
         shadow_offset=(int(offset[0]), int(abs(offset[1]))),
         shadow_radius=max(1, int(unit * rng.uniform(0.008, 0.03))),
         shutter=limits.blur * rng.random(),
         light=light,
-        drift=None,
         noise=limits.noise * rng.random() ** 2,
         quality=quality,
+        focus=0.01 * unit * limits.focus * rng.random() ** 2 if limits.focus > 0 else 0.0,
+        drift=_draw_drift(rng, limits.drift) if limits.drift > 0 else None,
     )
-    if limits.focus > 0:
-        look = replace(look, focus=0.01 * unit * limits.focus * rng.random() ** 2)
-    if limits.drift == 0:
-        return look
-    spread = limits.drift * rng.random() * np.array([1, 0.3, 0.3, 0.3])
-    return replace(look, drift=draw_wander(rng, spread, 0.15 * spread, 4))
+
+
+def _draw_drift(rng: np.random.Generator, most: float) -> Wander:
+    spread = most * rng.random() * np.array([1, 0.3, 0.3, 0.3])
+    return draw_wander(rng, spread, 0.15 * spread, 4)
 
 
 def _screen(image: Image) -> Window:

@@ -132,23 +132,13 @@ def draw_trajectory(
     return Trajectory(middle, np.full(2, size), 0.0, place, pose, middle, 0.85 * middle, excursion)
 
 
-@dataclass(frozen=True)
-class Bending:
-    """Smooth non-rigid deformation by moving control points over -1.2..1.2."""
-
-    grid: Wander  # 2 * GRID_SIDE ** 2, in the actor's units
-
-    def at(self, time: float) -> NDArray[np.float32]:
-        """Displacements [GRID_SIDE, GRID_SIDE, 2] at `time` (frames)."""
-        return self.grid.at(time).reshape(GRID_SIDE, GRID_SIDE, 2).astype(np.float32)
-
-
-def draw_bending(rng: np.random.Generator, amount: float) -> Bending | None:
-    """Draw a deformation; None if `amount` is 0."""
+def draw_bending(rng: np.random.Generator, amount: float) -> Wander | None:
+    """Draw a smooth non-rigid deformation: the displacements [GRID_SIDE, GRID_SIDE, 2] of control
+    points over -1.2..1.2, flat, in the actor's units; None if `amount` is 0."""
     if amount == 0:
         return None
     strength = amount * rng.uniform(0.3, 1.3)
-    return Bending(draw_wander(rng, 0.06 * strength, 0.008 * strength, 2 * GRID_SIDE**2))
+    return draw_wander(rng, 0.06 * strength, 0.008 * strength, 2 * GRID_SIDE**2)
 
 
 def draw_swing(rng: np.random.Generator, amount: float) -> Wander:

@@ -103,7 +103,7 @@ def draw_figure(
     holes  probability of a hole per limb
     """
     for _ in range(8):
-        limbs = _draw_limbs(rng, shapes, int(rng.integers(parts[0], parts[1] + 1)), holes)
+        limbs = _draw_limbs(rng, shapes, int(rng.integers(*parts, endpoint=True)), holes)
         if fill_of(limbs) >= MIN_FILL:
             return fit_to_box(limbs)
     # All draws were too thin: a disc is always compact enough.

@@ -130,10 +130,10 @@ def lines(rng: np.random.Generator, height: int, width: int) -> Field:
     starts = rng.uniform((0, 0), (width, height), (count, 2))
     angles = rng.normal(rng.uniform(0, np.pi), rng.uniform(0.1, 1.5), count)
     steps = np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(0.1, 0.6, (count, 1))
-    ends = starts + steps * longer
+    segments = np.stack([starts, starts + steps * longer], 1).astype(int).tolist()
     thickness = rng.integers(1, max(2, longer // 40) + 1, count)
-    for start, end, value, thick in zip(starts, ends, rng.random(count), thickness, strict=True):
-        cv2.line(field, _pixel(start), _pixel(end), float(value), int(thick))
+    for (start, end), value, thick in zip(segments, rng.random(count), thickness, strict=True):
+        cv2.line(field, start, end, float(value), int(thick))
     return np.asarray(cv2.blur(field, (3, 3)), np.float32)
 
 
@@ -209,7 +209,3 @@ def _slant(rng: np.random.Generator, height: int, width: int, angle: float | Non
 def _to_unit(field: Field) -> Field:
     low, high = float(field.min()), float(field.max())
     return (field - low) / max(high - low, 1e-6)
-
-
-def _pixel(point: NDArray[np.float64]) -> tuple[int, int]:
-    return int(point[0]), int(point[1])

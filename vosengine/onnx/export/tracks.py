@@ -26,7 +26,7 @@ from ...policies.placement import blur_width
 from ...policies.tracks import RULES
 from ...types import Size
 from .discovery import STRIDE, discovery_settings, discovery_verbs
-from .fitting import fit_both, fit_kernel, resize_like
+from .fitting import fit_track, resize_like
 from .verb import Plan, Verb, VerbInput
 
 POLICY = "tracks"
@@ -164,7 +164,7 @@ class Begin(nn.Module):
             labels = torch.cat((labels, moved.float()))
         grid = to_grid(labels, config.target_influence, self.cells)
         maps = maps.float()
-        kernel, projection = fit_both(
+        kernel, projection = fit_track(
             maps,
             grid.bands,
             grid.targets,
@@ -211,10 +211,9 @@ class Fit(nn.Module):
         kernel: torch.Tensor,
     ) -> torch.Tensor:
         config = self.config
-        fitted: torch.Tensor = fit_kernel(
-            features, bands, targets, weight, kernel, config.later_iterations, config.ridge
-        )
-        return fitted
+        samples = features, bands, targets, weight
+        fitted = fit_track(*samples, kernel, None, config.later_iterations, config.ridge)
+        return fitted[0]
 
 
 class Sizes(NamedTuple):

@@ -60,7 +60,7 @@ def _fit_track_node(
     ridge: Sequence[float],
 ) -> list[Any]:
     problem = _Problem.of(features, bands, targets, weight)
-    start = (op.Transpose(op.Reshape(_wide(kernel), [0, 9]), perm=[1, 0]),)  # [9, D]
+    start: Parts = (op.Transpose(op.Reshape(_wide(kernel), [0, 9]), perm=[1, 0]),)  # [9, D]
     if projection is not None:
         start = (*start, _wide(projection))
     fitted = problem.fitted(start, iterations, (ridge[1], ridge[0])[: len(start)])
@@ -279,7 +279,7 @@ def resize_like(planes: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     ].clone()
 
 
-resize_like.register_fake(lambda planes, like: planes.new_empty(len(planes), *like.shape[-2:]))
+resize_like.register_fake(lambda planes, like: planes.new_empty(planes.shape[0], *like.shape[-2:]))
 
 
 def _resize_like_node(planes: Any, like: Any) -> Any:

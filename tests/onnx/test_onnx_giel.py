@@ -168,8 +168,8 @@ def test_places_do_not_count_whatever_the_options(changes: dict[str, Any]) -> No
     fewer["valid"] = torch.ones(2, dtype=torch.bool)
     segment_two = verb_of(method, "segment")
     module: Any = segment_two.module
-    module.method.config = replace(method.config)
-    object.__setattr__(module.method.config, "support", 2)  # what no configuration may say
+    module.network.config = replace(method.config)
+    object.__setattr__(module.network.config, "support", 2)  # what no configuration may say
     for one, other in zip(outputs(segment, inputs), outputs(segment_two, fewer), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 

@@ -138,14 +138,13 @@ def test_nearest_pixels_are_torchs() -> None:
 
 
 class Fitted(nn.Module):
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        kernel: torch.Tensor = fitting.fit_kernel(*tensors, (4, 3), (1e-4, 1e-2))
-        return kernel
+    def __init__(self, *iterations: int) -> None:
+        super().__init__()
+        self.iterations = iterations
 
-
-class FittedBoth(nn.Module):
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        fitted: tuple[torch.Tensor, torch.Tensor] = fitting.fit_both(*tensors, (3, 2), (1e-4, 1e-2))
+    def forward(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        inputs = tensors if len(tensors) == 6 else (*tensors, None)
+        fitted: list[torch.Tensor] = fitting.fit_track(*inputs, self.iterations, (1e-4, 1e-2))
         return fitted
 
 
@@ -160,14 +159,14 @@ def problem(samples: int) -> tuple[torch.Tensor, ...]:
 
 
 def test_fits_are_the_ops(tmp_path: Path) -> None:
-    run = session_of(Fitted(), problem(3), tmp_path / "fit.onnx")
+    run = session_of(Fitted(4, 3), problem(3), tmp_path / "fit.onnx")
     for arguments in (problem(3), problem(7), (*problem(2)[:3], torch.zeros(2), problem(2)[4])):
         wide = (tensor[None].double() for tensor in arguments)
         wanted, _ = fit_target(*wide, iterations=(4, 3), ridge=(1e-4, 1e-2))
         torch.testing.assert_close(run(*arguments)[0], wanted[0].float(), rtol=1e-5, atol=1e-6)
     projection = torch.randn(3, 4, generator=torch.Generator().manual_seed(5))
     arguments = (*problem(3)[:4], problem(3)[4][:3], projection)
-    both_of = session_of(FittedBoth(), arguments, tmp_path / "both.onnx")
+    both_of = session_of(Fitted(3, 2), arguments, tmp_path / "both.onnx")
     wide = (tensor[None].double() for tensor in arguments)
     wanted = fit_target(*wide, iterations=(3, 2), ridge=(1e-4, 1e-2))
     for output, expected in zip(both_of(*arguments), wanted, strict=True):

@@ -19,7 +19,7 @@ from onnxruntime import OrtValue
 from ..policies.proposals import ObjectsSeen
 from ..types import Geometry, Size
 from .manifest import Manifest
-from .sessions import Sessions, Values, lookup
+from .sessions import Sessions, Values
 
 
 class FrameProposals(ObjectsSeen[np.ndarray]):
@@ -34,13 +34,14 @@ class Discovery:
 
     def __init__(self, manifest: Manifest, sessions: Sessions) -> None:
         settings = manifest.settings["discovery"]
-        self.manifest, self.sessions = manifest, sessions
+        self.sessions = sessions
         self.smallest: int = settings["smallest"]
         self.channels: int = settings["channels"]
         self.multiple: int = settings["multiple"]
         ports = {port.name: port for port in manifest.graphs["discover"].inputs}
         height, width = ports["prepared"].shape[2:]
-        self.size: Size | int | None = _size(settings["size"])
+        size = settings["size"]  # in JSON a pair is a list
+        self.size: Size | int | None = tuple(size) if isinstance(size, list) else size
         self.fixed: Size | None = None
         if isinstance(height, int) and isinstance(width, int):
             self.fixed = height, width
@@ -54,15 +55,8 @@ class Discovery:
 
     def __call__(self, frame: np.ndarray) -> FrameProposals:
         """Return proposals for the next frame, uint8 [H, W, 3] RGB, and update the guidance."""
-        value = self.sessions.value
         geometry = self.geometry((frame.shape[0], frame.shape[1]))
-        caller = {
-            "caller.frame": value(frame),
-            "caller.resized": value(np.array(geometry.resized)),
-            "caller.padding": value(np.array(geometry.padding)),
-        }
-        prepared = self.sessions("prepare", lookup(caller))["prepared"]
-        proposals, saliency = self.look(prepared, geometry)
+        proposals, saliency = self.look(self.sessions.prepared(frame, geometry), geometry)
         self.guide(saliency)
         left, _, top, _ = geometry.padding
         height, width = geometry.resized
@@ -91,17 +85,13 @@ class Discovery:
             guidance = None
         zeros = np.zeros((1, self.channels, *cells), self._dtype)
         left, _, top, _ = geometry.padding
-        outputs = run(
-            self.manifest,
-            self.sessions,
-            "discover",
-            {
-                "prepared": prepared,
-                "guidance": value(zeros) if guidance is None else guidance,
-                "guided": value(np.array(guidance is not None)),
-                "region": value(np.array((top, left, *geometry.resized))),
-            },
-        )
+        inputs = {
+            "prepared": prepared,
+            "guidance": value(zeros) if guidance is None else guidance,
+            "guided": value(np.array(guidance is not None)),
+            "region": value(np.array((top, left, *geometry.resized))),
+        }
+        outputs = self.sessions("discover", inputs)
         areas = outputs["areas"].numpy()
         self._frame = {"prepared": prepared, **outputs}
         kept = 1 + np.flatnonzero(areas >= max(1, self.smallest))
@@ -112,19 +102,8 @@ class Discovery:
     def guide(self, saliency: OrtValue) -> None:
         """Compute the next frame's guidance from the foreground, [1, 1, h, w], 0 to 1, of the frame
         that was looked at last."""
-        inputs = {**self._frame, "saliency": saliency}
-        self.guidance = run(self.manifest, self.sessions, "guide", inputs)["guidance"]
-
-
-def run(manifest: Manifest, sessions: Sessions, verb: str, inputs: Values) -> Values:
-    """Run a graph on values by input name. Returns its outputs by name."""
-    sources = {port.source: inputs[port.name] for port in manifest.graphs[verb].inputs}
-    return sessions(verb, lookup(sources))
-
-
-def _size(size: int | list[int] | None) -> Size | int | None:
-    """Convert a size from JSON: a pair is a list there."""
-    return (size[0], size[1]) if isinstance(size, (list, tuple)) else size
+        outputs = self.sessions("guide", {"saliency": saliency}, self._frame)
+        self.guidance = outputs["guidance"]
 
 
 def resize_masks(masks: np.ndarray, size: Size) -> np.ndarray:

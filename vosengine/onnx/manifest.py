@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import WeightsError
-from ..files import write_whole
+from ..files import Fingerprint, write_whole
 
 FORMAT = "vosengine-onnx-4"
 MANIFEST = "model.json"
@@ -134,16 +133,12 @@ class Manifest:
 def _digest_of(fields: dict[str, Any]) -> str:
     """sha256 of all fields as compact JSON with sorted keys."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return Fingerprint.of(text.encode()).sha256
 
 
 def hash_of(path: Path) -> str:
     """sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return Fingerprint.read(path).sha256
 
 
 def _check_hash(path: Path, wanted: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from onnxruntime import OrtValue
 from ..errors import ConfigError
 from ..types import Geometry
 from .manifest import Axis, Manifest
-from .sessions import Sessions, Values, lookup
+from .sessions import Sessions, Values
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Policy:
     def start(self, geometry: Geometry) -> None:
         """Create the state before the first frame of a stream."""
         self.geometry = geometry
-        self.free: dict[str, int] = {"objects": 0, "frames": 1}
+        self.free: dict[str, int] = {"objects": 0, "frames": 1, "references": 1}
         if not self.manifest.dynamic:
             self.free["objects"] = self.rows = self.manifest.objects
         for port in self.manifest.state:
@@ -111,12 +110,12 @@ class Policy:
     def encode(self, frame: np.ndarray, prepared: OrtValue) -> Values:
         """Return the prepared frame and its features, by source name."""
         inputs = {"prepare.prepared": prepared}
-        outputs = self.sessions("encode", lookup(inputs))
+        outputs = self.sessions("encode", inputs)
         return {**inputs, **{f"encode.{name}": value for name, value in outputs.items()}}
 
     def segment(self, seen: Sequence[Values], count: int) -> SegmentOutput:
         """Return the logits of the current frame; `seen` holds the features of frames `sees`."""
-        outputs = self.sessions("segment", lookup(self.named(seen), self.state))
+        outputs = self.sessions("segment", self.named(seen), self.state)
         rows = count if self.manifest.needs_mask else self.manifest.max_objects
         return SegmentOutput(outputs["logits"], rows)
 
@@ -140,7 +139,10 @@ class Policy:
         """Update the memory from the masks of a frame. Nothing else writes the memory."""
         if "remember" in self.manifest.graphs and marked.count:
             self._grow()
-            self._keep("remember", lookup(self.caller(marked), self.named(seen), self.state))
+            outputs = self.sessions("remember", self.caller(marked), self.named(seen), self.state)
+            for port in self.manifest.graphs["remember"].outputs:
+                if port.source:
+                    self.state[port.source] = outputs[port.name]
         self.frame_index += 1
 
     def caller(self, marked: FrameMasks) -> Values:
@@ -153,14 +155,6 @@ class Policy:
             "caller.prompted": value(marked.prompted),
             "caller.frame_index": value(np.array(self.frame_index)),
         }
-
-    def _keep(self, verb: str, source: Any) -> Values:
-        """Run a graph and store its outputs that update the memory. Returns all outputs."""
-        outputs = self.sessions(verb, source)
-        for port in self.manifest.graphs[verb].outputs:
-            if port.source:
-                self.state[port.source] = outputs[port.name]
-        return outputs
 
     def _grow(self) -> None:
         """Make room in the memory for the next frame, if the graphs are dynamic."""
@@ -187,19 +181,3 @@ def _resized(array: np.ndarray, axis: int, size: int) -> np.ndarray:
     padding = [(0, 0)] * array.ndim
     padding[axis] = (0, size - kept.shape[axis])
     return np.pad(kept, padding)
-
-
-POLICIES = {  # module and class by a manifest's `policy`
-    "memory": ("policies", "Policy"),
-    "foreground": ("policies", "Policy"),
-    "support": ("support", "SupportPolicy"),
-    "proposals": ("proposals", "ProposalPolicy"),
-    "tracks": ("tracks", "TrackPolicy"),
-}
-
-
-def make_policy(manifest: Manifest, sessions: Sessions) -> Policy:
-    """Create the policy named in the manifest."""
-    module, name = POLICIES[manifest.policy]
-    policy: Policy = getattr(import_module(f".{module}", __package__), name)(manifest, sessions)
-    return policy

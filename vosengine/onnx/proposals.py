@@ -12,9 +12,9 @@ from ..policies.references import FirstFrames
 from ..types import Geometry, Size
 from .discovery import Discovery, boxes_of, resize_masks
 from .discovery import FrameProposals as FrameProposals
-from .manifest import Axis, Manifest
+from .manifest import Manifest
 from .policies import FrameMasks, Policy, SegmentOutput
-from .sessions import Sessions, Values, lookup
+from .sessions import Sessions, Values
 
 Source = Callable[[np.ndarray, int], FrameProposals]  # (frame uint8 [H, W, 3], its index)
 
@@ -75,11 +75,6 @@ class ProposalPolicy(Policy):
         self.discovery.reset()
         self._asked: tuple[int, OrtValue | None] | None = None
 
-    def _size(self, axis: Axis) -> int:
-        if axis == "references":
-            return 1
-        return super()._size(axis)
-
     def encode(self, frame: np.ndarray, prepared: OrtValue) -> Values:
         """Return the features and the selected proposals, padded if the graphs are static."""
         settings, value = self.manifest.settings, self.sessions.value
@@ -116,7 +111,7 @@ class ProposalPolicy(Policy):
             "caller.alive": value(np.arange(self.rows) < count),
             "caller.frame_index": value(np.array(self.frame_index)),
         }
-        outputs = self.sessions("segment", lookup(self.named(seen), caller, self.state))
+        outputs = self.sessions("segment", self.named(seen), caller, self.state)
         return SegmentOutput(outputs["logits"], count)
 
     def remember(self, seen: Sequence[Values], marked: FrameMasks) -> None:

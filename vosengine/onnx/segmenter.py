@@ -17,8 +17,19 @@ from ..errors import ConfigError, InputError
 from ..types import Geometry, Result, Size
 from .manifest import Manifest
 from .pictures import check_frame, check_mask
-from .policies import FrameMasks, SegmentOutput, make_policy
-from .sessions import Sessions, Values, lookup
+from .policies import FrameMasks, Policy, SegmentOutput
+from .proposals import ProposalPolicy
+from .sessions import Sessions, Values
+from .support import SupportPolicy
+from .tracks import TrackPolicy
+
+POLICIES: dict[str, type[Policy]] = {  # by a manifest's `policy`
+    "memory": Policy,
+    "foreground": Policy,
+    "support": SupportPolicy,
+    "proposals": ProposalPolicy,
+    "tracks": TrackPolicy,
+}
 
 
 class OnnxSegmenter(Stream[np.ndarray]):
@@ -63,7 +74,7 @@ class OnnxSegmenter(Stream[np.ndarray]):
         self.sessions = Sessions(Path(folder), self.manifest, providers, threads)
         self.max_objects = max_objects or room
         self.online = online
-        self.policy = make_policy(self.manifest, self.sessions)
+        self.policy = POLICIES[self.manifest.policy](self.manifest, self.sessions)
         if proposals is not None:
             self.policy.ask(proposals)
         self.reset()
@@ -96,7 +107,7 @@ class OnnxSegmenter(Stream[np.ndarray]):
             manifest = self.manifest
             geometry = Geometry.fit(size, size=manifest.size, multiple=manifest.multiple)
             self.policy.start(geometry)
-        features = self.policy.encode(image, self._prepared(image, geometry))
+        features = self.policy.encode(image, self.sessions.prepared(image, geometry))
         ring, target = self.with_next(features, prompt), self.frame_count - self.latency
         result = self._answer(ring, target, geometry) if target >= 0 else None
         self.take(ring, geometry)
@@ -130,15 +141,6 @@ class OnnxSegmenter(Stream[np.ndarray]):
             self.policy.forget(self.slots.slot(object_id), len(self.slots))
             self.slots.remove(object_id)
 
-    def _prepared(self, image: np.ndarray, geometry: Geometry) -> OrtValue:
-        value = self.sessions.value
-        caller = {
-            "caller.frame": value(image),
-            "caller.resized": value(np.array(geometry.resized)),
-            "caller.padding": value(np.array(geometry.padding)),
-        }
-        return self.sessions("prepare", lookup(caller))["prepared"]
-
     def _answer(
         self, ring: Sequence[Pending[np.ndarray]], target: int, geometry: Geometry
     ) -> Result[np.ndarray]:
@@ -153,8 +155,13 @@ class OnnxSegmenter(Stream[np.ndarray]):
         pixels = [self.policy.pixels_under(segmented, row, shown) for row in rows]
         fresh = self.slots.discovered(pixels, (*named, *view.later))
         by_slot = (*self.slots.joined_by(named), *(i for i, _ in fresh))
+        aux = None if segmented is None else segmented.aux
         if not by_slot:
-            return self._nothing(seen, target, geometry)
+            nobody = np.zeros(self.policy.rows, dtype=bool)
+            self.policy.remember(seen, FrameMasks(None, nobody, 0, 0, aux))
+            background = np.zeros(geometry.frame, dtype=np.uint8)
+            certain = partial(np.ones, (1, *geometry.frame), np.float32)
+            return Result(background, (), target, certain)
         self.policy.make_rows(len(by_slot))
         output = self._mask_output(segmented, known, by_slot, dict(fresh), shown, geometry)
         outputs = output.finish(geometry.resized, geometry.padding)
@@ -163,19 +170,10 @@ class OnnxSegmenter(Stream[np.ndarray]):
             labels = output.finish(geometry.frame)["labels"]
         prompted = np.zeros(self.policy.rows, dtype=bool)
         prompted[[slot for slot, i in enumerate(by_slot) if i in named]] = True
-        aux = None if segmented is None else segmented.aux
         marked = FrameMasks(outputs["masks"], prompted, known, len(by_slot), aux)
         self.policy.remember(seen, marked)
         self.slots.assign(by_slot)
         return output.result(labels.numpy(), target)
-
-    def _nothing(
-        self, seen: Sequence[Values], target: int, geometry: Geometry
-    ) -> Result[np.ndarray]:
-        """The result of a frame without objects."""
-        background = np.zeros(geometry.frame, dtype=np.uint8)
-        self.policy.remember(seen, FrameMasks(None, np.zeros(self.policy.rows, dtype=bool), 0, 0))
-        return Result(background, (), target, partial(np.ones, (1, *geometry.frame), np.float32))
 
     def _mask_output(
         self,
@@ -234,15 +232,15 @@ class MaskOutput:
         """Run the graph `finish`: labels and padded masks at that size."""
         value = self.sessions.value
         region = self.geometry.region(self.manifest.settings["stride"])
-        caller: Values = {
-            "segment.logits": self.logits,
-            "caller.alive": self.alive,
-            "caller.prompt": self.prompt,
-            "caller.size": value(np.array(size)),
-            "caller.region": value(np.array(region, dtype=np.float64)),
-            "caller.padding": value(np.array(padding)),
+        inputs = {
+            "logits": self.logits,
+            "alive": self.alive,
+            "prompt": self.prompt,
+            "size": value(np.array(size)),
+            "region": value(np.array(region, dtype=np.float64)),
+            "padding": value(np.array(padding)),
         }
-        return self.sessions("finish", lookup(caller))
+        return self.sessions("finish", inputs)
 
     def result(self, labels: np.ndarray, frame_index: int) -> Result[np.ndarray]:
         """The Result of labels given as 1 + slot."""

@@ -98,8 +98,9 @@ class _Step:
         self.size, self.objects = manifest.size, manifest.objects
         self.tensors: dict[str, str] = {}
         self.states: list[tuple[str, str]] = []
-        self._graph = onnx.GraphProto(name=manifest.model)
-        self._model = onnx.ModelProto(producer_name="vosengine")
+        graph = onnx.GraphProto(name=manifest.model)
+        self._model = onnx.ModelProto(producer_name="vosengine", graph=graph)
+        self._graph = self._model.graph
 
     def take_frame(self) -> None:
         """Add the inputs of a frame, the constants of its geometry, and the memory."""
@@ -209,7 +210,6 @@ class _Step:
 
     def model(self) -> onnx.ModelProto:
         """The joined model, checked."""
-        self._model.graph.CopyFrom(self._graph)
         onnx.checker.check_model(self._model, full_check=True)
         return self._model
 

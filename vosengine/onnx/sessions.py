@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from onnxruntime import OrtValue
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from ..errors import DependencyError, DeviceError
+from ..types import Geometry
 from .library import DOMAIN, WITHOUT, find_library
 from .manifest import Graph, Manifest
 
@@ -92,15 +94,15 @@ class Session:
                 f"providers: {providers[0]} is installed but does not start here (no GPU or no "
                 "driver?); leave it out, or ask for CPUExecutionProvider"
             )
-        # The exporter drops inputs that a graph does not use.
-        self._taken = {value.name for value in self._session.get_inputs()}
 
-    def __call__(self, source: Callable[[str], OrtValue]) -> Values:
-        """Run the graph. `source` returns the value of an input's source; outputs are by name."""
+    def __call__(self, *tables: Values) -> Values:
+        """Run the graph on the first value in the tables with an input's name or source; outputs
+        are by name."""
+        values = ChainMap(*tables)
         binding = self._session.io_binding()
         for port in self.graph.inputs:
-            if port.name in self._taken:
-                binding.bind_ortvalue_input(port.name, source(port.source))
+            value = values[port.name if port.name in values else port.source]
+            binding.bind_ortvalue_input(port.name, value)
         for port in self.graph.outputs:
             binding.bind_output(port.name, self.device)
         self._session.run_with_iobinding(binding)
@@ -109,7 +111,7 @@ class Session:
 
 
 class Sessions:
-    """All graphs of an export; `sessions("encode", source)` runs one."""
+    """All graphs of an export; `sessions("encode", values)` runs one."""
 
     def __init__(
         self, folder: Path, manifest: Manifest, providers: Sequence[str] | None, threads: int = 0
@@ -123,21 +125,18 @@ class Sessions:
         }
         self.device = next(iter(self._sessions.values())).device
 
-    def __call__(self, verb: str, source: Callable[[str], OrtValue]) -> Values:
-        return self._sessions[verb](source)
+    def __call__(self, verb: str, *tables: Values) -> Values:
+        return self._sessions[verb](*tables)
+
+    def prepared(self, frame: np.ndarray, geometry: Geometry) -> OrtValue:
+        """The graph `prepare` of a frame, uint8 [H, W, 3]."""
+        inputs = {
+            "frame": self.value(frame),
+            "resized": self.value(np.array(geometry.resized)),
+            "padding": self.value(np.array(geometry.padding)),
+        }
+        return self("prepare", inputs)["prepared"]
 
     def value(self, array: np.ndarray) -> OrtValue:
         """Copy an array to the device."""
         return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
-
-
-def lookup(*tables: Mapping[str, OrtValue]) -> Callable[[str], OrtValue]:
-    """A source that searches the tables in order."""
-
-    def source(name: str) -> OrtValue:
-        for table in tables:
-            if name in table:
-                return table[name]
-        raise KeyError(f"no value for {name!r}")
-
-    return source

@@ -10,7 +10,7 @@ from onnxruntime import OrtValue
 from ..policies.support import SupportPlan
 from ..types import Geometry
 from .policies import FrameMasks, Policy, SegmentOutput
-from .sessions import Values, lookup
+from .sessions import Values
 
 
 class SupportPolicy(Policy):
@@ -41,14 +41,13 @@ class SupportPolicy(Policy):
     def segment(self, seen: Sequence[Values], count: int) -> SegmentOutput:
         alive = {"caller.alive": self.sessions.value(np.arange(self.rows) < count)}
         self._encode_places(alive)
-        outputs = self.sessions("segment", lookup(self.named(seen), alive, self._places()))
+        outputs = self.sessions("segment", self.named(seen), alive, self._places())
         return SegmentOutput(outputs["logits"], count, outputs["saliency"])
 
     def remember(self, seen: Sequence[Values], marked: FrameMasks) -> None:
         if marked.count:
             aux = {"segment.saliency": marked.aux or self._no_saliency()}
-            source = lookup(self.caller(marked), self.named(seen), aux)
-            stored = self.sessions("remember", source)
+            stored = self.sessions("remember", self.caller(marked), self.named(seen), aux)
             self.plan.add(bool(marked.prompted.any()))
             now = self.plan.frame_count - 1
             self.store = {
@@ -71,7 +70,7 @@ class SupportPolicy(Policy):
             if encoded:
                 continue
             stored = {f"remember.{name}": value for name, value in self.store[frame].items()}
-            values = self.sessions("place", lookup(alive, stored))["values"]
+            values = self.sessions("place", alive, stored)["values"]
             self.values[place : place + 1] = [values]
             self.plan.places[place] = (frame, self.rows)
 

@@ -12,7 +12,7 @@ from onnxruntime import OrtValue
 
 from ..config import TargetAwareConfig
 from ..policies.tracks import RULES, associate, births, lessons
-from .discovery import Discovery, FrameProposals, boxes_of, nearest, run
+from .discovery import Discovery, FrameProposals, boxes_of, nearest
 from .manifest import Manifest
 from .policies import FrameMasks, Policy, SegmentOutput
 from .sessions import Sessions, Values
@@ -53,38 +53,37 @@ class TrackPolicy(Policy):
         super().reset()
         self.discovery.reset()
         self.tracks: list[Samples] = []
-        self.aux: TrackAux | None = None
 
     # Segment
 
     def segment(self, seen: Sequence[Values], count: int) -> SegmentOutput:
         (now,) = seen
         proposals, saliency = self.discovery.look(now["prepare.prepared"], self.geometry)
-        scored = self._run("score", now, {"alive": self._alive(count)}) if count else None
-        owners = np.zeros(self.geometry.network, np.uint8)
-        if scored is not None:
-            owners = scored["labels"].numpy()
+        scored, maps, owners = None, None, np.zeros(self.geometry.network, np.uint8)
+        if count:
+            alive = {"alive": self.sessions.value(np.arange(self.rows) < count)}
+            scored = self.sessions("score", alive, now, self.state)
+            maps, owners = scored["maps"], scored["labels"].numpy()
         overlap = overlaps(owners, proposals.masks, count)
         compare = partial(self._compare, now, owners, proposals)
         matched, unseen = associate(self.rules, overlap, compare)
         apart = np.zeros((len(unseen), len(unseen)))  # D-Net's objects never overlap
         fresh = births(self.rules, proposals.scores[unseen], apart, self.capacity - count)
         new = [unseen[i] for i in fresh]
-        maps = None if scored is None else scored["maps"]
-        self.aux = TrackAux(tuple(p is not None for p in matched), maps, saliency)
+        aux = TrackAux(tuple(p is not None for p in matched), maps, saliency)
         total = count + len(new)
         replaced = [(row, p) for row, p in enumerate(matched) if p is not None]
         if self.settings["verified_mask"] == "own":
             replaced = []
         if scored is not None and not (new or replaced):
-            return SegmentOutput(scored["logits"], count, self.aux)
+            return SegmentOutput(scored["logits"], count, aux)
         rows = total if self.manifest.dynamic else max(self.rows, total)
         logits = np.zeros((rows, *self.geometry.network), np.float32)
         if scored is not None:
             logits[:count] = scored["logits"].numpy()[:count]
         for row, proposal in (*replaced, *enumerate(new, start=count)):
             logits[row] = np.where(proposals.masks[proposal], CERTAIN, -CERTAIN)
-        return SegmentOutput(self.sessions.value(logits), total, self.aux)
+        return SegmentOutput(self.sessions.value(logits), total, aux)
 
     def _compare(
         self,
@@ -119,10 +118,9 @@ class TrackPolicy(Policy):
 
     def remember(self, seen: Sequence[Values], marked: FrameMasks) -> None:
         (now,) = seen
-        assert self.aux is not None
         owners = np.zeros(self.geometry.network, np.uint8)
         if marked.masks is not None:
-            learnt = run(self.manifest, self.sessions, "learn", {"masks": marked.masks})
+            learnt = self.sessions("learn", {"masks": marked.masks})
             owners = learnt["labels"].numpy()
             self._learn(marked, learnt, np.bincount(owners.ravel(), minlength=256)[1:])
             fresh = range(marked.before, marked.count)
@@ -130,18 +128,20 @@ class TrackPolicy(Policy):
                 self._begin(slot, now, learnt["targets"].numpy()[slot])
             corrected = [slot for slot in range(marked.before) if marked.prompted[slot]]
             self._set_embeddings(now, owners, [*corrected, *fresh])
-        self._guide(owners)
+        saliency = marked.aux.saliency
+        if self.settings["guidance"] == "tracks":
+            saliency = self.sessions.value((owners > 0)[None, None].astype(np.float32))
+        self.discovery.guide(saliency)
         self.frame_index += 1
 
     def _learn(self, marked: FrameMasks, learnt: Values, areas: np.ndarray) -> None:
         """Store the frame as a sample of every visible track, and refit the tracks that are due."""
         if marked.before == 0:
             return
-        assert self.aux is not None and self.aux.maps is not None
-        maps, bands, aims = (
-            value.numpy() for value in (self.aux.maps, learnt["bands"], learnt["aims"])
-        )
-        tracks, confirmed = self.tracks[: marked.before], self.aux.verified
+        aux: TrackAux = marked.aux
+        assert aux.maps is not None
+        maps, bands, aims = (x.numpy() for x in (aux.maps, learnt["bands"], learnt["aims"]))
+        tracks, confirmed = self.tracks[: marked.before], aux.verified
         verified = [bool(marked.prompted[slot]) or seen for slot, seen in enumerate(confirmed)]
         ages = [self.frame_index - track.born for track in tracks]
         taught = lessons(self.rules, areas.tolist(), verified, ages)
@@ -160,7 +160,7 @@ class TrackPolicy(Policy):
         features, bands, targets, weight = track.read(whole=not self.manifest.dynamic)
         samples = {"features": features, "bands": bands, "targets": targets, "weight": weight}
         values = {name: value(array) for name, array in {**samples, "kernel": kernel}.items()}
-        fitted: np.ndarray = run(self.manifest, self.sessions, "fit", values)["kernel_out"].numpy()
+        fitted: np.ndarray = self.sessions("fit", values)["kernel_out"].numpy()
         return fitted
 
     def _begin(self, slot: int, now: Values, target: np.ndarray) -> None:
@@ -176,7 +176,7 @@ class TrackPolicy(Policy):
                 settings["blur_radius"],
             )
             inputs |= {"placements": value(places), "blurs": value(blurs)}
-        fitted = self._run("begin", now, inputs)
+        fitted = self.sessions("begin", inputs, now)
         for name in ("projection", "kernel"):
             layers = self.state[f"state.{name}"].numpy().copy()
             layers[slot] = fitted[name].numpy()
@@ -192,31 +192,10 @@ class TrackPolicy(Policy):
             for slot, vector in zip(slots, self._embed(now, boxes), strict=True):
                 self.tracks[slot].embedding = vector
 
-    def _guide(self, owners: np.ndarray) -> None:
-        """Update D-Net's guidance for the next frame."""
-        assert self.aux is not None
-        saliency = self.aux.saliency
-        if self.settings["guidance"] == "tracks":
-            saliency = self.sessions.value((owners > 0)[None, None].astype(np.float32))
-        self.discovery.guide(saliency)
-
     def forget(self, slot: int, count: int) -> None:
         self.tracks[slot] = self.tracks[count - 1]
         self.tracks.pop()
         super().forget(slot, count)
-
-    # Inputs of the graphs
-
-    def _alive(self, count: int) -> OrtValue:
-        return self.sessions.value(np.arange(self.rows) < count)
-
-    def _run(self, verb: str, now: Values, inputs: Values) -> Values:
-        """Run a graph on `inputs` by name; the others are the frame's features and the memory."""
-        values = {}
-        for port in self.manifest.graphs[verb].inputs:
-            table = inputs if port.name in inputs else (now if port.source in now else self.state)
-            values[port.name] = table[port.name if table is inputs else port.source]
-        return run(self.manifest, self.sessions, verb, values)
 
     def _embed(self, now: Values, boxes: np.ndarray) -> np.ndarray:
         """ReID vectors [N, E] of boxes [N, 4]; static graphs take a fixed number per run."""
@@ -228,7 +207,7 @@ class TrackPolicy(Policy):
             part = boxes[first : first + size]
             padding = np.repeat(part[:1], size - len(part), axis=0)
             value = self.sessions.value(np.concatenate((part, padding)))
-            outputs = self._run("embed", now, {"boxes": value})
+            outputs = self.sessions("embed", {"boxes": value}, now)
             vectors.append(outputs["vectors"].numpy()[: len(part)])
         return np.concatenate(vectors)
 

@@ -44,16 +44,7 @@ def _labels(
     return result
 
 
-@_labels.register_fake
-def _labels_shape(
-    heat: torch.Tensor,
-    offset: torch.Tensor,
-    foreground: torch.Tensor,
-    threshold: float,
-    window: int,
-    limit: int,
-) -> torch.Tensor:
-    return torch.empty_like(heat, dtype=torch.uint8)
+_labels.register_fake(lambda heat, *_: torch.empty_like(heat, dtype=torch.uint8))
 
 
 def _labels_node(

@@ -24,70 +24,32 @@ DOUBLE, SINGLE = TensorProto.DOUBLE, TensorProto.FLOAT
 Parts = tuple[Any, ...]  # fitted weights: W2 as [9, D], and W1 [D, C] if it is fitted too
 
 
-@torch.library.custom_op("vosengine_onnx::fit_both", mutates_args=())
-def fit_both(
+@torch.library.custom_op("vosengine_onnx::fit_track", mutates_args=())
+def fit_track(
     features: torch.Tensor,
     bands: torch.Tensor,
     targets: torch.Tensor,
     weight: torch.Tensor,
     kernel: torch.Tensor,
-    projection: torch.Tensor,
+    projection: torch.Tensor | None,
     iterations: Sequence[int],
     ridge: Sequence[float],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arguments of `fit_target` without their first axis, float32 -> W2 [D, 3, 3], W1 [D, C]."""
-    inputs = (features, bands, targets, weight, kernel, projection)
-    wide = (x[None].double() for x in inputs)
+) -> list[torch.Tensor]:
+    """Arguments of `fit_target` without their first axis, float32 -> W2 [D, 3, 3], W1 [D, C]; W2
+    alone without a projection, for features that are already projected."""
+    tensors = (features, bands, targets, weight, kernel, projection)
+    wide = (x[None].double() for x in tensors if x is not None)
     options = {"iterations": tuple(iterations), "ridge": (ridge[0], ridge[1])}
-    fitted, projected = fit_target.reference(*wide, **options)
-    return fitted[0].float(), projected[0].float()
+    fitted = fit_target.reference(*wide, **options)
+    return [x[0].float() for x in fitted if x is not None]
 
 
-@fit_both.register_fake
-def _fit_both_shapes(
-    features: torch.Tensor,
-    bands: torch.Tensor,
-    targets: torch.Tensor,
-    weight: torch.Tensor,
-    kernel: torch.Tensor,
-    projection: torch.Tensor,
-    iterations: Sequence[int],
-    ridge: Sequence[float],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(kernel), torch.empty_like(projection)
+@fit_track.register_fake
+def _(*inputs: Any) -> list[torch.Tensor]:
+    return [torch.empty_like(x) for x in inputs[4:6] if x is not None]
 
 
-@torch.library.custom_op("vosengine_onnx::fit_kernel", mutates_args=())
-def fit_kernel(
-    features: torch.Tensor,
-    bands: torch.Tensor,
-    targets: torch.Tensor,
-    weight: torch.Tensor,
-    kernel: torch.Tensor,
-    iterations: Sequence[int],
-    ridge: Sequence[float],
-) -> torch.Tensor:
-    """As `fit_both` for features that are already projected, W1 * X: fits W2 only."""
-    wide = (x[None].double() for x in (features, bands, targets, weight, kernel))
-    options = {"iterations": tuple(iterations), "ridge": (ridge[0], ridge[1])}
-    fitted: torch.Tensor = fit_target.reference(*wide, **options)[0][0].float()
-    return fitted
-
-
-@fit_kernel.register_fake
-def _fit_kernel_shape(
-    features: torch.Tensor,
-    bands: torch.Tensor,
-    targets: torch.Tensor,
-    weight: torch.Tensor,
-    kernel: torch.Tensor,
-    iterations: Sequence[int],
-    ridge: Sequence[float],
-) -> torch.Tensor:
-    return torch.empty_like(kernel)
-
-
-def _fit_both_node(
+def _fit_track_node(
     features: Any,
     bands: Any,
     targets: Any,
@@ -96,37 +58,19 @@ def _fit_both_node(
     projection: Any,
     iterations: Sequence[int],
     ridge: Sequence[float],
-) -> tuple[Any, Any]:
+) -> list[Any]:
     problem = _Problem.of(features, bands, targets, weight)
-    start = _transposed(_wide(kernel)), _wide(projection)
-    fitted = problem.fitted(start, iterations, (ridge[1], ridge[0]))
+    start: Parts = (op.Transpose(op.Reshape(_wide(kernel), [0, 9]), perm=[1, 0]),)  # [9, D]
+    if projection is not None:
+        start = (*start, _wide(projection))
+    fitted = problem.fitted(start, iterations, (ridge[1], ridge[0])[: len(start)])
     size = [int(n) for n in kernel.shape]
-    narrow = op.Reshape(op.Cast(op.Transpose(fitted[0], perm=[1, 0]), to=SINGLE), size)
-    return narrow, op.Cast(fitted[1], to=SINGLE)
-
-
-def _fit_kernel_node(
-    features: Any,
-    bands: Any,
-    targets: Any,
-    weight: Any,
-    kernel: Any,
-    iterations: Sequence[int],
-    ridge: Sequence[float],
-) -> Any:
-    problem = _Problem.of(features, bands, targets, weight)
-    (fitted,) = problem.fitted((_transposed(_wide(kernel)),), iterations, (ridge[1],))
-    size = [int(n) for n in kernel.shape]
-    return op.Reshape(op.Cast(op.Transpose(fitted, perm=[1, 0]), to=SINGLE), size)
+    narrow = [op.Cast(part, to=SINGLE) for part in fitted]
+    return [op.Reshape(op.Transpose(narrow[0], perm=[1, 0]), size), *narrow[1:]]
 
 
 def _wide(x: Any) -> Any:
     return op.Cast(x, to=DOUBLE)
-
-
-def _transposed(kernel: Any) -> Any:
-    """[D, 3, 3] -> [9, D]"""
-    return op.Transpose(op.Reshape(kernel, [0, 9]), perm=[1, 0])
 
 
 def _number(value: float) -> Any:
@@ -335,9 +279,7 @@ def resize_like(planes: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     ].clone()
 
 
-@resize_like.register_fake
-def _resize_like_shape(planes: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return planes.new_empty(planes.shape[0], like.shape[-2], like.shape[-1])
+resize_like.register_fake(lambda planes, like: planes.new_empty(planes.shape[0], *like.shape[-2:]))
 
 
 def _resize_like_node(planes: Any, like: Any) -> Any:
@@ -346,6 +288,5 @@ def _resize_like_node(planes: Any, like: Any) -> Any:
     return op.Squeeze(resized, [1])
 
 
-TRANSLATIONS[torch.ops.vosengine_onnx.fit_both.default] = _fit_both_node
-TRANSLATIONS[torch.ops.vosengine_onnx.fit_kernel.default] = _fit_kernel_node
+TRANSLATIONS[torch.ops.vosengine_onnx.fit_track.default] = _fit_track_node
 TRANSLATIONS[torch.ops.vosengine_onnx.resize_like.default] = _resize_like_node

@@ -6,15 +6,18 @@ Written in onnxscript, not traced: they are the same for every model and take si
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 from onnxscript import BOOL, DOUBLE, FLOAT, INT64, UINT8, script
 from onnxscript import opset18 as op
+from onnxscript.values import Opset
 
 from ...kernels.finish_masks.reference import LOWEST_ODDS
-from .frames_by_ops import finish_by_op, prepare_by_op
+from ..library import DOMAIN, VERSION
 
 NOT_THERE = -1e30  # a logit with odds 0
+ours: Any = Opset(DOMAIN, VERSION)
 
 
 def prepare_graph(
@@ -22,8 +25,7 @@ def prepare_graph(
 ) -> onnx.ModelProto:
     """The op `prepare_frame` as a graph: frame uint8 [height, width, 3], resized int64 [2], padding
     int64 [4] (left, right, top, bottom) -> prepared [1, 3, H, W]."""
-    if ops == "vosengine":
-        return prepare_by_op(mean, std, half, opset)
+    mean, std = [float(value) for value in mean], [float(value) for value in std]
     centre = [value * 255 for value in mean]
     spread = [value * 255 for value in std]
     wide = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
@@ -43,7 +45,16 @@ def prepare_graph(
         prepared = op.Cast(op.Div(op.Sub(image, mean), std), to=wide)
         return prepared
 
-    return _finished(prepare.to_model_proto(), opset, half)
+    @script(default_opset=op)
+    def prepare_by_op(
+        frame: UINT8["height", "width", 3], resized: INT64[2], padding: INT64[4]
+    ) -> FLOAT[1, 3, "H", "W"]:
+        image = ours.prepare_frame(frame, resized, padding, mean=mean, std=std)
+        prepared = op.Cast(op.Unsqueeze(image, op.Constant(value_ints=[0])), to=wide)
+        return prepared
+
+    chosen = prepare_by_op if ops == "vosengine" else prepare
+    return _finished(chosen.to_model_proto(), opset, half)
 
 
 @script(default_opset=op)
@@ -115,14 +126,78 @@ def finish(
     return labels, masks
 
 
+@script(default_opset=op)
+def finish_by_op(
+    logits: FLOAT["objects", "h", "w"],
+    alive: BOOL["objects"],
+    prompt: UINT8["height", "width"],
+    size: INT64[2],
+    region: DOUBLE[4],
+    padding: INT64[4],
+) -> tuple[UINT8["y", "x"], FLOAT["rows", "H", "W"]]:
+    one = op.Constant(value_int=1)
+    zero = op.Constant(value_int=0)
+    first = op.Constant(value_ints=[0])
+    column = op.Constant(value_ints=[-1, 1, 1])
+    nothing = op.Constant(value_float=0.0)
+    none = op.Cast(zero, to=2)
+    count = op.Size(alive)
+    end = op.Add(count, one)
+
+    # Only rows that are alive and not prompted go through the op.
+    ids = op.Cast(op.Range(one, end, one), to=2)
+    said = op.Greater(op.ReduceMax(prompt, keepdims=0), none)
+    if said:
+        shown = op.Cast(op.Equal(op.Unsqueeze(prompt, first), op.Reshape(ids, column)), to=2)
+        named = op.ReduceMax(shown, op.Constant(value_ints=[1, 2]), keepdims=0)
+        counted = op.And(alive, op.Equal(named, none))
+    else:
+        counted = op.Identity(alive)
+    some_ids = op.Compress(ids, counted, axis=0)
+    seen, planes = ours.finish_masks(op.Compress(logits, counted, axis=0), some_ids, size, region)
+
+    # Every row gets its plane back.
+    left = op.Size(some_ids)
+    if op.Equal(left, count):
+        every = op.Identity(planes)
+    else:
+        order = op.CumSum(op.Cast(counted, to=7), zero)
+        places = op.Concat(first, op.Where(counted, order, op.Add(left, one)), axis=0)
+        wider = op.Pad(planes, op.Constant(value_ints=[0, 0, 0, 1, 0, 0]), nothing)
+        every = op.Gather(wider, places, axis=0)
+
+    # The prompt, by its pixel that is nearest, overrides the result.
+    if said:
+        height, width = op.Split(size, num_outputs=2)
+        half = op.Cast(op.Constant(value_float=0.5), to=11)
+        rows = op.Add(op.Cast(op.Range(zero, op.Squeeze(height), one), to=11), half)
+        columns = op.Add(op.Cast(op.Range(zero, op.Squeeze(width), one), to=11), half)
+        scale_y = op.Div(op.Cast(op.Shape(prompt, start=0, end=1), to=11), op.Cast(height, to=11))
+        scale_x = op.Div(op.Cast(op.Shape(prompt, start=1, end=2), to=11), op.Cast(width, to=11))
+        take_y = op.Cast(op.Floor(op.Mul(rows, scale_y)), to=7)
+        take_x = op.Cast(op.Floor(op.Mul(columns, scale_x)), to=7)
+        given_ids = op.Gather(op.Gather(prompt, take_y, axis=0), take_x, axis=1)
+        is_said = op.Greater(given_ids, none)
+        told = op.Where(is_said, given_ids, seen)
+        table = op.Reshape(op.Cast(op.Range(zero, end, one), to=2), column)
+        sure = op.Cast(op.Equal(op.Unsqueeze(given_ids, first), table), to=1)
+        probabilities = op.Where(op.Unsqueeze(is_said, first), sure, every)
+    else:
+        told = op.Identity(seen)
+        probabilities = op.Identity(every)
+    sides = op.Gather(padding, op.Constant(value_ints=[2, 0, 3, 1]), axis=0)
+    labels = op.Identity(told)
+    masks = op.Pad(probabilities, sides, nothing, op.Constant(value_ints=[1, 2]))
+    return labels, masks
+
+
 def finish_graph(opset: int, ops: str = "standard") -> onnx.ModelProto:
     """The op `finish_masks` as a graph, overridden by a prompt: logits [objects, h, w] float32,
     alive bool [objects], prompt uint8 [height, width] (1 + row, 0 without a prompt), size int64
     [2], region float64 [4], padding int64 [4] -> labels uint8 [size] (1 + row, or 0), and the
     probabilities of background and rows, padded."""
-    if ops == "vosengine":
-        return finish_by_op(opset)
-    return _finished(finish.to_model_proto(), opset, False)
+    chosen = finish_by_op if ops == "vosengine" else finish
+    return _finished(chosen.to_model_proto(), opset, False)
 
 
 def _finished(model: onnx.ModelProto, opset: int, half: bool) -> onnx.ModelProto:

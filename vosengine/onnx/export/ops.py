@@ -131,16 +131,9 @@ def _deform_conv(
     return ops.deform_conv.reference(x, offset, weight, bias=bias, padding=padding)
 
 
-@_deform_conv.register_fake
-def _deform_conv_shape(
-    x: torch.Tensor,
-    offset: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    padding: int,
-    offset_groups: int,
-) -> torch.Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0], offset.shape[2], offset.shape[3])
+_deform_conv.register_fake(
+    lambda x, offset, weight, *_: x.new_empty(x.shape[0], weight.shape[0], *offset.shape[2:])
+)
 
 
 def _deform_conv_node(

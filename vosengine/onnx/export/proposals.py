@@ -32,7 +32,7 @@ from ...proposals import overlaps
 from ...types import Geometry
 from .discovery import Normalised, discovery_settings, discovery_verbs, load_dnet
 from .regions import align_object, gather_cells, match_proposals, spread_cells
-from .verb import Plan, Verb, VerbInput, memory_of, write_slot
+from .verb import Plan, Traced, Verb, VerbInput, encode_verb, memory_of, write_slot
 
 POLICY = "proposals"
 
@@ -45,20 +45,12 @@ def features_of(method: DMNAOA, tensors: Sequence[torch.Tensor]) -> DMNAOAFeatur
     return DMNAOAFeatures(base, pooled, key, ())
 
 
-class Encode(nn.Module):
+def encode(method: DMNAOA, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """prepared -> features; key [1, Ca, h, w]."""
-
-    def __init__(self, method: DMNAOA) -> None:
-        super().__init__()
-        self.method = method
-        single = method.config.region_levels == "res4"
-        self.names = "b2", "b3", "b4", *(("pooled",) if single else ()), "key"
-
-    def forward(self, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        base, pooled = self.method.base(prepared)
-        aligned = self.method.refine.align(base.b4)
-        maps = base if len(pooled) == len(base) else (*base, *pooled)
-        return (*maps, functional.normalize(aligned, dim=1))
+    base, pooled = method.base(prepared)
+    aligned = method.refine.align(base.b4)
+    maps = base if len(pooled) == len(base) else (*base, *pooled)
+    return (*maps, functional.normalize(aligned, dim=1))
 
 
 class Segment(nn.Module):
@@ -259,32 +251,27 @@ def settings(method: DMNAOA, plan: Plan) -> dict[str, Any]:
 
 def verbs(method: DMNAOA, plan: Plan) -> list[Verb]:
     """The graphs encode, segment, remember, discover and guide."""
-    dtype = method.query_head.weight.dtype
-    prepared = torch.rand(1, 3, *plan.network).to(dtype)
-    pixels = {2: f"{plan.multiple}*h", 3: f"{plan.multiple}*w"}
-    encode = Encode(method)
-    with torch.no_grad():
-        example = encode(prepared)
-    features = [
-        VerbInput(name, f"encode.{name}", x, plan.grid(x))
-        for name, x in zip(encode.names, example, strict=True)
-    ]
-    frame = VerbInput("prepared", "prepare.prepared", prepared, pixels)
+    single = method.config.region_levels == "res4"
+    names = "b2", "b3", "b4", *(("pooled",) if single else ()), "key"
+    frame = plan.frame(method.query_head.weight.dtype)
+    encoder, features = encode_verb(plan, frame, Traced(method, encode), names)
+    masks = plan.masks("found_masks")  # `masks` are the memory's
+    marked = masks, plan.flags("alive"), plan.flags("prompted"), plan.frame_index()
     memory, references = _memory(method, plan), _references(method, plan)
-    *held, masks, cursor = memory
+    *held, previous, cursor = memory
     kept = [tensor.name for tensor in memory] + ["previous_keys", "previous_features"]
     return [
-        Verb("encode", encode, (frame,), tuple((name, "") for name in encode.names)),
+        encoder,
         Verb(
             "segment",
             Segment(method, len(features)),
-            (*features, *_proposals(method, plan), *held, masks, *references),
+            (*features, *_proposals(method, plan), *held, previous, *references),
             (("logits", ""),),
         ),
         Verb(
             "remember",
             Remember(method, memory_of(method.config, plan), len(features)),
-            (*features, *_marked(plan), *held, cursor),
+            (*features, *marked, *held, cursor),
             tuple((f"{name}_out", f"state.{name}") for name in kept),
         ),
         *_discovery(method, plan),
@@ -341,28 +328,13 @@ def _proposals(method: DMNAOA, plan: Plan) -> list[VerbInput]:
     y, x = torch.arange(height)[:, None], torch.arange(width)
     left, top, right, bottom = boxes.T[..., None, None]
     masks = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-    pixels = {1: f"{plan.multiple}*h", 2: f"{plan.multiple}*w"}
-    alive = torch.ones(plan.objects, dtype=torch.bool)
     there = torch.ones(count, dtype=torch.bool)
     return [
         VerbInput("proposed_boxes", "caller.boxes", boxes, {0: "proposals"}),
-        VerbInput("proposed_masks", "caller.masks", masks, {0: "proposals", **pixels}),
+        VerbInput("proposed_masks", "caller.masks", masks, {0: "proposals", **plan.pixels(1)}),
         VerbInput("there", "caller.there", there, {0: "proposals"}),
-        VerbInput("alive", "caller.alive", alive, {0: "objects"}),
-        VerbInput("frame_index", "caller.frame_index", torch.tensor(5), {}),
-    ]
-
-
-def _marked(plan: Plan) -> list[VerbInput]:
-    """The masks and the other caller's inputs of `remember`."""
-    rows, pixels = {0: "objects"}, {1: f"{plan.multiple}*h", 2: f"{plan.multiple}*w"}
-    masks = torch.rand(1 + plan.objects, *plan.network)
-    flags = torch.ones(plan.objects, dtype=torch.bool)
-    return [
-        VerbInput("found_masks", "finish.masks", masks, {0: "1+objects", **pixels}),
-        VerbInput("alive", "caller.alive", flags, rows),
-        VerbInput("prompted", "caller.prompted", flags.clone(), rows),
-        VerbInput("frame_index", "caller.frame_index", torch.tensor(5), {}),
+        plan.flags("alive"),
+        plan.frame_index(),
     ]
 
 

@@ -38,17 +38,9 @@ def _roi_align(
     )
 
 
-@_roi_align.register_fake
-def _roi_align_shape(
-    maps: torch.Tensor,
-    boxes: torch.Tensor,
-    images: torch.Tensor,
-    size: int,
-    stride: int,
-    sampling: int,
-    aligned: bool,
-) -> torch.Tensor:
-    return maps.new_empty(boxes.shape[0], maps.shape[1], size, size)
+_roi_align.register_fake(
+    lambda maps, boxes, images, size, *_: maps.new_empty(boxes.shape[0], maps.shape[1], size, size)
+)
 
 
 def _roi_align_node(
@@ -133,17 +125,7 @@ def match_proposals(
     return assignment
 
 
-@match_proposals.register_fake
-def _match_proposals_shape(
-    similarity: torch.Tensor,
-    alive: torch.Tensor,
-    there: torch.Tensor,
-    steps: int,
-    inner: int,
-    rate: float,
-    most: bool,
-) -> torch.Tensor:
-    return torch.empty_like(similarity)
+match_proposals.register_fake(lambda similarity, *_: torch.empty_like(similarity))
 
 
 @script(default_opset=op)

@@ -13,21 +13,24 @@ Matching of tracks and the schedule of fits are decided between the graphs: vose
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from ...models.backbone import Pyramid
 from ...models.target_aware.appearance import first_weights, to_grid
 from ...models.target_aware.augment import move, put_back
 from ...models.target_aware.network import TargetAware
+from ...models.target_aware.reid import ReID
 from ...policies.placement import blur_width
 from ...policies.tracks import RULES
 from ...types import Size
 from .discovery import STRIDE, discovery_settings, discovery_verbs
-from .fitting import fit_both, fit_kernel, resize_like
-from .verb import Plan, Verb, VerbInput
+from .fitting import fit_track, resize_like
+from .verb import Plan, Traced, Verb, VerbInput, encode_verb
 
 POLICY = "tracks"
 NOT_THERE = -1e30  # logit of a row without a track
@@ -54,33 +57,21 @@ def settings(method: TargetAware, plan: Plan) -> dict[str, Any]:
     }
 
 
-class Encode(nn.Module):
+def encode(method: TargetAware, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """prepared -> appearance features, and the refiner's features of the frame."""
-
-    def __init__(self, method: TargetAware) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, prepared: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pyramid = self.method.see(self.method.stretched(prepared))
-        return (pyramid.r4, *self.method.refiner.reduce(pyramid))
+    pyramid = method.see(method.stretched(prepared))
+    return (pyramid.r4, *method.refiner.reduce(pyramid))
 
 
-class Score(nn.Module):
+def score(method: TargetAware, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """appearance, reduced..., projection, kernel, alive, prepared -> maps, logits, labels."""
-
-    def __init__(self, method: TargetAware) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        appearance, *reduced, projection, kernel, alive, prepared = tensors
-        maps = torch.einsum("kdc,chw->kdhw", projection, appearance[0].float())
-        square = (self.method.config.tracker_size,) * 2
-        coarse = _scores(maps, kernel).to(appearance.dtype)
-        refined = self.method.refiner(coarse, reduced, square).float()
-        logits = resize_like(refined, prepared)
-        return maps, logits, _exclusive(logits, alive)
+    appearance, *reduced, projection, kernel, alive, prepared = tensors
+    maps = torch.einsum("kdc,chw->kdhw", projection, appearance[0].float())
+    square = (method.config.tracker_size,) * 2
+    coarse = _scores(maps, kernel).to(appearance.dtype)
+    refined = method.refiner(coarse, reduced, square).float()
+    logits = resize_like(refined, prepared)
+    return maps, logits, _exclusive(logits, alive)
 
 
 def _scores(maps: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
@@ -106,16 +97,9 @@ def _exclusive(logits: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
     return torch.where(best.exp() > background, 1 + row, 0).to(torch.uint8)
 
 
-class Embed(nn.Module):
+def embed(reid: ReID, prepared: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """prepared, boxes -> vectors."""
-
-    def __init__(self, method: TargetAware) -> None:
-        super().__init__()
-        self.reid = method.reid
-
-    def forward(self, prepared: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        vectors: torch.Tensor = self.reid.embed(self.reid.crop(prepared, boxes))
-        return vectors
+    return reid.embed(reid.crop(prepared, boxes))
 
 
 class Learn(nn.Module):
@@ -164,7 +148,7 @@ class Begin(nn.Module):
             labels = torch.cat((labels, moved.float()))
         grid = to_grid(labels, config.target_influence, self.cells)
         maps = maps.float()
-        kernel, projection = fit_both(
+        kernel, projection = fit_track(
             maps,
             grid.bands,
             grid.targets,
@@ -195,26 +179,11 @@ class Begin(nn.Module):
         return put_back(planes[0].unflatten(0, (-1, 4)), labels, background, square, label)
 
 
-class Fit(nn.Module):
-    """Samples and kernel of a track -> fitted kernel."""
-
-    def __init__(self, method: TargetAware) -> None:
-        super().__init__()
-        self.config = method.config
-
-    def forward(
-        self,
-        features: torch.Tensor,
-        bands: torch.Tensor,
-        targets: torch.Tensor,
-        weight: torch.Tensor,
-        kernel: torch.Tensor,
-    ) -> torch.Tensor:
-        config = self.config
-        fitted: torch.Tensor = fit_kernel(
-            features, bands, targets, weight, kernel, config.later_iterations, config.ridge
-        )
-        return fitted
+def fit(method: TargetAware, *tensors: torch.Tensor) -> torch.Tensor:
+    """Features, bands, targets and weight of a track's samples, and its kernel -> fitted kernel."""
+    config = method.config
+    (kernel,) = fit_track(*tensors, None, config.later_iterations, config.ridge)
+    return kernel
 
 
 class Sizes(NamedTuple):
@@ -229,9 +198,7 @@ class Sizes(NamedTuple):
 def verbs(method: TargetAware, plan: Plan) -> list[Verb]:
     """The graphs except `prepare` and `finish`."""
     config = method.config
-    pixels = {2: f"{STRIDE}*h", 3: f"{STRIDE}*w"}
-    example = torch.rand(1, 3, *plan.network).to(method.backbone.conv1.weight.dtype)
-    frame = VerbInput("prepared", "prepare.prepared", example, pixels)
+    frame = plan.frame(method.backbone.conv1.weight.dtype)
     density = STRIDE if config.guidance == "tracks" else 4
     static = plan.static
     sizes = Sizes(
@@ -240,13 +207,11 @@ def verbs(method: TargetAware, plan: Plan) -> list[Verb]:
         config.samples if static else min(config.samples, 6),
         BOXES if static else 3,
     )
-    encode = Encode(method)
-    with torch.no_grad():
-        features = encode(example)
-    names = ["appearance", *(f"reduced{i}" for i in range(len(features) - 1))]
-    known = [VerbInput(n, f"encode.{n}", x, {}) for n, x in zip(names, features, strict=True)]
+    names = ["appearance", *(f"reduced{i}" for i in range(len(Pyramid._fields)))]
+    encoder, features = encode_verb(plan, frame, Traced(method, encode), names)
+    known = [replace(feature, axes={}) for feature in features]  # the tracker's size is fixed
     return [
-        Verb("encode", encode, (frame,), tuple((name, "") for name in names)),
+        encoder,
         *discovery_verbs(method.dnet, plan.cells, density=density),
         _score(method, known, sizes),
         _embed(method, sizes),
@@ -271,14 +236,16 @@ def _score(method: TargetAware, known: list[VerbInput], sizes: Sizes) -> Verb:
         VerbInput("alive", "caller.alive", torch.ones(sizes.objects, dtype=torch.bool), rows),
         sizes.prepared,
     )
-    return Verb("score", Score(method), inputs, (("maps", ""), ("logits", ""), ("labels", "")))
+    return Verb(
+        "score", Traced(method, score), inputs, (("maps", ""), ("logits", ""), ("labels", ""))
+    )
 
 
 def _embed(method: TargetAware, sizes: Sizes) -> Verb:
     boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0]]).repeat(sizes.boxes, 1)
     boxes[:, 2] += torch.arange(sizes.boxes)
     inputs = sizes.prepared, VerbInput("boxes", "caller.boxes", boxes, {0: "boxes"})
-    return Verb("embed", Embed(method), inputs, (("vectors", ""),))
+    return Verb("embed", Traced(method.reid, embed), inputs, (("vectors", ""),))
 
 
 def _learn(method: TargetAware, sizes: Sizes) -> Verb:
@@ -327,4 +294,4 @@ def _fit(method: TargetAware, sizes: Sizes) -> Verb:
         VerbInput("weight", "caller.weight", torch.full((count,), 1 / count), many),
         VerbInput("kernel", "caller.kernel", kernel, {}),
     )
-    return Verb("fit", Fit(method), inputs, (("kernel_out", ""),))
+    return Verb("fit", Traced(method, fit), inputs, (("kernel_out", ""),))

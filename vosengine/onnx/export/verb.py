@@ -58,6 +58,28 @@ class Plan:
         factor = x.shape[2] // self.cells[0]
         return {2: times(factor, "h"), 3: times(factor, "w")}
 
+    def pixels(self, axis: int) -> dict[int, str]:
+        """The dynamic axes of an image of the network's size, from `axis` on."""
+        return {axis: times(self.multiple, "h"), axis + 1: times(self.multiple, "w")}
+
+    def frame(self, dtype: torch.dtype) -> VerbInput:
+        """A random prepared frame."""
+        image = torch.rand(1, 3, *self.network).to(dtype)
+        return VerbInput("prepared", "prepare.prepared", image, self.pixels(2))
+
+    def flags(self, name: str) -> VerbInput:
+        """A mark of every object, set."""
+        rows = torch.ones(self.objects, dtype=torch.bool)
+        return VerbInput(name, f"caller.{name}", rows, {0: "objects"})
+
+    def masks(self, name: str = "masks") -> VerbInput:
+        """Random masks of the background and every object."""
+        planes = torch.rand(1 + self.objects, *self.network)
+        return VerbInput(name, "finish.masks", planes, {0: "1+objects", **self.pixels(1)})
+
+    def frame_index(self) -> VerbInput:
+        return VerbInput("frame_index", "caller.frame_index", torch.tensor(5), {})
+
 
 def times(factor: int, name: str) -> str:
     """The expression of an axis: "16*h", or "h" for factor 1."""
@@ -90,6 +112,35 @@ class VerbInput:
     source: str
     example: torch.Tensor
     axes: dict[int, str]
+
+
+class Traced(nn.Module):
+    """A function of a network and tensors, as a module."""
+
+    def __init__(self, network: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.function = function
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.function(self.network, *tensors)
+
+
+def encode_verb(
+    plan: Plan, frame: VerbInput, module: nn.Module, names: Sequence[str]
+) -> tuple[Verb, list[VerbInput]]:
+    """The graph `encode`, and its outputs as inputs of other graphs.
+
+    names  of the outputs; if there are fewer of these, the last names are not used
+    """
+    with torch.no_grad():
+        outputs = module(frame.example)
+    assert len(outputs) <= len(names)
+    features = [
+        VerbInput(name, f"encode.{name}", x, plan.grid(x))
+        for name, x in zip(names, outputs, strict=False)
+    ]
+    return Verb("encode", module, (frame,), tuple((x.name, "") for x in features)), features
 
 
 def write_verb(

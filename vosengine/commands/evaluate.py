@@ -111,7 +111,7 @@ def evaluate(
     annotation are not scored. Its baselines are the first mask copied to every frame, warped by
     optical flow, and propagated by features that were not trained for it. Other models are given no
     mask. If such a model finds only one object, it is scored against all annotated objects
-    together; otherwise `match_objects` assigns its objects to the annotated ones. Its baseline, a
+    together; otherwise `best_ids` assigns its objects to the annotated ones. Its baseline, a
     centred ellipse, is scored in the same way.
 
     progress  called after every frame

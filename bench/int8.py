@@ -93,10 +93,10 @@ class Recorder:
     def __init__(self, session: Any) -> None:
         self.session, self.fed = session, list[dict[str, np.ndarray]]()
 
-    def __call__(self, source: Any) -> Any:
-        ports = (p for p in self.session.graph.inputs if p.name in self.session._taken)
-        self.fed.append({port.name: source(port.source).numpy() for port in ports})
-        return self.session(source)
+    def __call__(self, *tables: Any) -> Any:
+        inputs = self.session.inputs(*tables)
+        self.fed.append({name: value.numpy() for name, value in inputs.items()})
+        return self.session(inputs)
 
 
 def calibrate(folder: Path, clips: Sequence[Annotated]) -> None:

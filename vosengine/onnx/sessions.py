@@ -96,18 +96,23 @@ class Session:
             )
 
     def __call__(self, *tables: Values) -> Values:
-        """Run the graph on the first value in the tables with an input's name or source; outputs
-        are by name."""
-        values = ChainMap(*tables)
+        """Run the graph on `inputs(*tables)`; outputs are by name."""
         binding = self._session.io_binding()
-        for port in self.graph.inputs:
-            value = values[port.name if port.name in values else port.source]
-            binding.bind_ortvalue_input(port.name, value)
+        for name, value in self.inputs(*tables).items():
+            binding.bind_ortvalue_input(name, value)
         for port in self.graph.outputs:
             binding.bind_output(port.name, self.device)
         self._session.run_with_iobinding(binding)
         names = (port.name for port in self.graph.outputs)
         return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def inputs(self, *tables: Values) -> Values:
+        """The graph's inputs: the first value in the tables with an input's name or source."""
+        values = ChainMap(*tables)
+        return {
+            port.name: values[port.name if port.name in values else port.source]
+            for port in self.graph.inputs
+        }
 
 
 class Sessions:

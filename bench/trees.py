@@ -19,6 +19,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,20 +96,19 @@ def compare(other_python: str, model: str, words: list[str], steps: int) -> dict
 
     from vosengine.timing import summarise
 
-    trees = [Tree(python, model, *words) for python in (other_python, sys.executable)]
-    if trees[0].package == trees[1].package:
-        for tree in trees:
-            tree.close()
-        raise SystemExit(f"{other_python}: wanted another checkout, has {trees[0].package} too")
     times = np.zeros((WARM_UP + steps, 2))
     same = 0
-    for index in range(WARM_UP + steps):
-        digests = ["", ""]
-        for side in (0, 1) if index % 2 else (1, 0):
-            times[index, side], digests[side] = trees[side].step()
-        same += digests[0] == digests[1]
-    for tree in trees:
-        tree.close()
+    with (
+        closing(Tree(other_python, model, *words)) as other,
+        closing(Tree(sys.executable, model, *words)) as this,
+    ):
+        if other.package == this.package:
+            raise SystemExit(f"{other_python}: wanted another checkout, has {this.package} too")
+        for index in range(WARM_UP + steps):
+            digests = ["", ""]
+            for side in (0, 1) if index % 2 else (1, 0):
+                times[index, side], digests[side] = (other, this)[side].step()
+            same += digests[0] == digests[1]
     timed = times[WARM_UP:]
     return {
         "model": model,

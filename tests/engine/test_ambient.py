@@ -172,6 +172,7 @@ def test_after_a_fork_the_child_is_told_to_spawn(model: str, small: Clip) -> Non
     segmenter.step(small.frames[0], small.masks[0] if segmenter.method.takes_mask else None)
     assert spoken_by_a_child(lambda: segmenter.step(small.frames[1])).count("spawn") == 1
     assert "spawn" in spoken_by_a_child(segmenter.flush)
+    assert "spawn" in spoken_by_a_child(segmenter.runs_on.step)
     assert segmenter.step(small.frames[1]) is not None or segmenter.latency  # the parent goes on
 
 

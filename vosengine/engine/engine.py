@@ -175,8 +175,9 @@ class Engine(ProcessBound):
 
         If a frame alone raises (for example CapacityError), it is discarded. If a batch raises,
         its frames stay pending and the next call computes them one by one. Results computed before
-        an error are returned by the next call.
+        an error are returned by the next call. In a forked child it raises StateError.
         """
+        self.check_process()  # there the lock may never be released
         with self.lock:
             keys = {
                 stream: None if job.prompt is not None else (job.geometry, stream.memory)

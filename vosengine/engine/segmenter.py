@@ -125,8 +125,7 @@ class Segmenter(Stream[torch.Tensor]):
             proposals = open_proposals(entry(model).proposals, str(self.device))
         self.max_objects = max_objects or method.max_objects
         self.size = method.size if size is None else None if isinstance(size, str) else size
-        self.online = online
-        self.proposals = proposals
+        self.online, self.proposals = online, proposals
         self._ended = False
         self.state: Any = None  # the method's State of this stream; None before its first frame
         self.reset()
